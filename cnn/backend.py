@@ -1,0 +1,137 @@
+"""The one protocol between the network and a device: memory and kernels.
+
+Layers, losses and optimizers call these methods and never ask which device they run on. `backends/reference.py`
+is the plain NumPy meaning of every one of them; the others must agree with it.
+
+Pictures and feature maps are channels last throughout: (N, H, W, C). Methods named `*_backward` with an argument
+`d_weight` or `d_bias` *add* to it, since gradients are one flat vector that starts each step at zero.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from cnn.errors import DeviceError, UnknownNameError
+
+# A device array: numpy.ndarray or cupy.ndarray. Neither NumPy's nor CuPy's type covers both.
+Array: TypeAlias = Any
+
+DEVICES = ("auto", "cpu", "cuda", "reference")
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a kernel or a pool slides over a picture: size, stride and padding, each for height and width."""
+
+    size: tuple[int, int]
+    stride: tuple[int, int]
+    top: int = 0
+    bottom: int = 0
+    left: int = 0
+    right: int = 0
+
+    def out_size(self, height: int, width: int) -> tuple[int, int]:
+        """The output's height and width; less than one where the window does not fit."""
+        return (
+            (height + self.top + self.bottom - self.size[0]) // self.stride[0] + 1,
+            (width + self.left + self.right - self.size[1]) // self.stride[1] + 1,
+        )
+
+
+class Backend(Protocol):
+    """Memory and kernels of one device. See `backends/reference.py` for what each kernel computes."""
+
+    name: str
+    description: str  # one line for people: the device, and why it was picked
+    xp: Any  # the array module: numpy or cupy
+
+    # Memory
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array: ...
+    def asarray(self, values: Any) -> Array: ...
+    def to_host(self, values: Array) -> np.ndarray: ...
+
+    # Convolution and dense
+    def conv2d(self, x: Array, weight: Array, bias: Array | None, window: Window) -> Array: ...
+    def conv2d_backward(
+        self, dy: Array, x: Array, weight: Array, window: Window,
+        d_weight: Array, d_bias: Array | None, need_dx: bool,
+    ) -> Array | None: ...
+    def dense(self, x: Array, weight: Array, bias: Array | None) -> Array: ...
+    def dense_backward(
+        self, dy: Array, x: Array, weight: Array, d_weight: Array, d_bias: Array | None, need_dx: bool
+    ) -> Array | None: ...
+
+    # Pooling
+    def max_pool(self, x: Array, window: Window) -> tuple[Array, Array]: ...
+    def max_pool_backward(
+        self, dy: Array, winner: Array, in_shape: tuple[int, ...], window: Window
+    ) -> Array: ...
+    def average_pool(self, x: Array, window: Window) -> Array: ...
+    def average_pool_backward(self, dy: Array, in_shape: tuple[int, ...], window: Window) -> Array: ...
+
+    # Normalisation
+    def batch_norm_train(
+        self, x: Array, scale: Array, shift: Array, epsilon: float
+    ) -> tuple[Array, Array, Array]: ...
+    def batch_norm_infer(
+        self, x: Array, scale: Array, shift: Array, mean: Array, variance: Array, epsilon: float
+    ) -> Array: ...
+    def batch_norm_backward(
+        self, dy: Array, x: Array, scale: Array, mean: Array, variance: Array, epsilon: float,
+        d_scale: Array, d_shift: Array,
+    ) -> Array: ...
+
+    # Elementwise: `kind` is a key of cnn.layers.activations.ACTIVATIONS
+    def activate(self, kind: str, x: Array) -> Array: ...
+    def activate_backward(self, kind: str, dy: Array, x: Array, y: Array) -> Array: ...
+    def add(self, a: Array, b: Array) -> Array: ...
+
+    # Losses
+    def softmax_cross_entropy(
+        self, logits: Array, labels: Array, smoothing: float, class_weights: Array | None, denominator: int
+    ) -> tuple[Array, Array]: ...
+
+    # Optimizers: one pass over the flat vectors
+    def squared_norm(self, vector: Array) -> float: ...
+    def sgd_step(
+        self, weights: Array, gradient: Array, velocity: Array, decayed: int, gradient_scale: float,
+        lr: float, momentum: float, nesterov: bool, weight_decay: float,
+    ) -> None: ...
+    def adamw_step(
+        self, weights: Array, gradient: Array, first: Array, second: Array, decayed: int, gradient_scale: float,
+        lr: float, beta1: float, beta2: float, epsilon: float, weight_decay: float, step: int,
+    ) -> None: ...
+
+    # Pictures: uint8 in, normalised floating point out
+    def resample(
+        self, images: Array, ys: Array, xs: Array, holes: Array | None, mean: Array, deviation: Array
+    ) -> Array: ...
+
+
+def pick_backend(device: str = "auto", threads: int | None = None) -> Backend:
+    """The backend for `device`: `auto` takes the GPU when CuPy works, else the CPU, and says why.
+
+    `threads` is the number of CPU threads, by default as many as the process may use. Raises `DeviceError`
+    where `cuda` was asked for and does not work, `UnknownNameError` for another name.
+    """
+    if device not in DEVICES:
+        raise UnknownNameError("device", device, DEVICES)
+    if threads is not None and threads < 1:
+        raise DeviceError(f"threads must be 1 or more, found {threads}; leave it out to use every core")
+    if device == "reference":
+        from cnn.backends.reference import ReferenceBackend
+
+        return ReferenceBackend()
+    reason = ""
+    if device in ("auto", "cuda"):
+        from cnn.backends.gpu import GpuBackend, why_unusable
+
+        reason = why_unusable()
+        if not reason:
+            return GpuBackend()
+        if device == "cuda":
+            raise DeviceError(f"no usable GPU: {reason}; use --device cpu, or install logpose[cuda12]")
+    from cnn.backends.cpu import CpuBackend
+
+    return CpuBackend(threads, f"no GPU: {reason}" if reason else "")

@@ -1,0 +1,48 @@
+"""What can be wrong with networks, recipes and model files. Every message is one line ending in a remedy."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class NetworkError(Exception):
+    """Root of this package's errors. `exit_code` is what a command line should exit with."""
+
+    exit_code = 2
+
+
+class ShapeError(NetworkError):
+    """A layer was put where its input does not fit."""
+
+
+class RecipeError(NetworkError):
+    """A hyperparameter has a value that makes no sense."""
+
+
+class UnknownNameError(RecipeError):
+    """A name that is in no registry."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        choices = sorted(known)
+        near = get_close_matches(name, choices, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose one of: {', '.join(choices)}"
+        super().__init__(f"no {kind} is called {name!r}; {hint}")
+
+
+class DeviceError(NetworkError):
+    """The device asked for cannot be used here."""
+
+
+class ModelFileError(NetworkError):
+    """A model file is missing, truncated, not ours, or does not fit the network."""
+
+
+class WriteError(NetworkError):
+    """A checkpoint could not be written; the one before it is untouched."""
+
+    exit_code = 1
+
+
+class NonFiniteError(NetworkError):
+    """The loss or the gradient became NaN or infinite: the training has diverged."""
+
+    exit_code = 1
