@@ -1,0 +1,91 @@
+"""What can be wrong with pictures and datasets.
+
+    PipelineError             exit code 2: wrong use or bad input
+    ├── ListingError          the folder of pictures is not laid out as one
+    ├── DecodeError           one file is not a picture we can read; carries a kind and a reason
+    ├── DatasetError          the dataset is absent, unsealed, of another version, or damaged
+    ├── OutputExistsError     the place to write to is taken
+    ├── OptionError           an option out of its range
+    └── BuildError            exit code 1: the input was fine, the work failed (disk full, …)
+        └── TooManyFailures   more unreadable pictures than the caller allows
+
+Each message is one line: what was expected, what was found, where, and what to do.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+# A closed set, so that a failures.csv can be grouped by it:
+#   unreadable     the file system would not give us the bytes (vanished, permission, directory)
+#   empty          no bytes at all
+#   not-a-picture  no decoder knows the format
+#   broken         a known format with damaged or missing data
+#   too-large      more pixels than the decompression-bomb limit, or than memory holds
+#   changed        the file is no longer the one that was listed when the build began
+FailureKind = Literal["unreadable", "empty", "not-a-picture", "broken", "too-large", "changed"]
+
+# Characters that would break a line on a terminal or in a log: C0, DEL, C1, line and paragraph separator.
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))} | {
+    0x2028: "\\u2028",
+    0x2029: "\\u2029",
+}
+
+
+def printable(text: str) -> str:
+    """The text as one line of valid UTF-8.
+
+    File names may hold newlines, or bytes that are no UTF-8 at all (Python keeps those as lone
+    surrogates). Both are written as backslash escapes; everything else stays as it is.
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8").translate(_CONTROL)
+
+
+class PipelineError(Exception):
+    """Root of all errors of `pipeline` that a user can do something about."""
+
+    exit_code: ClassVar[int] = 2
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+class ListingError(PipelineError):
+    """The folder of pictures is missing, empty, or not laid out as classes."""
+
+
+class DecodeError(PipelineError):
+    """One file could not be turned into pixels.
+
+    kind is one of `FailureKind`; reason is one line for a person.
+    """
+
+    def __init__(self, kind: FailureKind, reason: str) -> None:
+        super().__init__(kind, reason)  # both in args, so that the error survives pickling
+        self.kind: FailureKind = kind
+        self.reason = printable(reason)
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.reason}"
+
+
+class DatasetError(PipelineError):
+    """The dataset cannot be used as it is."""
+
+
+class OutputExistsError(PipelineError):
+    """Something is already where the output should go."""
+
+
+class OptionError(PipelineError):
+    """An option has a value outside its range."""
+
+
+class BuildError(PipelineError):
+    """The work failed, although the input was fine."""
+
+    exit_code = 1
+
+
+class TooManyFailures(BuildError):
+    """More pictures are unreadable than `max_failures` allows."""
