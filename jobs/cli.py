@@ -1,0 +1,353 @@
+"""The command line: arguments, prompts and exit codes, nothing else.
+
+A command only puts its arguments in order and returns the job; `main` runs it outside of Typer, so that
+errors and Ctrl-C reach us as they are. Jobs are imported when they are run: `--help` must not wait for Numba.
+"""
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cnn.errors import NetworkError
+from jobs.errors import Interrupted, JobError
+from jobs.prompts import choose, interactive, path_argument
+from pipeline.errors import PipelineError, printable
+
+Job = Callable[[], int]  # does the work, returns the exit code
+
+app = typer.Typer(
+    name="logpose",
+    help="""From a folder of pictures to a CSV of labels, with a network written from scratch.
+
+\b
+  logpose build    pictures flags.zarr        decode and resize once
+  logpose train    flags.zarr runs/flags      train a network on it
+  logpose classify new runs/flags/model.safetensors out.csv
+
+Every job may be run again: it goes on where it stopped. See 'logpose COMMAND --help'.""",
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    suggest_commands=True,
+)
+
+
+class Fit(StrEnum):
+    pad = "pad"
+    crop = "crop"
+    squash = "squash"
+
+
+class Device(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a finished output.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Threads that read and decode; all cores if not given.")
+]
+Scheduler = Annotated[
+    str | None, typer.Option(metavar="tcp://HOST:PORT", help="Decode on this Dask cluster, not in threads here.")
+]
+ComputeOn = Annotated[Device, typer.Option(help="Where to compute; auto takes a GPU if one works.")]
+Images = Annotated[
+    Path | None, typer.Argument(metavar="IMAGES", help="One folder per class, or train/ and val/ of such.")
+]
+AnyImages = Annotated[Path | None, typer.Argument(metavar="IMAGES", help="A folder, however deep, or one picture.")]
+Built = Annotated[Path | None, typer.Argument(metavar="DATASET.zarr", help="From 'logpose build'.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"logpose {version('logpose')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _logpose(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def build(
+    images: Images = None,
+    dataset: Annotated[Path | None, typer.Argument(metavar="DATASET.zarr", help="Where to write.")] = None,
+    size: Annotated[
+        str, typer.Option(metavar="N | WIDTHxHEIGHT", help="Pixels of every picture in the dataset.")
+    ] = "128",
+    fit: Annotated[Fit, typer.Option(help="Add a border, cut off, or distort to get there.")] = Fit.pad,
+    val: Annotated[
+        float, typer.Option(min=0, max=1, metavar="SHARE", help="Share kept for validation, where there is no val/ folder.")
+    ] = 0.1,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the split and of the order of rows.")] = 0,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    max_failures: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Stop when more pictures than this cannot be read.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> Job:
+    """Turn a folder of pictures into a dataset.
+
+    Pictures that cannot be read are left out and listed in failures.csv inside the dataset.
+
+    \b
+    Example: logpose build pictures flags.zarr --size 128 --val 0.2
+    """
+    images = path_argument(images, "IMAGES", "Folder of pictures, one folder per class inside", "build")
+    default = f"{images.resolve().name}.zarr"
+    dataset = path_argument(dataset, "DATASET.zarr", "Dataset to write", "build", default)
+
+    def job() -> int:
+        from jobs import build as module
+
+        return module.build(
+            images,
+            dataset,
+            size=module.parse_size(size),
+            fit=fit.value,
+            val=val,
+            seed=seed,
+            workers=workers,
+            scheduler=scheduler,
+            max_failures=max_failures,
+            overwrite=overwrite,
+        )
+
+    return job
+
+
+@app.command()
+def train(
+    dataset: Built = None,
+    run_dir: Annotated[Path | None, typer.Argument(metavar="RUN_DIR", help="Folder for the results.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="Architecture, such as resnet9.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Times to see every picture.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Pictures a step.")] = None,
+    lr: Annotated[float | None, typer.Option(metavar="X", help="Learning rate at its peak.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Of weights, order and augmentation.")
+    ] = None,
+    device: ComputeOn = Device.auto,
+    workers: Workers = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with RUN_DIR; start if it is new.")] = False,
+    init: Annotated[
+        Path | None, typer.Option(metavar="MODEL", help="Start from a saved model; its classes may differ.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE.toml", help="Recipe to read, such as RUN_DIR/config.toml.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="a.b=v", help="One value of the recipe; repeatable.")
+    ] = None,
+    checkpoint_minutes: Annotated[
+        float, typer.Option(min=0, metavar="X", help="Save within an epoch this often, to resume from.")
+    ] = 5.0,
+    overwrite: Overwrite = False,
+) -> Job:
+    """Train a network on a dataset.
+
+    RUN_DIR gets model.safetensors (the best on validation), last.safetensors (to go on from), config.toml,
+    metrics.csv, curves.png and confusion.png. Ctrl-C saves and says how to go on.
+
+    \b
+    Example: logpose train flags.zarr runs/flags --epochs 20 --set optimizer.weight_decay=0.001
+    """
+    asked = interactive() and (dataset is None or run_dir is None)
+    dataset = path_argument(dataset, "DATASET.zarr", "Dataset to train on", "train")
+    default = f"runs/{dataset.resolve().stem}"
+    run_dir = path_argument(run_dir, "RUN_DIR", "Folder for the results", "train", default)
+    unfinished = (run_dir / "last.safetensors").exists()
+    if unfinished and not resume and not overwrite and interactive():
+        question = f"{run_dir} holds a training. Continue, or start from scratch?"
+        answer = choose(question, ("continue", "scratch"))
+        resume, overwrite = answer == "continue", answer == "scratch"
+    elif asked and not unfinished and init is None:
+        answer = choose("Train from scratch, or start from a saved model?", ("scratch", "model"))
+        if answer == "model":
+            init = path_argument(None, "MODEL", "Model to start from", "train")
+
+    def job() -> int:
+        from jobs.config import resolve
+        from jobs.train import train as run
+
+        options = {
+            "model.name": model,
+            "train.epochs": epochs,
+            "train.batch_size": batch_size,
+            "optimizer.lr": lr,
+            "train.seed": seed,
+        }
+        given = {key: value for key, value in options.items() if value is not None}
+        return run(
+            dataset,
+            run_dir,
+            resolve(config, set_ or [], given),
+            device=device.value,
+            workers=workers,
+            resume=resume,
+            init=init,
+            overwrite=overwrite,
+            checkpoint_minutes=checkpoint_minutes,
+        )
+
+    return job
+
+
+@app.command()
+def classify(
+    images: AnyImages = None,
+    model: Annotated[
+        Path | None, typer.Argument(metavar="MODEL", help="model.safetensors of a training, or its RUN_DIR.")
+    ] = None,
+    out: Annotated[Path | None, typer.Argument(metavar="OUT.csv", help="Where to write.")] = None,
+    topk: Annotated[int, typer.Option(min=1, metavar="K", help="Labels for each picture, the likeliest first.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures computed at a time.")] = 64,
+    device: ComputeOn = Device.auto,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    overwrite: Overwrite = False,
+) -> Job:
+    """Classify every file of a folder into a CSV.
+
+    One row for each file, sorted by path; a file that cannot be read is a row with the reason.
+
+    \b
+    Example: logpose classify new runs/flags/model.safetensors out.csv --topk 3
+    """
+    images = path_argument(images, "IMAGES", "Folder of pictures to classify", "classify")
+    model = path_argument(model, "MODEL", "Model", "classify")
+    out = path_argument(out, "OUT.csv", "CSV to write", "classify", f"{images.resolve().stem}.csv")
+
+    def job() -> int:
+        from jobs.classify import classify as run
+
+        return run(
+            images,
+            model,
+            out,
+            topk=topk,
+            batch_size=batch_size,
+            device=device.value,
+            workers=workers,
+            scheduler=scheduler,
+            overwrite=overwrite,
+        )
+
+    return job
+
+
+@app.command()
+def verify(
+    dataset: Built = None,
+) -> Job:
+    """Read every chunk of a dataset and check it.
+
+    Exits with 1 if anything is damaged, each damage on a line.
+
+    \b
+    Example: logpose verify flags.zarr
+    """
+    dataset = path_argument(dataset, "DATASET.zarr", "Dataset to check", "verify")
+
+    def job() -> int:
+        from jobs.verify import verify as run
+
+        return run(dataset)
+
+    return job
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to work.")] = Path("demo"),
+) -> Job:
+    """Draw pirate flags, learn them, recognise new ones.
+
+    All jobs in a row, in a few minutes; shows where to look.
+
+    \b
+    Example: logpose demo
+    """
+
+    def job() -> int:
+        from jobs.demo import demo as run
+
+        return run(folder)
+
+    return job
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code. Whatever goes wrong is one line on standard error."""
+    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        job = app(given, prog_name="logpose", standalone_mode=False)
+        code = job() if callable(job) else int(job or 0)
+        sys.stdout.flush()  # here, while a reader that has gone can still be caught
+        return code
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted; run the same command again to go on", Interrupted.exit_code)
+    except (PipelineError, NetworkError, JobError, Interrupted) as error:
+        return _fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        # Nobody reads our output any more; what is left to flush at exit goes nowhere, silently.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _fail(*_explain(error))
+    except MemoryError:
+        return _fail("out of memory; use a smaller --batch-size, fewer --workers or a smaller --size", 1)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # Typer's own, whichever Click it brings along
+            return _fail(_usage(error, given), 2)
+        if os.environ.get("LOGPOSE_DEBUG"):
+            traceback.print_exc()
+        what = f"{type(error).__name__}: {error}"
+        return _fail(f"this is a bug: {what}; set LOGPOSE_DEBUG=1 to see where, and report it", 1)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr, flush=True)
+    return code
+
+
+def _explain(error: OSError) -> tuple[str, int]:
+    reason, where = (error.strerror or str(error)).lower(), f" at {error.filename}" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{reason}{where}; make room and run the same command again: it goes on where it stopped", 1
+    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError):
+        return f"{reason}{where}; check the path", 2
+    if isinstance(error, PermissionError):
+        return f"{reason}{where}; check the rights of the file and of its folder", 2
+    return f"{reason}{where}; check the disk and run the same command again", 1
+
+
+def _usage(error: Exception, given: Sequence[str]) -> str:
+    """A mistake on the command line in one line: what was wrong, what was probably meant, where to read on."""
+    message = getattr(error, "message", "") or str(error)
+    possible = getattr(error, "possibilities", None)
+    if getattr(error, "option_name", None) and "o such option" in message:
+        message = f"no such option: {error.option_name}"  # type: ignore[attr-defined]
+        if possible:
+            message += f"; did you mean {possible[0]}?"
+    else:
+        message = error.format_message()  # type: ignore[attr-defined]
+    message = (message[:1].lower() + message[1:]).rstrip(".").replace("Value error, ", "")
+    names = [command.callback.__name__ for command in app.registered_commands if command.callback]
+    command = f"logpose {given[0]} --help" if given[0] in names else "logpose --help"
+    return f"{message} (see '{command}')"

@@ -1,0 +1,107 @@
+"""The import rules of docs/architecture.md, read off the syntax tree of every file of the product."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("pipeline", "cnn", "jobs")
+FILES = sorted(path.relative_to(ROOT).as_posix() for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
+
+# What each package may import of the other two.
+MAY_IMPORT = {"pipeline": set[str](), "cnn": set[str](), "jobs": {"pipeline", "cnn"}}
+
+# A library with a door of its own: only these files open it.
+DOORS = {
+    "zarr": ["pipeline/store.py", "pipeline/codecs.py"],
+    "numcodecs": ["pipeline/store.py", "pipeline/codecs.py"],
+    "cupy": ["cnn/backends/gpu.py"],
+    "cupyx": ["cnn/backends/gpu.py"],
+    "numba": ["cnn/backends/cpu*.py"],
+    "dask": ["pipeline/build.py", "pipeline/stream.py", "jobs/classify.py"],
+    "distributed": ["pipeline/build.py", "jobs/classify.py"],
+    "PIL": ["pipeline/decode.py", "jobs/flags*"],
+    "matplotlib": ["jobs/report.py"],
+    "typer": ["jobs/cli.py"],
+}
+
+# Where the name to import is not the name to install.
+INSTALLED_AS = {"PIL": "pillow", "tomli_w": "tomli-w", "cupy": "cupy-cuda12x", "cupyx": "cupy-cuda12x"}
+# Used when it is there, asked for by name in the error message when it is not.
+OPTIONAL = {"distributed"}
+
+
+def imported_modules(path: str) -> Iterator[str]:
+    """Every module a file imports, wherever in the file, by its full dotted name."""
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"), path)):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:  # `from ..x import y` in a/b/c.py is a.x
+                parents = list(Path(path).parent.parts)
+                parents = parents[: len(parents) - node.level + 1]
+                yield ".".join([*parents, *([node.module] if node.module else [])])
+            elif node.module:
+                yield node.module
+
+
+def imported_libraries(path: str) -> set[str]:
+    return {module.partition(".")[0] for module in imported_modules(path)}
+
+
+def test_the_three_packages_are_found() -> None:
+    assert {path.partition("/")[0] for path in FILES} == set(PACKAGES)
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_only_jobs_imports_both(path: str) -> None:
+    package = path.partition("/")[0]
+    others = imported_libraries(path) & (set(PACKAGES) - {package})
+    assert others <= MAY_IMPORT[package], f"{path} imports {sorted(others - MAY_IMPORT[package])}"
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_each_library_comes_in_by_its_own_door(path: str) -> None:
+    for library in imported_libraries(path) & set(DOORS):
+        assert any(fnmatch(path, door) for door in DOORS[library]), (
+            f"{path} imports {library}; only {', '.join(DOORS[library])} may"
+        )
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_no_pickle(path: str) -> None:
+    assert not imported_libraries(path) & {"pickle", "cPickle", "dill", "cloudpickle", "shelve"}
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_what_is_imported_is_declared(path: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lists = [project["dependencies"], project["optional-dependencies"]["cuda12"]]
+    declared = {_distribution(requirement) for requirements in lists for requirement in requirements}
+    third_party = imported_libraries(path) - set(sys.stdlib_module_names) - set(PACKAGES) - OPTIONAL
+    undeclared = {name for name in third_party if INSTALLED_AS.get(name, name) not in declared}
+    assert not undeclared, f"{path} imports {sorted(undeclared)}, which pyproject.toml does not list"
+
+
+def _distribution(requirement: str) -> str:
+    """The bare name in a requirement such as `cupy-cuda12x[ctk]>=14.0`."""
+    return requirement.split(">")[0].split("[")[0].strip()
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_a_file_is_one_idea(path: str) -> None:
+    lines = len((ROOT / path).read_text(encoding="utf-8").splitlines())
+    assert lines <= 400, f"{path} has {lines} lines; over 400 it is two ideas"
+
+
+def test_the_command_line_starts_without_the_heavy_libraries() -> None:
+    heavy = ["numpy", "zarr", "dask", "numba", "matplotlib", "PIL", "safetensors", "rich"]
+    script = f"import sys, jobs.cli; print(sorted(set({heavy!r}) & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
