@@ -1,0 +1,34 @@
+"""Layers: frozen descriptions with a forward and a backward. One family a file; `base.py` has the protocol."""
+
+from cnn.layers.activations import GELU, ReLU, Sigmoid, SiLU, Softmax, Tanh
+from cnn.layers.base import Cache, Layer, Run
+from cnn.layers.containers import Residual, Sequential, chain
+from cnn.layers.convolution import Conv2D
+from cnn.layers.dense import Dense, Flatten
+from cnn.layers.dropout import Dropout
+from cnn.layers.normalisation import BatchNorm
+from cnn.layers.pooling import AveragePool, GlobalAveragePool, GlobalMaxPool, MaxPool
+
+__all__ = [
+    "GELU",
+    "AveragePool",
+    "BatchNorm",
+    "Cache",
+    "Conv2D",
+    "Dense",
+    "Dropout",
+    "Flatten",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "Layer",
+    "MaxPool",
+    "ReLU",
+    "Residual",
+    "Run",
+    "Sequential",
+    "SiLU",
+    "Sigmoid",
+    "Softmax",
+    "Tanh",
+    "chain",
+]

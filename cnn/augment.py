@@ -1,0 +1,103 @@
+"""Augmentation: every epoch sees each picture a little differently.
+
+The draws are a function of (key, row). They become maps from output pixels to places in the source picture, and
+the device then crops, shifts, flips and normalises in one pass over the uint8 pixels (`Backend.resample`).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from cnn.errors import RecipeError
+from cnn.rng import uniform
+
+_DRAWS = 9  # uniform numbers for each picture
+
+
+class Maps(NamedTuple):
+    """Where each output pixel comes from; see `Backend.resample`."""
+
+    ys: np.ndarray  # float32 (N, H): source row of each output row
+    xs: np.ndarray  # float32 (N, W): source column of each output column
+    holes: np.ndarray | None  # int64 (N, 4): top, bottom, left, right of what is cut out
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What to vary. All sizes are shares of the picture's side, so that one recipe fits any picture size.
+
+    flip: mirror left to right, every other time.
+    shift: move by up to this share, the border reflected into what opens.
+    crop_scale: the least share of the area that a random resized crop keeps (Szegedy et al., 2015); 1 is off.
+    crop_stretch: the crop's height over width varies by up to this factor either way.
+    cutout: the side of a square, as a share, that is blanked at a random place (DeVries and Taylor, 2017).
+    """
+
+    flip: bool = True
+    shift: float = 0.0
+    crop_scale: float = 0.4
+    crop_stretch: float = 4 / 3
+    cutout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("shift", 0.0, 0.5), ("crop_scale", 0.01, 1.0), ("crop_stretch", 1.0, 10.0), ("cutout", 0.0, 1.0)
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise RecipeError(f"augment {name}: expected {low:g} to {high:g}, found {getattr(self, name)}")
+
+    def maps(self, key: int, rows: np.ndarray, height: int, width: int) -> Maps:
+        """The maps for pictures with numbers `rows` (N,): a function of (key, row)."""
+        draws = uniform(key, rows, _DRAWS).astype(np.float64).T  # (9, N)
+        mirror, down, across, area, stretch, crop_y, crop_x, hole_y, hole_x = draws
+        ys, xs = identity_maps(len(rows), height, width)[:2]  # (N, H), (N, W)
+        if self.crop_scale < 1.0:
+            kept = self.crop_scale + (1.0 - self.crop_scale) * area  # (N,) share of the area
+            ratio = np.exp((2.0 * stretch - 1.0) * math.log(self.crop_stretch))  # (N,) height over width
+            ys = _stretched(ys, height, np.minimum(np.sqrt(kept * ratio), 1.0), crop_y)
+            xs = _stretched(xs, width, np.minimum(np.sqrt(kept / ratio), 1.0), crop_x)
+        if self.shift > 0.0:
+            ys = _reflected(ys + _whole(down, self.shift * height)[:, None], height)
+            xs = _reflected(xs + _whole(across, self.shift * width)[:, None], width)
+        if self.flip:
+            xs = np.where(mirror[:, None] < 0.5, xs, xs[:, ::-1])
+        holes = None
+        if self.cutout > 0.0:
+            top, bottom = _span(hole_y, self.cutout, height)
+            left, right = _span(hole_x, self.cutout, width)
+            holes = np.stack([top, bottom, left, right], axis=1)  # (N, 4)
+        return Maps(ys.astype(np.float32), np.ascontiguousarray(xs, np.float32), holes)
+
+
+def identity_maps(count: int, height: int, width: int) -> Maps:
+    """The maps that change nothing, for evaluation."""
+    ys = np.broadcast_to(np.arange(height, dtype=np.float32), (count, height))  # (N, H)
+    xs = np.broadcast_to(np.arange(width, dtype=np.float32), (count, width))  # (N, W)
+    return Maps(np.ascontiguousarray(ys), np.ascontiguousarray(xs), None)
+
+
+def _whole(draw: np.ndarray, reach: float) -> np.ndarray:
+    """Whole numbers from -reach to reach, each as likely: (N,)."""
+    limit = round(reach)
+    return np.floor(draw * (2 * limit + 1)) - limit
+
+
+def _stretched(positions: np.ndarray, size: int, share: np.ndarray, draw: np.ndarray) -> np.ndarray:
+    """Positions (N, size) squeezed into a randomly placed stretch of `share` (N,) of the side, by pixel centres."""
+    start = draw * (1.0 - share) * size  # (N,)
+    return np.clip(start[:, None] + (positions + 0.5) * share[:, None] - 0.5, 0, size - 1)  # (N, size)
+
+
+def _reflected(positions: np.ndarray, size: int) -> np.ndarray:
+    """Positions beyond the border mirrored back at the outermost pixels."""
+    inside = np.abs(positions)
+    return np.clip(np.where(inside > size - 1, 2 * (size - 1) - inside, inside), 0, size - 1)
+
+
+def _span(draw: np.ndarray, share: float, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """First and one-past-last pixel of a stretch centred anywhere, cut off at the border: int64 (N,) each."""
+    length = round(share * size)
+    start = np.floor(draw * size).astype(np.int64) - length // 2
+    return np.clip(start, 0, size), np.clip(start + length, 0, size)

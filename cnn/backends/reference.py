@@ -1,0 +1,317 @@
+"""What every kernel means, in plain array code: the oracle for the fast backends, and the text to learn from.
+
+Each forward stands beside its backward. The code asks only for NumPy's functions (`self.xp`), in whatever precision
+its inputs have, so that float64 checks its derivatives and CuPy runs it unchanged on a GPU.
+
+Shapes: N pictures, H by W pixels, C channels in; OH by OW pixels, K channels out; kernels (KH, KW, C, K).
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from cnn.backend import Array, Window
+
+GELU_SLOPE = 0.7978845608028654  # sqrt(2 / pi)
+GELU_CUBIC = 0.044715
+
+
+class ReferenceBackend:
+    """NumPy, one operation at a time."""
+
+    name = "reference"
+    xp: Any = np
+
+    def __init__(self) -> None:
+        self.description = "reference: plain NumPy, written to be read"
+
+    # Memory
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        return self.xp.zeros(shape, dtype)
+
+    def asarray(self, values: Any) -> Array:
+        return self.xp.asarray(values)
+
+    def to_host(self, values: Array) -> np.ndarray:
+        return np.array(values)
+
+    # Convolution: y[n, i, j, k] = bias[k] + sum over (a, b, c) of x_padded[n, i*s + a, j*s + b, c] * w[a, b, c, k]
+
+    def conv2d(self, x: Array, weight: Array, bias: Array | None, window: Window) -> Array:
+        padded = _pad(self.xp, x, window, 0.0)  # (N, H', W', C)
+        out_h, out_w = window.out_size(*x.shape[1:3])
+        y = self.xp.zeros((x.shape[0], out_h, out_w, weight.shape[3]), x.dtype)  # (N, OH, OW, K)
+        for a, b, tap in _taps(window, out_h, out_w):
+            y += padded[tap] @ weight[a, b]  # (N, OH, OW, C) @ (C, K)
+        if bias is not None:
+            y += bias  # (K,)
+        return y
+
+    def conv2d_backward(
+        self, dy: Array, x: Array, weight: Array, window: Window,
+        d_weight: Array, d_bias: Array | None, need_dx: bool,
+    ) -> Array | None:
+        channels, filters = weight.shape[2:]
+        flat_dy = dy.reshape(-1, filters)  # (N*OH*OW, K)
+        padded = _pad(self.xp, x, window, 0.0)  # (N, H', W', C)
+        d_padded = self.xp.zeros_like(padded) if need_dx else None  # (N, H', W', C)
+        for a, b, tap in _taps(window, *dy.shape[1:3]):
+            d_weight[a, b] += padded[tap].reshape(-1, channels).T @ flat_dy  # (C, K)
+            if d_padded is not None:
+                d_padded[tap] += dy @ weight[a, b].T  # (N, OH, OW, C)
+        if d_bias is not None:
+            d_bias += flat_dy.sum(axis=0)  # (K,)
+        return None if d_padded is None else _crop(d_padded, x.shape, window)  # (N, H, W, C)
+
+    # Dense: y = x @ w + bias, over the last axis
+
+    def dense(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        y = x @ weight  # (N, C) @ (C, K)
+        if bias is not None:
+            y += bias  # (K,)
+        return y  # (N, K)
+
+    def dense_backward(
+        self, dy: Array, x: Array, weight: Array, d_weight: Array, d_bias: Array | None, need_dx: bool
+    ) -> Array | None:
+        d_weight += x.T @ dy  # (C, N) @ (N, K)
+        if d_bias is not None:
+            d_bias += dy.sum(axis=0)  # (K,)
+        return dy @ weight.T if need_dx else None  # (N, C)
+
+    # Pooling
+
+    def max_pool(self, x: Array, window: Window) -> tuple[Array, Array]:
+        """The largest value in each window, and which tap of the window it was: the first, where several are."""
+        padded = _pad(self.xp, x, window, -np.inf)  # (N, H', W', C)
+        out_h, out_w = window.out_size(*x.shape[1:3])
+        y = self.xp.full((x.shape[0], out_h, out_w, x.shape[3]), -np.inf, x.dtype)  # (N, OH, OW, C)
+        winner = self.xp.zeros(y.shape, np.int32)  # (N, OH, OW, C)
+        for a, b, tap in _taps(window, out_h, out_w):
+            values = padded[tap]  # (N, OH, OW, C)
+            larger = (values > y) | self.xp.isnan(values)  # (N, OH, OW, C); NaN must not vanish
+            y = self.xp.where(larger, values, y)  # (N, OH, OW, C)
+            winner = self.xp.where(larger, np.int32(a * window.size[1] + b), winner)  # (N, OH, OW, C)
+        return y, winner
+
+    def max_pool_backward(
+        self, dy: Array, winner: Array, in_shape: tuple[int, ...], window: Window
+    ) -> Array:
+        d_padded = _zeros_padded(self.xp, in_shape, window, dy.dtype)  # (N, H', W', C)
+        for a, b, tap in _taps(window, *dy.shape[1:3]):
+            d_padded[tap] += dy * (winner == a * window.size[1] + b)  # (N, OH, OW, C)
+        return _crop(d_padded, in_shape, window)  # (N, H, W, C)
+
+    def average_pool(self, x: Array, window: Window) -> Array:
+        """The mean of each window; padding counts as zeros."""
+        padded = _pad(self.xp, x, window, 0.0)  # (N, H', W', C)
+        taps = _taps(window, *window.out_size(*x.shape[1:3]))
+        return sum(padded[tap] for _, _, tap in taps) / _area(window)  # (N, OH, OW, C)
+
+    def average_pool_backward(self, dy: Array, in_shape: tuple[int, ...], window: Window) -> Array:
+        d_padded = _zeros_padded(self.xp, in_shape, window, dy.dtype)  # (N, H', W', C)
+        share = dy / _area(window)  # (N, OH, OW, C)
+        for _, _, tap in _taps(window, *dy.shape[1:3]):
+            d_padded[tap] += share  # (N, OH, OW, C)
+        return _crop(d_padded, in_shape, window)  # (N, H, W, C)
+
+    # Batch norm (Ioffe and Szegedy, 2015): y = scale * (x - mean) / sqrt(variance + epsilon) + shift, per channel
+
+    def batch_norm_train(
+        self, x: Array, scale: Array, shift: Array, epsilon: float
+    ) -> tuple[Array, Array, Array]:
+        """Normalised by this batch's own mean and (biased) variance, which are returned: y, (C,), (C,)."""
+        rows = x.reshape(-1, x.shape[-1])  # (M, C), M = N*H*W
+        mean = rows.mean(axis=0)  # (C,)
+        variance = ((rows - mean) ** 2).mean(axis=0)  # (C,)
+        return self.batch_norm_infer(x, scale, shift, mean, variance, epsilon), mean, variance
+
+    def batch_norm_infer(
+        self, x: Array, scale: Array, shift: Array, mean: Array, variance: Array, epsilon: float
+    ) -> Array:
+        return (x - mean) * (scale / self.xp.sqrt(variance + epsilon)) + shift  # (N, H, W, C)
+
+    def batch_norm_backward(
+        self, dy: Array, x: Array, scale: Array, mean: Array, variance: Array, epsilon: float,
+        d_scale: Array, d_shift: Array,
+    ) -> Array:
+        """Through the batch's mean and variance too: both depend on every x."""
+        rows_dy = dy.reshape(-1, x.shape[-1])  # (M, C)
+        inverse = 1.0 / self.xp.sqrt(variance + epsilon)  # (C,)
+        x_hat = (x.reshape(rows_dy.shape) - mean) * inverse  # (M, C)
+        sum_dy = rows_dy.sum(axis=0)  # (C,)
+        sum_dy_x_hat = (rows_dy * x_hat).sum(axis=0)  # (C,)
+        d_scale += sum_dy_x_hat
+        d_shift += sum_dy
+        dx = (scale * inverse) * (rows_dy - sum_dy / len(rows_dy) - x_hat * (sum_dy_x_hat / len(rows_dy)))
+        return dx.reshape(x.shape)  # (N, H, W, C)
+
+    # Elementwise
+
+    def activate(self, kind: str, x: Array) -> Array:
+        xp = self.xp
+        match kind:
+            case "relu":
+                return xp.maximum(x, 0)
+            case "sigmoid":
+                return _sigmoid(xp, x)
+            case "tanh":
+                return xp.tanh(x)
+            case "silu":
+                return x * _sigmoid(xp, x)
+            case "gelu":  # the tanh form (Hendrycks and Gimpel, 2016)
+                return 0.5 * x * (1.0 + xp.tanh(GELU_SLOPE * (x + GELU_CUBIC * x**3)))
+        raise ValueError(f"no activation {kind!r}")
+
+    def activate_backward(self, kind: str, dy: Array, x: Array, y: Array) -> Array:
+        """`x` is the layer's input and `y` its output; each kind uses the cheaper of the two."""
+        xp = self.xp
+        match kind:
+            case "relu":
+                return dy * (y > 0)
+            case "sigmoid":
+                return dy * y * (1.0 - y)
+            case "tanh":
+                return dy * (1.0 - y * y)
+            case "silu":
+                gate = _sigmoid(xp, x)
+                return dy * gate * (1.0 + x * (1.0 - gate))
+            case "gelu":
+                bend = xp.tanh(GELU_SLOPE * (x + GELU_CUBIC * x**3))
+                slope = GELU_SLOPE * (1.0 + 3.0 * GELU_CUBIC * x * x)
+                return dy * (0.5 * (1.0 + bend) + 0.5 * x * (1.0 - bend * bend) * slope)
+        raise ValueError(f"no activation {kind!r}")
+
+    def add(self, a: Array, b: Array) -> Array:
+        return a + b
+
+    def softmax(self, x: Array) -> Array:
+        """Over the last axis; the maximum is taken off first, so that no exponential overflows."""
+        powers = self.xp.exp(x - x.max(axis=-1, keepdims=True))  # (N, K)
+        return powers / powers.sum(axis=-1, keepdims=True)  # (N, K)
+
+    def softmax_backward(self, dy: Array, y: Array) -> Array:
+        return y * (dy - (dy * y).sum(axis=-1, keepdims=True))  # (N, K)
+
+    # Softmax and cross-entropy as one function, whose derivative is simply p - target
+
+    def softmax_cross_entropy(
+        self, logits: Array, labels: Array, smoothing: float, class_weights: Array | None, denominator: int
+    ) -> tuple[Array, Array]:
+        """Sum of the rows' (weighted) cross-entropies over `denominator`, and its derivative by the logits."""
+        rows = self.xp.arange(len(labels))  # (N,)
+        shifted = logits - logits.max(axis=1, keepdims=True)  # (N, K)
+        log_p = shifted - self.xp.log(self.xp.exp(shifted).sum(axis=1, keepdims=True))  # (N, K)
+        target = self.xp.full(logits.shape, smoothing / logits.shape[1], logits.dtype)  # (N, K)
+        target[rows, labels] += 1.0 - smoothing
+        row_weights = self.xp.full((len(labels), 1), 1.0 / denominator, logits.dtype)  # (N, 1)
+        if class_weights is not None:
+            row_weights *= class_weights[labels][:, None]
+        loss = -(row_weights * target * log_p).sum()  # ()
+        return loss, row_weights * (self.xp.exp(log_p) - target)  # (N, K)
+
+    # Optimizers: the first `decayed` entries take weight decay; `gradient_scale` carries the clipping
+
+    def squared_norm(self, vector: Array) -> float:
+        return float(vector.astype(np.float64) @ vector.astype(np.float64))
+
+    def sgd_step(
+        self, weights: Array, gradient: Array, velocity: Array, decayed: int, gradient_scale: float,
+        lr: float, momentum: float, nesterov: bool, weight_decay: float,
+    ) -> None:
+        g = gradient * gradient_scale  # (size,)
+        g[:decayed] += weight_decay * weights[:decayed]
+        velocity *= momentum
+        velocity += g
+        weights -= lr * (g + momentum * velocity if nesterov else velocity)
+
+    def adamw_step(
+        self, weights: Array, gradient: Array, first: Array, second: Array, decayed: int, gradient_scale: float,
+        lr: float, beta1: float, beta2: float, epsilon: float, weight_decay: float, step: int,
+    ) -> None:
+        """Loshchilov and Hutter (2019): the decay acts on the weights themselves; `step` counts from 1."""
+        g = gradient * gradient_scale  # (size,)
+        first *= beta1
+        first += (1.0 - beta1) * g
+        second *= beta2
+        second += (1.0 - beta2) * g * g
+        weights[:decayed] *= 1.0 - lr * weight_decay
+        root = self.xp.sqrt(second / (1.0 - beta2**step))  # (size,)
+        weights -= (lr / (1.0 - beta1**step)) * first / (root + epsilon)
+
+    # Pictures
+
+    def resample(
+        self, images: Array, ys: Array, xs: Array, holes: Array | None, mean: Array, deviation: Array
+    ) -> Array:
+        """Crop, flip, shift and normalise in one go: uint8 (N, H, W, C) -> mean's dtype (N, OH, OW, C).
+
+        Output pixel (i, j) of picture n is the bilinear sample at row `ys[n, i]`, column `xs[n, j]` (in pixels,
+        within the picture). `holes` (N, 4), as top, bottom, left, right, are filled with the mean colour, which
+        is zero once normalised.
+        """
+        xp = self.xp
+        y0, y1, fy = _neighbours(xp, ys, images.shape[1], mean.dtype)  # (N, OH) each
+        x0, x1, fx = _neighbours(xp, xs, images.shape[2], mean.dtype)  # (N, OW) each
+        n = xp.arange(len(images))[:, None, None]  # (N, 1, 1)
+
+        def row(y: Array) -> Array:
+            left, right = images[n, y[:, :, None], x0[:, None]], images[n, y[:, :, None], x1[:, None]]
+            weight = fx[:, None, :, None]  # (N, 1, OW, 1)
+            return left * (1 - weight) + right * weight  # (N, OH, OW, C)
+
+        weight = fy[:, :, None, None]  # (N, OH, 1, 1)
+        out = (row(y0) * (1 - weight) + row(y1) * weight - mean) / deviation  # (N, OH, OW, C)
+        if holes is not None:
+            i = xp.arange(ys.shape[1])[:, None]  # (OH, 1)
+            j = xp.arange(xs.shape[1])  # (OW,)
+            top, bottom, left, right = (holes[:, side, None, None] for side in range(4))  # (N, 1, 1)
+            out[(i >= top) & (i < bottom) & (j >= left) & (j < right)] = 0
+        return out
+
+
+def _pad(xp: Any, x: Array, window: Window, value: float) -> Array:
+    """x with the window's padding around it: (N, H', W', C)."""
+    if not (window.top or window.bottom or window.left or window.right):
+        return x
+    margins = ((0, 0), (window.top, window.bottom), (window.left, window.right), (0, 0))
+    return xp.pad(x, margins, constant_values=value)
+
+
+def _crop(padded: Array, shape: tuple[int, ...], window: Window) -> Array:
+    """The inverse of `_pad`: (N, H, W, C)."""
+    return padded[:, window.top : window.top + shape[1], window.left : window.left + shape[2]]
+
+
+def _zeros_padded(xp: Any, shape: tuple[int, ...], window: Window, dtype: Any) -> Array:
+    n, height, width, channels = shape
+    height += window.top + window.bottom
+    width += window.left + window.right
+    return xp.zeros((n, height, width, channels), dtype)  # (N, H', W', C)
+
+
+def _taps(window: Window, out_h: int, out_w: int) -> Iterator[tuple[int, int, tuple[slice, slice, slice]]]:
+    """Each position (a, b) of the window, and the slice of a padded picture that it sees for all outputs."""
+    down, right = window.stride
+    for a in range(window.size[0]):
+        for b in range(window.size[1]):
+            rows = slice(a, a + (out_h - 1) * down + 1, down)
+            columns = slice(b, b + (out_w - 1) * right + 1, right)
+            yield a, b, (slice(None), rows, columns)
+
+
+def _area(window: Window) -> int:
+    return window.size[0] * window.size[1]
+
+
+def _sigmoid(xp: Any, x: Array) -> Array:
+    """1 / (1 + exp(-x)) through tanh, which does not overflow."""
+    return 0.5 * (1.0 + xp.tanh(0.5 * x))
+
+
+def _neighbours(xp: Any, positions: Array, size: int, dtype: Any) -> tuple[Array, Array, Array]:
+    """The two pixels around each position, and how far it is from the first towards the second."""
+    first = xp.floor(positions).astype(np.int64)
+    return first, xp.minimum(first + 1, size - 1), (positions - first).astype(dtype)

@@ -1,0 +1,170 @@
+"""Model files: tensors and a description in one safetensors file, never a pickle.
+
+The description is JSON in the file's own header: what classify needs (`ModelCard`), how far a training is
+(`progress`), and a checksum of the tensors, so that a damaged file is refused instead of believed.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from cnn.backend import Backend
+from cnn.errors import ModelFileError, NetworkError, UnknownNameError, WriteError
+from cnn.losses import LOSSES, Loss
+from cnn.models import MODELS, Model
+from cnn.network import Network
+
+FORMAT_VERSION = 1
+_ENTRY = "logpose"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """All that is needed to use a model file: architecture, classes and preprocessing."""
+
+    model: str
+    model_options: dict[str, Any]
+    in_shape: tuple[int, int, int]  # (H, W, C)
+    class_names: tuple[str, ...]
+    fit: str  # how pictures were brought to H by W
+    mean: tuple[float, ...]  # per channel, in 0..255 units
+    std: tuple[float, ...]
+    loss: str = "softmax_cross_entropy"  # says how outputs become probabilities
+
+    def build_model(self) -> Model:
+        """The model's options as its dataclass. Raises `UnknownNameError`, or `ModelFileError` for other options."""
+        if self.model not in MODELS:
+            raise UnknownNameError("model", self.model, MODELS)
+        try:
+            return MODELS[self.model](**self.model_options)
+        except TypeError as error:
+            raise ModelFileError(f"model {self.model} does not take the options {self.model_options}: {error}") from None
+
+    def build_loss(self) -> Loss:
+        if self.loss not in LOSSES:
+            raise UnknownNameError("loss", self.loss, LOSSES)
+        return LOSSES[self.loss]()
+
+    def build_network(self, backend: Backend, seed: int = 0) -> Network:
+        """A network as this card says, freshly initialised."""
+        return Network(self.build_model().layers(self.in_shape, len(self.class_names)), self.in_shape, backend, seed)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a model file held."""
+
+    path: Path
+    card: ModelCard
+    tensors: dict[str, np.ndarray]
+    progress: dict[str, Any]  # where the training stands; JSON
+
+    def load_into(self, network: Network) -> None:
+        """Give `network` this file's parameters and state. Raises `ModelFileError` naming file and parameter."""
+        try:
+            network.load_tensors(self.tensors)
+        except ModelFileError as error:
+            raise ModelFileError(f"{self.path}: {error}; use a model file of the same architecture") from None
+
+
+def save_checkpoint(
+    path: Path, card: ModelCard, tensors: dict[str, np.ndarray], progress: dict[str, Any]
+) -> None:
+    """Write the file whole or not at all: a temporary name, fsync, rename. Raises `WriteError`."""
+    header = {
+        "format_version": FORMAT_VERSION, "card": asdict(card), "progress": progress, "crc32": _checksum(tensors)
+    }  # fmt: skip
+    payload = safetensors.numpy.save(
+        {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, {_ENTRY: json.dumps(header)}
+    )
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)  # the rename itself must survive a power cut
+        finally:
+            os.close(directory)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "free some space and run again with --resume" if full else "check the folder and its permissions"
+        raise WriteError(f"could not write {path}: {error.strerror}; {remedy}") from None
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read and check a model file. Raises `ModelFileError` where it is missing, damaged or not ours."""
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except FileNotFoundError:
+        raise ModelFileError(f"no model file at {path}; train one first, or check the name") from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ModelFileError(
+            f"{path} is not a whole model file ({_first_line(error)}); it may be truncated: copy it again"
+        ) from None
+    if _ENTRY not in metadata:
+        raise ModelFileError(f"{path} is a safetensors file but not of logpose; use a model.safetensors of `logpose train`")
+    try:
+        header = json.loads(metadata[_ENTRY])
+        version = header["format_version"]
+        if version != FORMAT_VERSION:
+            raise ModelFileError(
+                f"{path} has model format {version}, this logpose reads {FORMAT_VERSION}; train again or upgrade"
+            )
+        fields = header["card"]
+        for name in ("in_shape", "class_names", "mean", "std"):
+            fields[name] = tuple(fields[name])
+        card, progress, checksum = ModelCard(**fields), dict(header["progress"]), header["crc32"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelFileError(f"{path} has a damaged header ({_first_line(error)}); copy it again") from None
+    if _checksum(tensors) != checksum:
+        raise ModelFileError(f"{path} is damaged: its tensors do not match their checksum; copy it again")
+    return Checkpoint(path, card, tensors, progress)
+
+
+def initialise_from(network: Network, card: ModelCard, checkpoint: Checkpoint) -> list[str]:
+    """Start `network`, described by `card`, from a saved one. Returns what was not taken over, a line each.
+
+    Where the classes differ, the head keeps its fresh start. Raises `ModelFileError` where anything else does not
+    fit, naming the parameter.
+    """
+    saved = checkpoint.card
+    if saved.model != card.model:
+        raise NetworkError(f"{checkpoint.path} is a {saved.model}, not a {card.model}; use --model {saved.model}")
+    tensors, notes = dict(checkpoint.tensors), []
+    if saved.class_names != card.class_names:
+        tensors |= {name: value for name, value in network.tensors().items() if name.startswith("head.")}
+        notes.append(
+            f"the head starts afresh: {checkpoint.path} knows {len(saved.class_names)} classes, "
+            f"this dataset has {len(card.class_names)} others"
+        )
+    Checkpoint(checkpoint.path, saved, tensors, {}).load_into(network)
+    return notes
+
+
+def _checksum(tensors: dict[str, np.ndarray]) -> int:
+    """CRC-32 over names and bytes, in the order of the names."""
+    crc = 0
+    for name in sorted(tensors):
+        crc = zlib.crc32(np.ascontiguousarray(tensors[name]).data, zlib.crc32(name.encode(), crc))
+    return crc
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -1,0 +1,91 @@
+"""Functions of each number alone, and softmax."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from cnn.arena import Shape, Tree
+from cnn.backend import Array
+from cnn.layers.base import Cache, Layer, Run, Specs
+
+
+class _Activation:
+    """y = f(x), elementwise; `kind` names f to the backend."""
+
+    kind: ClassVar[str]
+    keeps_input: ClassVar[bool]  # whether the derivative is taken from x; else from y alone
+
+    def specs(self, in_shape: Shape) -> Specs:
+        return Specs(in_shape)
+
+    def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]:
+        y = run.backend.activate(self.kind, x)  # shape of x
+        return y, (x if self.keeps_input else None, y)
+
+    def backward(self, run: Run, p: Tree, s: Tree, g: Tree, cache: Cache, dy: Array) -> Array | None:
+        x, y = cache
+        return run.backend.activate_backward(self.kind, dy, x, y)  # shape of x
+
+
+@dataclass(frozen=True)
+class ReLU(_Activation):
+    """max(x, 0)."""
+
+    kind: ClassVar[str] = "relu"
+    keeps_input: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class Sigmoid(_Activation):
+    """1 / (1 + exp(-x))."""
+
+    kind: ClassVar[str] = "sigmoid"
+    keeps_input: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class Tanh(_Activation):
+    """tanh(x)."""
+
+    kind: ClassVar[str] = "tanh"
+    keeps_input: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class SiLU(_Activation):
+    """x * sigmoid(x) (Elfwing, Uchibe and Doya, 2017)."""
+
+    kind: ClassVar[str] = "silu"
+    keeps_input: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class GELU(_Activation):
+    """x times the normal distribution function of x, in its tanh form (Hendrycks and Gimpel, 2016)."""
+
+    kind: ClassVar[str] = "gelu"
+    keeps_input: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """exp(x) over its sum, along the last axis. To train with cross-entropy use the fused loss instead."""
+
+    def specs(self, in_shape: Shape) -> Specs:
+        return Specs(in_shape)
+
+    def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]:
+        y = run.backend.softmax(x)  # shape of x
+        return y, y
+
+    def backward(self, run: Run, p: Tree, s: Tree, g: Tree, cache: Cache, dy: Array) -> Array | None:
+        return run.backend.softmax_backward(dy, cache)  # shape of x
+
+
+# The activations that a model can be given by name.
+ACTIVATIONS: dict[str, type[Layer]] = {
+    "relu": ReLU,
+    "gelu": GELU,
+    "silu": SiLU,
+    "sigmoid": Sigmoid,
+    "tanh": Tanh,
+}

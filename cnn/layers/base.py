@@ -1,0 +1,64 @@
+"""What a layer is: hyperparameters only. Parameters, gradients and state live outside, in flat vectors."""
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+from cnn.arena import Shape, Spec, Tree
+from cnn.backend import Array, Backend
+from cnn.errors import ShapeError
+from cnn.rng import key_of
+
+# Whatever a layer's forward leaves for its backward.
+Cache: TypeAlias = Any
+
+
+class Specs(NamedTuple):
+    """What a layer makes of an input shape (without the batch axis): the output's shape, and its own arrays."""
+
+    out_shape: Shape
+    parameters: tuple[Spec, ...] = ()
+    state: tuple[Spec, ...] = ()  # what training changes without a gradient: batch norm's running statistics
+
+
+@dataclass(frozen=True)
+class Run:
+    """The circumstances of one pass through the network."""
+
+    backend: Backend
+    training: bool
+    key: int = 0  # random draws are functions of this key and of the rows
+    rows: Array | None = None  # integers (N,): which pictures these are; needed by layers that draw in training
+    need_dx: bool = True  # whether anybody wants the derivative by this layer's input
+
+    def inside(self, name: str, need_dx: bool = True) -> "Run":
+        """The same pass for the child layer `name`, which draws its own random numbers."""
+        key = key_of(self.key, name) if self.training else self.key
+        return replace(self, key=key, need_dx=need_dx)
+
+
+class Layer(Protocol):
+    """Forward and backward of one kind of layer; implementations are frozen dataclasses.
+
+    `p` and `g` are trees of parameters and gradients, `s` of state. `backward` *adds* to `g` and returns the
+    derivative by the layer's input, or None where `run.need_dx` is false.
+    """
+
+    def specs(self, in_shape: Shape) -> Specs: ...
+
+    def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]: ...
+
+    def backward(self, run: Run, p: Tree, s: Tree, g: Tree, cache: Cache, dy: Array) -> Array | None: ...
+
+
+def picture_shape(layer: Layer, in_shape: Shape) -> tuple[int, int, int]:
+    """`in_shape` as (H, W, C), or a `ShapeError` where it is something else."""
+    if len(in_shape) != 3:
+        raise ShapeError(
+            f"{layer} expects pictures (height, width, channels), found shape {in_shape}; put it before Flatten"
+        )
+    return in_shape[0], in_shape[1], in_shape[2]
+
+
+def pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    """The same number for height and width, unless two are given."""
+    return (value, value) if isinstance(value, int) else value

@@ -1,0 +1,87 @@
+"""Layers made of layers."""
+
+from dataclasses import dataclass
+
+from cnn.arena import Shape, Tree
+from cnn.backend import Array
+from cnn.errors import ShapeError
+from cnn.layers.base import Cache, Layer, Run, Specs
+
+
+@dataclass(frozen=True)
+class Sequential:
+    """Named layers, one after the other. `chain(conv=Conv2D(8), relu=ReLU())` writes one."""
+
+    layers: tuple[tuple[str, Layer], ...]
+
+    def specs(self, in_shape: Shape) -> Specs:
+        parameters, state, shape = [], [], in_shape
+        for name, layer in self.layers:
+            inner = layer.specs(shape)
+            parameters += [spec.under(name) for spec in inner.parameters]
+            state += [spec.under(name) for spec in inner.state]
+            shape = inner.out_shape
+        return Specs(shape, tuple(parameters), tuple(state))
+
+    def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]:
+        caches = []
+        for name, layer in self.layers:
+            x, cache = layer.forward(run.inside(name), p.get(name, {}), s.get(name, {}), x)
+            caches.append(cache if run.training else None)  # so that inference frees what it is done with
+        return x, caches
+
+    def backward(self, run: Run, p: Tree, s: Tree, g: Tree, cache: Cache, dy: Array) -> Array | None:
+        first_with_parameters = next((i for i, (name, _) in enumerate(self.layers) if name in g), len(self.layers))
+        for i, (name, layer) in reversed(list(enumerate(self.layers))):
+            if not run.need_dx and i < first_with_parameters:
+                return None
+            inner = run.inside(name, need_dx=run.need_dx or i > first_with_parameters)
+            dx = layer.backward(inner, p.get(name, {}), s.get(name, {}), g.get(name, {}), cache.pop(), dy)
+            if dx is None:
+                return None
+            dy = dx
+        return dy
+
+
+def chain(**layers: Layer) -> Sequential:
+    """A `Sequential` of the keyword arguments, in their order."""
+    return Sequential(tuple(layers.items()))
+
+
+@dataclass(frozen=True)
+class Residual:
+    """body(x) + shortcut(x), the shortcut being x itself unless given (He et al., 2016)."""
+
+    body: Layer
+    shortcut: Layer = Sequential(())
+
+    def specs(self, in_shape: Shape) -> Specs:
+        body, shortcut = self.body.specs(in_shape), self.shortcut.specs(in_shape)
+        if body.out_shape != shortcut.out_shape:
+            raise ShapeError(
+                f"a residual block's two ways must end in one shape, found {body.out_shape} for the body and "
+                f"{shortcut.out_shape} for the shortcut; give the shortcut a 1x1 convolution"
+            )
+        return Specs(
+            body.out_shape,
+            tuple(s.under("body") for s in body.parameters) + tuple(s.under("shortcut") for s in shortcut.parameters),
+            tuple(s.under("body") for s in body.state) + tuple(s.under("shortcut") for s in shortcut.state),
+        )
+
+    def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]:
+        left, body_cache = self.body.forward(run.inside("body"), p.get("body", {}), s.get("body", {}), x)
+        right, shortcut_cache = self.shortcut.forward(
+            run.inside("shortcut"), p.get("shortcut", {}), s.get("shortcut", {}), x
+        )
+        return run.backend.add(left, right), (body_cache, shortcut_cache)
+
+    def backward(self, run: Run, p: Tree, s: Tree, g: Tree, cache: Cache, dy: Array) -> Array | None:
+        body_cache, shortcut_cache = cache
+        names = (("body", self.body, body_cache), ("shortcut", self.shortcut, shortcut_cache))
+        left, right = (
+            layer.backward(
+                run.inside(name, run.need_dx), p.get(name, {}), s.get(name, {}), g.get(name, {}), kept, dy
+            )
+            for name, layer, kept in names
+        )
+        return None if left is None or right is None else run.backend.add(left, right)

@@ -1,0 +1,54 @@
+"""Convolution over pictures, of any kernel size, stride and padding."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cnn.arena import Shape, Spec, Tree
+from cnn.backend import Array, Window
+from cnn.errors import ShapeError
+from cnn.initialise import he_normal, zeros
+from cnn.layers.base import Cache, Run, Specs, pair, picture_shape
+
+
+@dataclass(frozen=True)
+class Conv2D:
+    """`filters` weighted sums over each `kernel`-sized window: (N, H, W, C) -> (N, OH, OW, filters).
+
+    `padding` is a number of zeros on every side (or one for height and one for width); `same` keeps the size at
+    stride 1, with the odd zero of an even kernel below and on the right.
+    """
+
+    filters: int
+    kernel: int | tuple[int, int] = 3
+    stride: int | tuple[int, int] = 1
+    padding: int | tuple[int, int] | Literal["same"] = "same"
+    bias: bool = True
+
+    @property
+    def window(self) -> Window:
+        (kh, kw), stride = pair(self.kernel), pair(self.stride)
+        if self.padding == "same":
+            return Window((kh, kw), stride, (kh - 1) // 2, kh // 2, (kw - 1) // 2, kw // 2)
+        ph, pw = pair(self.padding)
+        return Window((kh, kw), stride, ph, ph, pw, pw)
+
+    def specs(self, in_shape: Shape) -> Specs:
+        height, width, channels = picture_shape(self, in_shape)
+        out_h, out_w = self.window.out_size(height, width)
+        if out_h < 1 or out_w < 1:
+            raise ShapeError(
+                f"{self} does not fit a picture of {height}x{width}; use larger pictures, or a shallower model"
+            )
+        parameters = [Spec("weight", (*self.window.size, channels, self.filters), he_normal, decay=True)]
+        if self.bias:
+            parameters.append(Spec("bias", (self.filters,), zeros))
+        return Specs((out_h, out_w, self.filters), tuple(parameters))
+
+    def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]:
+        return run.backend.conv2d(x, p["weight"], p.get("bias"), self.window), x  # (N, OH, OW, filters)
+
+    def backward(self, run: Run, p: Tree, s: Tree, g: Tree, cache: Cache, dy: Array) -> Array | None:
+        x = cache  # (N, H, W, C)
+        return run.backend.conv2d_backward(
+            dy, x, p["weight"], self.window, g["weight"], g.get("bias"), run.need_dx
+        )  # (N, H, W, C)

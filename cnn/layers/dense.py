@@ -1,0 +1,48 @@
+"""Fully connected layers, and the step from pictures to vectors."""
+
+import math
+from dataclasses import dataclass
+
+from cnn.arena import Shape, Spec, Tree
+from cnn.backend import Array
+from cnn.errors import ShapeError
+from cnn.initialise import lecun_normal, zeros
+from cnn.layers.base import Cache, Run, Specs
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A weighted sum of all inputs for each of `units` outputs: (N, C) -> (N, units)."""
+
+    units: int
+    bias: bool = True
+
+    def specs(self, in_shape: Shape) -> Specs:
+        if len(in_shape) != 1:
+            raise ShapeError(f"{self} expects vectors, found shape {in_shape}; put Flatten or a global pool before")
+        parameters = [Spec("weight", (in_shape[0], self.units), lecun_normal, decay=True)]
+        if self.bias:
+            parameters.append(Spec("bias", (self.units,), zeros))
+        return Specs((self.units,), tuple(parameters))
+
+    def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]:
+        return run.backend.dense(x, p["weight"], p.get("bias")), x  # (N, units)
+
+    def backward(self, run: Run, p: Tree, s: Tree, g: Tree, cache: Cache, dy: Array) -> Array | None:
+        x = cache  # (N, C)
+        return run.backend.dense_backward(dy, x, p["weight"], g["weight"], g.get("bias"), run.need_dx)  # (N, C)
+
+
+@dataclass(frozen=True)
+class Flatten:
+    """Every picture as one vector: (N, H, W, C) -> (N, H*W*C)."""
+
+    def specs(self, in_shape: Shape) -> Specs:
+        return Specs((math.prod(in_shape),))
+
+    def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]:
+        return x.reshape(len(x), -1), x.shape  # (N, H*W*C)
+
+    def backward(self, run: Run, p: Tree, s: Tree, g: Tree, cache: Cache, dy: Array) -> Array | None:
+        shape = cache  # (N, H, W, C)
+        return dy.reshape(shape)

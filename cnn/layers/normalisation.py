@@ -1,0 +1,41 @@
+"""Batch normalisation."""
+
+from dataclasses import dataclass
+
+from cnn.arena import Shape, Spec, Tree
+from cnn.backend import Array
+from cnn.initialise import ones, zeros
+from cnn.layers.base import Cache, Run, Specs
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """Each channel to mean 0 and variance 1 over the batch, then scaled and shifted (Ioffe and Szegedy, 2015).
+
+    Running statistics move by `momentum` towards each training batch's, and are used when not training.
+    """
+
+    momentum: float = 0.1
+    epsilon: float = 1e-5
+
+    def specs(self, in_shape: Shape) -> Specs:
+        shape = (in_shape[-1],)
+        parameters = (Spec("scale", shape, ones), Spec("shift", shape, zeros))
+        return Specs(in_shape, parameters, (Spec("mean", shape, zeros), Spec("variance", shape, ones)))
+
+    def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]:
+        if not run.training:
+            y = run.backend.batch_norm_infer(x, p["scale"], p["shift"], s["mean"], s["variance"], self.epsilon)
+            return y, None
+        y, mean, variance = run.backend.batch_norm_train(x, p["scale"], p["shift"], self.epsilon)
+        count = x.size // x.shape[-1]
+        s["mean"] += self.momentum * (mean - s["mean"])  # (C,)
+        # The running variance is the unbiased one, as it stands for pictures not in the batch.
+        s["variance"] += self.momentum * (variance * (count / max(count - 1, 1)) - s["variance"])  # (C,)
+        return y, (x, mean, variance)
+
+    def backward(self, run: Run, p: Tree, s: Tree, g: Tree, cache: Cache, dy: Array) -> Array | None:
+        x, mean, variance = cache
+        return run.backend.batch_norm_backward(
+            dy, x, p["scale"], mean, variance, self.epsilon, g["scale"], g["shift"]
+        )  # shape of x

@@ -1,0 +1,108 @@
+"""Pooling: fewer pixels, the same channels."""
+
+from dataclasses import dataclass
+
+from cnn.arena import Shape, Tree
+from cnn.backend import Array, Window
+from cnn.errors import ShapeError
+from cnn.layers.base import Cache, Layer, Run, Specs, pair, picture_shape
+
+
+def _window(
+    size: int | tuple[int, int], stride: int | tuple[int, int] | None, padding: int | tuple[int, int]
+) -> Window:
+    ph, pw = pair(padding)
+    return Window(pair(size), pair(size if stride is None else stride), ph, ph, pw, pw)
+
+
+def _pooled_specs(layer: Layer, window: Window, in_shape: Shape) -> Specs:
+    height, width, channels = picture_shape(layer, in_shape)
+    out_h, out_w = window.out_size(height, width)
+    if out_h < 1 or out_w < 1:
+        raise ShapeError(f"{layer} does not fit a picture of {height}x{width}; use larger pictures")
+    if 2 * max(window.top, window.left) > min(window.size):
+        raise ShapeError(f"{layer} has windows of padding alone; padding may be at most half the size")
+    return Specs((out_h, out_w, channels))
+
+
+@dataclass(frozen=True)
+class MaxPool:
+    """The largest value of each window: (N, H, W, C) -> (N, OH, OW, C). The stride is the size unless given."""
+
+    size: int | tuple[int, int] = 2
+    stride: int | tuple[int, int] | None = None
+    padding: int | tuple[int, int] = 0
+
+    @property
+    def window(self) -> Window:
+        return _window(self.size, self.stride, self.padding)
+
+    def specs(self, in_shape: Shape) -> Specs:
+        return _pooled_specs(self, self.window, in_shape)
+
+    def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]:
+        y, winner = run.backend.max_pool(x, self.window)  # (N, OH, OW, C) each
+        return y, (winner, x.shape)
+
+    def backward(self, run: Run, p: Tree, s: Tree, g: Tree, cache: Cache, dy: Array) -> Array | None:
+        winner, shape = cache
+        return run.backend.max_pool_backward(dy, winner, shape, self.window)  # (N, H, W, C)
+
+
+@dataclass(frozen=True)
+class AveragePool:
+    """The mean of each window, padding counted as zeros: (N, H, W, C) -> (N, OH, OW, C)."""
+
+    size: int | tuple[int, int] = 2
+    stride: int | tuple[int, int] | None = None
+    padding: int | tuple[int, int] = 0
+
+    @property
+    def window(self) -> Window:
+        return _window(self.size, self.stride, self.padding)
+
+    def specs(self, in_shape: Shape) -> Specs:
+        return _pooled_specs(self, self.window, in_shape)
+
+    def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]:
+        return run.backend.average_pool(x, self.window), x.shape  # (N, OH, OW, C)
+
+    def backward(self, run: Run, p: Tree, s: Tree, g: Tree, cache: Cache, dy: Array) -> Array | None:
+        return run.backend.average_pool_backward(dy, cache, self.window)  # (N, H, W, C)
+
+
+@dataclass(frozen=True)
+class GlobalAveragePool:
+    """Each channel's mean over the picture: (N, H, W, C) -> (N, C)."""
+
+    def specs(self, in_shape: Shape) -> Specs:
+        return Specs((picture_shape(self, in_shape)[2],))
+
+    def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]:
+        return x.mean(axis=(1, 2)), x.shape  # (N, C)
+
+    def backward(self, run: Run, p: Tree, s: Tree, g: Tree, cache: Cache, dy: Array) -> Array | None:
+        n, height, width, channels = cache
+        share = dy[:, None, None] / (height * width)  # (N, 1, 1, C)
+        return run.backend.xp.broadcast_to(share, (n, height, width, channels)).copy()  # (N, H, W, C)
+
+
+@dataclass(frozen=True)
+class GlobalMaxPool:
+    """Each channel's largest value over the picture: (N, H, W, C) -> (N, C)."""
+
+    def specs(self, in_shape: Shape) -> Specs:
+        return Specs((picture_shape(self, in_shape)[2],))
+
+    def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]:
+        n, height, width, channels = x.shape
+        pixels = x.reshape(n, height * width, channels)  # (N, H*W, C)
+        return pixels.max(axis=1), (pixels.argmax(axis=1), x.shape)  # (N, C)
+
+    def backward(self, run: Run, p: Tree, s: Tree, g: Tree, cache: Cache, dy: Array) -> Array | None:
+        winner, shape = cache  # (N, C)
+        xp = run.backend.xp
+        n, height, width, channels = shape
+        dx = xp.zeros((n, height * width, channels), dy.dtype)  # (N, H*W, C)
+        dx[xp.arange(n)[:, None], winner, xp.arange(channels)] = dy
+        return dx.reshape(shape)  # (N, H, W, C)

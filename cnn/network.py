@@ -1,0 +1,66 @@
+"""A tree of layers together with its arrays: parameters, gradients and state, each one flat vector."""
+
+from typing import Any
+
+import numpy as np
+
+from cnn.arena import Arena, Shape
+from cnn.backend import Array, Backend
+from cnn.errors import ModelFileError
+from cnn.layers import Cache, Layer, Run
+from cnn.rng import key_of
+
+
+class Network:
+    """`layer` for inputs of `in_shape` (H, W, C), its parameters drawn from `seed`, on `backend`.
+
+    Raises `ShapeError` where the layers do not fit the shape or each other.
+    """
+
+    def __init__(
+        self, layer: Layer, in_shape: Shape, backend: Backend, seed: int = 0, dtype: Any = np.float32
+    ) -> None:
+        specs = layer.specs(in_shape)
+        self.layer, self.in_shape, self.out_shape = layer, in_shape, specs.out_shape
+        self.backend, self.dtype = backend, dtype
+        self.parameters = Arena(specs.parameters, backend, dtype)
+        self.gradients = Arena(specs.parameters, backend, dtype)
+        self.state = Arena(specs.state, backend, dtype)
+        for arena in (self.parameters, self.state):
+            arena.initialise(lambda name: key_of(seed, "initialise", name))
+
+    def forward(self, run: Run, x: Array) -> tuple[Array, Cache]:
+        """Outputs (N, *out_shape) for x (N, *in_shape), and what `backward` needs."""
+        return self.layer.forward(run, self.parameters.tree, self.state.tree, x)
+
+    def backward(self, run: Run, cache: Cache, dy: Array) -> Array | None:
+        """Sets `gradients` to the derivative by the parameters; uses `cache` up. Returns dx if `run.need_dx`."""
+        self.gradients.flat[...] = 0
+        return self.layer.backward(
+            run, self.parameters.tree, self.state.tree, self.gradients.tree, cache, dy
+        )
+
+    def infer(self, x: Array) -> Array:
+        """Outputs (N, *out_shape) for x (N, *in_shape), outside training."""
+        return self.forward(Run(self.backend, training=False), x)[0]
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """A copy of all parameters and state on the host, by name."""
+        return self.parameters.to_host() | self.state.to_host()
+
+    def load_tensors(self, tensors: dict[str, np.ndarray]) -> None:
+        """Take parameters and state from `tensors`; other entries are left alone.
+
+        Raises `ModelFileError`, before anything is changed, naming the first that is missing or misshapen.
+        """
+        for arena in (self.parameters, self.state):
+            for name, view in arena.views.items():
+                if name not in tensors:
+                    raise ModelFileError(f"expected a parameter {name} of shape {view.shape}, found none")
+                if tensors[name].shape != view.shape:
+                    raise ModelFileError(
+                        f"parameter {name}: expected shape {view.shape}, found {tensors[name].shape}"
+                    )
+        for arena in (self.parameters, self.state):
+            for name in arena.views:
+                arena.assign(name, tensors[name])

@@ -1,0 +1,29 @@
+"""A trained network, ready to say what is on a picture."""
+
+from pathlib import Path
+
+import numpy as np
+
+from cnn.backend import Backend
+from cnn.checkpoint import load_checkpoint
+from cnn.train import normalisation, prepare
+
+
+class Predictor:
+    """The model file at `path`, on `backend`. Raises `ModelFileError` where the file is not usable."""
+
+    def __init__(self, path: Path, backend: Backend) -> None:
+        checkpoint = load_checkpoint(path)
+        self.card, self.backend = checkpoint.card, backend
+        self.network = self.card.build_network(backend)
+        checkpoint.load_into(self.network)
+        self.loss = self.card.build_loss()
+        self.mean, self.std = (
+            normalisation(self.network, np.asarray(values)) for values in (self.card.mean, self.card.std)
+        )  # (3,) each
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """Each class's probability, float32 (B, classes), for uint8 pictures (B, H, W, 3), on the host."""
+        x = prepare(self.network, images, None, self.mean, self.std)  # (B, H, W, 3)
+        outputs = self.network.infer(x)  # (B, classes)
+        return self.backend.to_host(self.loss.probabilities(self.backend, outputs))
