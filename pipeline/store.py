@@ -1,0 +1,299 @@
+"""Create / write a shard / seal / open / read rows: the one door to zarr.
+
+Writing: `create` makes the arrays, then each task calls `write_shard` for whole shards of its own, then
+`seal` closes. Two writers in one shard would corrupt it silently, whole shards cannot. Reading: `Dataset`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.storage import LocalStore
+
+from pipeline.codecs import chunk_codecs
+from pipeline.errors import DatasetError
+from pipeline.schema import COLUMN_CHUNK_ROWS, IMAGE_DIMENSIONS, PARTS, Attributes, Layout, layout
+
+# Without it zarr leaves out a chunk that is all zeros, and a black picture would look like a missing one.
+_WRITE_ALL: Any = {"write_empty_chunks": True}
+_ABSENT = 2**64 - 1  # a shard's index has this for a chunk that is not there
+
+
+# Writing ----------------------------------------------------------------------------------------------
+
+
+def create(path: Path, attributes: Attributes, rows: dict[str, int], codec: str = "none") -> None:
+    """Make an unsealed dataset with room for so many rows a part. Whatever zarr finds there is replaced."""
+    root = zarr.create_group(LocalStore(path), zarr_format=3, attributes=attributes.to_json(), overwrite=True)
+    height, width = attributes.size
+    for part in PARTS:
+        cut = layout(rows[part], attributes.size)
+        root.create_group(part).create_array(
+            "images",
+            shape=(rows[part], height, width, 3),
+            dtype=np.uint8,
+            chunks=(cut.chunk_rows, height, width, 3),
+            shards=(cut.shard_rows, height, width, 3),
+            compressors=chunk_codecs(codec),
+            fill_value=0,
+            dimension_names=IMAGE_DIMENSIONS,
+        )
+
+
+def shard_file(path: Path, part: str, shard: int) -> Path:
+    return path / part / "images" / "c" / str(shard) / "0" / "0" / "0"
+
+
+def write_shard(path: Path, part: str, shard: int, images: npt.NDArray[np.uint8]) -> None:
+    """Write the rows (n, H, W, 3) of one whole shard: all of it or, if that fails, nothing.
+
+    On return the bytes are on the disk. Raises OSError, as when the disk is full.
+    """
+    array = _open_array(path, part, "images", "r+")
+    shard_rows = _shard_rows(array)
+    start = shard * shard_rows
+    stop = min(start + shard_rows, array.shape[0])
+    # Always up to the array's edge, so that zarr replaces the shard instead of merging into an older one.
+    whole = np.zeros((stop - start, *array.shape[1:]), dtype=np.uint8)  # (shard rows, H, W, 3)
+    whole[: len(images)] = images
+    array[start:stop] = whole
+    sync_file(shard_file(path, part, shard))
+
+
+def seal(
+    path: Path, attributes: Attributes, labels: dict[str, npt.NDArray[np.int64]], paths: dict[str, list[str]]
+) -> None:
+    """Trim the arrays to their rows, add the columns, and, once all is on the disk, mark it whole."""
+    for part in PARTS:
+        images = _open_array(path, part, "images", "r+")
+        images.resize((len(labels[part]), *images.shape[1:]))
+        _write_column(path, part, "labels", labels[part])
+        _write_column(path, part, "paths", np.array(paths[part], dtype=np.dtypes.StringDType()))
+    for leftover in path.glob("*/images/c/**/*.partial"):  # of a writer that was killed
+        leftover.unlink()
+    for folder, _, files in os.walk(path):
+        for name in files:
+            sync_file(Path(folder, name))
+    zarr.open_group(LocalStore(path), mode="r+").update_attributes(attributes.to_json())
+    sync_file(path / "zarr.json")
+
+
+def unseal(path: Path) -> None:
+    """Say that the dataset is no longer whole: before taking it apart."""
+    zarr.open_group(LocalStore(path), mode="r+").update_attributes({"sealed": False})
+    sync_file(path / "zarr.json")
+
+
+def sync_file(path: Path) -> None:
+    """Return once the file, and its name in its folder, are on the disk."""
+    for target in (path, path.parent):
+        descriptor = os.open(target, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _write_column(path: Path, part: str, name: str, values: npt.NDArray[Any]) -> None:
+    array = zarr.create_array(
+        LocalStore(path),
+        name=f"{part}/{name}",
+        shape=values.shape,
+        dtype=str if name == "paths" else values.dtype,
+        chunks=(min(COLUMN_CHUNK_ROWS, max(1, len(values))),),
+        compressors=chunk_codecs("none"),
+        dimension_names=("row",),
+        config=_WRITE_ALL,
+        overwrite=True,
+    )
+    array[:] = values
+
+
+# Reading ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of train or of val. Safe to read from many threads."""
+
+    path: Path  # of the dataset
+    name: str
+    rows: int
+    size: tuple[int, int]  # (H, W)
+    layout: Layout
+    class_count: int
+
+    @property
+    def chunk_rows(self) -> int:
+        return self.layout.chunk_rows
+
+    @property
+    def shards(self) -> int:
+        return self.layout.shards(self.rows)
+
+    def read(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """Rows start..stop-1 as uint8 (stop - start, H, W, 3).
+
+        Whole chunks are read and cut in NumPy, so reads along chunks waste nothing. Raises DatasetError
+        where a chunk is damaged or missing: it names part, rows and file.
+        """
+        if not 0 <= start <= stop <= self.rows:
+            raise IndexError(f"expected rows within 0..{self.rows} of {self.name}, found {start}..{stop}")
+        if start == stop:
+            return np.empty((0, *self.size, 3), dtype=np.uint8)
+        first = start // self.chunk_rows * self.chunk_rows
+        last = min(-(-stop // self.chunk_rows) * self.chunk_rows, self.rows)
+        try:
+            images = np.asarray(self._images[first:last])  # (n, H, W, 3)
+            # After the read: what is there now was there then. zarr reads what is missing as black.
+            self._check_present(first, last)
+        except Exception as error:
+            raise self._damage(error, "images", first, last) from error
+        return images[start - first : stop - first]
+
+    def read_column(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
+        """Rows start..stop-1, chunk-aligned, of 'labels' or 'paths'. Raises DatasetError."""
+        try:
+            array = _open_array(self.path, self.name, name, "r")
+            if array.shape != (self.rows,):
+                raise ValueError(f"shape {array.shape} instead of {(self.rows,)}")
+            values = np.asarray(array[start:stop])  # (n,)
+            for chunk in range(start // COLUMN_CHUNK_ROWS, -(-stop // COLUMN_CHUNK_ROWS)):
+                (self.path / self.name / name / "c" / str(chunk)).stat()
+        except Exception as error:
+            raise self._damage(error, name, start, stop) from error
+        return values
+
+    @cached_property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """The class of each row, (N,): an index into the dataset's class_names."""
+        labels = self.read_column("labels", 0, self.rows).astype(np.int64, copy=False)  # (N,)
+        if self.rows and (labels.min() < 0 or labels.max() >= self.class_count):
+            raise DatasetError(
+                f"expected labels below {self.class_count}, found {labels.min()}..{labels.max()} in"
+                f" {self.name} of {self.path}: build the dataset again with --overwrite"
+            )
+        return labels
+
+    @cached_property
+    def paths(self) -> list[str]:
+        """Where each row came from: N paths relative to the source folder, as `printable` writes them."""
+        return [str(path) for path in self.read_column("paths", 0, self.rows)]
+
+    @cached_property
+    def _images(self) -> zarr.Array[Any]:
+        return _open_array(self.path, self.name, "images", "r")
+
+    def _check_present(self, first: int, last: int) -> None:
+        """Raise if a chunk of rows first..last-1 is not in its shard's index."""
+        per_shard = self.layout.shard_rows // self.chunk_rows
+        chunks = range(first // self.chunk_rows, -(-last // self.chunk_rows))
+        for shard in range(chunks[0] // per_shard, chunks[-1] // per_shard + 1):
+            with shard_file(self.path, self.name, shard).open("rb") as file:
+                file.seek(-(16 * per_shard + 4), os.SEEK_END)  # the index: offset, length; CRC32C
+                index = np.frombuffer(file.read(16 * per_shard), dtype="<u8").reshape(per_shard, 2)
+            for chunk in chunks:
+                if chunk // per_shard == shard and index[chunk % per_shard, 0] == _ABSENT:
+                    raise ValueError(f"chunk {chunk} is missing")
+
+    def _damage(self, error: Exception, array: str, start: int, stop: int) -> DatasetError:
+        shards = range(start // self.layout.shard_rows, (stop - 1) // self.layout.shard_rows + 1)
+        files = ", ".join(str(shard_file(self.path, self.name, shard)) for shard in shards)
+        where = files if array == "images" else self.path / self.name / array
+        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error).split(". ")[0]
+        return DatasetError(
+            f"expected intact {array}, found {reason}: {self.name} rows {start}..{stop - 1} in {where}; run"
+            f" 'logpose verify {self.path}'"
+        )
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A sealed dataset: open it, and read its parts."""
+
+    path: Path
+    class_names: tuple[str, ...]
+    size: tuple[int, int]  # (H, W)
+    fit: str
+    seed: int
+    mean: tuple[float, float, float]  # of the training part, a channel, in 0..255
+    std: tuple[float, float, float]
+    content_hash: str
+    train: Part
+    val: Part
+    attributes: Attributes
+
+    @classmethod
+    def open(cls, path: Path) -> Dataset:
+        """Open a sealed dataset. Raises DatasetError, naming what is wrong with it and the remedy."""
+        path = Path(path)
+        said = read_attributes(path)
+        if not said.sealed:
+            raise DatasetError(
+                f"expected a finished dataset, found one still being built at {path}: run the same"
+                " 'logpose build' again, it goes on where it stopped"
+            )
+        if said.mean is None or said.std is None or said.content_hash is None:
+            raise DatasetError(
+                f"expected mean, std and content hash, found none in {path}: the metadata is damaged,"
+                " build the dataset again with --overwrite"
+            )
+        train, val = (open_part(path, part, said) for part in PARTS)
+        return cls(
+            path, said.class_names, said.size, said.fit, said.seed, said.mean, said.std, said.content_hash,
+            train, val, said,
+        )  # fmt: skip
+
+
+def read_attributes(path: Path) -> Attributes:
+    """What a dataset, sealed or not, says of itself. Raises DatasetError if there is none."""
+    metadata = path / "zarr.json"
+    if not metadata.is_file():
+        found = "nothing" if not os.path.lexists(path) else "no zarr.json in it"
+        raise DatasetError(f"expected a dataset built by logpose, found {found} at {path}: check the path")
+    try:
+        node = json.loads(metadata.read_bytes())
+        attributes = node.get("attributes")
+    except (OSError, ValueError, AttributeError) as error:
+        raise DatasetError(
+            f"expected JSON metadata, found {error} in {metadata}: it is damaged, build the dataset again"
+        ) from error
+    return Attributes.from_json(attributes, str(path))
+
+
+def open_part(path: Path, part: str, attributes: Attributes) -> Part:
+    """Open a part, sealed or not, and check that its images have the form that the attributes promise."""
+    try:
+        images = _open_array(path, part, "images", "r")
+        shape, expected = images.shape[1:], (*attributes.size, 3)
+        if shape != expected or images.dtype != np.uint8:
+            raise ValueError(f"images of {images.dtype} {shape} instead of uint8 {expected}")
+        cut = Layout(images.chunks[0], _shard_rows(images))
+        if cut.shard_rows % cut.chunk_rows or images.chunks[1:] != expected:
+            raise ValueError(f"chunks of {images.chunks} in shards of {images.shards}")
+    except Exception as error:
+        raise DatasetError(
+            f"expected whole metadata, found {error} in {path / part}: it is damaged, build the dataset again"
+            " with --overwrite"
+        ) from error
+    rows = int(images.shape[0])
+    return Part(path, part, rows, attributes.size, cut, len(attributes.class_names))
+
+
+def _open_array(path: Path, part: str, name: str, mode: Any) -> zarr.Array[Any]:
+    store = LocalStore(path, read_only=mode == "r")
+    return zarr.open_array(store, path=f"{part}/{name}", mode=mode, zarr_format=3, config=_WRITE_ALL)
+
+
+def _shard_rows(array: zarr.Array[Any]) -> int:
+    if array.shards is None:
+        raise DatasetError("expected images in shards, found none")
+    return int(array.shards[0])
