@@ -47,7 +47,7 @@ class ModelCard:
         try:
             return MODELS[self.model](**self.model_options)
         except TypeError as error:
-            raise ModelFileError(f"model {self.model} does not take the options {self.model_options}: {error}") from None
+            raise ModelFileError(f"model {self.model} does not take {self.model_options}: {error}") from None
 
     def build_loss(self) -> Loss:
         if self.loss not in LOSSES:
@@ -119,7 +119,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path} is not a whole model file ({_first_line(error)}); it may be truncated: copy it again"
         ) from None
     if _ENTRY not in metadata:
-        raise ModelFileError(f"{path} is a safetensors file but not of logpose; use a model.safetensors of `logpose train`")
+        raise ModelFileError(f"{path} is a safetensors file but not logpose's; use one that `logpose train` wrote")
     try:
         header = json.loads(metadata[_ENTRY])
         version = header["format_version"]

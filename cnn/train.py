@@ -90,7 +90,8 @@ class Trainer:
             what = "gradient" if math.isfinite(float(loss)) else "loss"
             raise NonFiniteError(
                 f"the {what} is no finite number at step {self.step + 1} of {self.total_steps} (learning rate "
-                f"{self.lr:.3g}): training diverged; lower --lr (try {recipe.optimizer.lr / 10:.2g}) or set train.clip=1"
+                f"{self.lr:.3g}): training diverged; lower --lr (try {recipe.optimizer.lr / 10:.2g}) or "
+                "set train.clip=1"
             )
         norm = math.sqrt(squared_norm)
         scale = recipe.clip / norm if 0.0 < recipe.clip < norm else 1.0

@@ -11,7 +11,7 @@ from cnn.rng import uniform
 
 @dataclass(frozen=True)
 class Dropout:
-    """Zero with probability `rate`, else scaled by 1 / (1 - rate), so that the mean stays. Nothing when not training."""
+    """Zero with probability `rate`, else scaled by 1 / (1 - rate), so that the mean stays; only in training."""
 
     rate: float = 0.5
 

@@ -1,0 +1,225 @@
+"""The CPU: Numba kernels and BLAS for all that a training step spends its time on.
+
+What is not overridden here is inherited from the reference: small, or rare.
+"""
+
+import math
+import os
+from typing import Any
+
+import numba
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from cnn.backend import Array, Window
+from cnn.backends import cpu_conv, cpu_kernels
+from cnn.backends.reference import ReferenceBackend
+
+_ELEMENTWISE = {
+    "relu": (cpu_kernels.relu, cpu_kernels.relu_backward),
+    "sigmoid": (cpu_kernels.sigmoid, cpu_kernels.sigmoid_backward),
+    "silu": (cpu_kernels.silu, cpu_kernels.silu_backward),
+    "gelu": (cpu_kernels.gelu, cpu_kernels.gelu_backward),
+}
+_FROM_INPUT = ("silu", "gelu")  # whose derivative is taken from x, the others' from y
+
+
+class CpuBackend(ReferenceBackend):
+    """Numba on `threads` threads. BLAS gets one thread, since Numba's threads each call it for their own tile."""
+
+    name = "cpu"
+
+    def __init__(self, threads: int | None = None, why: str = "") -> None:
+        self.threads = threads or _usable_cores()
+        numba.set_num_threads(min(self.threads, numba.config.NUMBA_NUM_THREADS))
+        threadpool_limits(1, user_api="blas")
+        plural = "" if self.threads == 1 else "s"
+        self.description = f"cpu: {self.threads} thread{plural}" + (f" ({why})" if why else "")
+        self._scratch: dict[tuple[str, Any], Array] = {}
+
+    def _borrow(self, purpose: str, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Scratch memory that lives until the next borrowing for the same purpose; grown, never given back."""
+        size = math.prod(shape)
+        kept = self._scratch.get((purpose, dtype))
+        if kept is None or kept.size < size:
+            kept = self._scratch[(purpose, dtype)] = np.empty(size, dtype)  # (size,)
+        return kept[:size].reshape(shape)
+
+    def _columns(self, depth: int, dtype: Any, most: int) -> Array:
+        """Scratch for gathered windows, at most `most` of them a thread: (T, tile, D)."""
+        tile = min(cpu_conv.tile_pixels(depth * np.dtype(dtype).itemsize), most)
+        return self._borrow("columns", (self.threads, tile, depth), dtype)
+
+    # Convolution
+
+    def conv2d(self, x: Array, weight: Array, bias: Array | None, window: Window) -> Array:
+        out_h, out_w = window.out_size(*x.shape[1:3])
+        flat_weight = weight.reshape(-1, weight.shape[3])  # (D, K)
+        y = self._slide(x, flat_weight, bias, window, out_h, out_w)  # (P, K)
+        return y.reshape(len(x), out_h, out_w, -1)  # (N, OH, OW, K)
+
+    def _slide(
+        self, x: Array, weight: Array, bias: Array | None, window: Window, out_h: int, out_w: int
+    ) -> Array:
+        """Every window of x (N, H, W, C) times weight (D, K): (P, K)."""
+        x = np.ascontiguousarray(x)
+        y = np.empty((len(x) * out_h * out_w, weight.shape[1]), x.dtype)  # (P, K)
+        no_bias = np.empty(0, x.dtype) if bias is None else bias  # (K,) or (0,)
+        if _is_pointwise(window):
+            cpu_conv.matmul_rows(x.reshape(-1, x.shape[3]), weight, no_bias, y, self.threads)
+        else:
+            columns = self._columns(weight.shape[0], x.dtype, len(y))
+            g = cpu_conv.geometry(window, x.shape, out_h, out_w)
+            cpu_conv.conv_forward(x.reshape(-1), g, weight, no_bias, y, columns)
+        return y
+
+    def conv2d_backward(
+        self, dy: Array, x: Array, weight: Array, window: Window,
+        d_weight: Array, d_bias: Array | None, need_dx: bool,
+    ) -> Array | None:
+        x, dy = np.ascontiguousarray(x), np.ascontiguousarray(dy)
+        depth, filters = d_weight.size // dy.shape[3], dy.shape[3]
+        flat_dy = dy.reshape(-1, filters)  # (P, K)
+        g = cpu_conv.geometry(window, x.shape, *dy.shape[1:3])
+        columns = self._columns(depth, x.dtype, len(flat_dy))
+        parts = self._borrow("parts", (self.threads, depth, filters), x.dtype)
+        product = self._borrow("product", (self.threads, depth, filters), x.dtype)
+        cpu_conv.conv_weight_gradient(x.reshape(-1), g, flat_dy, parts, columns, product)
+        d_weight += parts.sum(axis=0).reshape(d_weight.shape)
+        if d_bias is not None:
+            d_bias += cpu_kernels.norm_sums(
+                flat_dy, flat_dy, np.zeros(filters, dy.dtype), self.threads
+            )[0].astype(dy.dtype)  # (K,)
+        if not need_dx:
+            return None
+        if window.stride == (1, 1):
+            turned, back = cpu_conv.turned(weight), cpu_conv.adjoint_window(window)
+            return self._slide(dy, turned, None, back, *x.shape[1:3]).reshape(x.shape)
+        dx = np.zeros(x.shape, x.dtype)  # (N, H, W, C)
+        weight_t = np.ascontiguousarray(weight.reshape(depth, filters).T)  # (K, D)
+        cpu_conv.conv_input_gradient(flat_dy, g, weight_t, dx.reshape(-1), len(x), columns)
+        return dx
+
+    # Batch norm
+
+    def batch_norm_train(
+        self, x: Array, scale: Array, shift: Array, epsilon: float
+    ) -> tuple[Array, Array, Array]:
+        x = np.ascontiguousarray(x)
+        mean, variance = (
+            values.astype(x.dtype)
+            for values in cpu_kernels.mean_and_variance(x.reshape(-1, x.shape[-1]), self.threads)
+        )  # (C,) each
+        return self.batch_norm_infer(x, scale, shift, mean, variance, epsilon), mean, variance
+
+    def batch_norm_infer(
+        self, x: Array, scale: Array, shift: Array, mean: Array, variance: Array, epsilon: float
+    ) -> Array:
+        rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])  # (M, C)
+        y = np.empty_like(rows)  # (M, C)
+        factor = (scale / np.sqrt(variance + epsilon)).astype(x.dtype)  # (C,)
+        cpu_kernels.normalise(rows, mean, factor, shift, y, self.threads)
+        return y.reshape(x.shape)
+
+    def batch_norm_backward(
+        self, dy: Array, x: Array, scale: Array, mean: Array, variance: Array, epsilon: float,
+        d_scale: Array, d_shift: Array,
+    ) -> Array:
+        rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])  # (M, C)
+        rows_dy = np.ascontiguousarray(dy).reshape(rows.shape)  # (M, C)
+        sum_dy, sum_dy_x = cpu_kernels.norm_sums(rows_dy, rows, mean, self.threads)  # float64 (C,) each
+        inverse = 1.0 / np.sqrt(variance.astype(np.float64) + epsilon)  # (C,)
+        d_scale += (sum_dy_x * inverse).astype(x.dtype)
+        d_shift += sum_dy.astype(x.dtype)
+        dx = np.empty_like(rows)  # (M, C)
+        factor, offset, slope = (
+            values.astype(x.dtype)
+            for values in (scale * inverse, sum_dy / len(rows), sum_dy_x * inverse**2 / len(rows))
+        )  # (C,) each
+        cpu_kernels.norm_backward(rows_dy, rows, mean, factor, offset, slope, dx, self.threads)
+        return dx.reshape(x.shape)
+
+    # Elementwise
+
+    def activate(self, kind: str, x: Array) -> Array:
+        if kind not in _ELEMENTWISE:
+            return super().activate(kind, x)
+        x = np.ascontiguousarray(x)
+        y = np.empty_like(x)  # shape of x
+        _ELEMENTWISE[kind][0](x.reshape(-1), y.reshape(-1))
+        return y
+
+    def activate_backward(self, kind: str, dy: Array, x: Array, y: Array) -> Array:
+        if kind not in _ELEMENTWISE:
+            return super().activate_backward(kind, dy, x, y)
+        kept = np.ascontiguousarray(x if kind in _FROM_INPUT else y)
+        dx = np.empty_like(kept)  # shape of x
+        _ELEMENTWISE[kind][1](np.ascontiguousarray(dy).reshape(-1), kept.reshape(-1), dx.reshape(-1))
+        return dx
+
+    def add(self, a: Array, b: Array) -> Array:
+        y = np.empty_like(a, order="C")  # shape of a
+        cpu_kernels.add(np.ascontiguousarray(a).reshape(-1), np.ascontiguousarray(b).reshape(-1), y.reshape(-1))
+        return y
+
+    # Pooling
+
+    def max_pool(self, x: Array, window: Window) -> tuple[Array, Array]:
+        shape = (len(x), *window.out_size(*x.shape[1:3]), x.shape[3])
+        y = np.empty(shape, x.dtype)  # (N, OH, OW, C)
+        winner = np.empty(shape, np.uint8 if math.prod(window.size) <= 256 else np.int32)  # (N, OH, OW, C)
+        cpu_kernels.max_pool(
+            np.ascontiguousarray(x), window.size, window.stride, window.top, window.left, y, winner, self.threads
+        )
+        return y, winner
+
+    def max_pool_backward(
+        self, dy: Array, winner: Array, in_shape: tuple[int, ...], window: Window
+    ) -> Array:
+        dx = np.zeros(in_shape, dy.dtype)  # (N, H, W, C)
+        cpu_kernels.max_pool_backward(
+            np.ascontiguousarray(dy), winner, window.size, window.stride, window.top, window.left, dx, self.threads
+        )
+        return dx
+
+    # Optimizers
+
+    def squared_norm(self, vector: Array) -> float:
+        return float(cpu_kernels.squared_norm(vector, self.threads))
+
+    def sgd_step(
+        self, weights: Array, gradient: Array, velocity: Array, decayed: int, gradient_scale: float,
+        lr: float, momentum: float, nesterov: bool, weight_decay: float,
+    ) -> None:
+        cpu_kernels.sgd_step(
+            weights, gradient, velocity, decayed, gradient_scale, lr, momentum, nesterov, weight_decay
+        )
+
+    def adamw_step(
+        self, weights: Array, gradient: Array, first: Array, second: Array, decayed: int, gradient_scale: float,
+        lr: float, beta1: float, beta2: float, epsilon: float, weight_decay: float, step: int,
+    ) -> None:
+        cpu_kernels.adamw_step(
+            weights, gradient, first, second, decayed, gradient_scale, lr, beta1, beta2, epsilon, weight_decay,
+            1.0 - beta1**step, 1.0 - beta2**step,
+        )
+
+    # Pictures
+
+    def resample(
+        self, images: Array, ys: Array, xs: Array, holes: Array | None, mean: Array, deviation: Array
+    ) -> Array:
+        out = np.empty((len(images), ys.shape[1], xs.shape[1], images.shape[3]), mean.dtype)  # (N, OH, OW, C)
+        no_holes = np.empty((0, 4), np.int64) if holes is None else holes  # (N, 4) or (0, 4)
+        cpu_kernels.resample(images, ys, xs, no_holes, mean, deviation, out, self.threads)
+        return out
+
+
+def _is_pointwise(window: Window) -> bool:
+    padding = (window.top, window.bottom, window.left, window.right)
+    return window.size == (1, 1) and window.stride == (1, 1) and not any(padding)
+
+
+def _usable_cores() -> int:
+    """As many as this process may use, where the system says."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
