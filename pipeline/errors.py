@@ -4,6 +4,7 @@
     ├── ListingError          the folder of pictures is not laid out as one
     ├── DecodeError           one file is not a picture we can read; carries a kind and a reason
     ├── DatasetError          the dataset is absent, unsealed, of another version, or damaged
+    │   └── DamageError       some of its rows are damaged or missing; carries the reason
     ├── OutputExistsError     the place to write to is taken
     ├── OptionError           an option out of its range
     └── BuildError            exit code 1: the input was fine, the work failed (disk full, …)
@@ -71,6 +72,18 @@ class DecodeError(PipelineError):
 
 class DatasetError(PipelineError):
     """The dataset cannot be used as it is."""
+
+
+class DamageError(DatasetError):
+    """Some rows cannot be read; reason says why, the message also where and what to do."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message, reason)  # both in args, so that the error survives pickling
+        self.message = message
+        self.reason = printable(reason)
+
+    def __str__(self) -> str:
+        return printable(self.message)
 
 
 class OutputExistsError(PipelineError):

@@ -138,9 +138,11 @@ def colour_statistics(
     return mean, std  # type: ignore[return-value]
 
 
-def shard_digest(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], paths: Iterable[str]) -> str:
-    """Hash of the rows of one shard: images (n, H, W, 3), labels (n,), n paths."""
-    digest = blake2b(np.ascontiguousarray(images).data, digest_size=16)
+def shard_digest(images: Iterable[npt.NDArray[np.uint8]], labels: npt.NDArray[np.int64], paths: Iterable[str]) -> str:
+    """Hash of the rows of one shard: images in blocks of (n, H, W, 3), all labels (N,), all N paths."""
+    digest = blake2b(digest_size=16)
+    for block in images:
+        digest.update(np.ascontiguousarray(block).data)
     digest.update(labels.astype("<i8").tobytes())
     digest.update("\0".join(paths).encode())
     return digest.hexdigest()

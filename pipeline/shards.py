@@ -81,7 +81,7 @@ def run_shard(job: ShardJob, tick: Tick | None = None) -> ShardResult:
     write_shard(job.dataset, job.part, job.shard, images)
     labels = np.array([file.label for file in job.files], dtype=np.int64)  # (n,)
     sums, squares = _sums(images)
-    digest = shard_digest(images, labels, [printable(file.path) for file in job.files])
+    digest = shard_digest([images], labels, [printable(file.path) for file in job.files])
     return ShardResult(job.part, job.shard, job.wanted, tuple(failures), sums, squares, digest)
 
 

@@ -19,7 +19,7 @@ import zarr
 from zarr.storage import LocalStore
 
 from pipeline.codecs import chunk_codecs
-from pipeline.errors import DatasetError
+from pipeline.errors import DamageError, DatasetError
 from pipeline.schema import COLUMN_CHUNK_ROWS, IMAGE_DIMENSIONS, PARTS, Attributes, Layout, layout
 
 # Without it zarr leaves out a chunk that is all zeros, and a black picture would look like a missing one.
@@ -142,7 +142,7 @@ class Part:
     def read(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
         """Rows start..stop-1 as uint8 (stop - start, H, W, 3).
 
-        Whole chunks are read and cut in NumPy, so reads along chunks waste nothing. Raises DatasetError
+        Whole chunks are read and cut in NumPy, so reads along chunks waste nothing. Raises DamageError
         where a chunk is damaged or missing: it names part, rows and file.
         """
         if not 0 <= start <= stop <= self.rows:
@@ -160,12 +160,9 @@ class Part:
         return images[start - first : stop - first]
 
     def read_column(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
-        """Rows start..stop-1, chunk-aligned, of 'labels' or 'paths'. Raises DatasetError."""
+        """Rows start..stop-1, chunk-aligned, of 'labels' or 'paths'. Raises DamageError."""
         try:
-            array = _open_array(self.path, self.name, name, "r")
-            if array.shape != (self.rows,):
-                raise ValueError(f"shape {array.shape} instead of {(self.rows,)}")
-            values = np.asarray(array[start:stop])  # (n,)
+            values = np.asarray(_open_array(self.path, self.name, name, "r")[start:stop])  # (n,)
             for chunk in range(start // COLUMN_CHUNK_ROWS, -(-stop // COLUMN_CHUNK_ROWS)):
                 (self.path / self.name / name / "c" / str(chunk)).stat()
         except Exception as error:
@@ -204,14 +201,16 @@ class Part:
                 if chunk // per_shard == shard and index[chunk % per_shard, 0] == _ABSENT:
                     raise ValueError(f"chunk {chunk} is missing")
 
-    def _damage(self, error: Exception, array: str, start: int, stop: int) -> DatasetError:
-        shards = range(start // self.layout.shard_rows, (stop - 1) // self.layout.shard_rows + 1)
-        files = ", ".join(str(shard_file(self.path, self.name, shard)) for shard in shards)
-        where = files if array == "images" else self.path / self.name / array
+    def _damage(self, error: Exception, array: str, start: int, stop: int) -> DamageError:
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error).split(". ")[0]
-        return DatasetError(
+        where = str(self.path / self.name / array)
+        if array == "images":
+            shards = range(start // self.layout.shard_rows, (stop - 1) // self.layout.shard_rows + 1)
+            where = ", ".join(str(shard_file(self.path, self.name, shard)) for shard in shards)
+        return DamageError(
             f"expected intact {array}, found {reason}: {self.name} rows {start}..{stop - 1} in {where}; run"
-            f" 'logpose verify {self.path}'"
+            f" 'logpose verify {self.path}'",
+            reason,
         )
 
 
@@ -247,6 +246,8 @@ class Dataset:
                 " build the dataset again with --overwrite"
             )
         train, val = (open_part(path, part, said) for part in PARTS)
+        for part in (train, val):
+            _check_columns(part)
         return cls(
             path, said.class_names, said.size, said.fit, said.seed, said.mean, said.std, said.content_hash,
             train, val, said,
@@ -286,6 +287,19 @@ def open_part(path: Path, part: str, attributes: Attributes) -> Part:
         ) from error
     rows = int(images.shape[0])
     return Part(path, part, rows, attributes.size, cut, len(attributes.class_names))
+
+
+def _check_columns(part: Part) -> None:
+    for name in ("labels", "paths"):
+        try:
+            shape = _open_array(part.path, part.name, name, "r").shape
+            if shape != (part.rows,):
+                raise ValueError(f"{shape[0]} {name} for {part.rows} images")
+        except Exception as error:
+            raise DatasetError(
+                f"expected whole metadata, found {error} in {part.path / part.name}: it is damaged, build the"
+                " dataset again with --overwrite"
+            ) from error
 
 
 def _open_array(path: Path, part: str, name: str, mode: Any) -> zarr.Array[Any]:
