@@ -73,8 +73,7 @@ class Pen:
         path = np.asarray(points)  # (n, 2)
         if tip is None:
             thickness = self._width(width + (2 * HALO if self.halo else 0.0))
-            paint = CLOTH if self.halo else ink
-            self.canvas.line(self._pixels(path), fill=paint, width=thickness, joint="curve")
+            self.canvas.line(self._pixels(path), fill=CLOTH if self.halo else ink, width=thickness, joint="curve")
             path, tip = path[[0, -1]], width
         for (x, y), w in zip(path, np.linspace(width, tip, len(path)), strict=True):
             self.oval(x, y, w / 2, w / 2, ink)
@@ -113,8 +112,7 @@ def both_sides(pen: Pen) -> tuple[Pen, Pen]:
 def round_skull(pen: Pen) -> None:
     """Good-humoured: round eyes and a full set of teeth."""
     pen.blob([(-0.2, 0.2), (-0.24, 0.42), (0, 0.52), (0.24, 0.42), (0.2, 0.2)], BONE)
-    pen.blob([(-0.4, -0.1), (-0.28, -0.4), (0, -0.5), (0.28, -0.4), (0.4, -0.1), (0.3, 0.18), (0, 0.26),
-              (-0.3, 0.18)], BONE)
+    pen.blob([(-0.4, -0.1), (-0.28, -0.4), (0, -0.5), (0.28, -0.4), (0.4, -0.1), (0.3, 0.2), (-0.3, 0.2)], BONE)
     if pen.halo:
         return
     for side in both_sides(pen):
@@ -171,8 +169,7 @@ def swords(pen: Pen) -> None:
     """Two cutlasses, crossed under the chin, points up."""
     for side in both_sides(pen):
         sword = side.moved(y=0.34, degrees=-43)
-        sword.blob([(-0.5, -0.06), (0.2, -0.07), (0.8, -0.11), (1.22, -0.24), (1.0, 0.02), (0.4, 0.1),
-                    (-0.5, 0.06)], BONE)
+        sword.blob([(-0.5, -0.06), (0.8, -0.11), (1.22, -0.24), (1.0, 0.02), (0.4, 0.1), (-0.5, 0.06)], BONE)
         sword.stroke([(-0.86, 0), (-0.5, 0)], 0.1, SHADE)
         sword.stroke(smooth([(-0.5, -0.18), (-0.45, 0), (-0.52, 0.17), (-0.72, 0.2)]), 0.09, DYE)
 

@@ -89,6 +89,7 @@ def flag(crew: str, rng: Rng, size: int) -> Image.Image:
     c, s = zoom * np.cos(turn), zoom * np.sin(turn)
     centre_x = width * rng.uniform(0.44, 0.56)
     centre_y = height * rng.uniform(0.46, 0.54)
+    # Pillow asks the other way round: which place of the stencil shows at a place of the flag?
     back = (mirror * c, -mirror * s, height / 2 - mirror * (c * centre_x - s * centre_y),
             s, c, height / 2 - s * centre_x - c * centre_y)  # fmt: skip
     printed = emblem.transform((width, height), Image.Transform.AFFINE, back, Image.Resampling.BILINEAR)
@@ -98,7 +99,7 @@ def flag(crew: str, rng: Rng, size: int) -> Image.Image:
 
 
 def pattern(pen: ImageDraw.ImageDraw, tint: Colour, rng: Rng) -> None:
-    """Plain, halved, banded, quartered or hemmed cloth."""
+    """Halved (upright, level or aslant), banded, hemmed or plain cloth."""
     width, height = pen.im.size
     match int(rng.integers(7)):
         case 0:
