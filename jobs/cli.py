@@ -57,13 +57,15 @@ Workers = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Threads that read and decode; all cores if not given.")
 ]
 Scheduler = Annotated[
-    str | None, typer.Option(metavar="tcp://HOST:PORT", help="Decode on this Dask cluster, not in threads here.")
+    str | None, typer.Option(metavar="tcp://HOST:PORT", help="A Dask cluster to decode on, not threads here.")
 ]
 ComputeOn = Annotated[Device, typer.Option(help="Where to compute; auto takes a GPU if one works.")]
 Images = Annotated[
     Path | None, typer.Argument(metavar="IMAGES", help="One folder per class, or train/ and val/ of such.")
 ]
-AnyImages = Annotated[Path | None, typer.Argument(metavar="IMAGES", help="A folder, however deep, or one picture.")]
+AnyImages = Annotated[
+    Path | None, typer.Argument(metavar="IMAGES", help="A folder, however deep, or one picture.")
+]
 Built = Annotated[Path | None, typer.Argument(metavar="DATASET.zarr", help="From 'logpose build'.")]
 
 
@@ -91,13 +93,15 @@ def build(
     ] = "128",
     fit: Annotated[Fit, typer.Option(help="Add a border, cut off, or distort to get there.")] = Fit.pad,
     val: Annotated[
-        float, typer.Option(min=0, max=1, metavar="SHARE", help="Share kept for validation, where there is no val/ folder.")
+        float,
+        typer.Option(min=0, max=1, metavar="X", help="Share for validation, if there is no val/ folder."),
     ] = 0.1,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the split and of the order of rows.")] = 0,
     workers: Workers = None,
     scheduler: Scheduler = None,
     max_failures: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Stop when more pictures than this cannot be read.")
+        str | None,
+        typer.Option(metavar="N | 0.X", help="Stop if more files, or a greater share, cannot be read."),
     ] = None,
     overwrite: Overwrite = False,
 ) -> Job:
@@ -113,12 +117,12 @@ def build(
     dataset = path_argument(dataset, "DATASET.zarr", "Dataset to write", "build", default)
 
     def job() -> int:
-        from jobs import build as module
+        from jobs.build import build as run
 
-        return module.build(
+        return run(
             images,
             dataset,
-            size=module.parse_size(size),
+            size=size,
             fit=fit.value,
             val=val,
             seed=seed,
@@ -136,7 +140,7 @@ def train(
     dataset: Built = None,
     run_dir: Annotated[Path | None, typer.Argument(metavar="RUN_DIR", help="Folder for the results.")] = None,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="Architecture, such as resnet9.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Times to see every picture.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Times to see each picture.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Pictures a step.")] = None,
     lr: Annotated[float | None, typer.Option(metavar="X", help="Learning rate at its peak.")] = None,
     seed: Annotated[
@@ -182,7 +186,7 @@ def train(
             init = path_argument(None, "MODEL", "Model to start from", "train")
 
     def job() -> int:
-        from jobs.config import resolve
+        from jobs.config import Wishes
         from jobs.train import train as run
 
         options = {
@@ -196,7 +200,7 @@ def train(
         return run(
             dataset,
             run_dir,
-            resolve(config, set_ or [], given),
+            Wishes(config, set_ or [], given),
             device=device.value,
             workers=workers,
             resume=resume,
@@ -215,7 +219,9 @@ def classify(
         Path | None, typer.Argument(metavar="MODEL", help="model.safetensors of a training, or its RUN_DIR.")
     ] = None,
     out: Annotated[Path | None, typer.Argument(metavar="OUT.csv", help="Where to write.")] = None,
-    topk: Annotated[int, typer.Option(min=1, metavar="K", help="Labels for each picture, the likeliest first.")] = 1,
+    topk: Annotated[
+        int, typer.Option(min=1, metavar="K", help="Labels for each picture, the likeliest first.")
+    ] = 1,
     batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures computed at a time.")] = 64,
     device: ComputeOn = Device.auto,
     workers: Workers = None,
@@ -338,7 +344,7 @@ def _explain(error: OSError) -> tuple[str, int]:
 
 
 def _usage(error: Exception, given: Sequence[str]) -> str:
-    """A mistake on the command line in one line: what was wrong, what was probably meant, where to read on."""
+    """A mistake on the command line in one line: what was wrong, what was meant, where to read on."""
     message = getattr(error, "message", "") or str(error)
     possible = getattr(error, "possibilities", None)
     if getattr(error, "option_name", None) and "o such option" in message:

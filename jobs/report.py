@@ -1,11 +1,7 @@
-"""What a training leaves for people to look at: metrics.csv, curves.png, confusion.png."""
+"""What a training leaves for people to look at: curves.png and confusion.png."""
 
-import csv
-import io
-import math
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,44 +15,13 @@ from matplotlib.font_manager import FontProperties, findfont, fontManager, get_f
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from jobs.files import write_text_atomically, written_atomically
+from jobs.files import written_atomically
+from jobs.metrics import EpochRow
 
 TRAIN, VAL, RATE = "#8aa4c8", "#c2410c", "#9ca3af"  # one colour for each thing, in every picture
 INK, GRID = "#1f2937", "#e5e7eb"
 # Names in scripts that matplotlib's own font lacks are drawn with one of these, where one is installed.
 WIDE_FONTS = ("Noto Sans CJK JP", "Noto Sans JP", "Hiragino Sans", "Yu Gothic", "IPAGothic")
-
-
-@dataclass(frozen=True)
-class EpochRow:
-    """One row of metrics.csv. Without a validation part, `val_loss` and `val_accuracy` are None."""
-
-    epoch: int
-    step: int
-    lr: float
-    train_loss: float
-    train_accuracy: float
-    val_loss: float | None
-    val_accuracy: float | None
-    seconds: float
-    images_per_second: float
-    wait_seconds: float
-
-
-def write_metrics(path: Path, rows: Sequence[EpochRow]) -> None:
-    """All epochs as CSV; an empty field where there is no value."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(field.name for field in fields(EpochRow))
-    for row in rows:
-        writer.writerow(_number(value) for value in asdict(row).values())
-    write_text_atomically(path, text.getvalue())
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return ""
-    return str(value) if isinstance(value, int) else f"{value:.6g}"
 
 
 def draw_curves(path: Path, rows: Sequence[EpochRow]) -> None:
@@ -222,15 +187,3 @@ def _save(figure: Figure, path: Path) -> None:
     with written_atomically(path) as file:
         FigureCanvasAgg(figure)  # attaches itself: no window system is ever asked for
         figure.savefig(file, format="png")
-
-
-def is_better(row: EpochRow, best: EpochRow | None) -> bool:
-    """Whether an epoch beats the best so far: by validation accuracy, ties by loss.
-
-    Without a validation part there is nothing to judge by, and the last epoch is the best.
-    """
-    if best is None or row.val_accuracy is None or best.val_accuracy is None:
-        return True
-    loss = math.inf if row.val_loss is None else row.val_loss
-    best_loss = math.inf if best.val_loss is None else best.val_loss
-    return (row.val_accuracy, -loss) > (best.val_accuracy, -best_loss)

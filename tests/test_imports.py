@@ -25,7 +25,6 @@ DOORS = {
     "cupyx": ["cnn/backends/gpu.py"],
     "numba": ["cnn/backends/cpu*.py"],
     "dask": ["pipeline/build.py", "pipeline/stream.py", "jobs/classify.py"],
-    "distributed": ["pipeline/build.py", "jobs/classify.py"],
     "PIL": ["pipeline/decode.py", "jobs/flags*"],
     "matplotlib": ["jobs/report.py"],
     "typer": ["jobs/cli.py"],
@@ -33,8 +32,6 @@ DOORS = {
 
 # Where the name to import is not the name to install.
 INSTALLED_AS = {"PIL": "pillow", "tomli_w": "tomli-w", "cupy": "cupy-cuda12x", "cupyx": "cupy-cuda12x"}
-# Used when it is there, asked for by name in the error message when it is not.
-OPTIONAL = {"distributed"}
 
 
 def imported_modules(path: str) -> Iterator[str]:
@@ -84,7 +81,7 @@ def test_what_is_imported_is_declared(path: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lists = [project["dependencies"], project["optional-dependencies"]["cuda12"]]
     declared = {_distribution(requirement) for requirements in lists for requirement in requirements}
-    third_party = imported_libraries(path) - set(sys.stdlib_module_names) - set(PACKAGES) - OPTIONAL
+    third_party = imported_libraries(path) - set(sys.stdlib_module_names) - set(PACKAGES)
     undeclared = {name for name in third_party if INSTALLED_AS.get(name, name) not in declared}
     assert not undeclared, f"{path} imports {sorted(undeclared)}, which pyproject.toml does not list"
 

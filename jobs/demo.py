@@ -1,0 +1,94 @@
+"""All jobs in a row on drawn pirate flags: something to watch, and a check that everything works."""
+
+import csv
+import os
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from jobs.build import build
+from jobs.classify import classify
+from jobs.config import Wishes
+from jobs.errors import JobError
+from jobs.flags import CREWS, draw_flags
+from jobs.progress import bar, plural
+from jobs.train import train
+from pipeline.errors import DatasetError
+from pipeline.store import Dataset
+
+# What is drawn: flags of each crew, and the seed they are drawn from. No flag is in two of them.
+TRAIN, VAL, NEW = (80, 1), (20, 2), (2, 3)
+SIZE = 64  # pixels
+# A recipe that two cores finish in about three minutes.
+RECIPE: dict[str, Any] = {
+    "model.name": "resnet9",
+    "model.width": 16,
+    "train.epochs": 16,
+    "train.batch_size": 32,
+}
+
+
+def demo(folder: Path) -> int:
+    """Draw, build, train and classify in `folder`; what is done already is not done again."""
+    flags, dataset, run_dir = folder / "flags", folder / "flags.zarr", folder / "run"
+    new, out = folder / "new", folder / "new.csv"
+
+    print(f"Flags of {len(CREWS)} pirate crews: some to learn from, others to validate, more to recognise")
+    for place, (count, seed) in ((flags / "train", TRAIN), (flags / "val", VAL), (new, NEW)):
+        _draw(place, count, seed)
+
+    _announce("build", flags, dataset, f"--size {SIZE}")
+    if _is_built(dataset):
+        print(f"{dataset} is there already")
+    else:
+        build(flags, dataset, size=str(SIZE), overwrite=True)
+
+    _announce("train", dataset, run_dir, "--resume", *(f"--set {key}={value}" for key, value in RECIPE.items()))
+    try:
+        train(dataset, run_dir, Wishes(options=RECIPE), resume=True)
+    except JobError as error:
+        raise JobError(f"{error} (or remove {folder} and run the demo again)") from error
+
+    model = run_dir / "model.safetensors"
+    _announce("classify", new, model, out, "--topk 2 --overwrite")
+    classify(new, model, out, topk=2, overwrite=True)
+
+    print("\nWhere to look")
+    _show(out)
+    for name, what in (("curves.png", "how it learned"), ("confusion.png", "what it takes for what")):
+        print(f"  {run_dir / name}: {what}")
+    return 0
+
+
+def _announce(*words: object) -> None:
+    """The command that does the same."""
+    print(f"\n$ logpose {' '.join(map(str, words))}", flush=True)
+
+
+def _draw(folder: Path, count: int, seed: int) -> None:
+    workers = len(os.sched_getaffinity(0))
+    with bar("drawing", "flags", count * len(CREWS), ends=False) as progress:
+        draw_flags(folder, count, seed, lambda done, total: progress.update(done), workers)
+    print(f"  {plural(count * len(CREWS), 'flag')} in {folder}", flush=True)
+
+
+def _is_built(dataset: Path) -> bool:
+    """Whether it is whole, and of as many flags as are drawn now."""
+    try:
+        data = Dataset.open(dataset)
+    except DatasetError:
+        return False
+    wanted = (TRAIN[0] * len(CREWS), VAL[0] * len(CREWS), (SIZE, SIZE))
+    return (data.train.rows, data.val.rows, data.size) == wanted
+
+
+def _show(out: Path) -> None:
+    """The CSV's first lines, and how many of its labels are the names of the folders the flags lie in."""
+    print(f"  {out}:")
+    with out.open(encoding="utf-8") as file:
+        for line in islice(file, 5):
+            print(f"    {line.rstrip()}")
+    with out.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    right = sum(row["label"] == Path(row["filename"]).parent.name for row in rows)
+    print(f"    … {right} of {len(rows)} right: each flag lies in a folder named after its crew")

@@ -1,0 +1,54 @@
+"""How a training went, epoch by epoch: metrics.csv, and which epoch was the best."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from jobs.files import write_text_atomically
+
+
+@dataclass(frozen=True)
+class EpochRow:
+    """One row of metrics.csv. Without a validation part, `val_loss` and `val_accuracy` are None."""
+
+    epoch: int
+    step: int
+    lr: float
+    train_loss: float
+    train_accuracy: float
+    val_loss: float | None
+    val_accuracy: float | None
+    seconds: float
+    images_per_second: float
+    wait_seconds: float
+
+
+def write_metrics(path: Path, rows: Sequence[EpochRow]) -> None:
+    """All epochs as CSV; an empty field where there is no value."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(field.name for field in fields(EpochRow))
+    for row in rows:
+        writer.writerow(_number(value) for value in asdict(row).values())
+    write_text_atomically(path, text.getvalue())
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.6g}"
+
+
+def is_better(row: EpochRow, best: EpochRow | None) -> bool:
+    """Whether an epoch beats the best so far: by validation accuracy, ties by loss.
+
+    Without a validation part there is nothing to judge by, and the last epoch is the best.
+    """
+    if best is None or row.val_accuracy is None or best.val_accuracy is None:
+        return True
+    loss = math.inf if row.val_loss is None else row.val_loss
+    best_loss = math.inf if best.val_loss is None else best.val_loss
+    return (row.val_accuracy, -loss) > (best.val_accuracy, -best_loss)

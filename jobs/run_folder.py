@@ -1,0 +1,94 @@
+"""RUN_DIR: the files of a training, and the state from which it goes on as if it had never stopped."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnn.checkpoint import Checkpoint, ModelCard, load_checkpoint, save_checkpoint
+from cnn.errors import ModelFileError
+from jobs.errors import JobError
+from jobs.metrics import EpochRow
+
+
+@dataclass
+class TrainingState:
+    """Where a training stands: `batches` of `epoch` are done, with these sums; JSON beside the tensors.
+
+    JSON keeps every bit of a Python float, so that the sums go on exactly.
+    """
+
+    recipe: str  # TOML
+    content_hash: str  # of the dataset
+    epoch: int = 1
+    batches: int = 0
+    step: int = 0  # of the whole training
+    loss_sum: float = 0.0
+    correct: int = 0
+    rows: int = 0
+    seconds: float = 0.0
+    wait_seconds: float = 0.0
+    history: list[EpochRow] = field(default_factory=list)
+    best: EpochRow | None = None
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Set the sums of the epoch under way to zero."""
+        self.epoch = epoch
+        self.batches = self.correct = self.rows = 0
+        self.loss_sum = self.seconds = self.wait_seconds = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any], where: Path) -> "TrainingState":
+        """Raises ModelFileError where `found` is of something else, such as the best model's few figures."""
+        try:
+            rows = [EpochRow(**row) for row in found.pop("history")]
+            best = found.pop("best")
+            return cls(**found, history=rows, best=EpochRow(**best) if best else None)
+        except (KeyError, TypeError) as error:
+            raise ModelFileError(
+                f"{where} does not say how far the training was; start again with --overwrite"
+            ) from error
+
+
+class RunFolder:
+    """The folder `path` and the names in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.model = path / "model.safetensors"
+        self.last = path / "last.safetensors"
+        self.config = path / "config.toml"
+        self.metrics = path / "metrics.csv"
+        self.curves = path / "curves.png"
+        self.confusion = path / "confusion.png"
+
+    def checkpoint_to_resume(self, *, resume: bool, overwrite: bool) -> Checkpoint | None:
+        """The checkpoint to go on from, or None to start; refuses to touch a training without being told so."""
+        if self.path.exists() and not self.path.is_dir():
+            raise JobError(f"{self.path} is a file; give the name of a folder for the results")
+        if resume and self.last.exists():
+            return load_checkpoint(self.last)
+        if not overwrite and (self.last.exists() or self.model.exists()):
+            raise JobError(
+                f"{self.path} holds a training; add --resume to go on with it, --overwrite to start again, or"
+                " give another folder"
+            )
+        return None
+
+    def clear(self) -> None:
+        """Remove what an earlier training left, so that nothing of it is taken for ours."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for file in (self.last, self.model, self.config, self.metrics, self.curves, self.confusion):
+            file.unlink(missing_ok=True)
+
+    def save_last(self, card: ModelCard, tensors: dict[str, np.ndarray], state: TrainingState) -> None:
+        """The point to resume from."""
+        save_checkpoint(self.last, card, tensors, state.to_json())
+
+    def save_best(self, card: ModelCard, tensors: dict[str, np.ndarray], row: EpochRow) -> None:
+        """The model to use, with the figures of its epoch."""
+        save_checkpoint(self.model, card, tensors, asdict(row))
