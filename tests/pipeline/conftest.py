@@ -1,0 +1,58 @@
+"""Folders of small pictures, made on the fly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.build import BuildOptions, BuildReport, build_dataset
+
+SIZE = (8, 12)
+
+
+def colour_of(name: str) -> tuple[int, int, int]:
+    """A flat colour that tells each picture from the others."""
+    number = int(name)
+    return number % 7 * 40, number // 7 % 7 * 40, 20 + number // 49 * 60
+
+
+def draw(path: Path, colour: tuple[int, int, int]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((*SIZE, 3), colour, dtype=np.uint8)).save(path)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Callable[..., Path]:
+    """pictures(a=5, b=3) -> a folder with a/0000.png … ; every picture has its own colour."""
+
+    def make(root: str = "pictures", **counts: int) -> Path:
+        number = 0
+        for name, count in counts.items():
+            for _ in range(count):
+                draw(tmp_path / root / name / f"{number:04d}.png", colour_of(str(number)))
+                number += 1
+        return tmp_path / root
+
+    return make
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Callable[..., BuildReport]:
+    """build(root, val=0.2) -> the report of a dataset built at tmp_path/'pictures.zarr'."""
+
+    def run(root: Path, dest: Path | None = None, **options: object) -> BuildReport:
+        chosen = BuildOptions(**({"size": SIZE, "workers": 2} | options))  # type: ignore[arg-type]
+        return build_dataset(root, dest or tmp_path / "pictures.zarr", chosen)
+
+    return run
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of 4 rows and shards of 8, so that a few pictures make many of both."""
+    monkeypatch.setattr("pipeline.schema.CHUNK_BYTES", 4 * SIZE[0] * SIZE[1] * 3)
+    monkeypatch.setattr("pipeline.schema.SHARD_CHUNKS", 2)

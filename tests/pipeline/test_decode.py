@@ -1,0 +1,278 @@
+"""Every mode, every orientation, every kind of damage."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline import decode
+from pipeline.decode import decode_picture
+from pipeline.errors import DecodeError, OptionError
+
+RNG = np.random.default_rng(0)
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, form, **options)  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+def flat(mode: str, colour: object, form: str = "PNG", **options: object) -> bytes:
+    return encoded(Image.new(mode, (6, 4), colour), form, **options)  # type: ignore[arg-type]
+
+
+def smooth(height: int, width: int) -> Image.Image:
+    """A picture that differs in all four corners, smooth enough for a JPEG."""
+    y, x = np.mgrid[0:height, 0:width]
+    red, green = 255 * y / height, 255 * x / width
+    return Image.fromarray(np.stack([red, green, (red + green) / 2], axis=-1).astype(np.uint8))
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int, depth: int, colour_type: int, rows: bytes, *chunks: bytes) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
+    body = png_chunk(b"IHDR", header) + b"".join(chunks) + png_chunk(b"IDAT", zlib.compress(rows))
+    return b"\x89PNG\r\n\x1a\n" + body + png_chunk(b"IEND", b"")
+
+
+# Modes
+
+
+PALETTE = [10, 20, 30, 200, 100, 50]
+
+
+def palette_png(**options: object) -> bytes:
+    image = Image.new("P", (6, 4), 1)
+    image.putpalette(PALETTE)
+    return encoded(image, **options)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        pytest.param(flat("RGB", (9, 80, 200)), (9, 80, 200), id="RGB"),
+        pytest.param(flat("L", 77), (77, 77, 77), id="L"),
+        pytest.param(flat("1", 1), (255, 255, 255), id="1"),
+        pytest.param(flat("RGBA", (100, 0, 0, 255)), (100, 0, 0), id="RGBA opaque"),
+        pytest.param(flat("RGBA", (100, 0, 0, 0)), (255, 255, 255), id="RGBA transparent"),
+        pytest.param(flat("RGBA", (105, 5, 55, 51)), (225, 205, 215), id="RGBA a fifth"),
+        pytest.param(flat("LA", (55, 51)), (215, 215, 215), id="LA"),
+        pytest.param(palette_png(), (200, 100, 50), id="P"),
+        pytest.param(palette_png(transparency=1), (255, 255, 255), id="P transparent index"),
+        pytest.param(palette_png(transparency=b"\xff\x33"), (244, 224, 214), id="P tRNS bytes"),
+        pytest.param(flat("I;16", 257 * 128), (128, 128, 128), id="I;16"),
+        pytest.param(flat("I;16B", 257 * 128, "TIFF"), (128, 128, 128), id="I;16B"),
+        pytest.param(flat("I", 257 * 64, "TIFF"), (64, 64, 64), id="I"),
+        pytest.param(flat("F", 0.2, "TIFF"), (51, 51, 51), id="F in 0..1"),
+        pytest.param(flat("F", 51.0, "TIFF"), (51, 51, 51), id="F in 0..255"),
+        pytest.param(flat("CMYK", (0, 255, 255, 0), "TIFF"), (255, 0, 0), id="CMYK"),
+        pytest.param(flat("YCbCr", (100, 128, 128), "TIFF"), (100, 100, 100), id="YCbCr"),
+        pytest.param(flat("LAB", (255, 128, 128), "TIFF"), (255, 255, 255), id="LAB"),
+        pytest.param(flat("L", 0, transparency=0), (255, 255, 255), id="L tRNS"),
+        pytest.param(flat("1", 1, transparency=1), (255, 255, 255), id="1 tRNS"),
+        pytest.param(flat("RGB", (1, 2, 3), transparency=(1, 2, 3)), (255, 255, 255), id="RGB tRNS"),
+        pytest.param(flat("I;16", 500, transparency=500), (255, 255, 255), id="I;16 tRNS"),
+        pytest.param(
+            png(1, 1, 16, 2, b"\0" + struct.pack(">HHH", 5000, 600, 70),
+                png_chunk(b"tRNS", struct.pack(">HHH", 5000, 600, 70))),
+            (255, 255, 255), id="RGB of 16 bits, tRNS",
+        ),
+        pytest.param(
+            png(1, 1, 2, 0, b"\0\x40", png_chunk(b"tRNS", b"\0\1")), (255, 255, 255), id="L of 2 bits, tRNS"
+        ),
+        pytest.param(
+            png(1, 1, 4, 0, b"\0\x30", png_chunk(b"tRNS", b"\0\5")), (51, 51, 51), id="L of 4 bits, other tRNS"
+        ),
+        pytest.param(flat("RGB", (9, 80, 200), "WEBP", lossless=True), (9, 80, 200), id="WebP"),
+        pytest.param(flat("RGB", (9, 80, 200), "BMP"), (9, 80, 200), id="BMP"),
+    ],
+)  # fmt: skip
+def test_mode(data: bytes, expected: tuple[int, int, int]) -> None:
+    pixels = decode_picture(data, (4, 6), "squash")
+    assert pixels.shape == (4, 6, 3)
+    assert pixels.dtype == np.uint8
+    assert pixels.flags.c_contiguous
+    np.testing.assert_allclose(pixels, np.broadcast_to(expected, (4, 6, 3)), atol=1)
+
+
+def test_premultiplied_and_palette_alpha() -> None:
+    for image in (Image.new("RGBa", (2, 2), (51, 0, 0, 51)), Image.new("PA", (2, 2), (0, 0))):
+        white = decode._to_rgb(image, 1).getpixel((0, 0))
+        assert white == ((255, 204, 204) if image.mode == "RGBa" else (255, 255, 255))
+
+
+def test_deep_grey_spans_its_own_range_where_none_is_usual() -> None:
+    values = np.array([[-51.0, 0.0, 204.0, np.nan]], dtype=np.float32)
+    pixels = decode_picture(encoded(Image.fromarray(values), "TIFF"), (1, 4), "squash")
+    assert pixels[0, :, 0].tolist() == [0, 51, 255, 0]
+
+
+def test_first_frame_of_animation() -> None:
+    frames = [Image.new("P", (5, 5), 0), Image.new("P", (5, 5), 1)]
+    for frame in frames:
+        frame.putpalette([250, 0, 0, 0, 250, 0])
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert decode_picture(data, (5, 5), "pad")[0, 0].tolist() == [250, 0, 0]
+
+
+# Frames
+
+
+def test_pad_crop_squash() -> None:
+    half = np.zeros((10, 20, 3), dtype=np.uint8)  # left black, right grey
+    half[:, 10:] = 100
+    data = encoded(Image.fromarray(half))
+    padded = decode_picture(data, (20, 20), "pad")
+    assert (padded[:5] == 255).all(), "expected white above"
+    assert (padded[15:] == 255).all(), "expected white below"
+    np.testing.assert_array_equal(padded[5:15], half)
+    np.testing.assert_array_equal(decode_picture(data, (10, 10), "crop"), half[:, 5:15])
+    squashed = decode_picture(data, (10, 10), "squash")
+    assert (squashed[:, 0] == 0).all()
+    assert (squashed[:, 9] == 100).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 24), st.integers(1, 24), st.sampled_from(decode.FITS))
+def test_any_size_fits_any_frame(h: int, w: int, height: int, width: int, fit: str) -> None:
+    pixels = decode_picture(encoded(Image.new("RGB", (w, h), (0, 0, 0))), (height, width), fit)
+    assert pixels.shape == (height, width, 3)
+    if fit != "pad":
+        assert not pixels.any(), "only padding is white"
+
+
+@pytest.mark.parametrize("size", [(300, 401), (517, 233), (1000, 999)])
+@pytest.mark.parametrize("fit", decode.FITS)
+def test_draft_is_close_to_the_full_decode(size: tuple[int, int], fit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(smooth(*size), "JPEG", quality=95)
+    drafted = decode_picture(data, (48, 64), fit).astype(int)
+    monkeypatch.setattr(decode, "DRAFT_MARGIN", 1e9)
+    full = decode_picture(data, (48, 64), fit).astype(int)
+    assert np.abs(drafted - full).max() <= 4
+
+
+# Orientation
+
+
+TO_STORED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", range(9))
+@pytest.mark.parametrize("shape", [(640, 400), (40, 64)])
+def test_orientation(form: str, orientation: int, shape: tuple[int, int]) -> None:
+    upright = smooth(*shape)
+    stored = upright.transpose(TO_STORED[orientation]) if orientation in TO_STORED else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(stored, form, exif=exif, **({"quality": 95} if form != "PNG" else {}))
+    for fit in decode.FITS:
+        found = decode_picture(data, (60, 44), fit).astype(int)
+        expected = decode_picture(encoded(upright), (60, 44), fit).astype(int)
+        assert np.abs(found - expected).max() <= 8, f"orientation {orientation}, fit {fit}"
+
+
+def test_damaged_exif_is_no_reason_to_drop_a_picture() -> None:
+    data = encoded(smooth(40, 40), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    assert decode_picture(data, (40, 40), "pad").shape == (40, 40, 3)
+
+
+# Failures
+
+
+def failure(source: Path | bytes) -> DecodeError:
+    with pytest.raises(DecodeError) as caught:
+        decode_picture(source, (8, 8), "pad")
+    assert "\n" not in str(caught.value)
+    assert caught.value.reason
+    return caught.value
+
+
+def test_kinds_of_failure(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.png"
+    empty.touch()
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    assert failure(empty).kind == "empty"
+    assert failure(b"").kind == "empty"
+    assert failure(tmp_path / "absent.png").kind == "unreadable"
+    assert failure(tmp_path).kind == "unreadable"
+    assert failure(pipe).kind == "unreadable"
+    assert failure(Path("null\0byte")).kind == "unreadable"
+    assert failure(b"hello, world").kind == "not-a-picture"
+    whole = encoded(Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)))
+    assert failure(whole[: len(whole) // 2]).kind == "broken"
+    jpeg = encoded(smooth(64, 64), "JPEG")
+    assert failure(jpeg[: len(jpeg) // 2]).kind == "broken"
+    assert failure(png(4, 4, 8, 2, b"\0" * 3)).kind == "broken"
+
+
+@pytest.mark.parametrize("over", [1.5, 3.0])
+def test_bomb_limit_is_an_error_not_a_warning(over: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(4096 / over))
+    assert failure(encoded(Image.new("L", (64, 64)))).kind == "too-large"
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind"),
+    [(MemoryError(), "too-large"), (struct.error("unpack"), "broken"), (OSError(5, "I/O error"), "unreadable"),
+     (SyntaxError("not a\nTIFF file"), "broken"), (IndexError(), "broken"), (RecursionError("deep"), "broken")],
+)  # fmt: skip
+def test_whatever_a_decoder_raises(raised: Exception, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(self: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    assert failure(flat("RGB", 0)).kind == kind
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_damage_gives_pixels_or_a_typed_failure(data: st.DataObject) -> None:
+    form = data.draw(st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"]))
+    whole = bytearray(encoded(smooth(24, 24).convert("P" if form == "GIF" else "RGB"), form))
+    for _ in range(data.draw(st.integers(1, 6))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(1, len(whole)))
+    try:
+        assert decode_picture(bytes(whole[:cut]), (8, 8), "crop").shape == (8, 8, 3)
+    except DecodeError as error:
+        assert error.reason and "\n" not in str(error)
+
+
+def test_wrong_arguments() -> None:
+    with pytest.raises(OptionError, match="expected a fit out of pad, crop, squash, found 'fill'"):
+        decode_picture(b"x", (8, 8), "fill")
+    with pytest.raises(OptionError, match="at least 1x1, found 0x8"):
+        decode_picture(b"x", (0, 8), "pad")
+
+
+def test_threads_neither_leak_nor_lose_warnings() -> None:
+    before = list(warnings.filters)
+    noisy = palette_png(transparency=b"\xff\x33")  # Pillow warns at these
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: decode_picture(noisy, (8, 8), "pad"), range(200)))
+    assert list(warnings.filters) == before
