@@ -1,0 +1,144 @@
+"""What the tests of the network share: backends to test, layers to draw, and the directional derivative check."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from cnn import layers
+from cnn.backend import Array, Backend, pick_backend
+from cnn.backends.gpu import why_unusable
+from cnn.layers import Layer, Run
+from cnn.network import Network
+
+# Every backend that must agree with the reference; the last only where a GPU is.
+BACKENDS = [
+    "reference",
+    "cpu",
+    pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(bool(why_unusable()), reason=why_unusable())]),
+]
+Case = tuple[Layer, tuple[int, ...]]  # a layer, and the shape of one input
+
+
+def get_backend(name: str) -> Backend:
+    return pick_backend(name)
+
+
+def _pictures(least: int = 1, most: int = 8) -> st.SearchStrategy[tuple[int, int, int]]:
+    return st.tuples(st.integers(least, most), st.integers(least, most), st.integers(1, 6))
+
+
+@st.composite
+def _convolutions(draw: st.DrawFn) -> Case:
+    kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+    padding = draw(st.one_of(st.just("same"), st.tuples(st.integers(0, 3), st.integers(0, 3))))
+    stride = draw(st.one_of(st.just(1), st.tuples(st.integers(1, 3), st.integers(1, 3))))
+    shape = draw(_pictures(5, 9))
+    return layers.Conv2D(draw(st.integers(1, 6)), kernel, stride, padding, draw(st.booleans())), shape
+
+
+@st.composite
+def _pools(draw: st.DrawFn, kind: Callable[..., Layer]) -> Case:
+    size = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    stride = draw(st.one_of(st.none(), st.integers(1, 3)))
+    padding = draw(st.integers(0, min(size) // 2))
+    return kind(size, stride, padding), draw(_pictures(4, 9))
+
+
+def _any_shape() -> st.SearchStrategy[tuple[int, ...]]:
+    return st.one_of(_pictures(), st.tuples(st.integers(1, 12)))
+
+
+def _of(layer: Callable[[], Layer], shapes: st.SearchStrategy[Any]) -> st.SearchStrategy[Case]:
+    return shapes.map(lambda shape: (layer(), shape))
+
+
+def _small_block(filters: int) -> layers.Sequential:
+    return layers.chain(conv=layers.Conv2D(filters, 3), norm=layers.BatchNorm(), tanh=layers.Tanh())
+
+
+@st.composite
+def _residuals(draw: st.DrawFn) -> Case:
+    shape = draw(_pictures(2, 6))
+    if draw(st.booleans()):
+        return layers.Residual(_small_block(shape[2])), shape
+    filters = draw(st.integers(1, 4))
+    return layers.Residual(_small_block(filters), layers.Conv2D(filters, 1, bias=False)), shape
+
+
+# A row for every layer; test_gradients fails when one is missing.
+LAYERS: dict[type, st.SearchStrategy[Case]] = {
+    layers.Conv2D: _convolutions(),
+    layers.Dense: st.tuples(st.integers(1, 9), st.booleans(), st.integers(1, 9)).map(
+        lambda drawn: (layers.Dense(drawn[0], drawn[1]), (drawn[2],))
+    ),
+    layers.Flatten: _of(layers.Flatten, _pictures()),
+    layers.MaxPool: _pools(layers.MaxPool),
+    layers.AveragePool: _pools(layers.AveragePool),
+    layers.GlobalAveragePool: _of(layers.GlobalAveragePool, _pictures()),
+    layers.GlobalMaxPool: _of(layers.GlobalMaxPool, _pictures()),
+    layers.BatchNorm: _of(layers.BatchNorm, st.one_of(_pictures(2), st.tuples(st.integers(1, 8)))),
+    layers.Dropout: st.tuples(st.floats(0.0, 0.9), _any_shape()).map(lambda d: (layers.Dropout(d[0]), d[1])),
+    layers.ReLU: _of(layers.ReLU, _any_shape()),
+    layers.GELU: _of(layers.GELU, _any_shape()),
+    layers.SiLU: _of(layers.SiLU, _any_shape()),
+    layers.Sigmoid: _of(layers.Sigmoid, _any_shape()),
+    layers.Tanh: _of(layers.Tanh, _any_shape()),
+    layers.Softmax: _of(layers.Softmax, st.tuples(st.integers(1, 9))),
+    layers.Sequential: _of(lambda: layers.chain(a=_small_block(3), b=_small_block(2)), _pictures(2, 6)),
+    layers.Residual: _residuals(),
+}
+
+
+def well_apart(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Values whose signs and order small steps do not change, so that kinks stay away: |x| and gaps over 0.01."""
+    size = math.prod(shape)
+    steps = generator.permutation(size) - size // 2  # (size,)
+    spacing = max(0.02, 4.0 / size)
+    return (spacing * (steps + 0.5)).reshape(shape)
+
+
+def random_network(layer: Layer, shape: tuple[int, ...], backend: Backend, seed: int, dtype: Any) -> Network:
+    """A network whose parameters are all random, those that start as zeros or ones too."""
+    network = Network(layer, shape, backend, seed, dtype)
+    generator = np.random.default_rng(seed)
+    for name, view in network.parameters.views.items():
+        network.parameters.assign(name, backend.to_host(view) + 0.3 * generator.normal(size=view.shape))
+    return network
+
+
+def training_run(backend: Backend, key: int = 7) -> Run:
+    return Run(backend, training=True, key=key)
+
+
+def directional_error(
+    value: Callable[[list[np.ndarray]], float], gradients: list[np.ndarray], at: list[np.ndarray], seed: int
+) -> float:
+    """Relative error of `gradients` against a fourth-order central difference of `value` along one direction.
+
+    The direction is random in all arguments together, leaning towards the gradient so that the derivative along it
+    is not lost in cancellation (after Chainer's gradient_check).
+    """
+    generator = np.random.default_rng(seed)
+    flat = np.concatenate([g.reshape(-1) for g in gradients])  # (all,)
+    direction = generator.normal(size=flat.size)  # (all,)
+    direction /= np.linalg.norm(direction)
+    length = np.linalg.norm(flat)
+    if length > 0:
+        direction = (direction + flat / length) / 2
+    step = 1e-4
+
+    def moved(steps: float) -> float:
+        offsets = np.split(direction * (steps * step), np.cumsum([a.size for a in at])[:-1])
+        return value([a + offset.reshape(a.shape) for a, offset in zip(at, offsets, strict=True)])
+
+    numeric = (8 * (moved(1) - moved(-1)) - (moved(2) - moved(-2))) / (12 * step)
+    exact = float(flat @ direction)
+    return abs(numeric - exact) / max(abs(numeric), abs(exact), 1e-3)
+
+
+def to_device(backend: Backend, values: np.ndarray) -> Array:
+    return backend.asarray(values)

@@ -1,0 +1,141 @@
+"""Fast backends against the reference, in float32: every layer, loss, optimizer and picture kernel."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cnn.arena import Arena, Spec
+from cnn.augment import Augment
+from cnn.backends.reference import ReferenceBackend
+from cnn.initialise import he_normal, zeros
+from cnn.layers import BatchNorm, Run
+from cnn.models import MODELS
+from cnn.optim import OPTIMIZERS
+from tests.cnn.oracles import BACKENDS, LAYERS, get_backend, random_network, to_device, training_run, well_apart
+from tests.cnn.test_gradients import thorough
+
+FAST_BACKENDS = BACKENDS[1:]
+REFERENCE = ReferenceBackend()
+
+
+def close(found: np.ndarray, expected: np.ndarray, rtol: float = 1e-4) -> None:
+    """Within `rtol` of the largest value, or of 0.1, the size of what went in: float32 sums in another order."""
+    assert found.shape == expected.shape and found.dtype == expected.dtype
+    np.testing.assert_allclose(found, expected, rtol=rtol, atol=rtol * float(np.abs(expected).max(initial=0.1)))
+
+
+@pytest.mark.parametrize("backend_name", FAST_BACKENDS)
+@pytest.mark.parametrize("kind", LAYERS, ids=lambda kind: kind.__name__)
+def test_layer(kind: type, backend_name: str) -> None:
+    backend = get_backend(backend_name)
+
+    @thorough
+    @given(case=LAYERS[kind], batch=st.integers(2, 5), seed=st.integers(0, 2**32 - 1))
+    def check(case: tuple, batch: int, seed: int) -> None:
+        layer, shape = case
+        generator = np.random.default_rng(seed)
+        x = well_apart(generator, (batch, *shape)).astype(np.float32)
+        dy = None
+        results = []
+        for each in (REFERENCE, backend):
+            network = random_network(layer, shape, each, seed, np.float32)
+            run = training_run(each)
+            y, cache = network.forward(run, to_device(each, x))
+            dy = generator.normal(size=y.shape).astype(np.float32) if dy is None else dy
+            dx = network.backward(run, cache, to_device(each, dy))
+            inferred = network.infer(to_device(each, x))
+            arrays = (y, dx, network.gradients.flat, network.state.flat, inferred)
+            results.append([each.to_host(array) for array in arrays])
+        for found, expected in zip(results[1], results[0], strict=True):
+            close(found, expected)
+
+    check()
+
+
+@pytest.mark.parametrize("backend_name", FAST_BACKENDS)
+@pytest.mark.parametrize("name", MODELS)
+def test_model(name: str, backend_name: str) -> None:
+    """A whole network, wide enough that a convolution takes several tiles."""
+    backend = get_backend(backend_name)
+    shape, batch = (33, 37, 3), 3
+    layer = MODELS[name]().layers(shape, 5)
+    x = np.random.default_rng(0).normal(size=(batch, *shape)).astype(np.float32)
+    outputs = []
+    for each in (REFERENCE, backend):
+        network = random_network(layer, shape, each, 1, np.float32)
+        y, cache = network.forward(training_run(each), to_device(each, x))
+        network.backward(training_run(each), cache, y)
+        outputs.append([each.to_host(array) for array in (y, network.gradients.flat)])
+    close(outputs[1][0], outputs[0][0], rtol=1e-3)
+    close(outputs[1][1], outputs[0][1], rtol=1e-3)
+
+
+@pytest.mark.parametrize("backend_name", FAST_BACKENDS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizer(name: str, backend_name: str) -> None:
+    backend = get_backend(backend_name)
+    optimizer = OPTIMIZERS[name]()
+    specs = [Spec("bias", (7,), zeros), Spec("weight", (5, 3), he_normal, decay=True)]
+    ends = []
+    for each in (REFERENCE, backend):
+        arena = Arena(specs, each)
+        arena.initialise(lambda name: len(name))
+        slots = {slot: each.zeros((arena.size,), np.float32) for slot in optimizer.slots}
+        generator = np.random.default_rng(0)
+        for step in range(1, 6):
+            gradient = to_device(each, generator.normal(size=arena.size).astype(np.float32))
+            assert each.squared_norm(gradient) == pytest.approx(float((each.to_host(gradient) ** 2).sum()), rel=1e-5)
+            optimizer.update(each, arena, gradient, slots, 0.5, 0.01 * step, step)
+        ends.append([each.to_host(arena.flat), *(each.to_host(slot) for slot in slots.values())])
+    for found, expected in zip(ends[1], ends[0], strict=True):
+        close(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend_name", FAST_BACKENDS)
+@thorough
+@given(
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9)),
+    augment=st.builds(
+        Augment, st.booleans(), st.sampled_from([0.0, 0.2]), st.sampled_from([1.0, 0.3]), st.just(1.5),
+        st.sampled_from([0.0, 0.5]),
+    ),
+    seed=st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_resample(backend_name: str, shape: tuple[int, int, int], augment: Augment, seed: int) -> None:
+    backend = get_backend(backend_name)
+    images = np.random.default_rng(seed).integers(0, 256, (*shape, 3), np.uint8)
+    maps = augment.maps(seed, np.arange(shape[0]), *shape[1:])
+    mean, deviation = np.array([100, 110, 120], np.float32), np.array([50, 60, 70], np.float32)
+    out = []
+    for each in (REFERENCE, backend):
+        arrays = [None if array is None else to_device(each, array) for array in (*maps, mean, deviation)]
+        out.append(each.to_host(each.resample(to_device(each, images), *arrays)))
+    close(out[1], out[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend_name", BACKENDS)
+def test_batch_norm_does_not_cancel(backend_name: str) -> None:
+    """A small deviation around a large mean, in float32, where E[x^2] - E[x]^2 gives nonsense."""
+    backend = get_backend(backend_name)
+    x = (1000 + 0.1 * np.random.default_rng(0).normal(size=(64, 8, 8, 3))).astype(np.float32)
+    network = random_network(BatchNorm(momentum=1.0), (8, 8, 3), backend, 0, np.float32)
+    network.forward(Run(backend, training=True), to_device(backend, x))
+    expected = x.astype(np.float64).var(axis=(0, 1, 2), ddof=1)
+    np.testing.assert_allclose(backend.to_host(network.state.views["variance"]), expected, rtol=2e-2)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_same_bits_from_run_to_run(threads: int) -> None:
+    from cnn.backend import pick_backend
+
+    backend = pick_backend("cpu", threads)
+    layer = MODELS["resnet9"](width=8).layers((32, 32, 3), 4)  # type: ignore[call-arg]
+    x = np.random.default_rng(0).normal(size=(5, 32, 32, 3)).astype(np.float32)
+    gradients = []
+    for _ in range(2):
+        network = random_network(layer, (32, 32, 3), backend, 1, np.float32)
+        y, cache = network.forward(training_run(backend), x)
+        network.backward(training_run(backend), cache, y)
+        gradients.append(backend.to_host(network.gradients.flat))
+    assert gradients[0].tobytes() == gradients[1].tobytes()
