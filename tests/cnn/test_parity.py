@@ -68,7 +68,7 @@ def test_model(name: str, backend_name: str) -> None:
         network.backward(training_run(each), cache, y)
         outputs.append([each.to_host(array) for array in (y, network.gradients.flat)])
     close(outputs[1][0], outputs[0][0], rtol=1e-3)
-    close(outputs[1][1], outputs[0][1], rtol=1e-3)
+    close(outputs[1][1], outputs[0][1], rtol=1e-2)  # a ReLU on the brink may fall either way
 
 
 @pytest.mark.parametrize("backend_name", FAST_BACKENDS)

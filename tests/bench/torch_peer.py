@@ -1,0 +1,136 @@
+"""The same network in PyTorch: what the golden files and the comparisons stand beside ours.
+
+Only the layers' descriptions are read; every forward and backward is PyTorch's own. Needs the extra `bench`.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cnn import layers
+from cnn.arena import Shape
+from cnn.layers import Layer
+
+
+class Residual(nn.Module):
+    def __init__(self, body: nn.Module, shortcut: nn.Module) -> None:
+        super().__init__()
+        self.body, self.shortcut = body, shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) + self.shortcut(x)
+
+
+class GlobalMax(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.amax(dim=(2, 3))
+
+
+class GlobalAverage(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3))
+
+
+class FlattenChannelsLast(nn.Module):
+    """Flattens in our order, height first and channels last, so that dense weights can be compared."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1).flatten(1)
+
+
+def to_torch(layer: Layer, in_shape: Shape) -> nn.Module:
+    """`layer` for inputs of `in_shape` (H, W, C) as a PyTorch module for (N, C, H, W), with the same names inside."""
+    match layer:
+        case layers.Sequential():
+            modules: OrderedDict[str, nn.Module] = OrderedDict()
+            for name, inner in layer.layers:
+                modules[name] = to_torch(inner, in_shape)
+                in_shape = inner.specs(in_shape).out_shape
+            return nn.Sequential(modules)
+        case layers.Residual():
+            return Residual(to_torch(layer.body, in_shape), to_torch(layer.shortcut, in_shape))
+        case layers.Conv2D():
+            window = layer.window
+            if window.top != window.bottom or window.left != window.right:
+                raise ValueError(f"{layer} pads unevenly, which PyTorch's convolution does not")
+            return nn.Conv2d(
+                in_shape[2], layer.filters, window.size, window.stride, (window.top, window.left), bias=layer.bias
+            )
+        case layers.Dense():
+            return nn.Linear(in_shape[0], layer.units, layer.bias)
+        case layers.BatchNorm():
+            return nn.BatchNorm2d(in_shape[-1], layer.epsilon, layer.momentum)
+        case layers.MaxPool():
+            return nn.MaxPool2d(layer.size, layer.stride, layer.padding)
+        case layers.AveragePool():
+            return nn.AvgPool2d(layer.size, layer.stride, layer.padding)
+        case layers.GlobalMaxPool():
+            return GlobalMax()
+        case layers.GlobalAveragePool():
+            return GlobalAverage()
+        case layers.Flatten():
+            return FlattenChannelsLast()
+        case layers.Dropout():
+            return nn.Dropout(layer.rate)
+        case layers.ReLU():
+            return nn.ReLU()
+        case layers.GELU():
+            return nn.GELU(approximate="tanh")
+        case layers.SiLU():
+            return nn.SiLU()
+        case layers.Sigmoid():
+            return nn.Sigmoid()
+        case layers.Tanh():
+            return nn.Tanh()
+    raise ValueError(f"no PyTorch counterpart for {layer}")
+
+
+def load_ours(module: nn.Module, tensors: Mapping[str, np.ndarray]) -> None:
+    """Give a module of `to_torch` our parameters and state, by name."""
+    names = {"scale": "weight", "shift": "bias", "mean": "running_mean", "variance": "running_var"}
+    theirs = {}
+    for name, tensor in tensors.items():
+        path, _, leaf = name.rpartition(".")
+        theirs[f"{path}.{names.get(leaf, leaf)}"] = torch.from_numpy(_to_their_layout(tensor))
+    missing, unexpected = module.load_state_dict(theirs, strict=False)
+    if unexpected or any(not name.endswith("num_batches_tracked") for name in missing):
+        raise ValueError(f"not a counterpart: missing {missing}, unexpected {unexpected}")
+
+
+def our_gradients(module: nn.Module, names: list[str]) -> dict[str, np.ndarray]:
+    """The module's gradients under our names and in our layout."""
+    theirs = dict(module.named_parameters())
+    gradients = {}
+    for name in names:
+        path, _, leaf = name.rpartition(".")
+        gradient = theirs[f"{path}.{ {'scale': 'weight', 'shift': 'bias'}.get(leaf, leaf)}"].grad
+        assert gradient is not None
+        gradients[name] = _to_our_layout(gradient.numpy())
+    return gradients
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Weight decay for matrices and kernels alone, as ours."""
+    parameters = list(module.parameters())
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
+    ]
+
+
+def pictures(x: np.ndarray) -> Tensor:
+    """Our (N, H, W, C) as PyTorch's (N, C, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+
+
+def _to_their_layout(tensor: np.ndarray) -> np.ndarray:
+    axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(tensor.ndim)  # (KH, KW, C, K) -> (K, C, KH, KW); (C, K) -> (K, C)
+    return np.array(tensor if axes is None else tensor.transpose(axes), order="C")
+
+
+def _to_our_layout(tensor: np.ndarray) -> np.ndarray:
+    axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(tensor.ndim)
+    return np.array(tensor if axes is None else tensor.transpose(axes), order="C")

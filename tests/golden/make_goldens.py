@@ -1,0 +1,54 @@
+"""Writes the golden files with PyTorch: `make golden`. The tests read them and need no PyTorch.
+
+A file holds the pictures and class numbers of ten batches, the first weights, and what PyTorch makes of them in
+float32: the ten losses, the gradients of the first step, and the logits of the first batch after the last.
+"""
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from cnn.backend import pick_backend
+from cnn.losses import SoftmaxCrossEntropy
+from cnn.network import Network
+from cnn.optim import SGD
+from tests.bench.torch_peer import load_ours, our_gradients, parameter_groups, pictures, to_torch
+from tests.golden.trajectory import CLASSES, MEAN, STD, TRAJECTORIES, Trajectory
+
+
+def make(trajectory: Trajectory) -> None:
+    shape, recipe = (trajectory.size, trajectory.size, 3), trajectory.recipe
+    optimizer, loss = recipe.optimizer, recipe.loss
+    assert isinstance(optimizer, SGD) and isinstance(loss, SoftmaxCrossEntropy)
+    layer = trajectory.model.layers(shape, CLASSES)
+    first = Network(layer, shape, pick_backend("reference"), seed=0).tensors()
+    module = to_torch(layer, shape)
+    load_ours(module, first)
+    sgd = torch.optim.SGD(
+        parameter_groups(module, optimizer.weight_decay), optimizer.lr, optimizer.momentum, nesterov=optimizer.nesterov
+    )
+    images, labels = trajectory.batches()
+    inputs = [pictures(((batch - MEAN) / STD).astype(np.float32)) for batch in images]
+    losses, gradients = [], {}
+    names = [spec.name for spec in layer.specs(shape).parameters]
+    for x, targets in zip(inputs, torch.from_numpy(labels), strict=True):
+        sgd.zero_grad()
+        value = cross_entropy(module(x), targets, label_smoothing=loss.label_smoothing)
+        value.backward()
+        gradients = gradients or our_gradients(module, names)
+        sgd.step()
+        losses.append(value.item())
+    with torch.no_grad():
+        logits = module.eval()(inputs[0]).numpy()
+    np.savez_compressed(
+        trajectory.path,
+        images=images, labels=labels, losses=np.array(losses, np.float32), logits=logits,
+        **{f"first.{name}": tensor for name, tensor in first.items()},
+        **{f"gradient.{name}": tensor for name, tensor in gradients.items()},
+    )  # fmt: skip
+    print(f"{trajectory.path.name}: {trajectory.path.stat().st_size / 1000:.0f} kB, losses {np.round(losses, 4)}")
+
+
+if __name__ == "__main__":
+    for each in TRAJECTORIES:
+        make(each)
