@@ -307,8 +307,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here, while a reader that has gone can still be caught
         return code
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; run the same command again to go on", Interrupted.exit_code)
-    except (PipelineError, NetworkError, JobError, Interrupted) as error:
+        return _fail("run the same command again to go on", Interrupted.exit_code, "interrupted")
+    except Interrupted as stop:
+        return _fail(str(stop), stop.exit_code, "interrupted")
+    except (PipelineError, NetworkError, JobError) as error:
         return _fail(str(error), error.exit_code)
     except BrokenPipeError:
         # Nobody reads our output any more; what is left to flush at exit goes nowhere, silently.
@@ -327,8 +329,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"this is a bug: {what}; set LOGPOSE_DEBUG=1 to see where, and report it", 1)
 
 
-def _fail(message: str, code: int) -> int:
-    print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr, flush=True)
+def _fail(message: str, code: int, what: str = "error") -> int:
+    print(f"{what}: {printable(' '.join(message.split()))}", file=sys.stderr, flush=True)
     return code
 
 

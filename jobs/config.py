@@ -7,9 +7,9 @@
     [augment]               the fields of cnn.augment.Augment
     [train]                 the other fields of cnn.train.Recipe: epochs, batch_size, seed, …
 
-Later beats earlier: the defaults of the dataclasses (there is no second list of them), the file, `--set`,
-options. A section that takes another `name` forgets the values written before for the old one: they
-belonged to that.
+Later beats earlier: the defaults of the dataclasses (there is no second list of them), the file, the
+command line. Where the command line gives a section another `name` than the file, it forgets the values
+that the file has for it: they belonged to the old name.
 """
 
 import dataclasses
@@ -29,6 +29,7 @@ from cnn.optim import OPTIMIZERS
 from cnn.schedules import SCHEDULES
 from cnn.train import Recipe
 from jobs.errors import JobError, nearest
+from jobs.progress import plural
 
 REGISTRIES: dict[str, Mapping[str, type]] = {
     "model": MODELS,
@@ -60,12 +61,14 @@ def resolve(wishes: Wishes, base: str = "", base_name: str = "") -> Recipe:
     """The recipe that is wished for. `base`, TOML of the file called `base_name`, takes the place of a file."""
     layers = [
         _from_file(wishes.file) if wishes.file else _from_toml(base, base_name),
-        [_from_argument(argument) for argument in wishes.sets],
-        [_from_option(key, value) for key, value in wishes.options.items()],
+        [
+            *(_from_argument(argument) for argument in wishes.sets),
+            *(_from_option(key, value) for key, value in wishes.options.items()),
+        ],
     ]
     settings: dict[str, dict[str, Setting]] = {}
     for layer in layers:
-        # Names first: within a layer it does not matter whether name or values are written first.
+        # Names first: within a layer it does not matter which is written first.
         for setting in sorted(layer, key=lambda setting: setting.key != "name"):
             section = settings.setdefault(_known_section(setting), {})
             if setting.key == "name" and _other_name(section, setting):
@@ -109,9 +112,13 @@ def describe(recipe: Recipe) -> str:
     for section, registry in REGISTRIES.items():
         value = getattr(recipe, section)
         default = registry[_name(section, value)]
-        changed = [f"{key} {shown}" for key, shown in _changes(value, default)]
+        changed = [
+            f"{key} {shown:g}" if isinstance(shown, float) else f"{key} {shown}"
+            for key, shown in _changes(value, default)
+        ]
         words.append(" ".join([_name(section, value), *([f"({', '.join(changed)})"] if changed else [])]))
-    return f"{', '.join(words)}; {recipe.epochs} epochs, batches of {recipe.batch_size}, seed {recipe.seed}"
+    epochs = plural(recipe.epochs, "epoch")
+    return f"{', '.join(words)}; {epochs}, batches of {recipe.batch_size}, seed {recipe.seed}"
 
 
 def differences(before: str, after: str) -> list[str]:

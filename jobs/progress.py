@@ -65,13 +65,12 @@ class _Lines:
         self.started_with = self.done = done
         self.started = self.printed = time.monotonic()
         self.note, self.printed_done = "", -1
-        if ends:
-            self._print()
 
     def update(self, done: int, note: str = "", total: int | None = None) -> None:
         self.done, self.note = done, note
         self.total = self.total if total is None else total
-        if time.monotonic() - self.printed >= LINE_EVERY:
+        first = self.ends and self.printed_done < 0
+        if first or time.monotonic() - self.printed >= LINE_EVERY:
             self._print()
 
     def finish(self) -> None:
@@ -109,22 +108,22 @@ class _RichBar:
             ProgressColumn,
             Task,
             TextColumn,
-            TimeRemainingColumn,
         )
         from rich.text import Text
 
-        class RateColumn(ProgressColumn):
+        class PaceColumn(ProgressColumn):
             def render(self, task: Task) -> Text:
-                speed = task.finished_speed or task.speed
-                return Text("" if speed is None else f"{_rate(speed)}/s", style="progress.data.speed")
+                if not task.speed:
+                    return Text()
+                left = f", {duration(task.time_remaining)} left" if task.time_remaining else ""
+                return Text(f"{_rate(task.speed)}/s{left}", style="progress.data.speed")
 
         self.progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn(unit, markup=False),
-            RateColumn(),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            PaceColumn(),
             TextColumn("{task.fields[note]}", markup=False),
             transient=True,
             refresh_per_second=5,

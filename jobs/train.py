@@ -67,7 +67,8 @@ def train(
     print(describe(recipe))
     if checkpoint:
         trainer.load_tensors(checkpoint.tensors, state.step)
-        print(f"going on in epoch {state.epoch} after {plural(state.batches, 'step')} of it")
+        steps = f", after {plural(state.batches, 'step')} of it" if state.batches else ""
+        print(f"going on with epoch {state.epoch}{steps}")
     elif start:
         print(f"starting from {start.path}")
         for note in initialise_from(trainer.network, card, start):
@@ -199,7 +200,7 @@ class Training:
             self._draw()
             command = ["logpose", "train", str(self.data.path), str(self.folder.path), "--resume"]
             raise Interrupted(
-                f"saved in epoch {self.state.epoch} after {plural(self.state.batches, 'step')} of it; go on with:"
+                f"saved after {plural(self.state.batches, 'step')} of epoch {self.state.epoch}; go on with:"
                 f" {shlex.join(command)}"
             )
         if time.monotonic() - self.saved >= self.checkpoint_seconds:
