@@ -56,8 +56,8 @@ def survey(listing: Listing, val: float, seed: int) -> Source:
     files = [_look_at(listing.root, picture.path, picture.class_index) for picture in listing.pictures]
     digest = blake2b(digest_size=16)
     digest.update("\0".join(listing.classes).encode("utf-8", "backslashreplace"))
-    for file, goes_to_val in zip(files, in_val, strict=True):
-        row = f"{printable(file.path)}\0{file.bytes}\0{file.mtime_ns}\0{file.label}\0{goes_to_val}\n"
+    for file, picture in zip(files, listing.pictures, strict=True):
+        row = f"{printable(file.path)}\0{file.bytes}\0{file.mtime_ns}\0{file.label}\0{picture.part}\n"
         digest.update(row.encode())
     ordered = {}
     for number, part in enumerate(PARTS):

@@ -304,7 +304,8 @@ def _check_columns(part: Part) -> None:
 
 def _open_array(path: Path, part: str, name: str, mode: Any) -> zarr.Array[Any]:
     store = LocalStore(path, read_only=mode == "r")
-    return zarr.open_array(store, path=f"{part}/{name}", mode=mode, zarr_format=3, config=_WRITE_ALL)
+    array = zarr.open_array(store, path=f"{part}/{name}", mode=mode, zarr_format=3)
+    return array.with_config(_WRITE_ALL)  # open_array takes a config, and forgets it
 
 
 def _shard_rows(array: zarr.Array[Any]) -> int:

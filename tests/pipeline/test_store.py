@@ -1,0 +1,243 @@
+"""What lies on the disk: readable by others, and never wrong in silence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.build import BuildReport
+from pipeline.errors import DamageError, DatasetError
+from pipeline.schema import CHUNK_BYTES, SHARD_CHUNKS, colour_statistics, layout
+from pipeline.store import Dataset, shard_file
+from pipeline.verify import Damage, verify_dataset
+from tests.pipeline.conftest import SIZE, draw
+
+Pictures = Callable[..., Path]
+Build = Callable[..., BuildReport]
+
+CHUNK = 4 * SIZE[0] * SIZE[1] * 3 + 4  # bytes of a stored chunk with its checksum, under small_chunks
+
+
+@pytest.fixture
+def dataset(pictures: Pictures, build: Build, small_chunks: None) -> Dataset:
+    """28 rows to train on in 4 shards of 2 chunks, the last half empty; 12 to validate."""
+    return Dataset.open(build(pictures(a=20, b=20), val=0.3).path)
+
+
+def test_xarray_opens_it(dataset: Dataset) -> None:
+    for part in (dataset.train, dataset.val):
+        opened = xarray.open_zarr(dataset.path, group=part.name, consolidated=False).load()
+        assert dict(opened.sizes) == {"row": part.rows, "y": SIZE[0], "x": SIZE[1], "channel": 3}
+        np.testing.assert_array_equal(opened["images"], part.read(0, part.rows))
+        np.testing.assert_array_equal(opened["labels"], part.labels)
+        assert [str(path) for path in opened["paths"].values] == part.paths
+
+
+def test_any_range_of_rows(dataset: Dataset) -> None:
+    everything = dataset.train.read(0, 28)
+    for start in range(29):
+        for stop in range(start, 29):
+            np.testing.assert_array_equal(dataset.train.read(start, stop), everything[start:stop])
+    for start, stop in ((-1, 3), (3, 2), (20, 29)):
+        with pytest.raises(IndexError, match=r"expected rows within 0..28 of train"):
+            dataset.train.read(start, stop)
+
+
+def test_black_pictures_are_pictures(tmp_path: Path, build: Build, small_chunks: None) -> None:
+    for name in "ab":
+        for number in range(10):
+            draw(tmp_path / "black" / name / f"{number}.png", (0, 0, 0))
+    dataset = Dataset.open(build(tmp_path / "black").path)
+    assert not dataset.train.read(0, dataset.train.rows).any()
+    assert verify_dataset(dataset.path).ok
+
+
+@given(st.integers(0, 10**6), st.integers(1, 700), st.integers(1, 700))
+def test_layout(rows: int, height: int, width: int) -> None:
+    cut = layout(rows, (height, width))
+    assert cut.shard_rows % cut.chunk_rows == 0
+    assert cut.chunk_rows & (cut.chunk_rows - 1) == 0, "a power of two"
+    assert cut.chunk_rows == 1 or cut.chunk_rows * height * width * 3 <= CHUNK_BYTES
+    assert cut.shard_rows <= SHARD_CHUNKS * cut.chunk_rows
+    padding = cut.shards(rows) * cut.shard_rows - rows
+    assert rows == 0 or padding < cut.shard_rows, "no shard without rows"
+
+
+@given(st.lists(st.lists(st.integers(0, 255), min_size=3, max_size=3), min_size=1, max_size=50))
+def test_colour_statistics(pixels: list[list[int]]) -> None:
+    values = np.array(pixels)
+    sums, squares = values.sum(axis=0).tolist(), (values**2).sum(axis=0).tolist()
+    mean, std = colour_statistics(len(pixels), sums, squares)
+    np.testing.assert_allclose(mean, values.mean(axis=0))
+    np.testing.assert_allclose(std, values.std(axis=0), atol=1e-6)
+
+
+# Damage
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_every_flipped_bit_is_found(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    whole = _built_once(tmp_path_factory)
+    files = sorted(file for file in whole.rglob("c/**/*") if file.is_file())
+    file = data.draw(st.sampled_from(files))
+    original = file.read_bytes()
+    place = data.draw(st.integers(0, len(original) - 1))
+    damaged = bytearray(original)
+    damaged[place] ^= 1 << data.draw(st.integers(0, 7))
+    try:
+        file.write_bytes(damaged)
+        report = verify_dataset(whole)
+        part, array = file.relative_to(whole).parts[:2]
+        padding = file.parts[-4] == "3" and array == "images" and CHUNK <= place < 2 * CHUNK
+        if padding:  # behind the last row: nobody ever reads it
+            assert report.ok
+        else:
+            assert report.damage, f"bit flip at {place} of {file} went unnoticed"
+            assert {(found.part, found.array) for found in report.damage} == {(part, array)}
+    finally:
+        file.write_bytes(original)
+
+
+def _built_once(factory: pytest.TempPathFactory, _built: list[Path] = []) -> Path:  # noqa: B006 - a cache
+    if not _built:
+        from pipeline import schema
+        from pipeline.build import BuildOptions, build_dataset
+
+        folder = factory.mktemp("flips")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(schema, "CHUNK_BYTES", CHUNK - 4)
+            patch.setattr(schema, "SHARD_CHUNKS", 2)
+            for number in range(40):
+                draw(folder / "pictures" / "ab"[number % 2] / f"{number}.png", (number, 2 * number, 99))
+            build_dataset(folder / "pictures", folder / "x.zarr", BuildOptions(SIZE, val=0.3))
+        _built.append(folder / "x.zarr")
+    return _built[0]
+
+
+def test_damage_is_named_with_chunk_and_rows(dataset: Dataset) -> None:
+    second = shard_file(dataset.path, "train", 1)
+    damaged = bytearray(second.read_bytes())
+    damaged[CHUNK + 100] ^= 16  # in the second chunk of the second shard: rows 12..15
+    second.write_bytes(damaged)
+    shard_file(dataset.path, "train", 2).unlink()
+    (dataset.path / "val" / "labels" / "c" / "0").unlink()
+    calls: list[tuple[int, int]] = []
+    report = verify_dataset(dataset.path, lambda *call: calls.append(call))
+    checksum = "Stored and computed checksum do not match"
+    assert report.damage == (
+        Damage("train", "images", 3, (12, 16), checksum),
+        Damage("train", "images", 4, (16, 20), "no such file"),
+        Damage("train", "images", 5, (20, 24), "no such file"),
+        Damage("val", "labels", 0, (0, 12), "no such file"),
+    )
+    assert not report.ok
+    assert calls == [(done + 1, report.chunks) for done in range(report.chunks)]
+    with pytest.raises(DamageError) as caught:
+        dataset.train.read(13, 14)
+    assert str(caught.value) == (
+        f"expected intact images, found {checksum}: train rows 12..15 in {second}; run 'logpose verify {dataset.path}'"
+    )
+    assert dataset.train.read(8, 12).shape[0] == 4, "the chunk beside it is fine"
+    with pytest.raises(DamageError, match=r"found no such file: val rows 0\.\.11 in .*val/labels"):
+        _ = dataset.val.labels
+
+
+def test_a_chunk_that_is_missing_in_its_shard_is_no_black_picture(dataset: Dataset) -> None:
+    import google_crc32c
+
+    file = shard_file(dataset.path, "train", 0)
+    content = bytearray(file.read_bytes())
+    index = bytearray(content[-36:-4])  # two chunks: offset and length each
+    index[16:] = b"\xff" * 16
+    content[-36:] = index + google_crc32c.value(bytes(index)).to_bytes(4, "little")
+    file.write_bytes(content)
+    assert dataset.train.read(0, 4).any()
+    with pytest.raises(DamageError, match=r"found chunk 1 is missing: train rows 4\.\.7"):
+        dataset.train.read(4, 8)
+
+
+@pytest.mark.parametrize("length", [0, 10, 200, 1000])
+def test_truncated_shards_are_found(dataset: Dataset, length: int) -> None:
+    file = shard_file(dataset.path, "val", 0)
+    file.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(DamageError):
+        dataset.val.read(0, 1)
+
+
+def test_verify_notices_rows_that_are_intact_but_others(dataset: Dataset) -> None:
+    shutil.copy(shard_file(dataset.path, "train", 0), shard_file(dataset.path, "train", 1))
+    report = verify_dataset(dataset.path)
+    assert report.damage == ()
+    assert report.content_matches is False
+
+
+# Metadata
+
+
+def change(path: Path, edit: Callable[[dict[str, object]], object]) -> None:
+    node = json.loads(path.read_text())
+    edit(node)
+    path.write_text(json.dumps(node))
+
+
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        (lambda node: node["attributes"].clear(), "expected a logpose dataset, found something else at"),
+        (lambda node: node["attributes"].update(format_version=2), "expected format version 1, found 2 in"),
+        (lambda node: node["attributes"].update(sealed=False), "found one still being built"),
+        (lambda node: node["attributes"].pop("mean"), "found KeyError 'mean' in"),
+        (lambda node: node["attributes"].update(mean=[1, 2]), "expected complete attributes, found ValueError"),
+        (lambda node: node["attributes"].update(std=None), "expected mean, std and content hash, found none"),
+        (lambda node: node["attributes"].update(size=[9, 9]), r"instead of uint8 \(9, 9, 3\)"),
+    ],
+)
+def test_attributes_that_do_not_fit(
+    dataset: Dataset, edit: Callable[[dict[str, object]], object], expected: str
+) -> None:
+    change(dataset.path / "zarr.json", edit)
+    with pytest.raises(DatasetError, match=expected) as caught:
+        Dataset.open(dataset.path)
+    assert str(dataset.path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_arrays_that_do_not_fit(dataset: Dataset) -> None:
+    metadata = dataset.path / "val" / "labels" / "zarr.json"
+    original = metadata.read_text()
+    change(metadata, lambda node: node.update(shape=[11]))
+    with pytest.raises(DatasetError, match=r"found 11 labels for 12 images in .*val: it is damaged"):
+        Dataset.open(dataset.path)
+    metadata.write_text(original[:100])
+    with pytest.raises(DatasetError, match=r"expected whole metadata, found .* in .*val: it is damaged"):
+        Dataset.open(dataset.path)
+    shutil.rmtree(dataset.path / "train" / "images")
+    with pytest.raises(DatasetError, match=r"expected whole metadata, found .* in .*train: it is damaged"):
+        Dataset.open(dataset.path)
+
+
+def test_labels_out_of_range(dataset: Dataset) -> None:
+    change(dataset.path / "zarr.json", lambda node: node["attributes"].update(class_names=["a"]))
+    with pytest.raises(DatasetError, match=r"expected labels below 1, found 0\.\.1 in train of"):
+        _ = Dataset.open(dataset.path).train.labels
+
+
+def test_what_is_no_dataset(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"expected a dataset built by logpose, found nothing at .*check the path"):
+        Dataset.open(tmp_path / "nowhere")
+    with pytest.raises(DatasetError, match=r"found no zarr.json in it at"):
+        Dataset.open(tmp_path)
+    for text in ("", "{", "[]", '{"attributes": 3}', "\xff"):
+        (tmp_path / "zarr.json").write_text(text)
+        with pytest.raises(DatasetError):
+            Dataset.open(tmp_path)

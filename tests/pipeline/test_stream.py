@@ -1,0 +1,215 @@
+"""Batches: every row once, the same from any step on, nothing kept alive, nothing that hangs."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import schema, stream
+from pipeline.build import BuildOptions, BuildReport, build_dataset
+from pipeline.errors import DamageError, OptionError
+from pipeline.store import Dataset, Part, shard_file
+from pipeline.stream import BatchStream
+from tests.pipeline.conftest import SIZE, colour_of, draw
+
+ROWS = 70
+
+
+@pytest.fixture(scope="module")
+def part(tmp_path_factory: pytest.TempPathFactory) -> Part:
+    """70 rows in 18 chunks of 4; three chunks a window."""
+    folder = tmp_path_factory.mktemp("stream")
+    for number in range(ROWS):
+        draw(folder / "pictures" / "ab"[number % 2] / f"{number}.png", colour_of(str(number)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schema, "CHUNK_BYTES", 4 * SIZE[0] * SIZE[1] * 3)
+        patch.setattr(schema, "SHARD_CHUNKS", 2)
+        build_dataset(folder / "pictures", folder / "x.zarr", BuildOptions(SIZE, val=0))
+    return Dataset.open(folder / "x.zarr").train
+
+
+@pytest.fixture(autouse=True)
+def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "WINDOW_BYTES", 3 * 4 * SIZE[0] * SIZE[1] * 3)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> object:
+    yield
+    gc.collect()
+    deadline = time.monotonic() + 5
+    while left := [thread.name for thread in threading.enumerate() if thread.name.startswith("logpose")]:
+        assert time.monotonic() < deadline, f"still running: {left}"
+        time.sleep(0.01)
+
+
+def rows_of(batches: object) -> list[list[int]]:
+    return [batch.rows.tolist() for batch in batches]  # type: ignore[attr-defined]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 80), st.integers(0, 9), st.integers(0, 9), st.booleans(), st.integers(1, 4), st.integers(1, 20))
+def test_every_row_comes_once_with_its_picture(
+    part: Part, batch_size: int, seed: int, epoch: int, shuffle: bool, workers: int, window: int
+) -> None:
+    everything = part.read(0, ROWS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream, "WINDOW_BYTES", window * 4 * SIZE[0] * SIZE[1] * 3)
+        batches = BatchStream(part, batch_size, seed=seed, shuffle=shuffle, workers=workers)
+    seen: list[int] = []
+    sizes = []
+    for batch in batches.epoch(epoch):
+        assert batch.images.dtype == np.uint8
+        assert batch.labels.dtype == batch.rows.dtype == np.int64
+        assert len(batch.images) == len(batch.labels) == len(batch.rows)
+        np.testing.assert_array_equal(batch.images, everything[batch.rows])
+        np.testing.assert_array_equal(batch.labels, part.labels[batch.rows])
+        seen += batch.rows.tolist()
+        sizes.append(len(batch.rows))
+    assert sorted(seen) == list(range(ROWS))
+    assert len(sizes) == batches.steps
+    assert set(sizes[:-1]) <= {batch_size}
+    if not shuffle:
+        assert seen == list(range(ROWS))
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 12, 13, 35, 70, 100])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_from_any_step_on_the_same_batches(part: Part, batch_size: int, shuffle: bool) -> None:
+    batches = BatchStream(part, batch_size, seed=3, shuffle=shuffle)
+    undisturbed = rows_of(batches.epoch(5))
+    for start in range(0, batches.steps + 1, max(1, batches.steps // 10)):
+        assert rows_of(batches.epoch(5, start)) == undisturbed[start:]
+
+
+def test_starting_late_reads_nothing_before(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[int] = []
+    read = Part.read
+    monkeypatch.setattr(Part, "read", lambda self, a, b: reads.append(a) or read(self, a, b))
+    batches = BatchStream(part, 10, seed=0)
+    next(batches.epoch(0, 6))
+    assert len(reads) <= 6, "two windows of three chunks at most"
+
+
+def test_orders_differ_by_epoch_and_seed_and_repeat(part: Part) -> None:
+    order = {(s, e): rows_of(BatchStream(part, 8, seed=s).epoch(e)) for s in (0, 1) for e in (0, 1)}
+    assert order[0, 0] == rows_of(BatchStream(part, 8, seed=0, workers=4).epoch(0))
+    assert len({str(rows) for rows in order.values()}) == 4
+
+
+def test_buffers_are_reused(part: Part) -> None:
+    batches = BatchStream(part, 10, seed=0)
+    memory = {batch.images.__array_interface__["data"][0] for e in range(3) for batch in batches.epoch(e)}
+    assert len(memory) == 1
+
+
+def test_two_epochs_at_a_time_do_not_disturb_each_other(part: Part) -> None:
+    batches = BatchStream(part, 10, seed=0)
+    expected = [rows_of(batches.epoch(0)), rows_of(batches.epoch(1))]
+    everything = part.read(0, ROWS)
+    for step, (first, second) in enumerate(zip(batches.epoch(0), batches.epoch(1), strict=True)):
+        assert [first.rows.tolist(), second.rows.tolist()] == [expected[0][step], expected[1][step]]
+        np.testing.assert_array_equal(first.images, everything[first.rows])
+
+
+def test_never_the_whole_set_in_memory(part: Part) -> None:
+    batches = BatchStream(part, 4, seed=0)
+    row = SIZE[0] * SIZE[1] * 3
+    buffers = batches._allocate()
+    held = sum(window.nbytes for window in buffers.windows) + buffers.images.nbytes
+    assert held == (2 * 12 + 4) * row < ROWS * row
+
+
+def test_waiting_is_counted(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Part.read
+    monkeypatch.setattr(Part, "read", lambda self, a, b: time.sleep(0.02) or read(self, a, b))
+    batches = BatchStream(part, 35, seed=0, workers=1)
+    began = time.perf_counter()
+    for _ in batches.epoch(0):
+        pass
+    assert 0.1 < batches.wait_seconds <= time.perf_counter() - began
+
+
+# Ends
+
+
+@pytest.mark.parametrize("how", ["close", "del", "break", "error"])
+def test_leaving_early_frees_everything_at_once(part: Part, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Part.read
+    monkeypatch.setattr(Part, "read", lambda self, a, b: time.sleep(0.01) or read(self, a, b))
+    batches = BatchStream(part, 5, seed=0)
+    epoch = batches.epoch(0)
+    next(epoch)
+    began = time.monotonic()
+    if how == "close":
+        epoch.close()  # type: ignore[attr-defined]
+    elif how == "del":
+        del epoch
+    elif how == "break":
+        for _ in epoch:
+            break
+        del epoch
+    else:
+        with pytest.raises(ZeroDivisionError):
+            epoch.throw(ZeroDivisionError())  # type: ignore[attr-defined]
+    gc.collect()
+    assert time.monotonic() - began < 1
+    assert sorted(row for rows in rows_of(batches.epoch(0)) for row in rows) == list(range(ROWS))
+
+
+def test_an_epoch_that_is_never_begun_costs_nothing(part: Part) -> None:
+    before = threading.active_count()
+    epoch = BatchStream(part, 5, seed=0).epoch(0)
+    assert threading.active_count() == before
+    del epoch
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_what_goes_wrong_in_reading_reaches_the_consumer(
+    part: Part, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Part.read
+
+    def fail(self: Part, start: int, stop: int) -> object:
+        if start == 40:
+            raise SystemExit("the disk has gone")  # not even an Exception
+        return read(self, start, stop)
+
+    monkeypatch.setattr(Part, "read", fail)
+    batches = BatchStream(part, 5, seed=0, shuffle=False, workers=workers)
+    seen = []
+    with pytest.raises(SystemExit, match="the disk has gone"):
+        for batch in batches.epoch(0):
+            seen += batch.rows.tolist()
+    assert seen == list(range(35)), "rows of whole windows before it arrive, and 35..39 lack nothing but company"
+
+
+def test_damage_reaches_the_consumer_by_name(
+    pictures: Callable[..., Path], build: Callable[..., BuildReport], small_chunks: None
+) -> None:
+    dataset = Dataset.open(build(pictures(a=20, b=20), val=0).path)
+    shard_file(dataset.path, "train", 3).unlink()
+    with pytest.raises(DamageError, match=r"found no such file: train rows 2.\.\.2."):
+        rows_of(BatchStream(dataset.train, 6, seed=0).epoch(0))
+
+
+def test_empty_parts_and_wrong_arguments(
+    part: Part, pictures: Callable[..., Path], build: Callable[..., BuildReport]
+) -> None:
+    empty = BatchStream(Dataset.open(build(pictures(a=2, b=2), val=0).path).val, 4, seed=0)
+    assert empty.steps == 0
+    assert rows_of(empty.epoch(0)) == []
+    with pytest.raises(OptionError, match="batch size of at least 1, found 0"):
+        BatchStream(part, 0, seed=0)
+    with pytest.raises(OptionError, match="at least one worker, found 0"):
+        BatchStream(part, 4, seed=0, workers=0)
+    with pytest.raises(OptionError, match=r"a step within 0\.\.18 of the epoch, found 19"):
+        BatchStream(part, 4, seed=0).epoch(0, 19)
