@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from pipeline.build import BuildOptions, BuildReport, build_dataset
+from pipeline.store import Dataset
 
 SIZE = (8, 12)
 
@@ -51,8 +52,34 @@ def build(tmp_path: Path) -> Callable[..., BuildReport]:
     return run
 
 
+def cut_small(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("pipeline.schema.CHUNK_BYTES", 4 * SIZE[0] * SIZE[1] * 3)
+    patch.setattr("pipeline.schema.SHARD_CHUNKS", 2)
+
+
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of 4 rows and shards of 8, so that a few pictures make many of both."""
-    monkeypatch.setattr("pipeline.schema.CHUNK_BYTES", 4 * SIZE[0] * SIZE[1] * 3)
-    monkeypatch.setattr("pipeline.schema.SHARD_CHUNKS", 2)
+    cut_small(monkeypatch)
+
+
+def built_once(factory: pytest.TempPathFactory, rows: int, val: float) -> Dataset:
+    folder = factory.mktemp("built")
+    for number in range(rows):
+        draw(folder / "pictures" / "ab"[number % 2] / f"{number}.png", colour_of(str(number)))
+    with pytest.MonkeyPatch.context() as patch:
+        cut_small(patch)
+        build_dataset(folder / "pictures", folder / "pictures.zarr", BuildOptions(SIZE, val=val))
+    return Dataset.open(folder / "pictures.zarr")
+
+
+@pytest.fixture(scope="session")
+def forty(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """28 rows to train on in 4 shards of 2 chunks, the last half empty; 12 to validate. Leave it as it is."""
+    return built_once(tmp_path_factory, 40, 0.3)
+
+
+@pytest.fixture(scope="session")
+def seventy(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """70 rows to train on in 18 chunks of 4. Leave it as it is."""
+    return built_once(tmp_path_factory, 70, 0)

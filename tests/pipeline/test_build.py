@@ -104,7 +104,7 @@ def test_no_validation_part(pictures: Pictures, build: Build) -> None:
 # Failures
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(broken=st.sets(st.integers(0, 39), max_size=34))
 @pytest.mark.usefixtures("small_chunks")
 def test_each_file_is_a_row_or_a_failure(broken: set[int], pictures: Pictures, build: Build, tmp_path: Path) -> None:

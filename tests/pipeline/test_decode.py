@@ -182,7 +182,7 @@ TO_STORED = {
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", range(9))
-@pytest.mark.parametrize("shape", [(640, 400), (40, 64)])
+@pytest.mark.parametrize("shape", [(400, 240), (40, 64)])
 def test_orientation(form: str, orientation: int, shape: tuple[int, int]) -> None:
     upright = smooth(*shape)
     stored = upright.transpose(TO_STORED[orientation]) if orientation in TO_STORED else upright

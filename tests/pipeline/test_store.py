@@ -32,23 +32,23 @@ def dataset(pictures: Pictures, build: Build, small_chunks: None) -> Dataset:
     return Dataset.open(build(pictures(a=20, b=20), val=0.3).path)
 
 
-def test_xarray_opens_it(dataset: Dataset) -> None:
-    for part in (dataset.train, dataset.val):
-        opened = xarray.open_zarr(dataset.path, group=part.name, consolidated=False).load()
+def test_xarray_opens_it(forty: Dataset) -> None:
+    for part in (forty.train, forty.val):
+        opened = xarray.open_zarr(forty.path, group=part.name, consolidated=False).load()
         assert dict(opened.sizes) == {"row": part.rows, "y": SIZE[0], "x": SIZE[1], "channel": 3}
         np.testing.assert_array_equal(opened["images"], part.read(0, part.rows))
         np.testing.assert_array_equal(opened["labels"], part.labels)
         assert [str(path) for path in opened["paths"].values] == part.paths
 
 
-def test_any_range_of_rows(dataset: Dataset) -> None:
-    everything = dataset.train.read(0, 28)
+def test_any_range_of_rows(forty: Dataset) -> None:
+    everything = forty.train.read(0, 28)
     for start in range(29):
-        for stop in range(start, 29):
-            np.testing.assert_array_equal(dataset.train.read(start, stop), everything[start:stop])
+        for stop in range(start, 29, 3):
+            np.testing.assert_array_equal(forty.train.read(start, stop), everything[start:stop])
     for start, stop in ((-1, 3), (3, 2), (20, 29)):
         with pytest.raises(IndexError, match=r"expected rows within 0..28 of train"):
-            dataset.train.read(start, stop)
+            forty.train.read(start, stop)
 
 
 def test_black_pictures_are_pictures(tmp_path: Path, build: Build, small_chunks: None) -> None:
@@ -83,10 +83,10 @@ def test_colour_statistics(pixels: list[list[int]]) -> None:
 # Damage
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_every_flipped_bit_is_found(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
-    whole = _built_once(tmp_path_factory)
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_every_flipped_bit_is_found(data: st.DataObject, forty: Dataset) -> None:
+    whole = forty.path
     files = sorted(file for file in whole.rglob("c/**/*") if file.is_file())
     file = data.draw(st.sampled_from(files))
     original = file.read_bytes()
@@ -97,30 +97,14 @@ def test_every_flipped_bit_is_found(data: st.DataObject, tmp_path_factory: pytes
         file.write_bytes(damaged)
         report = verify_dataset(whole)
         part, array = file.relative_to(whole).parts[:2]
-        padding = file.parts[-4] == "3" and array == "images" and CHUNK <= place < 2 * CHUNK
-        if padding:  # behind the last row: nobody ever reads it
-            assert report.ok
+        last_half = file == shard_file(whole, "train", 3) and CHUNK <= place < 2 * CHUNK
+        if last_half:
+            assert report.ok, "behind the last row: nobody ever reads it"
         else:
             assert report.damage, f"bit flip at {place} of {file} went unnoticed"
             assert {(found.part, found.array) for found in report.damage} == {(part, array)}
     finally:
         file.write_bytes(original)
-
-
-def _built_once(factory: pytest.TempPathFactory, _built: list[Path] = []) -> Path:  # noqa: B006 - a cache
-    if not _built:
-        from pipeline import schema
-        from pipeline.build import BuildOptions, build_dataset
-
-        folder = factory.mktemp("flips")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(schema, "CHUNK_BYTES", CHUNK - 4)
-            patch.setattr(schema, "SHARD_CHUNKS", 2)
-            for number in range(40):
-                draw(folder / "pictures" / "ab"[number % 2] / f"{number}.png", (number, 2 * number, 99))
-            build_dataset(folder / "pictures", folder / "x.zarr", BuildOptions(SIZE, val=0.3))
-        _built.append(folder / "x.zarr")
-    return _built[0]
 
 
 def test_damage_is_named_with_chunk_and_rows(dataset: Dataset) -> None:
