@@ -330,14 +330,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int, what: str = "error") -> int:
-    print(f"{what}: {printable(' '.join(message.split()))}", file=sys.stderr, flush=True)
+    print(f"{what}: {printable(message)}", file=sys.stderr, flush=True)
     return code
 
 
 def _explain(error: OSError) -> tuple[str, int]:
     reason, where = (error.strerror or str(error)).lower(), f" at {error.filename}" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{reason}{where}; make room and run the same command again: it goes on where it stopped", 1
+        return f"{reason}{where}; make room and run the command again (a training with --resume): it goes on", 1
     if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError):
         return f"{reason}{where}; check the path", 2
     if isinstance(error, PermissionError):
@@ -355,7 +355,8 @@ def _usage(error: Exception, given: Sequence[str]) -> str:
             message += f"; did you mean {possible[0]}?"
     else:
         message = error.format_message()  # type: ignore[attr-defined]
-    message = (message[:1].lower() + message[1:]).rstrip(".").replace("Value error, ", "")
+    message = " ".join(message.split()).rstrip(".").replace("Value error, ", "")
+    message = message[:1].lower() + message[1:]
     names = [command.callback.__name__ for command in app.registered_commands if command.callback]
     command = f"logpose {given[0]} --help" if given[0] in names else "logpose --help"
     return f"{message} (see '{command}')"

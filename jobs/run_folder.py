@@ -24,6 +24,7 @@ class TrainingState:
     epoch: int = 1
     batches: int = 0
     step: int = 0  # of the whole training
+    lr: float = 0.0  # of the last step
     loss_sum: float = 0.0
     correct: int = 0
     rows: int = 0

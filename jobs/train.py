@@ -115,7 +115,6 @@ class Training:
         self.drawing_took = self.val_seconds = 0.0
         self.undrawn = bool(state.history)
         self.judged: tuple[EpochRow, Evaluation] | None = None  # the best epoch, till it is drawn
-        self.lr = trainer.lr
 
     def run(self) -> None:
         """Go on to the last epoch. Raises Interrupted after Ctrl-C, NonFiniteError where it diverges."""
@@ -132,7 +131,7 @@ class Training:
             stream = self.train_stream
             began, waited = time.monotonic(), stream.wait_seconds
             for batch in stream.epoch(epoch, start=state.batches):
-                self.lr = self.trainer.lr
+                state.lr = self.trainer.lr
                 result = self.trainer.train_batch(batch.images, batch.labels, batch.rows)
                 state.loss_sum += result.loss_sum
                 state.correct += result.correct
@@ -169,7 +168,7 @@ class Training:
         row = EpochRow(
             epoch=epoch,
             step=state.step,
-            lr=self.lr,
+            lr=state.lr,
             train_loss=state.loss_sum / state.rows,
             train_accuracy=state.correct / state.rows,
             val_loss=evaluation.loss if evaluation else None,

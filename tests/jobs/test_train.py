@@ -1,0 +1,371 @@
+"""Trainings that are stopped, killed, resumed, refused; and what they leave behind."""
+
+import csv
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from cnn.checkpoint import load_checkpoint
+from jobs import train as job
+from tests.jobs.conftest import CLASSES, RECIPE, Logpose, command, draw_classes
+
+RESULTS = {
+    "model.safetensors", "last.safetensors", "config.toml", "metrics.csv", "curves.png", "confusion.png"
+}  # fmt: skip
+
+
+def weights(run_dir: Path) -> dict[str, np.ndarray]:
+    return load_checkpoint(run_dir / "last.safetensors").tensors
+
+
+def same_weights(one: Path, other: Path) -> None:
+    for name, values in weights(one).items():
+        np.testing.assert_array_equal(values, weights(other)[name], err_msg=name)
+
+
+def metrics(run_dir: Path) -> list[dict[str, str]]:
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def learned(run_dir: Path) -> list[tuple[str, ...]]:
+    """The columns of metrics.csv that must not depend on the clock."""
+    names = ("epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
+    return [tuple(row[name] for name in names) for row in metrics(run_dir)]
+
+
+@pytest.fixture
+def unfinished(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the finished training, for tests that change it."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+# What it leaves -----------------------------------------------------------------------------------------
+
+
+def test_a_run_folder_holds_what_the_help_says(trained: Path) -> None:
+    assert {path.name for path in trained.iterdir()} == RESULTS
+    assert [row["epoch"] for row in metrics(trained)] == ["1", "2", "3"]
+    card = load_checkpoint(trained / "model.safetensors").card
+    assert (card.model, card.class_names, card.in_shape, card.fit) == ("plain", CLASSES, (16, 16, 3), "pad")
+    assert card.model_options["width"] == 4
+
+
+def test_the_best_model_is_that_of_the_best_epoch(trained: Path) -> None:
+    rows = metrics(trained)
+    best = max(rows, key=lambda row: (float(row["val_accuracy"]), -float(row["val_loss"])))
+    assert load_checkpoint(trained / "model.safetensors").progress["epoch"] == int(best["epoch"])
+
+
+def test_the_first_lines_say_what_is_trained_on_what(logpose: Logpose, dataset: Path, tmp_path: Path) -> None:
+    outcome = logpose("train", dataset, tmp_path / "run", *RECIPE, "--epochs", 1)
+    assert (outcome.code, outcome.err) == (0, "")
+    lines = outcome.out.splitlines()
+    assert "3 classes, 16×16 (pad); 48 pictures to train on, 12 to validate" in lines[0]
+    assert lines[1].startswith("cpu: ")
+    assert lines[2].startswith("plain, ") and lines[2].endswith(" parameters")
+    assert lines[3].startswith("plain (width 4), adamw, cosine, softmax_cross_entropy; 1 epoch, batches of 8, seed 0")
+    assert lines[4].startswith("epoch 1/1  train loss ")
+    assert lines[5].startswith("done, best validation accuracy ")
+
+
+def test_config_toml_alone_repeats_the_run(
+    logpose: Logpose, dataset: Path, trained: Path, tmp_path: Path
+) -> None:
+    again = tmp_path / "again"
+    assert logpose("train", dataset, again, "--config", trained / "config.toml", "--device", "cpu").code == 0
+    same_weights(again, trained)
+    assert learned(again) == learned(trained)
+    assert (again / "config.toml").read_text() == (trained / "config.toml").read_text()
+
+
+def test_without_a_validation_part_the_last_epoch_is_the_best(
+    logpose: Logpose, pictures: Path, tmp_path: Path
+) -> None:
+    whole = tmp_path / "whole.zarr"
+    assert logpose("build", pictures, whole, "--size", 16, "--val", 0).code == 0
+    outcome = logpose("train", whole, tmp_path / "run", *RECIPE, "--epochs", 2)
+    assert outcome.code == 0
+    assert "none to validate: the last epoch counts as the best" in outcome.out
+    assert load_checkpoint(tmp_path / "run" / "model.safetensors").progress["epoch"] == 2
+    assert [row["val_loss"] for row in metrics(tmp_path / "run")] == ["", ""]
+    assert not (tmp_path / "run" / "confusion.png").exists()
+
+
+# Going on -----------------------------------------------------------------------------------------------
+
+
+def test_resume_starts_what_is_not_there_and_says_when_it_is_finished(
+    logpose: Logpose, dataset: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    assert logpose("train", dataset, run_dir, *RECIPE, "--epochs", 1, "--resume").code == 0
+    before = (run_dir / "last.safetensors").read_bytes()
+    outcome = logpose("train", dataset, run_dir, "--resume")
+    assert outcome.code == 0
+    assert "is finished (1 epoch, best validation accuracy" in outcome.out
+    assert (run_dir / "last.safetensors").read_bytes() == before
+
+
+def test_more_epochs_may_be_asked_for_later(logpose: Logpose, dataset: Path, unfinished: Path) -> None:
+    outcome = logpose("train", dataset, unfinished, "--resume", "--epochs", 4, "--device", "cpu")
+    assert outcome.code == 0
+    assert "going on with epoch 4\n" in outcome.out
+    assert [row["epoch"] for row in metrics(unfinished)] == ["1", "2", "3", "4"]
+    assert tomllib.loads((unfinished / "config.toml").read_text())["train"]["epochs"] == 4
+
+
+def test_a_killed_training_ends_as_if_it_had_not_been(logpose: Logpose, dataset: Path, tmp_path: Path) -> None:
+    recipe = (*RECIPE, "--epochs", "8", "--set", "train.clip=1")
+    killed, calm = tmp_path / "killed", tmp_path / "calm"
+    arguments = command("train", dataset, killed, *recipe, "--checkpoint-minutes", "0")
+    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL) as process:
+        wait_for(lambda: load_checkpoint(killed / "last.safetensors").progress["step"] >= 8, killed, process)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    outcome = logpose("train", dataset, killed, "--resume", "--device", "cpu")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "going on with epoch" in outcome.out
+    assert logpose("train", dataset, calm, *recipe).code == 0
+    same_weights(killed, calm)
+    assert learned(killed) == learned(calm)
+    best = load_file(killed / "model.safetensors")
+    for name, values in load_file(calm / "model.safetensors").items():
+        np.testing.assert_array_equal(best[name], values, err_msg=name)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(logpose: Logpose, dataset: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "my run"
+    arguments = command("train", dataset, run_dir, *RECIPE, "--epochs", "100000")
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(lambda: (run_dir / "metrics.csv").exists(), run_dir, process)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.startswith("interrupted: saved after ")
+    assert err.endswith(f"go on with: logpose train {dataset} '{run_dir}' --resume\n")
+    done = load_checkpoint(run_dir / "last.safetensors").progress["epoch"]
+    outcome = logpose("train", dataset, run_dir, "--resume", "--epochs", done, "--device", "cpu")
+    assert outcome.code == 0
+    assert [int(row["epoch"]) for row in metrics(run_dir)] == list(range(1, done + 1))
+
+
+def wait_for(condition: Any, folder: Path, process: "subprocess.Popen[Any]") -> None:
+    """Wait till the process has come so far, and fail if it ends before."""
+    limit = time.monotonic() + 60
+    while True:
+        assert process.poll() is None, f"ended with {process.returncode} too early"
+        assert time.monotonic() < limit
+        if (folder / "last.safetensors").exists() and condition():
+            return
+        time.sleep(0.005)
+
+
+def test_ctrl_c_while_validating_validates_again(
+    logpose: Logpose, dataset: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = tmp_path / "run"
+    batches = job.Training._val_batches
+
+    def interrupted(self: job.Training, *arguments: Any) -> Any:
+        for batch in batches(self, *arguments):
+            os.kill(os.getpid(), signal.SIGINT)
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job.Training, "_val_batches", interrupted)
+        outcome = logpose("train", dataset, run_dir, *RECIPE)
+    assert outcome.code == 130
+    assert "saved after 6 steps of epoch 1" in outcome.err
+    assert logpose("train", dataset, run_dir, "--resume", "--device", "cpu").code == 0
+    same_weights(run_dir, trained)
+    assert learned(run_dir) == learned(trained)
+
+
+# From a saved model -------------------------------------------------------------------------------------
+
+
+def test_init_with_other_classes_replaces_the_head_and_says_so(
+    logpose: Logpose, model: Path, tmp_path: Path
+) -> None:
+    draw_classes(tmp_path / "other", 6, ("crimson", "lime"))
+    assert logpose("build", tmp_path / "other", tmp_path / "other.zarr", "--size", 16).code == 0
+    outcome = logpose("train", tmp_path / "other.zarr", tmp_path / "run", "--init", model, "--epochs", 1)
+    assert outcome.code == 0
+    assert "plain (width 4)" in outcome.out  # the architecture comes with the model
+    assert f"starting from {model}" in outcome.out
+    assert "the head starts afresh" in outcome.out
+    assert load_checkpoint(tmp_path / "run" / "model.safetensors").card.class_names == ("crimson", "lime")
+
+
+def test_init_of_another_architecture_is_refused(
+    logpose: Logpose, dataset: Path, model: Path, tmp_path: Path
+) -> None:
+    outcome = logpose("train", dataset, tmp_path / "run", "--init", model, "--model", "seed")
+    assert outcome.code == 2
+    assert "is a plain, not a seed; use --model plain" in outcome.error
+    outcome = logpose("train", dataset, tmp_path / "run", "--init", model, "--set", "model.width=6")
+    assert outcome.code == 2
+    assert "parameter " in outcome.error and "expected shape" in outcome.error
+    assert not (tmp_path / "run").exists()
+
+
+# Refused ------------------------------------------------------------------------------------------------
+
+
+def test_a_training_is_not_overwritten_without_being_told(
+    logpose: Logpose, dataset: Path, unfinished: Path
+) -> None:
+    before = weights(unfinished)
+    outcome = logpose("train", dataset, unfinished, *RECIPE)
+    assert outcome.code == 2
+    assert "holds a training; add --resume to go on with it, --overwrite to start again" in outcome.error
+    assert outcome.out == ""
+    assert weights(unfinished).keys() == before.keys()
+    # A mistake on the way to a new start leaves the old one where it is.
+    assert logpose("train", dataset, unfinished, "--overwrite", "--lr", "-1").code == 2
+    assert {path.name for path in unfinished.iterdir()} == RESULTS
+    assert logpose("train", dataset, unfinished, *RECIPE, "--epochs", 1, "--overwrite").code == 0
+    assert len(metrics(unfinished)) == 1
+
+
+def test_resuming_with_another_recipe_says_what_differs(
+    logpose: Logpose, dataset: Path, unfinished: Path
+) -> None:
+    outcome = logpose("train", dataset, unfinished, "--resume", "--epochs", 9, "--lr", 1, "--seed", 7)
+    assert outcome.code == 2
+    assert "begun with another recipe: optimizer.lr was 0.002, now 1.0; train.seed was 0, now 7; leave" in outcome.error
+
+
+def test_resuming_with_another_dataset_is_refused(
+    logpose: Logpose, unfinished: Path, pictures: Path, tmp_path: Path
+) -> None:
+    assert logpose("build", pictures, tmp_path / "b.zarr", "--size", 16, "--seed", 9).code == 0
+    outcome = logpose("train", tmp_path / "b.zarr", unfinished, "--resume", "--epochs", 9)
+    assert outcome.code == 2
+    assert "was begun with another dataset" in outcome.error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model", "resnet99"), "no model is called 'resnet99' (--model); did you mean 'resnet9'?"),
+        (("--set", "optimizer.momentun=1"), "[optimizer] has no 'momentun'"),
+        (("--config", "nowhere.toml"), "cannot read the recipe nowhere.toml: no such file or directory"),
+        (("--device", "tpu"), "'tpu' is not one of 'auto', 'cpu', 'cuda'"),
+        (("--init", "nowhere.safetensors"), "no model file at nowhere.safetensors"),
+        (("--set", "model.activation=tahn"), "no activation is called 'tahn'; did you mean 'tanh'?"),
+    ],
+)
+def test_bad_options_leave_nothing(
+    logpose: Logpose, dataset: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    outcome = logpose("train", dataset, tmp_path / "run", *arguments)
+    assert outcome.code == 2
+    assert message in outcome.error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_is_no_run_folder(logpose: Logpose, dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    outcome = logpose("train", dataset, tmp_path / "run")
+    assert outcome.code == 2
+    assert "is a file; give the name of a folder" in outcome.error
+
+
+@pytest.mark.parametrize("damage", ["truncated", "not ours", "not a model", "the best model instead"])
+def test_a_damaged_resume_point_is_refused(
+    logpose: Logpose, dataset: Path, unfinished: Path, damage: str
+) -> None:
+    last = unfinished / "last.safetensors"
+    if damage == "truncated":
+        last.write_bytes(last.read_bytes()[:-100])
+    elif damage == "not ours":
+        save_file({"weight": np.zeros(3)}, last)
+    elif damage == "not a model":
+        last.write_text("# a README")
+    else:
+        shutil.copy(unfinished / "model.safetensors", last)
+    outcome = logpose("train", dataset, unfinished, "--resume", "--epochs", 9)
+    assert outcome.code == 2
+    assert "last.safetensors" in outcome.error
+    assert len(metrics(unfinished)) == 3
+
+
+@pytest.mark.parametrize("damage", ["missing", "unsealed", "other version", "damaged chunk"])
+def test_a_dataset_that_cannot_be_used(logpose: Logpose, dataset: Path, tmp_path: Path, damage: str) -> None:
+    broken = Path(shutil.copytree(dataset, tmp_path / "broken.zarr"))
+    metadata = broken / "zarr.json"
+    if damage == "missing":
+        shutil.rmtree(broken)
+    elif damage == "unsealed":
+        metadata.write_text(metadata.read_text().replace('"sealed": true', '"sealed": false'))
+    elif damage == "other version":
+        metadata.write_text(metadata.read_text().replace('"format_version": 1', '"format_version": 99'))
+    else:
+        shard = broken / "train" / "images" / "c" / "0" / "0" / "0" / "0"
+        content = bytearray(shard.read_bytes())
+        content[1000] ^= 1
+        shard.write_bytes(content)
+    outcome = logpose("train", broken, tmp_path / "run", *RECIPE)
+    assert outcome.code == 2
+    assert "broken.zarr" in outcome.error
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+# Failing on the way -------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_model(
+    logpose: Logpose, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diverging = ("--set", "optimizer.name=sgd", "--lr", "1e30", "--set", "schedule.name=constant")
+    outcome = logpose("train", dataset, tmp_path / "at once", *RECIPE, *diverging)
+    assert outcome.code == 1
+    assert "lower --lr" in outcome.error and "nothing is saved yet" in outcome.error
+
+    run_dir = tmp_path / "later"
+    steps = job.Trainer.train_batch
+
+    def poisoned(self: job.Trainer, *arguments: Any) -> Any:
+        if self.step == 8:  # in the second epoch
+            self.network.parameters.flat[...] = np.nan
+        return steps(self, *arguments)
+
+    monkeypatch.setattr(job.Trainer, "train_batch", poisoned)
+    outcome = logpose("train", dataset, run_dir, *RECIPE)
+    assert outcome.code == 1
+    assert "no finite number at step 9" in outcome.error
+    assert f"{run_dir / 'model.safetensors'} keeps the best so far" in outcome.error
+    for name in ("model.safetensors", "last.safetensors"):
+        tensors = load_checkpoint(run_dir / name).tensors
+        assert all(np.isfinite(values).all() for values in tensors.values())
+    assert [row["epoch"] for row in metrics(run_dir)] == ["1"]
+
+
+def test_a_full_disk_is_one_line_and_the_old_checkpoint_stays(
+    logpose: Logpose, dataset: Path, unfinished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (unfinished / "last.safetensors").read_bytes()
+    config = (unfinished / "config.toml").read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    outcome = logpose("train", dataset, unfinished, "--resume", "--epochs", 4, "--device", "cpu")
+    assert outcome.code == 1
+    assert "no space left on device" in outcome.error.lower()
+    assert (unfinished / "last.safetensors").read_bytes() == before
+    assert (unfinished / "config.toml").read_bytes() == config
+    assert {path.name for path in unfinished.iterdir()} == RESULTS
