@@ -1,0 +1,110 @@
+"""Building and checking a dataset, as the command line shows them."""
+
+import csv
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline.store import Dataset
+from tests.jobs.conftest import Logpose, draw_classes, draw_picture
+
+
+def test_build_says_what_was_built_and_what_was_left_out(logpose: Logpose, tmp_path: Path) -> None:
+    root = draw_classes(tmp_path / "colours", 5)
+    (root / "red" / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    (root / "readme.txt").write_text("not a class")
+    outcome = logpose("build", root, tmp_path / "d.zarr", "--size", "20x12", "--val", 0.2)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert re.search(r"d\.zarr: 3 classes, \d+ pictures to train on, \d to validate; took ", outcome.out)
+    assert "not in a class folder, so left out: readme.txt" in outcome.out
+    assert f"1 file could not be read and left out; the reasons are in {tmp_path / 'd.zarr'}" in outcome.out
+    assert "building: " in outcome.out and "\x1b" not in outcome.out
+    data = Dataset.open(tmp_path / "d.zarr")
+    assert data.size == (12, 20)  # rows by columns, as arrays have them
+    assert data.train.rows + data.val.rows == 15
+    with (tmp_path / "d.zarr" / "failures.csv").open(newline="") as file:
+        (failure,) = csv.DictReader(file)
+    assert failure["path"] == "red/broken.jpg"
+
+
+def test_a_finished_dataset_is_not_overwritten_without_being_told(
+    logpose: Logpose, pictures: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "d.zarr"
+    arguments = ("build", pictures, path, "--size", 8)
+    assert logpose(*arguments).code == 0
+    before = Dataset.open(path).content_hash
+    outcome = logpose(*arguments, "--seed", 1)
+    assert outcome.code == 2
+    assert "--overwrite" in outcome.error
+    assert Dataset.open(path).content_hash == before
+    assert logpose(*arguments, "--seed", 1, "--overwrite").code == 0
+    assert Dataset.open(path).content_hash != before
+
+
+@pytest.mark.parametrize(
+    ("sort", "message"),
+    [
+        ("missing", "found nothing at"),
+        ("empty", "found nothing in"),
+        ("no folders", "found 1 file and no folder"),
+        ("one class", "expected at least two classes, found only red"),
+        ("an empty class", "expected pictures in every class, found none in"),
+        ("a class of broken pictures", "expected a readable picture to train on in every class, found none in blue"),
+    ],
+)
+def test_folders_that_are_no_classes(logpose: Logpose, tmp_path: Path, sort: str, message: str) -> None:
+    root = tmp_path / "pictures"
+    if sort != "missing":
+        root.mkdir()
+    if sort == "no folders":
+        draw_picture(root / "a.png", 0, 0)
+    if sort in ("one class", "an empty class", "a class of broken pictures"):
+        draw_classes(root, 3, ("red",) if sort == "one class" else ("red", "green"))
+    if sort in ("an empty class", "a class of broken pictures"):
+        (root / "blue").mkdir()
+    if sort == "a class of broken pictures":
+        (root / "blue" / "a.png").write_bytes(b"\x89PNG")
+    outcome = logpose("build", root, tmp_path / "d.zarr", "--size", 8)
+    assert outcome.code == 2
+    assert message in outcome.error
+    assert logpose("verify", tmp_path / "d.zarr").code == 2  # nothing half-written is taken for whole
+
+
+@pytest.mark.parametrize("limit", ["1", "0.2"])
+def test_too_many_broken_pictures_stop_the_build(logpose: Logpose, tmp_path: Path, limit: str) -> None:
+    root = draw_classes(tmp_path / "colours", 2)
+    for number in range(2):
+        (root / "red" / f"broken{number}.png").write_bytes(b"")
+    outcome = logpose("build", root, tmp_path / "d.zarr", "--size", 8, "--max-failures", limit)
+    assert outcome.code == 1
+    assert "error: " in outcome.error
+    assert logpose("build", root, tmp_path / "d.zarr", "--size", 8, "--max-failures", 2).code == 0
+
+
+def test_verify_a_whole_dataset(logpose: Logpose, dataset: Path) -> None:
+    outcome = logpose("verify", dataset)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert f"{dataset} is whole: 48 + 12 pictures in " in outcome.out
+
+
+def test_verify_names_each_damage_and_exits_with_1(logpose: Logpose, dataset: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(dataset, tmp_path / "broken.zarr"))
+    shard = broken / "train" / "images" / "c" / "0" / "0" / "0" / "0"
+    content = bytearray(shard.read_bytes())
+    content[1000] ^= 1
+    shard.write_bytes(content)
+    outcome = logpose("verify", broken)
+    assert (outcome.code, outcome.err) == (1, "")
+    damaged = [line for line in outcome.out.splitlines() if line.startswith("damaged: ")]
+    assert len(damaged) == 1
+    assert "train/images chunk 0, rows 0.." in damaged[0]
+    assert "1 damage in 48 + 12 pictures" in outcome.out
+    assert "--overwrite" in outcome.out
+
+
+def test_verify_what_is_no_dataset(logpose: Logpose, pictures: Path, tmp_path: Path) -> None:
+    assert "no zarr.json in it" in logpose("verify", pictures).error
+    assert "found nothing at" in logpose("verify", tmp_path / "nowhere").error
