@@ -59,11 +59,10 @@ def test_an_epoch_has_each_row_once(plan: EpochPlan) -> None:
         assert plan.window_at(start) == plan.window_at(start + len(window.rows) - 1) == index
 
 
-def test_epochs_and_seeds_differ() -> None:
-    orders = {
-        tuple(EpochPlan(64, 4, 4, seed, epoch, True).window(0).rows.tolist()) for seed in range(4) for epoch in range(4)
-    }
-    assert len(orders) == 16
+@pytest.mark.parametrize("chunk_rows", [4, 64])
+def test_epochs_and_seeds_differ(chunk_rows: int) -> None:
+    plans = [EpochPlan(64, chunk_rows, 4, seed, epoch, True) for seed in range(4) for epoch in range(4)]
+    assert len({tuple(plan.window(0).rows.tolist()) for plan in plans}) == 16
 
 
 LABELS = st.lists(st.integers(0, 5), min_size=1, max_size=200).map(lambda labels: np.array(labels))

@@ -134,13 +134,19 @@ def test_waiting_is_counted(part: Part, monkeypatch: pytest.MonkeyPatch) -> None
 # Ends
 
 
+@pytest.mark.parametrize("reader", ["reading", "waiting for a free window"])
 @pytest.mark.parametrize("how", ["close", "del", "break", "error"])
-def test_leaving_early_frees_everything_at_once(part: Part, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = Part.read
-    monkeypatch.setattr(Part, "read", lambda self, a, b: time.sleep(0.01) or read(self, a, b))
+def test_leaving_early_frees_everything_at_once(
+    part: Part, how: str, reader: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if reader == "reading":
+        read = Part.read
+        monkeypatch.setattr(Part, "read", lambda self, a, b: time.sleep(0.01) or read(self, a, b))
     batches = BatchStream(part, 5, seed=0)
     epoch = batches.epoch(0)
     next(epoch)
+    if reader != "reading":
+        time.sleep(0.2)
     began = time.monotonic()
     if how == "close":
         epoch.close()  # type: ignore[attr-defined]
