@@ -26,7 +26,7 @@ from pipeline.errors import DecodeError
 from pipeline.listing import list_files
 
 FILES_PER_TASK = 16  # large enough that scheduling costs little, small enough to keep all workers busy
-ROWS_PER_PART = 1024  # at most this much work is lost when a run is killed
+ROWS_PER_PART = 512  # at most this much work is lost when a run is killed
 
 
 class Block(NamedTuple):

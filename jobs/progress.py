@@ -125,6 +125,7 @@ class _RichBar:
             TextColumn(unit, markup=False),
             PaceColumn(),
             TextColumn("{task.fields[note]}", markup=False),
+            TextColumn("  "),  # room for the ^C that a terminal shows: a line that wraps is not erased
             transient=True,
             refresh_per_second=5,
         )

@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -26,7 +27,7 @@ WIDE_FONTS = ("Noto Sans CJK JP", "Noto Sans JP", "Hiragino Sans", "Yu Gothic", 
 
 def draw_curves(path: Path, rows: Sequence[EpochRow]) -> None:
     """Loss and accuracy over the epochs, training and validation, with the learning rate beneath."""
-    figure = Figure(figsize=(10, 4.6), dpi=120, layout="constrained", facecolor="white")
+    figure = _figure(10, 4.6)
     grid = figure.add_gridspec(2, 2, height_ratios=(5, 1))
     loss, accuracy = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
     rate = figure.add_subplot(grid[1, :])
@@ -84,7 +85,7 @@ def _mark_best(axes: Axes, rows: Sequence[EpochRow]) -> None:
     axes.annotate(
         f"best {best:.1%}",
         (epoch, best),
-        xytext=(0, -16 if best > 0.2 else 12),
+        xytext=(0, -22 if best > 0.2 else 14),
         textcoords="offset points",
         ha="right" if epoch > 0.85 * last and last > 1 else "center",
         va="center",
@@ -113,9 +114,7 @@ def draw_confusion(path: Path, confusion: np.ndarray, class_names: Sequence[str]
     cell = 0.95 if classes <= 5 else 0.62 if classes <= 12 else 0.46 if classes <= 24 else 0.24
     margin = 0.1 * max(map(len, names)) + 1.2
     side = max(cell * classes, 2.6)
-    figure = Figure(
-        figsize=(side + margin + 0.8, side + margin), dpi=120, layout="constrained", facecolor="white"
-    )
+    figure = _figure(side + margin + 0.8, side + margin)
     axes = figure.add_subplot()
     # The power lifts the few that went astray off the white of the zeros.
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.6, vmin=0, vmax=1))
@@ -181,6 +180,12 @@ def _drawable(name: str) -> str:
     name = unicodedata.normalize("NFC", name)
     known = _drawable_characters()
     return "".join(char if ord(char) in known and char.isprintable() else "\u25a1" for char in name)
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty picture of so many inches, with a margin around all that will be in it."""
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
+    return Figure(figsize=(width, height), dpi=120, layout=layout, facecolor="white")
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -81,7 +81,7 @@ class PartedCsv:
         if self.folder.exists():
             found = self._found_fingerprint()
             changed = [name for name in fingerprint if found.get(name) != fingerprint[name]]
-            if changed and not overwrite:
+            if changed and not overwrite and any(self.folder.glob("part-*.csv")):
                 raise JobError(
                     f"{self.folder} holds an unfinished classification with other {' and '.join(changed)};"
                     f" remove it, give --overwrite, or choose another name than {self.path.name}"

@@ -73,6 +73,11 @@ class RunFolder:
             raise JobError(f"{self.path} is a file; give the name of a folder for the results")
         if resume and self.last.exists():
             return load_checkpoint(self.last)
+        if resume and self.model.exists() and not overwrite:
+            raise JobError(
+                f"{self.path} holds a model, but no {self.last.name} to go on from; start from the model with"
+                f" --init {self.model} in another folder, or start again with --overwrite"
+            )
         if not overwrite and (self.last.exists() or self.model.exists()):
             raise JobError(
                 f"{self.path} holds a training; add --resume to go on with it, --overwrite to start again, or"

@@ -118,6 +118,8 @@ class Training:
 
     def run(self) -> None:
         """Go on to the last epoch. Raises Interrupted after Ctrl-C, NonFiniteError where it diverges."""
+        if not self.state.step:
+            self._save_last()  # from here on there always is a point to go on from
         with CtrlC() as self.ctrl_c:
             for epoch in range(self.state.epoch, self.recipe.epochs + 1):
                 self._train_epoch(epoch)

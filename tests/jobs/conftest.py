@@ -34,7 +34,8 @@ class Outcome:
         lines = self.err.splitlines()
         assert len(lines) == 1, self.err
         assert lines[0].startswith("error: "), self.err
-        assert any(mark in lines[0] for mark in (";", ":", "(see")), f"no remedy: {self.err}"
+        what, mark, remedy = lines[0].removeprefix("error: ").rpartition("; " if "; " in lines[0] else ": ")
+        assert (mark and what and remedy) or "(see 'logpose" in lines[0], f"no remedy: {self.err}"
         return lines[0]
 
 

@@ -117,6 +117,16 @@ def test_resume_starts_what_is_not_there_and_says_when_it_is_finished(
     assert (run_dir / "last.safetensors").read_bytes() == before
 
 
+def test_resume_with_nothing_but_a_model_does_not_overwrite_it(
+    logpose: Logpose, dataset: Path, unfinished: Path
+) -> None:
+    (unfinished / "last.safetensors").unlink()
+    outcome = logpose("train", dataset, unfinished, "--resume")
+    assert outcome.code == 2
+    assert "holds a model, but no last.safetensors to go on from; start from the model with --init" in outcome.error
+    assert (unfinished / "model.safetensors").exists()
+
+
 def test_more_epochs_may_be_asked_for_later(logpose: Logpose, dataset: Path, unfinished: Path) -> None:
     outcome = logpose("train", dataset, unfinished, "--resume", "--epochs", 4, "--device", "cpu")
     assert outcome.code == 0
@@ -126,7 +136,7 @@ def test_more_epochs_may_be_asked_for_later(logpose: Logpose, dataset: Path, unf
 
 
 def test_a_killed_training_ends_as_if_it_had_not_been(logpose: Logpose, dataset: Path, tmp_path: Path) -> None:
-    recipe = (*RECIPE, "--epochs", "8", "--set", "train.clip=1")
+    recipe = (*RECIPE, "--epochs", "5", "--set", "train.clip=1")
     killed, calm = tmp_path / "killed", tmp_path / "calm"
     arguments = command("train", dataset, killed, *recipe, "--checkpoint-minutes", "0")
     with subprocess.Popen(arguments, stdout=subprocess.DEVNULL) as process:
