@@ -1,9 +1,9 @@
 """A folder of pictures -> a dataset, with what was left out and why."""
 
-import os
 import re
 from pathlib import Path
 
+from jobs.cores import usable_cores
 from jobs.errors import JobError
 from jobs.progress import bar, duration, plural
 from pipeline.build import BuildOptions, build_dataset
@@ -29,7 +29,7 @@ def build(
         fit=fit,
         val=val,
         seed=seed,
-        workers=workers or len(os.sched_getaffinity(0)),
+        workers=workers or usable_cores(),
         scheduler=scheduler,
         max_failures=parse_limit(max_failures),
         overwrite=overwrite,

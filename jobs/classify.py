@@ -6,7 +6,6 @@ files beyond their names.
 """
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ import numpy as np
 
 from cnn.backend import pick_backend
 from cnn.predict import Predictor
+from jobs.cores import usable_cores
 from jobs.errors import JobError
 from jobs.progress import bar, plural
 from jobs.results import PartedCsv, error_row, header, ok_row
@@ -134,7 +134,7 @@ class _Decoder:
     ) -> None:
         self.files = [path.absolute() for path in files]  # a worker elsewhere has another working folder
         self.size, self.fit = size, fit
-        self.workers = workers or len(os.sched_getaffinity(0))
+        self.workers = workers or usable_cores()
         self.client = _connect(scheduler) if scheduler else None
         # Dask's own call blocks until its tasks are done: that wait is for a thread of ours.
         self.waiting = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode-ahead")

@@ -7,9 +7,9 @@
     [augment]               the fields of cnn.augment.Augment
     [train]                 the other fields of cnn.train.Recipe: epochs, batch_size, seed, …
 
-Later beats earlier: the defaults of the dataclasses (there is no second list of them), the file, the
-command line. Where the command line gives a section another `name` than the file, it forgets the values
-that the file has for it: they belonged to the old name.
+Later beats earlier: the defaults of the dataclasses (there is no second list of them), the saved model or
+training that is gone on from, the file, the command line. Where one of them gives a section another `name`,
+the section forgets the values it had: they belonged to the old name.
 """
 
 import dataclasses
@@ -58,9 +58,10 @@ class Wishes(NamedTuple):
 
 
 def resolve(wishes: Wishes, base: str = "", base_name: str = "") -> Recipe:
-    """The recipe that is wished for. `base`, TOML of the file called `base_name`, takes the place of a file."""
+    """The recipe that is wished for, over `base`: TOML that comes from the file called `base_name`."""
     layers = [
-        _from_file(wishes.file) if wishes.file else _from_toml(base, base_name),
+        _from_toml(base, base_name),
+        _from_file(wishes.file) if wishes.file else [],
         [
             *(_from_argument(argument) for argument in wishes.sets),
             *(_from_option(key, value) for key, value in wishes.options.items()),

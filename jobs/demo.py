@@ -1,7 +1,6 @@
 """All jobs in a row on drawn pirate flags: something to watch, and a check that everything works."""
 
 import csv
-import os
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from jobs.build import build
 from jobs.classify import classify
 from jobs.config import Wishes
+from jobs.cores import usable_cores
 from jobs.errors import JobError
 from jobs.flags import CREWS, draw_flags
 from jobs.progress import bar, plural
@@ -66,7 +66,7 @@ def _announce(*words: object) -> None:
 
 
 def _draw(folder: Path, count: int, seed: int) -> None:
-    workers = len(os.sched_getaffinity(0))
+    workers = usable_cores()
     with bar("drawing", "flags", count * len(CREWS), ends=False) as progress:
         draw_flags(folder, count, seed, lambda done, total: progress.update(done), workers)
     print(f"  {plural(count * len(CREWS), 'flag')} in {folder}", flush=True)

@@ -1,6 +1,5 @@
 """A dataset -> a trained network, and everything in RUN_DIR that shows how it went."""
 
-import os
 import shlex
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from cnn.errors import NonFiniteError
 from cnn.metrics import Evaluation
 from cnn.train import Recipe, Trainer
 from jobs.config import Wishes, describe, differences, loss_of, model_of, model_toml, resolve, to_toml
+from jobs.cores import usable_cores
 from jobs.errors import Interrupted, JobError
 from jobs.files import write_text_atomically
 from jobs.interrupts import CtrlC
@@ -79,12 +79,12 @@ def train(
     if state.history:
         write_metrics(folder.metrics, state.history)
 
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = workers or usable_cores()
     training = Training(data, folder, card, trainer, state, workers, checkpoint_minutes)
     try:
         training.run()
     except NonFiniteError as error:
-        kept = f"{folder.model} keeps the best so far" if state.best else "nothing is saved yet"
+        kept = f"{folder.model} keeps the best so far" if state.best else "no model is saved yet"
         raise NonFiniteError(f"{error}, and start again with --overwrite; {kept}") from error
     print(f"done{_best(state)}; see {folder.model}, {folder.curves.name} and {folder.confusion.name}")
     return 0

@@ -38,6 +38,12 @@ def test_another_name_forgets_what_belonged_to_the_old_one(tmp_path: Path) -> No
     assert recipe.model == MODELS["plain"](width=4)
 
 
+def test_a_saved_model_is_the_base_that_a_file_builds_on(tmp_path: Path) -> None:
+    path = file(tmp_path, "[train]\nepochs = 7\n")
+    recipe = resolve(Wishes(path), '[model]\nname = "plain"\nwidth = 4\n', "a model")
+    assert recipe == Recipe(model=MODELS["plain"](width=4), epochs=7)
+
+
 def test_lists_words_and_switches() -> None:
     wishes = ["schedule.name=step", "schedule.milestones=[0.3, 1]", "augment.flip=false", 'model.activation="gelu"']
     recipe = resolve(Wishes(sets=wishes))

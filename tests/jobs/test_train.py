@@ -342,7 +342,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_model(
     diverging = ("--set", "optimizer.name=sgd", "--lr", "1e30", "--set", "schedule.name=constant")
     outcome = logpose("train", dataset, tmp_path / "at once", *RECIPE, *diverging)
     assert outcome.code == 1
-    assert "lower --lr" in outcome.error and "nothing is saved yet" in outcome.error
+    assert "lower --lr" in outcome.error and "no model is saved yet" in outcome.error
 
     run_dir = tmp_path / "later"
     steps = job.Trainer.train_batch
