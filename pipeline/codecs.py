@@ -7,8 +7,8 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from pipeline.errors import OptionError
 
-# Photographs that are decoded hardly compress (measured: lz4 0 %, zstd 8 %), and reading them raw is twice
-# as fast. Drawings and screenshots may be worth the zstd.
+# Decoded photographs hardly compress (measured: lz4 0 %, zstd 8 %), and decompressing would only cost time.
+# Drawings and screenshots may be worth the zstd.
 CODECS: dict[str, tuple[BytesBytesCodec, ...]] = {
     "none": (),
     "zstd": (ZstdCodec(level=3),),
