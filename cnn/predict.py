@@ -18,9 +18,7 @@ class Predictor:
         self.network = self.card.build_network(backend)
         checkpoint.load_into(self.network)
         self.loss = self.card.build_loss()
-        self.mean, self.std = (
-            normalisation(self.network, np.asarray(values)) for values in (self.card.mean, self.card.std)
-        )  # (3,) each
+        self.mean, self.std = normalisation(self.network, np.array(self.card.mean), np.array(self.card.std))  # (3,)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Each class's probability, float32 (B, classes), for uint8 pictures (B, H, W, 3), on the host."""

@@ -29,7 +29,7 @@ class Recipe:
     schedule: Schedule = field(default_factory=Cosine)
     loss: Loss = field(default_factory=SoftmaxCrossEntropy)
     augment: Augment = field(default_factory=Augment)
-    epochs: int = 30
+    epochs: int = 20
     batch_size: int = 64
     clip: float = 0.0
     seed: int = 0
@@ -58,7 +58,7 @@ class Trainer:
         self, network: Network, recipe: Recipe, mean: np.ndarray, std: np.ndarray, train_rows: int
     ) -> None:
         self.network, self.recipe, self.backend = network, recipe, network.backend
-        self.mean, self.std = (normalisation(network, values) for values in (mean, std))  # (3,) each
+        self.mean, self.std = normalisation(network, mean, std)  # (3,) each
         self.total_steps = recipe.epochs * math.ceil(train_rows / recipe.batch_size)
         self.step = 0  # updates done
         size, dtype = network.parameters.size, network.dtype
@@ -146,9 +146,10 @@ class Trainer:
         self.step = step
 
 
-def normalisation(network: Network, values: np.ndarray) -> Array:
-    """Per-channel means or deviations (3,) as the device wants them; a deviation of 0 would be a flat channel."""
-    return network.backend.asarray(np.asarray(values, network.dtype))
+def normalisation(network: Network, mean: np.ndarray, std: np.ndarray) -> tuple[Array, Array]:
+    """Per-channel mean and deviation (3,) as the device wants them; a channel that never varies is not divided."""
+    move, dtype = network.backend.asarray, network.dtype
+    return move(np.asarray(mean, dtype)), move(np.where(np.asarray(std) > 0, std, 1).astype(dtype))
 
 
 def prepare(network: Network, images: np.ndarray, maps: Maps | None, mean: Array, std: Array) -> Array:

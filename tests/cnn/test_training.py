@@ -104,6 +104,12 @@ def test_clipping_bounds_the_step() -> None:
     assert np.linalg.norm(one.network.parameters.flat - before) == pytest.approx(1e-3, rel=1e-3)
 
 
+def test_a_channel_that_never_varies_is_not_divided_by_zero() -> None:
+    network = CARD.build_network(pick_backend("cpu"), seed=1)
+    grey = Trainer(network, recipe(), np.array(MEAN), np.zeros(3), train_rows=32)
+    assert np.isfinite(grey.train_batch(*three_kinds(32, 0), np.arange(32)).loss_sum)
+
+
 # Model files
 
 
