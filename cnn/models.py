@@ -17,7 +17,6 @@ from cnn.layers import (
     Dropout,
     Flatten,
     GlobalAveragePool,
-    GlobalMaxPool,
     Layer,
     MaxPool,
     ReLU,
@@ -106,7 +105,7 @@ class ResNet9:
             if stage != 2:
                 block = chain(conv1=_conv_norm(filters, act), conv2=_conv_norm(filters, act))
                 named[f"block{stage}"] = Residual(block)
-        named["pool"] = GlobalMaxPool()
+        named["average"] = GlobalAveragePool()
         if self.dropout:
             named["dropout"] = Dropout(self.dropout)
         return chain(**named, head=Dense(classes))

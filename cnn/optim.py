@@ -56,7 +56,7 @@ class AdamW:
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019)."""
 
     slots: ClassVar[tuple[str, ...]] = ("first_moment", "second_moment")
-    lr: float = 2e-3
+    lr: float = 4e-3
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
