@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench golden clean
+.PHONY: demo test lint golden clean
 
 demo: $(VENV)/.base
 	$(BIN)/logpose demo
@@ -20,9 +20,6 @@ lint: $(VENV)/.dev
 # The golden files that pin us to PyTorch; tests/golden/make_goldens.py says what is in them.
 golden: $(VENV)/.bench
 	$(BIN)/python -m tests.golden.make_goldens
-
-bench: $(VENV)/.bench
-	@ls tests/bench/*.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info build dist
