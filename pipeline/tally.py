@@ -28,19 +28,24 @@ class Tally:
 
     def tick(self, part: str, index: int, failure: Failure | None) -> None:
         """Count one file, once, however often it is tried. Raises Stopped in a task that should end."""
+        self._count(part, index, failure)
+        self.raise_if_stopped()
+
+    def add(self, result: ShardResult) -> None:
+        """Count a whole shard: one from a former run, or from another machine. Never raises Stopped: what is
+        finished is finished, whatever has stopped the others meanwhile.
+        """
+        reasons = {index: (kind, reason) for index, kind, reason in result.failures}
+        for index in {*result.wanted, *reasons}:
+            path = printable(self._source.files[result.part][index].path)
+            self._count(result.part, index, Failure(path, *reasons[index]) if index in reasons else None)
+
+    def _count(self, part: str, index: int, failure: Failure | None) -> None:
         with self._lock:
             self.done += not self._tried[part][index]
             self._tried[part][index] = True
             if failure is not None:
                 self.failed[part, index] = failure
-        self.raise_if_stopped()
-
-    def add(self, result: ShardResult) -> None:
-        """Count a whole shard: one from a former run, or from another machine."""
-        reasons = {index: (kind, reason) for index, kind, reason in result.failures}
-        for index in {*result.wanted, *reasons}:
-            path = printable(self._source.files[result.part][index].path)
-            self.tick(result.part, index, Failure(path, *reasons[index]) if index in reasons else None)
 
     def failed_in(self, part: str) -> set[int]:
         return {index for name, index in self.failed if name == part}

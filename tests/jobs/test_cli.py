@@ -127,7 +127,7 @@ class Terminal:
     def __init__(self, process: subprocess.Popen[bytes], end: int) -> None:
         self.process, self.end, self.text = process, end, ""
 
-    def wait_for(self, words: str, seconds: float = 60) -> None:
+    def wait_for(self, words: str, seconds: float = 300) -> None:
         """Read what appears until `words` are there."""
         limit = time.monotonic() + seconds
         while words not in self.text:

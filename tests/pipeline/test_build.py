@@ -293,15 +293,13 @@ def test_a_killed_build_goes_on(pictures: Pictures, build: Build, tmp_path: Path
     root, dest = pictures(a=60, b=60), tmp_path / "killed.zarr"
     (root / "a" / "0003.png").write_bytes(b"")
     process = subprocess.Popen([sys.executable, "-c", SLOW_BUILD, root, dest], stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while len(list(dest.glob(f"{FOLDER}/*-*.json"))) < 3:
         assert process.poll() is None, f"the build ended early: {process.communicate()[1].decode()}"
-        assert time.monotonic() < deadline, "no shard within 30 s"
+        assert time.monotonic() < deadline, "no shard within 120 s"
         time.sleep(0.01)
     process.send_signal(signalled)
-    began = time.monotonic()
-    process.communicate()
-    assert time.monotonic() - began < 5, "stopping took too long"
+    process.communicate(timeout=120)  # a hang, not a slow machine
     assert process.returncode != 0
     with pytest.raises(DatasetError, match=r"found one still being built at .*: run the same 'logpose build'"):
         Dataset.open(dest)
