@@ -50,7 +50,7 @@ class Layer(Protocol):
     def backward(self, run: Run, p: Tree, s: Tree, g: Tree, cache: Cache, dy: Array) -> Array | None: ...
 
 
-def picture_shape(layer: Layer, in_shape: Shape) -> tuple[int, int, int]:
+def picture_shape(layer: object, in_shape: Shape) -> tuple[int, int, int]:
     """`in_shape` as (H, W, C), or a `ShapeError` where it is something else."""
     if len(in_shape) != 3:
         raise ShapeError(

@@ -5,29 +5,12 @@ from dataclasses import dataclass
 from cnn.arena import Shape, Tree
 from cnn.backend import Array, Window
 from cnn.errors import ShapeError
-from cnn.layers.base import Cache, Layer, Run, Specs, pair, picture_shape
-
-
-def _window(
-    size: int | tuple[int, int], stride: int | tuple[int, int] | None, padding: int | tuple[int, int]
-) -> Window:
-    ph, pw = pair(padding)
-    return Window(pair(size), pair(size if stride is None else stride), ph, ph, pw, pw)
-
-
-def _pooled_specs(layer: Layer, window: Window, in_shape: Shape) -> Specs:
-    height, width, channels = picture_shape(layer, in_shape)
-    out_h, out_w = window.out_size(height, width)
-    if out_h < 1 or out_w < 1:
-        raise ShapeError(f"{layer} does not fit a picture of {height}x{width}; use larger pictures")
-    if 2 * max(window.top, window.left) > min(window.size):
-        raise ShapeError(f"{layer} has windows of padding alone; padding may be at most half the size")
-    return Specs((out_h, out_w, channels))
+from cnn.layers.base import Cache, Run, Specs, pair, picture_shape
 
 
 @dataclass(frozen=True)
-class MaxPool:
-    """The largest value of each window: (N, H, W, C) -> (N, OH, OW, C). The stride is the size unless given."""
+class _Pool:
+    """A window that slides over each channel alone. The stride is the size unless given."""
 
     size: int | tuple[int, int] = 2
     stride: int | tuple[int, int] | None = None
@@ -35,10 +18,23 @@ class MaxPool:
 
     @property
     def window(self) -> Window:
-        return _window(self.size, self.stride, self.padding)
+        ph, pw = pair(self.padding)
+        return Window(pair(self.size), pair(self.size if self.stride is None else self.stride), ph, ph, pw, pw)
 
     def specs(self, in_shape: Shape) -> Specs:
-        return _pooled_specs(self, self.window, in_shape)
+        height, width, channels = picture_shape(self, in_shape)
+        window = self.window
+        out_h, out_w = window.out_size(height, width)
+        if out_h < 1 or out_w < 1:
+            raise ShapeError(f"{self} does not fit a picture of {height}x{width}; use larger pictures")
+        if 2 * window.top > window.size[0] or 2 * window.left > window.size[1]:
+            raise ShapeError(f"{self} has windows of padding alone; padding may be at most half the size")
+        return Specs((out_h, out_w, channels))
+
+
+@dataclass(frozen=True)
+class MaxPool(_Pool):
+    """The largest value of each window: (N, H, W, C) -> (N, OH, OW, C)."""
 
     def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]:
         y, winner = run.backend.max_pool(x, self.window)  # (N, OH, OW, C) each
@@ -50,19 +46,8 @@ class MaxPool:
 
 
 @dataclass(frozen=True)
-class AveragePool:
+class AveragePool(_Pool):
     """The mean of each window, padding counted as zeros: (N, H, W, C) -> (N, OH, OW, C)."""
-
-    size: int | tuple[int, int] = 2
-    stride: int | tuple[int, int] | None = None
-    padding: int | tuple[int, int] = 0
-
-    @property
-    def window(self) -> Window:
-        return _window(self.size, self.stride, self.padding)
-
-    def specs(self, in_shape: Shape) -> Specs:
-        return _pooled_specs(self, self.window, in_shape)
 
     def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]:
         return run.backend.average_pool(x, self.window), x.shape  # (N, OH, OW, C)
