@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 
 from cnn.arena import Arena, Spec
 from cnn.augment import Augment
+from cnn.backend import pick_backend
 from cnn.backends.reference import ReferenceBackend
 from cnn.initialise import he_normal, zeros
-from cnn.layers import BatchNorm, Run
+from cnn.layers import BatchNorm, MaxPool, Run
 from cnn.models import MODELS
 from cnn.optim import OPTIMIZERS
 from tests.cnn.oracles import BACKENDS, LAYERS, get_backend, random_network, to_device, training_run, well_apart
@@ -125,10 +126,18 @@ def test_batch_norm_does_not_cancel(backend_name: str) -> None:
     np.testing.assert_allclose(backend.to_host(network.state.views["variance"]), expected, rtol=2e-2)
 
 
+@pytest.mark.parametrize("backend_name", BACKENDS)
+def test_max_pool_does_not_hide_a_nan(backend_name: str) -> None:
+    """A diverged network must be seen to diverge."""
+    backend = get_backend(backend_name)
+    x = np.zeros((1, 4, 4, 1), np.float32)
+    x[0, 1, 1] = np.nan
+    y = backend.to_host(backend.max_pool(to_device(backend, x), MaxPool(2).window)[0])
+    assert np.isnan(y[0, :, :, 0]).tolist() == [[True, False], [False, False]]
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_same_bits_from_run_to_run(threads: int) -> None:
-    from cnn.backend import pick_backend
-
     backend = pick_backend("cpu", threads)
     layer = MODELS["resnet9"](width=8).layers((32, 32, 3), 4)  # type: ignore[call-arg]
     x = np.random.default_rng(0).normal(size=(5, 32, 32, 3)).astype(np.float32)
