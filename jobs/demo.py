@@ -24,7 +24,7 @@ SIZE = 64  # pixels
 RECIPE: dict[str, Any] = {
     "model.name": "resnet9",
     "model.width": 16,
-    "train.epochs": 12,
+    "train.epochs": 14,
     "train.batch_size": 32,
     "optimizer.lr": 0.01,
     "schedule.warmup": 0.2,

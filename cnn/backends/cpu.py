@@ -3,8 +3,10 @@
 What is not overridden here is inherited from the reference: small, or rare.
 """
 
+import ctypes
 import math
 import os
+import sys
 from typing import Any
 
 import numba
@@ -37,6 +39,7 @@ class CpuBackend(ReferenceBackend):
         self.threads = threads or _usable_cores()
         numba.set_num_threads(min(self.threads, numba.config.NUMBA_NUM_THREADS))
         threadpool_limits(1, user_api="blas")
+        _keep_freed_memory()
         plural = "" if self.threads == 1 else "s"
         self.description = f"cpu: {self.threads} thread{plural}" + (f" ({why})" if why else "")
         self._scratch: dict[tuple[str, Any], Array] = {}
@@ -217,6 +220,15 @@ class CpuBackend(ReferenceBackend):
         no_holes = np.empty((0, 4), np.int64) if holes is None else holes  # (N, 4) or (0, 4)
         cpu_kernels.resample(images, ys, xs, no_holes, mean, deviation, out, self.threads)
         return out
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep freed arrays for the next ones: fetching zeroed pages anew costs a step a sixth of its time."""
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:  # musl has none
+            mallopt(-4, 0)  # M_MMAP_MAX: large arrays come from the heap too
+            mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: which keeps what is freed
 
 
 def _is_pointwise(window: Window) -> bool:
