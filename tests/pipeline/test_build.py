@@ -275,12 +275,13 @@ def test_a_second_round_copies_what_is_there(pictures: Pictures, build: Build, m
 
 
 SLOW_BUILD = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from pipeline import schema, shards
 from pipeline.build import BuildOptions, build_dataset
 
 schema.CHUNK_BYTES, schema.SHARD_CHUNKS = 4 * 8 * 12 * 3, 2
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests themselves run in the background
 decode = shards.decode_picture
 shards.decode_picture = lambda *arguments: time.sleep(0.01) or decode(*arguments)
 build_dataset(Path(sys.argv[1]), Path(sys.argv[2]), BuildOptions((8, 12), workers=2))
