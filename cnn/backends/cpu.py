@@ -18,7 +18,7 @@ from cnn.backends import cpu_conv, cpu_kernels
 from cnn.backends.reference import ReferenceBackend
 
 # Threads that wait shall sleep, not spin: beside any other busy process, a decoding thread of ours included, spinning
-# threads keep each other from the cores (two busy cores: steps of 1.1 s, not 2.3). Read when the first kernel runs.
+# threads keep each other from the cores. Read when the first kernel runs.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _ELEMENTWISE = {
@@ -223,7 +223,7 @@ class CpuBackend(ReferenceBackend):
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc keep freed arrays for the next ones: fetching zeroed pages anew costs a step a sixth of its time."""
+    """Have glibc keep freed arrays for the next ones: fetching zeroed pages anew in every step is slow."""
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:  # musl has none
