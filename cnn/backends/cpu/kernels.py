@@ -9,7 +9,7 @@ import math
 import numpy as np
 from numba import njit, prange
 
-from cnn.backends.cpu_conv import FAST
+from cnn.backends.cpu.gather import FAST
 from cnn.backends.reference import GELU_CUBIC, GELU_SLOPE
 
 _BLOCK = 128  # rows summed in the arrays' own precision before they join the float64 total

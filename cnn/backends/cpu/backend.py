@@ -14,7 +14,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from cnn.backend import Array, Window
-from cnn.backends import cpu_conv, cpu_kernels
+from cnn.backends.cpu import gather as cpu_conv
+from cnn.backends.cpu import kernels as cpu_kernels
 from cnn.backends.reference import ReferenceBackend
 
 # Threads that wait shall sleep, not spin: beside any other busy process, a decoding thread of ours included, spinning

@@ -1,0 +1,5 @@
+"""The CPU backend: Numba kernels on every core. `backend.py` is where to begin."""
+
+from cnn.backends.cpu.backend import CpuBackend
+
+__all__ = ["CpuBackend"]

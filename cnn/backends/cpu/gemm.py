@@ -1,0 +1,135 @@
+"""The inner loops of every convolution: a small block of a matrix product that stays in registers.
+
+Six rows by sixteen columns need twelve vector registers for their sums, two for a row of b and one for a number of
+a: AVX2's sixteen, less one. Each step does twelve multiply-adds for eight loads, so that the loads hide behind the
+arithmetic. All pointers count in numbers; nothing is checked.
+"""
+
+from numba import njit
+
+from cnn.backends.cpu.simd import broadcast, fma, like, load, shift, store, store_first
+
+ROWS = 6  # of a block
+COLUMNS = 16  # of a wide block; a narrow one has half
+
+
+@njit
+def _store_columns(c, first, second, columns):  # type: ignore[no-untyped-def]
+    """The first `columns` of sixteen numbers."""
+    if columns >= COLUMNS:
+        store(c, 0, first)
+        store(c, 8, second)
+    elif columns >= 8:
+        store(c, 0, first)
+        if columns > 8:
+            store_first(c, 8, second, columns - 8)
+    else:
+        store_first(c, 0, first, columns)
+
+
+@njit
+def wide_block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3, c4, c5, columns):  # type: ignore[no-untyped-def]
+    """Six rows of c (columns of them, at most 16) = six rows of a (runs * run) @ b (runs * run, 16), packed.
+
+    Row r of a begins at a_r and has `runs` stretches of `run` numbers, `row_step` apart.
+    """
+    zero = like(b, 0)
+    s00, s01, s10, s11, s20, s21 = zero, zero, zero, zero, zero, zero
+    s30, s31, s40, s41, s50, s51 = zero, zero, zero, zero, zero, zero
+    for _ in range(runs):
+        for p in range(run):
+            b0, b1 = load(b, 16 * p), load(b, 16 * p + 8)
+            x = broadcast(a0, p)
+            s00, s01 = fma(x, b0, s00), fma(x, b1, s01)
+            x = broadcast(a1, p)
+            s10, s11 = fma(x, b0, s10), fma(x, b1, s11)
+            x = broadcast(a2, p)
+            s20, s21 = fma(x, b0, s20), fma(x, b1, s21)
+            x = broadcast(a3, p)
+            s30, s31 = fma(x, b0, s30), fma(x, b1, s31)
+            x = broadcast(a4, p)
+            s40, s41 = fma(x, b0, s40), fma(x, b1, s41)
+            x = broadcast(a5, p)
+            s50, s51 = fma(x, b0, s50), fma(x, b1, s51)
+        b = shift(b, 16 * run)
+        a0, a1, a2 = shift(a0, row_step), shift(a1, row_step), shift(a2, row_step)
+        a3, a4, a5 = shift(a3, row_step), shift(a4, row_step), shift(a5, row_step)
+    _store_columns(c0, s00, s01, columns)
+    _store_columns(c1, s10, s11, columns)
+    _store_columns(c2, s20, s21, columns)
+    _store_columns(c3, s30, s31, columns)
+    _store_columns(c4, s40, s41, columns)
+    _store_columns(c5, s50, s51, columns)
+
+
+@njit
+def narrow_block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3, c4, c5, columns):  # type: ignore[no-untyped-def]
+    """As `wide_block`, for at most 8 columns: b (runs * run, 8), packed."""
+    zero = like(b, 0)
+    s0, s1, s2, s3, s4, s5 = zero, zero, zero, zero, zero, zero
+    for _ in range(runs):
+        for p in range(run):
+            b0 = load(b, 8 * p)
+            s0, s1 = fma(broadcast(a0, p), b0, s0), fma(broadcast(a1, p), b0, s1)
+            s2, s3 = fma(broadcast(a2, p), b0, s2), fma(broadcast(a3, p), b0, s3)
+            s4, s5 = fma(broadcast(a4, p), b0, s4), fma(broadcast(a5, p), b0, s5)
+        b = shift(b, 8 * run)
+        a0, a1, a2 = shift(a0, row_step), shift(a1, row_step), shift(a2, row_step)
+        a3, a4, a5 = shift(a3, row_step), shift(a4, row_step), shift(a5, row_step)
+    _store_columns(c0, s0, zero, columns)
+    _store_columns(c1, s1, zero, columns)
+    _store_columns(c2, s2, zero, columns)
+    _store_columns(c3, s3, zero, columns)
+    _store_columns(c4, s4, zero, columns)
+    _store_columns(c5, s5, zero, columns)
+
+
+@njit
+def wide_outer_block(a, a_row_step, a_step, b, b_row_step, b_step, rows, count, c, c_step):  # type: ignore[no-untyped-def]
+    """c (6, 16) += the sum over `rows` * `count` positions of a (6 numbers) times b (16 numbers)."""
+    s00, s01 = load(c, 0), load(c, 8)
+    s10, s11 = load(c, c_step), load(c, c_step + 8)
+    s20, s21 = load(c, 2 * c_step), load(c, 2 * c_step + 8)
+    s30, s31 = load(c, 3 * c_step), load(c, 3 * c_step + 8)
+    s40, s41 = load(c, 4 * c_step), load(c, 4 * c_step + 8)
+    s50, s51 = load(c, 5 * c_step), load(c, 5 * c_step + 8)
+    for row in range(rows):
+        a_here, b_here = shift(a, row * a_row_step), shift(b, row * b_row_step)
+        for _ in range(count):
+            b0, b1 = load(b_here, 0), load(b_here, 8)
+            x = broadcast(a_here, 0)
+            s00, s01 = fma(x, b0, s00), fma(x, b1, s01)
+            x = broadcast(a_here, 1)
+            s10, s11 = fma(x, b0, s10), fma(x, b1, s11)
+            x = broadcast(a_here, 2)
+            s20, s21 = fma(x, b0, s20), fma(x, b1, s21)
+            x = broadcast(a_here, 3)
+            s30, s31 = fma(x, b0, s30), fma(x, b1, s31)
+            x = broadcast(a_here, 4)
+            s40, s41 = fma(x, b0, s40), fma(x, b1, s41)
+            x = broadcast(a_here, 5)
+            s50, s51 = fma(x, b0, s50), fma(x, b1, s51)
+            a_here, b_here = shift(a_here, a_step), shift(b_here, b_step)
+    store(c, 0, s00), store(c, 8, s01)
+    store(c, c_step, s10), store(c, c_step + 8, s11)
+    store(c, 2 * c_step, s20), store(c, 2 * c_step + 8, s21)
+    store(c, 3 * c_step, s30), store(c, 3 * c_step + 8, s31)
+    store(c, 4 * c_step, s40), store(c, 4 * c_step + 8, s41)
+    store(c, 5 * c_step, s50), store(c, 5 * c_step + 8, s51)
+
+
+@njit
+def narrow_outer_block(a, a_row_step, a_step, b, b_row_step, b_step, rows, count, c, c_step):  # type: ignore[no-untyped-def]
+    """As `wide_outer_block`, for 8 columns."""
+    s0, s1, s2 = load(c, 0), load(c, c_step), load(c, 2 * c_step)
+    s3, s4, s5 = load(c, 3 * c_step), load(c, 4 * c_step), load(c, 5 * c_step)
+    for row in range(rows):
+        a_here, b_here = shift(a, row * a_row_step), shift(b, row * b_row_step)
+        for _ in range(count):
+            b0 = load(b_here, 0)
+            s0, s1 = fma(broadcast(a_here, 0), b0, s0), fma(broadcast(a_here, 1), b0, s1)
+            s2, s3 = fma(broadcast(a_here, 2), b0, s2), fma(broadcast(a_here, 3), b0, s3)
+            s4, s5 = fma(broadcast(a_here, 4), b0, s4), fma(broadcast(a_here, 5), b0, s5)
+            a_here, b_here = shift(a_here, a_step), shift(b_here, b_step)
+    store(c, 0, s0), store(c, c_step, s1), store(c, 2 * c_step, s2)
+    store(c, 3 * c_step, s3), store(c, 4 * c_step, s4), store(c, 5 * c_step, s5)

@@ -1,0 +1,212 @@
+"""Eight numbers at a time: vector values for Numba kernels, spelled out where its own vectoriser would guess.
+
+`Lanes` is a value of eight floats that lives in vector registers; inside a kernel it is read and written through
+pointers and takes part in `+`, `-`, `*` and `fma`. Everything becomes LLVM's vector instructions, so that it runs on
+any processor and fast on those with AVX2 and FMA. Nothing is checked: an index outside the array reads other memory.
+
+    p = pointer(array, start)                 # from where on; array is contiguous
+    store(p, i, fma(broadcast(p, j), load(p, k), lanes(0.0)))
+"""
+
+import operator
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
+
+LANES = 8
+
+_LLVM_SCALARS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
+_INT32 = ir.IntType(32)
+
+
+class Lanes(types.Type):
+    """The type of `LANES` numbers of `dtype`, in a register."""
+
+    def __init__(self, dtype: Any) -> None:
+        self.dtype = dtype
+        super().__init__(name=f"Lanes({dtype})")
+
+
+@register_model(Lanes)
+class _LanesModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, lanes: Lanes) -> None:
+        super().__init__(manager, lanes, ir.VectorType(_LLVM_SCALARS[lanes.dtype], LANES))
+
+
+def _vector_pointer(context: Any, builder: Any, pointer: Any, index: Any, lanes: Lanes) -> Any:
+    vector = context.get_value_type(lanes)
+    return builder.bitcast(builder.gep(pointer, [index]), vector.as_pointer())
+
+
+def _splat(builder: Any, vector: Any, number: Any) -> Any:
+    """`number` in every lane."""
+    undefined = ir.Constant(vector, ir.Undefined)
+    first = builder.insert_element(undefined, number, ir.Constant(_INT32, 0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_INT32, LANES), [0] * LANES))
+
+
+def _llvm_function(builder: Any, name: str, result: Any, arguments: list[Any], lanes: Lanes) -> Any:
+    suffix = f"v{LANES}f{32 if lanes.dtype == types.float32 else 64}"
+    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), f"{name}.{suffix}")
+
+
+def _first(builder: Any, count: Any) -> Any:
+    """A mask of the first `count` lanes."""
+    numbers = ir.VectorType(_INT32, LANES)
+    positions = ir.Constant(numbers, list(range(LANES)))
+    return builder.icmp_signed("<", positions, _splat(builder, numbers, builder.trunc(count, _INT32)))
+
+
+@intrinsic
+def pointer(_typing, array, index):  # type: ignore[no-untyped-def]
+    """Where number `index` of a contiguous array, counted through all its axes, lies in memory."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        view = cgutils.create_struct_proxy(signature.args[0])(context, builder, arguments[0])
+        return builder.gep(view.data, [arguments[1]])
+
+    return types.CPointer(array.dtype)(array, types.intp), generate
+
+
+@intrinsic
+def shift(_typing, start, count):  # type: ignore[no-untyped-def]
+    """The pointer `count` numbers further on."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.gep(*[arguments[0], [arguments[1]]])
+
+    return start(start, types.intp), generate
+
+
+@intrinsic
+def load(_typing, start, index):  # type: ignore[no-untyped-def]
+    """The numbers start[index], start[index + 1], ... in lanes."""
+    lanes = Lanes(start.dtype)
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        place = _vector_pointer(context, builder, *arguments, lanes)
+        return builder.load(place, align=lanes.dtype.bitwidth // 8)
+
+    return lanes(start, types.intp), generate
+
+
+@intrinsic
+def load_first(_typing, start, index, count):  # type: ignore[no-untyped-def]
+    """As `load`, but only the first `count` lanes are read; the others are zero."""
+    lanes = Lanes(start.dtype)
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        vector = context.get_value_type(lanes)
+        place = _vector_pointer(context, builder, *arguments[:2], lanes)
+        mask = _first(builder, arguments[2])
+        function = _llvm_function(
+            builder, "llvm.masked.load", vector, [vector.as_pointer(), _INT32, mask.type, vector], lanes
+        )
+        align = ir.Constant(_INT32, lanes.dtype.bitwidth // 8)
+        return builder.call(function, [place, align, mask, ir.Constant(vector, None)])
+
+    return lanes(start, types.intp, types.intp), generate
+
+
+@intrinsic
+def store(_typing, start, index, values):  # type: ignore[no-untyped-def]
+    """start[index], start[index + 1], ... become the lanes."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        place = _vector_pointer(context, builder, *arguments[:2], values)
+        builder.store(arguments[2], place, align=values.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(start, types.intp, values), generate
+
+
+@intrinsic
+def store_first(_typing, start, index, values, count):  # type: ignore[no-untyped-def]
+    """As `store`, but only the first `count` lanes are written."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        vector = context.get_value_type(values)
+        place = _vector_pointer(context, builder, *arguments[:2], values)
+        mask = _first(builder, arguments[3])
+        function = _llvm_function(
+            builder, "llvm.masked.store", ir.VoidType(), [vector, vector.as_pointer(), _INT32, mask.type], values
+        )
+        builder.call(function, [arguments[2], place, ir.Constant(_INT32, values.dtype.bitwidth // 8), mask])
+        return context.get_dummy_value()
+
+    return types.void(start, types.intp, values, types.intp), generate
+
+
+@intrinsic
+def broadcast(_typing, start, index):  # type: ignore[no-untyped-def]
+    """The number start[index] in every lane."""
+    lanes = Lanes(start.dtype)
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        number = builder.load(builder.gep(arguments[0], [arguments[1]]))
+        return _splat(builder, context.get_value_type(lanes), number)
+
+    return lanes(start, types.intp), generate
+
+
+@intrinsic
+def like(_typing, pattern, number):  # type: ignore[no-untyped-def]
+    """`number` in every lane, in the precision of `pattern`: lanes or a pointer."""
+    lanes = Lanes(pattern.dtype)
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        converted = context.cast(builder, arguments[1], number, lanes.dtype)
+        return _splat(builder, context.get_value_type(lanes), converted)
+
+    return lanes(pattern, number), generate
+
+
+@intrinsic
+def fma(_typing, a, b, c):  # type: ignore[no-untyped-def]
+    """a * b + c, rounded once where the processor can."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        vector = context.get_value_type(a)
+        return builder.call(_llvm_function(builder, "llvm.fmuladd", vector, [vector] * 3, a), arguments)
+
+    return a(a, b, c), generate
+
+
+@intrinsic
+def larger(_typing, a, b):  # type: ignore[no-untyped-def]
+    """The larger of each two lanes; NaN where `a` has it."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.select(builder.fcmp_ordered("<", *arguments), arguments[1], arguments[0])
+
+    return a(a, b), generate
+
+
+@intrinsic
+def where_positive(_typing, gate, values):  # type: ignore[no-untyped-def]
+    """`values` where `gate` is above zero, else zero."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        zero = ir.Constant(context.get_value_type(gate), None)
+        return builder.select(builder.fcmp_ordered(">", arguments[0], zero), arguments[1], zero)
+
+    return gate(gate, values), generate
+
+
+def _define(operation: Any, instruction: str) -> None:
+    """Lanes `operation` lanes, lane by lane."""
+
+    @type_callable(operation)
+    def typer(_context):  # type: ignore[no-untyped-def]
+        return lambda a, b: a if isinstance(a, Lanes) and a == b else None
+
+    @lower_builtin(operation, Lanes, Lanes)
+    def lower(_context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+        return getattr(builder, instruction)(*arguments)
+
+
+for _operation, _instruction in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul")):
+    _define(_operation, _instruction)

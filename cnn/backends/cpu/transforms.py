@@ -1,0 +1,141 @@
+"""Winograd's transforms of 3x3 convolution: F(4x4, 3x3) and F(2x2, 3x3) (Winograd, 1980; Lavin and Gray, 2016).
+
+A tile of m by m outputs of a 3x3 convolution needs an n by n patch of inputs, n = m + 2. In one dimension
+
+    y = A^T [(G w) * (B^T x)]        w (3,), x (n,), y (m,), * element by element
+
+and in two dimensions each matrix is applied to columns, then rows. The products over channels become n * n small
+matrix products, 36 for 16 outputs where the plain way needs 144 (m = 4), or 16 for 4 where it needs 36 (m = 2).
+
+m = 4 evaluates at the points 0, +-sqrt(1/2), +-sqrt(2) and infinity, whose rounding error is about half that of the
+usual 0, +-1, +-2 (as searched for by Alam, Anderson and Gregg, 2022). m = 2 takes 0, +-1 and infinity.
+
+Each function here is one matrix times one line of n, m or 3 lane values: it reads them `step` apart from `source`,
+and writes its results `to_step` apart. The adjoint of a step is the transposed matrix, nothing else.
+"""
+
+import math
+
+from numba import njit
+
+from cnn.backends.cpu.simd import fma, like, load, store
+
+_A, _B = math.sqrt(0.5), math.sqrt(2.0)  # A * B = 1
+
+
+@njit
+def input4(source, step, to, to_step):  # type: ignore[no-untyped-def]
+    """B^T x, six numbers to six."""
+    d0, d1, d2 = load(source, 0), load(source, step), load(source, 2 * step)
+    d3, d4, d5 = load(source, 3 * step), load(source, 4 * step), load(source, 5 * step)
+    a, b, minus_a, minus_b = like(d0, _A), like(d0, _B), like(d0, -_A), like(d0, -_B)
+    two_and_a_half, minus_two, minus_half = like(d0, -2.5), like(d0, -2.0), like(d0, -0.5)
+    even_a, odd_a = fma(minus_two, d2, d4), fma(minus_two, d1, d3)
+    even_b, odd_b = fma(minus_half, d2, d4), fma(minus_half, d1, d3)
+    store(to, 0, fma(two_and_a_half, d2, d0 + d4))
+    store(to, to_step, fma(a, odd_a, even_a))
+    store(to, 2 * to_step, fma(minus_a, odd_a, even_a))
+    store(to, 3 * to_step, fma(b, odd_b, even_b))
+    store(to, 4 * to_step, fma(minus_b, odd_b, even_b))
+    store(to, 5 * to_step, fma(two_and_a_half, d3, d1 + d5))
+
+
+@njit
+def output4(source, step, to, to_step):  # type: ignore[no-untyped-def]
+    """A^T m, six numbers to four."""
+    m0, m1, m2 = load(source, 0), load(source, step), load(source, 2 * step)
+    m3, m4, m5 = load(source, 3 * step), load(source, 4 * step), load(source, 5 * step)
+    sum_a, difference_a, sum_b, difference_b = m1 + m2, m1 - m2, m3 + m4, m3 - m4
+    store(to, 0, m0 + (sum_a + sum_b))
+    store(to, to_step, fma(like(m0, _A), difference_a, like(m0, _B) * difference_b))
+    store(to, 2 * to_step, fma(like(m0, 0.5), sum_a, like(m0, 2.0) * sum_b))
+    store(to, 3 * to_step, fma(like(m0, 0.5 * _A), difference_a, fma(like(m0, 2.0 * _B), difference_b, m5)))
+
+
+@njit
+def output_adjoint4(source, step, to, to_step):  # type: ignore[no-untyped-def]
+    """A dy, four numbers to six."""
+    y0, y1 = load(source, 0), load(source, step)
+    y2, y3 = load(source, 2 * step), load(source, 3 * step)
+    even_a, odd_a = fma(like(y0, 0.5), y2, y0), fma(like(y0, 0.5), y3, y1)
+    even_b, odd_b = fma(like(y0, 2.0), y2, y0), fma(like(y0, 2.0), y3, y1)
+    store(to, 0, y0)
+    store(to, to_step, fma(like(y0, _A), odd_a, even_a))
+    store(to, 2 * to_step, fma(like(y0, -_A), odd_a, even_a))
+    store(to, 3 * to_step, fma(like(y0, _B), odd_b, even_b))
+    store(to, 4 * to_step, fma(like(y0, -_B), odd_b, even_b))
+    store(to, 5 * to_step, y3)
+
+
+@njit
+def weight4(source, step, to, to_step):  # type: ignore[no-untyped-def]
+    """G w, three numbers to six."""
+    w0, w1, w2 = load(source, 0), load(source, step), load(source, 2 * step)
+    even_a, odd_a = fma(like(w0, 0.5), w2, w0) * like(w0, -2 / 3), w1 * like(w0, -2 / 3 * _A)
+    even_b, odd_b = fma(like(w0, 2.0), w2, w0) * like(w0, 1 / 6), w1 * like(w0, 1 / 6 * _B)
+    store(to, 0, w0)
+    store(to, to_step, even_a + odd_a)
+    store(to, 2 * to_step, even_a - odd_a)
+    store(to, 3 * to_step, even_b + odd_b)
+    store(to, 4 * to_step, even_b - odd_b)
+    store(to, 5 * to_step, w2)
+
+
+@njit
+def weight_adjoint4(source, step, to, to_step):  # type: ignore[no-untyped-def]
+    """G^T du, six numbers to three."""
+    m0, m1, m2 = load(source, 0), load(source, step), load(source, 2 * step)
+    m3, m4, m5 = load(source, 3 * step), load(source, 4 * step), load(source, 5 * step)
+    sum_a, difference_a, sum_b, difference_b = m1 + m2, m1 - m2, m3 + m4, m3 - m4
+    store(to, 0, fma(like(m0, -2 / 3), sum_a, fma(like(m0, 1 / 6), sum_b, m0)))
+    store(to, to_step, fma(like(m0, -2 / 3 * _A), difference_a, like(m0, 1 / 6 * _B) * difference_b))
+    store(to, 2 * to_step, fma(like(m0, -1 / 3), sum_a, fma(like(m0, 1 / 3), sum_b, m5)))
+
+
+@njit
+def input2(source, step, to, to_step):  # type: ignore[no-untyped-def]
+    """B^T x, four numbers to four."""
+    d0, d1 = load(source, 0), load(source, step)
+    d2, d3 = load(source, 2 * step), load(source, 3 * step)
+    store(to, 0, d0 - d2)
+    store(to, to_step, d1 + d2)
+    store(to, 2 * to_step, d2 - d1)
+    store(to, 3 * to_step, d3 - d1)
+
+
+@njit
+def output2(source, step, to, to_step):  # type: ignore[no-untyped-def]
+    """A^T m, four numbers to two."""
+    m1, m2 = load(source, step), load(source, 2 * step)
+    store(to, 0, load(source, 0) + (m1 + m2))
+    store(to, to_step, load(source, 3 * step) + (m1 - m2))
+
+
+@njit
+def output_adjoint2(source, step, to, to_step):  # type: ignore[no-untyped-def]
+    """A dy, two numbers to four."""
+    y0, y1 = load(source, 0), load(source, step)
+    store(to, 0, y0)
+    store(to, to_step, y0 + y1)
+    store(to, 2 * to_step, y0 - y1)
+    store(to, 3 * to_step, y1)
+
+
+@njit
+def weight2(source, step, to, to_step):  # type: ignore[no-untyped-def]
+    """G w, three numbers to four."""
+    w0, w1, w2 = load(source, 0), load(source, step), load(source, 2 * step)
+    even, odd = (w0 + w2) * like(w0, 0.5), w1 * like(w0, 0.5)
+    store(to, 0, w0)
+    store(to, to_step, even + odd)
+    store(to, 2 * to_step, even - odd)
+    store(to, 3 * to_step, w2)
+
+
+@njit
+def weight_adjoint2(source, step, to, to_step):  # type: ignore[no-untyped-def]
+    """G^T du, four numbers to three."""
+    m1, m2, half = load(source, step), load(source, 2 * step), like(source, 0.5)
+    store(to, 0, fma(half, m1 + m2, load(source, 0)))
+    store(to, to_step, half * (m1 - m2))
+    store(to, 2 * to_step, fma(half, m1 + m2, load(source, 3 * step)))
