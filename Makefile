@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint golden clean
+.PHONY: demo test lint golden bench clean
 
 demo: $(VENV)/.base
 	$(BIN)/logpose demo
@@ -20,6 +20,10 @@ lint: $(VENV)/.dev
 # The golden files that pin us to PyTorch; tests/golden/make_goldens.py says what is in them.
 golden: $(VENV)/.bench
 	$(BIN)/python -m tests.golden.make_goldens
+
+# Ours and PyTorch in turns, on the same networks; tests/bench/train_step.py says what is timed.
+bench: $(VENV)/.bench
+	$(BIN)/python -m tests.bench.train_step
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info build dist

@@ -1,0 +1,61 @@
+"""Our side of `tests.bench.train_step`: a worker that trains and classifies one batch of noise over and over.
+
+    python -m tests.bench.side_ours NETWORK THREADS DEVICE
+"""
+
+import sys
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+
+from cnn.backend import pick_backend
+from cnn.network import Network
+from cnn.schedules import Constant
+from cnn.train import Recipe, Trainer
+from tests.bench.networks import CASES, LOSS, OPTIMIZER
+from tests.bench.worker import median_ms, peak_mb, serve
+
+
+class Unchanged:
+    """An `Augment` that leaves pictures alone."""
+
+    def maps(self, key: int, rows: np.ndarray, height: int, width: int) -> None:
+        return None
+
+
+class OurSide:
+    def __init__(self, name: str, threads: int, device: str) -> None:
+        case = CASES[name]
+        self.network = Network(case.layer, case.in_shape, pick_backend(device, threads))
+        recipe: Any = Recipe(
+            model=case.model, optimizer=OPTIMIZER, loss=LOSS, schedule=Constant(), batch_size=case.batch,
+            augment=Unchanged(),
+        )  # fmt: skip
+        self.trainer = Trainer(self.network, recipe, np.zeros(3), np.ones(3), case.batch)
+        x, self.labels = case.batch_of_noise()
+        self.x, self.rows = self.network.backend.asarray(x), np.arange(case.batch)
+
+    def step(self) -> float:
+        """The trainer's step, from the normalised pictures on; its loss."""
+        result = self.trainer.train_batch(self.x, self.labels, self.rows)
+        return result.loss_sum / result.rows
+
+    def train(self, seconds: float, least: int = 2) -> float:
+        return median_ms(self.step, seconds, least)
+
+    def infer(self, seconds: float, least: int = 2) -> dict[str, float]:
+        return {"ours": median_ms(lambda: self.network.infer(self.x), seconds, least)}
+
+
+def main() -> None:
+    name, threads, device = sys.argv[1:]
+    side = OurSide(name, int(threads), device)
+    # What reaches `train_batch` here is what `prepare` would make of uint8 pictures.
+    with patch("cnn.train.prepare", lambda network, x, maps, mean, std: x):
+        serve({"loss": side.step, "train": side.train, "infer": side.infer, "peak": peak_mb})
+    assert "torch" not in sys.modules
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""PyTorch's side of `tests.bench.train_step`: the same batch through the same network, as its users write it.
+
+    python -m tests.bench.side_torch NETWORK THREADS LAYOUT
+
+LAYOUT is `contiguous` or `channels_last`. What PyTorch offers to go faster is used: the fused AdamW where it is the
+faster one, ReLUs in place, a flatten that copies nothing, and for inference also batch norm folded into convolutions.
+"""
+
+import copy
+import sys
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from cnn.backend import pick_backend
+from cnn.network import Network
+from tests.bench.networks import CASES, LOSS, OPTIMIZER
+from tests.bench.torch_peer import FlattenChannelsLast, load_ours, parameter_groups, pictures, to_torch
+from tests.bench.worker import median_ms, peak_mb, serve
+
+
+class TorchSide:
+    def __init__(self, name: str, layout: str) -> None:
+        self.case = CASES[name]
+        x, labels = self.case.batch_of_noise()
+        self.x, self.labels = pictures(x), torch.from_numpy(labels)
+        self.module = to_torch(self.case.layer, self.case.in_shape)
+        for parent in self.module.modules():
+            for child_name, child in parent.named_children():
+                if isinstance(child, FlattenChannelsLast) and layout == "contiguous":
+                    setattr(parent, child_name, nn.Flatten())
+                elif isinstance(child, nn.ReLU):
+                    child.inplace = True  # as torchvision's networks have it
+        if layout == "channels_last":
+            self.x = self.x.contiguous(memory_format=torch.channels_last)
+            self.module = self.module.to(memory_format=torch.channels_last)
+        self.optimizer = self.make_optimizer(fused=True)
+        self.ready: dict[str, nn.Module] = {}  # for inference
+
+    def make_optimizer(self, fused: bool) -> torch.optim.AdamW:
+        groups = parameter_groups(self.module, OPTIMIZER.weight_decay)
+        betas = (OPTIMIZER.beta1, OPTIMIZER.beta2)
+        return torch.optim.AdamW(groups, OPTIMIZER.lr, betas, OPTIMIZER.epsilon, fused=fused)
+
+    def loss(self) -> float:
+        """The first step's loss from our first weights: proof that the two sides compute the same."""
+        module = to_torch(self.case.layer, self.case.in_shape)
+        load_ours(module, Network(self.case.layer, self.case.in_shape, pick_backend("reference")).tensors())
+        with torch.no_grad():
+            return self._loss(module).item()
+
+    def _loss(self, module: nn.Module) -> torch.Tensor:
+        return functional.cross_entropy(module(self.x), self.labels, label_smoothing=LOSS.label_smoothing)
+
+    def step(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self._loss(self.module).backward()
+        self.optimizer.step()
+
+    def pick_optimizer(self) -> str:
+        """Go on with the faster of the two AdamWs that PyTorch has for a CPU."""
+        timed = {}
+        for fused in (True, False):
+            self.optimizer = self.make_optimizer(fused)
+            self.step()  # leaves gradients
+            timed[fused] = median_ms(self.optimizer.step, 0.1), self.optimizer
+        fused = timed[True][0] <= timed[False][0]
+        self.optimizer = timed[fused][1]
+        return "fused" if fused else "default"
+
+    def train(self, seconds: float, least: int = 2) -> float:
+        self.module.train()
+        return median_ms(self.step, seconds, least)
+
+    def infer(self, seconds: float, least: int = 2) -> dict[str, float]:
+        """With batch norm as it is and folded into the convolutions."""
+        if not self.ready:
+            from torch.fx.experimental.optimization import fuse  # large, and training does not need it
+
+            plain = copy.deepcopy(self.module).eval()
+            self.ready = {"": plain, "+fold": fuse(plain)}
+        with torch.inference_mode():
+            return {
+                name: median_ms(lambda m=module: m(self.x), seconds, least) for name, module in self.ready.items()
+            }
+
+    def gemm(self, seconds: float, least: int = 2) -> float:
+        a, b = torch.randn(2, 1024, 1024)
+        out = torch.empty_like(a)
+        return median_ms(lambda: torch.mm(a, b, out=out), seconds, least)
+
+
+def main() -> None:
+    name, threads, layout = sys.argv[1:]
+    torch.set_num_threads(int(threads))
+    side = TorchSide(name, layout)
+    serve(
+        {"loss": side.loss, "optimizer": side.pick_optimizer, "train": side.train, "infer": side.infer,
+         "gemm": side.gemm, "peak": peak_mb}
+    )  # fmt: skip
+    assert "cnn.backends.cpu" not in sys.modules
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""Time ours and PyTorch on the same networks: a training step, an inference pass, peak memory, the first step.
+
+    python -m tests.bench.train_step [--rounds N] [--threads N] [--only NAME ...] [--cold] [--json PATH]
+
+Each side runs in a process of its own (`side_ours`, and `side_torch` once for each of PyTorch's two memory layouts)
+with the same number of threads, the same first weights and the same batch of noise. They take turns, A B A B, for
+about half a second each, idle while the others work. Times are medians over the rounds; ratios are PyTorch's time
+over ours within a round, the median over the rounds, with PyTorch's better layout (and for inference its better of
+batch norm as it is and folded). Above 1 we are faster.
+
+A training step is forward, loss, backward, check and AdamW update from normalised pictures on; inference is the
+forward pass of the whole batch. Peak memory is what processes that only train ever held, imports included.
+
+Shares of GEMM: the step's arithmetic, by plain convolution (2 operations a multiplication, training 3 times the
+forward pass), over its time, as a share of what matrix products of 1024x1024 reach in the same rounds. Winograd's
+algorithm needs fewer operations than are counted, so a share may exceed 1.
+
+The last line is one JSON object with the geometric means and the least of the ratios.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from tests.bench.networks import CASES, Case
+from tests.bench.worker import Worker
+
+LAYOUTS = ("contiguous", "channels_last")
+GEMM_FLOP = 2 * 1024**3
+MEMORY_STEPS = 2  # after the first; a peak that the second does not reach, none does
+
+
+@dataclass
+class Timing:
+    """One kind of work, training or inference: each round's times in milliseconds, by side."""
+
+    flop: int
+    ours: list[float] = field(default_factory=list)
+    theirs: dict[str, list[float]] = field(default_factory=dict)  # by variant
+
+    @property
+    def best(self) -> str:
+        """PyTorch's fastest variant."""
+        return min(self.theirs, key=lambda variant: float(np.median(self.theirs[variant])))
+
+    @property
+    def ratios(self) -> np.ndarray:
+        return np.array(self.theirs[self.best]) / np.array(self.ours)  # (rounds,)
+
+    @property
+    def ratio(self) -> float:
+        return float(np.median(self.ratios))
+
+    def row(self, name: str, gemm: float) -> str:
+        """A line of the table; `gemm` is the rate of matrix products, in operations a second."""
+        ours, theirs = float(np.median(self.ours)), float(np.median(self.theirs[self.best]))
+        shares = [self.flop / (ms / 1e3) / gemm for ms in (ours, theirs)]
+        return (
+            f"{name:9} {ours:9.1f} {theirs:9.1f}  {self.best:18} {self.ratio:6.2f}  "
+            f"{self.ratios.min():5.2f} to {self.ratios.max():5.2f}  {shares[0]:16.2f} {shares[1]:5.2f}"
+        )
+
+
+@dataclass
+class Result:
+    """All that is measured for one network. Memory in megabytes, the first step in seconds since the process began."""
+
+    case: Case
+    train: Timing
+    infer: Timing
+    gemm: dict[str, list[float]] = field(default_factory=lambda: {"numpy": [], "torch": []})  # milliseconds
+    optimizer: str = ""
+    memory: dict[str, float] = field(default_factory=dict)
+    first_step: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def gemm_rate(self) -> float:
+        """Operations a second in matrix products, by the faster of the two libraries."""
+        return GEMM_FLOP / (min(float(np.median(times)) for times in self.gemm.values()) / 1e3)
+
+    @property
+    def their_memory(self) -> float:
+        return min(self.memory[layout] for layout in LAYOUTS)
+
+    @property
+    def memory_ratio(self) -> float:
+        """Ours over PyTorch's, the smaller of its two: below 1 we take less."""
+        return self.memory["ours"] / self.their_memory
+
+
+@dataclass(frozen=True)
+class Bench:
+    """How to measure: `seconds` is the length of a turn."""
+
+    rounds: int
+    threads: int
+    seconds: float
+    device: str
+
+    @contextmanager
+    def sides(self, case: Case) -> Iterator[dict[str, Worker]]:
+        """A worker for each side, by its name."""
+        with ExitStack() as stack:
+            yield {name: stack.enter_context(self.side(case, name)) for name in ("ours", *LAYOUTS)}
+
+    def side(self, case: Case, name: str, env: dict[str, str] | None = None) -> Worker:
+        if name == "ours":
+            return Worker("tests.bench.side_ours", case.name, str(self.threads), self.device, env=env)
+        return Worker("tests.bench.side_torch", case.name, str(self.threads), name, env=env)
+
+    def time(self, case: Case, gemm: Worker) -> Result:
+        result = Result(case, Timing(3 * 2 * case.macs), Timing(2 * case.macs))
+        with self.sides(case) as sides:
+            check_same(case, sides)
+            result.optimizer = "/".join(sorted({sides[layout].ask("optimizer") for layout in LAYOUTS}))
+            for number in range(-1, self.rounds):
+                # The first round is to warm up.
+                seconds, least = (0.0, 1) if number < 0 else (self.seconds, 2)
+                trained = {name: side.ask("train", seconds=seconds, least=least) for name, side in sides.items()}
+                inferred = {name: side.ask("infer", seconds=seconds / 2, least=least) for name, side in sides.items()}
+                products = {
+                    "numpy": gemm.ask("gemm", seconds=seconds / 4, least=least),
+                    "torch": sides["contiguous"].ask("gemm", seconds=seconds / 4, least=least),
+                }
+                if number < 0:
+                    continue
+                result.train.ours.append(trained["ours"])
+                result.infer.ours.append(inferred["ours"]["ours"])
+                for layout in LAYOUTS:
+                    result.train.theirs.setdefault(layout, []).append(trained[layout])
+                    for variant, ms in inferred[layout].items():
+                        result.infer.theirs.setdefault(layout + variant, []).append(ms)
+                for library, ms in products.items():
+                    result.gemm[library].append(ms)
+        return result
+
+    def measure_memory(self, result: Result) -> None:
+        """Peak memory and first step, in fresh processes that do nothing but train."""
+        for name in ("ours", *LAYOUTS):
+            with self.side(result.case, name) as side:
+                side.ask("train", seconds=0.0, least=1)
+                result.first_step[name] = side.answered - side.started
+                side.ask("train", seconds=0.0, least=MEMORY_STEPS)
+                result.memory[name] = side.ask("peak")
+
+    def first_step_cold(self) -> float:
+        """Our first step of the default model where no compiled kernel is on disk."""
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            self.side(CASES["default"], "ours", {"NUMBA_CACHE_DIR": folder}) as side,
+        ):
+            side.ask("train", seconds=0.0, least=1)
+            return side.answered - side.started
+
+
+def check_same(case: Case, sides: dict[str, Worker]) -> None:
+    """Both sides must find the same loss in the first step from the same weights."""
+    ours, theirs = sides["ours"].ask("loss"), sides["contiguous"].ask("loss")
+    if not abs(ours - theirs) < 1e-3 * abs(theirs):
+        raise SystemExit(f"{case.name}: our loss is {ours}, PyTorch's {theirs}: not the same network")
+
+
+def geometric_mean(ratios: list[float]) -> float:
+    return float(np.exp(np.mean(np.log(ratios))))
+
+
+def summary(results: list[Result]) -> dict[str, object]:
+    train, infer = [r.train.ratio for r in results], [r.infer.ratio for r in results]
+    return {
+        "train_geomean": round(geometric_mean(train), 3), "train_min": round(min(train), 3),
+        "infer_geomean": round(geometric_mean(infer), 3), "infer_min": round(min(infer), 3),
+        "memory_max_ratio": round(max(r.memory_ratio for r in results), 3),
+        "first_step_s": round(max(r.first_step["ours"] for r in results), 2),
+        "rows": {
+            r.case.name: {"train": round(r.train.ratio, 3), "infer": round(r.infer.ratio, 3),
+                          "memory": round(r.memory_ratio, 3)}
+            for r in results
+        },
+    }  # fmt: skip
+
+
+def table(results: list[Result], kind: Callable[[Result], Timing], title: str) -> None:
+    print(
+        f"\n{title:9} {'ours ms':>9} {'torch ms':>9}  {'torch as':18} {'ratio':>6}  {'of the rounds':13}  "
+        "GEMM share: ours torch"
+    )
+    for result in results:
+        print(kind(result).row(result.case.name, result.gemm_rate))
+    print(f"{'geomean':9} {'':39} {geometric_mean([kind(r).ratio for r in results]):6.2f}")
+
+
+def print_tables(results: list[Result]) -> None:
+    table(results, lambda r: r.train, "training")
+    table(results, lambda r: r.infer, "inference")
+    print(
+        f"\n{'memory':9} {'ours MB':>9} {'torch MB':>9}  {'ours/torch':>10}  {'first step: ours s':>20} {'torch s':>8}"
+    )
+    for r in results:
+        print(
+            f"{r.case.name:9} {r.memory['ours']:9.0f} {r.their_memory:9.0f}  {r.memory_ratio:10.2f}  "
+            f"{r.first_step['ours']:20.2f} {min(r.first_step[layout] for layout in LAYOUTS):8.2f}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), metavar="NAME")
+    parser.add_argument("--device", choices=("cpu", "reference"), default="cpu")
+    parser.add_argument("--seconds", type=float, default=0.6, help="the length of a turn")
+    parser.add_argument("--cold", action="store_true", help="also time a first step that compiles every kernel")
+    parser.add_argument("--json", type=Path, help="write every round's times here")
+    arguments = parser.parse_args()
+    bench = Bench(arguments.rounds, arguments.threads, arguments.seconds, arguments.device)
+
+    began, load, results = time.perf_counter(), os.getloadavg()[0], []
+    with Worker("tests.bench.worker", env={"OPENBLAS_NUM_THREADS": str(bench.threads)}) as gemm:
+        for name in arguments.only:
+            result = bench.time(CASES[name], gemm)
+            bench.measure_memory(result)
+            results.append(result)
+            print(f"{name}: training {result.train.ratio:.2f}, inference {result.infer.ratio:.2f}", file=sys.stderr)
+
+    first = results[0]
+    print(
+        f"{bench.threads} threads, {arguments.rounds} rounds, load before {load:.1f}, "
+        f"AdamW of PyTorch: {'/'.join(sorted({r.optimizer for r in results}))}, "
+        f"GEMM {np.median([r.gemm_rate for r in results]) / 1e9:.0f} GFLOP/s "
+        f"({', '.join(f'{k} {GEMM_FLOP / np.median(v) / 1e6:.0f}' for k, v in first.gemm.items())})"
+    )
+    print_tables(results)
+    closing = summary(results)
+    if arguments.cold:
+        closing["first_step_cold_s"] = round(bench.first_step_cold(), 2)
+        print(f"\nour first step of `default` with no compiled kernel on disk: {closing['first_step_cold_s']} s")
+    print(f"\ntook {time.perf_counter() - began:.0f} s")
+    if arguments.json:
+        details = {"options": asdict(bench), "results": [asdict(result) for result in results]}
+        arguments.json.write_text(json.dumps(closing | details, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(closing))
+
+
+if __name__ == "__main__":
+    main()
