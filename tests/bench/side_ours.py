@@ -1,6 +1,6 @@
 """Our side of `tests.bench.train_step`: a worker that trains and classifies one batch of noise over and over.
 
-    python -m tests.bench.side_ours NETWORK THREADS DEVICE
+    python -m tests.bench.side_ours NETWORK THREADS DEVICE [sgd]
 """
 
 import sys
@@ -11,6 +11,7 @@ import numpy as np
 
 from cnn.backend import pick_backend
 from cnn.network import Network
+from cnn.optim import SGD, Optimizer
 from cnn.schedules import Constant
 from cnn.train import Recipe, Trainer
 from tests.bench.networks import CASES, LOSS, OPTIMIZER
@@ -25,11 +26,11 @@ class Unchanged:
 
 
 class OurSide:
-    def __init__(self, name: str, threads: int, device: str) -> None:
+    def __init__(self, name: str, threads: int, device: str, optimizer: Optimizer) -> None:
         case = CASES[name]
         self.network = Network(case.layer, case.in_shape, pick_backend(device, threads))
         recipe: Any = Recipe(
-            model=case.model, optimizer=OPTIMIZER, loss=LOSS, schedule=Constant(), batch_size=case.batch,
+            model=case.model, optimizer=optimizer, loss=LOSS, schedule=Constant(), batch_size=case.batch,
             augment=Unchanged(),
         )  # fmt: skip
         self.trainer = Trainer(self.network, recipe, np.zeros(3), np.ones(3), case.batch)
@@ -49,8 +50,9 @@ class OurSide:
 
 
 def main() -> None:
-    name, threads, device = sys.argv[1:]
-    side = OurSide(name, int(threads), device)
+    name, threads, device, *plain = sys.argv[1:]
+    optimizer = SGD(OPTIMIZER.lr, momentum=0.0, nesterov=False, weight_decay=0.0) if plain else OPTIMIZER
+    side = OurSide(name, int(threads), device, optimizer)
     # What reaches `train_batch` here is what `prepare` would make of uint8 pictures.
     with patch("cnn.train.prepare", lambda network, x, maps, mean, std: x):
         serve({"loss": side.step, "train": side.train, "infer": side.infer, "peak": peak_mb})
