@@ -7,15 +7,15 @@ import ctypes
 import math
 import os
 import sys
-from typing import Any
 
 import numba
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from cnn.backend import Array, Window
-from cnn.backends.cpu import gather as cpu_conv
+from cnn.backends.cpu import convolution
 from cnn.backends.cpu import kernels as cpu_kernels
+from cnn.backends.cpu.workspace import Workspace
 from cnn.backends.reference import ReferenceBackend
 
 # Threads that wait shall sleep, not spin: beside any other busy process, a decoding thread of ours included, spinning
@@ -43,70 +43,24 @@ class CpuBackend(ReferenceBackend):
         _keep_freed_memory()
         plural = "" if self.threads == 1 else "s"
         self.description = f"cpu: {self.threads} thread{plural}" + (f" ({why})" if why else "")
-        self._scratch: dict[tuple[str, Any], Array] = {}
-
-    def _borrow(self, purpose: str, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Scratch memory that lives until the next borrowing for the same purpose; grown, never given back."""
-        size = math.prod(shape)
-        kept = self._scratch.get((purpose, dtype))
-        if kept is None or kept.size < size:
-            kept = self._scratch[(purpose, dtype)] = np.empty(size, dtype)  # (size,)
-        return kept[:size].reshape(shape)
-
-    def _columns(self, depth: int, dtype: Any, most: int) -> Array:
-        """Scratch for gathered windows, at most `most` of them a thread: (T, tile, D)."""
-        tile = min(cpu_conv.tile_pixels(depth * np.dtype(dtype).itemsize), most)
-        return self._borrow("columns", (self.threads, tile, depth), dtype)
+        self._work = Workspace(self.threads)
 
     # Convolution
 
     def conv2d(self, x: Array, weight: Array, bias: Array | None, window: Window) -> Array:
-        out_h, out_w = window.out_size(*x.shape[1:3])
-        flat_weight = weight.reshape(-1, weight.shape[3])  # (D, K)
-        y = self._slide(x, flat_weight, bias, window, out_h, out_w)  # (P, K)
-        return y.reshape(len(x), out_h, out_w, -1)  # (N, OH, OW, K)
-
-    def _slide(
-        self, x: Array, weight: Array, bias: Array | None, window: Window, out_h: int, out_w: int
-    ) -> Array:
-        """Every window of x (N, H, W, C) times weight (D, K): (P, K)."""
-        x = np.ascontiguousarray(x)
-        y = np.empty((len(x) * out_h * out_w, weight.shape[1]), x.dtype)  # (P, K)
-        no_bias = np.empty(0, x.dtype) if bias is None else bias  # (K,) or (0,)
-        if _is_pointwise(window):
-            cpu_conv.matmul_rows(x.reshape(-1, x.shape[3]), weight, no_bias, y, self.threads)
-        else:
-            columns = self._columns(weight.shape[0], x.dtype, len(y))
-            g = cpu_conv.geometry(window, x.shape, out_h, out_w)
-            cpu_conv.conv_forward(x.reshape(-1), g, weight, no_bias, y, columns)
-        return y
+        return convolution.forward(np.ascontiguousarray(x), weight, bias, window, self._work)
 
     def conv2d_backward(
         self, dy: Array, x: Array, weight: Array, window: Window,
         d_weight: Array, d_bias: Array | None, need_dx: bool,
     ) -> Array | None:
         x, dy = np.ascontiguousarray(x), np.ascontiguousarray(dy)
-        depth, filters = d_weight.size // dy.shape[3], dy.shape[3]
-        flat_dy = dy.reshape(-1, filters)  # (P, K)
-        g = cpu_conv.geometry(window, x.shape, *dy.shape[1:3])
-        columns = self._columns(depth, x.dtype, len(flat_dy))
-        parts = self._borrow("parts", (self.threads, depth, filters), x.dtype)
-        product = self._borrow("product", (self.threads, depth, filters), x.dtype)
-        cpu_conv.conv_weight_gradient(x.reshape(-1), g, flat_dy, parts, columns, product)
-        d_weight += parts.sum(axis=0).reshape(d_weight.shape)
+        convolution.add_weight_gradient(dy, x, window, d_weight, self._work)
         if d_bias is not None:
-            d_bias += cpu_kernels.norm_sums(
-                flat_dy, flat_dy, np.zeros(filters, dy.dtype), self.threads
-            )[0].astype(dy.dtype)  # (K,)
-        if not need_dx:
-            return None
-        if window.stride == (1, 1):
-            turned, back = cpu_conv.turned(weight), cpu_conv.adjoint_window(window)
-            return self._slide(dy, turned, None, back, *x.shape[1:3]).reshape(x.shape)
-        dx = np.zeros(x.shape, x.dtype)  # (N, H, W, C)
-        weight_t = np.ascontiguousarray(weight.reshape(depth, filters).T)  # (K, D)
-        cpu_conv.conv_input_gradient(flat_dy, g, weight_t, dx.reshape(-1), len(x), columns)
-        return dx
+            rows = dy.reshape(-1, dy.shape[3])  # (P, K)
+            nothing = np.zeros(dy.shape[3], dy.dtype)  # (K,)
+            d_bias += cpu_kernels.norm_sums(rows, rows, nothing, self.threads)[0].astype(dy.dtype)  # (K,)
+        return convolution.input_gradient(dy, weight, window, x.shape, self._work) if need_dx else None
 
     # Batch norm
 
@@ -230,11 +184,6 @@ def _keep_freed_memory() -> None:
         if mallopt is not None:  # musl has none
             mallopt(-4, 0)  # M_MMAP_MAX: large arrays come from the heap too
             mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: which keeps what is freed
-
-
-def _is_pointwise(window: Window) -> bool:
-    padding = (window.top, window.bottom, window.left, window.right)
-    return window.size == (1, 1) and window.stride == (1, 1) and not any(padding)
 
 
 def _usable_cores() -> int:

@@ -15,7 +15,7 @@ COLUMNS = 16  # of a wide block; a narrow one has half
 
 @njit
 def _store_columns(c, first, second, columns):  # type: ignore[no-untyped-def]
-    """The first `columns` of sixteen numbers."""
+    """The first `columns` of `first` and `second` one after the other."""
     if columns >= COLUMNS:
         store(c, 0, first)
         store(c, 8, second)
@@ -85,31 +85,36 @@ def narrow_block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3,
 
 
 @njit
-def wide_outer_block(a, a_row_step, a_step, b, b_row_step, b_step, rows, count, c, c_step):  # type: ignore[no-untyped-def]
-    """c (6, 16) += the sum over `rows` * `count` positions of a (6 numbers) times b (16 numbers)."""
+def wide_outer_block(a, a_steps, b, b_steps, counts, c, c_step):  # type: ignore[no-untyped-def]
+    """c (6, 16) += the sum over a grid of places of a (6 numbers) times b (16 numbers).
+
+    `counts` are the grid's three sizes, and `a_steps` and `b_steps` how far a and b move along each.
+    """
     s00, s01 = load(c, 0), load(c, 8)
     s10, s11 = load(c, c_step), load(c, c_step + 8)
     s20, s21 = load(c, 2 * c_step), load(c, 2 * c_step + 8)
     s30, s31 = load(c, 3 * c_step), load(c, 3 * c_step + 8)
     s40, s41 = load(c, 4 * c_step), load(c, 4 * c_step + 8)
     s50, s51 = load(c, 5 * c_step), load(c, 5 * c_step + 8)
-    for row in range(rows):
-        a_here, b_here = shift(a, row * a_row_step), shift(b, row * b_row_step)
-        for _ in range(count):
-            b0, b1 = load(b_here, 0), load(b_here, 8)
-            x = broadcast(a_here, 0)
-            s00, s01 = fma(x, b0, s00), fma(x, b1, s01)
-            x = broadcast(a_here, 1)
-            s10, s11 = fma(x, b0, s10), fma(x, b1, s11)
-            x = broadcast(a_here, 2)
-            s20, s21 = fma(x, b0, s20), fma(x, b1, s21)
-            x = broadcast(a_here, 3)
-            s30, s31 = fma(x, b0, s30), fma(x, b1, s31)
-            x = broadcast(a_here, 4)
-            s40, s41 = fma(x, b0, s40), fma(x, b1, s41)
-            x = broadcast(a_here, 5)
-            s50, s51 = fma(x, b0, s50), fma(x, b1, s51)
-            a_here, b_here = shift(a_here, a_step), shift(b_here, b_step)
+    a_step, b_step = a_steps[2], b_steps[2]
+    for i in range(counts[0]):
+        for j in range(counts[1]):
+            here, there = shift(a, i * a_steps[0] + j * a_steps[1]), shift(b, i * b_steps[0] + j * b_steps[1])
+            for _ in range(counts[2]):
+                b0, b1 = load(there, 0), load(there, 8)
+                x = broadcast(here, 0)
+                s00, s01 = fma(x, b0, s00), fma(x, b1, s01)
+                x = broadcast(here, 1)
+                s10, s11 = fma(x, b0, s10), fma(x, b1, s11)
+                x = broadcast(here, 2)
+                s20, s21 = fma(x, b0, s20), fma(x, b1, s21)
+                x = broadcast(here, 3)
+                s30, s31 = fma(x, b0, s30), fma(x, b1, s31)
+                x = broadcast(here, 4)
+                s40, s41 = fma(x, b0, s40), fma(x, b1, s41)
+                x = broadcast(here, 5)
+                s50, s51 = fma(x, b0, s50), fma(x, b1, s51)
+                here, there = shift(here, a_step), shift(there, b_step)
     store(c, 0, s00), store(c, 8, s01)
     store(c, c_step, s10), store(c, c_step + 8, s11)
     store(c, 2 * c_step, s20), store(c, 2 * c_step + 8, s21)
@@ -119,17 +124,19 @@ def wide_outer_block(a, a_row_step, a_step, b, b_row_step, b_step, rows, count, 
 
 
 @njit
-def narrow_outer_block(a, a_row_step, a_step, b, b_row_step, b_step, rows, count, c, c_step):  # type: ignore[no-untyped-def]
+def narrow_outer_block(a, a_steps, b, b_steps, counts, c, c_step):  # type: ignore[no-untyped-def]
     """As `wide_outer_block`, for 8 columns."""
     s0, s1, s2 = load(c, 0), load(c, c_step), load(c, 2 * c_step)
     s3, s4, s5 = load(c, 3 * c_step), load(c, 4 * c_step), load(c, 5 * c_step)
-    for row in range(rows):
-        a_here, b_here = shift(a, row * a_row_step), shift(b, row * b_row_step)
-        for _ in range(count):
-            b0 = load(b_here, 0)
-            s0, s1 = fma(broadcast(a_here, 0), b0, s0), fma(broadcast(a_here, 1), b0, s1)
-            s2, s3 = fma(broadcast(a_here, 2), b0, s2), fma(broadcast(a_here, 3), b0, s3)
-            s4, s5 = fma(broadcast(a_here, 4), b0, s4), fma(broadcast(a_here, 5), b0, s5)
-            a_here, b_here = shift(a_here, a_step), shift(b_here, b_step)
+    a_step, b_step = a_steps[2], b_steps[2]
+    for i in range(counts[0]):
+        for j in range(counts[1]):
+            here, there = shift(a, i * a_steps[0] + j * a_steps[1]), shift(b, i * b_steps[0] + j * b_steps[1])
+            for _ in range(counts[2]):
+                b0 = load(there, 0)
+                s0, s1 = fma(broadcast(here, 0), b0, s0), fma(broadcast(here, 1), b0, s1)
+                s2, s3 = fma(broadcast(here, 2), b0, s2), fma(broadcast(here, 3), b0, s3)
+                s4, s5 = fma(broadcast(here, 4), b0, s4), fma(broadcast(here, 5), b0, s5)
+                here, there = shift(here, a_step), shift(there, b_step)
     store(c, 0, s0), store(c, c_step, s1), store(c, 2 * c_step, s2)
     store(c, 3 * c_step, s3), store(c, 4 * c_step, s4), store(c, 5 * c_step, s5)

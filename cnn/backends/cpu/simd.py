@@ -22,7 +22,7 @@ _LLVM_SCALARS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
 _INT32 = ir.IntType(32)
 
 
-class Lanes(types.Type):
+class Lanes(types.Type):  # type: ignore[misc]
     """The type of `LANES` numbers of `dtype`, in a register."""
 
     def __init__(self, dtype: Any) -> None:
@@ -76,7 +76,7 @@ def shift(_typing, start, count):  # type: ignore[no-untyped-def]
     """The pointer `count` numbers further on."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        return builder.gep(*[arguments[0], [arguments[1]]])
+        return builder.gep(arguments[0], [arguments[1]])
 
     return start(start, types.intp), generate
 
@@ -87,7 +87,7 @@ def load(_typing, start, index):  # type: ignore[no-untyped-def]
     lanes = Lanes(start.dtype)
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        place = _vector_pointer(context, builder, *arguments, lanes)
+        place = _vector_pointer(context, builder, arguments[0], arguments[1], lanes)
         return builder.load(place, align=lanes.dtype.bitwidth // 8)
 
     return lanes(start, types.intp), generate
@@ -100,7 +100,7 @@ def load_first(_typing, start, index, count):  # type: ignore[no-untyped-def]
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         vector = context.get_value_type(lanes)
-        place = _vector_pointer(context, builder, *arguments[:2], lanes)
+        place = _vector_pointer(context, builder, arguments[0], arguments[1], lanes)
         mask = _first(builder, arguments[2])
         function = _llvm_function(
             builder, "llvm.masked.load", vector, [vector.as_pointer(), _INT32, mask.type, vector], lanes
@@ -116,7 +116,7 @@ def store(_typing, start, index, values):  # type: ignore[no-untyped-def]
     """start[index], start[index + 1], ... become the lanes."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        place = _vector_pointer(context, builder, *arguments[:2], values)
+        place = _vector_pointer(context, builder, arguments[0], arguments[1], values)
         builder.store(arguments[2], place, align=values.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
@@ -129,7 +129,7 @@ def store_first(_typing, start, index, values, count):  # type: ignore[no-untype
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         vector = context.get_value_type(values)
-        place = _vector_pointer(context, builder, *arguments[:2], values)
+        place = _vector_pointer(context, builder, arguments[0], arguments[1], values)
         mask = _first(builder, arguments[3])
         function = _llvm_function(
             builder, "llvm.masked.store", ir.VoidType(), [vector, vector.as_pointer(), _INT32, mask.type], values

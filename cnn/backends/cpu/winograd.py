@@ -117,7 +117,8 @@ def _tiles_in(m, forward, source, sizes, top, left, first, stop, from_channel, t
         for channel in range(from_channel, to_channel, LANES):
             target = shift(to, (tile - first) * row + channel - from_channel)
             if inside and channel + LANES <= channels:
-                here, row_step, step = shift(base, (line * width + column) * channels + channel), width * channels, channels
+                here = shift(base, (line * width + column) * channels + channel)
+                row_step, step = width * channels, channels
             else:
                 _fetch(base, width, channels, height, line, column, channel, size, patch)
                 here, row_step, step = patch, size * LANES, LANES
@@ -186,33 +187,38 @@ def transform_weights(m, weight, turned, u, threads):  # type: ignore[no-untyped
 
     Turned, they are those of the adjoint: kernels (3, 3, K, C) with both axes reversed.
     """
+    for t in prange(threads):
+        _transform_weights_share(m, weight, turned, u, t, threads)
+
+
+@njit
+def _transform_weights_share(m, weight, turned, u, t, threads):  # type: ignore[no-untyped-def]
     points = (m + 2) * (m + 2)
     channels, filters = (weight.shape[3], weight.shape[2]) if turned else (weight.shape[2], weight.shape[3])
     columns = round_up(filters, LANES)
     plane = channels * columns
-    for t in prange(threads):
-        scratch_array = u[u.size - (t + 1) * 1024 :]
-        scratch, patch = pointer(scratch_array, 0), pointer(scratch_array, 36 * LANES)
-        packed = pointer(scratch_array, 45 * LANES)
-        source, to = pointer(weight, 0), pointer(u, 0)
-        groups = columns // LANES
-        for group in range(groups * t // threads, groups * (t + 1) // threads):
-            k = group * LANES
-            count = min(LANES, filters - k)
-            # Blocks of 16 columns, the last one narrow where only 8 are left.
-            block = k // COLUMNS * COLUMNS
-            block_width = min(COLUMNS, columns - block)
-            for c in range(channels):
-                for tap in range(9):
-                    if turned:
-                        for lane in range(count):
-                            scratch_array[36 * LANES + tap * LANES + lane] = weight[2 - tap // 3, 2 - tap % 3, k + lane, c]
-                    else:
-                        store(patch, tap * LANES, load_first(source, (tap * channels + c) * filters + k, count))
-                _twice_weight(m, patch, packed, scratch)
-                for p in range(points):
-                    at = p * plane + block * channels + c * block_width + k - block
-                    store(to, at, load(packed, p * LANES))
+    scratch_array = u[u.size - (t + 1) * 1024 :]
+    scratch, patch = pointer(scratch_array, 0), pointer(scratch_array, 36 * LANES)
+    packed = pointer(scratch_array, 45 * LANES)
+    source, to = pointer(weight, 0), pointer(u, 0)
+    groups = columns // LANES
+    for group in range(groups * t // threads, groups * (t + 1) // threads):
+        k = group * LANES
+        count = min(LANES, filters - k)
+        # Blocks of 16 columns, the last one narrow where only 8 are left.
+        block = k // COLUMNS * COLUMNS
+        block_width = min(COLUMNS, columns - block)
+        for c in range(channels):
+            for tap in range(9):
+                if turned:
+                    for lane in range(count):
+                        scratch_array[36 * LANES + tap * LANES + lane] = weight[2 - tap // 3, 2 - tap % 3, k + lane, c]
+                else:
+                    store(patch, tap * LANES, load_first(source, (tap * channels + c) * filters + k, count))
+            _twice_weight(m, patch, packed, scratch)
+            for p in range(points):
+                at = p * plane + block * channels + c * block_width + k - block
+                store(to, at, load(packed, p * LANES))
 
 
 @njit
@@ -232,124 +238,136 @@ def _twice_weight(m, patch, packed, scratch):  # type: ignore[no-untyped-def]
 
 
 @njit(parallel=True, cache=True)
-def forward(m, x, u, bias, y, top, left, block, parts, scratch):  # type: ignore[no-untyped-def]
+def forward(m, x, u, bias, y, top, left, block, scratch):  # type: ignore[no-untyped-def]
     """y (N, OH, OW, K) = x (N, H, W, C) convolved with the transformed kernels u.
 
-    parts: how many stretches of tiles, and of filters, are worked on side by side; scratch (parts, size).
+    Blocks of `block` tiles; scratch (T, size) is the threads' own.
     """
+    for t in prange(scratch.shape[0]):
+        _forward_share(m, x, u, bias, y, top, left, block, scratch, t, scratch.shape[0])
+
+
+@njit
+def _forward_share(m, x, u, bias, y, top, left, block, scratch, t, threads):  # type: ignore[no-untyped-def]
     n_pictures, height, width, channels = x.shape
     out_h, out_w, filters = y.shape[1:]
     down, across = (out_h + m - 1) // m, (out_w + m - 1) // m
     tiles, points = n_pictures * down * across, (m + 2) * (m + 2)
-    tile_parts, filter_parts = parts
     columns = round_up(filters, LANES)
     v_row = round_up(channels, LANES)
-    for part in prange(tile_parts * filter_parts):
-        stretch, share = part // filter_parts, part % filter_parts
-        blocks16 = (columns + COLUMNS - 1) // COLUMNS
-        from_k = blocks16 * share // filter_parts * COLUMNS
-        to_k = min(columns, blocks16 * (share + 1) // filter_parts * COLUMNS)
-        row = to_k - from_k
-        local = pointer(scratch, part * scratch.shape[1])
-        v = shift(local, 1024)
-        product = shift(v, points * plane_size(block, v_row))
-        last = tiles * (stretch + 1) // tile_parts
-        for first in range(tiles * stretch // tile_parts, last, block):
-            stop = min(first + block, last)
-            rows = round_up(stop - first, ROWS)
-            _tiles_in(
-                m, True, pointer(x, 0), (height, width, channels, down, across), top, left, first, stop,
-                0, channels, v, v_row, local,
-            )  # fmt: skip
-            _multiply(points, rows, channels, v, v_row, pointer(u, 0), columns, from_k, row, product, row)
-            _tiles_out(
-                m, product, row, rows, (out_h, out_w, filters, down, across), first, stop, from_k, to_k,
-                pointer(y, 0), pointer(bias, 0), bias.size > 0, local,
-            )  # fmt: skip
+    local = pointer(scratch, t * scratch.shape[1])
+    v = shift(local, 1024)
+    product = shift(v, points * plane_size(block, v_row))
+    last = tiles * (t + 1) // threads
+    for first in range(tiles * t // threads, last, block):
+        stop = min(first + block, last)
+        rows = round_up(stop - first, ROWS)
+        _tiles_in(
+            m, True, pointer(x, 0), (height, width, channels, down, across), top, left, first, stop,
+            0, channels, v, v_row, local,
+        )  # fmt: skip
+        _multiply(points, rows, channels, v, v_row, pointer(u, 0), columns, 0, columns, product, columns)
+        _tiles_out(
+            m, product, columns, rows, (out_h, out_w, filters, down, across), first, stop, 0, columns,
+            pointer(y, 0), pointer(bias, 0), bias.size > 0, local,
+        )  # fmt: skip
 
 
 @njit(parallel=True, cache=True)
-def weight_gradient(m, x, dy, top, left, block, parts, sums, scratch):  # type: ignore[no-untyped-def]
-    """sums (tile parts, P, C6, K8) become sum over tiles of (B^T x B) (A dy A^T), each part's own."""
+def weight_gradient(m, x, dy, top, left, block, sums, scratch):  # type: ignore[no-untyped-def]
+    """sums (parts, P * C6 * K8) become the sum over each part's tiles of (B^T x B) (A dy A^T).
+
+    scratch (T, size) is the threads' own. Threads beyond the parts share them, each for its own filters.
+    """
+    for t in prange(scratch.shape[0]):
+        _weight_gradient_share(m, x, dy, top, left, block, sums, scratch, t, scratch.shape[0] // sums.shape[0])
+
+
+@njit
+def _weight_gradient_share(m, x, dy, top, left, block, sums, scratch, t, filter_parts):  # type: ignore[no-untyped-def]
     n_pictures, height, width, channels = x.shape
     out_h, out_w, filters = dy.shape[1:]
     down, across = (out_h + m - 1) // m, (out_w + m - 1) // m
     tiles, points = n_pictures * down * across, (m + 2) * (m + 2)
-    tile_parts, filter_parts = parts
+    tile_parts = sums.shape[0]
     columns = round_up(filters, LANES)
     v_row, c_rows = round_up(channels, LANES), round_up(channels, ROWS)
-    for part in prange(tile_parts * filter_parts):
-        stretch, share = part // filter_parts, part % filter_parts
-        blocks16 = (columns + COLUMNS - 1) // COLUMNS
-        from_k = blocks16 * share // filter_parts * COLUMNS
-        to_k = min(columns, blocks16 * (share + 1) // filter_parts * COLUMNS)
-        row = to_k - from_k
-        local = pointer(scratch, part * scratch.shape[1])
-        v = shift(local, 1024)
-        d = shift(v, points * plane_size(block, v_row))
-        total = pointer(sums, stretch * sums.shape[1])
-        zero = like(total, 0)
-        for line in range(points * c_rows):
-            for k in range(from_k, to_k, LANES):
-                store(total, line * columns + k, zero)
-        last = tiles * (stretch + 1) // tile_parts
-        for first in range(tiles * stretch // tile_parts, last, block):
-            stop = min(first + block, last)
-            rows = round_up(stop - first, ROWS)
-            _tiles_in(
-                m, True, pointer(x, 0), (height, width, channels, down, across), top, left, first, stop,
-                0, channels, v, v_row, local,
-            )  # fmt: skip
-            _tiles_in(
-                m, False, pointer(dy, 0), (out_h, out_w, filters, down, across), 0, 0, first, stop,
-                from_k, to_k, d, row, local,
-            )  # fmt: skip
-            v_plane, d_plane = plane_size(rows, v_row), plane_size(rows, row)
-            for p in range(points):
-                a, b, c = shift(v, p * v_plane), shift(d, p * d_plane), shift(total, p * c_rows * columns + from_k)
-                for j in range(0, row, COLUMNS):
-                    for i in range(0, channels, ROWS):
-                        to = shift(c, i * columns + j)
-                        if row - j > LANES:
-                            wide_outer_block(
-                                shift(a, i), 0, v_row, shift(b, j), 0, row, 1, stop - first, to, columns
-                            )
-                        else:
-                            narrow_outer_block(
-                                shift(a, i), 0, v_row, shift(b, j), 0, row, 1, stop - first, to, columns
-                            )
+    stretch, share = t // filter_parts, t % filter_parts
+    blocks16 = (columns + COLUMNS - 1) // COLUMNS
+    from_k = blocks16 * share // filter_parts * COLUMNS
+    to_k = min(columns, blocks16 * (share + 1) // filter_parts * COLUMNS)
+    row = to_k - from_k
+    local = pointer(scratch, t * scratch.shape[1])
+    v = shift(local, 1024)
+    d = shift(v, points * plane_size(block, v_row))
+    total = pointer(sums, stretch * sums.shape[1])
+    zero = like(total, 0)
+    for line in range(points * c_rows):
+        for k in range(from_k, to_k, LANES):
+            store(total, line * columns + k, zero)
+    last = tiles * (stretch + 1) // tile_parts
+    for first in range(tiles * stretch // tile_parts, last, block):
+        stop = min(first + block, last)
+        rows = round_up(stop - first, ROWS)
+        _tiles_in(
+            m, True, pointer(x, 0), (height, width, channels, down, across), top, left, first, stop,
+            0, channels, v, v_row, local,
+        )  # fmt: skip
+        _tiles_in(
+            m, False, pointer(dy, 0), (out_h, out_w, filters, down, across), 0, 0, first, stop,
+            from_k, to_k, d, row, local,
+        )  # fmt: skip
+        v_plane, d_plane = plane_size(rows, v_row), plane_size(rows, row)
+        for p in range(points):
+            a, b, c = shift(v, p * v_plane), shift(d, p * d_plane), shift(total, p * c_rows * columns + from_k)
+            for j in range(0, row, COLUMNS):
+                for i in range(0, channels, ROWS):
+                    to = shift(c, i * columns + j)
+                    if row - j > LANES:
+                        wide_outer_block(
+                            shift(a, i), (0, 0, v_row), shift(b, j), (0, 0, row), (1, 1, stop - first), to, columns
+                        )
+                    else:
+                        narrow_outer_block(
+                            shift(a, i), (0, 0, v_row), shift(b, j), (0, 0, row), (1, 1, stop - first), to, columns
+                        )
 
 
 @njit(parallel=True, cache=True)
-def add_weight_gradient(m, sums, d_weight, threads, scratch):  # type: ignore[no-untyped-def]
-    """d_weight (3, 3, C, K) += G^T (the sum of `sums` over its parts) G; scratch (threads, 1024)."""
+def add_weight_gradient(m, sums, d_weight, scratch):  # type: ignore[no-untyped-def]
+    """d_weight (3, 3, C, K) += G^T (the sum of `sums` over its parts) G; scratch (T, size) is the threads' own."""
+    for t in prange(scratch.shape[0]):
+        _add_weight_gradient_share(m, sums, d_weight, scratch, t, scratch.shape[0])
+
+
+@njit
+def _add_weight_gradient_share(m, sums, d_weight, scratch, t, threads):  # type: ignore[no-untyped-def]
     points, n = (m + 2) * (m + 2), m + 2
     channels, filters = d_weight.shape[2:]
     columns, c_rows = round_up(filters, LANES), round_up(channels, ROWS)
     plane = c_rows * columns
-    for t in prange(threads):
-        local = pointer(scratch, t * scratch.shape[1])
-        packed, patch = shift(local, 36 * LANES), shift(local, 72 * LANES)
-        to = pointer(d_weight, 0)
-        for c in range(channels * t // threads, channels * (t + 1) // threads):
-            for k in range(0, filters, LANES):
-                for p in range(points):
-                    total = load(pointer(sums, 0), p * plane + c * columns + k)
-                    for part in range(1, sums.shape[0]):
-                        total = total + load(pointer(sums, part * sums.shape[1]), p * plane + c * columns + k)
-                    store(packed, p * LANES, total)
-                for j in range(n):
-                    if m == 4:
-                        transforms.weight_adjoint4(shift(packed, j * LANES), n * LANES, shift(local, j * LANES), n * LANES)
-                    else:
-                        transforms.weight_adjoint2(shift(packed, j * LANES), n * LANES, shift(local, j * LANES), n * LANES)
-                for i in range(3):
-                    if m == 4:
-                        transforms.weight_adjoint4(shift(local, i * n * LANES), LANES, shift(patch, i * 3 * LANES), LANES)
-                    else:
-                        transforms.weight_adjoint2(shift(local, i * n * LANES), LANES, shift(patch, i * 3 * LANES), LANES)
-                count = min(LANES, filters - k)
-                for tap in range(9):
-                    at = (tap * channels + c) * filters + k
-                    value = load(patch, tap * LANES) + load_first(to, at, count)
-                    store_first(to, at, value, count)
+    local = pointer(scratch, t * scratch.shape[1])
+    packed, patch = shift(local, 36 * LANES), shift(local, 72 * LANES)
+    to = pointer(d_weight, 0)
+    for c in range(channels * t // threads, channels * (t + 1) // threads):
+        for k in range(0, filters, LANES):
+            for p in range(points):
+                total = load(pointer(sums, 0), p * plane + c * columns + k)
+                for part in range(1, sums.shape[0]):
+                    total = total + load(pointer(sums, part * sums.shape[1]), p * plane + c * columns + k)
+                store(packed, p * LANES, total)
+            for j in range(n):
+                if m == 4:
+                    transforms.weight_adjoint4(shift(packed, j * LANES), n * LANES, shift(local, j * LANES), n * LANES)
+                else:
+                    transforms.weight_adjoint2(shift(packed, j * LANES), n * LANES, shift(local, j * LANES), n * LANES)
+            for i in range(3):
+                if m == 4:
+                    transforms.weight_adjoint4(shift(local, i * n * LANES), LANES, shift(patch, i * 3 * LANES), LANES)
+                else:
+                    transforms.weight_adjoint2(shift(local, i * n * LANES), LANES, shift(patch, i * 3 * LANES), LANES)
+            count = min(LANES, filters - k)
+            for tap in range(9):
+                at = (tap * channels + c) * filters + k
+                value = load(patch, tap * LANES) + load_first(to, at, count)
+                store_first(to, at, value, count)

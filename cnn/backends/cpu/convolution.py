@@ -1,0 +1,183 @@
+"""Which way each convolution goes, and in what portions.
+
+3x3 at stride 1 goes by Winograd where there are enough channels to pay for the transforms, everything else directly.
+`choose` decides from a count of multiply-adds; the constants in it were measured (docs/performance.md).
+
+N pictures, C channels in, K filters out, T threads.
+"""
+
+import math
+
+import numpy as np
+
+from cnn.backend import Array, Window
+from cnn.backends.cpu import direct, winograd
+from cnn.backends.cpu.direct import Slide, Units
+from cnn.backends.cpu.gemm import COLUMNS, ROWS
+from cnn.backends.cpu.simd import LANES
+from cnn.backends.cpu.workspace import Workspace
+
+# What a Winograd tile costs beside its products, in multiply-adds for each channel: its patch transformed, and back.
+_TRANSFORM = {4: 700, 2: 300}
+_SCRATCH = 1024  # numbers in front of a thread's part for the transforms' own use
+_TILES = 48  # in a block
+_UNIT_BYTES = 192 << 10  # of padded pictures that a unit of direct convolution takes: fits into a core's L2
+_UNIT_PIXELS = 96  # and the fewest results it should make, so that the packed kernels are not fetched for a few
+_MOST_SUMS = 1 << 18  # numbers of weight gradient that each thread may sum up for itself
+
+
+def choose(window: Window, shape: tuple[int, ...], filters: int) -> int:
+    """The side of Winograd's tiles, 4 or 2, for pictures of `shape` (N, H, W, C), or 0 for direct convolution."""
+    if window.size != (3, 3) or window.stride != (1, 1):
+        return 0
+    out_h, out_w = window.out_size(*shape[1:3])
+    channels = shape[3]
+    costs = {0: float(out_h * out_w * 9 * channels * filters)}
+    for m, transform in _TRANSFORM.items():
+        tiles = -(-out_h // m) * -(-out_w // m)
+        costs[m] = tiles * ((m + 2) ** 2 * channels * filters + transform * (channels + filters))
+    return min(costs, key=lambda m: costs[m])
+
+
+def forward(x: Array, weight: Array, bias: Array | None, window: Window, work: Workspace) -> Array:
+    """y (N, OH, OW, K) = x (N, H, W, C) convolved with weight (KH, KW, C, K), plus bias (K,)."""
+    y = np.empty((len(x), *window.out_size(*x.shape[1:3]), weight.shape[3]), x.dtype)  # (N, OH, OW, K)
+    offset = np.empty(0, x.dtype) if bias is None else bias  # (K,) or (0,)
+    m = choose(window, x.shape, weight.shape[3])
+    if m:
+        _winograd(m, x, weight, offset, (window.top, window.left), y, turned=False, work=work)
+    else:
+        slide = direct.forward_slide(window, *y.shape[1:3])
+        _direct(x, weight, offset, slide, y, turned=False, work=work)
+    return y
+
+
+def input_gradient(dy: Array, weight: Array, window: Window, shape: tuple[int, ...], work: Workspace) -> Array:
+    """dx, of `shape` (N, H, W, C), from dy (N, OH, OW, K): a convolution with the kernels turned around."""
+    dx = np.empty(shape, dy.dtype)  # (N, H, W, C)
+    no_bias = np.empty(0, dy.dtype)  # (0,)
+    back = adjoint(window)
+    m = choose(back, dy.shape, shape[3]) if window.stride == (1, 1) else 0
+    if m:
+        _winograd(m, dy, weight, no_bias, (back.top, back.left), dx, turned=True, work=work)
+        return dx
+    slides = direct.phases(window, *shape[1:3])
+    if sum(math.prod(slide.results) for slide in slides) < math.prod(shape[1:3]):
+        dx[...] = 0  # some pixels are seen by no window
+    for slide in slides:
+        _direct(dy, weight, no_bias, slide, dx, turned=True, work=work)
+    return dx
+
+
+def add_weight_gradient(dy: Array, x: Array, window: Window, d_weight: Array, work: Workspace) -> None:
+    """d_weight (KH, KW, C, K) += the derivative, from dy (N, OH, OW, K) and x (N, H, W, C)."""
+    m = choose(window, x.shape, dy.shape[3])
+    if m:
+        _winograd_weights(m, dy, x, window, d_weight, work)
+    else:
+        _direct_weights(dy, x, window, d_weight, work)
+
+
+def adjoint(window: Window) -> Window:
+    """The window that takes dy (N, OH, OW, K) to dx (N, H, W, C) at stride 1, with the kernels turned around."""
+    (kh, kw), top, left = window.size, window.top, window.left
+    return Window(window.size, (1, 1), kh - 1 - top, kh - 1 - window.bottom, kw - 1 - left, kw - 1 - window.right)
+
+
+def _up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def _share(threads: int, sums: int, filters: int) -> tuple[int, int]:
+    """Among how many threads to split the pictures, and the filters: the filters where sums are too many to double."""
+    if sums > _MOST_SUMS and threads <= _up(filters, COLUMNS) // COLUMNS:
+        return 1, threads
+    return threads, 1
+
+
+# Winograd
+
+
+def _block(m: int, tiles: int, threads: int) -> int:
+    """Tiles a block: no more than a thread has."""
+    del m
+    return min(_TILES, _up(-(-tiles // threads), ROWS))
+
+
+def _tile_scratch(m: int, block: int, channels: int, filters: int) -> int:
+    points = (m + 2) ** 2
+    return 2 * _SCRATCH + points * (_plane(block, channels) + _plane(block, filters))
+
+
+def _plane(rows: int, channels: int) -> int:
+    """As `winograd.plane_size`, of rows of whole lanes."""
+    return _up(rows * _up(channels, LANES), 1024) + 16
+
+
+def _tiles(m: int, y: Array) -> int:
+    return len(y) * -(-y.shape[1] // m) * -(-y.shape[2] // m)
+
+
+def _winograd(
+    m: int, x: Array, weight: Array, bias: Array, padding: tuple[int, int], y: Array, *, turned: bool, work: Workspace
+) -> None:
+    channels, filters, threads = x.shape[3], y.shape[3], work.threads
+    size = (m + 2) ** 2 * channels * _up(filters, LANES)
+    u = work.lend("weights", (size + threads * _SCRATCH,), x.dtype)  # transformed kernels, then the threads' scratch
+    winograd.transform_weights(m, weight, turned, u, threads)
+    block = _block(m, _tiles(m, y), threads)
+    scratch = work.lend("tiles", (threads, _tile_scratch(m, block, channels, filters)), x.dtype)  # (T, size)
+    winograd.forward(m, x, u, bias, y, *padding, block, scratch)
+
+
+def _winograd_weights(m: int, dy: Array, x: Array, window: Window, d_weight: Array, work: Workspace) -> None:
+    channels, filters, threads = x.shape[3], dy.shape[3], work.threads
+    size = (m + 2) ** 2 * _up(channels, ROWS) * _up(filters, LANES)
+    parts = _share(threads, size, filters)
+    sums = work.lend("weights", (parts[0], size), x.dtype)  # (tile parts, P * C6 * K8)
+    block = _block(m, _tiles(m, dy), parts[0])
+    scratch = work.lend("tiles", (threads, _tile_scratch(m, block, channels, filters)), x.dtype)  # (T, size)
+    winograd.weight_gradient(m, x, dy, window.top, window.left, block, sums, scratch)
+    winograd.add_weight_gradient(m, sums, d_weight, scratch)
+
+
+# Direct
+
+
+def _units(slide: Slide, pictures: int, channels: int, item: int, threads: int) -> Units:
+    """Bands that fit the cache, or several pictures where one has few pixels; enough of them for all threads."""
+    rows, across = slide.results
+    line = ((across - 1) * slide.stride[1] + slide.size[1]) * channels * item * slide.stride[0]  # bytes a result row
+    if rows * across < _UNIT_PIXELS:
+        together = min(-(-_UNIT_PIXELS // (rows * across)), -(-pictures // threads))
+        return Units(max(1, together), rows)
+    most = max(1, _UNIT_BYTES // line, -(-_UNIT_PIXELS // across))
+    return Units(1, min(rows, most, max(1, rows * pictures // threads)))
+
+
+def _direct(
+    x: Array, weight: Array, bias: Array, slide: Slide, y: Array, *, turned: bool, work: Workspace
+) -> None:
+    channels, filters, threads = x.shape[3], y.shape[3], work.threads
+    packed = work.lend("weights", (math.prod(slide.size) * channels * _up(filters, LANES),), x.dtype)
+    units = _units(slide, len(x), channels, x.itemsize, threads)
+    vector = slide.vector(units)  # (18,)
+    direct.pack_weights(weight, vector, turned, packed, threads)
+    bands = work.lend("tiles", (threads, direct.band_size(slide, units, channels)), x.dtype)  # (T, size)
+    direct.convolve(x, packed, bias, y, vector, bands)
+
+
+def _direct_weights(dy: Array, x: Array, window: Window, d_weight: Array, work: Workspace) -> None:
+    channels, filters, threads = x.shape[3], dy.shape[3], work.threads
+    slide = direct.forward_slide(window, *dy.shape[1:3])
+    (kh, kw), columns = slide.size, _up(filters, LANES)
+    size = kh * _up(kw * channels, ROWS) * columns
+    parts = _share(threads, size, filters)
+    sums = work.lend("weights", (parts[0], size), x.dtype)  # (unit parts, KH * R6 * K8)
+    units = _units(slide, len(x), channels, x.itemsize, parts[0])
+    padded_dy = units.pictures * units.rows * slide.results[1] * columns if columns > filters else 0
+    bands = work.lend(
+        "tiles", (threads, direct.band_size(slide, units, channels) + 2 * LANES + padded_dy), x.dtype
+    )  # (T, size)
+    direct.weight_gradient(x, dy, slide.vector(units), bands, sums)
+    direct.add_weight_gradient(sums, d_weight)

@@ -1,0 +1,25 @@
+"""Scratch memory that kernels use and forget: allocated once, then lent again in every step."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from cnn.backend import Array
+
+
+class Workspace:
+    """For `threads` threads. What is lent lives until the next loan for the same purpose."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._kept: dict[tuple[str, Any], Array] = {}
+
+    def lend(self, purpose: str, shape: tuple[int, ...], dtype: Any) -> Array:
+        """An array of `shape`, its contents arbitrary; grown when it must be, never given back."""
+        size, key = math.prod(shape), (purpose, np.dtype(dtype))
+        kept = self._kept.get(key)
+        if kept is None or kept.size < size:
+            self._kept.pop(key, None)
+            kept = self._kept[key] = np.empty(size, dtype)  # (size,)
+        return kept[:size].reshape(shape)
