@@ -10,7 +10,6 @@ the loop's derivatives are compared with ours on one picture. The last line is o
 
 import argparse
 import json
-import os
 import sys
 
 import numpy as np
@@ -20,7 +19,7 @@ from cnn.backend import pick_backend
 from cnn.layers import Run
 from cnn.network import Network
 from tests.bench.networks import CASES, LOSS
-from tests.bench.worker import Worker, median_ms, serve
+from tests.bench.worker import Neighbours, Worker, median_ms, serve, usable_cores
 
 CASE = CASES["seed"]
 CONVOLUTIONS, DENSE = ("conv1", "conv2", "conv3"), ("dense1", "dense2", "dense3", "head")
@@ -123,7 +122,7 @@ def serve_seed_way(dtype: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float64", help="what the loop computes in")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -135,7 +134,7 @@ def main() -> None:
     print(f"the loop's derivatives differ from ours by {difference:.1e} of the largest, on one picture")
     if not difference < 1e-3:
         sys.exit("the two ways do not compute the same")
-    loop, ours = [], []
+    neighbours, loop, ours = Neighbours(), [], []
     with (
         Worker("tests.bench.seed_way", "--worker", "--dtype", arguments.dtype) as loop_side,
         Worker("tests.bench.side_ours", CASE.name, str(arguments.threads), "cpu", "sgd") as our_side,
@@ -151,7 +150,11 @@ def main() -> None:
     ratio = float(np.median(np.array(ours) / np.array(loop)))
     print(f"the seed's way: {np.median(loop):.2f} pictures/s ({1 / np.median(loop):.2f} s each, {arguments.dtype})")
     print(f"ours: {np.median(ours):.1f} pictures/s (batches of {CASE.batch}, {arguments.threads} threads)")
-    print(json.dumps({"ratio": ratio, "ours_per_s": float(np.median(ours)), "seed_way_per_s": float(np.median(loop))}))
+    closing = {
+        "ratio": ratio, "ours_per_s": float(np.median(ours)), "seed_way_per_s": float(np.median(loop)),
+        "other_cores": neighbours.cores(),
+    }  # fmt: skip
+    print(json.dumps({name: round(value, 3) for name, value in closing.items()}))
 
 
 if __name__ == "__main__":

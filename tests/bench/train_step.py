@@ -15,12 +15,13 @@ Shares of GEMM: the step's arithmetic, by plain convolution (2 operations a mult
 forward pass), over its time, as a share of what matrix products of 1024x1024 reach in the same rounds. Winograd's
 algorithm needs fewer operations than are counted, so a share may exceed 1.
 
-The last line is one JSON object with the geometric means and the least of the ratios.
+Run it on a quiet machine: PyTorch's threads wait for each other many times a step, so a core taken away costs it more
+than us. The header says how busy other processes were. The last line is one JSON object with the geometric means and
+the least of the ratios.
 """
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -32,7 +33,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.bench.networks import CASES, Case
-from tests.bench.worker import Worker
+from tests.bench.worker import Neighbours, Worker, usable_cores
 
 LAYOUTS = ("contiguous", "channels_last")
 GEMM_FLOP = 2 * 1024**3
@@ -214,7 +215,7 @@ def print_tables(results: list[Result]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), metavar="NAME")
     parser.add_argument("--device", choices=("cpu", "reference"), default="cpu")
     parser.add_argument("--seconds", type=float, default=0.6, help="the length of a turn")
@@ -223,7 +224,7 @@ def main() -> None:
     arguments = parser.parse_args()
     bench = Bench(arguments.rounds, arguments.threads, arguments.seconds, arguments.device)
 
-    began, load, results = time.perf_counter(), os.getloadavg()[0], []
+    began, neighbours, results = time.perf_counter(), Neighbours(), []
     with Worker("tests.bench.worker", env={"OPENBLAS_NUM_THREADS": str(bench.threads)}) as gemm:
         for name in arguments.only:
             result = bench.time(CASES[name], gemm)
@@ -231,15 +232,16 @@ def main() -> None:
             results.append(result)
             print(f"{name}: training {result.train.ratio:.2f}, inference {result.infer.ratio:.2f}", file=sys.stderr)
 
-    first = results[0]
+    others = round(neighbours.cores(), 2)
+    gemm_rates = sorted(result.gemm_rate / 1e9 for result in results)
     print(
-        f"{bench.threads} threads, {arguments.rounds} rounds, load before {load:.1f}, "
-        f"AdamW of PyTorch: {'/'.join(sorted({r.optimizer for r in results}))}, "
-        f"GEMM {np.median([r.gemm_rate for r in results]) / 1e9:.0f} GFLOP/s "
-        f"({', '.join(f'{k} {GEMM_FLOP / np.median(v) / 1e6:.0f}' for k, v in first.gemm.items())})"
+        f"{bench.threads} threads, {bench.rounds} rounds; PyTorch's AdamW: "
+        f"{'/'.join(sorted({result.optimizer for result in results}))}; "
+        f"GEMM {gemm_rates[0]:.0f} to {gemm_rates[-1]:.0f} GFLOP/s\n"
+        f"cores that other processes kept busy meanwhile: {others}{', too many to trust these' if others > 0.1 else ''}"
     )
     print_tables(results)
-    closing = summary(results)
+    closing = summary(results) | {"other_cores": others, "gemm_gflops": round(gemm_rates[-1], 1)}
     if arguments.cold:
         closing["first_step_cold_s"] = round(bench.first_step_cold(), 2)
         print(f"\nour first step of `default` with no compiled kernel on disk: {closing['first_step_cold_s']} s")

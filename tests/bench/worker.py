@@ -75,6 +75,39 @@ def median_ms(work: Callable[[], Any], seconds: float, least: int = 2) -> float:
     return float(np.median(times)) * 1e3
 
 
+class Neighbours:
+    """How many cores the machine's other processes kept busy since this was made, while our children came and went.
+
+    Times taken beside a busy neighbour say little about either side.
+    """
+
+    def __init__(self) -> None:
+        self._began, self._busy, self._own = time.perf_counter(), _busy_seconds(), _own_seconds()
+
+    def cores(self) -> float:
+        """The mean number of them; every child must have ended. NaN where the system does not say."""
+        others = (_busy_seconds() - self._busy) - (_own_seconds() - self._own)
+        return max(others, 0.0) / (time.perf_counter() - self._began)
+
+
+def _busy_seconds() -> float:
+    """Processor time that went to all processes of this machine since it started, or to its host's other guests."""
+    if not Path("/proc/stat").exists():
+        return float("nan")
+    user, nice, system, _, _, irq, softirq, steal, *_ = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+    return sum(map(int, (user, nice, system, irq, softirq, steal))) / os.sysconf("SC_CLK_TCK")
+
+
+def _own_seconds() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+def usable_cores() -> int:
+    """As many as this process may use, where the system says."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def peak_mb() -> float:
     """The most memory that this process ever held, in megabytes."""
     status = Path("/proc/self/status")
