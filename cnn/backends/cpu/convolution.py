@@ -19,7 +19,7 @@ from cnn.backends.cpu.workspace import Workspace
 
 # What a Winograd tile costs beside its products, in multiply-adds for each channel: its patch transformed, and back.
 _TRANSFORM = {4: 700, 2: 300}
-_SCRATCH = 1024  # numbers in front of a thread's part for the transforms' own use
+_SCRATCH = 1024  # numbers for each thread behind the transformed kernels
 _TILES = 48  # in a block
 _UNIT_BYTES = 192 << 10  # of padded pictures that a unit of direct convolution takes: fits into a core's L2
 _UNIT_PIXELS = 96  # and the fewest results it should make, so that the packed kernels are not fetched for a few
@@ -105,13 +105,9 @@ def _block(m: int, tiles: int, threads: int) -> int:
 
 
 def _tile_scratch(m: int, block: int, channels: int, filters: int) -> int:
-    points = (m + 2) ** 2
-    return 2 * _SCRATCH + points * (_plane(block, channels) + _plane(block, filters))
-
-
-def _plane(rows: int, channels: int) -> int:
-    """As `winograd.plane_size`, of rows of whole lanes."""
-    return _up(rows * _up(channels, LANES), 1024) + 16
+    """The numbers that a thread needs for a block of tiles."""
+    planes = sum(winograd.plane_size.py_func(block, _up(count, LANES)) for count in (channels, filters))
+    return winograd.header_size.py_func(channels, filters) + (m + 2) ** 2 * planes + LANES
 
 
 def _tiles(m: int, y: Array) -> int:

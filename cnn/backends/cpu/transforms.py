@@ -23,7 +23,7 @@ from cnn.backends.cpu.simd import fma, like, load, store
 _A, _B = math.sqrt(0.5), math.sqrt(2.0)  # A * B = 1
 
 
-@njit
+@njit(forceinline=True)
 def input4(source, step, to, to_step):  # type: ignore[no-untyped-def]
     """B^T x, six numbers to six."""
     d0, d1, d2 = load(source, 0), load(source, step), load(source, 2 * step)
@@ -40,7 +40,7 @@ def input4(source, step, to, to_step):  # type: ignore[no-untyped-def]
     store(to, 5 * to_step, fma(two_and_a_half, d3, d1 + d5))
 
 
-@njit
+@njit(forceinline=True)
 def output4(source, step, to, to_step):  # type: ignore[no-untyped-def]
     """A^T m, six numbers to four."""
     m0, m1, m2 = load(source, 0), load(source, step), load(source, 2 * step)
@@ -52,7 +52,7 @@ def output4(source, step, to, to_step):  # type: ignore[no-untyped-def]
     store(to, 3 * to_step, fma(like(m0, 0.5 * _A), difference_a, fma(like(m0, 2.0 * _B), difference_b, m5)))
 
 
-@njit
+@njit(forceinline=True)
 def output_adjoint4(source, step, to, to_step):  # type: ignore[no-untyped-def]
     """A dy, four numbers to six."""
     y0, y1 = load(source, 0), load(source, step)
@@ -67,7 +67,7 @@ def output_adjoint4(source, step, to, to_step):  # type: ignore[no-untyped-def]
     store(to, 5 * to_step, y3)
 
 
-@njit
+@njit(forceinline=True)
 def weight4(source, step, to, to_step):  # type: ignore[no-untyped-def]
     """G w, three numbers to six."""
     w0, w1, w2 = load(source, 0), load(source, step), load(source, 2 * step)
@@ -81,7 +81,7 @@ def weight4(source, step, to, to_step):  # type: ignore[no-untyped-def]
     store(to, 5 * to_step, w2)
 
 
-@njit
+@njit(forceinline=True)
 def weight_adjoint4(source, step, to, to_step):  # type: ignore[no-untyped-def]
     """G^T du, six numbers to three."""
     m0, m1, m2 = load(source, 0), load(source, step), load(source, 2 * step)
@@ -92,7 +92,7 @@ def weight_adjoint4(source, step, to, to_step):  # type: ignore[no-untyped-def]
     store(to, 2 * to_step, fma(like(m0, -1 / 3), sum_a, fma(like(m0, 1 / 3), sum_b, m5)))
 
 
-@njit
+@njit(forceinline=True)
 def input2(source, step, to, to_step):  # type: ignore[no-untyped-def]
     """B^T x, four numbers to four."""
     d0, d1 = load(source, 0), load(source, step)
@@ -103,7 +103,7 @@ def input2(source, step, to, to_step):  # type: ignore[no-untyped-def]
     store(to, 3 * to_step, d3 - d1)
 
 
-@njit
+@njit(forceinline=True)
 def output2(source, step, to, to_step):  # type: ignore[no-untyped-def]
     """A^T m, four numbers to two."""
     m1, m2 = load(source, step), load(source, 2 * step)
@@ -111,7 +111,7 @@ def output2(source, step, to, to_step):  # type: ignore[no-untyped-def]
     store(to, to_step, load(source, 3 * step) + (m1 - m2))
 
 
-@njit
+@njit(forceinline=True)
 def output_adjoint2(source, step, to, to_step):  # type: ignore[no-untyped-def]
     """A dy, two numbers to four."""
     y0, y1 = load(source, 0), load(source, step)
@@ -121,7 +121,7 @@ def output_adjoint2(source, step, to, to_step):  # type: ignore[no-untyped-def]
     store(to, 3 * to_step, y1)
 
 
-@njit
+@njit(forceinline=True)
 def weight2(source, step, to, to_step):  # type: ignore[no-untyped-def]
     """G w, three numbers to four."""
     w0, w1, w2 = load(source, 0), load(source, step), load(source, 2 * step)
@@ -132,7 +132,7 @@ def weight2(source, step, to, to_step):  # type: ignore[no-untyped-def]
     store(to, 3 * to_step, w2)
 
 
-@njit
+@njit(forceinline=True)
 def weight_adjoint2(source, step, to, to_step):  # type: ignore[no-untyped-def]
     """G^T du, four numbers to three."""
     m1, m2, half = load(source, step), load(source, 2 * step), like(source, 0.5)

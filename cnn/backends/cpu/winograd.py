@@ -33,7 +33,13 @@ def plane_size(rows, columns):  # type: ignore[no-untyped-def]
 
     A tile's P values would else share the few places that a cache has for one address modulo 4 KiB.
     """
-    return round_up(rows * columns, 1024) + 16
+    return (rows * columns + 1023) // 1024 * 1024 + 16
+
+
+@njit
+def header_size(channels, filters):  # type: ignore[no-untyped-def]
+    """The numbers in front of a thread's matrices: one tile half transformed, and a patch of all channels."""
+    return 36 * LANES + 36 * ((max(channels, filters) + LANES - 1) // LANES * LANES)
 
 
 @njit
@@ -85,17 +91,22 @@ def _twice_output_adjoint(m, source, row_step, step, to, plane, scratch):  # typ
 
 
 @njit
-def _fetch(source, width, channels, height, line, column, channel, size, patch):  # type: ignore[no-untyped-def]
-    """size * size lane values from (line, column) of a picture on, zero outside it, packed into `patch`."""
+def _fetch(source, height, width, channels, line, column, size, patch, row):  # type: ignore[no-untyped-def]
+    """size by size pixels of a picture from (line, column) on, zero outside it: patch (size, size, row)."""
     zero = like(source, 0)
-    count = min(LANES, channels - channel)
+    whole = channels // LANES * LANES
     for i in range(size):
         for j in range(size):
-            value = zero
+            to = shift(patch, (i * size + j) * row)
             if 0 <= line + i < height and 0 <= column + j < width:
-                at = ((line + i) * width + column + j) * channels + channel
-                value = load(source, at) if count == LANES else load_first(source, at, count)
-            store(patch, (i * size + j) * LANES, value)
+                pixel = shift(source, ((line + i) * width + column + j) * channels)
+                for channel in range(0, whole, LANES):
+                    store(to, channel, load(pixel, channel))
+                if whole < channels:
+                    store(to, whole, load_first(pixel, whole, channels - whole))
+            else:
+                for channel in range(0, row, LANES):
+                    store(to, channel, zero)
 
 
 @njit
@@ -108,24 +119,24 @@ def _tiles_in(m, forward, source, sizes, top, left, first, stop, from_channel, t
     height, width, channels, down, across = sizes
     size = m + 2 if forward else m
     plane = plane_size(round_up(stop - first, ROWS), row)
-    patch = shift(scratch, 36 * LANES)
+    patch, patch_row = shift(scratch, 36 * LANES), round_up(channels, LANES)
     for tile in range(first, stop):
         picture, rest = tile // (down * across), tile % (down * across)
         line, column = rest // across * m - top, rest % across * m - left
-        base = shift(source, picture * height * width * channels)
+        here = shift(source, picture * height * width * channels)
         inside = line >= 0 and column >= 0 and line + size <= height and column + size <= width
+        if inside and patch_row == channels:
+            here = shift(here, (line * width + column) * channels)
+            row_step, step = width * channels, channels
+        else:
+            _fetch(here, height, width, channels, line, column, size, patch, patch_row)
+            here, row_step, step = patch, size * patch_row, patch_row
         for channel in range(from_channel, to_channel, LANES):
             target = shift(to, (tile - first) * row + channel - from_channel)
-            if inside and channel + LANES <= channels:
-                here = shift(base, (line * width + column) * channels + channel)
-                row_step, step = width * channels, channels
-            else:
-                _fetch(base, width, channels, height, line, column, channel, size, patch)
-                here, row_step, step = patch, size * LANES, LANES
             if forward:
-                _twice_input(m, here, row_step, step, target, plane, scratch)
+                _twice_input(m, shift(here, channel), row_step, step, target, plane, scratch)
             else:
-                _twice_output_adjoint(m, here, row_step, step, target, plane, scratch)
+                _twice_output_adjoint(m, shift(here, channel), row_step, step, target, plane, scratch)
 
 
 @njit
@@ -256,7 +267,7 @@ def _forward_share(m, x, u, bias, y, top, left, block, scratch, t, threads):  # 
     columns = round_up(filters, LANES)
     v_row = round_up(channels, LANES)
     local = pointer(scratch, t * scratch.shape[1])
-    v = shift(local, 1024)
+    v = shift(local, header_size(channels, filters))
     product = shift(v, points * plane_size(block, v_row))
     last = tiles * (t + 1) // threads
     for first in range(tiles * t // threads, last, block):
@@ -298,7 +309,7 @@ def _weight_gradient_share(m, x, dy, top, left, block, sums, scratch, t, filter_
     to_k = min(columns, blocks16 * (share + 1) // filter_parts * COLUMNS)
     row = to_k - from_k
     local = pointer(scratch, t * scratch.shape[1])
-    v = shift(local, 1024)
+    v = shift(local, header_size(channels, filters))
     d = shift(v, points * plane_size(block, v_row))
     total = pointer(sums, stretch * sums.shape[1])
     zero = like(total, 0)
