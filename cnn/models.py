@@ -19,7 +19,6 @@ from cnn.layers import (
     GlobalAveragePool,
     Layer,
     MaxPool,
-    ReLU,
     Residual,
     Sequential,
     Sigmoid,
@@ -146,20 +145,19 @@ def _conv_norm(filters: int, activation: str, kernel: int = 3, stride: int = 1) 
     """Convolution, batch norm and activation. The norm's shift does what a bias would."""
     return chain(
         conv=Conv2D(filters, kernel, stride, padding=kernel // 2, bias=False),
-        norm=BatchNorm(),
-        activation=ACTIVATIONS[activation](),
+        norm=BatchNorm(activation=activation),
     )
 
 
 def _basic_block(channels: int, filters: int, stride: int) -> Sequential:
     body = chain(
-        conv1=Conv2D(filters, 3, stride, padding=1, bias=False), norm1=BatchNorm(), relu=ReLU(),
+        conv1=Conv2D(filters, 3, stride, padding=1, bias=False), norm1=BatchNorm(activation="relu"),
         conv2=Conv2D(filters, 3, 1, padding=1, bias=False), norm2=BatchNorm(),
     )  # fmt: skip
     shortcut = Sequential(())
     if stride != 1 or channels != filters:
         shortcut = chain(conv=Conv2D(filters, 1, stride, padding=0, bias=False), norm=BatchNorm())
-    return chain(sum=Residual(body, shortcut), relu=ReLU())
+    return chain(sum=Residual(body, shortcut, activation="relu"))
 
 
 def _check_options(width: int, activation: str) -> None:

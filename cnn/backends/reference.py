@@ -117,35 +117,39 @@ class ReferenceBackend:
             d_padded[tap] += share  # (N, OH, OW, C)
         return _crop(d_padded, in_shape, window)  # (N, H, W, C)
 
-    # Batch norm (Ioffe and Szegedy, 2015): y = scale * (x - mean) / sqrt(variance + epsilon) + shift, per channel
+    # Batch norm (Ioffe and Szegedy, 2015) and an activation (`kind`, "" for none), per channel:
+    # y = activation(z) with z = scale * x_hat + shift, x_hat = (x - mean) / sqrt(variance + epsilon)
 
     def batch_norm_train(
-        self, x: Array, scale: Array, shift: Array, epsilon: float
+        self, x: Array, scale: Array, shift: Array, epsilon: float, kind: str
     ) -> tuple[Array, Array, Array]:
         """Normalised by this batch's own mean and (biased) variance, which are returned: y, (C,), (C,)."""
         rows = x.reshape(-1, x.shape[-1])  # (M, C), M = N*H*W
         mean = rows.mean(axis=0)  # (C,)
         variance = ((rows - mean) ** 2).mean(axis=0)  # (C,)
-        return self.batch_norm_infer(x, scale, shift, mean, variance, epsilon), mean, variance
+        return self.batch_norm_infer(x, scale, shift, mean, variance, epsilon, kind), mean, variance
 
     def batch_norm_infer(
-        self, x: Array, scale: Array, shift: Array, mean: Array, variance: Array, epsilon: float
+        self, x: Array, scale: Array, shift: Array, mean: Array, variance: Array, epsilon: float, kind: str
     ) -> Array:
-        return (x - mean) * (scale / self.xp.sqrt(variance + epsilon)) + shift  # (N, H, W, C)
+        z = (x - mean) * (scale / self.xp.sqrt(variance + epsilon)) + shift  # (N, H, W, C)
+        return self.activate(kind, z)
 
     def batch_norm_backward(
-        self, dy: Array, x: Array, scale: Array, mean: Array, variance: Array, epsilon: float,
+        self, dy: Array, x: Array, scale: Array, shift: Array, mean: Array, variance: Array, epsilon: float, kind: str,
         d_scale: Array, d_shift: Array,
     ) -> Array:
-        """Through the batch's mean and variance too: both depend on every x."""
+        """Through the batch's mean and variance too: both depend on every x. z is computed again from x."""
         rows_dy = dy.reshape(-1, x.shape[-1])  # (M, C)
         inverse = 1.0 / self.xp.sqrt(variance + epsilon)  # (C,)
         x_hat = (x.reshape(rows_dy.shape) - mean) * inverse  # (M, C)
-        sum_dy = rows_dy.sum(axis=0)  # (C,)
-        sum_dy_x_hat = (rows_dy * x_hat).sum(axis=0)  # (C,)
-        d_scale += sum_dy_x_hat
-        d_shift += sum_dy
-        dx = (scale * inverse) * (rows_dy - sum_dy / len(rows_dy) - x_hat * (sum_dy_x_hat / len(rows_dy)))
+        z = scale * x_hat + shift  # (M, C)
+        dz = self.activate_backward(kind, rows_dy, z, self.activate(kind, z))  # (M, C)
+        sum_dz = dz.sum(axis=0)  # (C,)
+        sum_dz_x_hat = (dz * x_hat).sum(axis=0)  # (C,)
+        d_scale += sum_dz_x_hat
+        d_shift += sum_dz
+        dx = (scale * inverse) * (dz - sum_dz / len(dz) - x_hat * (sum_dz_x_hat / len(dz)))  # (M, C)
         return dx.reshape(x.shape)  # (N, H, W, C)
 
     # Elementwise
@@ -153,6 +157,8 @@ class ReferenceBackend:
     def activate(self, kind: str, x: Array) -> Array:
         xp = self.xp
         match kind:
+            case "":
+                return x
             case "relu":
                 return xp.maximum(x, 0)
             case "sigmoid":
@@ -169,6 +175,8 @@ class ReferenceBackend:
         """`x` is the layer's input and `y` its output; each kind uses the cheaper of the two."""
         xp = self.xp
         match kind:
+            case "":
+                return dy
             case "relu":
                 return dy * (y > 0)
             case "sigmoid":
@@ -184,8 +192,8 @@ class ReferenceBackend:
                 return dy * (0.5 * (1.0 + bend) + 0.5 * x * (1.0 - bend * bend) * slope)
         raise ValueError(f"no activation {kind!r}")
 
-    def add(self, a: Array, b: Array) -> Array:
-        return a + b
+    def add(self, a: Array, b: Array, kind: str = "") -> Array:
+        return self.activate(kind, a + b)
 
     def softmax(self, x: Array) -> Array:
         """Over the last axis; the maximum is taken off first, so that no exponential overflows."""

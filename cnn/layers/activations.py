@@ -5,10 +5,11 @@ from typing import ClassVar
 
 from cnn.arena import Shape, Tree
 from cnn.backend import Array
-from cnn.layers.base import Cache, Layer, Run, Specs
+from cnn.errors import UnknownNameError
+from cnn.layers.base import Cache, Run, Specs
 
 
-class _Activation:
+class Activation:
     """y = f(x), elementwise; `kind` names f to the backend."""
 
     kind: ClassVar[str]
@@ -27,7 +28,7 @@ class _Activation:
 
 
 @dataclass(frozen=True)
-class ReLU(_Activation):
+class ReLU(Activation):
     """max(x, 0)."""
 
     kind: ClassVar[str] = "relu"
@@ -35,7 +36,7 @@ class ReLU(_Activation):
 
 
 @dataclass(frozen=True)
-class Sigmoid(_Activation):
+class Sigmoid(Activation):
     """1 / (1 + exp(-x))."""
 
     kind: ClassVar[str] = "sigmoid"
@@ -43,7 +44,7 @@ class Sigmoid(_Activation):
 
 
 @dataclass(frozen=True)
-class Tanh(_Activation):
+class Tanh(Activation):
     """tanh(x)."""
 
     kind: ClassVar[str] = "tanh"
@@ -51,7 +52,7 @@ class Tanh(_Activation):
 
 
 @dataclass(frozen=True)
-class SiLU(_Activation):
+class SiLU(Activation):
     """x * sigmoid(x) (Elfwing, Uchibe and Doya, 2017)."""
 
     kind: ClassVar[str] = "silu"
@@ -59,7 +60,7 @@ class SiLU(_Activation):
 
 
 @dataclass(frozen=True)
-class GELU(_Activation):
+class GELU(Activation):
     """x times the normal distribution function of x, in its tanh form (Hendrycks and Gimpel, 2016)."""
 
     kind: ClassVar[str] = "gelu"
@@ -82,10 +83,16 @@ class Softmax:
 
 
 # The activations that a model can be given by name.
-ACTIVATIONS: dict[str, type[Layer]] = {
+ACTIVATIONS: dict[str, type[Activation]] = {
     "relu": ReLU,
     "gelu": GELU,
     "silu": SiLU,
     "sigmoid": Sigmoid,
     "tanh": Tanh,
 }
+
+
+def check_activation(name: str) -> None:
+    """Raises `UnknownNameError` where `name` is neither an activation nor empty."""
+    if name and name not in ACTIVATIONS:
+        raise UnknownNameError("activation", name, ACTIVATIONS)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from cnn.arena import Shape, Tree
 from cnn.backend import Array
 from cnn.errors import ShapeError
+from cnn.layers.activations import ACTIVATIONS, check_activation
 from cnn.layers.base import Cache, Layer, Run, Specs
 
 
@@ -50,10 +51,17 @@ def chain(**layers: Layer) -> Sequential:
 
 @dataclass(frozen=True)
 class Residual:
-    """body(x) + shortcut(x), the shortcut being x itself unless given (He et al., 2016)."""
+    """activation(body(x) + shortcut(x)), the shortcut being x itself unless given (He et al., 2016).
+
+    `activation` is a name, or empty for none.
+    """
 
     body: Layer
     shortcut: Layer = Sequential(())
+    activation: str = ""
+
+    def __post_init__(self) -> None:
+        check_activation(self.activation)
 
     def specs(self, in_shape: Shape) -> Specs:
         body, shortcut = self.body.specs(in_shape), self.shortcut.specs(in_shape)
@@ -73,10 +81,17 @@ class Residual:
         right, shortcut_cache = self.shortcut.forward(
             run.inside("shortcut"), p.get("shortcut", {}), s.get("shortcut", {}), x
         )
-        return run.backend.add(left, right), (body_cache, shortcut_cache)
+        if self.activation and ACTIVATIONS[self.activation].keeps_input:
+            total = run.backend.add(left, right)
+            return run.backend.activate(self.activation, total), (body_cache, shortcut_cache, total)
+        y = run.backend.add(left, right, self.activation)
+        return y, (body_cache, shortcut_cache, y if self.activation else None)
 
     def backward(self, run: Run, p: Tree, s: Tree, g: Tree, cache: Cache, dy: Array) -> Array | None:
-        body_cache, shortcut_cache = cache
+        body_cache, shortcut_cache, kept = cache
+        if self.activation:
+            # Each kind of activation takes its derivative from the one of the two that was kept.
+            dy = run.backend.activate_backward(self.activation, dy, kept, kept)
         names = (("body", self.body, body_cache), ("shortcut", self.shortcut, shortcut_cache))
         left, right = (
             layer.backward(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from cnn.arena import Shape, Spec, Tree
 from cnn.backend import Array
 from cnn.initialise import ones, zeros
+from cnn.layers.activations import check_activation
 from cnn.layers.base import Cache, Run, Specs
 
 
@@ -12,11 +13,16 @@ from cnn.layers.base import Cache, Run, Specs
 class BatchNorm:
     """Each channel to mean 0 and variance 1 over the batch, then scaled and shifted (Ioffe and Szegedy, 2015).
 
-    Running statistics move by `momentum` towards each training batch's, and are used when not training.
+    `activation` names what is applied after that, if anything: in the same pass over memory, it costs next to
+    nothing. Running statistics move by `momentum` towards each training batch's, and are used when not training.
     """
 
     momentum: float = 0.1
     epsilon: float = 1e-5
+    activation: str = ""
+
+    def __post_init__(self) -> None:
+        check_activation(self.activation)
 
     def specs(self, in_shape: Shape) -> Specs:
         shape = (in_shape[-1],)
@@ -25,9 +31,10 @@ class BatchNorm:
 
     def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]:
         if not run.training:
-            y = run.backend.batch_norm_infer(x, p["scale"], p["shift"], s["mean"], s["variance"], self.epsilon)
-            return y, None
-        y, mean, variance = run.backend.batch_norm_train(x, p["scale"], p["shift"], self.epsilon)
+            return run.backend.batch_norm_infer(
+                x, p["scale"], p["shift"], s["mean"], s["variance"], self.epsilon, self.activation
+            ), None
+        y, mean, variance = run.backend.batch_norm_train(x, p["scale"], p["shift"], self.epsilon, self.activation)
         count = x.size // x.shape[-1]
         s["mean"] += self.momentum * (mean - s["mean"])  # (C,)
         # The running variance is the unbiased one, as it stands for pictures not in the batch.
@@ -37,5 +44,5 @@ class BatchNorm:
     def backward(self, run: Run, p: Tree, s: Tree, g: Tree, cache: Cache, dy: Array) -> Array | None:
         x, mean, variance = cache
         return run.backend.batch_norm_backward(
-            dy, x, p["scale"], mean, variance, self.epsilon, g["scale"], g["shift"]
+            dy, x, p["scale"], p["shift"], mean, variance, self.epsilon, self.activation, g["scale"], g["shift"]
         )  # shape of x

@@ -4,24 +4,47 @@ Only the layers' descriptions are read; every forward and backward is PyTorch's 
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cnn import layers
 from cnn.arena import Shape
 from cnn.layers import Layer
 
+# What follows a batch norm or a sum, by our names.
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "": lambda x: x,
+    "relu": functional.relu,
+    "gelu": partial(functional.gelu, approximate="tanh"),
+    "silu": functional.silu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
 
-class Residual(nn.Module):
-    def __init__(self, body: nn.Module, shortcut: nn.Module) -> None:
-        super().__init__()
-        self.body, self.shortcut = body, shortcut
+
+class BatchNorm(nn.BatchNorm2d):
+    """Its parameters' names are `nn.BatchNorm2d`'s: the activation is a function, not a module."""
+
+    def __init__(self, channels: int, layer: layers.BatchNorm) -> None:
+        super().__init__(channels, layer.epsilon, layer.momentum)
+        self.activation = FUNCTIONS[layer.activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.body(x) + self.shortcut(x)
+        return self.activation(super().forward(x))
+
+
+class Residual(nn.Module):
+    def __init__(self, body: nn.Module, shortcut: nn.Module, activation: str) -> None:
+        super().__init__()
+        self.body, self.shortcut, self.activation = body, shortcut, FUNCTIONS[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.body(x) + self.shortcut(x))
 
 
 class GlobalMax(nn.Module):
@@ -51,7 +74,7 @@ def to_torch(layer: Layer, in_shape: Shape) -> nn.Module:
                 in_shape = inner.specs(in_shape).out_shape
             return nn.Sequential(modules)
         case layers.Residual():
-            return Residual(to_torch(layer.body, in_shape), to_torch(layer.shortcut, in_shape))
+            return Residual(to_torch(layer.body, in_shape), to_torch(layer.shortcut, in_shape), layer.activation)
         case layers.Conv2D():
             window = layer.window
             if window.top != window.bottom or window.left != window.right:
@@ -62,7 +85,7 @@ def to_torch(layer: Layer, in_shape: Shape) -> nn.Module:
         case layers.Dense():
             return nn.Linear(in_shape[0], layer.units, layer.bias)
         case layers.BatchNorm():
-            return nn.BatchNorm2d(in_shape[-1], layer.epsilon, layer.momentum)
+            return BatchNorm(in_shape[-1], layer)
         case layers.MaxPool():
             return nn.MaxPool2d(layer.size, layer.stride, layer.padding)
         case layers.AveragePool():

@@ -12,6 +12,7 @@ from cnn import layers
 from cnn.backend import Array, Backend, pick_backend
 from cnn.backends.gpu import why_unusable
 from cnn.layers import Layer, Run
+from cnn.layers.activations import ACTIVATIONS
 from cnn.network import Network
 
 # Every backend that must agree with the reference; the last only where a GPU is.
@@ -60,13 +61,23 @@ def _small_block(filters: int) -> layers.Sequential:
     return layers.chain(conv=layers.Conv2D(filters, 3), norm=layers.BatchNorm(), tanh=layers.Tanh())
 
 
+def _activations() -> st.SearchStrategy[str]:
+    return st.sampled_from(["", *ACTIVATIONS])
+
+
+@st.composite
+def _norms(draw: st.DrawFn) -> Case:
+    shape = draw(st.one_of(_pictures(2), st.tuples(st.integers(1, 8))))
+    return layers.BatchNorm(activation=draw(_activations())), shape
+
+
 @st.composite
 def _residuals(draw: st.DrawFn) -> Case:
-    shape = draw(_pictures(2, 6))
+    shape, activation = draw(_pictures(2, 6)), draw(_activations())
     if draw(st.booleans()):
-        return layers.Residual(_small_block(shape[2])), shape
+        return layers.Residual(_small_block(shape[2]), activation=activation), shape
     filters = draw(st.integers(1, 4))
-    return layers.Residual(_small_block(filters), layers.Conv2D(filters, 1, bias=False)), shape
+    return layers.Residual(_small_block(filters), layers.Conv2D(filters, 1, bias=False), activation), shape
 
 
 # A row for every layer; test_gradients fails when one is missing.
@@ -80,7 +91,7 @@ LAYERS: dict[type, st.SearchStrategy[Case]] = {
     layers.AveragePool: _pools(layers.AveragePool),
     layers.GlobalAveragePool: _of(layers.GlobalAveragePool, _pictures()),
     layers.GlobalMaxPool: _of(layers.GlobalMaxPool, _pictures()),
-    layers.BatchNorm: _of(layers.BatchNorm, st.one_of(_pictures(2), st.tuples(st.integers(1, 8)))),
+    layers.BatchNorm: _norms(),
     layers.Dropout: st.tuples(st.floats(0.0, 0.9), _any_shape()).map(lambda d: (layers.Dropout(d[0]), d[1])),
     layers.ReLU: _of(layers.ReLU, _any_shape()),
     layers.GELU: _of(layers.GELU, _any_shape()),

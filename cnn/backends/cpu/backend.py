@@ -13,8 +13,9 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from cnn.backend import Array, Window
-from cnn.backends.cpu import convolution
+from cnn.backends.cpu import convolution, norm
 from cnn.backends.cpu import kernels as cpu_kernels
+from cnn.backends.cpu.team import team_of
 from cnn.backends.cpu.workspace import Workspace
 from cnn.backends.reference import ReferenceBackend
 
@@ -44,6 +45,7 @@ class CpuBackend(ReferenceBackend):
         plural = "" if self.threads == 1 else "s"
         self.description = f"cpu: {self.threads} thread{plural}" + (f" ({why})" if why else "")
         self._work = Workspace(self.threads)
+        self._team = team_of(self.threads)
 
     # Convolution
 
@@ -65,41 +67,22 @@ class CpuBackend(ReferenceBackend):
     # Batch norm
 
     def batch_norm_train(
-        self, x: Array, scale: Array, shift: Array, epsilon: float
+        self, x: Array, scale: Array, shift: Array, epsilon: float, kind: str
     ) -> tuple[Array, Array, Array]:
-        x = np.ascontiguousarray(x)
-        mean, variance = (
-            values.astype(x.dtype)
-            for values in cpu_kernels.mean_and_variance(x.reshape(-1, x.shape[-1]), self.threads)
-        )  # (C,) each
-        return self.batch_norm_infer(x, scale, shift, mean, variance, epsilon), mean, variance
+        return norm.train(x, scale, shift, epsilon, kind, self._team)
 
     def batch_norm_infer(
-        self, x: Array, scale: Array, shift: Array, mean: Array, variance: Array, epsilon: float
+        self, x: Array, scale: Array, shift: Array, mean: Array, variance: Array, epsilon: float, kind: str
     ) -> Array:
-        rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])  # (M, C)
-        y = np.empty_like(rows)  # (M, C)
-        factor = (scale / np.sqrt(variance + epsilon)).astype(x.dtype)  # (C,)
-        cpu_kernels.normalise(rows, mean, factor, shift, y, self.threads)
-        return y.reshape(x.shape)
+        return norm.infer(x, scale, shift, mean, variance, epsilon, kind, self._team)
 
     def batch_norm_backward(
-        self, dy: Array, x: Array, scale: Array, mean: Array, variance: Array, epsilon: float,
+        self, dy: Array, x: Array, scale: Array, shift: Array, mean: Array, variance: Array, epsilon: float, kind: str,
         d_scale: Array, d_shift: Array,
     ) -> Array:
-        rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])  # (M, C)
-        rows_dy = np.ascontiguousarray(dy).reshape(rows.shape)  # (M, C)
-        sum_dy, sum_dy_x = cpu_kernels.norm_sums(rows_dy, rows, mean, self.threads)  # float64 (C,) each
-        inverse = 1.0 / np.sqrt(variance.astype(np.float64) + epsilon)  # (C,)
-        d_scale += (sum_dy_x * inverse).astype(x.dtype)
-        d_shift += sum_dy.astype(x.dtype)
-        dx = np.empty_like(rows)  # (M, C)
-        factor, offset, slope = (
-            values.astype(x.dtype)
-            for values in (scale * inverse, sum_dy / len(rows), sum_dy_x * inverse**2 / len(rows))
-        )  # (C,) each
-        cpu_kernels.norm_backward(rows_dy, rows, mean, factor, offset, slope, dx, self.threads)
-        return dx.reshape(x.shape)
+        return norm.backward(
+            dy, x, scale, shift, mean, variance, epsilon, kind, d_scale, d_shift, self._team
+        )
 
     # Elementwise
 
@@ -119,10 +102,10 @@ class CpuBackend(ReferenceBackend):
         _ELEMENTWISE[kind][1](np.ascontiguousarray(dy).reshape(-1), kept.reshape(-1), dx.reshape(-1))
         return dx
 
-    def add(self, a: Array, b: Array) -> Array:
+    def add(self, a: Array, b: Array, kind: str = "") -> Array:
         y = np.empty_like(a, order="C")  # shape of a
         cpu_kernels.add(np.ascontiguousarray(a).reshape(-1), np.ascontiguousarray(b).reshape(-1), y.reshape(-1))
-        return y
+        return self.activate(kind, y)
 
     # Pooling
 

@@ -210,3 +210,67 @@ def _define(operation: Any, instruction: str) -> None:
 
 for _operation, _instruction in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul")):
     _define(_operation, _instruction)
+
+
+@intrinsic
+def bits(_typing, pattern):  # type: ignore[no-untyped-def]
+    """How many bits a number of `pattern` has, lanes or a pointer: known when the kernel is compiled."""
+    width = pattern.dtype.bitwidth
+
+    def generate(context, _builder, signature, _arguments):  # type: ignore[no-untyped-def]
+        return context.get_constant(signature.return_type, width)
+
+    return types.intp(pattern), generate
+
+
+@intrinsic
+def smaller(_typing, a, b):  # type: ignore[no-untyped-def]
+    """The smaller of each two lanes; NaN where `a` has it."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.select(builder.fcmp_ordered(">", *arguments), arguments[1], arguments[0])
+
+    return a(a, b), generate
+
+
+@intrinsic
+def nearest(_typing, values):  # type: ignore[no-untyped-def]
+    """Rounded to whole numbers."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        vector = context.get_value_type(values)
+        return builder.call(_llvm_function(builder, "llvm.rint", vector, [vector], values), arguments)
+
+    return values(values), generate
+
+
+@intrinsic
+def power_of_two(_typing, exponents):  # type: ignore[no-untyped-def]
+    """2 to the power of whole numbers, each within the exponents of its precision; NaN gives anything."""
+    single = exponents.dtype == types.float32
+    bias, fraction_bits = (127, 23) if single else (1023, 52)
+    whole = ir.VectorType(_INT32 if single else ir.IntType(64), LANES)
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        number = builder.fptosi(arguments[0], ir.VectorType(_INT32, LANES))
+        if not single:
+            number = builder.sext(number, whole)
+        field = builder.add(number, ir.Constant(whole, [bias] * LANES))
+        field = builder.shl(field, ir.Constant(whole, [fraction_bits] * LANES))
+        return builder.bitcast(field, context.get_value_type(exponents))
+
+    return exponents(exponents), generate
+
+
+_define(operator.truediv, "fdiv")
+
+
+@intrinsic
+def widened(_typing, values):  # type: ignore[no-untyped-def]
+    """The same numbers in double precision."""
+    lanes = Lanes(types.float64)
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.fpext(arguments[0], context.get_value_type(lanes)) if values != lanes else arguments[0]
+
+    return lanes(values), generate

@@ -1,0 +1,114 @@
+"""The activations and their derivatives, eight numbers at a time.
+
+All of them come from one exponential: e^x = 2^n * e^r with n whole and |r| <= ln(2) / 2, e^r by its Taylor series,
+which is as long as the precision asks for. NaN and infinity keep their meaning.
+"""
+
+import math
+
+from numba import njit
+
+from cnn.backends.cpu.simd import bits, fma, larger, like, nearest, power_of_two, smaller, where_positive
+from cnn.backends.reference import GELU_CUBIC, GELU_SLOPE
+
+# The activations' numbers inside kernels.
+NONE, RELU, GELU, SILU, SIGMOID, TANH = range(6)
+KINDS = {"": NONE, "relu": RELU, "gelu": GELU, "silu": SILU, "sigmoid": SIGMOID, "tanh": TANH}
+
+_LOG2_E = 1.0 / math.log(2.0)
+_LN2_HIGH = 0.693145751953125  # few bits, so that its product with a whole number is exact
+_LN2_LOW = math.log(2.0) - _LN2_HIGH
+_TERMS = tuple(1.0 / math.factorial(k) for k in range(15))
+
+
+@njit
+def _split(x):  # type: ignore[no-untyped-def]
+    """e^x = 2^n * (1 + p): 2^n and p = e^r - 1."""
+    n = nearest(x * like(x, _LOG2_E))
+    r = fma(n, like(x, -_LN2_LOW), fma(n, like(x, -_LN2_HIGH), x))
+    # The series in pairs, which do not wait for each other: r + r^2 (a + r^2 (b + r^2 c)).
+    square = r * r
+    a, b = fma(r, like(x, _TERMS[3]), like(x, _TERMS[2])), fma(r, like(x, _TERMS[5]), like(x, _TERMS[4]))
+    c = fma(r, like(x, _TERMS[7]), like(x, _TERMS[6]))
+    if bits(x) == 64:
+        d, e = fma(r, like(x, _TERMS[9]), like(x, _TERMS[8])), fma(r, like(x, _TERMS[11]), like(x, _TERMS[10]))
+        f = fma(r, like(x, _TERMS[13]), like(x, _TERMS[12]))
+        c = fma(square, fma(square, fma(square, f, e), d), c)
+    return power_of_two(n), fma(square, fma(square, fma(square, c, b), a), r)
+
+
+@njit
+def exponential(x):  # type: ignore[no-untyped-def]
+    """e^x; from where it leaves the numbers of its precision, it stays at the last."""
+    limit = 708.0 if bits(x) == 64 else 87.0
+    scale, p = _split(larger(smaller(x, like(x, limit)), like(x, -limit)))
+    return fma(p, scale, scale)
+
+
+@njit
+def logistic(x):  # type: ignore[no-untyped-def]
+    """1 / (1 + e^-x)."""
+    one = like(x, 1)
+    return one / (one + exponential(like(x, 0) - x))
+
+
+@njit
+def tangent(x):  # type: ignore[no-untyped-def]
+    """tanh(x) = m / (m + 2) with m = e^2x - 1, which keeps its digits near zero; beyond 20 it is 1."""
+    two_x = larger(smaller(x + x, like(x, 40)), like(x, -40))
+    scale, p = _split(two_x)
+    m = fma(p, scale, scale - like(x, 1))
+    return m / (m + like(x, 2))
+
+
+@njit
+def _gelu_gate(x):  # type: ignore[no-untyped-def]
+    """(1 + tanh(u)) / 2 = logistic(2u)."""
+    return logistic(x * fma(x * x, like(x, 2 * GELU_SLOPE * GELU_CUBIC), like(x, 2 * GELU_SLOPE)))
+
+
+@njit
+def activation(kind, x):  # type: ignore[no-untyped-def]
+    """The activation `kind` of x."""
+    if kind == RELU:
+        return larger(x, like(x, 0))
+    if kind == GELU:
+        return x * _gelu_gate(x)
+    if kind == SILU:
+        return x * logistic(x)
+    if kind == SIGMOID:
+        return logistic(x)
+    if kind == TANH:
+        return tangent(x)
+    return x
+
+
+@njit
+def times_derivative(kind, dy, x):  # type: ignore[no-untyped-def]
+    """dy times the activation's derivative at x."""
+    one = like(x, 1)
+    if kind == RELU:
+        return where_positive(x, dy)
+    if kind == GELU:
+        gate = _gelu_gate(x)
+        slope = fma(x * x, like(x, 6 * GELU_SLOPE * GELU_CUBIC), like(x, 2 * GELU_SLOPE))
+        return dy * fma(x * slope, gate * (one - gate), gate)
+    if kind == SILU:
+        gate = logistic(x)
+        return dy * gate * fma(x, one - gate, one)
+    if kind == SIGMOID or kind == TANH:
+        return times_derivative_from_output(kind, dy, activation(kind, x))
+    return dy
+
+
+@njit
+def times_derivative_from_output(kind, dy, y):  # type: ignore[no-untyped-def]
+    """dy times the derivative where the activation gave y: all kinds but GELU and SiLU."""
+    one = like(y, 1)
+    if kind == RELU:
+        return where_positive(y, dy)
+    if kind == SIGMOID:
+        return dy * y * (one - y)
+    if kind == TANH:
+        return dy * fma(like(y, 0) - y, y, one)
+    return dy
