@@ -13,7 +13,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from cnn.backend import Array, Window
-from cnn.backends.cpu import convolution, norm
+from cnn.backends.cpu import convolution, elementwise, norm
 from cnn.backends.cpu import kernels as cpu_kernels
 from cnn.backends.cpu.team import team_of
 from cnn.backends.cpu.workspace import Workspace
@@ -22,14 +22,6 @@ from cnn.backends.reference import ReferenceBackend
 # Threads that wait shall sleep, not spin: beside any other busy process, a decoding thread of ours included, spinning
 # threads keep each other from the cores. Read when the first kernel runs.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-_ELEMENTWISE = {
-    "relu": (cpu_kernels.relu, cpu_kernels.relu_backward),
-    "sigmoid": (cpu_kernels.sigmoid, cpu_kernels.sigmoid_backward),
-    "silu": (cpu_kernels.silu, cpu_kernels.silu_backward),
-    "gelu": (cpu_kernels.gelu, cpu_kernels.gelu_backward),
-}
-_FROM_INPUT = ("silu", "gelu")  # whose derivative is taken from x, the others' from y
 
 
 class CpuBackend(ReferenceBackend):
@@ -87,25 +79,13 @@ class CpuBackend(ReferenceBackend):
     # Elementwise
 
     def activate(self, kind: str, x: Array) -> Array:
-        if kind not in _ELEMENTWISE:
-            return super().activate(kind, x)
-        x = np.ascontiguousarray(x)
-        y = np.empty_like(x)  # shape of x
-        _ELEMENTWISE[kind][0](x.reshape(-1), y.reshape(-1))
-        return y
+        return elementwise.activate(kind, x, self._team)
 
     def activate_backward(self, kind: str, dy: Array, x: Array, y: Array) -> Array:
-        if kind not in _ELEMENTWISE:
-            return super().activate_backward(kind, dy, x, y)
-        kept = np.ascontiguousarray(x if kind in _FROM_INPUT else y)
-        dx = np.empty_like(kept)  # shape of x
-        _ELEMENTWISE[kind][1](np.ascontiguousarray(dy).reshape(-1), kept.reshape(-1), dx.reshape(-1))
-        return dx
+        return elementwise.activate_backward(kind, dy, x, y, self._team)
 
     def add(self, a: Array, b: Array, kind: str = "") -> Array:
-        y = np.empty_like(a, order="C")  # shape of a
-        cpu_kernels.add(np.ascontiguousarray(a).reshape(-1), np.ascontiguousarray(b).reshape(-1), y.reshape(-1))
-        return self.activate(kind, y)
+        return elementwise.add(a, b, kind, self._team)
 
     # Pooling
 

@@ -96,7 +96,7 @@ def times_derivative(kind, dy, x):  # type: ignore[no-untyped-def]
     if kind == SILU:
         gate = logistic(x)
         return dy * gate * fma(x, one - gate, one)
-    if kind == SIGMOID or kind == TANH:
+    if kind in (SIGMOID, TANH):
         return times_derivative_from_output(kind, dy, activation(kind, x))
     return dy
 

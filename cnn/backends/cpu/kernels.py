@@ -10,64 +10,8 @@ import numpy as np
 from numba import njit, prange
 
 from cnn.backends.cpu.gather import FAST
-from cnn.backends.reference import GELU_CUBIC, GELU_SLOPE
 
 _BLOCK = 128  # rows summed in the arrays' own precision before they join the float64 total
-
-
-@njit(parallel=True, cache=True, fastmath=FAST)
-def mean_and_variance(x, threads):  # type: ignore[no-untyped-def]
-    """Per-channel mean and biased variance of x (M, C): float64 (C,) each.
-
-    Blocks are merged as (count, mean, sum of squared deviations), which does not cancel as E[x^2] - E[x]^2 does
-    (Chan, Golub and LeVeque, 1979).
-    """
-    rows, channels = x.shape
-    counts = np.zeros(threads)  # (T,)
-    means = np.zeros((threads, channels))  # (T, C)
-    squares = np.zeros((threads, channels))  # (T, C)
-    for t in prange(threads):
-        last = rows * (t + 1) // threads
-        block_mean = np.empty(channels, x.dtype)  # (C,)
-        block_squares = np.empty(channels, x.dtype)  # (C,)
-        for first in range(rows * t // threads, last, _BLOCK):
-            stop = min(first + _BLOCK, last)
-            block_mean[:] = 0
-            for r in range(first, stop):
-                for c in range(channels):
-                    block_mean[c] += x[r, c]
-            for c in range(channels):
-                block_mean[c] /= stop - first
-            block_squares[:] = 0
-            for r in range(first, stop):
-                for c in range(channels):
-                    deviation = x[r, c] - block_mean[c]
-                    block_squares[c] += deviation * deviation
-            before, added = counts[t], stop - first
-            counts[t] = before + added
-            for c in range(channels):
-                delta = block_mean[c] - means[t, c]
-                means[t, c] += delta * added / counts[t]
-                squares[t, c] += block_squares[c] + delta * delta * before * added / counts[t]
-    mean, square, count = means[0], squares[0], counts[0]
-    for t in range(1, threads):
-        if counts[t] > 0:
-            total = count + counts[t]
-            for c in range(channels):
-                delta = means[t, c] - mean[c]
-                mean[c] += delta * counts[t] / total
-                square[c] += squares[t, c] + delta * delta * count * counts[t] / total
-            count = total
-    return mean, square / count
-
-
-@njit(parallel=True, cache=True, fastmath=FAST)
-def normalise(x, mean, factor, shift, y, threads):  # type: ignore[no-untyped-def]
-    """y (M, C) = (x - mean) * factor + shift."""
-    for t in prange(threads):
-        for r in range(x.shape[0] * t // threads, x.shape[0] * (t + 1) // threads):
-            for c in range(x.shape[1]):
-                y[r, c] = (x[r, c] - mean[c]) * factor[c] + shift[c]
 
 
 @njit(parallel=True, cache=True, fastmath=FAST)
@@ -90,76 +34,6 @@ def norm_sums(dy, x, mean, threads):  # type: ignore[no-untyped-def]
                 sums[t, 0, c] += plain[c]
                 sums[t, 1, c] += weighted[c]
     return sums.sum(axis=0)
-
-
-@njit(parallel=True, cache=True, fastmath=FAST)
-def norm_backward(dy, x, mean, factor, offset, slope, dx, threads):  # type: ignore[no-untyped-def]
-    """dx (M, C) = factor * (dy - offset - (x - mean) * slope)."""
-    for t in prange(threads):
-        for r in range(x.shape[0] * t // threads, x.shape[0] * (t + 1) // threads):
-            for c in range(x.shape[1]):
-                dx[r, c] = factor[c] * (dy[r, c] - offset[c] - (x[r, c] - mean[c]) * slope[c])
-
-
-# Elementwise functions, over flat arrays
-
-@njit(parallel=True, cache=True, fastmath=FAST)
-def relu(x, y):  # type: ignore[no-untyped-def]
-    for i in prange(x.size):
-        y[i] = max(x[i], x.dtype.type(0))
-
-
-@njit(parallel=True, cache=True, fastmath=FAST)
-def relu_backward(dy, y, dx):  # type: ignore[no-untyped-def]
-    for i in prange(y.size):
-        dx[i] = dy[i] if y[i] > 0 else 0
-
-
-@njit(parallel=True, cache=True, fastmath=FAST)
-def sigmoid(x, y):  # type: ignore[no-untyped-def]
-    for i in prange(x.size):
-        y[i] = 0.5 * (1.0 + math.tanh(0.5 * x[i]))
-
-
-@njit(parallel=True, cache=True, fastmath=FAST)
-def sigmoid_backward(dy, y, dx):  # type: ignore[no-untyped-def]
-    for i in prange(y.size):
-        dx[i] = dy[i] * y[i] * (1 - y[i])
-
-
-@njit(parallel=True, cache=True, fastmath=FAST)
-def silu(x, y):  # type: ignore[no-untyped-def]
-    for i in prange(x.size):
-        y[i] = x[i] * (0.5 * (1.0 + math.tanh(0.5 * x[i])))
-
-
-@njit(parallel=True, cache=True, fastmath=FAST)
-def silu_backward(dy, x, dx):  # type: ignore[no-untyped-def]
-    for i in prange(x.size):
-        gate = 0.5 * (1.0 + math.tanh(0.5 * x[i]))
-        dx[i] = dy[i] * gate * (1 + x[i] * (1 - gate))
-
-
-@njit(parallel=True, cache=True, fastmath=FAST)
-def gelu(x, y):  # type: ignore[no-untyped-def]
-    for i in prange(x.size):
-        v = x[i]
-        y[i] = 0.5 * v * (1.0 + math.tanh(GELU_SLOPE * (v + GELU_CUBIC * v * v * v)))
-
-
-@njit(parallel=True, cache=True, fastmath=FAST)
-def gelu_backward(dy, x, dx):  # type: ignore[no-untyped-def]
-    for i in prange(x.size):
-        v = x[i]
-        bend = math.tanh(GELU_SLOPE * (v + GELU_CUBIC * v * v * v))
-        slope = GELU_SLOPE * (1.0 + 3.0 * GELU_CUBIC * v * v)
-        dx[i] = dy[i] * (0.5 * (1.0 + bend) + 0.5 * v * (1.0 - bend * bend) * slope)
-
-
-@njit(parallel=True, cache=True, fastmath=FAST)
-def add(a, b, y):  # type: ignore[no-untyped-def]
-    for i in prange(a.size):
-        y[i] = a[i] + b[i]
 
 
 # Pooling: x (N, H, W, C), y and winner (N, OH, OW, C), a thread has whole pictures

@@ -1,0 +1,92 @@
+"""Activations, their derivatives, and sums: flat arrays, eight numbers at a time.
+
+The kernels do all whole lanes of numbers; the last few go through the reference's array code.
+"""
+
+import numpy as np
+from numba import njit
+
+from cnn.backend import Array
+from cnn.backends.cpu.functions import (
+    GELU,
+    KINDS,
+    SILU,
+    activation,
+    times_derivative,
+    times_derivative_from_output,
+)
+from cnn.backends.cpu.simd import LANES, load, pointer, store
+from cnn.backends.cpu.team import Team
+from cnn.backends.reference import ReferenceBackend
+
+_REFERENCE = ReferenceBackend()
+
+
+def activate(kind: str, x: Array, team: Team) -> Array:
+    """See `ReferenceBackend.activate`."""
+    y = np.empty(x.shape, x.dtype)  # shape of x
+    flat, to, whole = np.ascontiguousarray(x).reshape(-1), y.reshape(-1), x.size // LANES * LANES
+    team.worth(x.size).run(_activate, KINDS[kind], flat, to)
+    if whole < x.size:
+        to[whole:] = _REFERENCE.activate(kind, flat[whole:])
+    return y
+
+
+def activate_backward(kind: str, dy: Array, x: Array, y: Array, team: Team) -> Array:
+    """See `ReferenceBackend.activate_backward`."""
+    kept = x if KINDS[kind] in (GELU, SILU) else y
+    dx = np.empty(dy.shape, dy.dtype)  # shape of x
+    flat, to, whole = np.ascontiguousarray(kept).reshape(-1), dx.reshape(-1), dx.size // LANES * LANES
+    flat_dy = np.ascontiguousarray(dy).reshape(-1)  # (size,)
+    kernel = _backward_from_input if kept is x else _backward_from_output
+    team.worth(dx.size).run(kernel, KINDS[kind], flat_dy, flat, to)
+    if whole < dx.size:
+        to[whole:] = _REFERENCE.activate_backward(kind, flat_dy[whole:], flat[whole:], flat[whole:])
+    return dx
+
+
+def add(a: Array, b: Array, kind: str, team: Team) -> Array:
+    """See `ReferenceBackend.add`."""
+    y = np.empty(a.shape, a.dtype)  # shape of a
+    flat_a, flat_b = np.ascontiguousarray(a).reshape(-1), np.ascontiguousarray(b).reshape(-1)
+    to, whole = y.reshape(-1), y.size // LANES * LANES
+    team.worth(y.size).run(_add, KINDS[kind], flat_a, flat_b, to)
+    if whole < y.size:
+        to[whole:] = _REFERENCE.add(flat_a[whole:], flat_b[whole:], kind)
+    return y
+
+
+@njit(nogil=True, cache=True)
+def _activate(t, threads, kind, x, y):  # type: ignore[no-untyped-def]
+    """y (size,) = activation(x)."""
+    groups = x.size // LANES
+    source, to = pointer(x, 0), pointer(y, 0)
+    for i in range(groups * t // threads, groups * (t + 1) // threads):
+        store(to, i * LANES, activation(kind, load(source, i * LANES)))
+
+
+@njit(nogil=True, cache=True)
+def _backward_from_input(t, threads, kind, dy, x, dx):  # type: ignore[no-untyped-def]
+    """dx (size,) = dy times the derivative at x."""
+    groups = x.size // LANES
+    from_dy, source, to = pointer(dy, 0), pointer(x, 0), pointer(dx, 0)
+    for i in range(groups * t // threads, groups * (t + 1) // threads):
+        store(to, i * LANES, times_derivative(kind, load(from_dy, i * LANES), load(source, i * LANES)))
+
+
+@njit(nogil=True, cache=True)
+def _backward_from_output(t, threads, kind, dy, y, dx):  # type: ignore[no-untyped-def]
+    """dx (size,) = dy times the derivative where the activation gave y."""
+    groups = y.size // LANES
+    from_dy, source, to = pointer(dy, 0), pointer(y, 0), pointer(dx, 0)
+    for i in range(groups * t // threads, groups * (t + 1) // threads):
+        store(to, i * LANES, times_derivative_from_output(kind, load(from_dy, i * LANES), load(source, i * LANES)))
+
+
+@njit(nogil=True, cache=True)
+def _add(t, threads, kind, a, b, y):  # type: ignore[no-untyped-def]
+    """y (size,) = activation(a + b)."""
+    groups = y.size // LANES
+    left, right, to = pointer(a, 0), pointer(b, 0), pointer(y, 0)
+    for i in range(groups * t // threads, groups * (t + 1) // threads):
+        store(to, i * LANES, activation(kind, load(left, i * LANES) + load(right, i * LANES)))
