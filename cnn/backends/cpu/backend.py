@@ -36,8 +36,8 @@ class CpuBackend(ReferenceBackend):
         _keep_freed_memory()
         plural = "" if self.threads == 1 else "s"
         self.description = f"cpu: {self.threads} thread{plural}" + (f" ({why})" if why else "")
-        self._work = Workspace(self.threads)
         self._team = team_of(self.threads)
+        self._work = Workspace(self._team)
 
     # Convolution
 

@@ -117,24 +117,24 @@ def _tiles(m: int, y: Array) -> int:
 def _winograd(
     m: int, x: Array, weight: Array, bias: Array, padding: tuple[int, int], y: Array, *, turned: bool, work: Workspace
 ) -> None:
-    channels, filters, threads = x.shape[3], y.shape[3], work.threads
+    channels, filters, threads = x.shape[3], y.shape[3], work.team.threads
     size = (m + 2) ** 2 * channels * _up(filters, LANES)
     u = work.lend("weights", (size + threads * _SCRATCH,), x.dtype)  # transformed kernels, then the threads' scratch
-    winograd.transform_weights(m, weight, turned, u, threads)
+    work.team.run(winograd.transform_weights, m, weight, turned, u)
     block = _block(m, _tiles(m, y), threads)
     scratch = work.lend("tiles", (threads, _tile_scratch(m, block, channels, filters)), x.dtype)  # (T, size)
-    winograd.forward(m, x, u, bias, y, *padding, block, scratch)
+    work.team.run(winograd.forward, m, x, u, bias, y, *padding, block, scratch)
 
 
 def _winograd_weights(m: int, dy: Array, x: Array, window: Window, d_weight: Array, work: Workspace) -> None:
-    channels, filters, threads = x.shape[3], dy.shape[3], work.threads
+    channels, filters, threads = x.shape[3], dy.shape[3], work.team.threads
     size = (m + 2) ** 2 * _up(channels, ROWS) * _up(filters, LANES)
     parts = _share(threads, size, filters)
     sums = work.lend("weights", (parts[0], size), x.dtype)  # (tile parts, P * C6 * K8)
     block = _block(m, _tiles(m, dy), parts[0])
     scratch = work.lend("tiles", (threads, _tile_scratch(m, block, channels, filters)), x.dtype)  # (T, size)
-    winograd.weight_gradient(m, x, dy, window.top, window.left, block, sums, scratch)
-    winograd.add_weight_gradient(m, sums, d_weight, scratch)
+    work.team.run(winograd.weight_gradient, m, x, dy, window.top, window.left, block, sums, scratch)
+    work.team.run(winograd.add_weight_gradient, m, sums, d_weight, scratch)
 
 
 # Direct
@@ -154,17 +154,17 @@ def _units(slide: Slide, pictures: int, channels: int, item: int, threads: int) 
 def _direct(
     x: Array, weight: Array, bias: Array, slide: Slide, y: Array, *, turned: bool, work: Workspace
 ) -> None:
-    channels, filters, threads = x.shape[3], y.shape[3], work.threads
+    channels, filters, threads = x.shape[3], y.shape[3], work.team.threads
     packed = work.lend("weights", (math.prod(slide.size) * channels * _up(filters, LANES),), x.dtype)
     units = _units(slide, len(x), channels, x.itemsize, threads)
     vector = slide.vector(units)  # (18,)
-    direct.pack_weights(weight, vector, turned, packed, threads)
+    work.team.run(direct.pack_weights, weight, vector, turned, packed)
     bands = work.lend("tiles", (threads, direct.band_size(slide, units, channels)), x.dtype)  # (T, size)
-    direct.convolve(x, packed, bias, y, vector, bands)
+    work.team.run(direct.convolve, x, packed, bias, y, vector, bands)
 
 
 def _direct_weights(dy: Array, x: Array, window: Window, d_weight: Array, work: Workspace) -> None:
-    channels, filters, threads = x.shape[3], dy.shape[3], work.threads
+    channels, filters, threads = x.shape[3], dy.shape[3], work.team.threads
     slide = direct.forward_slide(window, *dy.shape[1:3])
     (kh, kw), columns = slide.size, _up(filters, LANES)
     size = kh * _up(kw * channels, ROWS) * columns
@@ -175,5 +175,5 @@ def _direct_weights(dy: Array, x: Array, window: Window, d_weight: Array, work: 
     bands = work.lend(
         "tiles", (threads, direct.band_size(slide, units, channels) + 2 * LANES + padded_dy), x.dtype
     )  # (T, size)
-    direct.weight_gradient(x, dy, slide.vector(units), bands, sums)
+    work.team.run(direct.weight_gradient, x, dy, slide.vector(units), bands, sums)
     direct.add_weight_gradient(sums, d_weight)

@@ -13,7 +13,7 @@ C channels in; OH by OW pixels, K channels out; K8: K rounded up to whole lanes.
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from cnn.backend import Window
 from cnn.backends.cpu.gemm import (
@@ -141,18 +141,12 @@ def _fill_band(x, height, width, channels, line, column, lines, columns, to):  #
             _clear(row, columns * channels)
 
 
-@njit(parallel=True, cache=True)
-def pack_weights(weight, slide_vector, turned, packed, threads):  # type: ignore[no-untyped-def]
-    """The slide's taps of kernels (KH, KW, C, K) as packed columns of a matrix: (taps * C * K8,).
+@njit(nogil=True, cache=True)
+def pack_weights(t, threads, weight, slide_vector, turned, packed):  # type: ignore[no-untyped-def]
+    """Share t of the slide's taps of kernels (KH, KW, C, K) as packed columns of a matrix: (taps * C * K8,).
 
     Turned, they take dy to dx: (taps * K * C8,).
     """
-    for t in prange(threads):
-        _pack_share(weight, slide_vector, turned, packed, t, threads)
-
-
-@njit
-def _pack_share(weight, slide_vector, turned, packed, t, threads):  # type: ignore[no-untyped-def]
     slide, _ = _slide_of(slide_vector)
     channels, filters = (weight.shape[3], weight.shape[2]) if turned else (weight.shape[2], weight.shape[3])
     columns = _round_up(filters, LANES)
@@ -224,15 +218,9 @@ def _unit_places(unit, bands, units, pictures, results):  # type: ignore[no-unty
     return first, min(units.pictures, pictures - first), row, min(units.rows, results - row)
 
 
-@njit(parallel=True, cache=True)
-def convolve(x, packed, bias, y, slide_vector, bands):  # type: ignore[no-untyped-def]
-    """The slide's results over x (N, H, W, C) into y (N, OH, OW, K); bands (T, size) is the threads' scratch."""
-    for t in prange(bands.shape[0]):
-        _convolve_share(x, packed, bias, y, slide_vector, bands, t, bands.shape[0])
-
-
-@njit
-def _convolve_share(x, packed, bias, y, slide_vector, bands, t, threads):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True)
+def convolve(t, threads, x, packed, bias, y, slide_vector, bands):  # type: ignore[no-untyped-def]
+    """Share t of the slide's results over x (N, H, W, C) into y (N, OH, OW, K); bands (T, size) is scratch."""
     slide, units = _slide_of(slide_vector)
     pictures, height, width, channels = x.shape
     out_h, out_w, filters = y.shape[1:]
@@ -281,18 +269,13 @@ def _add_bias(y, bias, filters):  # type: ignore[no-untyped-def]
         store_first(y, k, load_first(y, k, count) + load_first(bias, k, count), count)
 
 
-@njit(parallel=True, cache=True)
-def weight_gradient(x, dy, slide_vector, bands, sums):  # type: ignore[no-untyped-def]
-    """sums (unit parts, KH * R6 * K8) become each part's sum of windows times dy; R6: KW * C rounded up to sixes.
+@njit(nogil=True, cache=True)
+def weight_gradient(t, threads, x, dy, slide_vector, bands, sums):  # type: ignore[no-untyped-def]
+    """sums (parts, KH * R6 * K8) become each part's sum of windows times dy; R6: KW * C rounded up to sixes.
 
-    bands (T, size) is the threads' scratch. Threads beyond the parts share them, each for its own filters.
+    bands (T, size) is scratch. Threads beyond the parts share them, each for its own filters.
     """
-    for t in prange(bands.shape[0]):
-        _weight_gradient_share(x, dy, slide_vector, bands, sums, t, bands.shape[0] // sums.shape[0])
-
-
-@njit
-def _weight_gradient_share(x, dy, slide_vector, bands, sums, t, filter_parts):  # type: ignore[no-untyped-def]
+    filter_parts = threads // sums.shape[0]
     slide, units = _slide_of(slide_vector)
     pictures, height, width, channels = x.shape
     filters = dy.shape[3]

@@ -8,7 +8,7 @@ N pictures, H by W pixels, C channels in, OH by OW pixels, K channels out; m by 
 points a tile; P = n * n; B tiles a block; C8, K8: channels rounded up to whole lanes.
 """
 
-from numba import njit, prange
+from numba import njit
 
 from cnn.backends.cpu import transforms
 from cnn.backends.cpu.gemm import (
@@ -192,18 +192,13 @@ def _tiles_out(m, product, row, rows, sizes, first, stop, from_channel, to_chann
                         store_first(base, at, value, count)
 
 
-@njit(parallel=True, cache=True)
-def transform_weights(m, weight, turned, u, threads):  # type: ignore[no-untyped-def]
-    """Kernels (3, 3, C, K) as P matrices of packed columns (P, C * K8), see `gemm.py`.
+@njit(nogil=True, cache=True)
+def transform_weights(t, threads, m, weight, turned, u):  # type: ignore[no-untyped-def]
+    """Share t of kernels (3, 3, C, K) as P matrices of packed columns (P, C * K8), see `gemm.py`.
 
-    Turned, they are those of the adjoint: kernels (3, 3, K, C) with both axes reversed.
+    Turned, they are those of the adjoint: kernels (3, 3, K, C) with both axes reversed. The last 1024 * threads
+    numbers of u are scratch.
     """
-    for t in prange(threads):
-        _transform_weights_share(m, weight, turned, u, t, threads)
-
-
-@njit
-def _transform_weights_share(m, weight, turned, u, t, threads):  # type: ignore[no-untyped-def]
     points = (m + 2) * (m + 2)
     channels, filters = (weight.shape[3], weight.shape[2]) if turned else (weight.shape[2], weight.shape[3])
     columns = round_up(filters, LANES)
@@ -248,18 +243,12 @@ def _twice_weight(m, patch, packed, scratch):  # type: ignore[no-untyped-def]
             transforms.weight2(shift(scratch, i * 3 * LANES), LANES, shift(packed, i * n * LANES), LANES)
 
 
-@njit(parallel=True, cache=True)
-def forward(m, x, u, bias, y, top, left, block, scratch):  # type: ignore[no-untyped-def]
-    """y (N, OH, OW, K) = x (N, H, W, C) convolved with the transformed kernels u.
+@njit(nogil=True, cache=True)
+def forward(t, threads, m, x, u, bias, y, top, left, block, scratch):  # type: ignore[no-untyped-def]
+    """Share t of y (N, OH, OW, K) = x (N, H, W, C) convolved with the transformed kernels u.
 
     Blocks of `block` tiles; scratch (T, size) is the threads' own.
     """
-    for t in prange(scratch.shape[0]):
-        _forward_share(m, x, u, bias, y, top, left, block, scratch, t, scratch.shape[0])
-
-
-@njit
-def _forward_share(m, x, u, bias, y, top, left, block, scratch, t, threads):  # type: ignore[no-untyped-def]
     n_pictures, height, width, channels = x.shape
     out_h, out_w, filters = y.shape[1:]
     down, across = (out_h + m - 1) // m, (out_w + m - 1) // m
@@ -284,18 +273,13 @@ def _forward_share(m, x, u, bias, y, top, left, block, scratch, t, threads):  # 
         )  # fmt: skip
 
 
-@njit(parallel=True, cache=True)
-def weight_gradient(m, x, dy, top, left, block, sums, scratch):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True)
+def weight_gradient(t, threads, m, x, dy, top, left, block, sums, scratch):  # type: ignore[no-untyped-def]
     """sums (parts, P * C6 * K8) become the sum over each part's tiles of (B^T x B) (A dy A^T).
 
     scratch (T, size) is the threads' own. Threads beyond the parts share them, each for its own filters.
     """
-    for t in prange(scratch.shape[0]):
-        _weight_gradient_share(m, x, dy, top, left, block, sums, scratch, t, scratch.shape[0] // sums.shape[0])
-
-
-@njit
-def _weight_gradient_share(m, x, dy, top, left, block, sums, scratch, t, filter_parts):  # type: ignore[no-untyped-def]
+    filter_parts = threads // sums.shape[0]
     n_pictures, height, width, channels = x.shape
     out_h, out_w, filters = dy.shape[1:]
     down, across = (out_h + m - 1) // m, (out_w + m - 1) // m
@@ -344,15 +328,9 @@ def _weight_gradient_share(m, x, dy, top, left, block, sums, scratch, t, filter_
                         )
 
 
-@njit(parallel=True, cache=True)
-def add_weight_gradient(m, sums, d_weight, scratch):  # type: ignore[no-untyped-def]
-    """d_weight (3, 3, C, K) += G^T (the sum of `sums` over its parts) G; scratch (T, size) is the threads' own."""
-    for t in prange(scratch.shape[0]):
-        _add_weight_gradient_share(m, sums, d_weight, scratch, t, scratch.shape[0])
-
-
-@njit
-def _add_weight_gradient_share(m, sums, d_weight, scratch, t, threads):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True)
+def add_weight_gradient(t, threads, m, sums, d_weight, scratch):  # type: ignore[no-untyped-def]
+    """Share t of d_weight (3, 3, C, K) += G^T (the sum of `sums` over its parts) G; scratch (T, size)."""
     points, n = (m + 2) * (m + 2), m + 2
     channels, filters = d_weight.shape[2:]
     columns, c_rows = round_up(filters, LANES), round_up(channels, ROWS)

@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 
 from cnn.backend import Array
+from cnn.backends.cpu.team import Team
 
 
 class Workspace:
-    """For `threads` threads. What is lent lives until the next loan for the same purpose."""
+    """The threads of `team`, and what they work on. What is lent lives until the next loan for the same purpose."""
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
+    def __init__(self, team: Team) -> None:
+        self.team = team
         self._kept: dict[tuple[str, Any], Array] = {}
 
     def lend(self, purpose: str, shape: tuple[int, ...], dtype: Any) -> Array:
