@@ -117,6 +117,24 @@ class ReferenceBackend:
             d_padded[tap] += share  # (N, OH, OW, C)
         return _crop(d_padded, in_shape, window)  # (N, H, W, C)
 
+    def global_max_pool(self, x: Array) -> tuple[Array, Array]:
+        """Each channel's largest value over the picture, and at which pixel it was."""
+        pixels = x.reshape(len(x), -1, x.shape[3])  # (N, H*W, C)
+        return pixels.max(axis=1), pixels.argmax(axis=1)  # (N, C) each
+
+    def global_max_pool_backward(self, dy: Array, winner: Array, in_shape: tuple[int, ...]) -> Array:
+        n, height, width, channels = in_shape
+        dx = self.xp.zeros((n, height * width, channels), dy.dtype)  # (N, H*W, C)
+        dx[self.xp.arange(n)[:, None], winner, self.xp.arange(channels)] = dy
+        return dx.reshape(in_shape)  # (N, H, W, C)
+
+    def global_average_pool(self, x: Array) -> Array:
+        return x.mean(axis=(1, 2))  # (N, C)
+
+    def global_average_pool_backward(self, dy: Array, in_shape: tuple[int, ...]) -> Array:
+        share = dy[:, None, None] / (in_shape[1] * in_shape[2])  # (N, 1, 1, C)
+        return self.xp.broadcast_to(share, in_shape).copy()  # (N, H, W, C)
+
     # Batch norm (Ioffe and Szegedy, 2015) and an activation (`kind`, "" for none), per channel:
     # y = activation(z) with z = scale * x_hat + shift, x_hat = (x - mean) / sqrt(variance + epsilon)
 

@@ -64,12 +64,10 @@ class GlobalAveragePool:
         return Specs((picture_shape(self, in_shape)[2],))
 
     def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]:
-        return x.mean(axis=(1, 2)), x.shape  # (N, C)
+        return run.backend.global_average_pool(x), x.shape  # (N, C)
 
     def backward(self, run: Run, p: Tree, s: Tree, g: Tree, cache: Cache, dy: Array) -> Array | None:
-        n, height, width, channels = cache
-        share = dy[:, None, None] / (height * width)  # (N, 1, 1, C)
-        return run.backend.xp.broadcast_to(share, (n, height, width, channels)).copy()  # (N, H, W, C)
+        return run.backend.global_average_pool_backward(dy, cache)  # (N, H, W, C)
 
 
 @dataclass(frozen=True)
@@ -80,14 +78,9 @@ class GlobalMaxPool:
         return Specs((picture_shape(self, in_shape)[2],))
 
     def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]:
-        n, height, width, channels = x.shape
-        pixels = x.reshape(n, height * width, channels)  # (N, H*W, C)
-        return pixels.max(axis=1), (pixels.argmax(axis=1), x.shape)  # (N, C)
+        y, winner = run.backend.global_max_pool(x)  # (N, C) each
+        return y, (winner, x.shape)
 
     def backward(self, run: Run, p: Tree, s: Tree, g: Tree, cache: Cache, dy: Array) -> Array | None:
-        winner, shape = cache  # (N, C)
-        xp = run.backend.xp
-        n, height, width, channels = shape
-        dx = xp.zeros((n, height * width, channels), dy.dtype)  # (N, H*W, C)
-        dx[xp.arange(n)[:, None], winner, xp.arange(channels)] = dy
-        return dx.reshape(shape)  # (N, H, W, C)
+        winner, shape = cache
+        return run.backend.global_max_pool_backward(dy, winner, shape)  # (N, H, W, C)

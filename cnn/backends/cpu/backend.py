@@ -4,7 +4,6 @@ What is not overridden here is inherited from the reference: small, or rare.
 """
 
 import ctypes
-import math
 import os
 import sys
 
@@ -13,7 +12,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from cnn.backend import Array, Window
-from cnn.backends.cpu import convolution, elementwise, norm
+from cnn.backends.cpu import convolution, elementwise, norm, pooling
 from cnn.backends.cpu import kernels as cpu_kernels
 from cnn.backends.cpu.team import team_of
 from cnn.backends.cpu.workspace import Workspace
@@ -90,22 +89,31 @@ class CpuBackend(ReferenceBackend):
     # Pooling
 
     def max_pool(self, x: Array, window: Window) -> tuple[Array, Array]:
-        shape = (len(x), *window.out_size(*x.shape[1:3]), x.shape[3])
-        y = np.empty(shape, x.dtype)  # (N, OH, OW, C)
-        winner = np.empty(shape, np.uint8 if math.prod(window.size) <= 256 else np.int32)  # (N, OH, OW, C)
-        cpu_kernels.max_pool(
-            np.ascontiguousarray(x), window.size, window.stride, window.top, window.left, y, winner, self.threads
-        )
-        return y, winner
+        return pooling.max_pool(x, window, self._team)
 
-    def max_pool_backward(
-        self, dy: Array, winner: Array, in_shape: tuple[int, ...], window: Window
-    ) -> Array:
-        dx = np.zeros(in_shape, dy.dtype)  # (N, H, W, C)
-        cpu_kernels.max_pool_backward(
-            np.ascontiguousarray(dy), winner, window.size, window.stride, window.top, window.left, dx, self.threads
-        )
-        return dx
+    def max_pool_backward(self, dy: Array, winner: Array, in_shape: tuple[int, ...], window: Window) -> Array:
+        return pooling.max_pool_backward(dy, winner, in_shape, window, self._team)
+
+    def average_pool(self, x: Array, window: Window) -> Array:
+        return pooling.average_pool(x, window, self._team)
+
+    def average_pool_backward(self, dy: Array, in_shape: tuple[int, ...], window: Window) -> Array:
+        return pooling.average_pool_backward(dy, in_shape, window, self._team)
+
+    def global_max_pool(self, x: Array) -> tuple[Array, Array]:
+        y, winner = pooling.max_pool(x, pooling.whole_picture(x.shape), self._team)
+        return y[:, 0, 0], winner
+
+    def global_max_pool_backward(self, dy: Array, winner: Array, in_shape: tuple[int, ...]) -> Array:
+        window = pooling.whole_picture(in_shape)
+        return pooling.max_pool_backward(dy[:, None, None], winner, in_shape, window, self._team)
+
+    def global_average_pool(self, x: Array) -> Array:
+        return pooling.average_pool(x, pooling.whole_picture(x.shape), self._team)[:, 0, 0]
+
+    def global_average_pool_backward(self, dy: Array, in_shape: tuple[int, ...]) -> Array:
+        window = pooling.whole_picture(in_shape)
+        return pooling.average_pool_backward(dy[:, None, None], in_shape, window, self._team)
 
     # Optimizers
 

@@ -7,14 +7,7 @@ import numpy as np
 from numba import njit
 
 from cnn.backend import Array
-from cnn.backends.cpu.functions import (
-    GELU,
-    KINDS,
-    SILU,
-    activation,
-    times_derivative,
-    times_derivative_from_output,
-)
+from cnn.backends.cpu.functions import KINDS, activation, times_derivative, times_derivative_from_output
 from cnn.backends.cpu.simd import LANES, load, pointer, store
 from cnn.backends.cpu.team import Team
 from cnn.backends.reference import ReferenceBackend
@@ -34,11 +27,10 @@ def activate(kind: str, x: Array, team: Team) -> Array:
 
 def activate_backward(kind: str, dy: Array, x: Array, y: Array, team: Team) -> Array:
     """See `ReferenceBackend.activate_backward`."""
-    kept = x if KINDS[kind] in (GELU, SILU) else y
+    kept, kernel = (x, _backward_from_input) if kind in ("gelu", "silu") else (y, _backward_from_output)
     dx = np.empty(dy.shape, dy.dtype)  # shape of x
     flat, to, whole = np.ascontiguousarray(kept).reshape(-1), dx.reshape(-1), dx.size // LANES * LANES
     flat_dy = np.ascontiguousarray(dy).reshape(-1)  # (size,)
-    kernel = _backward_from_input if kept is x else _backward_from_output
     team.worth(dx.size).run(kernel, KINDS[kind], flat_dy, flat, to)
     if whole < dx.size:
         to[whole:] = _REFERENCE.activate_backward(kind, flat_dy[whole:], flat[whole:], flat[whole:])

@@ -36,45 +36,6 @@ def norm_sums(dy, x, mean, threads):  # type: ignore[no-untyped-def]
     return sums.sum(axis=0)
 
 
-# Pooling: x (N, H, W, C), y and winner (N, OH, OW, C), a thread has whole pictures
-
-@njit(parallel=True, cache=True, fastmath=FAST)
-def max_pool(x, size, stride, top, left, y, winner, threads):  # type: ignore[no-untyped-def]
-    pictures, height, width, channels = x.shape
-    for t in prange(threads):
-        for n in range(pictures * t // threads, pictures * (t + 1) // threads):
-            for i in range(y.shape[1]):
-                for j in range(y.shape[2]):
-                    best = y[n, i, j]  # (C,)
-                    which = winner[n, i, j]  # (C,)
-                    best[:] = -np.inf
-                    which[:] = 0
-                    for a in range(size[0]):
-                        for b in range(size[1]):
-                            line, column = i * stride[0] - top + a, j * stride[1] - left + b
-                            if 0 <= line < height and 0 <= column < width:
-                                seen = x[n, line, column]  # (C,)
-                                for c in range(channels):
-                                    if not seen[c] <= best[c]:  # NaN must not vanish
-                                        best[c] = seen[c]
-                                        which[c] = a * size[1] + b
-
-
-@njit(parallel=True, cache=True, fastmath=FAST)
-def max_pool_backward(dy, winner, size, stride, top, left, dx, threads):  # type: ignore[no-untyped-def]
-    """dx (N, H, W, C), zero before, += dy at each window's winner."""
-    pictures, channels = dx.shape[0], dx.shape[3]
-    for t in prange(threads):
-        for n in range(pictures * t // threads, pictures * (t + 1) // threads):
-            for i in range(dy.shape[1]):
-                for j in range(dy.shape[2]):
-                    for c in range(channels):
-                        tap = int(winner[n, i, j, c])
-                        line = i * stride[0] - top + tap // size[1]
-                        column = j * stride[1] - left + tap % size[1]
-                        dx[n, line, column, c] += dy[n, i, j, c]
-
-
 # Optimizers: one pass over the flat vectors
 
 @njit(parallel=True, cache=True, fastmath=FAST)

@@ -12,11 +12,14 @@ import operator
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
 LANES = 8
+
+# Compiles what only kernels call. Wrappers for Python would double the time that takes.
+inner = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy")
 
 _LLVM_SCALARS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
 _INT32 = ir.IntType(32)
@@ -274,3 +277,55 @@ def widened(_typing, values):  # type: ignore[no-untyped-def]
         return builder.fpext(arguments[0], context.get_value_type(lanes)) if values != lanes else arguments[0]
 
     return lanes(values), generate
+
+
+@intrinsic
+def where_beaten(_typing, best, challenger, then, otherwise):  # type: ignore[no-untyped-def]
+    """`then` where `challenger` is larger than `best` or NaN, else `otherwise`."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        best, challenger, then, otherwise = arguments
+        beaten = builder.or_(
+            builder.fcmp_ordered(">", challenger, best), builder.fcmp_unordered("uno", challenger, challenger)
+        )
+        return builder.select(beaten, then, otherwise)
+
+    return best(best, challenger, then, otherwise), generate
+
+
+@intrinsic
+def where_equal(_typing, a, b, values):  # type: ignore[no-untyped-def]
+    """`values` where `a` equals `b`, else zero."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        zero = ir.Constant(context.get_value_type(values), None)
+        return builder.select(builder.fcmp_ordered("==", arguments[0], arguments[1]), arguments[2], zero)
+
+    return values(a, b, values), generate
+
+
+@intrinsic
+def load_whole(_typing, start, index, pattern):  # type: ignore[no-untyped-def]
+    """The unsigned integers start[index], start[index + 1], ... as lanes like `pattern`."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        numbers = ir.VectorType(ir.IntType(start.dtype.bitwidth), LANES)
+        place = builder.bitcast(builder.gep(arguments[0], [arguments[1]]), numbers.as_pointer())
+        loaded = builder.load(place, align=start.dtype.bitwidth // 8)
+        return builder.uitofp(loaded, context.get_value_type(pattern))
+
+    return pattern(start, types.intp, pattern), generate
+
+
+@intrinsic
+def store_whole(_typing, start, index, values):  # type: ignore[no-untyped-def]
+    """The unsigned integers start[index], start[index + 1], ... become the lanes, which hold whole numbers."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        numbers = ir.VectorType(ir.IntType(start.dtype.bitwidth), LANES)
+        place = builder.bitcast(builder.gep(arguments[0], [arguments[1]]), numbers.as_pointer())
+        converted = builder.fptoui(arguments[2], numbers)
+        builder.store(converted, place, align=start.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(start, types.intp, values), generate
