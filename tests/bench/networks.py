@@ -38,8 +38,8 @@ class Airbench:
     def layers(self, in_shape: Shape, classes: int) -> Sequential:
         def group(filters: int) -> Sequential:
             return chain(
-                conv1=Conv2D(filters, 3, bias=False), pool=MaxPool(2), norm1=BatchNorm(), gelu1=GELU(),
-                conv2=Conv2D(filters, 3, bias=False), norm2=BatchNorm(), gelu2=GELU(),
+                conv1=Conv2D(filters, 3, bias=False), pool=MaxPool(2), norm1=BatchNorm(activation="gelu"),
+                conv2=Conv2D(filters, 3, bias=False), norm2=BatchNorm(activation="gelu"),
             )  # fmt: skip
 
         return chain(
