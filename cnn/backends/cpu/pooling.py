@@ -1,13 +1,12 @@
 """Max and average pools of any window, eight channels at a time.
 
-Forward, every output looks at its window; backward, every input at the windows that cover it, so that each number is
-written once and no two threads write the same. A global pool is one whose window is the whole picture.
+Every thread has lines of its own to write: forward the outputs' N*OH, each looking at its windows; backward the
+inputs' N*H, each looking at the windows that cover it. A global pool is one whose window is the whole picture.
 
-N pictures, H by W pixels, C channels in; OH by OW pixels out. Threads share the N*OH (or, backward, N*H) lines.
+N pictures, H by W pixels, C channels in; OH by OW pixels out.
 """
 
 import math
-from typing import Any
 
 import numpy as np
 from numba import njit
@@ -19,6 +18,7 @@ from cnn.backends.cpu.simd import (
     load,
     load_whole,
     pointer,
+    shift,
     store,
     store_whole,
     where_beaten,
@@ -31,16 +31,21 @@ def max_pool(x: Array, window: Window, team: Team) -> tuple[Array, Array]:
     """See `ReferenceBackend.max_pool`."""
     x, y = np.ascontiguousarray(x), _outputs(x, window)
     winner = np.empty(y.shape, np.uint8 if math.prod(window.size) <= 256 else np.uint32)  # (N, OH, OW, C)
-    team.worth(x.size).run(_max_pool, x, window.size, window.stride, window.top, window.left, y, winner)
+    if _halves(window, x):
+        team.worth(x.size).run(_halve, x, y, winner)
+    else:
+        team.worth(x.size).run(_max_pool, x, window.size, window.stride, window.top, window.left, y, winner)
     return y, winner
 
 
 def max_pool_backward(dy: Array, winner: Array, in_shape: tuple[int, ...], window: Window, team: Team) -> Array:
     """See `ReferenceBackend.max_pool_backward`."""
     dx, dy = np.empty(in_shape, dy.dtype), np.ascontiguousarray(dy)  # (N, H, W, C), (N, OH, OW, C)
-    rows, columns = _covering(window, in_shape, dy.shape)
-    place = (window.size, window.stride, window.top, window.left)
-    team.worth(dx.size).run(_max_pool_backward, dy, winner, *place, rows, columns, dx)
+    if _halves(window, dy):
+        team.worth(dx.size).run(_halve_backward, dy, winner, dx)
+    else:
+        place = (window.size, window.stride, window.top, window.left)
+        team.worth(dx.size).run(_max_pool_backward, dy, winner, *place, dx)
     return dx
 
 
@@ -54,8 +59,8 @@ def average_pool(x: Array, window: Window, team: Team) -> Array:
 def average_pool_backward(dy: Array, in_shape: tuple[int, ...], window: Window, team: Team) -> Array:
     """See `ReferenceBackend.average_pool_backward`."""
     dx, dy = np.empty(in_shape, dy.dtype), np.ascontiguousarray(dy)  # (N, H, W, C), (N, OH, OW, C)
-    rows, columns = _covering(window, in_shape, dy.shape)
-    team.worth(dx.size).run(_average_pool_backward, dy, 1 / math.prod(window.size), rows, columns, dx)
+    place = (window.size, window.stride, window.top, window.left)
+    team.worth(dx.size).run(_average_pool_backward, dy, *place, dx)
     return dx
 
 
@@ -68,15 +73,63 @@ def _outputs(x: Array, window: Window) -> Array:
     return np.empty((len(x), *window.out_size(*x.shape[1:3]), x.shape[3]), x.dtype)  # (N, OH, OW, C)
 
 
-def _covering(window: Window, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """For each input row and each column, the first output whose window covers it and the one after the last."""
-    sides: list[Any] = []
-    for axis, before in ((0, window.top), (1, window.left)):
-        place = np.arange(in_shape[axis + 1]) + before  # (H,)
-        first = np.maximum(-(-(place - window.size[axis] + 1) // window.stride[axis]), 0)  # (H,)
-        stop = np.minimum(place // window.stride[axis] + 1, out_shape[axis + 1])  # (H,)
-        sides.append(np.stack([first, stop], axis=1))  # (H, 2)
-    return sides[0], sides[1]
+def _halves(window: Window, maps: Array) -> bool:
+    """Whether this is the pool that halves pictures, with whole lanes of channels: it has kernels of its own."""
+    return window == Window((2, 2), (2, 2)) and maps.shape[3] % LANES == 0
+
+
+@njit(nogil=True, cache=True)
+def _halve(t, threads, x, y, winner):  # type: ignore[no-untyped-def]
+    """The largest of each 2 by 2 of x (N, H, W, C) and which it was, 0 to 3: y and winner (N, OH, OW, C)."""
+    pictures, height, width, channels = x.shape
+    out_h, out_w = y.shape[1:3]
+    below = width * channels
+    one, two, three = like(pointer(x, 0), 1), like(pointer(x, 0), 2), like(pointer(x, 0), 3)
+    zero = one - one
+    for line in range(pictures * out_h * t // threads, pictures * out_h * (t + 1) // threads):
+        source = pointer(x, (line // out_h * height + line % out_h * 2) * below)
+        to, which = pointer(y, line * out_w * channels), pointer(winner, line * out_w * channels)
+        for _ in range(out_w):
+            for c in range(0, channels, LANES):
+                first, second = load(source, c), load(source, c + channels)
+                third, fourth = load(source, c + below), load(source, c + below + channels)
+                upper, lower = where_beaten(first, second, second, first), where_beaten(third, fourth, fourth, third)
+                store(to, c, where_beaten(upper, lower, lower, upper))
+                up, low = where_beaten(first, second, one, zero), where_beaten(third, fourth, three, two)
+                store_whole(which, c, where_beaten(upper, lower, low, up))
+            source, to, which = shift(source, 2 * channels), shift(to, channels), shift(which, channels)
+
+
+@njit(nogil=True, cache=True)
+def _halve_backward(t, threads, dy, winner, dx):  # type: ignore[no-untyped-def]
+    """dx (N, H, W, C): dy (N, OH, OW, C) where it won, else zero; an odd last row or column has no window."""
+    pictures, height, width, channels = dx.shape
+    out_h, out_w = dy.shape[1:3]
+    one, two, three = like(pointer(dx, 0), 1), like(pointer(dx, 0), 2), like(pointer(dx, 0), 3)
+    zero = one - one
+    below = width * channels
+    lines = out_h + height % 2
+    for line in range(pictures * lines * t // threads, pictures * lines * (t + 1) // threads):
+        n, i = line // lines, line % lines
+        to = pointer(dx, (n * height + 2 * i) * below)
+        if i == out_h:
+            for c in range(0, below, LANES):
+                store(to, c, zero)
+            continue
+        source = pointer(dy, (n * out_h + i) * out_w * channels)
+        which = pointer(winner, (n * out_h + i) * out_w * channels)
+        for _ in range(out_w):
+            for c in range(0, channels, LANES):
+                values, won = load(source, c), load_whole(which, c, one)
+                store(to, c, where_equal(won, zero, values))
+                store(to, c + channels, where_equal(won, one, values))
+                store(to, c + below, where_equal(won, two, values))
+                store(to, c + below + channels, where_equal(won, three, values))
+            source, to, which = shift(source, channels), shift(to, 2 * channels), shift(which, channels)
+        if width % 2:
+            for c in range(0, channels, LANES):
+                store(to, c, zero)
+                store(to, c + below, zero)
 
 
 @njit(nogil=True, cache=True)
@@ -94,53 +147,56 @@ def _max_pool(t, threads, x, size, stride, top, left, y, winner):  # type: ignor
             corner = pointer(x, ((n * height + up) * width + across) * channels)
             to = (line * out_w + j) * channels
             for c in range(0, lanes, LANES):
-                best = like(corner, -np.inf)
-                which = like(corner, 0)
+                best, which, one = like(corner, -np.inf), like(corner, 0), like(corner, 1)
                 for a in range(first_a, last_a):
+                    tap = like(corner, a * size[1] + first_b)
                     for b in range(first_b, last_b):
                         value = load(corner, (a * width + b) * channels + c)
-                        which = where_beaten(best, value, like(corner, a * size[1] + b), which)
-                        best = where_beaten(best, value, value, best)
+                        which, best = where_beaten(best, value, tap, which), where_beaten(best, value, value, best)
+                        tap = tap + one
                 store(pointer(y, to), c, best)
                 store_whole(pointer(winner, to), c, which)
             for c in range(lanes, channels):
-                peak, tap = x.dtype.type(-np.inf), 0
+                peak, first = x.dtype.type(-np.inf), 0
                 for a in range(first_a, last_a):
                     for b in range(first_b, last_b):
                         number = x[n, up + a, across + b, c]
                         if number > peak or number != number:  # NaN must not vanish
-                            peak, tap = number, a * size[1] + b
+                            peak, first = number, a * size[1] + b
                 y[n, line % out_h, j, c] = peak
-                winner[n, line % out_h, j, c] = tap
+                winner[n, line % out_h, j, c] = first
+
+
+@njit
+def _first_window(place, size, stride):  # type: ignore[no-untyped-def]
+    """The first window along one side that reaches `place`, counted from the padding's begin."""
+    return max(0, (place - size) // stride + 1)
 
 
 @njit(nogil=True, cache=True)
-def _max_pool_backward(t, threads, dy, winner, size, stride, top, left, rows, columns, dx):  # type: ignore[no-untyped-def]
+def _max_pool_backward(t, threads, dy, winner, size, stride, top, left, dx):  # type: ignore[no-untyped-def]
     """dx (N, H, W, C) = the sum of dy (N, OH, OW, C) over the windows that each number has won."""
     pictures, height, width, channels = dx.shape
     out_h, out_w = dy.shape[1:3]
     lanes = channels // LANES * LANES
     for line in range(pictures * height * t // threads, pictures * height * (t + 1) // threads):
         n, row = line // height, line % height
-        for column in range(width):
-            tap = (row + top) * size[1] + column + left  # of the window at (0, 0); less for those further on
-            to = pointer(dx, (line * width + column) * channels)
-            for c in range(0, lanes, LANES):
-                total = like(to, 0)
-                for i in range(rows[row, 0], rows[row, 1]):
-                    for j in range(columns[column, 0], columns[column, 1]):
-                        at = ((n * out_h + i) * out_w + j) * channels
-                        won = load_whole(pointer(winner, at), c, total)
-                        this = like(to, tap - i * stride[0] * size[1] - j * stride[1])
-                        total = total + where_equal(won, this, load(pointer(dy, at), c))
-                store(to, c, total)
-            for c in range(lanes, channels):
-                number = dx.dtype.type(0)
-                for i in range(rows[row, 0], rows[row, 1]):
-                    for j in range(columns[column, 0], columns[column, 1]):
-                        if int(winner[n, i, j, c]) == tap - i * stride[0] * size[1] - j * stride[1]:
-                            number += dy[n, i, j, c]
-                dx[n, row, column, c] = number
+        dx[n, row] = 0
+        for i in range(_first_window(row + top, size[0], stride[0]), min((row + top) // stride[0] + 1, out_h)):
+            for j in range(out_w):
+                first_column = j * stride[1] - left
+                first_tap = (row + top - i * stride[0]) * size[1]
+                at = ((n * out_h + i) * out_w + j) * channels
+                to = pointer(dx, (line * width + first_column) * channels)
+                for c in range(0, lanes, LANES):
+                    values, won = load(pointer(dy, at), c), load_whole(pointer(winner, at), c, like(to, 0))
+                    for b in range(max(0, -first_column), min(size[1], width - first_column)):
+                        here = b * channels + c
+                        store(to, here, load(to, here) + where_equal(won, like(to, first_tap + b), values))
+                for c in range(lanes, channels):
+                    column = int(winner[n, i, j, c]) - first_tap
+                    if 0 <= column < size[1]:
+                        dx[n, row, first_column + column, c] += dy[n, i, j, c]
 
 
 @njit(nogil=True, cache=True)
@@ -169,24 +225,22 @@ def _average_pool(t, threads, x, size, stride, top, left, y):  # type: ignore[no
 
 
 @njit(nogil=True, cache=True)
-def _average_pool_backward(t, threads, dy, share, rows, columns, dx):  # type: ignore[no-untyped-def]
-    """dx (N, H, W, C) = `share` of the sum of dy (N, OH, OW, C) over the windows that cover each number."""
+def _average_pool_backward(t, threads, dy, size, stride, top, left, dx):  # type: ignore[no-untyped-def]
+    """dx (N, H, W, C) = the sum of dy (N, OH, OW, C) over the windows that cover each number, over their size."""
     pictures, height, width, channels = dx.shape
     out_h, out_w = dy.shape[1:3]
-    lanes = channels // LANES * LANES
+    lanes, share = channels // LANES * LANES, dx.dtype.type(1 / (size[0] * size[1]))
     for line in range(pictures * height * t // threads, pictures * height * (t + 1) // threads):
         n, row = line // height, line % height
-        for column in range(width):
-            to = pointer(dx, (line * width + column) * channels)
-            for c in range(0, lanes, LANES):
-                total = like(to, 0)
-                for i in range(rows[row, 0], rows[row, 1]):
-                    for j in range(columns[column, 0], columns[column, 1]):
-                        total = total + load(pointer(dy, ((n * out_h + i) * out_w + j) * channels), c)
-                store(to, c, total * like(to, share))
-            for c in range(lanes, channels):
-                number = dx.dtype.type(0)
-                for i in range(rows[row, 0], rows[row, 1]):
-                    for j in range(columns[column, 0], columns[column, 1]):
-                        number += dy[n, i, j, c]
-                dx[n, row, column, c] = number * dx.dtype.type(share)
+        dx[n, row] = 0
+        for i in range(_first_window(row + top, size[0], stride[0]), min((row + top) // stride[0] + 1, out_h)):
+            for j in range(out_w):
+                first_column = j * stride[1] - left
+                source = pointer(dy, ((n * out_h + i) * out_w + j) * channels)
+                to = pointer(dx, (line * width + first_column) * channels)
+                for b in range(max(0, -first_column), min(size[1], width - first_column)):
+                    for c in range(0, lanes, LANES):
+                        here = b * channels + c
+                        store(to, here, load(to, here) + load(source, c) * like(to, share))
+                    for c in range(lanes, channels):
+                        dx[n, row, first_column + b, c] += dy[n, i, j, c] * share
