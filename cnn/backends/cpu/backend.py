@@ -12,7 +12,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from cnn.backend import Array, Window
-from cnn.backends.cpu import convolution, elementwise, norm, pooling
+from cnn.backends.cpu import convolution, elementwise, norm, optimizers, pooling
 from cnn.backends.cpu import kernels as cpu_kernels
 from cnn.backends.cpu.team import team_of
 from cnn.backends.cpu.workspace import Workspace
@@ -118,23 +118,23 @@ class CpuBackend(ReferenceBackend):
     # Optimizers
 
     def squared_norm(self, vector: Array) -> float:
-        return float(cpu_kernels.squared_norm(vector, self.threads))
+        return optimizers.squared_norm(vector, self._team)
 
     def sgd_step(
         self, weights: Array, gradient: Array, velocity: Array, decayed: int, gradient_scale: float,
         lr: float, momentum: float, nesterov: bool, weight_decay: float,
     ) -> None:
-        cpu_kernels.sgd_step(
-            weights, gradient, velocity, decayed, gradient_scale, lr, momentum, nesterov, weight_decay
+        optimizers.sgd_step(
+            weights, gradient, velocity, decayed, gradient_scale, lr, momentum, nesterov, weight_decay, self._team
         )
 
     def adamw_step(
         self, weights: Array, gradient: Array, first: Array, second: Array, decayed: int, gradient_scale: float,
         lr: float, beta1: float, beta2: float, epsilon: float, weight_decay: float, step: int,
     ) -> None:
-        cpu_kernels.adamw_step(
-            weights, gradient, first, second, decayed, gradient_scale, lr, beta1, beta2, epsilon, weight_decay,
-            1.0 - beta1**step, 1.0 - beta2**step,
+        optimizers.adamw_step(
+            weights, gradient, first, second, decayed, gradient_scale, lr, beta1, beta2, epsilon, weight_decay, step,
+            self._team,
         )
 
     # Pictures

@@ -4,12 +4,11 @@ The kernels do all whole lanes of numbers; the last few go through the reference
 """
 
 import numpy as np
-from numba import njit
 
 from cnn.backend import Array
 from cnn.backends.cpu.functions import KINDS, activation, times_derivative, times_derivative_from_output
 from cnn.backends.cpu.simd import LANES, load, pointer, store
-from cnn.backends.cpu.team import Team
+from cnn.backends.cpu.team import Team, kernel
 from cnn.backends.reference import ReferenceBackend
 
 _REFERENCE = ReferenceBackend()
@@ -48,7 +47,7 @@ def add(a: Array, b: Array, kind: str, team: Team) -> Array:
     return y
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _activate(t, threads, kind, x, y):  # type: ignore[no-untyped-def]
     """y (size,) = activation(x)."""
     groups = x.size // LANES
@@ -57,7 +56,7 @@ def _activate(t, threads, kind, x, y):  # type: ignore[no-untyped-def]
         store(to, i * LANES, activation(kind, load(source, i * LANES)))
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _backward_from_input(t, threads, kind, dy, x, dx):  # type: ignore[no-untyped-def]
     """dx (size,) = dy times the derivative at x."""
     groups = x.size // LANES
@@ -66,7 +65,7 @@ def _backward_from_input(t, threads, kind, dy, x, dx):  # type: ignore[no-untype
         store(to, i * LANES, times_derivative(kind, load(from_dy, i * LANES), load(source, i * LANES)))
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _backward_from_output(t, threads, kind, dy, y, dx):  # type: ignore[no-untyped-def]
     """dx (size,) = dy times the derivative where the activation gave y."""
     groups = y.size // LANES
@@ -75,7 +74,7 @@ def _backward_from_output(t, threads, kind, dy, y, dx):  # type: ignore[no-untyp
         store(to, i * LANES, times_derivative_from_output(kind, load(from_dy, i * LANES), load(source, i * LANES)))
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _add(t, threads, kind, a, b, y):  # type: ignore[no-untyped-def]
     """y (size,) = activation(a + b)."""
     groups = y.size // LANES

@@ -6,9 +6,7 @@ which is as long as the precision asks for. NaN and infinity keep their meaning.
 
 import math
 
-from numba import njit
-
-from cnn.backends.cpu.simd import bits, fma, larger, like, nearest, power_of_two, smaller, where_positive
+from cnn.backends.cpu.simd import bits, fma, inner, larger, like, nearest, power_of_two, smaller, where_positive
 from cnn.backends.reference import GELU_CUBIC, GELU_SLOPE
 
 # The activations' numbers inside kernels.
@@ -21,7 +19,7 @@ _LN2_LOW = math.log(2.0) - _LN2_HIGH
 _TERMS = tuple(1.0 / math.factorial(k) for k in range(15))
 
 
-@njit
+@inner
 def _split(x):  # type: ignore[no-untyped-def]
     """e^x = 2^n * (1 + p): 2^n and p = e^r - 1."""
     n = nearest(x * like(x, _LOG2_E))
@@ -37,7 +35,7 @@ def _split(x):  # type: ignore[no-untyped-def]
     return power_of_two(n), fma(square, fma(square, fma(square, c, b), a), r)
 
 
-@njit
+@inner
 def exponential(x):  # type: ignore[no-untyped-def]
     """e^x; from where it leaves the numbers of its precision, it stays at the last."""
     limit = 708.0 if bits(x) == 64 else 87.0
@@ -45,14 +43,14 @@ def exponential(x):  # type: ignore[no-untyped-def]
     return fma(p, scale, scale)
 
 
-@njit
+@inner
 def logistic(x):  # type: ignore[no-untyped-def]
     """1 / (1 + e^-x)."""
     one = like(x, 1)
     return one / (one + exponential(like(x, 0) - x))
 
 
-@njit
+@inner
 def tangent(x):  # type: ignore[no-untyped-def]
     """tanh(x) = m / (m + 2) with m = e^2x - 1, which keeps its digits near zero; beyond 20 it is 1."""
     two_x = larger(smaller(x + x, like(x, 40)), like(x, -40))
@@ -61,13 +59,13 @@ def tangent(x):  # type: ignore[no-untyped-def]
     return m / (m + like(x, 2))
 
 
-@njit
+@inner
 def _gelu_gate(x):  # type: ignore[no-untyped-def]
     """(1 + tanh(u)) / 2 = logistic(2u)."""
     return logistic(x * fma(x * x, like(x, 2 * GELU_SLOPE * GELU_CUBIC), like(x, 2 * GELU_SLOPE)))
 
 
-@njit
+@inner
 def activation(kind, x):  # type: ignore[no-untyped-def]
     """The activation `kind` of x."""
     if kind == RELU:
@@ -83,7 +81,7 @@ def activation(kind, x):  # type: ignore[no-untyped-def]
     return x
 
 
-@njit
+@inner
 def times_derivative(kind, dy, x):  # type: ignore[no-untyped-def]
     """dy times the activation's derivative at x."""
     one = like(x, 1)
@@ -101,7 +99,7 @@ def times_derivative(kind, dy, x):  # type: ignore[no-untyped-def]
     return dy
 
 
-@njit
+@inner
 def times_derivative_from_output(kind, dy, y):  # type: ignore[no-untyped-def]
     """dy times the derivative where the activation gave y: all kinds but GELU and SiLU."""
     one = like(y, 1)

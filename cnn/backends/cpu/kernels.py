@@ -4,8 +4,6 @@ All kernels split their rows evenly between `threads` threads, so that sums are 
 machine does. M rows (N*H*W pixels), C channels.
 """
 
-import math
-
 import numpy as np
 from numba import njit, prange
 
@@ -34,42 +32,6 @@ def norm_sums(dy, x, mean, threads):  # type: ignore[no-untyped-def]
                 sums[t, 0, c] += plain[c]
                 sums[t, 1, c] += weighted[c]
     return sums.sum(axis=0)
-
-
-# Optimizers: one pass over the flat vectors
-
-@njit(parallel=True, cache=True, fastmath=FAST)
-def squared_norm(vector, threads):  # type: ignore[no-untyped-def]
-    sums = np.zeros(threads)  # (T,)
-    for t in prange(threads):
-        total = 0.0
-        for i in range(vector.size * t // threads, vector.size * (t + 1) // threads):
-            total += np.float64(vector[i]) * np.float64(vector[i])
-        sums[t] = total
-    return sums.sum()
-
-
-@njit(parallel=True, cache=True, fastmath=FAST)
-def sgd_step(w, g, velocity, decayed, scale, lr, momentum, nesterov, weight_decay):  # type: ignore[no-untyped-def]
-    for i in prange(w.size):
-        gradient = g[i] * scale
-        if i < decayed:
-            gradient += weight_decay * w[i]
-        velocity[i] = momentum * velocity[i] + gradient
-        w[i] -= lr * (gradient + momentum * velocity[i] if nesterov else velocity[i])
-
-
-@njit(parallel=True, cache=True, fastmath=FAST)
-def adamw_step(  # type: ignore[no-untyped-def]
-    w, g, first, second, decayed, scale, lr, beta1, beta2, epsilon, weight_decay, correction1, correction2
-):
-    for i in prange(w.size):
-        gradient = g[i] * scale
-        first[i] = beta1 * first[i] + (1.0 - beta1) * gradient
-        second[i] = beta2 * second[i] + (1.0 - beta2) * gradient * gradient
-        if i < decayed:
-            w[i] *= 1.0 - lr * weight_decay
-        w[i] -= lr / correction1 * first[i] / (math.sqrt(second[i] / correction2) + epsilon)
 
 
 # Pictures

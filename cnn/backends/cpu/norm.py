@@ -11,12 +11,11 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from cnn.backend import Array
 from cnn.backends.cpu.functions import KINDS, activation, times_derivative
 from cnn.backends.cpu.simd import LANES, fma, like, load, pointer, shift, store, widened
-from cnn.backends.cpu.team import Team
+from cnn.backends.cpu.team import Team, kernel
 from cnn.backends.reference import ReferenceBackend
 
 _LEAST_WIDTH = 64  # numbers; a row that is too short is all overhead
@@ -125,7 +124,7 @@ def _repeated(values: Array, width: int, dtype: Any) -> Array:
     return wide.reshape(-1)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _statistics(t, threads, x, scratch, counts, means, squares):  # type: ignore[no-untyped-def]
     """Of share t of x (R * W,): rows, mean and sum of squared deviations, by column: (T,), float64 (T, W) twice.
 
@@ -172,7 +171,7 @@ def _statistics(t, threads, x, scratch, counts, means, squares):  # type: ignore
     counts[t] = before
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _normalise(t, threads, kind, x, mean, factor, shifts, y):  # type: ignore[no-untyped-def]
     """y (R * W,) = activation((x - mean) * factor + shifts), the latter (W,) each."""
     width = mean.size
@@ -185,7 +184,7 @@ def _normalise(t, threads, kind, x, mean, factor, shifts, y):  # type: ignore[no
             store(to, c, activation(kind, z))
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _gradient_sums(t, threads, kind, dy, x, mean, factor, shifts, scratch, totals):  # type: ignore[no-untyped-def]
     """totals (T, 2, W) float64 += the sums of dz and of dz * (x - mean), dz being dy before the activation.
 
@@ -214,7 +213,7 @@ def _gradient_sums(t, threads, kind, dy, x, mean, factor, shifts, scratch, total
             store(weighted_total, c, load(weighted_total, c) + widened(load(weighted, c)))
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _input_gradient(t, threads, kind, dy, x, mean, factor, shifts, slope, offset, dx):  # type: ignore[no-untyped-def]
     """dx (R * W,) = factor * dz - slope * (x - mean) - offset, dz as in `_gradient_sums`."""
     width = mean.size

@@ -9,11 +9,11 @@ N pictures, H by W pixels, C channels in; OH by OW pixels out.
 import math
 
 import numpy as np
-from numba import njit
 
 from cnn.backend import Array, Window
 from cnn.backends.cpu.simd import (
     LANES,
+    inner,
     like,
     load,
     load_whole,
@@ -24,7 +24,7 @@ from cnn.backends.cpu.simd import (
     where_beaten,
     where_equal,
 )
-from cnn.backends.cpu.team import Team
+from cnn.backends.cpu.team import Team, kernel
 
 
 def max_pool(x: Array, window: Window, team: Team) -> tuple[Array, Array]:
@@ -78,7 +78,7 @@ def _halves(window: Window, maps: Array) -> bool:
     return window == Window((2, 2), (2, 2)) and maps.shape[3] % LANES == 0
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _halve(t, threads, x, y, winner):  # type: ignore[no-untyped-def]
     """The largest of each 2 by 2 of x (N, H, W, C) and which it was, 0 to 3: y and winner (N, OH, OW, C)."""
     pictures, height, width, channels = x.shape
@@ -100,7 +100,7 @@ def _halve(t, threads, x, y, winner):  # type: ignore[no-untyped-def]
             source, to, which = shift(source, 2 * channels), shift(to, channels), shift(which, channels)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _halve_backward(t, threads, dy, winner, dx):  # type: ignore[no-untyped-def]
     """dx (N, H, W, C): dy (N, OH, OW, C) where it won, else zero; an odd last row or column has no window."""
     pictures, height, width, channels = dx.shape
@@ -132,7 +132,7 @@ def _halve_backward(t, threads, dy, winner, dx):  # type: ignore[no-untyped-def]
                 store(to, c + below, zero)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _max_pool(t, threads, x, size, stride, top, left, y, winner):  # type: ignore[no-untyped-def]
     """x (N, H, W, C); y and winner (N, OH, OW, C) are written."""
     pictures, height, width, channels = x.shape
@@ -167,13 +167,13 @@ def _max_pool(t, threads, x, size, stride, top, left, y, winner):  # type: ignor
                 winner[n, line % out_h, j, c] = first
 
 
-@njit
+@inner
 def _first_window(place, size, stride):  # type: ignore[no-untyped-def]
     """The first window along one side that reaches `place`, counted from the padding's begin."""
     return max(0, (place - size) // stride + 1)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _max_pool_backward(t, threads, dy, winner, size, stride, top, left, dx):  # type: ignore[no-untyped-def]
     """dx (N, H, W, C) = the sum of dy (N, OH, OW, C) over the windows that each number has won."""
     pictures, height, width, channels = dx.shape
@@ -199,7 +199,7 @@ def _max_pool_backward(t, threads, dy, winner, size, stride, top, left, dx):  # 
                         dx[n, row, first_column + column, c] += dy[n, i, j, c]
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _average_pool(t, threads, x, size, stride, top, left, y):  # type: ignore[no-untyped-def]
     """x (N, H, W, C); y (N, OH, OW, C) is written."""
     pictures, height, width, channels = x.shape
@@ -224,7 +224,7 @@ def _average_pool(t, threads, x, size, stride, top, left, y):  # type: ignore[no
                 y[n, line % out_h, j, c] = number * share
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _average_pool_backward(t, threads, dy, size, stride, top, left, dx):  # type: ignore[no-untyped-def]
     """dx (N, H, W, C) = the sum of dy (N, OH, OW, C) over the windows that cover each number, over their size."""
     pictures, height, width, channels = dx.shape

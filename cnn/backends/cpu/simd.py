@@ -21,6 +21,10 @@ LANES = 8
 # Compiles what only kernels call. Wrappers for Python would double the time that takes.
 inner = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy")
 
+# A constant that is passed to an inner function goes through `whole`: for each bare one, Numba would compile the
+# function again.
+whole = types.int64
+
 _LLVM_SCALARS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
 _INT32 = ir.IntType(32)
 
@@ -82,6 +86,32 @@ def shift(_typing, start, count):  # type: ignore[no-untyped-def]
         return builder.gep(arguments[0], [arguments[1]])
 
     return start(start, types.intp), generate
+
+
+@inner
+def round_up(number, multiple):  # type: ignore[no-untyped-def]
+    return (number + multiple - 1) // multiple * multiple
+
+
+@intrinsic
+def number_at(_typing, start, index):  # type: ignore[no-untyped-def]
+    """The one number start[index]."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.load(builder.gep(arguments[0], [arguments[1]]))
+
+    return start.dtype(start, types.intp), generate
+
+
+@intrinsic
+def put_number(_typing, start, index, number):  # type: ignore[no-untyped-def]
+    """start[index] becomes the number."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        builder.store(arguments[2], builder.gep(arguments[0], [arguments[1]]))
+        return context.get_dummy_value()
+
+    return types.void(start, types.intp, start.dtype), generate
 
 
 @intrinsic
@@ -329,3 +359,14 @@ def store_whole(_typing, start, index, values):  # type: ignore[no-untyped-def]
         return context.get_dummy_value()
 
     return types.void(start, types.intp, values), generate
+
+
+@intrinsic
+def square_root(_typing, values):  # type: ignore[no-untyped-def]
+    """The square root of each lane."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        vector = context.get_value_type(values)
+        return builder.call(_llvm_function(builder, "llvm.sqrt", vector, [vector], values), arguments)
+
+    return values(values), generate

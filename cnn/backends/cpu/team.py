@@ -1,8 +1,8 @@
 """Threads that share one kernel: each works on its own fixed share of the numbers.
 
-A kernel is a plain function `kernel(t, threads, ...)` that does share t of `threads` and lets go of Python's lock:
-compiled by Numba with `nogil=True`, or a NumPy call. Numba's own `parallel=True` would do the same, but it takes four
-times as long to compile, since it optimises the loop again in each of its wrappers.
+A kernel is a plain function `(t, threads, ...)` that does share t of `threads` and lets go of Python's lock: one that
+`kernel` compiled, or NumPy's products. Numba's own `parallel=True` would do the same, but takes four times as long to
+compile, since it optimises the loop again in each of its wrappers.
 """
 
 import threading
@@ -10,6 +10,11 @@ from collections.abc import Callable
 from functools import cache
 from queue import SimpleQueue
 from typing import Any
+
+from numba import njit
+
+# Compiles what a team runs, and keeps the result on disk.
+kernel = njit(nogil=True, cache=True, error_model="numpy")
 
 # A kernel, what it is given, and the lock that is released when it is done.
 _Task = tuple[Callable[..., Any], tuple[Any, ...], Any, list[BaseException]]
