@@ -12,7 +12,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from cnn.backend import Array, Window
-from cnn.backends.cpu import convolution, elementwise, norm, optimizers, pooling
+from cnn.backends.cpu import convolution, dense, elementwise, norm, optimizers, pooling
 from cnn.backends.cpu import kernels as cpu_kernels
 from cnn.backends.cpu.team import team_of
 from cnn.backends.cpu.workspace import Workspace
@@ -54,6 +54,16 @@ class CpuBackend(ReferenceBackend):
             nothing = np.zeros(dy.shape[3], dy.dtype)  # (K,)
             d_bias += cpu_kernels.norm_sums(rows, rows, nothing, self.threads)[0].astype(dy.dtype)  # (K,)
         return convolution.input_gradient(dy, weight, window, x.shape, self._work) if need_dx else None
+
+    # Dense
+
+    def dense(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        return dense.forward(x, weight, bias, self._team)
+
+    def dense_backward(
+        self, dy: Array, x: Array, weight: Array, d_weight: Array, d_bias: Array | None, need_dx: bool
+    ) -> Array | None:
+        return dense.backward(dy, x, weight, d_weight, d_bias, need_dx, self._team)
 
     # Batch norm
 
