@@ -19,7 +19,6 @@ from cnn.backends.cpu.workspace import Workspace
 
 # What a Winograd tile costs beside its products, in multiply-adds for each channel: its patch transformed, and back.
 _TRANSFORM = {4: 700, 2: 300}
-_SCRATCH = 1024  # numbers for each thread behind the transformed kernels
 _TILES = 48  # in a block
 _UNIT_BYTES = 192 << 10  # of padded pictures that a unit of direct convolution takes: fits into a core's L2
 _UNIT_PIXELS = 96  # and the fewest results it should make, so that the packed kernels are not fetched for a few
@@ -39,16 +38,18 @@ def choose(window: Window, shape: tuple[int, ...], filters: int) -> int:
     return min(costs, key=lambda m: costs[m])
 
 
-def forward(x: Array, weight: Array, bias: Array | None, window: Window, work: Workspace) -> Array:
-    """y (N, OH, OW, K) = x (N, H, W, C) convolved with weight (KH, KW, C, K), plus bias (K,)."""
+def forward(
+    x: Array, weight: Array, bias: Array | None, window: Window, work: Workspace, relu: bool = False
+) -> Array:
+    """y (N, OH, OW, K) = x (N, H, W, C) convolved with weight (KH, KW, C, K), plus bias (K,), then ReLU if so."""
     y = np.empty((len(x), *window.out_size(*x.shape[1:3]), weight.shape[3]), x.dtype)  # (N, OH, OW, K)
     offset = np.empty(0, x.dtype) if bias is None else bias  # (K,) or (0,)
     m = choose(window, x.shape, weight.shape[3])
     if m:
-        _winograd(m, x, weight, offset, (window.top, window.left), y, turned=False, work=work)
+        _winograd(m, x, weight, offset, relu, (window.top, window.left), y, turned=False, work=work)
     else:
         slide = direct.forward_slide(window, *y.shape[1:3])
-        _direct(x, weight, offset, slide, y, turned=False, work=work)
+        _direct(x, weight, offset, relu, slide, y, turned=False, work=work)
     return y
 
 
@@ -59,13 +60,13 @@ def input_gradient(dy: Array, weight: Array, window: Window, shape: tuple[int, .
     back = adjoint(window)
     m = choose(back, dy.shape, shape[3]) if window.stride == (1, 1) else 0
     if m:
-        _winograd(m, dy, weight, no_bias, (back.top, back.left), dx, turned=True, work=work)
+        _winograd(m, dy, weight, no_bias, False, (back.top, back.left), dx, turned=True, work=work)
         return dx
     slides = direct.phases(window, *shape[1:3])
     if sum(math.prod(slide.results) for slide in slides) < math.prod(shape[1:3]):
         dx[...] = 0  # some pixels are seen by no window
     for slide in slides:
-        _direct(dy, weight, no_bias, slide, dx, turned=True, work=work)
+        _direct(dy, weight, no_bias, False, slide, dx, turned=True, work=work)
     return dx
 
 
@@ -115,15 +116,30 @@ def _tiles(m: int, y: Array) -> int:
 
 
 def _winograd(
-    m: int, x: Array, weight: Array, bias: Array, padding: tuple[int, int], y: Array, *, turned: bool, work: Workspace
+    m: int, x: Array, weight: Array, bias: Array, relu: bool, padding: tuple[int, int], y: Array, *, turned: bool,
+    work: Workspace,
+) -> None:  # fmt: skip
+    u = _transformed(m, weight, turned, work)  # (P * C * K8,)
+    _winograd_products(m, x, u, bias, relu, padding, y, work)
+
+
+def _transformed(m: int, weight: Array, turned: bool, work: Workspace, u: Array | None = None) -> Array:
+    """Kernels in the form that `_winograd_products` takes, in `u` or else in lent memory: (P * C * K8,)."""
+    filters, channels = weight.shape[2:] if turned else weight.shape[:1:-1]
+    if u is None:
+        u = work.lend("weights", ((m + 2) ** 2 * channels * _up(filters, LANES),), weight.dtype)
+    scratch = work.lend("tiles", (work.team.threads, winograd.WEIGHT_SCRATCH), weight.dtype)  # (T, size)
+    work.team.run(winograd.transform_weights, m, weight, turned, u, scratch)
+    return u
+
+
+def _winograd_products(
+    m: int, x: Array, u: Array, bias: Array, relu: bool, padding: tuple[int, int], y: Array, work: Workspace
 ) -> None:
-    channels, filters, threads = x.shape[3], y.shape[3], work.team.threads
-    size = (m + 2) ** 2 * channels * _up(filters, LANES)
-    u = work.lend("weights", (size + threads * _SCRATCH,), x.dtype)  # transformed kernels, then the threads' scratch
-    work.team.run(winograd.transform_weights, m, weight, turned, u)
+    threads = work.team.threads
     block = _block(m, _tiles(m, y), threads)
-    scratch = work.lend("tiles", (threads, _tile_scratch(m, block, channels, filters)), x.dtype)  # (T, size)
-    work.team.run(winograd.forward, m, x, u, bias, y, *padding, block, scratch)
+    scratch = work.lend("tiles", (threads, _tile_scratch(m, block, x.shape[3], y.shape[3])), x.dtype)  # (T, size)
+    work.team.run(winograd.forward, m, x, u, bias, relu, y, *padding, block, scratch)
 
 
 def _winograd_weights(m: int, dy: Array, x: Array, window: Window, d_weight: Array, work: Workspace) -> None:
@@ -152,15 +168,29 @@ def _units(slide: Slide, pictures: int, channels: int, item: int, threads: int) 
 
 
 def _direct(
-    x: Array, weight: Array, bias: Array, slide: Slide, y: Array, *, turned: bool, work: Workspace
+    x: Array, weight: Array, bias: Array, relu: bool, slide: Slide, y: Array, *, turned: bool, work: Workspace
 ) -> None:
-    channels, filters, threads = x.shape[3], y.shape[3], work.team.threads
-    packed = work.lend("weights", (math.prod(slide.size) * channels * _up(filters, LANES),), x.dtype)
+    packed = _packed(weight, slide, turned, work)  # (taps * C * K8,)
+    _direct_products(x, packed, bias, relu, slide, y, work)
+
+
+def _packed(weight: Array, slide: Slide, turned: bool, work: Workspace, packed: Array | None = None) -> Array:
+    """Kernels in the form that `_direct_products` takes, in `packed` or else in lent memory: (taps * C * K8,)."""
+    filters, channels = weight.shape[2:] if turned else weight.shape[:1:-1]
+    if packed is None:
+        packed = work.lend("weights", (math.prod(slide.size) * channels * _up(filters, LANES),), weight.dtype)
+    work.team.run(direct.pack_weights, weight, slide.vector(Units(1, 1)), turned, packed)
+    return packed
+
+
+def _direct_products(
+    x: Array, packed: Array, bias: Array, relu: bool, slide: Slide, y: Array, work: Workspace
+) -> None:
+    channels, threads = x.shape[3], work.team.threads
     units = _units(slide, len(x), channels, x.itemsize, threads)
-    vector = slide.vector(units)  # (18,)
-    work.team.run(direct.pack_weights, weight, vector, turned, packed)
     bands = work.lend("tiles", (threads, direct.band_size(slide, units, channels)), x.dtype)  # (T, size)
-    work.team.run(direct.convolve, x, packed, bias, y, vector, bands)
+    places = work.lend("places", (threads, 2, direct.unit_results(slide, units) + ROWS), np.int64)
+    work.team.run(direct.convolve, x, packed, bias, relu, y, slide.vector(units), bands, places)
 
 
 def _direct_weights(dy: Array, x: Array, window: Window, d_weight: Array, work: Workspace) -> None:
@@ -171,7 +201,7 @@ def _direct_weights(dy: Array, x: Array, window: Window, d_weight: Array, work: 
     parts = _share(threads, size, filters)
     sums = work.lend("weights", (parts[0], size), x.dtype)  # (unit parts, KH * R6 * K8)
     units = _units(slide, len(x), channels, x.itemsize, parts[0])
-    padded_dy = units.pictures * units.rows * slide.results[1] * columns if columns > filters else 0
+    padded_dy = direct.unit_results(slide, units) * columns if columns > filters else 0
     bands = work.lend(
         "tiles", (threads, direct.band_size(slide, units, channels) + 2 * LANES + padded_dy), x.dtype
     )  # (T, size)

@@ -16,15 +16,23 @@ import numpy as np
 from numba import njit
 
 from cnn.backend import Window
-from cnn.backends.cpu.gemm import (
-    COLUMNS,
-    ROWS,
-    narrow_block,
-    narrow_outer_block,
-    wide_block,
-    wide_outer_block,
+from cnn.backends.cpu.gemm import COLUMNS, ROWS, block, outer_product
+from cnn.backends.cpu.simd import (
+    LANES,
+    inner,
+    larger,
+    like,
+    load,
+    load_first,
+    number_at,
+    pointer,
+    put_number,
+    round_up,
+    shift,
+    store,
+    store_first,
+    whole,
 )
-from cnn.backends.cpu.simd import LANES, like, load, load_first, pointer, shift, store, store_first
 
 
 class Slide(NamedTuple):
@@ -88,7 +96,12 @@ def band_size(slide: Slide, units: Units, channels: int) -> int:
     return units.pictures * lines * columns * channels + 2 * LANES
 
 
-@njit
+def unit_results(slide: Slide, units: Units) -> int:
+    """The most results of a unit."""
+    return units.pictures * units.rows * slide.results[1]
+
+
+@inner
 def _slide_of(g):  # type: ignore[no-untyped-def]
     """The inverse of `Slide.vector`."""
     slide = Slide(
@@ -98,31 +111,25 @@ def _slide_of(g):  # type: ignore[no-untyped-def]
     return slide, Units(g[16], g[17])
 
 
-@njit
-def _round_up(number, multiple):  # type: ignore[no-untyped-def]
-    return (number + multiple - 1) // multiple * multiple
-
-
-@njit
+@inner
 def _copy(source, to, count):  # type: ignore[no-untyped-def]
-    for i in range(0, count - LANES + 1, LANES):
+    full = count // LANES * LANES
+    for i in range(0, full, LANES):
         store(to, i, load(source, i))
-    whole = count // LANES * LANES
-    if whole < count:
-        store_first(to, whole, load_first(source, whole, count - whole), count - whole)
+    if full < count:
+        store_first(to, full, load_first(source, full, count - full), count - full)
 
 
-@njit
+@inner
 def _clear(to, count):  # type: ignore[no-untyped-def]
-    zero = like(to, 0)
-    for i in range(0, count - LANES + 1, LANES):
+    zero, full = like(to, 0), count // LANES * LANES
+    for i in range(0, full, LANES):
         store(to, i, zero)
-    whole = count // LANES * LANES
-    if whole < count:
-        store_first(to, whole, zero, count - whole)
+    if full < count:
+        store_first(to, full, zero, count - full)
 
 
-@njit
+@inner
 def _fill_band(x, height, width, channels, line, column, lines, columns, to):  # type: ignore[no-untyped-def]
     """`lines` by `columns` pixels of a picture from (line, column) on, zero outside it, to `to`."""
     before = min(max(0, -column), columns)
@@ -141,7 +148,7 @@ def _fill_band(x, height, width, channels, line, column, lines, columns, to):  #
             _clear(row, columns * channels)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def pack_weights(t, threads, weight, slide_vector, turned, packed):  # type: ignore[no-untyped-def]
     """Share t of the slide's taps of kernels (KH, KW, C, K) as packed columns of a matrix: (taps * C * K8,).
 
@@ -149,88 +156,94 @@ def pack_weights(t, threads, weight, slide_vector, turned, packed):  # type: ign
     """
     slide, _ = _slide_of(slide_vector)
     channels, filters = (weight.shape[3], weight.shape[2]) if turned else (weight.shape[2], weight.shape[3])
-    columns = _round_up(filters, LANES)
+    columns, source, to = round_up(filters, LANES), pointer(weight, whole(0)), pointer(packed, whole(0))
     down, across = slide.size
-    depth = down * across * channels
-    groups = columns // LANES
+    depth, groups = down * across * channels, columns // LANES
+    c_step, k_step = (1, channels) if turned else (filters, 1)  # in memory, K being the last axis of `weight`
     for group in range(groups * t // threads, groups * (t + 1) // threads):
         first = group * LANES
-        block = first // COLUMNS * COLUMNS
-        block_width = min(COLUMNS, columns - block)
-        count = min(LANES, filters - first)
-        for i in range(down):
-            a = slide.taps_first[0] + i * slide.taps_step[0]
-            for j in range(across):
-                b = slide.taps_first[1] + j * slide.taps_step[1]
-                for c in range(channels):
-                    at = block * depth + ((i * across + j) * channels + c) * block_width + first - block
-                    for lane in range(LANES):
-                        value = weight.dtype.type(0)
-                        if lane < count:
-                            value = weight[a, b, first + lane, c] if turned else weight[a, b, c, first + lane]
-                        packed[at + lane] = value
+        start = first // COLUMNS * COLUMNS
+        width, count = min(COLUMNS, columns - start), min(LANES, filters - first)
+        for tap in range(down * across):
+            a = slide.taps_first[0] + tap // across * slide.taps_step[0]
+            b = slide.taps_first[1] + tap % across * slide.taps_step[1]
+            kernel = shift(source, (a * weight.shape[1] + b) * channels * filters + first * k_step)
+            for c in range(channels):
+                at = start * depth + (tap * channels + c) * width + first - start
+                store(to, at, like(to, 0))
+                for lane in range(count):
+                    put_number(to, at + lane, number_at(kernel, c * c_step + lane * k_step))
 
 
-@njit
-def _products(band, line_step, pixel_step, picture_step, run, kh, packed, columns, grid, y, y_steps, filters):  # type: ignore[no-untyped-def]
-    """y at a grid of places (pictures, rows, pixels) = their windows in `band` times the packed columns."""
-    pictures, rows, pixels = grid
-    total, depth = pictures * rows * pixels, kh * run
-    down_step, right_step = pixel_step
-    for k in range(0, columns, COLUMNS):
-        panel, count = shift(packed, k * depth), min(COLUMNS, filters - k)
-        g, i, j, done = 0, 0, 0, 0
-        here, there = band, shift(y, k)
-        while done < total:
-            a0, c0 = here, there
-            a1, c1, a2, c2, a3, c3, a4, c4, a5, c5 = a0, c0, a0, c0, a0, c0, a0, c0, a0, c0
-            # The places of six pixels; after the last one, that one again.
-            for r in range(1, ROWS + 1):
+@inner
+def _list_places(counts, x_steps, x_at, y_steps, y_at):  # type: ignore[no-untyped-def]
+    """Where each result of a grid (pictures, rows, pixels) reads and writes; the last ones repeated to fill a block."""
+    done = 0
+    for g in range(counts[0]):
+        for i in range(counts[1]):
+            for j in range(counts[2]):
+                put_number(x_at, done, g * x_steps[0] + i * x_steps[1] + j * x_steps[2])
+                put_number(y_at, done, g * y_steps[0] + i * y_steps[1] + j * y_steps[2])
                 done += 1
-                if done < total:
-                    j += 1
-                    if j == pixels:
-                        j, i = 0, i + 1
-                        if i == rows:
-                            i, g = 0, g + 1
-                    here = shift(band, g * picture_step + i * down_step * line_step + j * right_step)
-                    there = shift(y, k + g * y_steps[0] + i * y_steps[1] + j * y_steps[2])
-                if r == 1:
-                    a1, c1 = here, there
-                elif r == 2:
-                    a2, c2 = here, there
-                elif r == 3:
-                    a3, c3 = here, there
-                elif r == 4:
-                    a4, c4 = here, there
-                elif r == 5:
-                    a5, c5 = here, there
-            if columns - k > LANES:
-                wide_block(a0, a1, a2, a3, a4, a5, line_step, kh, run, panel, c0, c1, c2, c3, c4, c5, count)
-            else:
-                narrow_block(a0, a1, a2, a3, a4, a5, line_step, kh, run, panel, c0, c1, c2, c3, c4, c5, count)
+    for more in range(done, done + ROWS):
+        put_number(x_at, more, number_at(x_at, done - 1))
+        put_number(y_at, more, number_at(y_at, done - 1))
 
 
-@njit
+@inner
+def _products(x, x_at, line_step, kh, run, packed, columns, y, y_at, total, filters):  # type: ignore[no-untyped-def]
+    """y at `total` places = the windows at as many places of x, times the packed columns."""
+    for k in range(0, columns, COLUMNS):
+        panel, count, column = shift(packed, k * kh * run), min(COLUMNS, filters - k), shift(y, k)
+        for q in range(0, total, ROWS):
+            block(
+                shift(x, number_at(x_at, q)), shift(x, number_at(x_at, q + 1)), shift(x, number_at(x_at, q + 2)),
+                shift(x, number_at(x_at, q + 3)), shift(x, number_at(x_at, q + 4)), shift(x, number_at(x_at, q + 5)),
+                line_step, kh, run, panel,
+                shift(column, number_at(y_at, q)), shift(column, number_at(y_at, q + 1)),
+                shift(column, number_at(y_at, q + 2)), shift(column, number_at(y_at, q + 3)),
+                shift(column, number_at(y_at, q + 4)), shift(column, number_at(y_at, q + 5)), count,
+            )  # fmt: skip
+
+
+@inner
+def _finish(y, y_at, total, filters, bias, relu):  # type: ignore[no-untyped-def]
+    """y at `total` places: bias (K,) or (0,) added and, if `relu`, nothing below zero let through."""
+    offsets, least = pointer(bias, whole(0)), like(y, 0 if relu else -np.inf)
+    for q in range(total):
+        pixel = shift(y, number_at(y_at, q))
+        for k in range(0, filters, LANES):
+            count = min(LANES, filters - k)
+            value = load_first(pixel, k, count)
+            if bias.size > 0:
+                value = value + load_first(offsets, k, count)
+            store_first(pixel, k, larger(value, least), count)
+
+
+@inner
 def _unit_places(unit, bands, units, pictures, results):  # type: ignore[no-untyped-def]
     """The first picture, the number of pictures, the first row and the number of rows of a unit."""
     first, row = unit // bands * units.pictures, unit % bands * units.rows
     return first, min(units.pictures, pictures - first), row, min(units.rows, results - row)
 
 
-@njit(nogil=True, cache=True)
-def convolve(t, threads, x, packed, bias, y, slide_vector, bands):  # type: ignore[no-untyped-def]
-    """Share t of the slide's results over x (N, H, W, C) into y (N, OH, OW, K); bands (T, size) is scratch."""
+@njit(nogil=True, cache=True, error_model="numpy")
+def convolve(t, threads, x, packed, bias, relu, y, slide_vector, bands, places):  # type: ignore[no-untyped-def]
+    """Share t of the slide's results over x (N, H, W, C), with bias and ReLU, into y (N, OH, OW, K).
+
+    bands (T, size) and places (T, 2, unit results + 6) are scratch.
+    """
     slide, units = _slide_of(slide_vector)
     pictures, height, width, channels = x.shape
     out_h, out_w, filters = y.shape[1:]
     (kh, kw), (down, right) = slide.size, slide.stride
     results, across = slide.results
-    columns = _round_up(filters, LANES)
     bands_each = (results + units.rows - 1) // units.rows
     total = (pictures + units.pictures - 1) // units.pictures * bands_each
     band_columns = (across - 1) * right + kw
-    band, source, to = pointer(bands, t * bands.shape[1]), pointer(x, 0), pointer(y, 0)
+    source, to, band = pointer(x, whole(0)), pointer(y, whole(0)), pointer(bands, t * bands.shape[1])
+    x_at, y_at = pointer(places, 2 * t * places.shape[2]), pointer(places, (2 * t + 1) * places.shape[2])
+    y_steps = (out_h * out_w * filters, slide.to_step[0] * out_w * filters, slide.to_step[1] * filters)
     for unit in range(total * t // threads, total * (t + 1) // threads):
         first, count, row, rows = _unit_places(unit, bands_each, units, pictures, results)
         lines = (rows - 1) * down + kh
@@ -242,34 +255,24 @@ def convolve(t, threads, x, packed, bias, y, slide_vector, bands):  # type: igno
             here, line_step = band, band_columns * channels
             picture_step = lines * line_step
             for g in range(count):
-                _fill_band(
-                    shift(source, (first + g) * height * width * channels), height, width, channels, line, column,
-                    lines, band_columns, shift(band, g * picture_step),
-                )  # fmt: skip
-        start = shift(
-            to,
-            ((first * out_h + row * slide.to_step[0] + slide.to_first[0]) * out_w + slide.to_first[1]) * filters,
+                picture = shift(source, (first + g) * height * width * channels)
+                to_band = shift(band, g * picture_step)
+                _fill_band(picture, height, width, channels, line, column, lines, band_columns, to_band)
+        _list_places(
+            (count, rows, across), (picture_step, down * line_step, right * channels), x_at, y_steps, y_at
         )
-        steps = (out_h * out_w * filters, slide.to_step[0] * out_w * filters, slide.to_step[1] * filters)
+        line, column = row * slide.to_step[0] + slide.to_first[0], slide.to_first[1]
+        there = shift(to, ((first * out_h + line) * out_w + column) * filters)
+        done = count * rows * across
         _products(
-            here, line_step, (down, right * channels), picture_step, kw * channels, kh, pointer(packed, 0),
-            columns, (count, rows, across), start, steps, filters,
+            here, x_at, line_step, kh, kw * channels, pointer(packed, whole(0)), round_up(filters, LANES), there, y_at,
+            done, filters,
         )  # fmt: skip
-        if bias.size > 0:
-            for g in range(count):
-                for i in range(rows):
-                    for j in range(across):
-                        _add_bias(shift(start, g * steps[0] + i * steps[1] + j * steps[2]), pointer(bias, 0), filters)
+        if bias.size > 0 or relu:
+            _finish(there, y_at, done, filters, bias, relu)
 
 
-@njit
-def _add_bias(y, bias, filters):  # type: ignore[no-untyped-def]
-    for k in range(0, filters, LANES):
-        count = min(LANES, filters - k)
-        store_first(y, k, load_first(y, k, count) + load_first(bias, k, count), count)
-
-
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def weight_gradient(t, threads, x, dy, slide_vector, bands, sums):  # type: ignore[no-untyped-def]
     """sums (parts, KH * R6 * K8) become each part's sum of windows times dy; R6: KW * C rounded up to sixes.
 
@@ -282,8 +285,8 @@ def weight_gradient(t, threads, x, dy, slide_vector, bands, sums):  # type: igno
     (kh, kw), (down, right) = slide.size, slide.stride
     results, across = slide.results
     unit_parts = sums.shape[0]
-    columns, run = _round_up(filters, LANES), kw * channels
-    run_rows = _round_up(run, ROWS)
+    columns, run = round_up(filters, LANES), kw * channels
+    run_rows = round_up(run, ROWS)
     bands_each = (results + units.rows - 1) // units.rows
     total = (pictures + units.pictures - 1) // units.pictures * bands_each
     line_step = ((across - 1) * right + kw) * channels
@@ -316,23 +319,17 @@ def weight_gradient(t, threads, x, dy, slide_vector, bands, sums):  # type: igno
                         store(target, k, load_first(source, k, min(LANES, filters - k)))
             dy_here, dy_steps = padded, (rows * across * columns, across * columns, columns)
         x_steps = (picture_step, down * line_step, right * channels)
-        for k in range(from_k, to_k, COLUMNS):
-            for a in range(kh):
-                for r in range(0, run, ROWS):
-                    window = shift(band, a * line_step + r)
-                    to = shift(sum_here, (a * run_rows + r) * columns + k)
-                    counts = (count, rows, across)
-                    if columns - k > LANES:
-                        wide_outer_block(window, x_steps, shift(dy_here, k), dy_steps, counts, to, columns)
-                    else:
-                        narrow_outer_block(window, x_steps, shift(dy_here, k), dy_steps, counts, to, columns)
+        grid, dy_here = (count, rows, across), shift(dy_here, from_k)
+        for a in range(kh):
+            window, to = shift(band, a * line_step), shift(sum_here, a * run_rows * columns + from_k)
+            outer_product(window, x_steps, run, dy_here, dy_steps, to_k - from_k, grid, to, columns)
 
 
 @njit(cache=True)
 def add_weight_gradient(sums, d_weight):  # type: ignore[no-untyped-def]
     """d_weight (KH, KW, C, K) += sums (parts, KH * R6 * K8), added in the order of the parts."""
     kh, kw, channels, filters = d_weight.shape
-    columns, run_rows = _round_up(filters, LANES), _round_up(kw * channels, ROWS)
+    columns, run_rows = round_up(filters, LANES), round_up(kw * channels, ROWS)
     for a in range(kh):
         for r in range(kw * channels):
             to = pointer(d_weight, (a * kw * channels + r) * filters)

@@ -5,15 +5,63 @@ a: AVX2's sixteen, less one. Each step does twelve multiply-adds for eight loads
 arithmetic. All pointers count in numbers; nothing is checked.
 """
 
-from numba import njit
 
-from cnn.backends.cpu.simd import broadcast, fma, like, load, shift, store, store_first
+
+from cnn.backends.cpu.simd import LANES, broadcast, fma, inner, like, load, shift, store, store_first, whole
 
 ROWS = 6  # of a block
 COLUMNS = 16  # of a wide block; a narrow one has half
 
 
-@njit
+@inner
+def product(a, a_row, b, rows, depth, columns, c):  # type: ignore[no-untyped-def]
+    """c (rows, columns) = a (rows, a_row), of which `depth` numbers count, @ b (depth, columns), packed.
+
+    rows: a multiple of 6; columns: of 8. Packed means in blocks of 16 columns, each (depth, 16), the last perhaps 8.
+    """
+    for j in range(0, columns, COLUMNS):
+        panel, width = shift(b, j * depth), min(COLUMNS, columns - j)
+        for t in range(0, rows, ROWS):
+            a0, c0 = shift(a, t * a_row), shift(c, t * columns + j)
+            a1, a2, a3, a4, a5 = (
+                shift(a0, a_row), shift(a0, 2 * a_row), shift(a0, 3 * a_row), shift(a0, 4 * a_row),
+                shift(a0, 5 * a_row),
+            )  # fmt: skip
+            c1, c2, c3, c4, c5 = (
+                shift(c0, columns), shift(c0, 2 * columns), shift(c0, 3 * columns), shift(c0, 4 * columns),
+                shift(c0, 5 * columns),
+            )  # fmt: skip
+            block(a0, a1, a2, a3, a4, a5, whole(0), whole(1), depth, panel, c0, c1, c2, c3, c4, c5, width)
+
+
+@inner
+def outer_product(a, a_steps, depth, b, b_steps, columns, counts, c, c_row):  # type: ignore[no-untyped-def]
+    """c (depth, c_row) += the sum over a grid of places of a (depth numbers) times b (columns numbers).
+
+    `counts` are the grid's three sizes, and `a_steps` and `b_steps` how far a and b move along each. columns is a
+    multiple of 8; depth is taken in sixes, so that up to 5 numbers more of a are read and rows of c written.
+    """
+    for j in range(0, columns, COLUMNS):
+        for i in range(0, depth, ROWS):
+            if columns - j > LANES:
+                _wide_outer_block(shift(a, i), a_steps, shift(b, j), b_steps, counts, shift(c, i * c_row + j), c_row)
+            else:
+                _narrow_outer_block(shift(a, i), a_steps, shift(b, j), b_steps, counts, shift(c, i * c_row + j), c_row)
+
+
+@inner
+def block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3, c4, c5, columns):  # type: ignore[no-untyped-def]
+    """Six rows of c (`columns` of them, at most 16) = six rows of a (runs * run) @ b (runs * run, 16 or 8), packed.
+
+    Row r of a begins at a_r and has `runs` stretches of `run` numbers, `row_step` apart.
+    """
+    if columns > LANES:
+        _wide_block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3, c4, c5, columns)
+    else:
+        _narrow_block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3, c4, c5, columns)
+
+
+@inner
 def _store_columns(c, first, second, columns):  # type: ignore[no-untyped-def]
     """The first `columns` of `first` and `second` one after the other."""
     if columns >= COLUMNS:
@@ -27,12 +75,9 @@ def _store_columns(c, first, second, columns):  # type: ignore[no-untyped-def]
         store_first(c, 0, first, columns)
 
 
-@njit
-def wide_block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3, c4, c5, columns):  # type: ignore[no-untyped-def]
-    """Six rows of c (columns of them, at most 16) = six rows of a (runs * run) @ b (runs * run, 16), packed.
-
-    Row r of a begins at a_r and has `runs` stretches of `run` numbers, `row_step` apart.
-    """
+@inner
+def _wide_block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3, c4, c5, columns):  # type: ignore[no-untyped-def]
+    """As `block`, for 9 to 16 columns."""
     zero = like(b, 0)
     s00, s01, s10, s11, s20, s21 = zero, zero, zero, zero, zero, zero
     s30, s31, s40, s41, s50, s51 = zero, zero, zero, zero, zero, zero
@@ -62,9 +107,9 @@ def wide_block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3, c
     _store_columns(c5, s50, s51, columns)
 
 
-@njit
-def narrow_block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3, c4, c5, columns):  # type: ignore[no-untyped-def]
-    """As `wide_block`, for at most 8 columns: b (runs * run, 8), packed."""
+@inner
+def _narrow_block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3, c4, c5, columns):  # type: ignore[no-untyped-def]
+    """As `block`, for at most 8 columns."""
     zero = like(b, 0)
     s0, s1, s2, s3, s4, s5 = zero, zero, zero, zero, zero, zero
     for _ in range(runs):
@@ -84,12 +129,9 @@ def narrow_block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3,
     _store_columns(c5, s5, zero, columns)
 
 
-@njit
-def wide_outer_block(a, a_steps, b, b_steps, counts, c, c_step):  # type: ignore[no-untyped-def]
-    """c (6, 16) += the sum over a grid of places of a (6 numbers) times b (16 numbers).
-
-    `counts` are the grid's three sizes, and `a_steps` and `b_steps` how far a and b move along each.
-    """
+@inner
+def _wide_outer_block(a, a_steps, b, b_steps, counts, c, c_step):  # type: ignore[no-untyped-def]
+    """As `outer_product`, for 6 rows and 16 columns of c."""
     s00, s01 = load(c, 0), load(c, 8)
     s10, s11 = load(c, c_step), load(c, c_step + 8)
     s20, s21 = load(c, 2 * c_step), load(c, 2 * c_step + 8)
@@ -123,9 +165,9 @@ def wide_outer_block(a, a_steps, b, b_steps, counts, c, c_step):  # type: ignore
     store(c, 5 * c_step, s50), store(c, 5 * c_step + 8, s51)
 
 
-@njit
-def narrow_outer_block(a, a_steps, b, b_steps, counts, c, c_step):  # type: ignore[no-untyped-def]
-    """As `wide_outer_block`, for 8 columns."""
+@inner
+def _narrow_outer_block(a, a_steps, b, b_steps, counts, c, c_step):  # type: ignore[no-untyped-def]
+    """As `outer_product`, for 6 rows and 8 columns of c."""
     s0, s1, s2 = load(c, 0), load(c, c_step), load(c, 2 * c_step)
     s3, s4, s5 = load(c, 3 * c_step), load(c, 4 * c_step), load(c, 5 * c_step)
     a_step, b_step = a_steps[2], b_steps[2]

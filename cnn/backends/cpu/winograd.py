@@ -4,30 +4,36 @@ A thread takes `block` tiles through all three stages before it goes to the next
 multiplied by the transformed kernels point by point (M), and transformed to outputs. The tables of 36 (or 16)
 matrices never leave the cache. `transforms.py` has the mathematics, `gemm.py` the inner loops.
 
-N pictures, H by W pixels, C channels in, OH by OW pixels, K channels out; m by m outputs and n by n = (m + 2)^2
-points a tile; P = n * n; B tiles a block; C8, K8: channels rounded up to whole lanes.
+N pictures, H by W pixels, C channels in, OH by OW pixels, K channels out; m by m outputs and n by n points a tile,
+n = m + 2; P = n * n; B tiles a block; C8, K8: channels rounded up to whole lanes; T threads.
 """
 
+import numpy as np
 from numba import njit
 
-from cnn.backends.cpu import transforms
-from cnn.backends.cpu.gemm import (
-    COLUMNS,
-    ROWS,
-    narrow_block,
-    narrow_outer_block,
-    wide_block,
-    wide_outer_block,
+from cnn.backends.cpu.gemm import COLUMNS, ROWS, outer_product, product
+from cnn.backends.cpu.simd import (
+    LANES,
+    inner,
+    larger,
+    like,
+    load,
+    load_first,
+    number_at,
+    pointer,
+    put_number,
+    round_up,
+    shift,
+    store,
+    store_first,
+    whole,
 )
-from cnn.backends.cpu.simd import LANES, like, load, load_first, pointer, shift, store, store_first
+from cnn.backends.cpu.transforms import INPUT, OUTPUT, OUTPUT_ADJOINT, WEIGHT, WEIGHT_ADJOINT, twice
+
+WEIGHT_SCRATCH = 128 * LANES  # numbers that a thread needs to transform kernels or their gradient
 
 
-@njit
-def round_up(number, multiple):  # type: ignore[no-untyped-def]
-    return (number + multiple - 1) // multiple * multiple
-
-
-@njit
+@inner
 def plane_size(rows, columns):  # type: ignore[no-untyped-def]
     """How far apart the P matrices (rows, columns) lie: one cache line off a multiple of 4 KiB.
 
@@ -36,88 +42,41 @@ def plane_size(rows, columns):  # type: ignore[no-untyped-def]
     return (rows * columns + 1023) // 1024 * 1024 + 16
 
 
-@njit
+@inner
 def header_size(channels, filters):  # type: ignore[no-untyped-def]
     """The numbers in front of a thread's matrices: one tile half transformed, and a patch of all channels."""
     return 36 * LANES + 36 * ((max(channels, filters) + LANES - 1) // LANES * LANES)
 
 
-@njit
-def _twice_input(m, source, row_step, step, to, plane, scratch):  # type: ignore[no-untyped-def]
-    """B^T x B of one patch: to[(i * n + j) * plane]."""
-    n = m + 2
-    for j in range(n):
-        if m == 4:
-            transforms.input4(shift(source, j * step), row_step, shift(scratch, j * LANES), n * LANES)
-        else:
-            transforms.input2(shift(source, j * step), row_step, shift(scratch, j * LANES), n * LANES)
-    for i in range(n):
-        if m == 4:
-            transforms.input4(shift(scratch, i * n * LANES), LANES, shift(to, i * n * plane), plane)
-        else:
-            transforms.input2(shift(scratch, i * n * LANES), LANES, shift(to, i * n * plane), plane)
-
-
-@njit
-def _twice_output(m, source, plane, to, scratch):  # type: ignore[no-untyped-def]
-    """A^T M A of one tile: m * m lane values, packed."""
-    n = m + 2
-    for j in range(n):
-        if m == 4:
-            transforms.output4(shift(source, j * plane), n * plane, shift(scratch, j * LANES), n * LANES)
-        else:
-            transforms.output2(shift(source, j * plane), n * plane, shift(scratch, j * LANES), n * LANES)
-    for i in range(m):
-        if m == 4:
-            transforms.output4(shift(scratch, i * n * LANES), LANES, shift(to, i * m * LANES), LANES)
-        else:
-            transforms.output2(shift(scratch, i * n * LANES), LANES, shift(to, i * m * LANES), LANES)
-
-
-@njit
-def _twice_output_adjoint(m, source, row_step, step, to, plane, scratch):  # type: ignore[no-untyped-def]
-    """A dy A^T of one tile: to[(i * n + j) * plane]."""
-    n = m + 2
-    for j in range(m):
-        if m == 4:
-            transforms.output_adjoint4(shift(source, j * step), row_step, shift(scratch, j * LANES), m * LANES)
-        else:
-            transforms.output_adjoint2(shift(source, j * step), row_step, shift(scratch, j * LANES), m * LANES)
-    for i in range(n):
-        if m == 4:
-            transforms.output_adjoint4(shift(scratch, i * m * LANES), LANES, shift(to, i * n * plane), plane)
-        else:
-            transforms.output_adjoint2(shift(scratch, i * m * LANES), LANES, shift(to, i * n * plane), plane)
-
-
-@njit
+@inner
 def _fetch(source, height, width, channels, line, column, size, patch, row):  # type: ignore[no-untyped-def]
     """size by size pixels of a picture from (line, column) on, zero outside it: patch (size, size, row)."""
     zero = like(source, 0)
-    whole = channels // LANES * LANES
+    full = channels // LANES * LANES
     for i in range(size):
         for j in range(size):
             to = shift(patch, (i * size + j) * row)
             if 0 <= line + i < height and 0 <= column + j < width:
                 pixel = shift(source, ((line + i) * width + column + j) * channels)
-                for channel in range(0, whole, LANES):
+                for channel in range(0, full, LANES):
                     store(to, channel, load(pixel, channel))
-                if whole < channels:
-                    store(to, whole, load_first(pixel, whole, channels - whole))
+                if full < channels:
+                    store(to, full, load_first(pixel, full, channels - full))
             else:
                 for channel in range(0, row, LANES):
                     store(to, channel, zero)
 
 
-@njit
-def _tiles_in(m, forward, source, sizes, top, left, first, stop, from_channel, to_channel, to, row, scratch):  # type: ignore[no-untyped-def]
+@inner
+def _tiles_in(kind, m, source, sizes, top, left, first, stop, from_channel, to_channel, to, row, scratch):  # type: ignore[no-untyped-def]
     """Transform the patches of tiles first..stop of pictures `source` (sizes: H, W, C, tiles down, tiles across).
 
-    `forward` reads n by n patches (top and left: the padding) through B, else m by m ones through A.
+    INPUT reads n by n patches (top and left: the padding), OUTPUT_ADJOINT m by m ones.
     Row t of the matrices (P, B, row) becomes tile first + t's channels from_channel..to_channel.
     """
     height, width, channels, down, across = sizes
-    size = m + 2 if forward else m
+    n = m + 2
+    size = n if kind == INPUT else m
     plane = plane_size(round_up(stop - first, ROWS), row)
     patch, patch_row = shift(scratch, 36 * LANES), round_up(channels, LANES)
     for tile in range(first, stop):
@@ -133,80 +92,51 @@ def _tiles_in(m, forward, source, sizes, top, left, first, stop, from_channel, t
             here, row_step, step = patch, size * patch_row, patch_row
         for channel in range(from_channel, to_channel, LANES):
             target = shift(to, (tile - first) * row + channel - from_channel)
-            if forward:
-                _twice_input(m, shift(here, channel), row_step, step, target, plane, scratch)
-            else:
-                _twice_output_adjoint(m, shift(here, channel), row_step, step, target, plane, scratch)
+            twice(kind, m, shift(here, channel), row_step, step, target, n * plane, plane, scratch)
 
 
-@njit
-def _multiply(points, rows, channels, v, v_row, u, u_columns, first_column, columns, product, row):  # type: ignore[no-untyped-def]
-    """M (P, rows, row) = V (P, rows, v_row) @ the columns first_column.. of U (P, packed): rows a multiple of 6."""
-    v_plane, plane = plane_size(rows, v_row), plane_size(rows, row)
-    for p in range(points):
-        a, c, b = shift(v, p * v_plane), shift(product, p * plane), shift(u, p * u_columns * channels)
-        for j in range(0, columns, COLUMNS):
-            panel = shift(b, (first_column + j) * channels)
-            for t in range(0, rows, ROWS):
-                at, to = shift(a, t * v_row), shift(c, t * row + j)
-                if columns - j > LANES:
-                    wide_block(
-                        at, shift(at, v_row), shift(at, 2 * v_row), shift(at, 3 * v_row), shift(at, 4 * v_row),
-                        shift(at, 5 * v_row), 0, 1, channels, panel,
-                        to, shift(to, row), shift(to, 2 * row), shift(to, 3 * row), shift(to, 4 * row),
-                        shift(to, 5 * row), COLUMNS,
-                    )  # fmt: skip
-                else:
-                    narrow_block(
-                        at, shift(at, v_row), shift(at, 2 * v_row), shift(at, 3 * v_row), shift(at, 4 * v_row),
-                        shift(at, 5 * v_row), 0, 1, channels, panel,
-                        to, shift(to, row), shift(to, 2 * row), shift(to, 3 * row), shift(to, 4 * row),
-                        shift(to, 5 * row), LANES,
-                    )  # fmt: skip
+@inner
+def _tiles_out(m, source, row, rows, sizes, first, stop, y, bias, relu, scratch):  # type: ignore[no-untyped-def]
+    """The outputs of tiles first..stop from M (P, rows, row) into y (sizes: OH, OW, K, tiles down, across).
 
-
-@njit
-def _tiles_out(m, product, row, rows, sizes, first, stop, from_channel, to_channel, y, bias, has_bias, scratch):  # type: ignore[no-untyped-def]
-    """The outputs of tiles first..stop from M (P, rows, row) into y (sizes: OH, OW, K, tiles down, across)."""
+    bias (K,) or (0,) is added and, if `relu`, nothing below zero let through on the way.
+    """
     height, width, channels, down, across = sizes
-    plane = plane_size(rows, row)
-    patch = shift(scratch, 36 * LANES)
+    plane, lane, n = plane_size(rows, row), whole(LANES), m + 2
+    patch, offsets = shift(scratch, 36 * LANES), pointer(bias, whole(0))
+    plain = bias.size == 0 and not relu
     for tile in range(first, stop):
         picture, rest = tile // (down * across), tile % (down * across)
         line, column = rest // across * m, rest % across * m
         lines, columns = min(m, height - line), min(m, width - column)
         base = shift(y, ((picture * height + line) * width + column) * channels)
-        for channel in range(from_channel, to_channel, LANES):
-            _twice_output(m, shift(product, (tile - first) * row + channel - from_channel), plane, patch, scratch)
-            count = min(LANES, channels - channel)
-            offset = like(y, 0)
-            if has_bias:
-                offset = load_first(bias, channel, count)
+        for channel in range(0, channels, LANES):
+            matrix, count = shift(source, (tile - first) * row + channel), min(LANES, channels - channel)
+            if plain and lines == m and columns == m and count == LANES:
+                to_row_step, to_step = width * channels, channels
+                twice(whole(OUTPUT), m, matrix, n * plane, plane, shift(base, channel), to_row_step, to_step, scratch)
+                continue
+            twice(whole(OUTPUT), m, matrix, n * plane, plane, patch, m * lane, lane, scratch)
+            offset, least = like(y, 0), like(y, 0 if relu else -np.inf)
+            if bias.size > 0:
+                offset = load_first(offsets, channel, count)
             for i in range(lines):
                 for j in range(columns):
-                    value = load(patch, (i * m + j) * LANES) + offset
-                    at = (i * width + j) * channels + channel
-                    if count == LANES:
-                        store(base, at, value)
-                    else:
-                        store_first(base, at, value, count)
+                    value = larger(load(patch, (i * m + j) * LANES) + offset, least)
+                    store_first(base, (i * width + j) * channels + channel, value, count)
 
 
-@njit(nogil=True, cache=True)
-def transform_weights(t, threads, m, weight, turned, u):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True, error_model="numpy")
+def transform_weights(t, threads, m, weight, turned, u, scratch):  # type: ignore[no-untyped-def]
     """Share t of kernels (3, 3, C, K) as P matrices of packed columns (P, C * K8), see `gemm.py`.
 
-    Turned, they are those of the adjoint: kernels (3, 3, K, C) with both axes reversed. The last 1024 * threads
-    numbers of u are scratch.
+    Turned, they are those of the adjoint: kernels (3, 3, K, C) with both axes reversed. scratch (T, size).
     """
-    points = (m + 2) * (m + 2)
     channels, filters = (weight.shape[3], weight.shape[2]) if turned else (weight.shape[2], weight.shape[3])
-    columns = round_up(filters, LANES)
-    plane = channels * columns
-    scratch_array = u[u.size - (t + 1) * 1024 :]
-    scratch, patch = pointer(scratch_array, 0), pointer(scratch_array, 36 * LANES)
-    packed = pointer(scratch_array, 45 * LANES)
-    source, to = pointer(weight, 0), pointer(u, 0)
+    columns, lane, n = round_up(filters, LANES), whole(LANES), m + 2
+    local = pointer(scratch, t * scratch.shape[1])
+    patch, packed = shift(local, 36 * LANES), shift(local, 45 * LANES)
+    source, to = pointer(weight, whole(0)), pointer(u, whole(0))
     groups = columns // LANES
     for group in range(groups * t // threads, groups * (t + 1) // threads):
         k = group * LANES
@@ -217,146 +147,108 @@ def transform_weights(t, threads, m, weight, turned, u):  # type: ignore[no-unty
         for c in range(channels):
             for tap in range(9):
                 if turned:
-                    for lane in range(count):
-                        scratch_array[36 * LANES + tap * LANES + lane] = weight[2 - tap // 3, 2 - tap % 3, k + lane, c]
+                    for i in range(count):
+                        at = ((8 - tap) * filters + k + i) * channels + c
+                        put_number(patch, tap * LANES + i, number_at(source, at))
                 else:
                     store(patch, tap * LANES, load_first(source, (tap * channels + c) * filters + k, count))
-            _twice_weight(m, patch, packed, scratch)
-            for p in range(points):
-                at = p * plane + block * channels + c * block_width + k - block
+            twice(whole(WEIGHT), m, patch, 3 * lane, lane, packed, n * lane, lane, local)
+            for p in range(n * n):
+                at = p * channels * columns + block * channels + c * block_width + k - block
                 store(to, at, load(packed, p * LANES))
 
 
-@njit
-def _twice_weight(m, patch, packed, scratch):  # type: ignore[no-untyped-def]
-    """G w G^T: 9 lane values to n * n."""
-    n = m + 2
-    for b in range(3):
-        if m == 4:
-            transforms.weight4(shift(patch, b * LANES), 3 * LANES, shift(scratch, b * LANES), 3 * LANES)
-        else:
-            transforms.weight2(shift(patch, b * LANES), 3 * LANES, shift(scratch, b * LANES), 3 * LANES)
-    for i in range(n):
-        if m == 4:
-            transforms.weight4(shift(scratch, i * 3 * LANES), LANES, shift(packed, i * n * LANES), LANES)
-        else:
-            transforms.weight2(shift(scratch, i * 3 * LANES), LANES, shift(packed, i * n * LANES), LANES)
+@njit(nogil=True, cache=True, error_model="numpy")
+def forward(t, threads, m, x, u, bias, relu, y, top, left, block, scratch):  # type: ignore[no-untyped-def]
+    """Share t of y (N, OH, OW, K) = x (N, H, W, C) convolved with the transformed kernels u, + bias, then ReLU.
 
-
-@njit(nogil=True, cache=True)
-def forward(t, threads, m, x, u, bias, y, top, left, block, scratch):  # type: ignore[no-untyped-def]
-    """Share t of y (N, OH, OW, K) = x (N, H, W, C) convolved with the transformed kernels u.
-
-    Blocks of `block` tiles; scratch (T, size) is the threads' own.
+    bias (K,) or (0,); blocks of `block` tiles; scratch (T, size) is the threads' own.
     """
-    n_pictures, height, width, channels = x.shape
+    pictures, height, width, channels = x.shape
     out_h, out_w, filters = y.shape[1:]
     down, across = (out_h + m - 1) // m, (out_w + m - 1) // m
-    tiles, points = n_pictures * down * across, (m + 2) * (m + 2)
-    columns = round_up(filters, LANES)
-    v_row = round_up(channels, LANES)
+    tiles, points = pictures * down * across, (m + 2) * (m + 2)
+    columns, v_row = round_up(filters, LANES), round_up(channels, LANES)
     local = pointer(scratch, t * scratch.shape[1])
     v = shift(local, header_size(channels, filters))
-    product = shift(v, points * plane_size(block, v_row))
+    products = shift(v, points * plane_size(block, v_row))
+    source, to = pointer(x, whole(0)), pointer(y, whole(0))
     last = tiles * (t + 1) // threads
     for first in range(tiles * t // threads, last, block):
         stop = min(first + block, last)
         rows = round_up(stop - first, ROWS)
-        _tiles_in(
-            m, True, pointer(x, 0), (height, width, channels, down, across), top, left, first, stop,
-            0, channels, v, v_row, local,
-        )  # fmt: skip
-        _multiply(points, rows, channels, v, v_row, pointer(u, 0), columns, 0, columns, product, columns)
-        _tiles_out(
-            m, product, columns, rows, (out_h, out_w, filters, down, across), first, stop, 0, columns,
-            pointer(y, 0), pointer(bias, 0), bias.size > 0, local,
-        )  # fmt: skip
+        sizes = (height, width, channels, down, across)
+        _tiles_in(whole(INPUT), m, source, sizes, top, left, first, stop, whole(0), channels, v, v_row, local)
+        for p in range(points):
+            a, c = shift(v, p * plane_size(rows, v_row)), shift(products, p * plane_size(rows, columns))
+            product(a, v_row, pointer(u, p * channels * columns), rows, channels, columns, c)
+        sizes = (out_h, out_w, filters, down, across)
+        _tiles_out(m, products, columns, rows, sizes, first, stop, to, bias, relu, local)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def weight_gradient(t, threads, m, x, dy, top, left, block, sums, scratch):  # type: ignore[no-untyped-def]
-    """sums (parts, P * C6 * K8) become the sum over each part's tiles of (B^T x B) (A dy A^T).
+    """sums (parts, P * C6 * K8) become the sum over each part's tiles of (B^T x B) (A dy A^T); C6: C up to sixes.
 
     scratch (T, size) is the threads' own. Threads beyond the parts share them, each for its own filters.
     """
-    filter_parts = threads // sums.shape[0]
-    n_pictures, height, width, channels = x.shape
+    pictures, height, width, channels = x.shape
     out_h, out_w, filters = dy.shape[1:]
     down, across = (out_h + m - 1) // m, (out_w + m - 1) // m
-    tiles, points = n_pictures * down * across, (m + 2) * (m + 2)
-    tile_parts = sums.shape[0]
-    columns = round_up(filters, LANES)
-    v_row, c_rows = round_up(channels, LANES), round_up(channels, ROWS)
-    stretch, share = t // filter_parts, t % filter_parts
-    blocks16 = (columns + COLUMNS - 1) // COLUMNS
-    from_k = blocks16 * share // filter_parts * COLUMNS
-    to_k = min(columns, blocks16 * (share + 1) // filter_parts * COLUMNS)
+    tiles, points = pictures * down * across, (m + 2) * (m + 2)
+    columns, v_row, c_rows = round_up(filters, LANES), round_up(channels, LANES), round_up(channels, ROWS)
+    parts, filter_parts = sums.shape[0], threads // sums.shape[0]
+    part, share = t // filter_parts, t % filter_parts
+    blocks = (columns + COLUMNS - 1) // COLUMNS
+    from_k = blocks * share // filter_parts * COLUMNS
+    to_k = min(columns, blocks * (share + 1) // filter_parts * COLUMNS)
     row = to_k - from_k
     local = pointer(scratch, t * scratch.shape[1])
     v = shift(local, header_size(channels, filters))
     d = shift(v, points * plane_size(block, v_row))
-    total = pointer(sums, stretch * sums.shape[1])
+    total = pointer(sums, part * sums.shape[1])
     zero = like(total, 0)
     for line in range(points * c_rows):
         for k in range(from_k, to_k, LANES):
             store(total, line * columns + k, zero)
-    last = tiles * (stretch + 1) // tile_parts
-    for first in range(tiles * stretch // tile_parts, last, block):
+    last = tiles * (part + 1) // parts
+    for first in range(tiles * part // parts, last, block):
         stop = min(first + block, last)
-        rows = round_up(stop - first, ROWS)
+        rows, none = round_up(stop - first, ROWS), whole(0)
+        sizes = (height, width, channels, down, across)
         _tiles_in(
-            m, True, pointer(x, 0), (height, width, channels, down, across), top, left, first, stop,
-            0, channels, v, v_row, local,
-        )  # fmt: skip
+            whole(INPUT), m, pointer(x, none), sizes, top, left, first, stop, none, channels, v, v_row, local
+        )
+        sizes = (out_h, out_w, filters, down, across)
         _tiles_in(
-            m, False, pointer(dy, 0), (out_h, out_w, filters, down, across), 0, 0, first, stop,
-            from_k, to_k, d, row, local,
-        )  # fmt: skip
-        v_plane, d_plane = plane_size(rows, v_row), plane_size(rows, row)
+            whole(OUTPUT_ADJOINT), m, pointer(dy, none), sizes, none, none, first, stop, from_k, to_k, d, row, local
+        )
         for p in range(points):
-            a, b, c = shift(v, p * v_plane), shift(d, p * d_plane), shift(total, p * c_rows * columns + from_k)
-            for j in range(0, row, COLUMNS):
-                for i in range(0, channels, ROWS):
-                    to = shift(c, i * columns + j)
-                    if row - j > LANES:
-                        wide_outer_block(
-                            shift(a, i), (0, 0, v_row), shift(b, j), (0, 0, row), (1, 1, stop - first), to, columns
-                        )
-                    else:
-                        narrow_outer_block(
-                            shift(a, i), (0, 0, v_row), shift(b, j), (0, 0, row), (1, 1, stop - first), to, columns
-                        )
+            a, b = shift(v, p * plane_size(rows, v_row)), shift(d, p * plane_size(rows, row))
+            c = shift(total, p * c_rows * columns + from_k)
+            grid, a_steps, b_steps = (whole(1), whole(1), stop - first), (none, none, v_row), (none, none, row)
+            outer_product(a, a_steps, channels, b, b_steps, row, grid, c, columns)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, error_model="numpy")
 def add_weight_gradient(t, threads, m, sums, d_weight, scratch):  # type: ignore[no-untyped-def]
     """Share t of d_weight (3, 3, C, K) += G^T (the sum of `sums` over its parts) G; scratch (T, size)."""
-    points, n = (m + 2) * (m + 2), m + 2
+    lane, n = whole(LANES), m + 2
     channels, filters = d_weight.shape[2:]
     columns, c_rows = round_up(filters, LANES), round_up(channels, ROWS)
-    plane = c_rows * columns
     local = pointer(scratch, t * scratch.shape[1])
     packed, patch = shift(local, 36 * LANES), shift(local, 72 * LANES)
-    to = pointer(d_weight, 0)
+    to = pointer(d_weight, whole(0))
     for c in range(channels * t // threads, channels * (t + 1) // threads):
         for k in range(0, filters, LANES):
-            for p in range(points):
-                total = load(pointer(sums, 0), p * plane + c * columns + k)
+            for p in range(n * n):
+                at = (p * c_rows + c) * columns + k
+                total = load(pointer(sums, at), whole(0))
                 for part in range(1, sums.shape[0]):
-                    total = total + load(pointer(sums, part * sums.shape[1]), p * plane + c * columns + k)
+                    total = total + load(pointer(sums, part * sums.shape[1] + at), whole(0))
                 store(packed, p * LANES, total)
-            for j in range(n):
-                if m == 4:
-                    transforms.weight_adjoint4(shift(packed, j * LANES), n * LANES, shift(local, j * LANES), n * LANES)
-                else:
-                    transforms.weight_adjoint2(shift(packed, j * LANES), n * LANES, shift(local, j * LANES), n * LANES)
-            for i in range(3):
-                if m == 4:
-                    transforms.weight_adjoint4(shift(local, i * n * LANES), LANES, shift(patch, i * 3 * LANES), LANES)
-                else:
-                    transforms.weight_adjoint2(shift(local, i * n * LANES), LANES, shift(patch, i * 3 * LANES), LANES)
+            twice(whole(WEIGHT_ADJOINT), m, packed, n * lane, lane, patch, 3 * lane, lane, local)
             count = min(LANES, filters - k)
             for tap in range(9):
                 at = (tap * channels + c) * filters + k
-                value = load(patch, tap * LANES) + load_first(to, at, count)
-                store_first(to, at, value, count)
+                store_first(to, at, load(patch, tap * LANES) + load_first(to, at, count), count)
