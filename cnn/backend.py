@@ -40,7 +40,10 @@ class Window:
 
 
 class Backend(Protocol):
-    """Memory and kernels of one device. See `backends/reference.py` for what each kernel computes."""
+    """Memory and kernels of one device. See `backends/reference.py` for what each kernel computes.
+
+    `kind` is a key of cnn.layers.activations.ACTIVATIONS, or "" for no activation.
+    """
 
     name: str
     description: str  # one line for people: the device, and why it was picked
@@ -57,6 +60,8 @@ class Backend(Protocol):
         self, dy: Array, x: Array, weight: Array, window: Window,
         d_weight: Array, d_bias: Array | None, need_dx: bool,
     ) -> Array | None: ...
+    def pack_conv2d(self, weight: Array, bias: Array, window: Window, in_shape: tuple[int, ...]) -> Any: ...
+    def conv2d_packed(self, x: Array, packed: Any, kind: str) -> Array: ...
     def dense(self, x: Array, weight: Array, bias: Array | None) -> Array: ...
     def dense_backward(
         self, dy: Array, x: Array, weight: Array, d_weight: Array, d_bias: Array | None, need_dx: bool
@@ -73,8 +78,6 @@ class Backend(Protocol):
     def global_max_pool_backward(self, dy: Array, winner: Array, in_shape: tuple[int, ...]) -> Array: ...
     def global_average_pool(self, x: Array) -> Array: ...
     def global_average_pool_backward(self, dy: Array, in_shape: tuple[int, ...]) -> Array: ...
-
-    # Everywhere below, `kind` is a key of cnn.layers.activations.ACTIVATIONS, or "" for no activation.
 
     # Normalisation, and the activation after it
     def batch_norm_train(

@@ -10,6 +10,7 @@ import numpy as np
 from cnn.augment import Augment, Maps, identity_maps
 from cnn.backend import Array
 from cnn.errors import ModelFileError, NonFiniteError, RecipeError
+from cnn.inference import Inference
 from cnn.layers import Run
 from cnn.losses import Loss, SoftmaxCrossEntropy
 from cnn.metrics import Evaluation, confusion_matrix
@@ -110,11 +111,11 @@ class Trainer:
         """
         classes = self.network.out_shape[0]
         confusion = np.zeros((classes, classes), np.int64)  # (C, C)
-        loss_sum = 0.0
+        loss_sum, infer = 0.0, Inference(self.network)
         for images, labels in batches:
             x = prepare(self.network, images, None, self.mean, self.std)  # (B, H, W, 3)
             with np.errstate(over="ignore", invalid="ignore"):  # reported below, in words
-                outputs = self.network.infer(x)  # (B, C)
+                outputs = infer(x)  # (B, C)
                 loss, _ = self.recipe.loss.forward(self.backend, outputs, self.backend.asarray(labels), 1)
             loss_sum += float(loss)
             confusion += confusion_matrix(labels, self.backend.to_host(outputs.argmax(axis=1)), classes)

@@ -65,6 +65,14 @@ class ReferenceBackend:
             d_bias += flat_dy.sum(axis=0)  # (K,)
         return None if d_padded is None else _crop(d_padded, x.shape, window)  # (N, H, W, C)
 
+    def pack_conv2d(self, weight: Array, bias: Array, window: Window, in_shape: tuple[int, ...]) -> Any:
+        """Kernels that will not change, for pictures of `in_shape` (H, W, C), as `conv2d_packed` wants them."""
+        return weight, bias, window
+
+    def conv2d_packed(self, x: Array, packed: Any, kind: str) -> Array:
+        """The convolution and the activation after it, from what `pack_conv2d` returned."""
+        return self.activate(kind, self.conv2d(x, *packed))  # (N, OH, OW, K)
+
     # Dense: y = x @ w + bias, over the last axis
 
     def dense(self, x: Array, weight: Array, bias: Array | None) -> Array:

@@ -9,6 +9,7 @@ from cnn.arena import Arena, Spec
 from cnn.augment import Augment
 from cnn.backend import pick_backend
 from cnn.backends.reference import ReferenceBackend
+from cnn.inference import Inference
 from cnn.initialise import he_normal, zeros
 from cnn.layers import BatchNorm, MaxPool, Run
 from cnn.models import MODELS
@@ -70,6 +71,19 @@ def test_model(name: str, backend_name: str) -> None:
         outputs.append([each.to_host(array) for array in (y, network.gradients.flat)])
     close(outputs[1][0], outputs[0][0], rtol=1e-3)
     close(outputs[1][1], outputs[0][1], rtol=1e-2)  # a ReLU on the brink may fall either way
+
+
+@pytest.mark.parametrize("backend_name", BACKENDS)
+@pytest.mark.parametrize("name", MODELS)
+def test_inference(name: str, backend_name: str) -> None:
+    """Folded into the convolutions, batch norm and activations say what they say by themselves."""
+    backend, shape = get_backend(backend_name), (33, 37, 3)
+    network = random_network(MODELS[name]().layers(shape, 5), shape, backend, 1, np.float32)
+    generator = np.random.default_rng(0)
+    for spec_name, view in network.state.views.items():
+        network.state.assign(spec_name, generator.uniform(0.5, 2.0, view.shape))
+    x = to_device(backend, generator.normal(size=(3, *shape)).astype(np.float32))
+    close(backend.to_host(Inference(network)(x)), backend.to_host(network.infer(x)), rtol=1e-3)
 
 
 @pytest.mark.parametrize("backend_name", FAST_BACKENDS)

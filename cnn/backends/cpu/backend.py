@@ -6,13 +6,14 @@ What is not overridden here is inherited from the reference: small, or rare.
 import ctypes
 import os
 import sys
+from typing import Any
 
 import numba
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from cnn.backend import Array, Window
-from cnn.backends.cpu import convolution, dense, elementwise, norm, optimizers, pooling
+from cnn.backends.cpu import convolution, dense, elementwise, losses, norm, optimizers, pictures, pooling
 from cnn.backends.cpu import kernels as cpu_kernels
 from cnn.backends.cpu.team import team_of
 from cnn.backends.cpu.workspace import Workspace
@@ -50,10 +51,16 @@ class CpuBackend(ReferenceBackend):
         x, dy = np.ascontiguousarray(x), np.ascontiguousarray(dy)
         convolution.add_weight_gradient(dy, x, window, d_weight, self._work)
         if d_bias is not None:
-            rows = dy.reshape(-1, dy.shape[3])  # (P, K)
-            nothing = np.zeros(dy.shape[3], dy.dtype)  # (K,)
-            d_bias += cpu_kernels.norm_sums(rows, rows, nothing, self.threads)[0].astype(dy.dtype)  # (K,)
+            mean, _ = norm.statistics(dy, self._team)  # (K,)
+            d_bias += (mean * (dy.size // dy.shape[3])).astype(dy.dtype)
         return convolution.input_gradient(dy, weight, window, x.shape, self._work) if need_dx else None
+
+    def pack_conv2d(self, weight: Array, bias: Array, window: Window, in_shape: tuple[int, ...]) -> Any:
+        return convolution.pack(weight, bias, window, in_shape, self._work)
+
+    def conv2d_packed(self, x: Array, packed: Any, kind: str) -> Array:
+        y = convolution.forward_packed(np.ascontiguousarray(x), packed, kind == "relu", self._work)
+        return y if kind in ("", "relu") else elementwise.activate(kind, y, self._team, out=y)
 
     # Dense
 
@@ -125,6 +132,13 @@ class CpuBackend(ReferenceBackend):
         window = pooling.whole_picture(in_shape)
         return pooling.average_pool_backward(dy[:, None, None], in_shape, window, self._team)
 
+    # Losses
+
+    def softmax_cross_entropy(
+        self, logits: Array, labels: Array, smoothing: float, class_weights: Array | None, denominator: int
+    ) -> tuple[Array, Array]:
+        return losses.softmax_cross_entropy(logits, labels, smoothing, class_weights, denominator, self._team)
+
     # Optimizers
 
     def squared_norm(self, vector: Array) -> float:
@@ -152,10 +166,7 @@ class CpuBackend(ReferenceBackend):
     def resample(
         self, images: Array, ys: Array, xs: Array, holes: Array | None, mean: Array, deviation: Array
     ) -> Array:
-        out = np.empty((len(images), ys.shape[1], xs.shape[1], images.shape[3]), mean.dtype)  # (N, OH, OW, C)
-        no_holes = np.empty((0, 4), np.int64) if holes is None else holes  # (N, 4) or (0, 4)
-        cpu_kernels.resample(images, ys, xs, no_holes, mean, deviation, out, self.threads)
-        return out
+        return pictures.resample(images, ys, xs, holes, mean, deviation, self._team)
 
 
 def _keep_freed_memory() -> None:

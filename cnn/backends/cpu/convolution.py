@@ -7,6 +7,7 @@ N pictures, C channels in, K filters out, T threads.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -38,18 +39,49 @@ def choose(window: Window, shape: tuple[int, ...], filters: int) -> int:
     return min(costs, key=lambda m: costs[m])
 
 
-def forward(
-    x: Array, weight: Array, bias: Array | None, window: Window, work: Workspace, relu: bool = False
-) -> Array:
-    """y (N, OH, OW, K) = x (N, H, W, C) convolved with weight (KH, KW, C, K), plus bias (K,), then ReLU if so."""
+def forward(x: Array, weight: Array, bias: Array | None, window: Window, work: Workspace) -> Array:
+    """y (N, OH, OW, K) = x (N, H, W, C) convolved with weight (KH, KW, C, K), plus bias (K,)."""
     y = np.empty((len(x), *window.out_size(*x.shape[1:3]), weight.shape[3]), x.dtype)  # (N, OH, OW, K)
     offset = np.empty(0, x.dtype) if bias is None else bias  # (K,) or (0,)
     m = choose(window, x.shape, weight.shape[3])
     if m:
-        _winograd(m, x, weight, offset, relu, (window.top, window.left), y, turned=False, work=work)
+        _winograd(m, x, weight, offset, (window.top, window.left), y, turned=False, work=work)
     else:
         slide = direct.forward_slide(window, *y.shape[1:3])
-        _direct(x, weight, offset, relu, slide, y, turned=False, work=work)
+        _direct(x, weight, offset, slide, y, turned=False, work=work)
+    return y
+
+
+class Packed(NamedTuple):
+    """Kernels in the form that their convolution takes, made once for many batches."""
+
+    kernels: Array  # (P * C * K8,) for tiles of side `tile`, (taps * C * K8,) where that is 0
+    bias: Array  # (K,)
+    window: Window
+    tile: int
+
+
+def pack(weight: Array, bias: Array, window: Window, shape: tuple[int, ...], work: Workspace) -> Packed:
+    """For pictures of `shape` (H, W, C)."""
+    channels, filters = weight.shape[2:]
+    m = choose(window, (1, *shape), filters)
+    size = ((m + 2) ** 2 if m else math.prod(window.size)) * channels * _up(filters, LANES)
+    kernels = np.empty(size, weight.dtype)
+    if m:
+        _transformed(m, weight, False, work, kernels)
+    else:
+        _packed(weight, direct.forward_slide(window, *window.out_size(*shape[:2])), False, work, kernels)
+    return Packed(kernels, bias, window, m)
+
+
+def forward_packed(x: Array, packed: Packed, relu: bool, work: Workspace) -> Array:
+    """As `forward`."""
+    window, bias = packed.window, packed.bias
+    y = np.empty((len(x), *window.out_size(*x.shape[1:3]), len(bias)), x.dtype)  # (N, OH, OW, K)
+    if packed.tile:
+        _winograd_products(packed.tile, x, packed.kernels, bias, relu, (window.top, window.left), y, work)
+    else:
+        _direct_products(x, packed.kernels, bias, relu, direct.forward_slide(window, *y.shape[1:3]), y, work)
     return y
 
 
@@ -60,13 +92,13 @@ def input_gradient(dy: Array, weight: Array, window: Window, shape: tuple[int, .
     back = adjoint(window)
     m = choose(back, dy.shape, shape[3]) if window.stride == (1, 1) else 0
     if m:
-        _winograd(m, dy, weight, no_bias, False, (back.top, back.left), dx, turned=True, work=work)
+        _winograd(m, dy, weight, no_bias, (back.top, back.left), dx, turned=True, work=work)
         return dx
     slides = direct.phases(window, *shape[1:3])
     if sum(math.prod(slide.results) for slide in slides) < math.prod(shape[1:3]):
         dx[...] = 0  # some pixels are seen by no window
     for slide in slides:
-        _direct(dy, weight, no_bias, False, slide, dx, turned=True, work=work)
+        _direct(dy, weight, no_bias, slide, dx, turned=True, work=work)
     return dx
 
 
@@ -116,11 +148,10 @@ def _tiles(m: int, y: Array) -> int:
 
 
 def _winograd(
-    m: int, x: Array, weight: Array, bias: Array, relu: bool, padding: tuple[int, int], y: Array, *, turned: bool,
-    work: Workspace,
-) -> None:  # fmt: skip
+    m: int, x: Array, weight: Array, bias: Array, padding: tuple[int, int], y: Array, *, turned: bool, work: Workspace
+) -> None:
     u = _transformed(m, weight, turned, work)  # (P * C * K8,)
-    _winograd_products(m, x, u, bias, relu, padding, y, work)
+    _winograd_products(m, x, u, bias, False, padding, y, work)
 
 
 def _transformed(m: int, weight: Array, turned: bool, work: Workspace, u: Array | None = None) -> Array:
@@ -168,10 +199,10 @@ def _units(slide: Slide, pictures: int, channels: int, item: int, threads: int) 
 
 
 def _direct(
-    x: Array, weight: Array, bias: Array, relu: bool, slide: Slide, y: Array, *, turned: bool, work: Workspace
+    x: Array, weight: Array, bias: Array, slide: Slide, y: Array, *, turned: bool, work: Workspace
 ) -> None:
     packed = _packed(weight, slide, turned, work)  # (taps * C * K8,)
-    _direct_products(x, packed, bias, relu, slide, y, work)
+    _direct_products(x, packed, bias, False, slide, y, work)
 
 
 def _packed(weight: Array, slide: Slide, turned: bool, work: Workspace, packed: Array | None = None) -> Array:

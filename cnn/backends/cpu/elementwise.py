@@ -14,9 +14,9 @@ from cnn.backends.reference import ReferenceBackend
 _REFERENCE = ReferenceBackend()
 
 
-def activate(kind: str, x: Array, team: Team) -> Array:
-    """See `ReferenceBackend.activate`."""
-    y = np.empty(x.shape, x.dtype)  # shape of x
+def activate(kind: str, x: Array, team: Team, out: Array | None = None) -> Array:
+    """See `ReferenceBackend.activate`; `out` may be x itself."""
+    y = np.empty(x.shape, x.dtype) if out is None else out  # shape of x
     flat, to, whole = np.ascontiguousarray(x).reshape(-1), y.reshape(-1), x.size // LANES * LANES
     team.worth(x.size).run(_activate, KINDS[kind], flat, to)
     if whole < x.size:

@@ -1,0 +1,98 @@
+"""A network's forward pass alone, for weights that stay as they are.
+
+Batch norm and the activation after a convolution become part of it, kernels are brought into the form that the
+backend reads fastest, and all of that once, not for every batch.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from cnn.arena import Shape, Tree
+from cnn.backend import Array, Backend
+from cnn.layers import BatchNorm, Conv2D, Layer, Residual, Run, Sequential
+from cnn.layers.activations import Activation
+from cnn.network import Network
+
+# A part of the network: from its input (N, ...) to its output (N, ...).
+_Step: TypeAlias = Callable[[Array], Array]
+
+
+class Inference:
+    """`network` as it is now; what training changes afterwards is not seen."""
+
+    def __init__(self, network: Network) -> None:
+        self._run = _prepare(
+            network.layer, network.parameters.tree, network.state.tree, network.in_shape, network.backend
+        )
+
+    def __call__(self, x: Array) -> Array:
+        """Outputs (N, *out_shape) for x (N, *in_shape): those of `Network.infer`, but for rounding."""
+        return self._run(x)
+
+
+def _prepare(layer: Layer, p: Tree, s: Tree, in_shape: Shape, backend: Backend) -> _Step:
+    match layer:
+        case Sequential():
+            return _in_turn(_prepare_sequence(layer, p, s, in_shape, backend))
+        case Residual():
+            body, shortcut = (
+                _prepare(part, p.get(name, {}), s.get(name, {}), in_shape, backend)
+                for name, part in (("body", layer.body), ("shortcut", layer.shortcut))
+            )
+            return lambda x: backend.add(body(x), shortcut(x), layer.activation)
+        case Conv2D():
+            return _convolution(layer, p, None, {}, {}, "", in_shape, backend)
+    run = Run(backend, training=False)
+    return lambda x: layer.forward(run, p, s, x)[0]
+
+
+def _prepare_sequence(sequence: Sequential, p: Tree, s: Tree, in_shape: Shape, backend: Backend) -> list[_Step]:
+    """The steps of a sequence, each convolution taking in the batch norm and the activation that follow it."""
+    steps: list[_Step] = []
+    rest = list(sequence.layers)
+    while rest:
+        name, layer = rest.pop(0)
+        out_shape = layer.specs(in_shape).out_shape
+        if isinstance(layer, Conv2D):
+            norm: BatchNorm | None = None
+            norm_p, norm_s, kind = {}, {}, ""
+            if rest and isinstance(after := rest[0][1], BatchNorm):
+                norm, norm_p, norm_s, kind = after, p[rest[0][0]], s[rest[0][0]], after.activation
+                del rest[0]
+            if rest and not kind and isinstance(after := rest[0][1], Activation):
+                kind = after.kind
+                del rest[0]
+            steps.append(_convolution(layer, p[name], norm, norm_p, norm_s, kind, in_shape, backend))
+        else:
+            steps.append(_prepare(layer, p.get(name, {}), s.get(name, {}), in_shape, backend))
+        in_shape = out_shape
+    return steps
+
+
+def _in_turn(steps: list[_Step]) -> _Step:
+    def run(x: Array) -> Array:
+        for step in steps:
+            x = step(x)
+        return x
+
+    return run
+
+
+def _convolution(
+    layer: Conv2D, p: Tree, norm: Any, norm_p: Tree, norm_s: Tree, kind: str, in_shape: Shape, backend: Backend
+) -> _Step:
+    """activation(norm(convolution)) as a convolution with other kernels, since the norm is linear by now."""
+    xp, weight = backend.xp, p["weight"]  # (KH, KW, C, K)
+    bias = p["bias"] if "bias" in p else backend.zeros((layer.filters,), weight.dtype)  # (K,)
+    if norm is not None:
+        scale, shift, mean, variance = (
+            values.astype(np.float64)
+            for values in (norm_p["scale"], norm_p["shift"], norm_s["mean"], norm_s["variance"])
+        )  # (K,) each
+        factor = scale / xp.sqrt(variance + norm.epsilon)  # (K,)
+        bias = (factor * (bias - mean) + shift).astype(weight.dtype)  # (K,)
+        weight = (weight * factor).astype(weight.dtype)  # (KH, KW, C, K)
+    packed = backend.pack_conv2d(weight.copy(), bias.copy(), layer.window, in_shape)
+    return lambda x: backend.conv2d_packed(x, packed, kind)
