@@ -8,30 +8,23 @@ import os
 import sys
 from typing import Any
 
-import numba
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from cnn.backend import Array, Window
 from cnn.backends.cpu import convolution, dense, elementwise, losses, norm, optimizers, pictures, pooling
-from cnn.backends.cpu import kernels as cpu_kernels
 from cnn.backends.cpu.team import team_of
 from cnn.backends.cpu.workspace import Workspace
 from cnn.backends.reference import ReferenceBackend
 
-# Threads that wait shall sleep, not spin: beside any other busy process, a decoding thread of ours included, spinning
-# threads keep each other from the cores. Read when the first kernel runs.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 
 class CpuBackend(ReferenceBackend):
-    """Numba on `threads` threads. BLAS gets one thread, since Numba's threads each call it for their own tile."""
+    """Numba kernels on a team of `threads` threads. BLAS gets one, since each of the team calls it for its share."""
 
     name = "cpu"
 
     def __init__(self, threads: int | None = None, why: str = "") -> None:
         self.threads = threads or _usable_cores()
-        numba.set_num_threads(min(self.threads, numba.config.NUMBA_NUM_THREADS))
         threadpool_limits(1, user_api="blas")
         _keep_freed_memory()
         plural = "" if self.threads == 1 else "s"
