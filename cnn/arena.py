@@ -67,7 +67,7 @@ class Arena:
 
     def assign(self, name: str, values: np.ndarray) -> None:
         """Copy host values, of the view's shape, into the view called `name`."""
-        self.views[name][...] = self.backend.asarray(values.astype(self.flat.dtype))
+        self.views[name][...] = self.backend.asarray(values.astype(self.flat.dtype, copy=False))
 
     def to_host(self) -> dict[str, np.ndarray]:
         """A copy of every view on the host, by name."""

@@ -21,9 +21,15 @@ def he_normal(shape: Shape, key: int) -> np.ndarray:
 
     The last axis is the output; all others are the fan-in.
     """
-    return normal(key, math.prod(shape)).reshape(shape) * math.sqrt(2.0 / math.prod(shape[:-1]))
+    return _scaled_normal(shape, key, math.sqrt(2.0 / math.prod(shape[:-1])))
 
 
 def lecun_normal(shape: Shape, key: int) -> np.ndarray:
     """Normal with variance 1 / fan-in, for outputs that meet no ReLU (LeCun et al., 1998)."""
-    return normal(key, math.prod(shape)).reshape(shape) * math.sqrt(1.0 / math.prod(shape[:-1]))
+    return _scaled_normal(shape, key, math.sqrt(1.0 / math.prod(shape[:-1])))
+
+
+def _scaled_normal(shape: Shape, key: int, deviation: float) -> np.ndarray:
+    values = normal(key, math.prod(shape)).reshape(shape)  # shape
+    values *= deviation
+    return values

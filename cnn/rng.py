@@ -14,6 +14,7 @@ from cnn.backend import Array
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
+_BLOCK = 1 << 18  # numbers drawn at a time; even, since normal ones come in pairs
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 
@@ -49,7 +50,13 @@ def uniform(key: int, rows: Array, count: int, xp: Any = np) -> Array:
 
 def normal(key: int, count: int) -> Array:
     """`count` standard normal numbers, float64 (count,), by the Box-Muller transform; on the host."""
-    pairs = uniform(key, np.arange((count + 1) // 2), 2).astype(np.float64)  # (ceil(count/2), 2)
-    radius = np.sqrt(-2.0 * np.log1p(-pairs[:, 0]))  # (ceil(count/2),)
-    angle = 2.0 * np.pi * pairs[:, 1]  # (ceil(count/2),)
-    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)[:count]  # (count,)
+    numbers = np.empty((count + 1) // 2 * 2)  # (count, and one more where that is odd)
+    for first in range(0, len(numbers), _BLOCK):  # so that what is in between takes little memory
+        block = numbers[first : first + _BLOCK]  # (up to _BLOCK,)
+        rows = np.arange(first // 2, (first + len(block)) // 2)  # (len(block) / 2,)
+        pairs = uniform(key, rows, 2).astype(np.float64)  # (len(block) / 2, 2)
+        radius = np.sqrt(-2.0 * np.log1p(-pairs[:, 0]))  # (len(block) / 2,)
+        angle = 2.0 * np.pi * pairs[:, 1]  # (len(block) / 2,)
+        block[0::2] = radius * np.cos(angle)
+        block[1::2] = radius * np.sin(angle)
+    return numbers[:count]
