@@ -237,4 +237,4 @@ def _direct_weights(dy: Array, x: Array, window: Window, d_weight: Array, work: 
         "tiles", (threads, direct.band_size(slide, units, channels) + 2 * LANES + padded_dy), x.dtype
     )  # (T, size)
     work.team.run(direct.weight_gradient, x, dy, slide.vector(units), bands, sums)
-    direct.add_weight_gradient(sums, d_weight)
+    work.team.worth(sums.size).run(direct.add_weight_gradient, sums, d_weight)

@@ -13,7 +13,6 @@ C channels in; OH by OW pixels, K channels out; K8: K rounded up to whole lanes.
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from cnn.backend import Window
 from cnn.backends.cpu.gemm import COLUMNS, ROWS, block, outer_product
@@ -33,6 +32,7 @@ from cnn.backends.cpu.simd import (
     store_first,
     whole,
 )
+from cnn.backends.cpu.team import kernel
 
 
 class Slide(NamedTuple):
@@ -148,7 +148,7 @@ def _fill_band(x, height, width, channels, line, column, lines, columns, to):  #
             _clear(row, columns * channels)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def pack_weights(t, threads, weight, slide_vector, turned, packed):  # type: ignore[no-untyped-def]
     """Share t of the slide's taps of kernels (KH, KW, C, K) as packed columns of a matrix: (taps * C * K8,).
 
@@ -202,7 +202,7 @@ def _products(x, x_at, line_step, kh, run, packed, columns, y, y_at, total, filt
                 line_step, kh, run, panel,
                 shift(column, number_at(y_at, q)), shift(column, number_at(y_at, q + 1)),
                 shift(column, number_at(y_at, q + 2)), shift(column, number_at(y_at, q + 3)),
-                shift(column, number_at(y_at, q + 4)), shift(column, number_at(y_at, q + 5)), count,
+                shift(column, number_at(y_at, q + 4)), shift(column, number_at(y_at, q + 5)), count, False,
             )  # fmt: skip
 
 
@@ -227,7 +227,7 @@ def _unit_places(unit, bands, units, pictures, results):  # type: ignore[no-unty
     return first, min(units.pictures, pictures - first), row, min(units.rows, results - row)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def convolve(t, threads, x, packed, bias, relu, y, slide_vector, bands, places):  # type: ignore[no-untyped-def]
     """Share t of the slide's results over x (N, H, W, C), with bias and ReLU, into y (N, OH, OW, K).
 
@@ -272,7 +272,7 @@ def convolve(t, threads, x, packed, bias, relu, y, slide_vector, bands, places):
             _finish(there, y_at, done, filters, bias, relu)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def weight_gradient(t, threads, x, dy, slide_vector, bands, sums):  # type: ignore[no-untyped-def]
     """sums (parts, KH * R6 * K8) become each part's sum of windows times dy; R6: KW * C rounded up to sixes.
 
@@ -325,17 +325,18 @@ def weight_gradient(t, threads, x, dy, slide_vector, bands, sums):  # type: igno
             outer_product(window, x_steps, run, dy_here, dy_steps, to_k - from_k, grid, to, columns)
 
 
-@njit(cache=True)
-def add_weight_gradient(sums, d_weight):  # type: ignore[no-untyped-def]
-    """d_weight (KH, KW, C, K) += sums (parts, KH * R6 * K8), added in the order of the parts."""
+@kernel
+def add_weight_gradient(t, threads, sums, d_weight):  # type: ignore[no-untyped-def]
+    """Share t of d_weight (KH, KW, C, K) += sums (parts, KH * R6 * K8), added in the order of the parts."""
     kh, kw, channels, filters = d_weight.shape
     columns, run_rows = round_up(filters, LANES), round_up(kw * channels, ROWS)
-    for a in range(kh):
-        for r in range(kw * channels):
-            to = pointer(d_weight, (a * kw * channels + r) * filters)
-            for k in range(0, filters, LANES):
-                count = min(LANES, filters - k)
-                value = load_first(to, k, count)
-                for part in range(sums.shape[0]):
-                    value = value + load(pointer(sums, part * sums.shape[1]), (a * run_rows + r) * columns + k)
-                store_first(to, k, value, count)
+    run = kw * channels
+    for row in range(kh * run * t // threads, kh * run * (t + 1) // threads):
+        a, r = row // run, row % run
+        to = pointer(d_weight, row * filters)
+        for k in range(0, filters, LANES):
+            count = min(LANES, filters - k)
+            value = load_first(to, k, count)
+            for part in range(sums.shape[0]):
+                value = value + load(pointer(sums, part * sums.shape[1]), (a * run_rows + r) * columns + k)
+            store_first(to, k, value, count)

@@ -5,12 +5,11 @@ a: AVX2's sixteen, less one. Each step does twelve multiply-adds for eight loads
 arithmetic. All pointers count in numbers; nothing is checked.
 """
 
-
-
 from cnn.backends.cpu.simd import LANES, broadcast, fma, inner, like, load, shift, store, store_first, whole
 
 ROWS = 6  # of a block
 COLUMNS = 16  # of a wide block; a narrow one has half
+_CHUNK = 64
 
 
 @inner
@@ -18,20 +17,23 @@ def product(a, a_row, b, rows, depth, columns, c):  # type: ignore[no-untyped-de
     """c (rows, columns) = a (rows, a_row), of which `depth` numbers count, @ b (depth, columns), packed.
 
     rows: a multiple of 6; columns: of 8. Packed means in blocks of 16 columns, each (depth, 16), the last perhaps 8.
+    Sums are taken over `_CHUNK` of the depth at a time and then added up: a long sum's rounding error grows with it.
     """
     for j in range(0, columns, COLUMNS):
         panel, width = shift(b, j * depth), min(COLUMNS, columns - j)
-        for t in range(0, rows, ROWS):
-            a0, c0 = shift(a, t * a_row), shift(c, t * columns + j)
-            a1, a2, a3, a4, a5 = (
-                shift(a0, a_row), shift(a0, 2 * a_row), shift(a0, 3 * a_row), shift(a0, 4 * a_row),
-                shift(a0, 5 * a_row),
-            )  # fmt: skip
-            c1, c2, c3, c4, c5 = (
-                shift(c0, columns), shift(c0, 2 * columns), shift(c0, 3 * columns), shift(c0, 4 * columns),
-                shift(c0, 5 * columns),
-            )  # fmt: skip
-            block(a0, a1, a2, a3, a4, a5, whole(0), whole(1), depth, panel, c0, c1, c2, c3, c4, c5, width)
+        for d in range(0, depth, _CHUNK):
+            chunk, count = shift(panel, d * width), min(_CHUNK, depth - d)
+            for t in range(0, rows, ROWS):
+                a0, c0 = shift(a, t * a_row + d), shift(c, t * columns + j)
+                a1, a2, a3, a4, a5 = (
+                    shift(a0, a_row), shift(a0, 2 * a_row), shift(a0, 3 * a_row), shift(a0, 4 * a_row),
+                    shift(a0, 5 * a_row),
+                )  # fmt: skip
+                c1, c2, c3, c4, c5 = (
+                    shift(c0, columns), shift(c0, 2 * columns), shift(c0, 3 * columns), shift(c0, 4 * columns),
+                    shift(c0, 5 * columns),
+                )  # fmt: skip
+                block(a0, a1, a2, a3, a4, a5, whole(0), whole(1), count, chunk, c0, c1, c2, c3, c4, c5, width, d > 0)
 
 
 @inner
@@ -50,20 +52,25 @@ def outer_product(a, a_steps, depth, b, b_steps, columns, counts, c, c_row):  # 
 
 
 @inner
-def block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3, c4, c5, columns):  # type: ignore[no-untyped-def]
+def block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3, c4, c5, columns, add):  # type: ignore[no-untyped-def]
     """Six rows of c (`columns` of them, at most 16) = six rows of a (runs * run) @ b (runs * run, 16 or 8), packed.
 
-    Row r of a begins at a_r and has `runs` stretches of `run` numbers, `row_step` apart.
+    Row r of a begins at a_r and has `runs` stretches of `run` numbers, `row_step` apart. `add` adds to c instead of
+    setting it, and wants 16 or 8 columns.
     """
     if columns > LANES:
-        _wide_block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3, c4, c5, columns)
+        _wide_block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3, c4, c5, columns, add)
     else:
-        _narrow_block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3, c4, c5, columns)
+        _narrow_block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3, c4, c5, columns, add)
 
 
 @inner
-def _store_columns(c, first, second, columns):  # type: ignore[no-untyped-def]
+def _store_columns(c, first, second, columns, add):  # type: ignore[no-untyped-def]
     """The first `columns` of `first` and `second` one after the other."""
+    if add:
+        first = first + load(c, 0)
+        if columns > LANES:
+            second = second + load(c, LANES)
     if columns >= COLUMNS:
         store(c, 0, first)
         store(c, 8, second)
@@ -76,7 +83,7 @@ def _store_columns(c, first, second, columns):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _wide_block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3, c4, c5, columns):  # type: ignore[no-untyped-def]
+def _wide_block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3, c4, c5, columns, add):  # type: ignore[no-untyped-def]
     """As `block`, for 9 to 16 columns."""
     zero = like(b, 0)
     s00, s01, s10, s11, s20, s21 = zero, zero, zero, zero, zero, zero
@@ -99,16 +106,16 @@ def _wide_block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3, 
         b = shift(b, 16 * run)
         a0, a1, a2 = shift(a0, row_step), shift(a1, row_step), shift(a2, row_step)
         a3, a4, a5 = shift(a3, row_step), shift(a4, row_step), shift(a5, row_step)
-    _store_columns(c0, s00, s01, columns)
-    _store_columns(c1, s10, s11, columns)
-    _store_columns(c2, s20, s21, columns)
-    _store_columns(c3, s30, s31, columns)
-    _store_columns(c4, s40, s41, columns)
-    _store_columns(c5, s50, s51, columns)
+    _store_columns(c0, s00, s01, columns, add)
+    _store_columns(c1, s10, s11, columns, add)
+    _store_columns(c2, s20, s21, columns, add)
+    _store_columns(c3, s30, s31, columns, add)
+    _store_columns(c4, s40, s41, columns, add)
+    _store_columns(c5, s50, s51, columns, add)
 
 
 @inner
-def _narrow_block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3, c4, c5, columns):  # type: ignore[no-untyped-def]
+def _narrow_block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3, c4, c5, columns, add):  # type: ignore[no-untyped-def]
     """As `block`, for at most 8 columns."""
     zero = like(b, 0)
     s0, s1, s2, s3, s4, s5 = zero, zero, zero, zero, zero, zero
@@ -121,12 +128,12 @@ def _narrow_block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3
         b = shift(b, 8 * run)
         a0, a1, a2 = shift(a0, row_step), shift(a1, row_step), shift(a2, row_step)
         a3, a4, a5 = shift(a3, row_step), shift(a4, row_step), shift(a5, row_step)
-    _store_columns(c0, s0, zero, columns)
-    _store_columns(c1, s1, zero, columns)
-    _store_columns(c2, s2, zero, columns)
-    _store_columns(c3, s3, zero, columns)
-    _store_columns(c4, s4, zero, columns)
-    _store_columns(c5, s5, zero, columns)
+    _store_columns(c0, s0, zero, columns, add)
+    _store_columns(c1, s1, zero, columns, add)
+    _store_columns(c2, s2, zero, columns, add)
+    _store_columns(c3, s3, zero, columns, add)
+    _store_columns(c4, s4, zero, columns, add)
+    _store_columns(c5, s5, zero, columns, add)
 
 
 @inner

@@ -9,7 +9,6 @@ n = m + 2; P = n * n; B tiles a block; C8, K8: channels rounded up to whole lane
 """
 
 import numpy as np
-from numba import njit
 
 from cnn.backends.cpu.gemm import COLUMNS, ROWS, outer_product, product
 from cnn.backends.cpu.simd import (
@@ -28,6 +27,7 @@ from cnn.backends.cpu.simd import (
     store_first,
     whole,
 )
+from cnn.backends.cpu.team import kernel
 from cnn.backends.cpu.transforms import INPUT, OUTPUT, OUTPUT_ADJOINT, WEIGHT, WEIGHT_ADJOINT, twice
 
 WEIGHT_SCRATCH = 128 * LANES  # numbers that a thread needs to transform kernels or their gradient
@@ -126,7 +126,7 @@ def _tiles_out(m, source, row, rows, sizes, first, stop, y, bias, relu, scratch)
                     store_first(base, (i * width + j) * channels + channel, value, count)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def transform_weights(t, threads, m, weight, turned, u, scratch):  # type: ignore[no-untyped-def]
     """Share t of kernels (3, 3, C, K) as P matrices of packed columns (P, C * K8), see `gemm.py`.
 
@@ -158,7 +158,7 @@ def transform_weights(t, threads, m, weight, turned, u, scratch):  # type: ignor
                 store(to, at, load(packed, p * LANES))
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def forward(t, threads, m, x, u, bias, relu, y, top, left, block, scratch):  # type: ignore[no-untyped-def]
     """Share t of y (N, OH, OW, K) = x (N, H, W, C) convolved with the transformed kernels u, + bias, then ReLU.
 
@@ -186,7 +186,7 @@ def forward(t, threads, m, x, u, bias, relu, y, top, left, block, scratch):  # t
         _tiles_out(m, products, columns, rows, sizes, first, stop, to, bias, relu, local)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def weight_gradient(t, threads, m, x, dy, top, left, block, sums, scratch):  # type: ignore[no-untyped-def]
     """sums (parts, P * C6 * K8) become the sum over each part's tiles of (B^T x B) (A dy A^T); C6: C up to sixes.
 
@@ -230,7 +230,7 @@ def weight_gradient(t, threads, m, x, dy, top, left, block, sums, scratch):  # t
             outer_product(a, a_steps, channels, b, b_steps, row, grid, c, columns)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def add_weight_gradient(t, threads, m, sums, d_weight, scratch):  # type: ignore[no-untyped-def]
     """Share t of d_weight (3, 3, C, K) += G^T (the sum of `sums` over its parts) G; scratch (T, size)."""
     lane, n = whole(LANES), m + 2

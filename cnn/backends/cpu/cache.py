@@ -1,0 +1,67 @@
+"""Where compiled kernels are kept: a folder for each version of this package's source.
+
+Numba compares a kernel with the file it stands in, not with what it calls from other files: with one folder for all
+versions, a change of an inner loop would go unnoticed. `NUMBA_CACHE_DIR` says where the folders are, else they lie in
+the user's cache.
+"""
+
+import getpass
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numba
+
+_UNUSED_DAYS = 30  # after which another version's folder is removed
+
+
+@contextmanager
+def kernels_of_this_version() -> Iterator[None]:
+    """Kernels that are declared inside are compiled into, and loaded from, this version's folder."""
+    before, name = numba.config.CACHE_DIR, f"kernels-{_digest()}"
+    for root in (_root(), Path(tempfile.gettempdir()) / f"logpose-{getpass.getuser()}"):
+        with suppress(OSError):  # this one cannot be written to
+            _prepare(root / name)
+            numba.config.CACHE_DIR = str(root / name)
+            break
+    try:
+        yield
+    finally:
+        numba.config.CACHE_DIR = before
+
+
+def _prepare(folder: Path) -> None:
+    if not folder.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_unused(folder.parent)
+    os.utime(folder)
+
+
+def _digest() -> str:
+    """Of all source files of this package."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _root() -> Path:
+    if chosen := os.environ.get("NUMBA_CACHE_DIR"):
+        return Path(chosen) / "logpose"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "logpose"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "logpose"
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "logpose"
+
+
+def _remove_unused(root: Path) -> None:
+    for folder in root.glob("kernels-*"):
+        if time.time() - folder.stat().st_mtime > _UNUSED_DAYS * 86400:
+            shutil.rmtree(folder, ignore_errors=True)
