@@ -118,13 +118,6 @@ class CpuBackend(ReferenceBackend):
         window = pooling.whole_picture(in_shape)
         return pooling.max_pool_backward(dy[:, None, None], winner, in_shape, window, self._team)
 
-    def global_average_pool(self, x: Array) -> Array:
-        return pooling.average_pool(x, pooling.whole_picture(x.shape), self._team)[:, 0, 0]
-
-    def global_average_pool_backward(self, dy: Array, in_shape: tuple[int, ...]) -> Array:
-        window = pooling.whole_picture(in_shape)
-        return pooling.average_pool_backward(dy[:, None, None], in_shape, window, self._team)
-
     # Losses
 
     def softmax_cross_entropy(

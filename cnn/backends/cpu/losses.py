@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from cnn.backend import Array
+from cnn.backends.cpu.simd import number_at, pointer, put_number
 from cnn.backends.cpu.team import Team, kernel
 
 
@@ -28,17 +29,17 @@ def _softmax_cross_entropy(  # type: ignore[no-untyped-def]
     """losses (T,): the sum over share t of the rows; gradient (N, K) is written. Sums are float64."""
     rows, classes = logits.shape
     for n in range(rows * t // threads, rows * (t + 1) // threads):
-        label = labels[n]
-        peak = np.float64(logits[n, 0])
+        z, d, label = pointer(logits, n * classes), pointer(gradient, n * classes), labels[n]
+        peak = np.float64(number_at(z, 0))
         for k in range(1, classes):
-            peak = max(peak, np.float64(logits[n, k]))
+            peak = max(peak, np.float64(number_at(z, k)))
         total = 0.0
         for k in range(classes):
-            power = math.exp(logits[n, k] - peak)
-            gradient[n, k] = power
+            power = math.exp(number_at(z, k) - peak)
+            put_number(d, k, power)
             total += power
         log_total, weight = math.log(total), weights[label] / denominator
         for k in range(classes):
             target = smoothing / classes + (1.0 - smoothing if k == label else 0.0)
-            losses[t] -= weight * target * (logits[n, k] - peak - log_total)
-            gradient[n, k] = weight * (gradient[n, k] / total - target)
+            losses[t] -= weight * target * (number_at(z, k) - peak - log_total)
+            put_number(d, k, weight * (number_at(d, k) / total - target))

@@ -3,8 +3,21 @@
 import numpy as np
 
 from cnn.backend import Array
-from cnn.backends.cpu.simd import LANES, fma, like, load, load_whole, pointer, shift, store, store_first
+from cnn.backends.cpu.simd import (
+    LANES,
+    fma,
+    like,
+    load,
+    load_whole,
+    number_at,
+    pointer,
+    put_number,
+    shift,
+    store,
+    store_first,
+)
 from cnn.backends.cpu.team import Team, kernel
+from cnn.backends.reference import ReferenceBackend
 
 
 def resample(
@@ -12,6 +25,8 @@ def resample(
 ) -> Array:
     """See `ReferenceBackend.resample`."""
     count, _, width, channels = images.shape
+    if width * channels < LANES:
+        return ReferenceBackend().resample(images, ys, xs, holes, mean, deviation)
     out = np.empty((count, ys.shape[1], xs.shape[1], channels), mean.dtype)  # (N, OH, OW, C)
     images = np.ascontiguousarray(images).reshape(count, -1, width * channels)  # (N, H, W * C)
     padded = np.zeros((2, channels + LANES), mean.dtype)  # (2, C and more)
@@ -41,23 +56,18 @@ def _resample(t, threads, images, y_first, downs, x_first, acrosses, mean, facto
     """
     pictures, height, length = images.shape
     columns, channels = out.shape[2:]
-    blended, done = lines[t, 0], lines[t, 1]
-    source, to = pointer(blended, 0), pointer(done, 0)
-    whole = length // LANES * LANES
+    source, to = pointer(lines, 2 * t * lines.shape[2]), pointer(lines, (2 * t + 1) * lines.shape[2])
     for n in range(pictures * t // threads, pictures * (t + 1) // threads):
         for i in range(out.shape[1]):
-            y0, fraction = y_first[n, i], downs[n, i]
-            y1 = min(y0 + 1, height - 1)
+            y0 = y_first[n, i]
+            y1, down = min(y0 + 1, height - 1), like(source, downs[n, i])
             upper, lower = pointer(images, (n * height + y0) * length), pointer(images, (n * height + y1) * length)
-            down = like(source, fraction)
-            for k in range(0, whole, LANES):
+            for each in range(0, length, LANES):
+                k = min(each, length - LANES)  # the last lanes overlap those before
                 above = load_whole(upper, k, down)
                 store(source, k, fma(down, load_whole(lower, k, down) - above, above))
-            for k in range(whole, length):
-                blended[k] = images[n, y0, k]
-                blended[k] += fraction * (images[n, y1, k] - blended[k])
             for c in range(channels):  # the last pixel's neighbour is itself
-                blended[length + c] = blended[length - channels + c]
+                put_number(source, length + c, number_at(source, length - channels + c))
             for j in range(columns):
                 first, across = shift(source, x_first[n, j] * channels), like(source, acrosses[n, j])
                 for c in range(0, channels, LANES):

@@ -16,10 +16,12 @@ from cnn.backends.cpu.simd import (
     inner,
     like,
     load,
+    load_first,
     load_whole,
     pointer,
     shift,
     store,
+    store_first,
     store_whole,
     where_beaten,
     where_equal,
@@ -167,12 +169,6 @@ def _max_pool(t, threads, x, size, stride, top, left, y, winner):  # type: ignor
                 winner[n, line % out_h, j, c] = first
 
 
-@inner
-def _first_window(place, size, stride):  # type: ignore[no-untyped-def]
-    """The first window along one side that reaches `place`, counted from the padding's begin."""
-    return max(0, (place - size) // stride + 1)
-
-
 @kernel
 def _max_pool_backward(t, threads, dy, winner, size, stride, top, left, dx):  # type: ignore[no-untyped-def]
     """dx (N, H, W, C) = the sum of dy (N, OH, OW, C) over the windows that each number has won."""
@@ -182,7 +178,8 @@ def _max_pool_backward(t, threads, dy, winner, size, stride, top, left, dx):  # 
     for line in range(pictures * height * t // threads, pictures * height * (t + 1) // threads):
         n, row = line // height, line % height
         dx[n, row] = 0
-        for i in range(_first_window(row + top, size[0], stride[0]), min((row + top) // stride[0] + 1, out_h)):
+        first_i, last_i = _windows(row + top, size[0], stride[0], out_h)
+        for i in range(first_i, last_i):
             for j in range(out_w):
                 first_column = j * stride[1] - left
                 first_tap = (row + top - i * stride[0]) * size[1]
@@ -204,24 +201,18 @@ def _average_pool(t, threads, x, size, stride, top, left, y):  # type: ignore[no
     """x (N, H, W, C); y (N, OH, OW, C) is written."""
     pictures, height, width, channels = x.shape
     out_h, out_w = y.shape[1:3]
-    lanes, share = channels // LANES * LANES, x.dtype.type(1 / (size[0] * size[1]))
+    share = like(pointer(y, 0), 1 / (size[0] * size[1]))
     for line in range(pictures * out_h * t // threads, pictures * out_h * (t + 1) // threads):
-        n, up = line // out_h, line % out_h * stride[0] - top
+        up = line % out_h * stride[0] - top
         for j in range(out_w):
             across = j * stride[1] - left
-            corner = pointer(x, ((n * height + up) * width + across) * channels)
-            for c in range(0, lanes, LANES):
-                total = like(corner, 0)
+            corner = pointer(x, ((line // out_h * height + up) * width + across) * channels)
+            for c in range(0, channels, LANES):
+                total = share - share
                 for a in range(max(0, -up), min(size[0], height - up)):
                     for b in range(max(0, -across), min(size[1], width - across)):
-                        total = total + load(corner, (a * width + b) * channels + c)
-                store(pointer(y, (line * out_w + j) * channels), c, total * like(corner, share))
-            for c in range(lanes, channels):
-                number = x.dtype.type(0)
-                for a in range(max(0, -up), min(size[0], height - up)):
-                    for b in range(max(0, -across), min(size[1], width - across)):
-                        number += x[n, up + a, across + b, c]
-                y[n, line % out_h, j, c] = number * share
+                        total = total + _load(corner, (a * width + b) * channels + c, channels - c)
+                _store(pointer(y, (line * out_w + j) * channels), c, total * share, channels - c)
 
 
 @kernel
@@ -229,18 +220,36 @@ def _average_pool_backward(t, threads, dy, size, stride, top, left, dx):  # type
     """dx (N, H, W, C) = the sum of dy (N, OH, OW, C) over the windows that cover each number, over their size."""
     pictures, height, width, channels = dx.shape
     out_h, out_w = dy.shape[1:3]
-    lanes, share = channels // LANES * LANES, dx.dtype.type(1 / (size[0] * size[1]))
+    share = like(pointer(dx, 0), 1 / (size[0] * size[1]))
     for line in range(pictures * height * t // threads, pictures * height * (t + 1) // threads):
-        n, row = line // height, line % height
-        dx[n, row] = 0
-        for i in range(_first_window(row + top, size[0], stride[0]), min((row + top) // stride[0] + 1, out_h)):
-            for j in range(out_w):
-                first_column = j * stride[1] - left
-                source = pointer(dy, ((n * out_h + i) * out_w + j) * channels)
-                to = pointer(dx, (line * width + first_column) * channels)
-                for b in range(max(0, -first_column), min(size[1], width - first_column)):
-                    for c in range(0, lanes, LANES):
-                        here = b * channels + c
-                        store(to, here, load(to, here) + load(source, c) * like(to, share))
-                    for c in range(lanes, channels):
-                        dx[n, row, first_column + b, c] += dy[n, i, j, c] * share
+        n, down = line // height, line % height + top
+        first_i, last_i = _windows(down, size[0], stride[0], out_h)
+        for column in range(width):
+            first_j, last_j = _windows(column + left, size[1], stride[1], out_w)
+            for c in range(0, channels, LANES):
+                total = share - share
+                for i in range(first_i, last_i):
+                    for j in range(first_j, last_j):
+                        total = total + _load(pointer(dy, ((n * out_h + i) * out_w + j) * channels), c, channels - c)
+                _store(pointer(dx, (line * width + column) * channels), c, total * share, channels - c)
+
+
+@inner
+def _windows(place, size, stride, count):  # type: ignore[no-untyped-def]
+    """The first of `count` windows along one side that covers `place`, counted from the padding's begin; its end."""
+    return max(0, (place - size) // stride + 1), min(place // stride + 1, count)
+
+
+@inner
+def _load(start, index, count):  # type: ignore[no-untyped-def]
+    """As many lanes as there are channels left, `count`."""
+    return load(start, index) if count >= LANES else load_first(start, index, count)
+
+
+@inner
+def _store(start, index, values, count):  # type: ignore[no-untyped-def]
+    """As many lanes as there are channels left, `count`."""
+    if count >= LANES:
+        store(start, index, values)
+    else:
+        store_first(start, index, values, count)
