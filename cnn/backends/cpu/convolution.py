@@ -18,25 +18,32 @@ from cnn.backends.cpu.gemm import COLUMNS, ROWS
 from cnn.backends.cpu.simd import LANES
 from cnn.backends.cpu.workspace import Workspace
 
-# What a Winograd tile costs beside its products, in multiply-adds for each channel: its patch transformed, and back.
+# What each way costs beside its products, in multiply-adds. For each channel of a tile: its patch transformed, and back.
 _TRANSFORM = {4: 700, 2: 300}
+# For each pair of channel and filter: the kernels packed or transformed. 0 is direct convolution.
+_KERNEL = {0: 400, 4: 1500, 2: 600}
 _TILES = 48  # in a block
 _UNIT_BYTES = 192 << 10  # of padded pictures that a unit of direct convolution takes: fits into a core's L2
 _UNIT_PIXELS = 96  # and the fewest results it should make, so that the packed kernels are not fetched for a few
 _MOST_SUMS = 1 << 18  # numbers of weight gradient that each thread may sum up for itself
 
 
-def choose(window: Window, shape: tuple[int, ...], filters: int) -> int:
-    """The side of Winograd's tiles, 4 or 2, for pictures of `shape` (N, H, W, C), or 0 for direct convolution."""
+def choose(window: Window, shape: tuple[int, ...], filters: int, packed: bool = False) -> int:
+    """The side of Winograd's tiles, 4 or 2, for pictures of `shape` (N, H, W, C), or 0 for direct convolution.
+
+    `packed` says that the kernels are brought into form once for many batches, which then costs nothing.
+    """
     if window.size != (3, 3) or window.stride != (1, 1):
         return 0
     out_h, out_w = window.out_size(*shape[1:3])
-    channels = shape[3]
-    costs = {0: float(out_h * out_w * 9 * channels * filters)}
+    pictures, channels = shape[0], shape[3]
+    costs = {0: pictures * out_h * out_w * 9 * channels * filters}
     for m, transform in _TRANSFORM.items():
-        tiles = -(-out_h // m) * -(-out_w // m)
+        tiles = pictures * -(-out_h // m) * -(-out_w // m)
         costs[m] = tiles * ((m + 2) ** 2 * channels * filters + transform * (channels + filters))
-    return min(costs, key=lambda m: costs[m])
+    if not packed:
+        costs = {way: cost + _KERNEL[way] * channels * filters for way, cost in costs.items()}
+    return min(costs, key=lambda way: costs[way])
 
 
 def forward(x: Array, weight: Array, bias: Array | None, window: Window, work: Workspace) -> Array:
@@ -55,7 +62,7 @@ def forward(x: Array, weight: Array, bias: Array | None, window: Window, work: W
 class Packed(NamedTuple):
     """Kernels in the form that their convolution takes, made once for many batches."""
 
-    kernels: Array  # (P * C * K8,) for tiles of side `tile`, (taps * C * K8,) where that is 0
+    kernels: Array  # (P matrices C, K8) for tiles of side `tile`, (taps * C * K8,) where that is 0
     bias: Array  # (K,)
     window: Window
     tile: int
@@ -64,8 +71,9 @@ class Packed(NamedTuple):
 def pack(weight: Array, bias: Array, window: Window, shape: tuple[int, ...], work: Workspace) -> Packed:
     """For pictures of `shape` (H, W, C)."""
     channels, filters = weight.shape[2:]
-    m = choose(window, (1, *shape), filters)
-    size = ((m + 2) ** 2 if m else math.prod(window.size)) * channels * _up(filters, LANES)
+    m = choose(window, (1, *shape), filters, packed=True)
+    columns = _up(filters, LANES)
+    size = _matrices(m, channels, columns) if m else math.prod(window.size) * channels * columns
     kernels = np.empty(size, weight.dtype)
     if m:
         _transformed(m, weight, False, work, kernels)
@@ -139,8 +147,13 @@ def _block(m: int, tiles: int, threads: int) -> int:
 
 def _tile_scratch(m: int, block: int, channels: int, filters: int) -> int:
     """The numbers that a thread needs for a block of tiles."""
-    planes = sum(winograd.plane_size.py_func(block, _up(count, LANES)) for count in (channels, filters))
-    return winograd.header_size.py_func(channels, filters) + (m + 2) ** 2 * planes + LANES
+    planes = sum(_matrices(m, block, _up(count, LANES)) for count in (channels, filters))
+    return winograd.header_size.py_func(channels, filters) + planes + LANES
+
+
+def _matrices(m: int, rows: int, columns: int) -> int:
+    """The numbers of all P matrices (rows, columns)."""
+    return (m + 2) ** 2 * winograd.plane_size.py_func(rows, columns)
 
 
 def _tiles(m: int, y: Array) -> int:
@@ -150,15 +163,15 @@ def _tiles(m: int, y: Array) -> int:
 def _winograd(
     m: int, x: Array, weight: Array, bias: Array, padding: tuple[int, int], y: Array, *, turned: bool, work: Workspace
 ) -> None:
-    u = _transformed(m, weight, turned, work)  # (P * C * K8,)
+    u = _transformed(m, weight, turned, work)  # (P matrices C, K8)
     _winograd_products(m, x, u, bias, False, padding, y, work)
 
 
 def _transformed(m: int, weight: Array, turned: bool, work: Workspace, u: Array | None = None) -> Array:
-    """Kernels in the form that `_winograd_products` takes, in `u` or else in lent memory: (P * C * K8,)."""
+    """Kernels in the form that `_winograd_products` takes, in `u` or else in lent memory: (P matrices C, K8)."""
     filters, channels = weight.shape[2:] if turned else weight.shape[:1:-1]
     if u is None:
-        u = work.lend("weights", ((m + 2) ** 2 * channels * _up(filters, LANES),), weight.dtype)
+        u = work.lend("weights", (_matrices(m, channels, _up(filters, LANES)),), weight.dtype)
     scratch = work.lend("tiles", (work.team.threads, winograd.WEIGHT_SCRATCH), weight.dtype)  # (T, size)
     work.team.run(winograd.transform_weights, m, weight, turned, u, scratch)
     return u
@@ -175,9 +188,9 @@ def _winograd_products(
 
 def _winograd_weights(m: int, dy: Array, x: Array, window: Window, d_weight: Array, work: Workspace) -> None:
     channels, filters, threads = x.shape[3], dy.shape[3], work.team.threads
-    size = (m + 2) ** 2 * _up(channels, ROWS) * _up(filters, LANES)
+    size = _matrices(m, _up(channels, ROWS), _up(filters, LANES))
     parts = _share(threads, size, filters)
-    sums = work.lend("weights", (parts[0], size), x.dtype)  # (tile parts, P * C6 * K8)
+    sums = work.lend("weights", (parts[0], size), x.dtype)  # (tile parts, P matrices C6, K8)
     block = _block(m, _tiles(m, dy), parts[0])
     scratch = work.lend("tiles", (threads, _tile_scratch(m, block, channels, filters)), x.dtype)  # (T, size)
     work.team.run(winograd.weight_gradient, m, x, dy, window.top, window.left, block, sums, scratch)

@@ -30,7 +30,8 @@ from cnn.backends.cpu.simd import (
 from cnn.backends.cpu.team import kernel
 from cnn.backends.cpu.transforms import INPUT, OUTPUT, OUTPUT_ADJOINT, WEIGHT, WEIGHT_ADJOINT, twice
 
-WEIGHT_SCRATCH = 128 * LANES  # numbers that a thread needs to transform kernels or their gradient
+_CHUNK = 16  # channels whose kernels are transformed at a time
+WEIGHT_SCRATCH = 72 * LANES + _CHUNK * 9 * COLUMNS  # numbers that a thread needs to transform kernels
 
 
 @inner
@@ -128,34 +129,50 @@ def _tiles_out(m, source, row, rows, sizes, first, stop, y, bias, relu, scratch)
 
 @kernel
 def transform_weights(t, threads, m, weight, turned, u, scratch):  # type: ignore[no-untyped-def]
-    """Share t of kernels (3, 3, C, K) as P matrices of packed columns (P, C * K8), see `gemm.py`.
+    """Share t of kernels (3, 3, C, K) as P matrices (C, K8) of packed columns, see `gemm.py`.
 
     Turned, they are those of the adjoint: kernels (3, 3, K, C) with both axes reversed. scratch (T, size).
     """
     channels, filters = (weight.shape[3], weight.shape[2]) if turned else (weight.shape[2], weight.shape[3])
     columns, lane, n = round_up(filters, LANES), whole(LANES), m + 2
+    plane = plane_size(channels, columns)
     local = pointer(scratch, t * scratch.shape[1])
-    patch, packed = shift(local, 36 * LANES), shift(local, 45 * LANES)
+    packed, taps = shift(local, 36 * LANES), shift(local, 72 * LANES)
     source, to = pointer(weight, whole(0)), pointer(u, whole(0))
-    groups = columns // LANES
-    for group in range(groups * t // threads, groups * (t + 1) // threads):
-        k = group * LANES
-        count = min(LANES, filters - k)
-        # Blocks of 16 columns, the last one narrow where only 8 are left.
-        block = k // COLUMNS * COLUMNS
-        block_width = min(COLUMNS, columns - block)
-        for c in range(channels):
+    blocks = (columns + COLUMNS - 1) // COLUMNS
+    for k in range(blocks * t // threads * COLUMNS, blocks * (t + 1) // threads * COLUMNS, COLUMNS):
+        width = min(COLUMNS, columns - k)
+        for first in range(0, channels, _CHUNK):
+            stop = min(first + _CHUNK, channels)
+            _take_taps(source, channels, filters, k, min(width, filters - k), first, stop, turned, taps)
+            for c in range(first, stop):
+                for j in range(0, width, LANES):
+                    patch = shift(taps, (c - first) * 9 * COLUMNS + j)
+                    twice(whole(WEIGHT), m, patch, 3 * whole(COLUMNS), whole(COLUMNS), packed, n * lane, lane, local)
+                    for p in range(n * n):
+                        store(to, p * plane + k * channels + c * width + j, load(packed, p * LANES))
+
+
+@inner
+def _take_taps(weight, channels, filters, k, count, first, stop, turned, taps):  # type: ignore[no-untyped-def]
+    """taps (stop - first, 9, 16): what channels first..stop give to the filters k.. (count of them).
+
+    Turned, the kernels lie in memory as (3, 3, filters, channels) and are read along their lines.
+    """
+    if turned:
+        for tap in range(9):
+            for i in range(count):
+                line = shift(weight, ((8 - tap) * filters + k + i) * channels)
+                for c in range(first, stop):
+                    put_number(taps, ((c - first) * 9 + tap) * COLUMNS + i, number_at(line, c))
+    else:
+        for c in range(first, stop):
             for tap in range(9):
-                if turned:
-                    for i in range(count):
-                        at = ((8 - tap) * filters + k + i) * channels + c
-                        put_number(patch, tap * LANES + i, number_at(source, at))
-                else:
-                    store(patch, tap * LANES, load_first(source, (tap * channels + c) * filters + k, count))
-            twice(whole(WEIGHT), m, patch, 3 * lane, lane, packed, n * lane, lane, local)
-            for p in range(n * n):
-                at = p * channels * columns + block * channels + c * block_width + k - block
-                store(to, at, load(packed, p * LANES))
+                line = shift(weight, (tap * channels + c) * filters + k)
+                to = shift(taps, ((c - first) * 9 + tap) * COLUMNS)
+                store(to, 0, load_first(line, 0, min(LANES, count)))
+                if count > LANES:
+                    store(to, LANES, load_first(line, LANES, count - LANES))
 
 
 @kernel
@@ -181,14 +198,14 @@ def forward(t, threads, m, x, u, bias, relu, y, top, left, block, scratch):  # t
         _tiles_in(whole(INPUT), m, source, sizes, top, left, first, stop, whole(0), channels, v, v_row, local)
         for p in range(points):
             a, c = shift(v, p * plane_size(rows, v_row)), shift(products, p * plane_size(rows, columns))
-            product(a, v_row, pointer(u, p * channels * columns), rows, channels, columns, c)
+            product(a, v_row, pointer(u, p * plane_size(channels, columns)), rows, channels, columns, c)
         sizes = (out_h, out_w, filters, down, across)
         _tiles_out(m, products, columns, rows, sizes, first, stop, to, bias, relu, local)
 
 
 @kernel
 def weight_gradient(t, threads, m, x, dy, top, left, block, sums, scratch):  # type: ignore[no-untyped-def]
-    """sums (parts, P * C6 * K8) become the sum over each part's tiles of (B^T x B) (A dy A^T); C6: C up to sixes.
+    """sums (parts, P matrices C6, K8) become the sum over each part's tiles of (B^T x B) (A dy A^T); C6: C up to sixes.
 
     scratch (T, size) is the threads' own. Threads beyond the parts share them, each for its own filters.
     """
@@ -208,9 +225,10 @@ def weight_gradient(t, threads, m, x, dy, top, left, block, sums, scratch):  # t
     d = shift(v, points * plane_size(block, v_row))
     total = pointer(sums, part * sums.shape[1])
     zero = like(total, 0)
-    for line in range(points * c_rows):
-        for k in range(from_k, to_k, LANES):
-            store(total, line * columns + k, zero)
+    for p in range(points):
+        for line in range(c_rows):
+            for k in range(from_k, to_k, LANES):
+                store(total, p * plane_size(c_rows, columns) + line * columns + k, zero)
     last = tiles * (part + 1) // parts
     for first in range(tiles * part // parts, last, block):
         stop = min(first + block, last)
@@ -225,7 +243,7 @@ def weight_gradient(t, threads, m, x, dy, top, left, block, sums, scratch):  # t
         )
         for p in range(points):
             a, b = shift(v, p * plane_size(rows, v_row)), shift(d, p * plane_size(rows, row))
-            c = shift(total, p * c_rows * columns + from_k)
+            c = shift(total, p * plane_size(c_rows, columns) + from_k)
             grid, a_steps, b_steps = (whole(1), whole(1), stop - first), (none, none, v_row), (none, none, row)
             outer_product(a, a_steps, channels, b, b_steps, row, grid, c, columns)
 
@@ -242,7 +260,7 @@ def add_weight_gradient(t, threads, m, sums, d_weight, scratch):  # type: ignore
     for c in range(channels * t // threads, channels * (t + 1) // threads):
         for k in range(0, filters, LANES):
             for p in range(n * n):
-                at = (p * c_rows + c) * columns + k
+                at = p * plane_size(c_rows, columns) + c * columns + k
                 total = load(pointer(sums, at), whole(0))
                 for part in range(1, sums.shape[0]):
                     total = total + load(pointer(sums, part * sums.shape[1] + at), whole(0))
