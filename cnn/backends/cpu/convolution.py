@@ -18,7 +18,7 @@ from cnn.backends.cpu.gemm import COLUMNS, ROWS
 from cnn.backends.cpu.simd import LANES
 from cnn.backends.cpu.workspace import Workspace
 
-# What each way costs beside its products, in multiply-adds. For each channel of a tile: its patch transformed, and back.
+# What each way costs beside its products, in multiply-adds. For each channel of a tile: its patch transformed.
 _TRANSFORM = {4: 700, 2: 300}
 # For each pair of channel and filter: the kernels packed or transformed. 0 is direct convolution.
 _KERNEL = {0: 400, 4: 1500, 2: 600}
