@@ -148,7 +148,7 @@ def _block(m: int, tiles: int, threads: int) -> int:
 def _tile_scratch(m: int, block: int, channels: int, filters: int) -> int:
     """The numbers that a thread needs for a block of tiles."""
     planes = sum(_matrices(m, block, _up(count, LANES)) for count in (channels, filters))
-    return winograd.header_size.py_func(channels, filters) + planes + LANES
+    return winograd.header_size.py_func(channels, filters) + planes + COLUMNS
 
 
 def _matrices(m: int, rows: int, columns: int) -> int:
@@ -232,9 +232,12 @@ def _direct_products(
 ) -> None:
     channels, threads = x.shape[3], work.team.threads
     units = _units(slide, len(x), channels, x.itemsize, threads)
+    start = work.lend("bias", (_up(y.shape[3], COLUMNS),), x.dtype)  # (K16,)
+    start[...] = 0
+    start[: bias.size] = bias
     bands = work.lend("tiles", (threads, direct.band_size(slide, units, channels)), x.dtype)  # (T, size)
     places = work.lend("places", (threads, 2, direct.unit_results(slide, units) + ROWS), np.int64)
-    work.team.run(direct.convolve, x, packed, bias, relu, y, slide.vector(units), bands, places)
+    work.team.run(direct.convolve, x, packed, start, relu, y, slide.vector(units), bands, places)
 
 
 def _direct_weights(dy: Array, x: Array, window: Window, d_weight: Array, work: Workspace) -> None:

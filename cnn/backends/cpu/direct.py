@@ -19,7 +19,6 @@ from cnn.backends.cpu.gemm import COLUMNS, ROWS, block, outer_product
 from cnn.backends.cpu.simd import (
     LANES,
     inner,
-    larger,
     like,
     load,
     load_first,
@@ -191,33 +190,26 @@ def _list_places(counts, x_steps, x_at, y_steps, y_at):  # type: ignore[no-untyp
 
 
 @inner
-def _products(x, x_at, line_step, kh, run, packed, columns, y, y_at, total, filters):  # type: ignore[no-untyped-def]
-    """y at `total` places = the windows at as many places of x, times the packed columns."""
+def _products(x, x_at, line_step, kh, run, packed, columns, y, y_at, total, filters, dense, bias, relu):  # type: ignore[no-untyped-def]
+    """y at `total` places = the windows at as many places of x, times the packed columns, with bias and ReLU.
+
+    Where places are `dense`, each right behind the one before, whole lanes are written: what goes over the end of one
+    is overwritten by the next. Writing a part of the lanes takes as long as ten multiply-adds on some processors.
+    """
     for k in range(0, columns, COLUMNS):
-        panel, count, column = shift(packed, k * kh * run), min(COLUMNS, filters - k), shift(y, k)
+        panel, column, start = shift(packed, k * kh * run), shift(y, k), shift(bias, k)
         for q in range(0, total, ROWS):
+            count = min(COLUMNS, filters - k)
+            if dense and columns <= COLUMNS and q + ROWS < total:
+                count = columns
             block(
                 shift(x, number_at(x_at, q)), shift(x, number_at(x_at, q + 1)), shift(x, number_at(x_at, q + 2)),
                 shift(x, number_at(x_at, q + 3)), shift(x, number_at(x_at, q + 4)), shift(x, number_at(x_at, q + 5)),
                 line_step, kh, run, panel,
                 shift(column, number_at(y_at, q)), shift(column, number_at(y_at, q + 1)),
                 shift(column, number_at(y_at, q + 2)), shift(column, number_at(y_at, q + 3)),
-                shift(column, number_at(y_at, q + 4)), shift(column, number_at(y_at, q + 5)), count, False,
+                shift(column, number_at(y_at, q + 4)), shift(column, number_at(y_at, q + 5)), count, start, False, relu,
             )  # fmt: skip
-
-
-@inner
-def _finish(y, y_at, total, filters, bias, relu):  # type: ignore[no-untyped-def]
-    """y at `total` places: bias (K,) or (0,) added and, if `relu`, nothing below zero let through."""
-    offsets, least = pointer(bias, whole(0)), like(y, 0 if relu else -np.inf)
-    for q in range(total):
-        pixel = shift(y, number_at(y_at, q))
-        for k in range(0, filters, LANES):
-            count = min(LANES, filters - k)
-            value = load_first(pixel, k, count)
-            if bias.size > 0:
-                value = value + load_first(offsets, k, count)
-            store_first(pixel, k, larger(value, least), count)
 
 
 @inner
@@ -231,7 +223,7 @@ def _unit_places(unit, bands, units, pictures, results):  # type: ignore[no-unty
 def convolve(t, threads, x, packed, bias, relu, y, slide_vector, bands, places):  # type: ignore[no-untyped-def]
     """Share t of the slide's results over x (N, H, W, C), with bias and ReLU, into y (N, OH, OW, K).
 
-    bands (T, size) and places (T, 2, unit results + 6) are scratch.
+    bias (K16,), K rounded up to sixteens; bands (T, size) and places (T, 2, unit results + 6) are scratch.
     """
     slide, units = _slide_of(slide_vector)
     pictures, height, width, channels = x.shape
@@ -244,6 +236,7 @@ def convolve(t, threads, x, packed, bias, relu, y, slide_vector, bands, places):
     source, to, band = pointer(x, whole(0)), pointer(y, whole(0)), pointer(bands, t * bands.shape[1])
     x_at, y_at = pointer(places, 2 * t * places.shape[2]), pointer(places, (2 * t + 1) * places.shape[2])
     y_steps = (out_h * out_w * filters, slide.to_step[0] * out_w * filters, slide.to_step[1] * filters)
+    dense = results == out_h and across == out_w
     for unit in range(total * t // threads, total * (t + 1) // threads):
         first, count, row, rows = _unit_places(unit, bands_each, units, pictures, results)
         lines = (rows - 1) * down + kh
@@ -263,13 +256,10 @@ def convolve(t, threads, x, packed, bias, relu, y, slide_vector, bands, places):
         )
         line, column = row * slide.to_step[0] + slide.to_first[0], slide.to_first[1]
         there = shift(to, ((first * out_h + line) * out_w + column) * filters)
-        done = count * rows * across
         _products(
             here, x_at, line_step, kh, kw * channels, pointer(packed, whole(0)), round_up(filters, LANES), there, y_at,
-            done, filters,
+            count * rows * across, filters, dense, pointer(bias, whole(0)), relu,
         )  # fmt: skip
-        if bias.size > 0 or relu:
-            _finish(there, y_at, done, filters, bias, relu)
 
 
 @kernel

@@ -5,7 +5,9 @@ a: AVX2's sixteen, less one. Each step does twelve multiply-adds for eight loads
 arithmetic. All pointers count in numbers; nothing is checked.
 """
 
-from cnn.backends.cpu.simd import LANES, broadcast, fma, inner, like, load, shift, store, store_first, whole
+import numpy as np
+
+from cnn.backends.cpu.simd import LANES, broadcast, fma, inner, larger, like, load, shift, store, store_first, whole
 
 ROWS = 6  # of a block
 COLUMNS = 16  # of a wide block; a narrow one has half
@@ -13,11 +15,12 @@ _CHUNK = 64
 
 
 @inner
-def product(a, a_row, b, rows, depth, columns, c):  # type: ignore[no-untyped-def]
+def product(a, a_row, b, rows, depth, columns, c, zeros):  # type: ignore[no-untyped-def]
     """c (rows, columns) = a (rows, a_row), of which `depth` numbers count, @ b (depth, columns), packed.
 
     rows: a multiple of 6; columns: of 8. Packed means in blocks of 16 columns, each (depth, 16), the last perhaps 8.
     Sums are taken over `_CHUNK` of the depth at a time and then added up: a long sum's rounding error grows with it.
+    zeros: 16 of them.
     """
     for j in range(0, columns, COLUMNS):
         panel, width = shift(b, j * depth), min(COLUMNS, columns - j)
@@ -33,7 +36,10 @@ def product(a, a_row, b, rows, depth, columns, c):  # type: ignore[no-untyped-de
                     shift(c0, columns), shift(c0, 2 * columns), shift(c0, 3 * columns), shift(c0, 4 * columns),
                     shift(c0, 5 * columns),
                 )  # fmt: skip
-                block(a0, a1, a2, a3, a4, a5, whole(0), whole(1), count, chunk, c0, c1, c2, c3, c4, c5, width, d > 0)
+                block(
+                    a0, a1, a2, a3, a4, a5, whole(0), whole(1), count, chunk, c0, c1, c2, c3, c4, c5, width, zeros,
+                    d > 0, False,
+                )  # fmt: skip
 
 
 @inner
@@ -52,25 +58,27 @@ def outer_product(a, a_steps, depth, b, b_steps, columns, counts, c, c_row):  # 
 
 
 @inner
-def block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3, c4, c5, columns, add):  # type: ignore[no-untyped-def]
+def block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3, c4, c5, columns, start, add, relu):  # type: ignore[no-untyped-def]
     """Six rows of c (`columns` of them, at most 16) = six rows of a (runs * run) @ b (runs * run, 16 or 8), packed.
 
-    Row r of a begins at a_r and has `runs` stretches of `run` numbers, `row_step` apart. `add` adds to c instead of
-    setting it, and wants 16 or 8 columns.
+    Row r of a begins at a_r and has `runs` stretches of `run` numbers, `row_step` apart. Sums begin with the 16
+    numbers of `start`. `add` adds to c instead of setting it, and wants 16 or 8 columns; `relu` lets nothing below
+    zero through.
     """
     if columns > LANES:
-        _wide_block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3, c4, c5, columns, add)
+        _wide_block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3, c4, c5, columns, start, add, relu)
     else:
-        _narrow_block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3, c4, c5, columns, add)
+        _narrow_block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3, c4, c5, columns, start, add, relu)
 
 
 @inner
-def _store_columns(c, first, second, columns, add):  # type: ignore[no-untyped-def]
-    """The first `columns` of `first` and `second` one after the other."""
+def _store_columns(c, first, second, columns, add, least):  # type: ignore[no-untyped-def]
+    """The first `columns` of `first` and `second` one after the other, none of them below `least`."""
     if add:
         first = first + load(c, 0)
         if columns > LANES:
             second = second + load(c, LANES)
+    first, second = larger(first, least), larger(second, least)
     if columns >= COLUMNS:
         store(c, 0, first)
         store(c, 8, second)
@@ -83,11 +91,11 @@ def _store_columns(c, first, second, columns, add):  # type: ignore[no-untyped-d
 
 
 @inner
-def _wide_block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3, c4, c5, columns, add):  # type: ignore[no-untyped-def]
+def _wide_block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3, c4, c5, columns, start, add, relu):  # type: ignore[no-untyped-def]
     """As `block`, for 9 to 16 columns."""
-    zero = like(b, 0)
-    s00, s01, s10, s11, s20, s21 = zero, zero, zero, zero, zero, zero
-    s30, s31, s40, s41, s50, s51 = zero, zero, zero, zero, zero, zero
+    left, right, least = load(start, 0), load(start, LANES), like(b, 0 if relu else -np.inf)
+    s00, s10, s20, s30, s40, s50 = left, left, left, left, left, left
+    s01, s11, s21, s31, s41, s51 = right, right, right, right, right, right
     for _ in range(runs):
         for p in range(run):
             b0, b1 = load(b, 16 * p), load(b, 16 * p + 8)
@@ -106,19 +114,19 @@ def _wide_block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3, 
         b = shift(b, 16 * run)
         a0, a1, a2 = shift(a0, row_step), shift(a1, row_step), shift(a2, row_step)
         a3, a4, a5 = shift(a3, row_step), shift(a4, row_step), shift(a5, row_step)
-    _store_columns(c0, s00, s01, columns, add)
-    _store_columns(c1, s10, s11, columns, add)
-    _store_columns(c2, s20, s21, columns, add)
-    _store_columns(c3, s30, s31, columns, add)
-    _store_columns(c4, s40, s41, columns, add)
-    _store_columns(c5, s50, s51, columns, add)
+    _store_columns(c0, s00, s01, columns, add, least)
+    _store_columns(c1, s10, s11, columns, add, least)
+    _store_columns(c2, s20, s21, columns, add, least)
+    _store_columns(c3, s30, s31, columns, add, least)
+    _store_columns(c4, s40, s41, columns, add, least)
+    _store_columns(c5, s50, s51, columns, add, least)
 
 
 @inner
-def _narrow_block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3, c4, c5, columns, add):  # type: ignore[no-untyped-def]
+def _narrow_block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3, c4, c5, columns, start, add, relu):  # type: ignore[no-untyped-def]
     """As `block`, for at most 8 columns."""
-    zero = like(b, 0)
-    s0, s1, s2, s3, s4, s5 = zero, zero, zero, zero, zero, zero
+    left, least = load(start, 0), like(b, 0 if relu else -np.inf)
+    s0, s1, s2, s3, s4, s5 = left, left, left, left, left, left
     for _ in range(runs):
         for p in range(run):
             b0 = load(b, 8 * p)
@@ -128,12 +136,12 @@ def _narrow_block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3
         b = shift(b, 8 * run)
         a0, a1, a2 = shift(a0, row_step), shift(a1, row_step), shift(a2, row_step)
         a3, a4, a5 = shift(a3, row_step), shift(a4, row_step), shift(a5, row_step)
-    _store_columns(c0, s0, zero, columns, add)
-    _store_columns(c1, s1, zero, columns, add)
-    _store_columns(c2, s2, zero, columns, add)
-    _store_columns(c3, s3, zero, columns, add)
-    _store_columns(c4, s4, zero, columns, add)
-    _store_columns(c5, s5, zero, columns, add)
+    _store_columns(c0, s0, least, columns, add, least)
+    _store_columns(c1, s1, least, columns, add, least)
+    _store_columns(c2, s2, least, columns, add, least)
+    _store_columns(c3, s3, least, columns, add, least)
+    _store_columns(c4, s4, least, columns, add, least)
+    _store_columns(c5, s5, least, columns, add, least)
 
 
 @inner

@@ -124,7 +124,11 @@ def _tiles_out(m, source, row, rows, sizes, first, stop, y, bias, relu, scratch)
             for i in range(lines):
                 for j in range(columns):
                     value = larger(load(patch, (i * m + j) * LANES) + offset, least)
-                    store_first(base, (i * width + j) * channels + channel, value, count)
+                    at = (i * width + j) * channels + channel
+                    if count == LANES:
+                        store(base, at, value)
+                    else:
+                        store_first(base, at, value, count)
 
 
 @kernel
@@ -189,7 +193,9 @@ def forward(t, threads, m, x, u, bias, relu, y, top, left, block, scratch):  # t
     local = pointer(scratch, t * scratch.shape[1])
     v = shift(local, header_size(channels, filters))
     products = shift(v, points * plane_size(block, v_row))
-    source, to = pointer(x, whole(0)), pointer(y, whole(0))
+    source, to, zeros = pointer(x, whole(0)), pointer(y, whole(0)), shift(products, points * plane_size(block, columns))
+    for j in range(0, COLUMNS, LANES):
+        store(zeros, j, like(zeros, 0))
     last = tiles * (t + 1) // threads
     for first in range(tiles * t // threads, last, block):
         stop = min(first + block, last)
@@ -198,7 +204,7 @@ def forward(t, threads, m, x, u, bias, relu, y, top, left, block, scratch):  # t
         _tiles_in(whole(INPUT), m, source, sizes, top, left, first, stop, whole(0), channels, v, v_row, local)
         for p in range(points):
             a, c = shift(v, p * plane_size(rows, v_row)), shift(products, p * plane_size(rows, columns))
-            product(a, v_row, pointer(u, p * plane_size(channels, columns)), rows, channels, columns, c)
+            product(a, v_row, pointer(u, p * plane_size(channels, columns)), rows, channels, columns, c, zeros)
         sizes = (out_h, out_w, filters, down, across)
         _tiles_out(m, products, columns, rows, sizes, first, stop, to, bias, relu, local)
 
