@@ -193,14 +193,15 @@ def _list_places(counts, x_steps, x_at, y_steps, y_at):  # type: ignore[no-untyp
 def _products(x, x_at, line_step, kh, run, packed, columns, y, y_at, total, filters, dense, bias, relu):  # type: ignore[no-untyped-def]
     """y at `total` places = the windows at as many places of x, times the packed columns, with bias and ReLU.
 
-    Where places are `dense`, each right behind the one before, whole lanes are written: what goes over the end of one
-    is overwritten by the next. Writing a part of the lanes takes as long as ten multiply-adds on some processors.
+    Where places are `dense`, each right behind the one before, whole lanes are written as long as they end inside:
+    what goes over the end of one is overwritten by the next. Writing a part of the lanes takes as long as ten
+    multiply-adds on some processors.
     """
     for k in range(0, columns, COLUMNS):
         panel, column, start = shift(packed, k * kh * run), shift(y, k), shift(bias, k)
         for q in range(0, total, ROWS):
             count = min(COLUMNS, filters - k)
-            if dense and columns <= COLUMNS and q + ROWS < total:
+            if dense and columns <= COLUMNS and (q + ROWS - 1) * filters + columns <= total * filters:
                 count = columns
             block(
                 shift(x, number_at(x_at, q)), shift(x, number_at(x_at, q + 1)), shift(x, number_at(x_at, q + 2)),
