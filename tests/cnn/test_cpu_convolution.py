@@ -1,0 +1,155 @@
+"""The CPU's convolutions against the reference: every way, every shape, and not a number outside the arrays."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cnn.backend import Window
+from cnn.backends.cpu import convolution, direct
+from cnn.backends.cpu.team import team_of
+from cnn.backends.cpu.workspace import Workspace
+from cnn.backends.reference import ReferenceBackend
+from tests.cnn.test_gradients import thorough
+
+REFERENCE = ReferenceBackend()
+GUARD = 64  # numbers before and after every array that the kernels write
+CANARY = -12345.0
+
+
+@contextmanager
+def guarded_memory() -> Iterator[None]:
+    """Every array that convolution allocates lies between canaries, which must be alive at the end."""
+    arrays: list[np.ndarray] = []
+    empty = np.empty
+
+    def with_guards(shape: Any, dtype: Any = float) -> np.ndarray:
+        whole = np.full(int(np.prod(shape)) + 2 * GUARD, CANARY, dtype)
+        arrays.append(whole)
+        return whole[GUARD:-GUARD].reshape(shape)
+
+    with patch.object(np, "empty", with_guards):
+        yield
+    assert empty is np.empty
+    for whole in arrays:
+        assert (whole[:GUARD] == CANARY).all() and (whole[-GUARD:] == CANARY).all(), "written outside an array"
+
+
+def lending(threads: int) -> Workspace:
+    return Workspace(team_of(threads))
+
+
+def close(found: np.ndarray, expected: np.ndarray) -> None:
+    tolerance = 1e-4 if found.dtype == np.float32 else 1e-12
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * max(1.0, float(np.abs(expected).max())))
+
+
+def draw_arrays(seed: int, dtype: type, *shapes: tuple[int, ...]) -> list[np.ndarray]:
+    generator = np.random.default_rng(seed)
+    return [generator.normal(size=shape).astype(dtype) for shape in shapes]
+
+
+CHANNELS = st.sampled_from([1, 2, 3, 5, 8, 12, 16, 17, 33, 70])  # 70: a sum in two chunks
+PADDING = st.integers(0, 2)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("way", [0, 4, 2], ids=["direct", "winograd4", "winograd2"])
+@thorough
+@given(
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 13), st.integers(1, 13), CHANNELS),
+    filters=CHANNELS, padding=st.tuples(PADDING, PADDING, PADDING, PADDING), threads=st.integers(1, 3),
+    seed=st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_three_by_three(
+    way: int, dtype: type, shape: tuple, filters: int, padding: tuple, threads: int, seed: int
+) -> None:
+    window = Window((3, 3), (1, 1), *padding)
+    if min(window.out_size(*shape[1:3])) < 1:
+        return
+    with patch.object(convolution, "choose", lambda *args, **kwargs: way):
+        check_all(window, shape, filters, dtype, threads, seed)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@thorough
+@given(
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 17), st.integers(1, 17), CHANNELS), filters=CHANNELS,
+    size=st.tuples(st.integers(1, 7), st.integers(1, 5)), stride=st.tuples(st.integers(1, 4), st.integers(1, 3)),
+    padding=st.tuples(PADDING, PADDING, PADDING, PADDING), threads=st.integers(1, 3),
+    seed=st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_any_window(
+    dtype: type, shape: tuple, filters: int, size: tuple, stride: tuple, padding: tuple, threads: int, seed: int
+) -> None:
+    window = Window(size, stride, *padding)
+    if min(window.out_size(*shape[1:3])) >= 1:
+        check_all(window, shape, filters, dtype, threads, seed)
+
+
+def check_all(window: Window, shape: tuple, filters: int, dtype: type, threads: int, seed: int) -> None:
+    """Outputs, folded outputs and both derivatives."""
+    out = (shape[0], *window.out_size(*shape[1:3]), filters)
+    x, weight, bias, dy, d_weight = draw_arrays(
+        seed, dtype, shape, (*window.size, shape[3], filters), (filters,), out, (*window.size, shape[3], filters)
+    )
+    expected_d_weight = d_weight.copy()
+    expected_dx = REFERENCE.conv2d_backward(dy, x, weight, window, expected_d_weight, None, True)
+    expected = REFERENCE.conv2d(x, weight, bias, window)
+    with guarded_memory():
+        work = lending(threads)
+        y = convolution.forward(x, weight, bias, window, work)
+        packed = convolution.pack(weight, bias, window, shape[1:], work)
+        folded = convolution.forward_packed(x, packed, True, work)
+        dx = convolution.input_gradient(dy, weight, window, shape, work)
+        convolution.add_weight_gradient(dy, x, window, d_weight, work)
+    close(y, expected)
+    close(folded, np.maximum(expected, 0))
+    close(dx, expected_dx)
+    close(d_weight, expected_d_weight)
+
+
+def test_bands_and_groups_of_pictures() -> None:
+    """Pictures larger than a unit of work, and several in one; more threads than filters in a block."""
+    for shape, stride in (((2, 40, 300, 24), 1), ((9, 4, 4, 40), 2), ((1, 64, 64, 9), 2)):
+        check_all(Window((3, 3), (stride, stride), 1, 1, 1, 1), shape, 24, np.float32, 3, 0)
+        check_all(Window((5, 5), (stride, stride), 2, 2, 2, 2), shape, 24, np.float32, 3, 0)
+
+
+def test_weight_gradients_too_large_to_have_twice() -> None:
+    """Threads then share one sum, each for its own filters."""
+    with patch.object(convolution, "_MOST_SUMS", 0):
+        for way in (0, 2, 4):
+            with patch.object(convolution, "choose", lambda *args, way=way, **kwargs: way):
+                check_all(Window((3, 3), (1, 1), 1, 1, 1, 1), (3, 9, 10, 33), 56, np.float32, 3, 0)
+
+
+def test_phases_fill_the_picture_once() -> None:
+    """Every pixel of dx that some window sees belongs to one phase."""
+    window, height, width = Window((3, 2), (2, 3), 1, 0, 1, 1), 7, 8
+    seen = np.zeros((height, width), int)
+    for slide in direct.phases(window, height, width):
+        (row, column), (down, right) = slide.to_first, slide.to_step
+        area = seen[row::down, column::right]
+        assert area.shape == slide.results
+        area += 1
+    expected = np.zeros((height, width), int)
+    x, weight = np.ones((1, height, width, 1)), np.ones((3, 2, 1, 1))
+    dy = np.ones((1, *window.out_size(height, width), 1))
+    dx = REFERENCE.conv2d_backward(dy, x, weight, window, np.zeros_like(weight), None, True)
+    expected[dx[0, :, :, 0] != 0] = 1
+    assert (seen >= expected).all() and seen.max() == 1
+
+
+def test_large_feature_maps_go_by_winograd_and_narrow_ones_do_not() -> None:
+    window = Window((3, 3), (1, 1), 1, 1, 1, 1)
+    assert convolution.choose(window, (64, 32, 32, 64), 64) == 4
+    assert convolution.choose(window, (64, 2, 2, 512), 512) == 2
+    assert convolution.choose(window, (64, 32, 32, 3), 32) == 0
+    assert convolution.choose(Window((3, 3), (2, 2), 1, 1, 1, 1), (64, 32, 32, 64), 64) == 0
+    assert convolution.choose(Window((5, 5), (1, 1), 2, 2, 2, 2), (64, 32, 32, 64), 64) == 0
