@@ -5,7 +5,6 @@ versions, a change of an inner loop would go unnoticed. `NUMBA_CACHE_DIR` says w
 the user's cache.
 """
 
-import getpass
 import hashlib
 import os
 import shutil
@@ -25,7 +24,7 @@ _UNUSED_DAYS = 30  # after which another version's folder is removed
 def kernels_of_this_version() -> Iterator[None]:
     """Kernels that are declared inside are compiled into, and loaded from, this version's folder."""
     before, name = numba.config.CACHE_DIR, f"kernels-{_digest()}"
-    for root in (_root(), Path(tempfile.gettempdir()) / f"logpose-{getpass.getuser()}"):
+    for root in (_root(), Path(tempfile.gettempdir()) / f"logpose-{os.getuid() if hasattr(os, 'getuid') else 0}"):
         with suppress(OSError):  # this one cannot be written to
             _prepare(root / name)
             numba.config.CACHE_DIR = str(root / name)
