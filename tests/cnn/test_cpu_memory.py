@@ -1,0 +1,39 @@
+"""Memory of the CPU backend: planned by the first step, the same ever after."""
+
+import subprocess
+import sys
+
+import pytest
+
+STEPS = """
+import resource
+import numpy as np
+from cnn.backend import pick_backend
+from cnn.inference import Inference
+from cnn.models import ResNet9
+from cnn.network import Network
+from cnn.train import Recipe, Trainer
+
+recipe = Recipe(model=ResNet9(width=16))
+network = Network(recipe.model.layers((32, 32, 3), 4), (32, 32, 3), pick_backend("cpu", 2))
+trainer = Trainer(network, recipe, np.full(3, 128.0), np.full(3, 60.0), 64)
+images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8)
+pages = []
+for _ in range(6):
+    trainer.train_batch(images, np.arange(64) % 4, np.arange(64))
+    pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+infer, x = Inference(network), np.zeros((64, 32, 32, 3), np.float32)
+for _ in range(4):
+    infer(x)
+    pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(pages[5] - pages[2], pages[9] - pages[7])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc's heap is told to keep what is freed")
+def test_a_steady_step_fetches_no_memory() -> None:
+    """Pages that the system hands to the process, in three training steps and two batches of inference."""
+    done = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True)
+    training, inference = map(int, done.stdout.split())
+    megabyte = 256  # pages; one of this network's larger feature maps has 4 megabytes
+    assert training < megabyte and inference < megabyte, done.stdout
