@@ -6,7 +6,7 @@ which is as long as the precision asks for. NaN and infinity keep their meaning.
 
 import math
 
-from cnn.backends.cpu.simd import bits, fma, inner, larger, like, nearest, power_of_two, smaller, where_positive
+from cnn.backends.cpu.simd import bits, fma, inner, larger, like, power_of_low_bits, smaller, where_positive
 from cnn.backends.reference import GELU_CUBIC, GELU_SLOPE
 
 # The activations' numbers inside kernels.
@@ -22,7 +22,10 @@ _TERMS = tuple(1.0 / math.factorial(k) for k in range(15))
 @inner
 def _split(x):  # type: ignore[no-untyped-def]
     """e^x = 2^n * (1 + p): 2^n and p = e^r - 1."""
-    n = nearest(x * like(x, _LOG2_E))
+    # A number so large that its last bit is worth one: n is rounded into the lowest bits of the sum.
+    large = like(x, 1.5 * 2.0**52 if bits(x) == 64 else 1.5 * 2.0**23)
+    rounded = fma(x, like(x, _LOG2_E), large)
+    n = rounded - large
     r = fma(n, like(x, -_LN2_LOW), fma(n, like(x, -_LN2_HIGH), x))
     # The series in pairs, which do not wait for each other: r + r^2 (a + r^2 (b + r^2 c)).
     square = r * r
@@ -32,7 +35,7 @@ def _split(x):  # type: ignore[no-untyped-def]
         d, e = fma(r, like(x, _TERMS[9]), like(x, _TERMS[8])), fma(r, like(x, _TERMS[11]), like(x, _TERMS[10]))
         f = fma(r, like(x, _TERMS[13]), like(x, _TERMS[12]))
         c = fma(square, fma(square, fma(square, f, e), d), c)
-    return power_of_two(n), fma(square, fma(square, fma(square, c, b), a), r)
+    return power_of_low_bits(rounded), fma(square, fma(square, fma(square, c, b), a), r)
 
 
 @inner
@@ -44,10 +47,15 @@ def exponential(x):  # type: ignore[no-untyped-def]
 
 
 @inner
+def over_one_and_exponential(number, x):  # type: ignore[no-untyped-def]
+    """number / (1 + e^x)."""
+    return number / (like(x, 1) + exponential(x))
+
+
+@inner
 def logistic(x):  # type: ignore[no-untyped-def]
     """1 / (1 + e^-x)."""
-    one = like(x, 1)
-    return one / (one + exponential(like(x, 0) - x))
+    return over_one_and_exponential(like(x, 1), like(x, 0) - x)
 
 
 @inner
@@ -60,9 +68,9 @@ def tangent(x):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _gelu_gate(x):  # type: ignore[no-untyped-def]
-    """(1 + tanh(u)) / 2 = logistic(2u)."""
-    return logistic(x * fma(x * x, like(x, 2 * GELU_SLOPE * GELU_CUBIC), like(x, 2 * GELU_SLOPE)))
+def _gelu_exponent(x):  # type: ignore[no-untyped-def]
+    """-2u, where GELU is x (1 + tanh(u)) / 2 = x / (1 + e^-2u)."""
+    return x * fma(x * x, like(x, -2 * GELU_SLOPE * GELU_CUBIC), like(x, -2 * GELU_SLOPE))
 
 
 @inner
@@ -71,9 +79,9 @@ def activation(kind, x):  # type: ignore[no-untyped-def]
     if kind == RELU:
         return larger(x, like(x, 0))
     if kind == GELU:
-        return x * _gelu_gate(x)
+        return over_one_and_exponential(x, _gelu_exponent(x))
     if kind == SILU:
-        return x * logistic(x)
+        return over_one_and_exponential(x, like(x, 0) - x)
     if kind == SIGMOID:
         return logistic(x)
     if kind == TANH:
@@ -88,7 +96,7 @@ def times_derivative(kind, dy, x):  # type: ignore[no-untyped-def]
     if kind == RELU:
         return where_positive(x, dy)
     if kind == GELU:
-        gate = _gelu_gate(x)
+        gate = over_one_and_exponential(one, _gelu_exponent(x))
         slope = fma(x * x, like(x, 6 * GELU_SLOPE * GELU_CUBIC), like(x, 2 * GELU_SLOPE))
         return dy * fma(x * slope, gate * (one - gate), gate)
     if kind == SILU:

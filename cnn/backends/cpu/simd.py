@@ -267,32 +267,19 @@ def smaller(_typing, a, b):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def nearest(_typing, values):  # type: ignore[no-untyped-def]
-    """Rounded to whole numbers."""
+def power_of_low_bits(_typing, values):  # type: ignore[no-untyped-def]
+    """2 to the power of the integer in the lowest bits of each lane, which is within the precision's exponents."""
+    width, bias, fraction_bits = (32, 127, 23) if values.dtype == types.float32 else (64, 1023, 52)
+    whole_numbers = ir.VectorType(ir.IntType(width), LANES)
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        vector = context.get_value_type(values)
-        return builder.call(_llvm_function(builder, "llvm.rint", vector, [vector], values), arguments)
+        exponent = builder.add(
+            builder.bitcast(arguments[0], whole_numbers), ir.Constant(whole_numbers, [bias] * LANES)
+        )
+        field = builder.shl(exponent, ir.Constant(whole_numbers, [fraction_bits] * LANES))
+        return builder.bitcast(field, context.get_value_type(values))
 
     return values(values), generate
-
-
-@intrinsic
-def power_of_two(_typing, exponents):  # type: ignore[no-untyped-def]
-    """2 to the power of whole numbers, each within the exponents of its precision; NaN gives anything."""
-    single = exponents.dtype == types.float32
-    bias, fraction_bits = (127, 23) if single else (1023, 52)
-    whole = ir.VectorType(_INT32 if single else ir.IntType(64), LANES)
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        number = builder.fptosi(arguments[0], ir.VectorType(_INT32, LANES))
-        if not single:
-            number = builder.sext(number, whole)
-        field = builder.add(number, ir.Constant(whole, [bias] * LANES))
-        field = builder.shl(field, ir.Constant(whole, [fraction_bits] * LANES))
-        return builder.bitcast(field, context.get_value_type(exponents))
-
-    return exponents(exponents), generate
 
 
 _define(operator.truediv, "fdiv")
