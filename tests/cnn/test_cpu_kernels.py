@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cnn.augment import Augment
 from cnn.backend import Window
-from cnn.backends.cpu import CpuBackend, dense, team
+from cnn.backends.cpu import CpuBackend, dense, norm, team
 from cnn.backends.reference import ReferenceBackend
 from cnn.layers.activations import ACTIVATIONS
 from tests.cnn.test_gradients import thorough
@@ -71,6 +71,14 @@ def test_batch_norm(
         results.append((y, mean, variance, inferred, d_scale, d_shift, dx))
     for found, expected in zip(results[1], results[0], strict=True):
         close(found, expected, dtype, sums=10 + offset**2 / 4)
+
+
+@thorough
+@given(pixels=st.integers(1, 900), channels=CHANNELS, dtype=DTYPES, threads=THREADS, seed=SEEDS)
+def test_channel_sums(pixels: int, channels: int, dtype: type, threads: int, seed: int) -> None:
+    x = numbers(np.random.default_rng(seed), (pixels, channels), dtype)
+    found = norm.channel_sums(x, team.team_of(threads)).astype(dtype)
+    close(found, x.astype(np.float64).sum(axis=0), dtype, sums=10)
 
 
 @thorough

@@ -44,8 +44,7 @@ class CpuBackend(ReferenceBackend):
         x, dy = np.ascontiguousarray(x), np.ascontiguousarray(dy)
         convolution.add_weight_gradient(dy, x, window, d_weight, self._work)
         if d_bias is not None:
-            mean, _ = norm.statistics(dy, self._team)  # (K,)
-            d_bias += (mean * (dy.size // dy.shape[3])).astype(dy.dtype)
+            d_bias += norm.channel_sums(dy, self._team).astype(dy.dtype)  # (K,)
         return convolution.input_gradient(dy, weight, window, x.shape, self._work) if need_dx else None
 
     def pack_conv2d(self, weight: Array, bias: Array, window: Window, in_shape: tuple[int, ...]) -> Any:

@@ -52,6 +52,16 @@ def statistics(x: Array, team: Team) -> tuple[Array, Array]:
     return mean, (square + (count * (parts - mean) ** 2).sum(axis=0)) / count.sum()
 
 
+def channel_sums(x: Array, team: Team) -> Array:
+    """The sum of each channel of x (..., C), such as a bias's gradient: float64 (C,)."""
+    channels, flat, team = x.shape[-1], np.ascontiguousarray(x).reshape(-1), team.worth(x.size)
+    width, whole = _whole_rows(x)
+    totals = np.zeros((team.threads, width))  # (T, W)
+    if whole:
+        team.run(_channel_sums, flat[:whole], np.empty(totals.shape, x.dtype), totals)
+    return totals.reshape(-1, channels).sum(axis=0) + flat[whole:].reshape(-1, channels).sum(axis=0)
+
+
 def infer(
     x: Array, scale: Array, shift: Array, mean: Array, variance: Array, epsilon: float, kind: str, team: Team
 ) -> Array:
@@ -169,6 +179,25 @@ def _statistics(t, threads, x, scratch, counts, means, squares):  # type: ignore
             store(all_squares, c, fma(delta * delta, like(old, before * added / count), total))
         before = count
     counts[t] = before
+
+
+@kernel
+def _channel_sums(t, threads, x, scratch, totals):  # type: ignore[no-untyped-def]
+    """totals (T, W) float64 += the sums of share t of x (R * W,), by column; scratch (T, W)."""
+    width = totals.shape[1]
+    rows = x.size // width
+    last = rows * (t + 1) // threads
+    block, total = pointer(scratch, t * width), pointer(totals, t * width)
+    zero = like(block, 0)
+    for first in range(rows * t // threads, last, _BLOCK):
+        for c in range(0, width, LANES):
+            store(block, c, zero)
+        for r in range(first, min(first + _BLOCK, last)):
+            source = pointer(x, r * width)
+            for c in range(0, width, LANES):
+                store(block, c, load(block, c) + load(source, c))
+        for c in range(0, width, LANES):
+            store(total, c, load(total, c) + widened(load(block, c)))
 
 
 @kernel
