@@ -19,13 +19,14 @@ from cnn.backends.cpu.simd import LANES
 from cnn.backends.cpu.workspace import Workspace
 
 # What each way costs beside its products, in multiply-adds. For each channel of a tile: its patch transformed.
-_TRANSFORM = {4: 700, 2: 300}
+_TRANSFORM = {4: 900, 2: 400}
 # For each pair of channel and filter: the kernels packed or transformed. 0 is direct convolution.
 _KERNEL = {0: 400, 4: 1500, 2: 600}
 _TILES = 48  # in a block
+_TILES_OF_MANY_SUMS = 96  # where each block adds to gradients that lie in slower memory
 _UNIT_BYTES = 192 << 10  # of padded pictures that a unit of direct convolution takes: fits into a core's L2
 _UNIT_PIXELS = 96  # and the fewest results it should make, so that the packed kernels are not fetched for a few
-_MOST_SUMS = 1 << 18  # numbers of weight gradient that each thread may sum up for itself
+_MOST_SUMS = 1 << 19  # numbers of weight gradient that each thread may sum up for itself
 
 
 def choose(window: Window, shape: tuple[int, ...], filters: int, packed: bool = False) -> int:
@@ -139,10 +140,9 @@ def _share(threads: int, sums: int, filters: int) -> tuple[int, int]:
 # Winograd
 
 
-def _block(m: int, tiles: int, threads: int) -> int:
+def _block(most: int, tiles: int, threads: int) -> int:
     """Tiles a block: no more than a thread has."""
-    del m
-    return min(_TILES, _up(-(-tiles // threads), ROWS))
+    return min(most, _up(-(-tiles // threads), ROWS))
 
 
 def _tile_scratch(m: int, block: int, channels: int, filters: int) -> int:
@@ -181,7 +181,7 @@ def _winograd_products(
     m: int, x: Array, u: Array, bias: Array, relu: bool, padding: tuple[int, int], y: Array, work: Workspace
 ) -> None:
     threads = work.team.threads
-    block = _block(m, _tiles(m, y), threads)
+    block = _block(_TILES, _tiles(m, y), threads)
     scratch = work.lend("tiles", (threads, _tile_scratch(m, block, x.shape[3], y.shape[3])), x.dtype)  # (T, size)
     work.team.run(winograd.forward, m, x, u, bias, relu, y, *padding, block, scratch)
 
@@ -191,7 +191,8 @@ def _winograd_weights(m: int, dy: Array, x: Array, window: Window, d_weight: Arr
     size = _matrices(m, _up(channels, ROWS), _up(filters, LANES))
     parts = _share(threads, size, filters)
     sums = work.lend("weights", (parts[0], size), x.dtype)  # (tile parts, P matrices C6, K8)
-    block = _block(m, _tiles(m, dy), parts[0])
+    most = _TILES_OF_MANY_SUMS if size > _MOST_SUMS else _TILES
+    block = _block(most, _tiles(m, dy), parts[0])
     scratch = work.lend("tiles", (threads, _tile_scratch(m, block, channels, filters)), x.dtype)  # (T, size)
     work.team.run(winograd.weight_gradient, m, x, dy, window.top, window.left, block, sums, scratch)
     work.team.run(winograd.add_weight_gradient, m, sums, d_weight, scratch)
