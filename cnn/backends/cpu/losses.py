@@ -5,7 +5,8 @@ import math
 import numpy as np
 
 from cnn.backend import Array
-from cnn.backends.cpu.simd import number_at, pointer, put_number
+from cnn.backends.cpu.functions import exponential
+from cnn.backends.cpu.simd import LANES, fma, like, load_first, number_at, pointer, put_number, store_first
 from cnn.backends.cpu.team import Team, kernel
 
 
@@ -33,13 +34,17 @@ def _softmax_cross_entropy(  # type: ignore[no-untyped-def]
         peak = np.float64(number_at(z, 0))
         for k in range(1, classes):
             peak = max(peak, np.float64(number_at(z, k)))
-        total = 0.0
+        for k in range(0, classes, LANES):
+            count = min(LANES, classes - k)
+            store_first(d, k, exponential(load_first(z, k, count) - like(z, peak)), count)
+        total, sum_of_logits = 0.0, 0.0
         for k in range(classes):
-            power = math.exp(number_at(z, k) - peak)
-            put_number(d, k, power)
-            total += power
-        log_total, weight = math.log(total), weights[label] / denominator
-        for k in range(classes):
-            target = smoothing / classes + (1.0 - smoothing if k == label else 0.0)
-            losses[t] -= weight * target * (number_at(z, k) - peak - log_total)
-            put_number(d, k, weight * (number_at(d, k) / total - target))
+            total += number_at(d, k)
+            sum_of_logits += number_at(z, k) - peak
+        weight, log_total, even = weights[label] / denominator, math.log(total), smoothing / classes
+        of_label = number_at(z, label) - peak - log_total  # log p of the true class
+        losses[t] -= weight * (even * (sum_of_logits - classes * log_total) + (1.0 - smoothing) * of_label)
+        for k in range(0, classes, LANES):
+            count, of_even = min(LANES, classes - k), like(z, -weight * even)
+            store_first(d, k, fma(load_first(d, k, count), like(z, weight / total), of_even), count)
+        put_number(d, label, number_at(d, label) - weight * (1.0 - smoothing))
