@@ -209,7 +209,8 @@ def _products(x, x_at, line_step, kh, run, packed, columns, y, y_at, total, filt
                 line_step, kh, run, panel,
                 shift(column, number_at(y_at, q)), shift(column, number_at(y_at, q + 1)),
                 shift(column, number_at(y_at, q + 2)), shift(column, number_at(y_at, q + 3)),
-                shift(column, number_at(y_at, q + 4)), shift(column, number_at(y_at, q + 5)), count, start, False, relu,
+                shift(column, number_at(y_at, q + 4)), shift(column, number_at(y_at, q + 5)), count, start,
+                whole(0), relu,
             )  # fmt: skip
 
 

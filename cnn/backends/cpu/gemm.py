@@ -22,6 +22,7 @@ def product(a, a_row, b, rows, depth, columns, c, zeros):  # type: ignore[no-unt
     Sums are taken over `_CHUNK` of the depth at a time and then added up: a long sum's rounding error grows with it.
     zeros: 16 of them.
     """
+    relu = depth < 0  # no; a bare False would have Numba compile the block again
     for j in range(0, columns, COLUMNS):
         panel, width = shift(b, j * depth), min(COLUMNS, columns - j)
         for d in range(0, depth, _CHUNK):
@@ -38,7 +39,7 @@ def product(a, a_row, b, rows, depth, columns, c, zeros):  # type: ignore[no-unt
                 )  # fmt: skip
                 block(
                     a0, a1, a2, a3, a4, a5, whole(0), whole(1), count, chunk, c0, c1, c2, c3, c4, c5, width, zeros,
-                    d > 0, False,
+                    d, relu,
                 )  # fmt: skip
 
 
@@ -62,8 +63,8 @@ def block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3, c4, c5
     """Six rows of c (`columns` of them, at most 16) = six rows of a (runs * run) @ b (runs * run, 16 or 8), packed.
 
     Row r of a begins at a_r and has `runs` stretches of `run` numbers, `row_step` apart. Sums begin with the 16
-    numbers of `start`. `add` adds to c instead of setting it, and wants 16 or 8 columns; `relu` lets nothing below
-    zero through.
+    numbers of `start`. `add`, if not 0, adds to c instead of setting it, and wants 16 or 8 columns; `relu` lets
+    nothing below zero through.
     """
     if columns > LANES:
         _wide_block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3, c4, c5, columns, start, add, relu)
@@ -74,7 +75,7 @@ def block(a0, a1, a2, a3, a4, a5, row_step, runs, run, b, c0, c1, c2, c3, c4, c5
 @inner
 def _store_columns(c, first, second, columns, add, least):  # type: ignore[no-untyped-def]
     """The first `columns` of `first` and `second` one after the other, none of them below `least`."""
-    if add:
+    if add > 0:
         first = first + load(c, 0)
         if columns > LANES:
             second = second + load(c, LANES)
