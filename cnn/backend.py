@@ -4,7 +4,7 @@ Layers, losses and optimizers call these methods and never ask which device they
 is the plain NumPy meaning of every one of them; the others must agree with it.
 
 Pictures and feature maps are channels last throughout: (N, H, W, C). Methods named `*_backward` with an argument
-`d_weight` or `d_bias` *add* to it, since gradients are one flat vector that starts each step at zero.
+`d_weight` or `d_bias` *set* it, whatever it held: each parameter has one layer, and each layer one backward a step.
 """
 
 from dataclasses import dataclass

@@ -35,7 +35,6 @@ class Network:
 
     def backward(self, run: Run, cache: Cache, dy: Array) -> Array | None:
         """Sets `gradients` to the derivative by the parameters; uses `cache` up. Returns dx if `run.need_dx`."""
-        self.gradients.flat[...] = 0
         return self.layer.backward(
             run, self.parameters.tree, self.state.tree, self.gradients.tree, cache, dy
         )

@@ -58,11 +58,11 @@ class ReferenceBackend:
         padded = _pad(self.xp, x, window, 0.0)  # (N, H', W', C)
         d_padded = self.xp.zeros_like(padded) if need_dx else None  # (N, H', W', C)
         for a, b, tap in _taps(window, *dy.shape[1:3]):
-            d_weight[a, b] += padded[tap].reshape(-1, channels).T @ flat_dy  # (C, K)
+            d_weight[a, b] = padded[tap].reshape(-1, channels).T @ flat_dy  # (C, K)
             if d_padded is not None:
                 d_padded[tap] += dy @ weight[a, b].T  # (N, OH, OW, C)
         if d_bias is not None:
-            d_bias += flat_dy.sum(axis=0)  # (K,)
+            d_bias[...] = flat_dy.sum(axis=0)  # (K,)
         return None if d_padded is None else _crop(d_padded, x.shape, window)  # (N, H, W, C)
 
     def pack_conv2d(self, weight: Array, bias: Array, window: Window, in_shape: tuple[int, ...]) -> Any:
@@ -84,9 +84,9 @@ class ReferenceBackend:
     def dense_backward(
         self, dy: Array, x: Array, weight: Array, d_weight: Array, d_bias: Array | None, need_dx: bool
     ) -> Array | None:
-        d_weight += x.T @ dy  # (C, N) @ (N, K)
+        d_weight[...] = x.T @ dy  # (C, N) @ (N, K)
         if d_bias is not None:
-            d_bias += dy.sum(axis=0)  # (K,)
+            d_bias[...] = dy.sum(axis=0)  # (K,)
         return dy @ weight.T if need_dx else None  # (N, C)
 
     # Pooling
@@ -173,8 +173,8 @@ class ReferenceBackend:
         dz = self.activate_backward(kind, rows_dy, z, self.activate(kind, z))  # (M, C)
         sum_dz = dz.sum(axis=0)  # (C,)
         sum_dz_x_hat = (dz * x_hat).sum(axis=0)  # (C,)
-        d_scale += sum_dz_x_hat
-        d_shift += sum_dz
+        d_scale[...] = sum_dz_x_hat
+        d_shift[...] = sum_dz
         dx = (scale * inverse) * (dz - sum_dz / len(dz) - x_hat * (sum_dz_x_hat / len(dz)))  # (M, C)
         return dx.reshape(x.shape)  # (N, H, W, C)
 

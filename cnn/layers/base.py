@@ -39,7 +39,7 @@ class Run:
 class Layer(Protocol):
     """Forward and backward of one kind of layer; implementations are frozen dataclasses.
 
-    `p` and `g` are trees of parameters and gradients, `s` of state. `backward` *adds* to `g` and returns the
+    `p` and `g` are trees of parameters and gradients, `s` of state. `backward` *sets* `g` and returns the
     derivative by the layer's input, or None where `run.need_dx` is false.
     """
 

@@ -107,7 +107,7 @@ def check_all(window: Window, shape: tuple, filters: int, dtype: type, threads: 
         packed = convolution.pack(weight, bias, window, shape[1:], work)
         folded = convolution.forward_packed(x, packed, True, work)
         dx = convolution.input_gradient(dy, weight, window, shape, work)
-        convolution.add_weight_gradient(dy, x, window, d_weight, work)
+        convolution.weight_gradient(dy, x, window, d_weight, work)
     close(y, expected)
     close(folded, np.maximum(expected, 0))
     close(dx, expected_dx)

@@ -42,9 +42,9 @@ class CpuBackend(ReferenceBackend):
         d_weight: Array, d_bias: Array | None, need_dx: bool,
     ) -> Array | None:
         x, dy = np.ascontiguousarray(x), np.ascontiguousarray(dy)
-        convolution.add_weight_gradient(dy, x, window, d_weight, self._work)
+        convolution.weight_gradient(dy, x, window, d_weight, self._work)
         if d_bias is not None:
-            d_bias += norm.channel_sums(dy, self._team).astype(dy.dtype)  # (K,)
+            d_bias[...] = norm.channel_sums(dy, self._team)  # (K,)
         return convolution.input_gradient(dy, weight, window, x.shape, self._work) if need_dx else None
 
     def pack_conv2d(self, weight: Array, bias: Array, window: Window, in_shape: tuple[int, ...]) -> Any:

@@ -111,8 +111,8 @@ def input_gradient(dy: Array, weight: Array, window: Window, shape: tuple[int, .
     return dx
 
 
-def add_weight_gradient(dy: Array, x: Array, window: Window, d_weight: Array, work: Workspace) -> None:
-    """d_weight (KH, KW, C, K) += the derivative, from dy (N, OH, OW, K) and x (N, H, W, C)."""
+def weight_gradient(dy: Array, x: Array, window: Window, d_weight: Array, work: Workspace) -> None:
+    """d_weight (KH, KW, C, K) becomes the derivative, from dy (N, OH, OW, K) and x (N, H, W, C)."""
     m = choose(window, x.shape, dy.shape[3])
     if m:
         _winograd_weights(m, dy, x, window, d_weight, work)
@@ -195,7 +195,7 @@ def _winograd_weights(m: int, dy: Array, x: Array, window: Window, d_weight: Arr
     block = _block(most, _tiles(m, dy), parts[0])
     scratch = work.lend("tiles", (threads, _tile_scratch(m, block, channels, filters)), x.dtype)  # (T, size)
     work.team.run(winograd.weight_gradient, m, x, dy, window.top, window.left, block, sums, scratch)
-    work.team.run(winograd.add_weight_gradient, m, sums, d_weight, scratch)
+    work.team.run(winograd.sum_weight_gradient, m, sums, d_weight, scratch)
 
 
 # Direct
@@ -254,4 +254,4 @@ def _direct_weights(dy: Array, x: Array, window: Window, d_weight: Array, work: 
         "tiles", (threads, direct.band_size(slide, units, channels) + 2 * LANES + padded_dy), x.dtype
     )  # (T, size)
     work.team.run(direct.weight_gradient, x, dy, slide.vector(units), bands, sums)
-    work.team.worth(sums.size).run(direct.add_weight_gradient, sums, d_weight)
+    work.team.worth(sums.size).run(direct.sum_weight_gradient, sums, d_weight)

@@ -1,5 +1,7 @@
 """Fully connected layers: BLAS products, each thread its own part. N rows, C inputs, K outputs."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from cnn.backend import Array
@@ -7,7 +9,7 @@ from cnn.backends.cpu.team import Team
 from cnn.backends.reference import ReferenceBackend
 
 _WORTH_SHARING = 4_000_000  # multiplications; smaller products are done before another thread is awake
-_BLOCK_BYTES = 256 << 10  # of weight gradient at a time: fits into a core's L2
+_BLOCK = 1024  # rows of the kernels
 _REFERENCE = ReferenceBackend()
 
 
@@ -33,11 +35,9 @@ def backward(
     """See `ReferenceBackend.dense_backward`."""
     if len(x) * weight.size < _WORTH_SHARING:
         return _REFERENCE.dense_backward(dy, x, weight, d_weight, d_bias, need_dx)
-    block = max(_BLOCK_BYTES // d_weight[0].nbytes, 8)
-    products = np.empty((team.threads, min(block, len(weight)), weight.shape[1]), dy.dtype)  # (T, block, K)
-    team.run(_add_weight_gradient, x, dy, d_weight, products)
+    team.run(_weight_gradient, x, dy, d_weight)
     if d_bias is not None:
-        d_bias += dy.sum(axis=0)  # (K,)
+        d_bias[...] = dy.sum(axis=0)  # (K,)
     if not need_dx:
         return None
     dx = np.empty(x.shape, x.dtype)  # (N, C)
@@ -61,17 +61,20 @@ def _parts(t: int, threads: int, x: Array, weight: Array, parts: Array) -> None:
     np.matmul(x[:, inputs], weight[inputs], out=parts[t])
 
 
-def _add_weight_gradient(t: int, threads: int, x: Array, dy: Array, d_weight: Array, products: Array) -> None:
-    """d_weight (C, K) += x^T @ dy, a share of its rows, block by block."""
-    share, block = _share(t, threads, len(d_weight)), products.shape[1]
-    for first in range(share.start, share.stop, block):
-        here = slice(first, min(first + block, share.stop))
-        product = products[t, : here.stop - first]  # (block, K)
-        np.matmul(x[:, here].T, dy, out=product)
-        d_weight[here] += product
+def _weight_gradient(t: int, threads: int, x: Array, dy: Array, d_weight: Array) -> None:
+    """d_weight (C, K) = x^T @ dy, a share of its rows."""
+    for inputs in _blocks(t, threads, len(d_weight)):
+        np.matmul(x[:, inputs].T, dy, out=d_weight[inputs])
 
 
 def _input_gradient(t: int, threads: int, dy: Array, weight: Array, dx: Array) -> None:
     """dx (N, C) = dy @ weight^T, a share of the inputs."""
-    inputs = _share(t, threads, len(weight))
-    np.matmul(dy, weight[inputs].T, out=dx[:, inputs])
+    for inputs in _blocks(t, threads, len(weight)):
+        np.matmul(dy, weight[inputs].T, out=dx[:, inputs])
+
+
+def _blocks(t: int, threads: int, length: int) -> Iterator[slice]:
+    """A share of `length` in pieces that BLAS keeps in cache."""
+    share = _share(t, threads, length)
+    for first in range(share.start, share.stop, _BLOCK):
+        yield slice(first, min(first + _BLOCK, share.stop))

@@ -281,7 +281,6 @@ def weight_gradient(t, threads, x, dy, slide_vector, bands, sums):  # type: igno
     run_rows = round_up(run, ROWS)
     bands_each = (results + units.rows - 1) // units.rows
     total = (pictures + units.pictures - 1) // units.pictures * bands_each
-    line_step = ((across - 1) * right + kw) * channels
     blocks = (columns + COLUMNS - 1) // COLUMNS
     stretch, share = t // filter_parts, t % filter_parts
     from_k = blocks * share // filter_parts * COLUMNS
@@ -292,17 +291,25 @@ def weight_gradient(t, threads, x, dy, slide_vector, bands, sums):  # type: igno
     for unit in range(total * stretch // unit_parts, total * (stretch + 1) // unit_parts):
         first, count, row, rows = _unit_places(unit, bands_each, units, pictures, results)
         lines = (rows - 1) * down + kh
-        picture_step = lines * line_step
-        for g in range(count):
-            _fill_band(
-                pointer(x, (first + g) * height * width * channels), height, width, channels,
-                row * down - slide.padding[0], -slide.padding[1], lines, (across - 1) * right + kw,
-                shift(band, g * picture_step),
-            )  # fmt: skip
+        line, column, columns_read = row * down - slide.padding[0], -slide.padding[1], (across - 1) * right + kw
+        # Blocks read up to 5 numbers of x, and 7 of dy, more than there are: not where the array ends.
+        end = (((first + count - 1) * height + line + lines - 1) * width + column + columns_read) * channels
+        inside = line >= 0 and line + lines <= height and column >= 0 and column + columns_read <= width
+        if inside and end + ROWS <= x.size:
+            here = pointer(x, ((first * height + line) * width + column) * channels)
+            line_step, picture_step = width * channels, height * width * channels
+        else:
+            here, line_step = band, columns_read * channels
+            picture_step = lines * line_step
+            for g in range(count):
+                picture, to = pointer(x, (first + g) * height * width * channels), shift(band, g * picture_step)
+                _fill_band(picture, height, width, channels, line, column, lines, columns_read, to)
+        end = (first + count - 1) * results + row + rows  # in lines of dy
+        near_end = dy.size - end * across * filters < LANES
         dy_here = pointer(dy, (first * results + row) * across * filters)
         dy_steps = (results * across * filters, across * filters, filters)
-        if columns > filters:  # whole lanes are read, so that the last pixel's would end outside the array
-            padded = shift(band, count * picture_step + 2 * LANES)
+        if near_end and columns > filters:
+            padded = shift(band, count * lines * columns_read * channels + 2 * LANES)
             for g in range(count):
                 for p in range(rows * across):
                     target = shift(padded, (g * rows * across + p) * columns)
@@ -313,13 +320,13 @@ def weight_gradient(t, threads, x, dy, slide_vector, bands, sums):  # type: igno
         x_steps = (picture_step, down * line_step, right * channels)
         grid, dy_here = (count, rows, across), shift(dy_here, from_k)
         for a in range(kh):
-            window, to = shift(band, a * line_step), shift(sum_here, a * run_rows * columns + from_k)
+            window, to = shift(here, a * line_step), shift(sum_here, a * run_rows * columns + from_k)
             outer_product(window, x_steps, run, dy_here, dy_steps, to_k - from_k, grid, to, columns)
 
 
 @kernel
-def add_weight_gradient(t, threads, sums, d_weight):  # type: ignore[no-untyped-def]
-    """Share t of d_weight (KH, KW, C, K) += sums (parts, KH * R6 * K8), added in the order of the parts."""
+def sum_weight_gradient(t, threads, sums, d_weight):  # type: ignore[no-untyped-def]
+    """Share t of d_weight (KH, KW, C, K) = sums (parts, KH * R6 * K8), added in the order of the parts."""
     kh, kw, channels, filters = d_weight.shape
     columns, run_rows = round_up(filters, LANES), round_up(kw * channels, ROWS)
     run = kw * channels
@@ -328,7 +335,7 @@ def add_weight_gradient(t, threads, sums, d_weight):  # type: ignore[no-untyped-
         to = pointer(d_weight, row * filters)
         for k in range(0, filters, LANES):
             count = min(LANES, filters - k)
-            value = load_first(to, k, count)
+            value = like(to, 0)
             for part in range(sums.shape[0]):
                 value = value + load(pointer(sums, part * sums.shape[1]), (a * run_rows + r) * columns + k)
             store_first(to, k, value, count)

@@ -103,8 +103,8 @@ def backward(
     sum_dz, sum_dz_x = totals.sum(axis=0).reshape(2, -1, channels).sum(axis=1)  # (C,) each
     sum_dz += rest_dz.sum(axis=0)
     sum_dz_x += (rest_dz * deviation).sum(axis=0)
-    d_scale += (sum_dz_x * inverse).astype(x.dtype)
-    d_shift += sum_dz.astype(x.dtype)
+    d_scale[...] = sum_dz_x * inverse
+    d_shift[...] = sum_dz
 
     of_mean = scale * inverse / (x.size // channels)  # (C,)
     slope, offset = (values.astype(x.dtype) for values in (of_mean * sum_dz_x * inverse**2, of_mean * sum_dz))

@@ -255,8 +255,8 @@ def weight_gradient(t, threads, m, x, dy, top, left, block, sums, scratch):  # t
 
 
 @kernel
-def add_weight_gradient(t, threads, m, sums, d_weight, scratch):  # type: ignore[no-untyped-def]
-    """Share t of d_weight (3, 3, C, K) += G^T (the sum of `sums` over its parts) G; scratch (T, size)."""
+def sum_weight_gradient(t, threads, m, sums, d_weight, scratch):  # type: ignore[no-untyped-def]
+    """Share t of d_weight (3, 3, C, K) = G^T (the sum of `sums` over its parts) G; scratch (T, size)."""
     lane, n = whole(LANES), m + 2
     channels, filters = d_weight.shape[2:]
     columns, c_rows = round_up(filters, LANES), round_up(channels, ROWS)
@@ -275,4 +275,4 @@ def add_weight_gradient(t, threads, m, sums, d_weight, scratch):  # type: ignore
             count = min(LANES, filters - k)
             for tap in range(9):
                 at = (tap * channels + c) * filters + k
-                store_first(to, at, load(patch, tap * LANES) + load_first(to, at, count), count)
+                store_first(to, at, load(patch, tap * LANES), count)
