@@ -211,7 +211,7 @@ def test_dense(
     offset = numbers(generator, (outputs,), dtype) if bias else None
     dy = numbers(generator, (rows, outputs), dtype)
     results = []
-    with patch.object(dense, "_BLOCK_BYTES", 64 * outputs):
+    with patch.object(dense, "_BLOCK", 16):
         for backend in (REFERENCE, CpuBackend(threads)):
             d_weight, d_bias = np.ones_like(weight), None if offset is None else np.ones_like(offset)
             dx = backend.dense_backward(dy, x, weight, d_weight, d_bias, need_dx)
