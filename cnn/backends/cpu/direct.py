@@ -221,6 +221,25 @@ def _unit_places(unit, bands, units, pictures, results):  # type: ignore[no-unty
     return first, min(units.pictures, pictures - first), row, min(units.rows, results - row)
 
 
+@inner
+def _place_of_unit(x, sizes, first, count, line, column, lines, columns, within, band):  # type: ignore[no-untyped-def]
+    """Where a unit's pictures begin, and how far apart their lines and the pictures lie.
+
+    `lines` by `columns` pixels from (line, column) on, of `count` pictures of x (sizes: H, W, C): in x itself where
+    none is padding and `within` allows it, else copied to `band` with their padding.
+    """
+    height, width, channels = sizes
+    inside = line >= 0 and line + lines <= height and column >= 0 and column + columns <= width
+    if inside and within:
+        here = shift(x, ((first * height + line) * width + column) * channels)
+        return here, width * channels, height * width * channels
+    line_step = columns * channels
+    for g in range(count):
+        picture, to = shift(x, (first + g) * height * width * channels), shift(band, g * lines * line_step)
+        _fill_band(picture, height, width, channels, line, column, lines, columns, to)
+    return band, line_step, lines * line_step
+
+
 @kernel
 def convolve(t, threads, x, packed, bias, relu, y, slide_vector, bands, places):  # type: ignore[no-untyped-def]
     """Share t of the slide's results over x (N, H, W, C), with bias and ReLU, into y (N, OH, OW, K).
@@ -243,16 +262,9 @@ def convolve(t, threads, x, packed, bias, relu, y, slide_vector, bands, places):
         first, count, row, rows = _unit_places(unit, bands_each, units, pictures, results)
         lines = (rows - 1) * down + kh
         line, column = row * down - slide.padding[0], -slide.padding[1]
-        if line >= 0 and line + lines <= height and column >= 0 and column + band_columns <= width:
-            here = shift(source, ((first * height + line) * width + column) * channels)
-            line_step, picture_step = width * channels, height * width * channels
-        else:
-            here, line_step = band, band_columns * channels
-            picture_step = lines * line_step
-            for g in range(count):
-                picture = shift(source, (first + g) * height * width * channels)
-                to_band = shift(band, g * picture_step)
-                _fill_band(picture, height, width, channels, line, column, lines, band_columns, to_band)
+        here, line_step, picture_step = _place_of_unit(
+            source, (height, width, channels), first, count, line, column, lines, band_columns, kh > 0, band
+        )
         _list_places(
             (count, rows, across), (picture_step, down * line_step, right * channels), x_at, y_steps, y_at
         )
@@ -285,7 +297,9 @@ def weight_gradient(t, threads, x, dy, slide_vector, bands, sums):  # type: igno
     stretch, share = t // filter_parts, t % filter_parts
     from_k = blocks * share // filter_parts * COLUMNS
     to_k = min(columns, blocks * (share + 1) // filter_parts * COLUMNS)
-    band, sum_here = pointer(bands, t * bands.shape[1]), pointer(sums, stretch * sums.shape[1])
+    source, band, sum_here = (
+        pointer(x, whole(0)), pointer(bands, t * bands.shape[1]), pointer(sums, stretch * sums.shape[1])
+    )  # fmt: skip
     for line in range(kh * run_rows):
         _clear(shift(sum_here, line * columns + from_k), to_k - from_k)
     for unit in range(total * stretch // unit_parts, total * (stretch + 1) // unit_parts):
@@ -294,16 +308,10 @@ def weight_gradient(t, threads, x, dy, slide_vector, bands, sums):  # type: igno
         line, column, columns_read = row * down - slide.padding[0], -slide.padding[1], (across - 1) * right + kw
         # Blocks read up to 5 numbers of x, and 7 of dy, more than there are: not where the array ends.
         end = (((first + count - 1) * height + line + lines - 1) * width + column + columns_read) * channels
-        inside = line >= 0 and line + lines <= height and column >= 0 and column + columns_read <= width
-        if inside and end + ROWS <= x.size:
-            here = pointer(x, ((first * height + line) * width + column) * channels)
-            line_step, picture_step = width * channels, height * width * channels
-        else:
-            here, line_step = band, columns_read * channels
-            picture_step = lines * line_step
-            for g in range(count):
-                picture, to = pointer(x, (first + g) * height * width * channels), shift(band, g * picture_step)
-                _fill_band(picture, height, width, channels, line, column, lines, columns_read, to)
+        within, sizes = end + ROWS <= x.size, (height, width, channels)
+        here, line_step, picture_step = _place_of_unit(
+            source, sizes, first, count, line, column, lines, columns_read, within, band
+        )
         end = (first + count - 1) * results + row + rows  # in lines of dy
         near_end = dy.size - end * across * filters < LANES
         dy_here = pointer(dy, (first * results + row) * across * filters)
@@ -314,8 +322,8 @@ def weight_gradient(t, threads, x, dy, slide_vector, bands, sums):  # type: igno
                 for p in range(rows * across):
                     target = shift(padded, (g * rows * across + p) * columns)
                     for k in range(0, columns, LANES):
-                        source = shift(dy_here, g * dy_steps[0] + p * filters)
-                        store(target, k, load_first(source, k, min(LANES, filters - k)))
+                        pixel = shift(dy_here, g * dy_steps[0] + p * filters)
+                        store(target, k, load_first(pixel, k, min(LANES, filters - k)))
             dy_here, dy_steps = padded, (rows * across * columns, across * columns, columns)
         x_steps = (picture_step, down * line_step, right * channels)
         grid, dy_here = (count, rows, across), shift(dy_here, from_k)

@@ -16,12 +16,12 @@ from cnn.backends.cpu.simd import (
     inner,
     like,
     load,
-    load_first,
+    load_up_to,
     load_whole,
     pointer,
     shift,
     store,
-    store_first,
+    store_up_to,
     store_whole,
     where_beaten,
     where_equal,
@@ -211,8 +211,8 @@ def _average_pool(t, threads, x, size, stride, top, left, y):  # type: ignore[no
                 total = share - share
                 for a in range(max(0, -up), min(size[0], height - up)):
                     for b in range(max(0, -across), min(size[1], width - across)):
-                        total = total + _load(corner, (a * width + b) * channels + c, channels - c)
-                _store(pointer(y, (line * out_w + j) * channels), c, total * share, channels - c)
+                        total = total + load_up_to(corner, (a * width + b) * channels + c, channels - c)
+                store_up_to(pointer(y, (line * out_w + j) * channels), c, total * share, channels - c)
 
 
 @kernel
@@ -230,26 +230,12 @@ def _average_pool_backward(t, threads, dy, size, stride, top, left, dx):  # type
                 total = share - share
                 for i in range(first_i, last_i):
                     for j in range(first_j, last_j):
-                        total = total + _load(pointer(dy, ((n * out_h + i) * out_w + j) * channels), c, channels - c)
-                _store(pointer(dx, (line * width + column) * channels), c, total * share, channels - c)
+                        covered = pointer(dy, ((n * out_h + i) * out_w + j) * channels)
+                        total = total + load_up_to(covered, c, channels - c)
+                store_up_to(pointer(dx, (line * width + column) * channels), c, total * share, channels - c)
 
 
 @inner
 def _windows(place, size, stride, count):  # type: ignore[no-untyped-def]
     """The first of `count` windows along one side that covers `place`, counted from the padding's begin; its end."""
     return max(0, (place - size) // stride + 1), min(place // stride + 1, count)
-
-
-@inner
-def _load(start, index, count):  # type: ignore[no-untyped-def]
-    """As many lanes as there are channels left, `count`."""
-    return load(start, index) if count >= LANES else load_first(start, index, count)
-
-
-@inner
-def _store(start, index, values, count):  # type: ignore[no-untyped-def]
-    """As many lanes as there are channels left, `count`."""
-    if count >= LANES:
-        store(start, index, values)
-    else:
-        store_first(start, index, values, count)

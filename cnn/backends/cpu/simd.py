@@ -357,3 +357,18 @@ def square_root(_typing, values):  # type: ignore[no-untyped-def]
         return builder.call(_llvm_function(builder, "llvm.sqrt", vector, [vector], values), arguments)
 
     return values(values), generate
+
+
+@inner
+def load_up_to(start, index, count):  # type: ignore[no-untyped-def]
+    """The first `count` lanes, or all if there are more. Masks are slow, so that they are left to the last few."""
+    return load(start, index) if count >= LANES else load_first(start, index, count)
+
+
+@inner
+def store_up_to(start, index, values, count):  # type: ignore[no-untyped-def]
+    """As `load_up_to`."""
+    if count >= LANES:
+        store(start, index, values)
+    else:
+        store_first(start, index, values, count)

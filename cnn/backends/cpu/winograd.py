@@ -25,6 +25,7 @@ from cnn.backends.cpu.simd import (
     shift,
     store,
     store_first,
+    store_up_to,
     whole,
 )
 from cnn.backends.cpu.team import kernel
@@ -124,11 +125,7 @@ def _tiles_out(m, source, row, rows, sizes, first, stop, y, bias, relu, scratch)
             for i in range(lines):
                 for j in range(columns):
                     value = larger(load(patch, (i * m + j) * LANES) + offset, least)
-                    at = (i * width + j) * channels + channel
-                    if count == LANES:
-                        store(base, at, value)
-                    else:
-                        store_first(base, at, value, count)
+                    store_up_to(base, (i * width + j) * channels + channel, value, count)
 
 
 @kernel
