@@ -6,8 +6,9 @@ from pathlib import Path
 from jobs.cores import usable_cores
 from jobs.errors import JobError
 from jobs.progress import bar, duration, plural
-from pipeline.build import BuildOptions, build_dataset
-from pipeline.schema import FAILURES_FILE
+from pipeline.build import BuildOptions, BuildReport, build_dataset
+from pipeline.place import Found
+from pipeline.schema import COPIES_FILE, FAILURES_FILE
 
 
 def build(
@@ -18,6 +19,8 @@ def build(
     fit: str = "pad",
     val: float = 0.1,
     seed: int = 0,
+    group_copies: bool = True,
+    codec: str = "none",
     workers: int | None = None,
     scheduler: str | None = None,
     max_failures: str | None = None,
@@ -29,29 +32,61 @@ def build(
         fit=fit,
         val=val,
         seed=seed,
+        group_copies=group_copies,
+        codec=codec,
         workers=workers or usable_cores(),
         scheduler=scheduler,
         max_failures=parse_limit(max_failures),
         overwrite=overwrite,
     )
     with bar("building", "pictures", 0) as progress:
+        read = [0, 0]  # pictures, of how many
 
-        def show(done: int, total: int, failed: int) -> None:
-            progress.update(done, f"{failed:,} unreadable" if failed else "", total)
+        def show(done: int, total: int, what: str, failed: int) -> None:
+            notes = [f"{failed:,} unreadable"] if failed else []
+            if what == "pictures":
+                read[:] = done, total
+            else:
+                notes.append(f"looking for copies: {done / total:.0%}")
+            progress.update(read[0], ", ".join(notes), read[1])
 
         report = build_dataset(images, dataset, options, show)
 
     classes = plural(len(report.class_names), "class", "classes")
     rows = f"{plural(report.rows['train'], 'picture')} to train on, {report.rows['val']:,} to validate"
-    gone_on = ", going on with what was there" if report.resumed else ""
-    print(f"{dataset}: {classes}, {rows}; took {duration(report.seconds)}{gone_on}")
+    took = {
+        Found.NOTHING: f"took {duration(report.seconds)}",
+        Found.BEGUN: f"took {duration(report.seconds)}, going on with what was there",
+        Found.FINISHED: "was finished already, nothing to do",
+    }
+    print(f"{dataset}: {classes}, {rows}; {took[report.found]}")
+    for line in _remarks(report):
+        print(line)
+    return 0
+
+
+def _remarks(report: BuildReport) -> list[str]:
+    """What a careful person would want to be told of the pictures."""
+    lines = []
     if report.skipped:
         shown, others = ", ".join(report.skipped[:5]), len(report.skipped) - 5
-        print(f"not in a class folder, so left out: {shown}{f' and {others:,} more' if others > 0 else ''}")
+        lines.append(f"not in a class folder, so left out: {shown}{f' and {others:,} more' if others > 0 else ''}")
     if report.failures:
         failures = plural(len(report.failures), "file")
-        print(f"{failures} could not be read and left out; the reasons are in {dataset / FAILURES_FILE}")
-    return 0
+        lines.append(f"{failures} could not be read and left out; the reasons are in {report.path / FAILURES_FILE}")
+    copies = report.copies
+    if copies is not None and copies.groups:
+        found = [f"{plural(copies.pictures, 'picture')} in {plural(copies.groups, 'group')} of copies"]
+        if not report.has_parts:
+            found.append("each group on one side of the split")
+        elif copies.leaks:
+            found.append(f"{copies.leaks:,} of {report.rows['val']:,} to validate are copies of some to train on")
+        else:
+            found.append("none across train and val")
+        if copies.labels_differ:
+            found.append(f"{plural(copies.labels_differ, 'group')} with different labels")
+        lines.append(f"{'; '.join(found)}: see {report.path / COPIES_FILE}")
+    return lines
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -64,10 +99,10 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse_limit(text: str | None) -> int | float | None:
-    """`5` is a count of files, `0.05` a share of them."""
+    """`5` is a count of files, `5%` a share of them."""
     if text is None:
         return None
-    try:
-        return int(text) if text.isdigit() else float(text)
-    except ValueError:
-        raise JobError(f"--max-failures {text}: expected a count such as 5, or a share such as 0.05") from None
+    match = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?) ?%", text.strip())
+    if not match:
+        raise JobError(f"--max-failures {text}: expected a count such as 5, or a percentage such as 5%")
+    return int(match[1]) if match[1] else float(match[2]) / 100

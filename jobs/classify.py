@@ -24,6 +24,7 @@ from jobs.results import PartedCsv, error_row, header, ok_row
 from pipeline.decode import decode_picture
 from pipeline.errors import DecodeError
 from pipeline.listing import list_files
+from pipeline.schedule import connect
 
 FILES_PER_TASK = 16  # large enough that scheduling costs little, small enough to keep all workers busy
 ROWS_PER_PART = 512  # at most this much work is lost when a run is killed
@@ -135,7 +136,7 @@ class _Decoder:
         self.files = [path.absolute() for path in files]  # a worker elsewhere has another working folder
         self.size, self.fit = size, fit
         self.workers = workers or usable_cores()
-        self.client = _connect(scheduler) if scheduler else None
+        self.client = connect(scheduler) if scheduler else None
         # Dask's own call blocks until its tasks are done: that wait is for a thread of ours.
         self.waiting = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode-ahead")
         self.stopped = False
@@ -197,20 +198,6 @@ def decode_block(paths: Sequence[Path], size: tuple[int, int], fit: str) -> Bloc
         except DecodeError as error:
             reasons.append(f"{error.kind}: {error.reason}")
     return Block(np.stack(pictures) if pictures else np.empty((0, *size, 3), np.uint8), reasons)
-
-
-def _connect(address: str) -> Any:
-    try:
-        from dask.distributed import Client
-    except ImportError:
-        raise JobError(
-            f"--scheduler {address} needs the package distributed; run 'pip install distributed', or leave"
-            " the option out to decode in threads here"
-        ) from None
-    try:
-        return Client(address, timeout=10)
-    except (OSError, ValueError) as error:
-        raise JobError(f"no Dask scheduler answers at {address}: {error}; check --scheduler") from error
 
 
 def _without_output(files: Sequence[Path], out: Path) -> list[Path]:

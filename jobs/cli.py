@@ -46,6 +46,12 @@ class Fit(StrEnum):
     squash = "squash"
 
 
+class Codec(StrEnum):
+    none = "none"
+    lz4 = "lz4"
+    zstd = "zstd"
+
+
 class Device(StrEnum):
     auto = "auto"
     cpu = "cpu"
@@ -97,17 +103,22 @@ def build(
         typer.Option(min=0, max=1, metavar="X", help="Share for validation, if there is no val/ folder."),
     ] = 0.1,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the split and of the order of rows.")] = 0,
+    group_copies: Annotated[
+        bool, typer.Option(help="Find copies of the same picture, and keep them on one side of the split.")
+    ] = True,
+    codec: Annotated[Codec, typer.Option(help="How pixels are compressed; photographs hardly are.")] = Codec.none,
     workers: Workers = None,
     scheduler: Scheduler = None,
     max_failures: Annotated[
         str | None,
-        typer.Option(metavar="N | 0.X", help="Stop if more files, or a greater share, cannot be read."),
+        typer.Option(metavar="N | N%", help="Stop if more files, or more of them, cannot be read."),
     ] = None,
     overwrite: Overwrite = False,
 ) -> Job:
     """Turn a folder of pictures into a dataset.
 
-    Pictures that cannot be read are left out and listed in failures.csv inside the dataset.
+    Pictures that cannot be read are left out and listed in failures.csv inside the dataset; copies of the
+    same picture, however resized, recompressed, mirrored, turned, recoloured or cropped, in duplicates.csv.
 
     \b
     Example: logpose build pictures flags.zarr --size 128 --val 0.2
@@ -126,6 +137,8 @@ def build(
             fit=fit.value,
             val=val,
             seed=seed,
+            group_copies=group_copies,
+            codec=codec.value,
             workers=workers,
             scheduler=scheduler,
             max_failures=max_failures,
@@ -260,6 +273,9 @@ def classify(
 @app.command()
 def verify(
     dataset: Built = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.csv", help="Write each picture in a damaged chunk to this file.")
+    ] = None,
 ) -> Job:
     """Read every chunk of a dataset and check it.
 
@@ -273,7 +289,28 @@ def verify(
     def job() -> int:
         from jobs.verify import verify as run
 
-        return run(dataset)
+        return run(dataset, report_to=report)
+
+    return job
+
+
+@app.command()
+def info(
+    dataset: Built = None,
+    sheet: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Where to draw; else in the dataset.")] = None,
+    no_sheet: Annotated[bool, typer.Option("--no-sheet", help="Draw no contact sheet.")] = False,
+) -> Job:
+    """Say what is in a dataset, and draw some pictures of every class into its contact-sheet.png.
+
+    \b
+    Example: logpose info flags.zarr
+    """
+    dataset = path_argument(dataset, "DATASET.zarr", "Dataset to look at", "info")
+
+    def job() -> int:
+        from jobs.info import info as run
+
+        return run(dataset, sheet=sheet, no_sheet=no_sheet)
 
     return job
 

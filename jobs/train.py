@@ -21,6 +21,7 @@ from jobs.metrics import EpochRow, is_better, write_metrics
 from jobs.progress import Bar, bar, duration, plural
 from jobs.report import draw_confusion, draw_curves
 from jobs.run_folder import RunFolder, TrainingState
+from pipeline.schema import COPIES_FILE
 from pipeline.store import Dataset
 from pipeline.stream import BatchStream
 
@@ -54,6 +55,9 @@ def train(
         recipe = resolve(wishes, base, str(init))
         state = TrainingState(to_toml(recipe), data.content_hash)
     print(_describe_data(data))
+    if data.attributes.copies is not None and data.attributes.copies.leaks:
+        leaks = f"{data.attributes.copies.leaks:,} of the {plural(data.val.rows, 'picture')} to validate"
+        print(f"{leaks} are copies of some to train on, so that the accuracy flatters: see {dataset / COPIES_FILE}")
     if len(state.history) >= recipe.epochs:
         done = plural(len(state.history), "epoch")
         print(f"{run_dir} is finished ({done}{_best(state)}); to go on, give more --epochs")

@@ -1,52 +1,55 @@
 """listing -> split -> shards, one Dask task per shard -> a sealed dataset.
 
-Rounds: assign files to rows, have every shard written that does not hold its files yet, and, if some
-files turned out unreadable, assign again without them. The second round writes few shards, a third none.
+Rounds: assign files to rows, and have every shard written that does not hold its files yet. Only the first
+decodes everything. It brings to light which files cannot be read, and which pictures are copies of one
+another; these then leave or change sides, and a second round writes the shards that this touches. A third
+finds nothing to do.
 """
 
 from __future__ import annotations
 
-import csv
 import errno
-import io
 import os
-import queue
-import threading
+import socket
 import time
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import dask
 import numpy as np
+import numpy.typing as npt
 
+from pipeline.accounts import read_failures, write_copies, write_failures
 from pipeline.codecs import chunk_codecs
 from pipeline.decode import FITS
+from pipeline.duplicates import Copies, find_copies
 from pipeline.errors import BuildError, ListingError, OptionError, TooManyFailures, printable
-from pipeline.journal import Failure, Journal, ShardResult, write_atomically
+from pipeline.journal import Failure, Journal, ShardResult
 from pipeline.listing import list_pictures
-from pipeline.place import check_place, make_way
+from pipeline.place import Found, alone_at, check_place, make_way
+from pipeline.rows import assign, cut, first_orders, moved
+from pipeline.schedule import run_on_cluster, run_on_threads
 from pipeline.schema import (
     FAILURES_FILE,
-    FAILURES_HEADER,
     FORMAT_VERSION,
     PARTS,
     Attributes,
+    CopyCounts,
+    build_hash,
     colour_statistics,
     content_digest,
     layout,
 )
-from pipeline.shards import ShardJob, assign, cut, run_shard
+from pipeline.shards import ShardJob
 from pipeline.source import Source, survey
-from pipeline.store import create, seal, shard_file
+from pipeline.split import split
+from pipeline.store import Dataset, create, make_room, seal, shard_file
 from pipeline.tally import Tally
 
-POLL_SECONDS = 0.1  # how often the main thread looks up while the tasks work
-
-Progress = Callable[[int, int, int], None]
+# done, of total, what: 'pictures' read or 'comparisons' made; and how many files could not be read.
+Progress = Callable[[int, int, str, int], None]
 ShardKey = tuple[str, int]  # part, number
 
 
@@ -55,38 +58,49 @@ class BuildOptions:
     """How to build.
 
     size          (H, W) of the stored pictures
-    fit           'pad', 'crop' or 'squash', see `decode_picture`
+    fit           'pad', 'crop' or 'squash', see `frame_picture`
     val           fraction of each class for validation; unused where the folders say train and val
     seed          of the split and of the order of rows
+    group_copies  look for near-copies, keep each group of them on one side, and list them
+    codec         a name out of `pipeline.codecs.CODECS`
     workers       threads that decode, here; a scheduler has its own workers
     scheduler     address of a Dask scheduler, whose workers see the same file system; None: this machine
     max_failures  how many unreadable files to accept: a count (int) or a fraction of all (float); None: any
     overwrite     replace a finished dataset, or one that was begun from something else
-    codec         a name out of `pipeline.codecs.CODECS`
     """
 
     size: tuple[int, int] = (128, 128)
     fit: str = "pad"
     val: float = 0.1
     seed: int = 0
+    group_copies: bool = True
+    codec: str = "none"
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     scheduler: str | None = None
     max_failures: int | float | None = None
     overwrite: bool = False
-    codec: str = "none"
 
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build has made."""
+    """What a build has made.
+
+    failures    sorted by path; the same as in failures.csv
+    copies      None where nobody looked for them
+    has_parts   whether the folders said who is for training and who for validation
+    skipped     files and folders in the root that belong to no class
+    found       what there was before: nothing, the same build begun, or the same build finished
+    """
 
     path: Path
     rows: dict[str, int]  # by part
     class_names: tuple[str, ...]
-    failures: tuple[Failure, ...]  # sorted by path; the same as in failures.csv
-    skipped: tuple[str, ...]  # files and folders in the root that belong to no class
+    failures: tuple[Failure, ...]
+    copies: CopyCounts | None
+    has_parts: bool
+    skipped: tuple[str, ...]
     content_hash: str
-    resumed: bool
+    found: Found
     seconds: float
 
 
@@ -94,27 +108,27 @@ def build_dataset(
     root: Path,
     dest: Path,
     options: BuildOptions | None = None,
-    on_progress: Progress = lambda done, total, failed: None,
+    on_progress: Progress = lambda done, total, what, failed: None,
 ) -> BuildReport:
     """Build the dataset `dest` from the pictures in `root`.
 
-    on_progress(done, total, failed) counts files; it is called in this thread, several times a second.
-    A build that was killed goes on, if pictures and options are the same, and ends with the same content.
-    Raises PipelineError: ListingError, OptionError, OutputExistsError; BuildError where the dataset cannot
-    be written, as when the disk is full; TooManyFailures. After these two and after KeyboardInterrupt, what
-    is done stays for the next try, and is not taken for whole.
+    on_progress is called in this thread, several times a second. A build that was killed goes on, if
+    pictures and options are the same, and ends with the same content; one that is finished stays as it is.
+    Raises PipelineError: ListingError, OptionError, OutputExistsError, BusyError; BuildError where the
+    dataset cannot be written, as when the disk is full; TooManyFailures. After these two and after
+    KeyboardInterrupt, what is done stays for the next try, and is not taken for whole.
     """
     began = time.monotonic()
     root, dest, options = Path(root), Path(dest), options or BuildOptions()
     _check_options(options)
-    source = survey(list_pictures(root), options.val, options.seed)
+    source = survey(list_pictures(root))
     check_place(root, dest)
     try:
-        resumed = make_way(dest, _identity(source, options), options.overwrite)
-        if not resumed:
-            _start(dest, source, options)
-        shards, failures = _write_shards(dest, source, options, on_progress)
-        attributes = _finish(dest, source, options, shards, failures)
+        with alone_at(dest):
+            build = _Build(dest, source, options, on_progress)
+            found = make_way(dest, build.identity, source, options.overwrite)
+            if found is not Found.FINISHED:
+                build.run(resumed=found is Found.BEGUN)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "put that right"
@@ -127,14 +141,17 @@ def build_dataset(
             f"expected memory for a shard per worker, found too little for {dest}: give a smaller --size or"
             " fewer --workers"
         ) from error
+    dataset = Dataset.open(dest)
     return BuildReport(
         path=dest,
-        rows={part: sum(len(result.wanted) for result in shards[part]) for part in PARTS},
-        class_names=attributes.class_names,
-        failures=tuple(failures),
+        rows={part.name: part.rows for part in (dataset.train, dataset.val)},
+        class_names=dataset.class_names,
+        failures=tuple(read_failures(dest)),
+        copies=dataset.attributes.copies,
+        has_parts=source.has_parts,
         skipped=source.skipped,
-        content_hash=attributes.content_hash or "",
-        resumed=resumed,
+        content_hash=dataset.content_hash,
+        found=found,
         seconds=time.monotonic() - began,
     )
 
@@ -152,201 +169,163 @@ def _check_options(options: BuildOptions) -> None:
     chunk_codecs(options.codec)
 
 
-def _identity(source: Source, options: BuildOptions) -> dict[str, Any]:
-    """What must be the same for a build to go on; it decides every byte of the outcome."""
-    return {
-        "pictures": source.hash,
-        "format version": FORMAT_VERSION,
-        "--size": list(options.size),
-        "--fit": options.fit,
-        "--val": options.val,
-        "--seed": options.seed,
-        "--codec": options.codec,
-    }
+class _Build:
+    """One build, while it runs."""
 
+    def __init__(self, dest: Path, source: Source, options: BuildOptions, on_progress: Progress) -> None:
+        self.dest, self.source, self.options = dest, source, options
+        self.tally = Tally(source)
+        # What must be the same for a build to go on; it decides every byte of the outcome.
+        self.identity: dict[str, Any] = {
+            "pictures": source.hash,
+            "format version": FORMAT_VERSION,
+            "--size": list(options.size),
+            "--fit": options.fit,
+            "--val": options.val,
+            "--seed": options.seed,
+            "--codec": options.codec,
+            "--group-copies": options.group_copies,
+        }
+        self._journal = Journal(dest)
+        self._run = f"{socket.gethostname()} {os.getpid()} {os.urandom(8).hex()}"
+        self._on_progress = on_progress
+        alone = np.arange(source.count, dtype=np.int64)  # (N,)
+        self._orders = first_orders(self._sides(alone), options.seed)
+        self._layouts = {part: layout(len(self._orders[part]), options.size) for part in PARTS}
+        self._copies: Copies | None = None
+        self._done: dict[ShardKey, ShardResult] = {}
 
-def _start(dest: Path, source: Source, options: BuildOptions) -> None:
-    dest.mkdir(parents=True, exist_ok=True)
-    attributes = Attributes(source.class_names, options.size, options.fit, options.seed, source.hash)
-    create(dest, attributes, {part: len(source.files[part]) for part in PARTS}, options.codec)
-    Journal(dest).begin(_identity(source, options))  # last: without it there is nothing to go on with
+    def run(self, *, resumed: bool) -> None:
+        """Write the dataset, or the rest of it, and seal it."""
+        attributes = Attributes(
+            self.source.class_names, self.options.size, self.options.fit, self.options.seed,
+            printable(str(self.source.root.resolve())), build_hash(self.identity),
+        )  # fmt: skip
+        if not resumed:
+            create(self.dest, attributes, {part: len(self._orders[part]) for part in PARTS}, self.options.codec)
+            self._journal.begin(self.identity, self.source.lines())  # last: without it there is nothing to go on with
+        self._journal.take_over(self._run)
+        self._copies = self._journal.copies()
+        for key, result in self._journal.results().items():
+            if shard_file(self.dest, *key).is_file():
+                self._done[key] = result
+                self.tally.add(result)
+        while True:
+            wanted = self._wanted()
+            stale = [key for key, files in wanted.items() if key not in self._done or self._done[key].files != files]
+            self._look_up()
+            if not stale:
+                break
+            self._write([self._job(key, wanted[key]) for key in stale])
+        self._finish(attributes, {part: [self._done[key] for key in wanted if key[0] == part] for part in PARTS})
 
+    # The rounds ---------------------------------------------------------------------------------------
 
-# The rounds -------------------------------------------------------------------------------------------
+    def _sides(self, lead: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Who is for validation, (N,), given each file's group, lead (N,)."""
+        if self.source.has_parts:
+            return np.array([file.part == "val" for file in self.source.files], dtype=np.bool_)  # (N,)
+        return split(self.source.labels, lead, self.options.val, self.options.seed)
 
+    def _wanted(self) -> dict[ShardKey, tuple[int, ...]]:
+        """The files of each shard, as far as is known now."""
+        gone, joining = set(self.tally.failed), {part: list[int]() for part in PARTS}
+        if self.options.group_copies and self._copies is None and self.tally.done == self.source.count:
+            self._copies = self._find_copies()
+        if self._copies is not None:
+            moving = moved(self._orders, self._sides(self._copies.lead))
+            joining = {part: [file for file in moving[part] if file not in gone] for part in PARTS}
+        wanted: dict[ShardKey, tuple[int, ...]] = {}
+        for part in PARTS:
+            leaving = gone.union(*(joining[other] for other in PARTS if other != part))
+            files = assign(self._orders[part], leaving, joining[part])
+            make_room(self.dest, part, len(files))
+            wanted |= {(part, shard): row for shard, row in cut(files, self._layouts[part].shard_rows)}
+        return wanted
 
-def _write_shards(
-    dest: Path, source: Source, options: BuildOptions, on_progress: Progress
-) -> tuple[dict[str, list[ShardResult]], list[Failure]]:
-    """Rounds of tasks until every row shows its file. Returns the shards of each part, and the failures."""
-    journal, tally = Journal(dest), Tally(source)
-    done = {key: result for key, result in journal.results().items() if shard_file(dest, *key).is_file()}
-    for result in done.values():
-        tally.add(result)
-    while True:
-        wanted = {(part, shard): files for part in PARTS for shard, files in _shards(source, part, options, tally)}
-        stale = [key for key, files in wanted.items() if key not in done or done[key].files != files]
-        _look_up(dest, source, options, tally, on_progress)
-        if not stale:
-            shards = {part: [done[key] for key in wanted if key[0] == part] for part in PARTS}
-            return shards, tally.failures()
-        jobs = [_job(dest, source, options, key, wanted[key], done.get(key)) for key in stale]
-        with closing(_run(jobs, options, tally)) as finished:
-            for new in finished:
-                if new is not None:
-                    key = new.part, new.shard
-                    if key in done:  # what failed here before is not asked for again, but must be remembered
-                        new = replace(new, failures=done[key].failures + new.failures)
-                    tally.add(new)
-                    journal.add(new)
-                    done[key] = new
-                _look_up(dest, source, options, tally, on_progress)
+    def _find_copies(self) -> Copies:
+        """Compare all pictures that could be read, and note the outcome for good."""
+        good = np.array([file for file in range(self.source.count) if file not in self.tally.failed], dtype=np.int64)
+        copies = Copies(np.arange(self.source.count, dtype=np.int64), [""] * self.source.count)
+        if len(good):
+            prints = self._journal.fingerprints()  # (N, FINGERPRINT_BYTES)
+            if len(good) < len(prints):
+                prints = prints[good]  # (n, FINGERPRINT_BYTES)
 
+            def progress(done: int, total: int) -> None:
+                self._on_progress(done, total, "comparisons", len(self.tally.failed))
 
-def _shards(source: Source, part: str, options: BuildOptions, tally: Tally) -> Iterator[tuple[int, tuple[int, ...]]]:
-    count = len(source.files[part])
-    return cut(assign(count, tally.failed_in(part)), layout(count, options.size).shard_rows)
+            found = find_copies(prints, self.options.workers, progress)
+            copies.lead[good] = good[found.lead]
+            for file, how in zip(good.tolist(), found.how, strict=True):
+                copies.how[file] = how
+        self._journal.note_copies(copies)
+        return copies
 
+    def _job(self, key: ShardKey, wanted: tuple[int, ...]) -> ShardJob:
+        files = tuple(self.source.files[file] for file in wanted)
+        before = self._done[key].files if key in self._done else ()
+        printing = self.options.group_copies and self._copies is None
+        return ShardJob(
+            self.dest, self.source.root, self._run, *key, wanted, files, before, self.options.size, self.options.fit,
+            printing,
+        )  # fmt: skip
 
-def _job(
-    dest: Path, source: Source, options: BuildOptions, key: ShardKey, wanted: tuple[int, ...], done: ShardResult | None
-) -> ShardJob:
-    part, shard = key
-    files = tuple(source.files[part][index] for index in wanted)
-    before = done.files if done is not None else ()
-    return ShardJob(dest, source.root, part, shard, wanted, files, before, options.size, options.fit)
+    def _write(self, jobs: list[ShardJob]) -> None:
+        if self.options.scheduler is None:
+            results = run_on_threads(jobs, self.options.workers, self.tally)
+        else:
+            results = run_on_cluster(jobs, self.options.scheduler)
+        with closing(results):
+            for done in results:
+                if done is not None:
+                    result = done.result
+                    key = result.part, result.shard
+                    if key in self._done:  # what failed here before is not asked for again, but must be remembered
+                        result = replace(result, failures=self._done[key].failures + result.failures)
+                    self.tally.add(result)
+                    self._journal.add(result, done.fingerprints)
+                    self._done[key] = result
+                self._look_up()
 
+    def _look_up(self) -> None:
+        """What the main thread does between waits: show the progress, and see that not too much has failed."""
+        failed, limit = len(self.tally.failed), self.options.max_failures
+        self._on_progress(self.tally.done, self.source.count, "pictures", failed)
+        if limit is None or failed <= (limit * self.source.count if isinstance(limit, float) else limit):
+            return
+        failures = self.tally.failures()
+        write_failures(self.dest, failures)
+        first = ", ".join(f"{failure.path} ({failure.kind})" for failure in failures[:3])
+        allowed = str(limit) if isinstance(limit, int) else f"{limit:.2%} of {self.source.count}"
+        raise TooManyFailures(
+            f"expected at most {allowed} unreadable files, found {failed}: {first}{', …' if failed > 3 else ''};"
+            f" see {self.dest / FAILURES_FILE}, then repair or remove them, or allow more with --max-failures"
+        )
 
-def _look_up(dest: Path, source: Source, options: BuildOptions, tally: Tally, on_progress: Progress) -> None:
-    """What the main thread does between waits: show the progress, and see that not too much has failed."""
-    failed, limit = len(tally.failed), options.max_failures
-    on_progress(tally.done, source.count, failed)
-    if limit is None or failed <= (limit * source.count if isinstance(limit, float) else limit):
-        return
-    failures = tally.failures()
-    _write_failures(dest, failures)
-    first = ", ".join(f"{failure.path} ({failure.kind})" for failure in failures[:3])
-    allowed = f"{limit:.1%} of {source.count}" if isinstance(limit, float) else str(limit)
-    raise TooManyFailures(
-        f"expected at most {allowed} unreadable files, found {failed}: {first}{', …' if failed > 3 else ''};"
-        f" see {dest / FAILURES_FILE}, then repair or remove them, or allow more with --max-failures"
-    )
+    # The end ------------------------------------------------------------------------------------------
 
-
-def _run(jobs: list[ShardJob], options: BuildOptions, tally: Tally) -> Generator[ShardResult | None, None, None]:
-    """Run the jobs, each a Dask task. Yields each result as it comes, and None when it is time to look up."""
-    finished: queue.SimpleQueue[ShardResult | BaseException] = queue.SimpleQueue()
-    start = _on_threads if options.scheduler is None else _on_scheduler
-    stop = start(jobs, options, tally, finished)
-    missing = len(jobs)
-    try:
-        while missing:
-            try:
-                result = finished.get(timeout=POLL_SECONDS)
-            except queue.Empty:
-                yield None
-                continue
-            if isinstance(result, BaseException):
-                raise result
-            missing -= 1
-            yield result
-    finally:
-        if missing:
-            tally.stop()
-        stop()
-
-
-def _on_threads(
-    jobs: list[ShardJob], options: BuildOptions, tally: Tally, finished: queue.SimpleQueue[Any]
-) -> Callable[[], None]:
-    """Start the jobs on Dask's threaded scheduler. Pillow releases the GIL: processes would be no faster.
-
-    The scheduler blocks its caller, so it gets a thread of its own and the main thread stays free.
-    Returns a function that waits for the end.
-    """
-
-    def work(number: int) -> None:
-        try:
-            tally.raise_if_stopped()
-            finished.put(run_shard(jobs[number], tally.tick))
-        except BaseException as error:  # into the main thread, whatever it is
-            finished.put(error)
-            tally.stop()
-
-    def schedule() -> None:
-        with ThreadPoolExecutor(options.workers, thread_name_prefix="logpose-build") as pool:
-            tasks = [dask.delayed(work, pure=False)(number) for number in range(len(jobs))]
-            dask.compute(*tasks, scheduler="threads", pool=pool)
-
-    thread = threading.Thread(target=schedule, name="logpose-schedule", daemon=True)
-    thread.start()
-    return thread.join
-
-
-def _on_scheduler(
-    jobs: list[ShardJob], options: BuildOptions, tally: Tally, finished: queue.SimpleQueue[Any]
-) -> Callable[[], None]:
-    """Start the jobs on a distributed scheduler. Returns a function that cancels what still runs."""
-    try:
-        from dask.distributed import Client
-    except ImportError as error:
-        raise OptionError(
-            "expected the package distributed for --scheduler, found it is not installed: run"
-            " 'pip install distributed', or leave out --scheduler"
-        ) from error
-    try:
-        client = Client(options.scheduler, timeout=10, set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise OptionError(
-            f"expected a Dask scheduler at {options.scheduler}, found none ({error}): start one with"
-            " 'dask scheduler', or leave out --scheduler"
-        ) from error
-    absolute = [replace(job, dataset=job.dataset.resolve(), root=job.root.resolve()) for job in jobs]
-    futures = client.map(run_shard, absolute, pure=False)
-    for future in futures:
-        future.add_done_callback(lambda done: finished.put(done.exception() or done.result()))
-
-    def stop() -> None:
-        client.cancel(futures)
-        client.close()
-
-    return stop
-
-
-# The end ----------------------------------------------------------------------------------------------
-
-
-def _finish(
-    dest: Path, source: Source, options: BuildOptions, shards: dict[str, list[ShardResult]], failures: list[Failure]
-) -> Attributes:
-    """Check that there is enough to learn from, and seal."""
-    _write_failures(dest, failures)
-    files = {part: [source.files[part][index] for result in shards[part] for index in result.wanted] for part in PARTS}
-    labels = {part: np.array([file.label for file in files[part]], dtype=np.int64) for part in PARTS}  # (N,)
-    paths = {part: [printable(file.path) for file in files[part]] for part in PARTS}
-    for index, name in enumerate(source.class_names):
-        if index not in labels["train"]:
-            raise ListingError(
-                f"expected a readable picture to train on in every class, found none in {name} of {source.root}:"
-                f" see {dest / FAILURES_FILE}, then repair them or remove the class"
-            )
-    pixels = len(labels["train"]) * options.size[0] * options.size[1]
-    sums = [sum(result.sums[channel] for result in shards["train"]) for channel in range(3)]
-    squares = [sum(result.squares[channel] for result in shards["train"]) for channel in range(3)]
-    mean, std = colour_statistics(pixels, sums, squares)
-    attributes = Attributes(
-        source.class_names, options.size, options.fit, options.seed, source.hash, mean, std, sealed=True
-    )
-    digests = {part: [result.digest for result in shards[part]] for part in PARTS}
-    attributes = replace(attributes, content_hash=content_digest(attributes, digests))
-    seal(dest, attributes, labels, paths)
-    Journal(dest).end()
-    return attributes
-
-
-def _write_failures(dest: Path, failures: list[Failure]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(FAILURES_HEADER)
-    writer.writerows((failure.path, failure.kind, failure.reason) for failure in failures)
-    write_atomically(dest / FAILURES_FILE, text.getvalue())
+    def _finish(self, attributes: Attributes, shards: dict[str, list[ShardResult]]) -> None:
+        """Account for every file, check that there is enough to learn from, and seal."""
+        write_failures(self.dest, self.tally.failures())
+        numbers = {part: [file for result in shards[part] for file in result.wanted] for part in PARTS}
+        labels = {part: self.source.labels[np.array(numbers[part], dtype=np.int64)] for part in PARTS}  # (n,) each
+        paths = {part: [printable(self.source.files[file].path) for file in numbers[part]] for part in PARTS}
+        for index, name in enumerate(self.source.class_names):
+            if index not in labels["train"]:
+                raise ListingError(
+                    f"expected a readable picture to train on in every class, found none in {name} of"
+                    f" {self.source.root}: see {self.dest / FAILURES_FILE}, then repair them or remove the class"
+                )
+        copies = None
+        if self._copies is not None:
+            copies = write_copies(self.dest, self.source, self._copies, self._sides(self._copies.lead))
+        pixels = len(labels["train"]) * self.options.size[0] * self.options.size[1]
+        sums = [sum(result.sums[channel] for result in shards["train"]) for channel in range(3)]
+        squares = [sum(result.squares[channel] for result in shards["train"]) for channel in range(3)]
+        mean, std = colour_statistics(pixels, sums, squares)
+        attributes = replace(attributes, copies=copies, mean=mean, std=std, sealed=True)
+        digests = {part: [result.digest for result in shards[part]] for part in PARTS}
+        attributes = replace(attributes, content_hash=content_digest(attributes, digests))
+        seal(self.dest, attributes, labels, paths)
+        self._journal.end()

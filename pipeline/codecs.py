@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zarr.abc.codec import BytesBytesCodec
-from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from pipeline.errors import OptionError
 
@@ -11,6 +11,7 @@ from pipeline.errors import OptionError
 # Drawings and screenshots may be worth the zstd.
 CODECS: dict[str, tuple[BytesBytesCodec, ...]] = {
     "none": (),
+    "lz4": (BloscCodec(cname="lz4", clevel=5, shuffle="noshuffle", typesize=1),),
     "zstd": (ZstdCodec(level=3),),
 }
 

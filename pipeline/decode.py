@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from typing import IO
@@ -61,7 +62,24 @@ LYING = (5, 6, 7, 8)  # orientations that exchange width and height
 GREY_STEP = {"1": 255, "L;2": 85, "L;4": 17}
 
 
+@dataclass(frozen=True)
+class Framed:
+    """A picture in its frame.
+
+    pixels  uint8 (H, W, 3), C-contiguous, RGB, upright
+    inner   the part of them that is picture, not filling: a view (h, w, 3)
+    """
+
+    pixels: Pixels
+    inner: Pixels
+
+
 def decode_picture(source: Path | bytes, size: tuple[int, int], fit: str) -> Pixels:
+    """Decode one picture into a frame of the given size: `frame_picture`'s pixels, uint8 (H, W, 3)."""
+    return frame_picture(source, size, fit).pixels
+
+
+def frame_picture(source: Path | bytes, size: tuple[int, int], fit: str) -> Framed:
     """Decode one picture into a frame of the given size.
 
     source  a file, or the bytes of one
@@ -69,7 +87,7 @@ def decode_picture(source: Path | bytes, size: tuple[int, int], fit: str) -> Pix
     fit     'pad' keeps all of the picture and fills up with white; 'crop' fills the frame and cuts off
             what hangs over, equally on both sides; 'squash' ignores the proportions
 
-    Returns uint8 (H, W, 3), C-contiguous, RGB, upright. Animations give their first frame.
+    Animations give their first frame.
     Raises DecodeError(kind, reason) for whatever is wrong with the file; no other exception, no warning.
     Safe to call from many threads.
     """
@@ -121,7 +139,7 @@ def _open(source: Path | bytes) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _decode(image: Image.Image, size: tuple[int, int], fit: str) -> Pixels:
+def _decode(image: Image.Image, size: tuple[int, int], fit: str) -> Framed:
     height, width = size
     frame = (width, height)
     box = _draft(image, frame, fit) if isinstance(image, JpegImagePlugin.JpegImageFile) else None
@@ -133,11 +151,14 @@ def _decode(image: Image.Image, size: tuple[int, int], fit: str) -> Pixels:
     picture = _resize(_to_rgb(image, step), box, _as_stored(frame, orientation), fit)
     if orientation in UPRIGHT:
         picture = picture.transpose(UPRIGHT[orientation])
+    left, top = (width - picture.width) // 2, (height - picture.height) // 2
+    inner = (slice(top, top + picture.height), slice(left, left + picture.width))
     if picture.size != frame:
         canvas = Image.new("RGB", frame, WHITE)
-        canvas.paste(picture, ((width - picture.width) // 2, (height - picture.height) // 2))
+        canvas.paste(picture, (left, top))
         picture = canvas
-    return np.array(picture, dtype=np.uint8, order="C")  # (H, W, 3)
+    pixels = np.array(picture, dtype=np.uint8, order="C")  # (H, W, 3)
+    return Framed(pixels, pixels[inner])
 
 
 def _draft(image: Image.Image, frame: tuple[int, int], fit: str) -> Box | None:

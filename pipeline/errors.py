@@ -4,8 +4,9 @@
     ├── ListingError          the folder of pictures is not laid out as one
     ├── DecodeError           one file is not a picture we can read; carries a kind and a reason
     ├── DatasetError          the dataset is absent, unsealed, of another version, or damaged
-    │   └── DamageError       some of its rows are damaged or missing; carries the reason
+    │   └── DamageError       a chunk of it is damaged or missing; carries the `Damage`
     ├── OutputExistsError     the place to write to is taken
+    ├── BusyError             another build is at work on the same dataset
     ├── OptionError           an option out of its range
     └── BuildError            exit code 1: the input was fine, the work failed (disk full, …)
         └── TooManyFailures   more unreadable pictures than the caller allows
@@ -15,6 +16,8 @@ Each message is one line: what was expected, what was found, where, and what to 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 # A closed set, so that a failures.csv can be grouped by it:
@@ -74,20 +77,53 @@ class DatasetError(PipelineError):
     """The dataset cannot be used as it is."""
 
 
-class DamageError(DatasetError):
-    """Some rows cannot be read; reason says why, the message also where and what to do."""
+@dataclass(frozen=True)
+class Damage:
+    """A chunk that cannot be read, or that is not what was built.
 
-    def __init__(self, message: str, reason: str) -> None:
-        super().__init__(message, reason)  # both in args, so that the error survives pickling
-        self.message = message
-        self.reason = printable(reason)
+    part    'train' or 'val'
+    array   'images', 'labels' or 'paths'
+    chunk   its number in the array
+    rows    (start, stop) of the rows it holds
+    file    where it lies: a shard, in which it is one of several, or a file of its own
+    reason  what is wrong with it, one line
+    paths   the pictures that these rows were made from; empty where that cannot be read either
+    """
+
+    part: str
+    array: str
+    chunk: int
+    rows: tuple[int, int]
+    file: Path
+    reason: str
+    paths: tuple[str, ...]
 
     def __str__(self) -> str:
-        return printable(self.message)
+        start, stop = self.rows
+        more = len(self.paths) - 2
+        made_from = ", ".join(self.paths[:2]) + (f" and {more:,} more" if more > 0 else "")
+        what = f"{self.part} {self.array}, chunk {self.chunk} in {self.file}, rows {start}..{stop - 1}"
+        return printable(f"{what} ({made_from or 'of unknown pictures'}): {self.reason}")
+
+
+class DamageError(DatasetError):
+    """A chunk of the dataset cannot be read."""
+
+    def __init__(self, damage: Damage, dataset: Path) -> None:
+        super().__init__(damage, dataset)  # both in args, so that the error survives pickling
+        self.damage = damage
+        self.dataset = dataset
+
+    def __str__(self) -> str:
+        return printable(f"expected whole data, found damage in {self.damage}; run 'logpose verify {self.dataset}'")
 
 
 class OutputExistsError(PipelineError):
     """Something is already where the output should go."""
+
+
+class BusyError(PipelineError):
+    """Another process is building the same dataset."""
 
 
 class OptionError(PipelineError):

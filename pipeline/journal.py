@@ -2,10 +2,15 @@
 
 In the dataset's folder, until it is sealed:
 
-    .build/build.json         what is being built: from which files, with which options
+    .build/build.json         what is being built: with which options, from which files
+    .build/files.txt          these files, a line each: to say what has changed since
+    .build/run                which process is at it: the only one whose workers may write
     .build/train-00003.json   a finished shard: its `ShardResult`
+    .build/fingerprints       of each file, FINGERPRINT_BYTES, at its number's place
+    .build/copies.json        which files are copies of one another, once that is known
 
-Each file is written under another name, synced and renamed: it is there whole or not at all.
+Each file is written under another name, synced and renamed: it is there whole or not at all. Only the
+fingerprints are written in place; those of a finished shard are on the disk before it counts as finished.
 """
 
 from __future__ import annotations
@@ -13,12 +18,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.duplicates import Copies
 from pipeline.errors import FailureKind
-from pipeline.store import sync_file
+from pipeline.files import write_atomically
+from pipeline.fingerprint import FINGERPRINT_BYTES
 
 FOLDER = ".build"
 HOLE = -1
@@ -37,7 +48,7 @@ class Failure:
 class ShardResult:
     """One shard as it was written.
 
-    wanted    for each row the file it was asked to show, by its place in the part's order
+    wanted    for each row the number of the file it was asked to show
     failures  (file, kind, reason) of each of these that could not be decoded: its row is a hole
     sums      of the pixels, a channel; squares of their squares: exact integers
     digest    of the rows
@@ -64,25 +75,56 @@ class Journal:
     def __init__(self, dataset: Path) -> None:
         self._folder = dataset / FOLDER
 
-    def begin(self, identity: dict[str, Any]) -> None:
-        """Start a journal for the build with this identity, forgetting any other."""
+    def begin(self, identity: dict[str, Any], files: Iterable[str]) -> None:
+        """Start a journal for the build with this identity, of files described by a line each."""
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
-        write_atomically(self._folder / "build.json", json.dumps(identity, indent=1))
+        write_atomically(self._folder / "files.txt", "\n".join(files))
+        write_atomically(self._folder / "build.json", json.dumps(identity, indent=1))  # last: now there is a journal
 
     def identity(self) -> dict[str, Any] | None:
         """What is being built here, or None if nothing is."""
         found = _read_json(self._folder / "build.json")
         return found if isinstance(found, dict) else None
 
-    def add(self, result: ShardResult) -> None:
+    def files(self) -> list[str]:
+        """The line of each file that the build was begun with."""
+        try:
+            return (self._folder / "files.txt").read_text(encoding="utf-8").split("\n")
+        except OSError:
+            return []
+
+    def take_over(self, run: str) -> None:
+        """From now on only the workers of this run may write."""
+        write_atomically(self._folder / "run", run)
+
+    def is_run_by(self, run: str) -> bool:
+        """Whether no later run has taken over, and none has finished."""
+        try:
+            return (self._folder / "run").read_text(encoding="utf-8") == run
+        except OSError:
+            return False
+
+    # Shards -------------------------------------------------------------------------------------------
+
+    def add(self, result: ShardResult, fingerprints: dict[int, npt.NDArray[np.uint8]]) -> None:
+        """Note a shard that is on the disk, and the fingerprints (FINGERPRINT_BYTES,) of the files decoded for it."""
+        if fingerprints:
+            prints = os.open(self._folder / "fingerprints", os.O_WRONLY | os.O_CREAT, 0o666)
+            try:
+                for file, fingerprint in fingerprints.items():
+                    os.lseek(prints, file * FINGERPRINT_BYTES, os.SEEK_SET)
+                    os.write(prints, fingerprint.data)
+                os.fsync(prints)
+            finally:
+                os.close(prints)
         write_atomically(self._file(result.part, result.shard), json.dumps(asdict(result)))
 
     def results(self) -> dict[tuple[str, int], ShardResult]:
-        """The finished shards, by part and number. A damaged entry counts as not finished."""
+        """The finished shards by part and number. What cannot be read is as good as not finished."""
         found = {}
-        for file in sorted(self._folder.glob("*-*.json")):
-            entry = _read_json(file)
+        for path in sorted(self._folder.glob("*-*.json")):
+            entry = _read_json(path)
             try:
                 result = ShardResult(
                     part=entry["part"],
@@ -98,22 +140,36 @@ class Journal:
             found[result.part, result.shard] = result
         return found
 
+    # Copies -------------------------------------------------------------------------------------------
+
+    def fingerprints(self) -> npt.NDArray[np.uint8]:
+        """(files up to the last that has one, FINGERPRINT_BYTES): on the disk, read as they are used."""
+        prints = np.memmap(self._folder / "fingerprints", dtype=np.uint8, mode="r")
+        return prints.reshape(-1, FINGERPRINT_BYTES)
+
+    def note_copies(self, copies: Copies) -> None:
+        """Note which files are copies. What follows must not change when one of them vanishes."""
+        found = [(file, int(lead), copies.how[file]) for file, lead in enumerate(copies.lead) if lead != file]
+        write_atomically(self._folder / "copies.json", json.dumps({"files": len(copies.lead), "copies": found}))
+
+    def copies(self) -> Copies | None:
+        """What was noted, or None if nothing was yet."""
+        entry = _read_json(self._folder / "copies.json")
+        if entry is None:
+            return None
+        copies = Copies(np.arange(entry["files"], dtype=np.int64), [""] * entry["files"])
+        for file, lead, how in entry["copies"]:
+            copies.lead[file], copies.how[file] = lead, how
+        return copies
+
+    # The end ------------------------------------------------------------------------------------------
+
     def end(self) -> None:
-        shutil.rmtree(self._folder)
+        """Forget all of it: the dataset is sealed."""
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _file(self, part: str, shard: int) -> Path:
         return self._folder / f"{part}-{shard:05d}.json"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader, or a crash, sees the old one or the new one, never half of it."""
-    temporary = path.with_name(f"{path.name}.partial")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_file(path)
 
 
 def _read_json(path: Path) -> Any:

@@ -1,17 +1,32 @@
-"""Where a dataset is to go: what is there already, and whether it may go."""
+"""Where a dataset is to go: what is there already, whether it may go, and that nobody else is at it."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DatasetError, OptionError, OutputExistsError
+from filelock import FileLock, Timeout
+
+from pipeline.errors import BusyError, DatasetError, OptionError, OutputExistsError
 from pipeline.journal import FOLDER, Journal
-from pipeline.schema import FAILURES_FILE, PARTS
+from pipeline.schema import COPIES_FILE, FAILURES_FILE, PARTS, SHEET_FILE, build_hash
+from pipeline.source import Source, what_changed
 from pipeline.store import read_attributes, unseal
+
+LOCK_FILE = ".lock"
+
+
+class Found(Enum):
+    """What there is at the place: nothing of ours any more, this build begun, or this build finished."""
+
+    NOTHING = "nothing"
+    BEGUN = "begun"
+    FINISHED = "finished"
 
 
 def check_place(root: Path, dest: Path) -> None:
@@ -25,40 +40,71 @@ def check_place(root: Path, dest: Path) -> None:
         return
     if not dest.is_dir():
         raise OutputExistsError(f"expected a free place for the dataset, found a file at {dest}: choose another")
-    if any(dest.iterdir()) and not _is_ours(dest):
+    if {entry.name for entry in dest.iterdir()} - {LOCK_FILE} and not _is_ours(dest):
         raise OutputExistsError(
             f"expected a free place for the dataset, found a folder of something else at {dest}: choose another"
             " (what is not a dataset is never overwritten)"
         )
 
 
-def make_way(dest: Path, identity: dict[str, Any], overwrite: bool) -> bool:
-    """Leave at a checked place either the unfinished build with this identity, or nothing of ours.
+@contextmanager
+def alone_at(dest: Path) -> Iterator[None]:
+    """Be the only build of this dataset while the block runs; the system lets go of the lock if we are killed.
 
-    Returns whether there is one to go on with. Raises OutputExistsError where that would lose a
-    finished dataset, or an unfinished one of another identity, and overwrite is not set.
+    Makes the folder. Raises BusyError where another build is at it.
+    """
+    dest.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(dest / LOCK_FILE, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BusyError(
+            f"expected to be the only build of {dest}, found another one at work on it: wait until it has"
+            " finished, or choose another place"
+        ) from None
+    try:
+        yield
+    finally:
+        # While we still hold it. Who waits for nothing, as all of us do, cannot be left with a file that is gone.
+        (dest / LOCK_FILE).unlink(missing_ok=True)
+        lock.release()
+
+
+def make_way(dest: Path, identity: dict[str, Any], source: Source, overwrite: bool) -> Found:
+    """Leave at a checked place the build with this identity, begun or finished, or nothing of ours.
+
+    Raises OutputExistsError where that would lose a finished dataset, or an unfinished one of another
+    identity, and overwrite is not set.
     """
     if not os.path.lexists(dest / "zarr.json"):
-        return False
+        return Found.NOTHING
     try:
-        sealed = read_attributes(dest).sealed
+        attributes = read_attributes(dest)
+        sealed, same = attributes.sealed, attributes.build_hash == build_hash(identity)
     except DatasetError:
-        sealed = True  # damaged, or of another version: somebody's finished work, as far as we know
-    former = Journal(dest).identity()
+        sealed, same = True, False  # damaged, or of another version: somebody's finished work, as far as we know
+    journal = Journal(dest)
+    former = journal.identity()
     if not sealed and former == identity:
-        return True
+        return Found.BEGUN
+    if not overwrite and sealed and same:
+        journal.end()  # it may have been killed between sealing and this
+        return Found.FINISHED
     if not overwrite and sealed:
         raise OutputExistsError(
-            f"expected a free place for the dataset, found a finished one at {dest}: choose another, or"
-            " replace it with --overwrite"
+            f"expected a free place for the dataset, found a finished one of other pictures or options at {dest}:"
+            " choose another, or replace it with --overwrite"
         )
     if not overwrite and former is not None:
+        different = _difference(former, identity)
+        if former["pictures"] != identity["pictures"]:
+            different.insert(0, f"other pictures: {what_changed(journal.files(), source.lines())}")
         raise OutputExistsError(
-            f"expected to go on with the build begun at {dest}, found {_difference(former, identity)}: give"
-            " what it was begun with, or start over with --overwrite"
+            f"expected to go on with the build begun at {dest}, found {' and '.join(different)}: give what it"
+            " was begun with, or start over with --overwrite"
         )
     _remove(dest)
-    return False
+    return Found.NOTHING
 
 
 def _is_ours(dest: Path) -> bool:
@@ -71,14 +117,10 @@ def _is_ours(dest: Path) -> bool:
     return False
 
 
-def _difference(former: dict[str, Any], now: dict[str, Any]) -> str:
-    """Where two identities differ, for a person."""
-    said = [
-        "other pictures" if key == "pictures" else f"{key} {now[key]} instead of {former.get(key)}"
-        for key in now
-        if former.get(key) != now[key]
-    ]
-    return " and ".join(said)
+def _difference(former: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The options in which two identities differ, for a person."""
+    options = (key for key in now if key != "pictures" and former.get(key) != now[key])
+    return [f"{key} {now[key]} instead of {former.get(key)}" for key in options]
 
 
 def _remove(dest: Path) -> None:
@@ -88,5 +130,6 @@ def _remove(dest: Path) -> None:
             unseal(dest)
     for name in (*PARTS, FOLDER):
         shutil.rmtree(dest / name, ignore_errors=True)
-    (dest / FAILURES_FILE).unlink(missing_ok=True)
+    for name in (FAILURES_FILE, COPIES_FILE, SHEET_FILE, f".{SHEET_FILE}.tmp"):
+        (dest / name).unlink(missing_ok=True)
     (dest / "zarr.json").unlink()

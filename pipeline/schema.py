@@ -1,7 +1,9 @@
 """Names, dtypes, attributes and version of the dataset; nothing here touches a disk.
 
     pictures.zarr/            group; its attributes are `Attributes`
-    ├── failures.csv          path,kind,reason of each file that is not in here
+    ├── failures.csv          each file that is not in here, and why
+    ├── duplicates.csv        each picture of which there are copies, group by group
+    ├── contact-sheet.png     a few pictures of each class, if 'logpose info' has drawn it
     ├── train/
     │   ├── images            uint8  (N, H, W, 3)  dimensions row, y, x, channel
     │   ├── labels            int64  (N,)          index into class_names
@@ -26,11 +28,14 @@ import numpy.typing as npt
 from pipeline.errors import DatasetError
 
 FORMAT = "logpose"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # since 2 copies of a picture are kept on one side
 PARTS = ("train", "val")
 IMAGE_DIMENSIONS = ("row", "y", "x", "channel")
 FAILURES_FILE = "failures.csv"
 FAILURES_HEADER = ("path", "kind", "reason")
+SHEET_FILE = "contact-sheet.png"  # made on demand
+COPIES_FILE = "duplicates.csv"
+COPIES_HEADER = ("group", "part", "label", "path", "how", "labels")
 
 # A chunk is what is read at once: big enough that zarr's 0.5 ms a chunk do not count, small enough that
 # a window of them shuffles well. A shard is what is written at once, by one task, and is one file.
@@ -64,6 +69,22 @@ def layout(rows: int, size: tuple[int, int]) -> Layout:
 
 
 @dataclass(frozen=True)
+class CopyCounts:
+    """What is known of near-copies among the pictures; `duplicates.csv` has them one by one.
+
+    groups         how many pictures there are copies of
+    pictures       they and their copies
+    labels_differ  groups whose pictures do not all have one label
+    leaks          validation pictures with a copy in the training part
+    """
+
+    groups: int
+    pictures: int
+    labels_differ: int
+    leaks: int
+
+
+@dataclass(frozen=True)
 class Attributes:
     """What the dataset says of itself. Before sealing, what only the end can tell is None."""
 
@@ -71,7 +92,9 @@ class Attributes:
     size: tuple[int, int]  # (H, W)
     fit: str
     seed: int
-    source_hash: str  # of the listed paths, sizes and times: is it still the same folder?
+    source: str  # the folder it was built from
+    build_hash: str  # of the files as they were then and of the options: would the same build give the same?
+    copies: CopyCounts | None = None  # None where nobody has looked for them
     mean: tuple[float, float, float] | None = None  # of the training part, in 0..255
     std: tuple[float, float, float] | None = None
     content_hash: str | None = None  # of the rows: is it still the same dataset?
@@ -96,7 +119,9 @@ class Attributes:
                 size=_pair(found["size"]),
                 fit=str(found["fit"]),
                 seed=int(found["seed"]),
-                source_hash=str(found["source_hash"]),
+                source=str(found["source"]),
+                build_hash=str(found["build_hash"]),
+                copies=None if found["copies"] is None else CopyCounts(**found["copies"]),
                 mean=_colour(found["mean"]),
                 std=_colour(found["std"]),
                 content_hash=found["content_hash"],
@@ -148,6 +173,11 @@ def shard_digest(images: Iterable[npt.NDArray[np.uint8]], labels: npt.NDArray[np
     return digest.hexdigest()
 
 
+def build_hash(identity: dict[str, Any]) -> str:
+    """Hash of what decides every byte of a dataset: its files and options."""
+    return blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
 def content_digest(attributes: Attributes, shard_digests: dict[str, list[str]]) -> str:
     """Hash of a whole dataset: what it says of itself, and the digests of its shards, by part, in order."""
     said = {key: value for key, value in attributes.to_json().items() if key not in _NOT_CONTENT}
@@ -155,5 +185,5 @@ def content_digest(attributes: Attributes, shard_digests: dict[str, list[str]]) 
     return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-# The same pictures copied elsewhere give the same content, though their times and so the source differ.
-_NOT_CONTENT = {"source_hash", "content_hash", "sealed"}
+# The same pictures copied elsewhere give the same content, though their times and so the build differ.
+_NOT_CONTENT = {"source", "build_hash", "content_hash", "sealed"}

@@ -1,55 +1,41 @@
-"""Which file goes into which row, and the work of one shard: decode its files, write it whole."""
+"""The work of one shard: decode its files, take their fingerprints, write it whole."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.decode import decode_picture
-from pipeline.errors import DatasetError, DecodeError, FailureKind, printable
-from pipeline.journal import HOLE, Failure, ShardResult
+from pipeline.decode import Framed, frame_picture
+from pipeline.errors import BusyError, DatasetError, DecodeError, FailureKind, printable
+from pipeline.fingerprint import fingerprint
+from pipeline.journal import HOLE, Failure, Journal, ShardResult
 from pipeline.schema import shard_digest
 from pipeline.source import SourceFile
 from pipeline.store import open_part, read_attributes, write_shard
 
-# Called for each file tried, with its part, its index there, and its failure if it has one. May raise,
-# to stop: the shard in hand is then dropped.
-Tick = Callable[[str, int, Failure | None], None]
-
-
-def assign(count: int, failed: Collection[int]) -> list[int]:
-    """Which of the files 0..count-1 goes into each row, given those that failed.
-
-    Rows have no holes: a failed file's row gets the last good file that has no row of its own. All
-    other rows keep their file, so little is written anew; and the outcome depends on which files
-    failed, not on when that came to light.
-    """
-    rows = count - len(failed)
-    spare = (file for file in range(count - 1, rows - 1, -1) if file not in failed)
-    return [next(spare) if file in failed else file for file in range(rows)]
-
-
-def cut(files: list[int], shard_rows: int) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """(number, files) of each shard."""
-    for start in range(0, len(files), shard_rows):
-        yield start // shard_rows, tuple(files[start : start + shard_rows])
+# Called for each file tried, with its number, and its failure if it has one. May raise, to stop: the
+# shard in hand is then dropped.
+Tick = Callable[[int, Failure | None], None]
 
 
 @dataclass(frozen=True)
 class ShardJob:
     """The work of one task. Can be sent to another machine that sees the same file system.
 
-    wanted  for each row the file to show, as an index for `result.files`
-    files   the source file of each row
-    before  the files the shard shows already, from a former round; empty if it was never written
+    run       which run of the build it belongs to
+    wanted    for each row the number of the file to show
+    files     the source file of each row
+    before    the files the shard shows already, from a former round; empty if it was never written
+    printing  whether to take fingerprints
     """
 
     dataset: Path
     root: Path
+    run: str
     part: str
     shard: int
     wanted: tuple[int, ...]
@@ -57,39 +43,62 @@ class ShardJob:
     before: tuple[int, ...]
     size: tuple[int, int]
     fit: str
+    printing: bool
 
 
-def run_shard(job: ShardJob, tick: Tick | None = None) -> ShardResult:
+@dataclass(frozen=True)
+class ShardDone:
+    """What came of a job: the shard as it was written, and the fingerprint of each file that was decoded for it."""
+
+    result: ShardResult
+    fingerprints: dict[int, npt.NDArray[np.uint8]]
+
+
+def run_shard(job: ShardJob, tick: Tick | None = None) -> ShardDone:
     """Decode what the shard does not hold yet, and write it whole.
 
-    Raises OSError where writing fails. What fails in decoding is in the result.
+    Raises OSError where writing fails, BusyError where another run of the build has taken over. What fails in decoding
+    is in the result.
     """
     images = np.zeros((len(job.wanted), *job.size, 3), dtype=np.uint8)  # (n, H, W, 3)
     kept = _copy_kept(job, images)
     failures: list[tuple[int, FailureKind, str]] = []
-    for row, (index, file) in enumerate(zip(job.wanted, job.files, strict=True)):
+    fingerprints = {}
+    for row, (number, file) in enumerate(zip(job.wanted, job.files, strict=True)):
         if row in kept:
             continue
         failure = None
         try:
-            images[row] = _decode_unchanged(job, file)
+            framed = _decode_unchanged(job, file)
+            images[row] = framed.pixels
+            if job.printing:
+                fingerprints[number] = fingerprint(framed.inner)
         except DecodeError as error:
-            failures.append((index, error.kind, error.reason))
+            failures.append((number, error.kind, error.reason))
             failure = Failure(printable(file.path), error.kind, error.reason)
         if tick is not None:
-            tick(job.part, index, failure)
-    write_shard(job.dataset, job.part, job.shard, images)
+            tick(number, failure)
     labels = np.array([file.label for file in job.files], dtype=np.int64)  # (n,)
     sums, squares = _sums(images)
     digest = shard_digest([images], labels, [printable(file.path) for file in job.files])
-    return ShardResult(job.part, job.shard, job.wanted, tuple(failures), sums, squares, digest)
+
+    def still_wanted() -> None:
+        # A task of a killed build may go on for a while on a cluster's worker: its rows are of the past.
+        if not Journal(job.dataset).is_run_by(job.run):
+            raise BusyError(
+                f"expected to be the only build of {job.dataset}, found that another run has taken over: wait for"
+                " that one"
+            )
+
+    write_shard(job.dataset, job.part, job.shard, images, still_wanted)
+    result = ShardResult(job.part, job.shard, job.wanted, tuple(failures), sums, squares, digest)
+    return ShardDone(result, fingerprints)
 
 
 def _copy_kept(job: ShardJob, images: npt.NDArray[np.uint8]) -> set[int]:
     """Copy the rows that the shard on disk has already. Returns which."""
-    kept = {
-        row for row, (old, new) in enumerate(zip(job.before, job.wanted, strict=False)) if old == new and old != HOLE
-    }
+    both = zip(job.before, job.wanted, strict=False)
+    kept = {row for row, (old, new) in enumerate(both) if old == new and old != HOLE}
     if not kept:
         return kept
     try:
@@ -103,7 +112,7 @@ def _copy_kept(job: ShardJob, images: npt.NDArray[np.uint8]) -> set[int]:
     return kept
 
 
-def _decode_unchanged(job: ShardJob, file: SourceFile) -> npt.NDArray[np.uint8]:
+def _decode_unchanged(job: ShardJob, file: SourceFile) -> Framed:
     path = job.root / file.path
     try:
         status = path.stat()
@@ -112,7 +121,7 @@ def _decode_unchanged(job: ShardJob, file: SourceFile) -> npt.NDArray[np.uint8]:
         raise DecodeError("unreadable", reason.lower()) from error
     if (status.st_size, status.st_mtime_ns) != (file.bytes, file.mtime_ns):
         raise DecodeError("changed", "the file is not the one that was there when the build began")
-    return decode_picture(path, job.size, job.fit)
+    return frame_picture(path, job.size, job.fit)
 
 
 _VALUES = np.arange(256, dtype=np.int64)

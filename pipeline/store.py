@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +18,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zarr
-from zarr.storage import LocalStore
+from zarr.buffer import default_buffer_prototype
+from zarr.storage import LocalStore, MemoryStore
 
 from pipeline.codecs import chunk_codecs
-from pipeline.errors import DamageError, DatasetError
+from pipeline.errors import Damage, DamageError, DatasetError, printable
+from pipeline.files import sync, write_atomically
 from pipeline.schema import COLUMN_CHUNK_ROWS, IMAGE_DIMENSIONS, PARTS, Attributes, Layout, layout
 
 # Without it zarr leaves out a chunk that is all zeros, and a black picture would look like a missing one.
@@ -48,24 +52,34 @@ def create(path: Path, attributes: Attributes, rows: dict[str, int], codec: str 
         )
 
 
+def make_room(path: Path, part: str, rows: int) -> None:
+    """Let the images of a part have at least so many rows."""
+    images = _open_array(path, part, "images", "r+")
+    if images.shape[0] < rows:
+        images.resize((rows, *images.shape[1:]))
+
+
 def shard_file(path: Path, part: str, shard: int) -> Path:
     return path / part / "images" / "c" / str(shard) / "0" / "0" / "0"
 
 
-def write_shard(path: Path, part: str, shard: int, images: npt.NDArray[np.uint8]) -> None:
+def write_shard(
+    path: Path, part: str, shard: int, images: npt.NDArray[np.uint8], still_wanted: Callable[[], None] = lambda: None
+) -> None:
     """Write the rows (n, H, W, 3) of one whole shard: all of it or, if that fails, nothing.
 
-    On return the bytes are on the disk. Raises OSError, as when the disk is full.
+    zarr encodes into memory and we write what comes out, so that the bytes are on the disk before the file
+    gets its name; still_wanted() is asked right before that, and may raise. Raises OSError, as when the
+    disk is full.
     """
-    array = _open_array(path, part, "images", "r+")
-    shard_rows = _shard_rows(array)
-    start = shard * shard_rows
-    stop = min(start + shard_rows, array.shape[0])
-    # Always up to the array's edge, so that zarr replaces the shard instead of merging into an older one.
-    whole = np.zeros((stop - start, *array.shape[1:]), dtype=np.uint8)  # (shard rows, H, W, 3)
-    whole[: len(images)] = images
-    array[start:stop] = whole
-    sync_file(shard_file(path, part, shard))
+    files: dict[str, Any] = {}
+    metadata = json.loads((path / part / "images" / "zarr.json").read_bytes())
+    metadata["shape"] = list(images.shape)  # this shard's rows and no others
+    files["zarr.json"] = default_buffer_prototype().buffer.from_bytes(json.dumps(metadata).encode())
+    zarr.open_array(MemoryStore(files), mode="r+", zarr_format=3).with_config(_WRITE_ALL)[:] = images
+    place = shard_file(path, part, shard)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(place, files["c/0/0/0/0"].as_numpy_array().data, still_wanted)
 
 
 def seal(
@@ -77,29 +91,24 @@ def seal(
         images.resize((len(labels[part]), *images.shape[1:]))
         _write_column(path, part, "labels", labels[part])
         _write_column(path, part, "paths", np.array(paths[part], dtype=np.dtypes.StringDType()))
-    for leftover in path.glob("*/images/c/**/*.partial"):  # of a writer that was killed
+    for leftover in path.rglob("*.partial"):  # of a writer that was killed
         leftover.unlink()
     for folder, _, files in os.walk(path):
         for name in files:
-            sync_file(Path(folder, name))
-    zarr.open_group(LocalStore(path), mode="r+").update_attributes(attributes.to_json())
-    sync_file(path / "zarr.json")
+            sync(Path(folder, name))
+        sync(Path(folder))
+    _update(path, attributes.to_json())
 
 
 def unseal(path: Path) -> None:
     """Say that the dataset is no longer whole: before taking it apart."""
-    zarr.open_group(LocalStore(path), mode="r+").update_attributes({"sealed": False})
-    sync_file(path / "zarr.json")
+    _update(path, {"sealed": False})
 
 
-def sync_file(path: Path) -> None:
-    """Return once the file, and its name in its folder, are on the disk."""
-    for target in (path, path.parent):
-        descriptor = os.open(target, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _update(path: Path, attributes: dict[str, Any]) -> None:
+    zarr.open_group(LocalStore(path), mode="r+").update_attributes(attributes)
+    sync(path / "zarr.json")
+    sync(path)
 
 
 def _write_column(path: Path, part: str, name: str, values: npt.NDArray[Any]) -> None:
@@ -143,7 +152,7 @@ class Part:
         """Rows start..stop-1 as uint8 (stop - start, H, W, 3).
 
         Whole chunks are read and cut in NumPy, so reads along chunks waste nothing. Raises DamageError
-        where a chunk is damaged or missing: it names part, rows and file.
+        where a chunk is damaged or missing.
         """
         if not 0 <= start <= stop <= self.rows:
             raise IndexError(f"expected rows within 0..{self.rows} of {self.name}, found {start}..{stop}")
@@ -156,17 +165,25 @@ class Part:
             # After the read: what is there now was there then. zarr reads what is missing as black.
             self._check_present(first, last)
         except Exception as error:
-            raise self._damage(error, "images", first, last) from error
+            if last - first > self.chunk_rows:  # which of the chunks was it?
+                for row in range(first, last, self.chunk_rows):
+                    self.read(row, min(row + self.chunk_rows, last))
+            raise self._damage("images", first, last, error) from error
         return images[start - first : stop - first]
 
     def read_column(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
-        """Rows start..stop-1, chunk-aligned, of 'labels' or 'paths'. Raises DamageError."""
+        """Rows start..stop-1 of 'labels' or 'paths'. Raises DamageError."""
+        first = start // COLUMN_CHUNK_ROWS
         try:
             values = np.asarray(_open_array(self.path, self.name, name, "r")[start:stop])  # (n,)
-            for chunk in range(start // COLUMN_CHUNK_ROWS, -(-stop // COLUMN_CHUNK_ROWS)):
-                (self.path / self.name / name / "c" / str(chunk)).stat()
+            for chunk in range(first, -(-stop // COLUMN_CHUNK_ROWS)):
+                self._column_file(name, chunk).stat()
         except Exception as error:
-            raise self._damage(error, name, start, stop) from error
+            if stop > (first + 1) * COLUMN_CHUNK_ROWS:  # which of the chunks was it?
+                for chunk in range(first, -(-stop // COLUMN_CHUNK_ROWS)):
+                    self.read_column(name, chunk * COLUMN_CHUNK_ROWS, min((chunk + 1) * COLUMN_CHUNK_ROWS, self.rows))
+            last = min((first + 1) * COLUMN_CHUNK_ROWS, self.rows)
+            raise self._damage(name, first * COLUMN_CHUNK_ROWS, last, error) from error
         return values
 
     @cached_property
@@ -199,19 +216,25 @@ class Part:
                 index = np.frombuffer(file.read(16 * per_shard), dtype="<u8").reshape(per_shard, 2)
             for chunk in chunks:
                 if chunk // per_shard == shard and index[chunk % per_shard, 0] == _ABSENT:
-                    raise ValueError(f"chunk {chunk} is missing")
+                    raise ValueError("missing in its shard")
 
-    def _damage(self, error: Exception, array: str, start: int, stop: int) -> DamageError:
+    def _column_file(self, name: str, chunk: int) -> Path:
+        return self.path / self.name / name / "c" / str(chunk)
+
+    def _damage(self, array: str, start: int, stop: int, error: Exception) -> DamageError:
+        """What is wrong with the chunk of rows start..stop-1."""
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error).split(". ")[0]
-        where = str(self.path / self.name / array)
+        made_from: tuple[str, ...] = ()
+        if array != "paths":
+            with suppress(DamageError):
+                made_from = tuple(map(str, self.read_column("paths", start, stop)))
+        rows = self.chunk_rows if array == "images" else COLUMN_CHUNK_ROWS
+        chunk = start // rows
+        file = self._column_file(array, chunk)
         if array == "images":
-            shards = range(start // self.layout.shard_rows, (stop - 1) // self.layout.shard_rows + 1)
-            where = ", ".join(str(shard_file(self.path, self.name, shard)) for shard in shards)
-        return DamageError(
-            f"expected intact {array}, found {reason}: {self.name} rows {start}..{stop - 1} in {where}; run"
-            f" 'logpose verify {self.path}'",
-            reason,
-        )
+            file = shard_file(self.path, self.name, start // self.layout.shard_rows)
+        damage = Damage(self.name, array, chunk, (start, stop), file, printable(reason), made_from)
+        return DamageError(damage, self.path)
 
 
 @dataclass(frozen=True)

@@ -16,41 +16,43 @@ class Stopped(Exception):
 
 
 class Tally:
-    """Counts the files tried, from many threads, and stops these when told to."""
+    """Counts the files tried, from many threads, and stops these when told to.
+
+    done    files tried
+    failed  why those failed that did, by number
+    """
 
     def __init__(self, source: Source) -> None:
         self.done = 0
-        self.failed: dict[tuple[str, int], Failure] = {}  # by part and index
+        self.failed: dict[int, Failure] = {}
         self._source = source
-        self._tried = {part: np.zeros(len(files), dtype=np.bool_) for part, files in source.files.items()}
+        self._tried = np.zeros(source.count, dtype=np.bool_)  # (N,)
         self._lock = threading.Lock()
         self._stopped = threading.Event()
 
-    def tick(self, part: str, index: int, failure: Failure | None) -> None:
+    def tick(self, file: int, failure: Failure | None) -> None:
         """Count one file, once, however often it is tried. Raises Stopped in a task that should end."""
-        self._count(part, index, failure)
+        self._count(file, failure)
         self.raise_if_stopped()
 
     def add(self, result: ShardResult) -> None:
         """Count a whole shard: one from a former run, or from another machine. Never raises Stopped: what is
         finished is finished, whatever has stopped the others meanwhile.
         """
-        reasons = {index: (kind, reason) for index, kind, reason in result.failures}
-        for index in {*result.wanted, *reasons}:
-            path = printable(self._source.files[result.part][index].path)
-            self._count(result.part, index, Failure(path, *reasons[index]) if index in reasons else None)
+        reasons = {file: (kind, reason) for file, kind, reason in result.failures}
+        for file in {*result.wanted, *reasons}:
+            path = printable(self._source.files[file].path)
+            self._count(file, Failure(path, *reasons[file]) if file in reasons else None)
 
-    def _count(self, part: str, index: int, failure: Failure | None) -> None:
+    def _count(self, file: int, failure: Failure | None) -> None:
         with self._lock:
-            self.done += not self._tried[part][index]
-            self._tried[part][index] = True
+            self.done += not self._tried[file]
+            self._tried[file] = True
             if failure is not None:
-                self.failed[part, index] = failure
-
-    def failed_in(self, part: str) -> set[int]:
-        return {index for name, index in self.failed if name == part}
+                self.failed[file] = failure
 
     def failures(self) -> list[Failure]:
+        """Sorted by path."""
         with self._lock:
             return sorted(self.failed.values(), key=lambda failure: failure.path)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,33 +10,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import DamageError
-from pipeline.schema import COLUMN_CHUNK_ROWS, content_digest, shard_digest
+from pipeline.errors import Damage, DamageError
+from pipeline.schema import COLUMN_CHUNK_ROWS, COPIES_FILE, FAILURES_FILE, PARTS, content_digest, shard_digest
 from pipeline.store import Dataset, Part
-
-
-@dataclass(frozen=True)
-class Damage:
-    """A chunk that cannot be read, or that is not what was built.
-
-    part    'train' or 'val'
-    array   'images', 'labels' or 'paths'
-    chunk   its number in the array
-    rows    (start, stop) of the rows it holds
-    reason  one line
-    """
-
-    part: str
-    array: str
-    chunk: int
-    rows: tuple[int, int]
-    reason: str
 
 
 @dataclass(frozen=True)
 class VerifyReport:
     """What a dataset holds, and what is wrong with it.
 
+    missing          files that belong to it, chunks apart, and are not there
     content_matches  whether the rows are those that were built: their hash is the one that was recorded;
                      None where damage keeps it from being known
     """
@@ -44,11 +27,12 @@ class VerifyReport:
     rows: dict[str, int]
     chunks: int
     damage: tuple[Damage, ...]
+    missing: tuple[Path, ...]
     content_matches: bool | None
 
     @property
     def ok(self) -> bool:
-        return bool(self.content_matches)
+        return bool(self.content_matches) and not self.missing
 
 
 def verify_dataset(path: Path, on_progress: Callable[[int, int], None] = lambda done, total: None) -> VerifyReport:
@@ -64,6 +48,7 @@ def verify_dataset(path: Path, on_progress: Callable[[int, int], None] = lambda 
         rows={"train": dataset.train.rows, "val": dataset.val.rows},
         chunks=checker.total,
         damage=tuple(checker.damage),
+        missing=tuple(file for file in _other_files(dataset) if not file.is_file()),
         content_matches=None if checker.damage else content_digest(dataset.attributes, digests) == dataset.content_hash,
     )
 
@@ -98,10 +83,18 @@ class _Checker:
             try:
                 blocks.append(part.read(first, last) if array == "images" else part.read_column(array, first, last))
             except DamageError as error:
-                self.damage.append(Damage(part.name, array, first // rows, (first, last), error.reason))
+                self.damage.append(error.damage)
             self._done += 1
             self._on_progress(self._done, self.total)
         return blocks
+
+
+def _other_files(dataset: Dataset) -> Iterator[Path]:
+    """What lies beside the arrays, which could not have been opened without theirs."""
+    yield from (dataset.path / part / "zarr.json" for part in PARTS)
+    yield dataset.path / FAILURES_FILE
+    if dataset.attributes.copies is not None:
+        yield dataset.path / COPIES_FILE
 
 
 def _count_chunks(part: Part) -> int:

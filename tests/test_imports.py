@@ -25,8 +25,8 @@ DOORS = {
     "cupyx": ["cnn/backends/gpu.py"],
     "numba": ["cnn/backends/cpu/*.py"],
     "llvmlite": ["cnn/backends/cpu/simd.py"],
-    "dask": ["pipeline/build.py", "pipeline/stream.py", "jobs/classify.py"],
-    "PIL": ["pipeline/decode.py", "jobs/flags*"],
+    "dask": ["pipeline/schedule.py", "pipeline/stream.py", "jobs/classify.py"],
+    "PIL": ["pipeline/decode.py", "jobs/contact_sheet.py", "jobs/flags*"],
     "matplotlib": ["jobs/report.py"],
     "typer": ["jobs/cli.py"],
 }

@@ -73,7 +73,7 @@ def test_folders_that_are_no_classes(logpose: Logpose, tmp_path: Path, sort: str
     assert logpose("verify", tmp_path / "d.zarr").code == 2  # nothing half-written is taken for whole
 
 
-@pytest.mark.parametrize("limit", ["1", "0.2"])
+@pytest.mark.parametrize("limit", ["1", "20%"])
 def test_too_many_broken_pictures_stop_the_build(logpose: Logpose, tmp_path: Path, limit: str) -> None:
     root = draw_classes(tmp_path / "colours", 2)
     for number in range(2):
@@ -96,11 +96,19 @@ def test_verify_names_each_damage_and_exits_with_1(logpose: Logpose, dataset: Pa
     content = bytearray(shard.read_bytes())
     content[1000] ^= 1
     shard.write_bytes(content)
-    outcome = logpose("verify", broken)
+    outcome = logpose("verify", broken, "--report", tmp_path / "damage.csv")
     assert (outcome.code, outcome.err) == (1, "")
     damaged = [line for line in outcome.out.splitlines() if line.startswith("damaged: ")]
     assert len(damaged) == 1
-    assert "train/images chunk 0, rows 0.." in damaged[0]
+    assert f"train images, chunk 0 in {shard}, rows 0..47 (" in damaged[0]
+    assert " and 46 more): Stored and computed checksum do not match" in damaged[0]
+    with (tmp_path / "damage.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == Dataset.open(broken).train.paths
+    assert [int(row["row"]) for row in rows] == list(range(48))
+    trained = logpose("train", broken, tmp_path / "run", "--device", "cpu")
+    assert trained.code == 2
+    assert damaged[0].removeprefix("damaged: ") in trained.error, "training says the same of it"
     assert "1 damage in 48 + 12 pictures" in outcome.out
     assert "--overwrite" in outcome.out
 

@@ -74,7 +74,7 @@ def test_help_comes_at_once() -> None:
 
 
 def raising(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
-    def verify(dataset: Path) -> int:
+    def verify(dataset: Path, report_to: Path | None = None) -> int:
         raise error
 
     monkeypatch.setattr("jobs.verify.verify", verify)

@@ -323,7 +323,7 @@ def test_a_dataset_that_cannot_be_used(logpose: Logpose, dataset: Path, tmp_path
     elif damage == "unsealed":
         metadata.write_text(metadata.read_text().replace('"sealed": true', '"sealed": false'))
     elif damage == "other version":
-        metadata.write_text(metadata.read_text().replace('"format_version": 1', '"format_version": 99'))
+        metadata.write_text(metadata.read_text().replace('"format_version": 2', '"format_version": 99'))
     else:
         shard = broken / "train" / "images" / "c" / "0" / "0" / "0" / "0"
         content = bytearray(shard.read_bytes())

@@ -18,10 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline import build as build_module
-from pipeline import shards
+from pipeline import schedule, shards
 from pipeline.build import BuildOptions, BuildReport, build_dataset
 from pipeline.errors import (
     BuildError,
+    BusyError,
     DatasetError,
     ListingError,
     OptionError,
@@ -29,8 +30,9 @@ from pipeline.errors import (
     PipelineError,
     TooManyFailures,
 )
-from pipeline.journal import FOLDER
-from pipeline.store import Dataset, Part
+from pipeline.journal import FOLDER, Journal
+from pipeline.place import LOCK_FILE, Found, alone_at
+from pipeline.store import Dataset, Part, shard_file
 from tests.pipeline.conftest import SIZE, colour_of
 
 Pictures = Callable[..., Path]
@@ -182,7 +184,7 @@ def test_too_many_failures(pictures: Pictures, build: Build, limit: float | None
     with pytest.raises(DatasetError, match="run the same 'logpose build' again"):
         Dataset.open(dest)
     report = build(root, max_failures=2)
-    assert report.resumed
+    assert report.found is Found.BEGUN
     assert len(report.failures) == 2
 
 
@@ -219,13 +221,13 @@ def build_and_stop(root: Path, dest: Path, after: int, monkeypatch: pytest.Monke
 def count_decoding(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """A list that each file is added to when it is decoded."""
     decoded: list[Path] = []
-    decode = shards.decode_picture
+    decode = shards.frame_picture
 
     def count(path: Path, *rest: object) -> object:
         decoded.append(path)
         return decode(path, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(shards, "decode_picture", count)
+    monkeypatch.setattr(shards, "frame_picture", count)
     return decoded
 
 
@@ -240,7 +242,7 @@ def test_a_full_disk_then_go_on(
     undisturbed = build(root, tmp_path / "undisturbed.zarr")
     build_and_stop(root, tmp_path / "stopped.zarr", after, monkeypatch)
     report = build(root, tmp_path / "stopped.zarr")
-    assert report.resumed
+    assert report.found is Found.BEGUN
     assert report.content_hash == undisturbed.content_hash
     assert report.failures == undisturbed.failures
     dataset = Dataset.open(report.path)
@@ -267,9 +269,7 @@ def test_going_on_decodes_only_what_is_missing(
 def test_a_second_round_copies_what_is_there(pictures: Pictures, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     root = pictures(a=20, b=20)
     (root / "a" / "0003.png").write_bytes(b"")
-    decoded: list[Path] = []
-    decode = shards.decode_picture
-    monkeypatch.setattr(shards, "decode_picture", lambda path, *rest: decoded.append(path) or decode(path, *rest))
+    decoded = count_decoding(monkeypatch)
     build(root, val=0.0)
     assert len(decoded) <= 41, "all files once, and the one that fills the hole once more"
 
@@ -282,8 +282,8 @@ from pipeline.build import BuildOptions, build_dataset
 
 schema.CHUNK_BYTES, schema.SHARD_CHUNKS = 4 * 8 * 12 * 3, 2
 signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests themselves run in the background
-decode = shards.decode_picture
-shards.decode_picture = lambda *arguments: time.sleep(0.01) or decode(*arguments)
+decode = shards.frame_picture
+shards.frame_picture = lambda *arguments: time.sleep(0.01) or decode(*arguments)
 build_dataset(Path(sys.argv[1]), Path(sys.argv[2]), BuildOptions((8, 12), workers=2))
 """
 
@@ -305,7 +305,7 @@ def test_a_killed_build_goes_on(pictures: Pictures, build: Build, tmp_path: Path
     with pytest.raises(DatasetError, match=r"found one still being built at .*: run the same 'logpose build'"):
         Dataset.open(dest)
     report = build(root, dest)
-    assert report.resumed
+    assert report.found is Found.BEGUN
     assert report.content_hash == build(root, tmp_path / "undisturbed.zarr").content_hash
     assert not list(dest.rglob("*.partial"))
 
@@ -314,7 +314,7 @@ def test_a_killed_build_goes_on(pictures: Pictures, build: Build, tmp_path: Path
 @pytest.mark.parametrize(
     ("change", "expected"),
     [({"val": 0.3}, "found --val 0.3 instead of 0.1"), ({"seed": 5}, "--seed 5 instead of 0"),
-     ({"fit": "crop"}, "--fit crop instead of pad"), (None, "found other pictures: give what it was begun with")],
+     ({"fit": "crop"}, "--fit crop instead of pad"), (None, "other pictures: 1 changed .first a/0001.png.: give")],
 )  # fmt: skip
 def test_another_source_or_option_does_not_go_on(
     pictures: Pictures, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -327,7 +327,70 @@ def test_another_source_or_option_does_not_go_on(
     with pytest.raises(OutputExistsError, match=expected) as caught:
         build(root, dest, **(change or {}))
     assert "--overwrite" in str(caught.value)
-    assert not build(root, dest, overwrite=True, **(change or {})).resumed
+    assert build(root, dest, overwrite=True, **(change or {})).found is Found.NOTHING
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_what_has_changed_in_the_folder_is_named(
+    pictures: Pictures, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, dest = pictures(a=20, b=20), tmp_path / "stopped.zarr"
+    build_and_stop(root, dest, 2, monkeypatch)
+    (root / "a" / "0007.png").unlink()
+    (root / "b" / "0022.png").write_bytes(b"longer than it was, or shorter")
+    (root / "b" / "new 1.png").write_bytes(b"")
+    (root / "b" / "new 2.png").write_bytes(b"")
+    with pytest.raises(OutputExistsError, match=r"other pictures: 1 changed, 1 gone, 2 new \(first a/0007\.png\)"):
+        build(root, dest)
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_finished_build_is_finished(
+    pictures: Pictures, build: Build, monkeypatch: pytest.MonkeyPatch, sealed: bool
+) -> None:
+    root = pictures(a=6, b=6)
+    (root / "a" / "0001.png").write_bytes(b"")
+    if sealed:  # and then killed, before the journal was gone
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(build_module.Journal, "end", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+            build(root)
+    else:
+        build(root)
+    before = Dataset.open(root.parent / "pictures.zarr").content_hash
+    decoded = count_decoding(monkeypatch)
+    report = build(root)
+    assert (report.found, report.content_hash, decoded) == (Found.FINISHED, before, [])
+    assert [failure.path for failure in report.failures] == ["a/0001.png"]
+    assert not [path.name for path in report.path.iterdir() if path.name.startswith(".")], "nothing is left over"
+
+
+def test_two_builds_of_one_dataset(pictures: Pictures, build: Build, tmp_path: Path) -> None:
+    root, dest = pictures(a=3, b=3), tmp_path / "pictures.zarr"
+    with alone_at(dest), pytest.raises(BusyError, match=r"found another one at work on it: wait until") as caught:
+        build(root, dest)
+    assert caught.value.exit_code == 2
+    assert not dest.joinpath(LOCK_FILE).exists()
+    build(root, dest)
+
+
+def test_a_task_of_a_former_run_writes_nothing(
+    pictures: Pictures, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a worker of a cluster that does not know yet that its build was killed."""
+    jobs: list[shards.ShardJob] = []
+    run = shards.run_shard
+    monkeypatch.setattr(schedule, "run_shard", lambda job, tick: jobs.append(job) or run(job, tick))
+    dataset = Dataset.open(build(pictures(a=9, b=9), val=0.0).path)
+    file = shard_file(dataset.path, "train", 0)
+    before = file.stat().st_ino
+    for run_by in (None, "somebody else"):
+        if run_by:
+            (dataset.path / FOLDER).mkdir()
+            Journal(dataset.path).take_over(run_by)
+        with pytest.raises(BusyError, match="another run has taken over"):
+            run(jobs[0])
+        assert file.stat().st_ino == before
+    assert not list(dataset.path.rglob("*.partial"))
 
 
 # Places
@@ -336,7 +399,7 @@ def test_another_source_or_option_does_not_go_on(
 def test_a_finished_dataset_is_kept_without_overwrite(pictures: Pictures, build: Build) -> None:
     root = pictures(a=3, b=3)
     first = build(root)
-    with pytest.raises(OutputExistsError, match=r"found a finished one at .*: choose another, or replace it with"):
+    with pytest.raises(OutputExistsError, match=r"found a finished one of .*: choose another, or replace it with"):
         build(root, seed=1)
     assert Dataset.open(first.path).content_hash == first.content_hash
     assert build(root, seed=1, overwrite=True).content_hash != first.content_hash
@@ -373,14 +436,14 @@ def test_a_dataset_without_a_journal_is_begun_again(
             build(root)
     else:
         dest.mkdir()
-    assert not build(root).resumed
+    assert build(root).found is Found.NOTHING
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [({"size": (0, 4)}, "at least 1x1, found 0x4"), ({"fit": "fill"}, "pad, crop, squash, found 'fill'"),
      ({"val": 1.0}, r"in \[0, 1\), found 1.0"), ({"workers": 0}, "at least one worker, found 0"),
-     ({"max_failures": -1}, "0 or more, found -1"), ({"codec": "lzma"}, "none, zstd, found 'lzma'")],
+     ({"max_failures": -1}, "0 or more, found -1"), ({"codec": "lzma"}, "none, lz4, zstd, found 'lzma'")],
 )  # fmt: skip
 def test_options_out_of_range(pictures: Pictures, build: Build, options: dict[str, object], expected: str) -> None:
     with pytest.raises(OptionError, match=expected):
@@ -389,22 +452,23 @@ def test_options_out_of_range(pictures: Pictures, build: Build, options: dict[st
 
 def test_a_scheduler_that_cannot_be_used(pictures: Pictures, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dask.distributed", None)
-    with pytest.raises(OptionError, match=r"found it is not installed: run 'pip install distributed'"):
+    with pytest.raises(OptionError, match=r"found it is not installed: run .pip install"):
         build(pictures(a=3, b=3), scheduler="tcp://127.0.0.1:1")
 
 
 def test_progress_is_told_in_the_main_thread_while_files_are_decoded(
     pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode = shards.decode_picture
-    monkeypatch.setattr(shards, "decode_picture", lambda *args: time.sleep(0.02) or decode(*args))
-    calls: list[tuple[int, int, int]] = []
+    decode = shards.frame_picture
+    monkeypatch.setattr(shards, "frame_picture", lambda *args: time.sleep(0.02) or decode(*args))
+    calls: list[tuple[int, int, str, int]] = []
     root = pictures(a=20, b=20)
     (root / "a" / "0001.png").write_bytes(b"")
     build_dataset(root, tmp_path / "x.zarr", BuildOptions(SIZE, val=0, workers=1), lambda *call: calls.append(call))
-    assert len({done for done, _, _ in calls}) >= 4, "expected progress within the one shard"
-    assert calls == sorted(calls)
-    assert calls[-1] == (40, 40, 1)
+    assert len({done for done, *_ in calls}) >= 4, "expected progress within the one shard"
+    reading = [call for call in calls if call[2] == "pictures"]
+    assert reading == sorted(reading)
+    assert calls[-1] == (40, 40, "pictures", 1)
 
 
 def test_every_error_has_an_exit_code() -> None:

@@ -1,4 +1,4 @@
-"""Order and split: pure, seeded, complete."""
+"""The order of an epoch: pure, seeded, complete."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import OptionError
 from pipeline.plan import EpochPlan, permutation
-from pipeline.shards import assign
-from pipeline.split import split
 
 PLANS = st.builds(
     EpochPlan,
@@ -63,34 +60,3 @@ def test_an_epoch_has_each_row_once(plan: EpochPlan) -> None:
 def test_epochs_and_seeds_differ(chunk_rows: int) -> None:
     plans = [EpochPlan(64, chunk_rows, 4, seed, epoch, True) for seed in range(4) for epoch in range(4)]
     assert len({tuple(plan.window(0).rows.tolist()) for plan in plans}) == 16
-
-
-LABELS = st.lists(st.integers(0, 5), min_size=1, max_size=200).map(lambda labels: np.array(labels))
-
-
-@given(LABELS, st.floats(0, 1, exclude_max=True), st.integers(0, 99))
-def test_split_is_stratified(labels: np.ndarray, fraction: float, seed: int) -> None:
-    to_val = split(labels, fraction, seed)
-    np.testing.assert_array_equal(to_val, split(labels, fraction, seed))
-    for label in np.unique(labels):
-        total, val = np.count_nonzero(labels == label), np.count_nonzero(to_val[labels == label])
-        if fraction == 0 or total == 1:
-            assert val == 0
-        else:
-            assert 1 <= val <= total - 1
-            assert abs(val - fraction * total) <= 1
-
-
-@pytest.mark.parametrize("fraction", [-0.1, 1.0, 20, float("nan")])
-def test_split_refuses_other_fractions(fraction: float) -> None:
-    with pytest.raises(OptionError, match=r"expected a validation fraction in \[0, 1\), found"):
-        split(np.zeros(4, np.int64), fraction, 0)
-
-
-@given(st.integers(0, 80).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, max(0, n - 1)), max_size=n))))
-def test_assignment_leaves_no_hole_and_moves_little(case: tuple[int, set[int]]) -> None:
-    count, failed = case[0], case[1] if case[0] else set()
-    files = assign(count, failed)
-    assert sorted(files) == sorted(set(range(count)) - failed)
-    moved = [row for row, file in enumerate(files) if row != file]
-    assert set(moved) <= failed, "only the rows of failed files change"

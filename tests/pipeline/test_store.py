@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.build import BuildReport
-from pipeline.errors import DamageError, DatasetError
+from pipeline.errors import Damage, DamageError, DatasetError
 from pipeline.schema import CHUNK_BYTES, SHARD_CHUNKS, colour_statistics, layout
 from pipeline.store import Dataset, shard_file
-from pipeline.verify import Damage, verify_dataset
+from pipeline.verify import verify_dataset
 from tests.pipeline.conftest import SIZE, draw
 
 Pictures = Callable[..., Path]
@@ -113,22 +114,38 @@ def test_damage_is_named_with_chunk_and_rows(dataset: Dataset) -> None:
     calls: list[tuple[int, int]] = []
     report = verify_dataset(dataset.path, lambda *call: calls.append(call))
     checksum = "Stored and computed checksum do not match"
+    paths, third = dataset.train.paths, shard_file(dataset.path, "train", 2)
     assert report.damage == (
-        Damage("train", "images", 3, (12, 16), checksum),
-        Damage("train", "images", 4, (16, 20), "no such file"),
-        Damage("train", "images", 5, (20, 24), "no such file"),
-        Damage("val", "labels", 0, (0, 12), "no such file"),
-    )
+        Damage("train", "images", 3, (12, 16), second, checksum, tuple(paths[12:16])),
+        Damage("train", "images", 4, (16, 20), third, "no such file", tuple(paths[16:20])),
+        Damage("train", "images", 5, (20, 24), third, "no such file", tuple(paths[20:24])),
+        Damage(
+            "val", "labels", 0, (0, 12), dataset.path / "val" / "labels" / "c" / "0", "no such file",
+            tuple(dataset.val.paths),
+        ),
+    )  # fmt: skip
     assert not report.ok
     assert calls == [(done + 1, report.chunks) for done in range(report.chunks)]
-    with pytest.raises(DamageError) as caught:
-        dataset.train.read(13, 14)
+    for start, stop in ((13, 14), (8, 16), (0, 28)):
+        with pytest.raises(DamageError) as caught:
+            dataset.train.read(start, stop)
+        assert caught.value.damage == report.damage[0], "whoever reads gets told the same"
     assert str(caught.value) == (
-        f"expected intact images, found {checksum}: train rows 12..15 in {second}; run 'logpose verify {dataset.path}'"
+        f"expected whole data, found damage in train images, chunk 3 in {second}, rows 12..15 ({paths[12]},"
+        f" {paths[13]} and 2 more): {checksum}; run 'logpose verify {dataset.path}'"
     )
+    assert pickle.loads(pickle.dumps(caught.value)).damage == report.damage[0]
     assert dataset.train.read(8, 12).shape[0] == 4, "the chunk beside it is fine"
-    with pytest.raises(DamageError, match=r"found no such file: val rows 0\.\.11 in .*val/labels"):
+    with pytest.raises(DamageError, match=r"found damage in val labels, chunk 0 in .*val/labels/c/0, rows 0\.\.11 "):
         _ = dataset.val.labels
+
+
+def test_damage_without_the_names_of_the_pictures(dataset: Dataset) -> None:
+    shard_file(dataset.path, "train", 2).unlink()
+    (dataset.path / "train" / "paths" / "c" / "0").write_bytes(b"what")
+    with pytest.raises(DamageError, match=r"rows 16\.\.19 \(of unknown pictures\): no such file"):
+        dataset.train.read(16, 18)
+    assert [damage.array for damage in verify_dataset(dataset.path).damage] == ["paths", "images", "images"]
 
 
 def test_a_chunk_that_is_missing_in_its_shard_is_no_black_picture(dataset: Dataset) -> None:
@@ -141,7 +158,7 @@ def test_a_chunk_that_is_missing_in_its_shard_is_no_black_picture(dataset: Datas
     content[-36:] = index + google_crc32c.value(bytes(index)).to_bytes(4, "little")
     file.write_bytes(content)
     assert dataset.train.read(0, 4).any()
-    with pytest.raises(DamageError, match=r"found chunk 1 is missing: train rows 4\.\.7"):
+    with pytest.raises(DamageError, match=r"train images, chunk 1 .* rows 4\.\.7 .*: missing in its shard"):
         dataset.train.read(4, 8)
 
 
@@ -173,7 +190,7 @@ def change(path: Path, edit: Callable[[dict[str, object]], object]) -> None:
     ("edit", "expected"),
     [
         (lambda node: node["attributes"].clear(), "expected a logpose dataset, found something else at"),
-        (lambda node: node["attributes"].update(format_version=2), "expected format version 1, found 2 in"),
+        (lambda node: node["attributes"].update(format_version=1), "expected format version 2, found 1 in"),
         (lambda node: node["attributes"].update(sealed=False), "found one still being built"),
         (lambda node: node["attributes"].pop("mean"), "found KeyError 'mean' in"),
         (lambda node: node["attributes"].update(mean=[1, 2]), "expected complete attributes, found ValueError"),

@@ -15,10 +15,10 @@ def test_a_finished_shard_is_counted_even_while_the_others_are_stopped(tmp_path:
     for name in ("a/1", "a/2", "b/1", "b/2"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    tally = Tally(survey(list_pictures(tmp_path), 0.0, 0))
+    tally = Tally(survey(list_pictures(tmp_path)))
     tally.stop()
     with pytest.raises(Stopped):
-        tally.tick("train", 0, None)
+        tally.tick(0, None)
     fields = dict.fromkeys(ShardResult.__dataclass_fields__, ())
     tally.add(ShardResult(**fields | {"part": "train", "shard": 0, "wanted": (0, 1, 2)}))  # type: ignore[arg-type]
     assert tally.done == 3

@@ -1,0 +1,166 @@
+"""What is in a dataset, for a person: figures on the console, and a contact sheet of its pictures."""
+
+import csv
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from rich.cells import cell_len
+
+from jobs.contact_sheet import MOST_CLASSES, check_place, count_undrawable, write_sheet
+from jobs.errors import JobError
+from jobs.progress import plural
+from pipeline.errors import printable
+from pipeline.schema import COPIES_FILE, FAILURES_FILE, FORMAT, FORMAT_VERSION, SHEET_FILE
+from pipeline.storage import Storage, measure_storage
+from pipeline.store import Dataset
+
+KEY = 10  # places before the values
+FEW = 10  # with fewer pictures to train on, a class is hardly learned
+
+
+def info(dataset: Path, *, sheet: Path | None = None, no_sheet: bool = False) -> int:
+    """Describe `dataset`, and draw its contact sheet: into its folder, or to `sheet`."""
+    if sheet and no_sheet:
+        raise JobError(f"--sheet {sheet} and --no-sheet contradict each other; give one of them")
+    data = Dataset.open(dataset)
+    place = sheet or dataset / SHEET_FILE
+    if not no_sheet:
+        check_place(place)
+    blocks = (_form(data), _classes(data), _colours(data), _storage(data), _origin(data))
+    print("\n\n".join("\n".join(lines) for lines in blocks))
+    if no_sheet:
+        return 0
+    try:
+        write_sheet(place, data)
+    except OSError as error:
+        if sheet:
+            raise
+        # What was asked for has been said; that not all may write into a shared dataset is no failure.
+        reason = (error.strerror or str(error)).lower()
+        print(_line("sheet", f"none: {reason} at {place}; draw it elsewhere with --sheet FILE.png"))
+    else:
+        print("\n".join(_sheet(place, data.class_names)))
+    return 0
+
+
+def _form(data: Dataset) -> list[str]:
+    height, width = data.size
+    return [
+        _line("dataset", str(data.path)),
+        _line("format", f"{FORMAT} {FORMAT_VERSION}, Zarr v3"),
+        _line("size", f"{width}×{height} ({data.fit})"),
+        _line("seed", str(data.seed)),
+    ]
+
+
+def _classes(data: Dataset) -> list[str]:
+    """The pictures of each class, and how uneven they are."""
+    classes = len(data.class_names)
+    train = np.bincount(data.train.labels, minlength=classes)  # (C,)
+    val = np.bincount(data.val.labels, minlength=classes)  # (C,)
+    rows = [(name, f"{train[i]:,}", f"{val[i]:,}") for i, name in enumerate(data.class_names)]
+    total = (plural(classes, "class", "classes"), f"{data.train.rows:,}", f"{data.val.rows:,}")
+    return [*_table([("class", "train", "val"), *rows, total]), _balance(data.class_names, train, train + val)]
+
+
+def _balance(names: Sequence[str], train: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> str:
+    """One line on classes that are larger or smaller than others: by train (C,), and by all counts (C,)."""
+    largest, smallest = int(counts.argmax()), int(counts.argmin())
+    most, least = int(counts[largest]), int(counts[smallest])
+    ends = f"largest class {most:,} ({names[largest]}), smallest {least:,} ({names[smallest]})"
+    said = f"every class has {plural(most, 'picture')}" if most == least else f"{ends}, {most / least:.2f} times"
+    few = [f"{names[i]} ({train[i]})" for i in np.flatnonzero(train < FEW).tolist()]
+    if few:
+        others = f" and {len(few) - 5:,} more" if len(few) > 5 else ""
+        said += f"; fewer than {FEW} to train on: {', '.join(few[:5])}{others}"
+    return said
+
+
+def _colours(data: Dataset) -> list[str]:
+    """Mean and standard deviation of the training part, as the pixels have them: 0..255."""
+    channels = zip(("red", "green", "blue"), data.mean, data.std, strict=True)
+    return _table([("channel", "mean", "std"), *((name, f"{mean:.1f}", f"{std:.1f}") for name, mean, std in channels)])
+
+
+def _storage(data: Dataset) -> list[str]:
+    stored = {part.name: measure_storage(data.path, part.name) for part in (data.train, data.val) if part.rows}
+    header = ("images", "on disk", "pixels", "ratio", "chunks", "rows each", "shards", "rows each")
+    rows = [(name, *_figures(storage)) for name, storage in stored.items()]
+    return [*_table([header, *rows]), _line("codecs", ", ".join(stored["train"].codecs))]
+
+
+def _figures(stored: Storage) -> tuple[str, ...]:
+    size = (_megabytes(stored.disk_bytes), _megabytes(stored.raw_bytes), f"{stored.raw_bytes / stored.disk_bytes:.2f}")
+    return *size, *(f"{n:,}" for n in (stored.chunks, stored.chunk_rows, stored.shards, stored.shard_rows))
+
+
+def _megabytes(count: int) -> str:
+    megabytes = count / 1e6
+    return f"{megabytes:,.1f} MB" if megabytes >= 1 else f"{megabytes:.3f} MB"
+
+
+def _origin(data: Dataset) -> list[str]:
+    """Where the pictures came from, which did not come along, and which are there more than once."""
+    return [
+        _line("source", data.attributes.source),
+        _line("content", data.content_hash),
+        _line("failures", _failures(data.path / FAILURES_FILE)),
+        *_copies(data),
+    ]
+
+
+def _failures(path: Path) -> str:
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            kinds = Counter(row.get("kind") or "unknown" for row in csv.DictReader(file))
+    except FileNotFoundError:
+        return f"unknown: {path} is not there"
+    if not kinds:
+        return "none"
+    listed = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+    return f"{plural(kinds.total(), 'file')} left out: {listed}; see {path}"
+
+
+def _copies(data: Dataset) -> list[str]:
+    copies = data.attributes.copies
+    if copies is None:
+        return [_line("copies", "not looked for")]
+    if not copies.groups:
+        return [_line("copies", "none")]
+    groups = plural(copies.groups, "group")
+    lines = [_line("copies", f"{plural(copies.pictures, 'picture')} in {groups}; see {data.path / COPIES_FILE}")]
+    if copies.labels_differ:
+        lines.append(_line("", f"{plural(copies.labels_differ, 'group')} with more than one label"))
+    if data.val.rows:
+        leaks = plural(copies.leaks, "validation picture") if copies.leaks else "no validation picture"
+        lines.append(_line("", f"{leaks} with a copy in the training part"))
+    return lines
+
+
+def _sheet(place: Path, names: Sequence[str]) -> list[str]:
+    """Where the contact sheet is, and what of the dataset is not on it."""
+    shown = f", the first {MOST_CLASSES} of {len(names):,} classes" if len(names) > MOST_CLASSES else ""
+    lines = [_line("sheet", f"{place}{shown}")]
+    if boxes := count_undrawable(names[:MOST_CLASSES]):
+        have = plural(boxes, "name has", "names have")
+        lines.append(_line("", f"{have} letters that no font here has: install one that does, such as Noto Sans CJK"))
+    return lines
+
+
+def _line(key: str, value: str) -> str:
+    return f"{key:<{KEY}}{printable(value)}"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as aligned lines: names to the left, figures to the right."""
+    first, *others = zip(*rows, strict=True)
+    width = max(KEY - 2, *map(cell_len, first))  # wide characters, as of Japanese, take two places
+    widths = [max(map(len, column)) for column in others]
+    lines = []
+    for name, *figures in rows:
+        right = (figure.rjust(places) for figure, places in zip(figures, widths, strict=True))
+        lines.append("  ".join([name + " " * (width - cell_len(name)), *right]))
+    return lines

@@ -1,0 +1,215 @@
+"""Fingerprints -> for each picture the few others that may be copies of it, found without comparing all with all.
+
+Pictures are compared by what mirroring, turning and inverting leave alone: of the lowest coefficients the absolute
+values, those of (u, v) and (v, u) in the order of their size. Two such descriptors are never further apart than the
+coefficients are in the best position. Crops do change them, so each picture asks for several crops of itself.
+
+All values are whole numbers, held in float32 but below 2**24: a matrix product of them is exact on any machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import isqrt
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.fingerprint import COUNT, PLANES
+from pipeline.matching import CROPS, LOW, Floats, Ints, coefficients, crop_index
+from pipeline.plan import permutation
+
+Descriptors = npt.NDArray[np.uint8]
+
+# Crops of an axis that a picture asks for: with one of them, any crop of up to 6 % a side is at most about 2 off.
+ASKED = np.array([crop_index(1, 1), crop_index(4, 2), crop_index(2, 4)])
+HYPOTHESES = len(ASKED) ** 2
+
+# Copies' squared distance is at most this part of a descriptor's squared length.
+FAR = 4
+KEPT = 16  # neighbours of a picture that are looked at more closely
+
+KEPT_OF_CELL = 8  # nearest to one crop, of one cell
+
+# Up to so many pictures, all are compared with all. Beyond, each crop only with those in the cells nearest to it, and
+# by the very lowest frequencies, which a crop changes least.
+ONE_CELL = 6000
+CELLS = 2  # times the square root of the pictures
+PROBES = 8
+LOWEST = 5
+
+# How many values the digits of a hit may have: 12 bits are left for the pictures that are asked about at once.
+_WAYS, _DISTANCES, _PICTURES = 2**5, 2**16, 2**30
+
+SCORES = 2**20  # computed at a time
+_UPPER, _RIGHT = np.triu_indices(LOW, 1)  # (28,)
+_DIAGONAL = np.arange(1, LOW)  # (7,)
+_LOWEST = np.flatnonzero(np.concatenate([_RIGHT, _RIGHT, _DIAGONAL]) < LOWEST)  # (24,) where they are in a descriptor
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """P pairs that may be copies, each once in either order.
+
+    first, second  (P,) pictures
+    plane          (P,) in which they were found
+    down, across   (P,) the crop of the first that comes nearest to the second
+    """
+
+    first: Ints
+    second: Ints
+    plane: Ints
+    down: Ints
+    across: Ints
+
+
+def _describe(low: Floats) -> Descriptors:
+    """Lowest coefficients (..., 8, 8) -> (..., 63)"""
+    sizes = np.rint(np.abs(low)).clip(0, 255).astype(np.uint8)  # (..., 8, 8)
+    over, under = sizes[..., _UPPER, _RIGHT], sizes[..., _RIGHT, _UPPER]  # (..., 28)
+    middle = sizes[..., _DIAGONAL, _DIAGONAL]  # (..., 7)
+    return np.concatenate([np.maximum(over, under), np.minimum(over, under), middle], axis=-1)
+
+
+def _squares(descriptors: Descriptors) -> Ints:
+    """(..., d) -> (...)"""
+    wide = descriptors.astype(np.int64)  # (..., d)
+    return (wide * wide).sum(-1)
+
+
+def _members(descriptors: Descriptors) -> npt.NDArray[np.float32]:
+    """Descriptors (n, d) as columns (d + 2, n): asked by `_questions`, they answer with - squared distance."""
+    count, length = descriptors.shape
+    columns = np.empty((length + 2, count), np.float32)  # (d + 2, n)
+    columns[:length] = descriptors.T
+    columns[length] = _squares(descriptors)
+    columns[length + 1] = 1
+    return columns
+
+
+def _questions(descriptors: Descriptors) -> npt.NDArray[np.float32]:
+    """(n, d) -> (n, d + 2)"""
+    count, length = descriptors.shape
+    rows = np.empty((count, length + 2), np.float32)  # (n, d + 2)
+    rows[:, :length] = descriptors
+    rows[:, :length] *= 2
+    rows[:, length] = -1
+    rows[:, length + 1] = -_squares(descriptors)
+    return rows
+
+
+class _Plane:
+    """The pictures' descriptors in one plane, sorted into cells around some of them, the leaders."""
+
+    def __init__(self, fingerprints: npt.NDArray[np.uint8], pictures: Ints, plane: int) -> None:
+        # A flat picture has no structure to find it by.
+        part = slice(plane * COUNT * COUNT, (plane + 1) * COUNT * COUNT)
+        has_structure = [fingerprints[chunk, part].any(axis=1) for chunk in _chunks(pictures)]
+        self.plane = plane
+        pictures = pictures[np.concatenate(has_structure)] if has_structure else pictures
+        count = len(pictures)
+        leaders = np.sort(permutation(count, 0)[: CELLS * isqrt(count) if count > ONE_CELL else 1])  # (L,)
+        self._leaders = _members(self._described(fingerprints, pictures[leaders])[:, _LOWEST])  # (26, L)
+        descriptors = np.empty((count, LOW * LOW - 1), np.uint8)  # (n, 63)
+        cells = np.empty(count, np.int64)  # (n,)
+        for start in range(0, count, 4096):
+            block = self._described(fingerprints, pictures[start : start + 4096])  # (b, 63)
+            descriptors[start : start + 4096] = block
+            cells[start : start + 4096] = self.cells(block, 1)[:, 0]
+        order = np.argsort(cells, kind="stable")  # (n,)
+        self.pictures = pictures[order]  # (n,) cell by cell
+        self._descriptors = descriptors[order]
+        self.bounds = np.searchsorted(cells[order], np.arange(self._leaders.shape[1] + 1))  # (L + 1,)
+
+    def _described(self, fingerprints: npt.NDArray[np.uint8], pictures: Ints) -> Descriptors:
+        return _describe(coefficients(fingerprints[pictures])[:, self.plane, :LOW, :LOW])
+
+    def cells(self, descriptors: Descriptors, count: int) -> Ints:
+        """The nearest cells (n, count) of descriptors (n, 63), of two equally near the first."""
+        if self._leaders.shape[1] <= count:
+            return np.tile(np.arange(self._leaders.shape[1]), (len(descriptors), 1))
+        scores = (_questions(descriptors[:, _LOWEST]) @ self._leaders).astype(np.int64)  # (n, L)
+        # Which one is picked must not hang on how a sort treats equals: none are equal.
+        scores = scores * scores.shape[1] - np.arange(scores.shape[1])
+        return np.argpartition(scores, -count, axis=1)[:, -count:] if count > 1 else scores.argmax(1)[:, None]
+
+    def members(self, cell: int) -> tuple[Ints, npt.NDArray[np.float32]]:
+        """The pictures (m,) of a cell and their columns (65, m)."""
+        span = slice(self.bounds[cell], self.bounds[cell + 1])
+        return self.pictures[span], _members(self._descriptors[span])
+
+
+def _crops(pictures: Floats, crops: Ints) -> Floats:
+    """The lowest coefficients (n, c, c, 8, 8) of pictures (n, 16, 16), by crop down and crop across."""
+    count = len(crops)
+    matrix = CROPS[crops, :LOW].reshape(count * LOW, COUNT)  # (8c, 16)
+    both = matrix @ (pictures.reshape(-1, COUNT) @ matrix.T).reshape(-1, COUNT, count * LOW)  # (n, 8c, 8c)
+    return both.reshape(-1, count, LOW, count, LOW).swapaxes(2, 3)
+
+
+def _chunks(pictures: Ints) -> list[Ints]:
+    return [pictures[start : start + 4096] for start in range(0, len(pictures), 4096)]
+
+
+class Neighbours:
+    """Finds candidates among some of the fingerprints (N, FINGERPRINT_BYTES)."""
+
+    def __init__(self, fingerprints: npt.NDArray[np.uint8], pictures: Ints) -> None:
+        self._fingerprints = fingerprints
+        self._planes = [_Plane(fingerprints, pictures, plane) for plane in range(PLANES)]
+
+    def of(self, pictures: Ints) -> Candidates:
+        """What may be copies of these pictures (B,), in order."""
+        own = coefficients(self._fingerprints[pictures])  # (B, 2, 16, 16)
+        found = [hits for plane in self._planes for hits in self._ask(plane, own[:, plane.plane], pictures)]
+        # Each pair where it is nearest, then of each picture the nearest pairs. One number holds all there is to know
+        # of a hit, most important first, since numbers sort ten times as fast as rows of them.
+        hits = np.sort(np.concatenate([np.empty(0, np.int64), *found]))  # (h,) asker, second, distance, way
+        pairs = hits // (_WAYS * _DISTANCES)
+        hits = hits[np.flatnonzero(np.diff(pairs, prepend=-1))]
+        rest, way = np.divmod(hits, _WAYS)
+        rest, distance = np.divmod(rest, _DISTANCES)
+        asker, second = np.divmod(rest, _PICTURES)
+        order = np.sort((asker * _DISTANCES + distance) * len(hits) + np.arange(len(hits)))  # (h,)
+        nearest = order % max(1, len(hits))
+        asker, second, way = asker[nearest], second[nearest], way[nearest]
+        kept = np.arange(len(asker)) - np.searchsorted(asker, asker) < KEPT
+        plane, crop = np.divmod(way[kept], HYPOTHESES)
+        down, across = np.divmod(crop, len(ASKED))
+        return Candidates(pictures[asker[kept]], second[kept], plane, ASKED[down], ASKED[across])
+
+    def _ask(self, plane: _Plane, own: Floats, pictures: Ints) -> Iterator[Ints]:
+        """Hits (h,), cell by cell: asker (index into the block), picture, distance as a share of the limit, and way
+        (plane and crop), each a digit of one number.
+        """
+        crops = _describe(_crops(own, ASKED)).reshape(len(own) * HYPOTHESES, -1)  # (9B, 63)
+        limits = np.maximum(1, _squares(crops) // FAR)  # (9B,)
+        questions = _questions(crops)  # (9B, 65)
+        cells = plane.cells(crops, PROBES)  # (9B, probes)
+        order = np.argsort(cells, axis=None, kind="stable")  # (9B * probes,)
+        rows = order // cells.shape[1]
+        bounds = np.searchsorted(cells.ravel()[order], np.arange(len(plane.bounds)))
+        for cell in np.flatnonzero(np.diff(bounds)):
+            members, columns = plane.members(cell)
+            step = max(1, SCORES // max(1, len(members)))
+            for start in range(bounds[cell], bounds[cell + 1], step):
+                asking = rows[start : min(start + step, bounds[cell + 1])]  # (b,)
+                scores = questions[asking] @ columns  # (b, m)
+                row, column = _best(scores, limits[asking])
+                asked = asking[row]
+                other = members[column] != pictures[asked // HYPOTHESES]
+                asked, second = asked[other], members[column[other]]
+                distance = -scores[row[other], column[other]].astype(np.int64) * (_DISTANCES - 1) // limits[asked]
+                asker, crop = np.divmod(asked, HYPOTHESES)
+                way = plane.plane * HYPOTHESES + crop
+                yield ((asker * _PICTURES + second) * _DISTANCES + distance) * _WAYS + way
+
+
+def _best(scores: npt.NDArray[np.float32], limits: Ints) -> tuple[Ints, Ints]:
+    """Rows and columns of scores (b, m) within - limits (b,): of each row the highest, itself, and their equals."""
+    within = scores >= -limits[:, None].astype(np.float32)  # (b, m)
+    keep = KEPT_OF_CELL + 1
+    if scores.shape[1] > keep and np.count_nonzero(within) > len(scores) * keep:
+        within &= scores >= np.partition(scores, -keep, axis=1)[:, -keep, None]
+    return np.divmod(np.flatnonzero(within), scores.shape[1])  # as np.nonzero does it, but at half the time

@@ -1,0 +1,289 @@
+"""Time `logpose build` beside the limit, bare Pillow, and beside other libraries: pictures a second.
+
+    python -m tests.bench.build_speed [--pictures FOLDER ...] [--photos FOLDER] [--peers PYTHON] [--rounds N]
+                                      [--size N] [--threads N]
+
+The folders are those given, of one folder per class, and 4,000 synthetic photos of 500x375 pixels, made once. Each
+side does each folder in turn, A B C A B C, after one round to warm up; medians are over the rounds, ratios of ours to
+the others within a round: above 1, ours is faster. Files are read once before, so all come from the page cache. One
+side works at a time, on as many threads or worker processes as the others.
+
+    logpose     `build_dataset` with its defaults into a new dataset, in this process: all of the job, from listing the
+                folder over splitting, writing, checksums and fsync to the sealed dataset; without imports
+    limit       bare Pillow in a pool of threads: open, JPEG draft and resize as `pipeline.decode` does them,
+                proportions kept; the result is thrown away
+    decode      `decode_picture` in the same pool
+    ffcv, ffcv-area, dataloader    with --peers, an interpreter that has them: see `build_peers`; none of them checks
+                its files, writes checksums, or survives being killed, and FFCV does not wait for the disk
+
+Then, once a folder, the whole time of the command `logpose build`, and where a build's time goes on one thread. Run
+it on a quiet machine: the header says how busy other processes were. The last line is one JSON object.
+"""
+
+import argparse
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from pipeline.build import BuildOptions, build_dataset
+from pipeline.decode import DRAFT_MARGIN, FILTER, REDUCING_GAP, decode_picture
+from tests.bench.worker import ROOT, Neighbours, usable_cores
+
+PEERS = ("ffcv", "ffcv-area", "dataloader")
+TASK_FILES = 32  # what a thread takes at once: the pool's own 20 µs a task do not count
+
+PHOTOS, PHOTO_CLASSES, PHOTO_SIZE = 4000, 10, (500, 375)
+
+# What a build's time is attributed to; functions that a build does not have, or does not call, have no line.
+STEPS = {
+    "listing": ("pipeline.build.list_pictures",),
+    "stat of each file, split": ("pipeline.build.survey",),
+    "decode": ("pipeline.shards.decode_picture", "pipeline.shards.frame_picture"),
+    "fingerprint": ("pipeline.shards.fingerprint",),
+    "sums": ("pipeline.shards._sums",),
+    "digest": ("pipeline.shards.shard_digest",),
+    "zarr write, CRC32C": ("pipeline.shards.write_shard",),
+    "fsync": ("os.fsync",),
+    "duplicates": ("pipeline.build.find_copies",),
+    "create": ("pipeline.build.create",),
+    "seal": ("pipeline.build.seal",),
+}
+
+
+# The photos -------------------------------------------------------------------------------------------
+
+
+def make_photos(folder: Path, threads: int) -> None:
+    """Fill the folder with PHOTOS photo-like JPEGs in class folders; the same ones every time."""
+    if (folder / "whole").exists():
+        return
+    print(f"making {PHOTOS:,} photos in {folder}", file=sys.stderr)
+    for label in range(PHOTO_CLASSES):
+        (folder / "photos" / f"class{label}").mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    clouds = np.stack([cloud(rng) for _ in range(12)])  # (12, 1024, 1024)
+    with ThreadPoolExecutor(threads) as pool:
+        for number, picture in enumerate(pool.map(partial(photo, clouds), range(PHOTOS))):
+            path = folder / "photos" / f"class{number % PHOTO_CLASSES}" / f"{number:04}.jpg"
+            path.write_bytes(picture)
+    (folder / "whole").touch()
+
+
+def cloud(rng: np.random.Generator) -> np.ndarray:
+    """Noise whose amplitude falls with the frequency, as it does in photographs: (1024, 1024), mean 0, deviation 1."""
+    spectrum = np.fft.rfft2(rng.standard_normal((1024, 1024)))  # (1024, 513)
+    frequency = np.hypot(np.fft.fftfreq(1024)[:, None], np.fft.rfftfreq(1024)[None])  # (1024, 513)
+    frequency[0, 0] = np.inf
+    noise = np.fft.irfft2(spectrum / frequency)  # (1024, 1024)
+    return (noise / noise.std()).astype(np.float32)
+
+
+def photo(clouds: np.ndarray, number: int) -> bytes:
+    """The JPEG of a scene: a gradient and some shapes, under the clouds (n, 1024, 1024) in colours of its own."""
+    rng = np.random.default_rng((1, number))
+    width, height = PHOTO_SIZE
+    corners = Image.fromarray(rng.integers(30, 226, (2, 2, 3), np.uint8))
+    scene = corners.resize(PHOTO_SIZE, Image.Resampling.BILINEAR)
+    draw = ImageDraw.Draw(scene)
+    for _ in range(rng.integers(6, 16)):
+        x, y = rng.integers(0, width), rng.integers(0, height)
+        w, h = rng.integers(10, width // 2), rng.integers(10, height // 2)
+        colour = tuple(int(value) for value in rng.integers(0, 256, 3))
+        shape = draw.ellipse if rng.random() < 0.6 else draw.rectangle
+        shape((x - w // 2, y - h // 2, x + w // 2, y + h // 2), colour)
+    pixels = np.asarray(scene).astype(np.float32)  # (H, W, 3)
+    for strength in (15.0, 6.0, 4.0):
+        top, left = rng.integers(0, 1024 - height), rng.integers(0, 1024 - width)
+        noise = clouds[rng.integers(len(clouds)), top : top + height, left : left + width]  # (H, W)
+        pixels += noise[..., None] * (strength * rng.uniform(0.4, 1.0, 3)).astype(np.float32)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+# The sides --------------------------------------------------------------------------------------------
+
+
+class Bench:
+    """One folder, and how to turn it into a dataset."""
+
+    def __init__(self, folder: Path, size: int, threads: int, peers: Path | None) -> None:
+        self.folder, self.size, self.threads, self.peers = folder, size, threads, peers
+        self.files = sorted(path for path in folder.rglob("*") if path.is_file())
+        self.bytes = sum(len(path.read_bytes()) for path in self.files)  # into the page cache
+        self.sides: dict[str, Callable[[], float]] = {
+            "logpose": self.logpose,
+            "limit": lambda: self.loop(self.bare),
+            "decode": lambda: self.loop(lambda path: decode_picture(path, (size, size), "pad")),
+        }
+        if peers:
+            self.sides |= {name: partial(self.peer, name) for name in PEERS}
+
+    def logpose(self) -> float:
+        """Seconds of a build."""
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.perf_counter()
+            build_dataset(self.folder, Path(folder, "d.zarr"), self.options(self.threads))
+            return time.perf_counter() - began
+
+    def options(self, workers: int) -> BuildOptions:
+        return BuildOptions(size=(self.size, self.size), workers=workers)
+
+    def loop(self, work: Callable[[Path], object]) -> float:
+        """Seconds to do the work for each file."""
+
+        def do(start: int) -> None:
+            for path in self.files[start : start + TASK_FILES]:
+                work(path)
+
+        with ThreadPoolExecutor(self.threads) as pool:
+            began = time.perf_counter()
+            list(pool.map(do, range(0, len(self.files), TASK_FILES)))
+            return time.perf_counter() - began
+
+    def bare(self, path: Path) -> None:
+        with Image.open(path) as image:
+            ratio = self.size / max(image.size)
+            width, height = (max(1, round(side * ratio)) for side in image.size)
+            image.draft(None, (int(width * DRAFT_MARGIN), int(height * DRAFT_MARGIN)))
+            rgb = image if image.mode == "RGB" else image.convert("RGB")
+            rgb.resize((width, height), FILTER, reducing_gap=REDUCING_GAP)
+
+    def peer(self, name: str) -> float:
+        """Seconds of a peer's job, without its imports; NaN, and why, where it fails."""
+        with tempfile.TemporaryDirectory() as folder:
+            script, out = ROOT / "tests/bench/build_peers.py", Path(folder, "out")
+            command = [self.peers, script, name, self.folder, out, self.size, self.threads]
+            done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+        if done.returncode:
+            print(f"{name} failed: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
+            return float("nan")
+        answer = json.loads(done.stdout.splitlines()[-1])
+        if answer["pictures"] != len(self.files):
+            raise SystemExit(f"{name} wrote {answer['pictures']} pictures of {len(self.files)}")
+        return float(answer["seconds"])
+
+    def command(self) -> float:
+        """Seconds of the whole process `logpose build`, imports included."""
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "jobs", "build", str(self.folder), f"{folder}/d.zarr"]
+            began = time.perf_counter()
+            subprocess.run([*command, "--size", str(self.size), "--workers", str(self.threads)],
+                           check=True, cwd=ROOT, capture_output=True)  # fmt: skip
+            return time.perf_counter() - began
+
+
+# Where the time goes ----------------------------------------------------------------------------------
+
+
+class Clock:
+    """Each step's own time in seconds, that of steps inside it taken off, over all threads."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._local = threading.local()
+
+    def timed(self, step: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*values: Any, **named: Any) -> Any:
+            above = getattr(self._local, "inner", 0.0)
+            self._local.inner = 0.0
+            began = time.perf_counter()
+            try:
+                return function(*values, **named)
+            finally:
+                spent = time.perf_counter() - began
+                self.seconds[step] += spent - self._local.inner
+                self._local.inner = above + spent
+
+        return run
+
+
+def print_profile(bench: Bench) -> dict[str, float]:
+    """Where a build's time goes on one worker: microseconds a picture by step."""
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        for step, names in STEPS.items():
+            for module, _, name in (full.rpartition(".") for full in names):
+                function = getattr(import_module(module), name, None)
+                if function is not None:
+                    stack.enter_context(patch(f"{module}.{name}", clock.timed(step, function)))
+        began = time.perf_counter()
+        build_dataset(bench.folder, Path(folder, "d.zarr"), bench.options(1))
+        total = time.perf_counter() - began
+    steps = clock.seconds | {"the rest": total - sum(clock.seconds.values())}
+    print(f"\nlogpose on one thread, {bench.folder}: {total:.2f} s\n{'':26} {'µs a picture':>12} {'of all':>7}")
+    for step, seconds in steps.items():
+        print(f"{step:26} {seconds / len(bench.files) * 1e6:12.1f} {seconds / total:7.1%}")
+    return {step: round(seconds / len(bench.files) * 1e6, 1) for step, seconds in steps.items()}
+
+
+def measure(bench: Bench, rounds: int) -> dict[str, Any]:
+    """All sides in turn; prints a table and returns the medians."""
+    times: dict[str, list[float]] = {name: [] for name in bench.sides}
+    for number in range(-1, rounds):
+        for name, side in bench.sides.items():
+            seconds = side()
+            if number >= 0:  # the first round is to warm up
+                times[name].append(seconds)
+        print(f"{bench.folder.name}: round {number + 1} of {rounds}", file=sys.stderr)
+    count = len(bench.files)
+    print(f"\n{bench.folder}: {count:,} files of {bench.bytes / count / 1e3:.1f} kB on average")
+    print(f"{'':11} {'pictures/s':>10}  {'of the rounds':15}  {'ours / this':>11}  {'of the rounds':13}")
+    found: dict[str, Any] = {}
+    for name, seconds in times.items():
+        rates = count / np.array(seconds)  # (rounds,)
+        ratios = np.array(seconds) / np.array(times["logpose"])  # (rounds,)
+        print(
+            f"{name:11} {np.median(rates):10.0f}  {rates.min():6.0f} to {rates.max():5.0f}  {np.median(ratios):11.3f}  "
+            f"{ratios.min():5.3f} to {ratios.max():5.3f}"
+        )
+        found[name] = {"rate": round(float(np.median(rates)), 1), "ours_over": round(float(np.median(ratios)), 3)}
+    seconds = bench.command()
+    print(f"\nthe command `logpose build`: {seconds:.2f} s, {count / seconds:.0f} pictures/s")
+    return found | {"command_s": round(seconds, 2), "profile_us": print_profile(bench)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=Path, nargs="+", default=[], metavar="FOLDER")
+    parser.add_argument("--photos", type=Path, default=Path(tempfile.gettempdir(), "logpose-photos"), metavar="FOLDER")
+    parser.add_argument("--peers", type=Path, metavar="PYTHON")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=usable_cores())
+    arguments = parser.parse_args()
+    make_photos(arguments.photos, arguments.threads)
+    os.sync()
+
+    began, neighbours, found = time.perf_counter(), Neighbours(), {}
+    print(f"{arguments.threads} threads, {arguments.rounds} rounds, {arguments.size} px")
+    for folder in [*arguments.pictures, arguments.photos / "photos"]:
+        bench = Bench(folder, arguments.size, arguments.threads, arguments.peers)
+        found[str(folder)] = measure(bench, arguments.rounds)
+    others = round(neighbours.cores(), 2)
+    print(
+        f"\ntook {time.perf_counter() - began:.0f} s; cores that other processes kept busy meanwhile: {others}"
+        f"{', too many to trust these' if others > 0.1 else ''}"
+    )
+    print(json.dumps({"other_cores": others, "folders": found}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+"""Plant copies of real pictures and look for them: how many are found, what is found wrongly, and how long it takes.
+
+    python -m tests.bench.duplicates FOLDER [--pictures N] [--sizes 128 64 32] [--workers N] [--seed N]
+    python -m tests.bench.duplicates --scale-only [--up-to N] [--workers N] [--seed N]
+
+Of up to N pictures, 10 kinds of copies each are saved as JPEG and read back. Found is a copy that ends up in the group
+of its original. Pictures that already have company among the untouched ones count as well, and are counted apart: they
+are the folder's own near-copies, or found wrongly; only looking at them tells (--list names them).
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import resource
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageEnhance, ImageOps
+
+from pipeline.decode import decode_picture
+from pipeline.duplicates import find_copies
+from pipeline.fingerprint import CONTRAST, FINGERPRINT_BYTES, LENGTH, MEAN, fingerprint
+from pipeline.matching import CROPS
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+QUALITY, POOR_QUALITY = 90, 30
+CUT = 0.06  # greatest share of a side that a crop takes off at either end
+
+Generator = np.random.Generator
+Fingerprints = npt.NDArray[np.uint8]
+
+
+def resized(image: Image.Image, draw: Generator) -> Image.Image:
+    factor = draw.uniform(0.5, 1.5)
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def flipped(image: Image.Image, draw: Generator) -> Image.Image:
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+
+
+def turned(image: Image.Image, draw: Generator) -> Image.Image:
+    turns = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
+    return image.transpose(turns[draw.integers(3)])
+
+
+def inverted(image: Image.Image, draw: Generator) -> Image.Image:
+    return ImageOps.invert(image)
+
+
+def cropped(image: Image.Image, draw: Generator) -> Image.Image:
+    left, top, right, bottom = draw.uniform(0, CUT, 4)
+    width, height = image.size
+    return image.crop(
+        (round(left * width), round(top * height), width - round(right * width), height - round(bottom * height))
+    )
+
+
+def recoloured(image: Image.Image, draw: Generator) -> Image.Image:
+    """One of: hues turned, channels exchanged, everything jittered, greyscale."""
+    way = draw.integers(4)
+    if way == 0:
+        hue, saturation, value = image.convert("HSV").split()
+        angle = int(draw.integers(20, 236))  # of 256
+        hue = hue.point([(step + angle) % 256 for step in range(256)])
+        return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+    if way == 1:
+        orders = ((0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
+        channels = image.split()
+        return Image.merge("RGB", [channels[index] for index in orders[draw.integers(5)]])
+    if way == 2:
+        for enhance in (ImageEnhance.Color, ImageEnhance.Brightness, ImageEnhance.Contrast):
+            image = enhance(image).enhance(draw.uniform(0.7, 1.3))
+        gamma = draw.uniform(0.7, 1.4)
+        return image.point([round(255 * (level / 255) ** gamma) for level in range(256)] * 3)
+    return image.convert("L").convert("RGB")
+
+
+Step = Callable[[Image.Image, Generator], Image.Image]
+KINDS: dict[str, tuple[tuple[Step, ...], int]] = {
+    "resized": ((resized,), QUALITY),
+    "recompressed": ((), POOR_QUALITY),
+    "flipped": ((flipped,), QUALITY),
+    "turned": ((turned,), QUALITY),
+    "inverted": ((inverted,), QUALITY),
+    "recoloured": ((recoloured,), QUALITY),
+    "cropped": ((cropped,), QUALITY),
+    "flipped, inverted, recompressed": ((flipped, inverted), POOR_QUALITY),
+    "turned, resized, cropped": ((turned, resized, cropped), QUALITY),
+    "recoloured, cropped, recompressed": ((recoloured, cropped), POOR_QUALITY),
+}
+
+
+def opened(path: Path) -> Image.Image:
+    """The picture in full size, on white where it is transparent."""
+    with Image.open(path) as image:
+        size = ImageOps.exif_transpose(image).size
+    return Image.fromarray(decode_picture(path, size[::-1], "squash"))
+
+
+def copy_of(image: Image.Image, kind: str, draw: Generator) -> bytes:
+    steps, quality = KINDS[kind]
+    for step in steps:
+        image = step(image, draw)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+class Prints:
+    """Fingerprints of pictures fitted into a square, and the seconds that decoding and fingerprinting took."""
+
+    def __init__(self, side: int) -> None:
+        self.side = side
+        self.decoding = self.fingerprinting = 0.0
+        self.rows: list[npt.NDArray[np.uint8]] = []
+
+    def add(self, source: Path | bytes, size: tuple[int, int]) -> None:
+        """size: the picture's (width, height), which tells what of the square is padding"""
+        ratio = min(self.side / size[0], self.side / size[1])
+        width, height = (max(1, round(length * ratio)) for length in size)
+        top, left = (self.side - height) // 2, (self.side - width) // 2
+        began = time.perf_counter()
+        picture = decode_picture(source, (self.side, self.side), "pad")
+        decoded = time.perf_counter()
+        self.rows.append(fingerprint(picture[top : top + height, left : left + width]))
+        self.decoding += decoded - began
+        self.fingerprinting += time.perf_counter() - decoded
+
+    def stacked(self) -> Fingerprints:
+        return np.stack(self.rows)
+
+
+def timed(fingerprints: Fingerprints, workers: int) -> tuple[npt.NDArray[np.int64], list[str], float]:
+    began = time.perf_counter()
+    copies = find_copies(fingerprints, workers)
+    return copies.lead, copies.how, time.perf_counter() - began
+
+
+def plant_and_find(arguments: argparse.Namespace) -> None:
+    paths = sorted(path for path in arguments.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    draw = np.random.default_rng(arguments.seed)
+    picked = np.sort(draw.permutation(len(paths))[: arguments.pictures])
+    is_picked = np.isin(np.arange(len(paths)), picked)
+    untouched = {side: Prints(side) for side in arguments.sizes}
+    planted = {side: Prints(side) for side in arguments.sizes}
+    for index, path in enumerate(paths):
+        image = opened(path)
+        for side in arguments.sizes:
+            untouched[side].add(path, image.size)
+        if is_picked[index]:
+            for kind in KINDS:
+                copy = copy_of(image, kind, draw)
+                size = Image.open(io.BytesIO(copy)).size
+                for side in arguments.sizes:
+                    planted[side].add(copy, size)
+    for side in arguments.sizes:
+        report(side, paths, picked, untouched[side], planted[side], arguments)
+
+
+def report(
+    side: int,
+    paths: list[Path],
+    picked: npt.NDArray[np.int64],
+    untouched: Prints,
+    planted: Prints,
+    arguments: argparse.Namespace,
+) -> None:
+    count = len(paths)
+    own = untouched.stacked()
+    lead, how, seconds = timed(own, arguments.workers)
+    sizes = Counter(lead.tolist())
+    alone = np.array([sizes[group] == 1 for group in lead.tolist()])
+    joined = int((lead != np.arange(count)).sum())
+    per = 1e3 / count
+    print(f"\n{side} px: {count} untouched pictures")
+    print(f"  decode {untouched.decoding * per:.3f} ms a picture, fingerprint {untouched.fingerprinting * per:.3f} ms")
+    print(f"  find_copies {seconds:.2f} s: {joined} joined to an earlier picture, largest groups "
+          f"{[size for _, size in sizes.most_common(5)]}")  # fmt: skip
+    if arguments.list:
+        for index in np.flatnonzero(lead != np.arange(count)):
+            print(f"    {paths[index]}  {how[index]}  {paths[lead[index]]}")
+    everything = np.concatenate([own, planted.stacked()])
+    lead, how, seconds = timed(everything, arguments.workers)
+    found = lead[count:].reshape(len(picked), len(KINDS)) == lead[picked][:, None]  # (pictures, kinds)
+    distinct = alone[picked]  # (pictures,)
+    joined_now = int((lead[:count] != np.arange(count)).sum())
+    print(f"  with {found.size} copies of {len(picked)} pictures: find_copies {seconds:.2f} s, "
+          f"{joined_now} untouched joined to an earlier one")  # fmt: skip
+    for number, kind in enumerate(KINDS):
+        said = Counter(how[count + number :: len(KINDS)]).most_common(2)
+        print(f"    {kind:34}{found[:, number].mean():8.2%}   {', '.join(f'{n}x {w!r}' for w, n in said)}")
+    print(f"    {'all':34}{found.mean():8.2%}   of the {distinct.sum()} without company {found[distinct].mean():.2%}")
+
+
+def made_up(count: int, draw: Generator) -> tuple[Fingerprints, npt.NDArray[np.int64]]:
+    """Fingerprints (count, FINGERPRINT_BYTES) as pictures might have them; the last 1 in 20 are copies of others (n,).
+
+    The copies are cropped a little, flipped or not, and noisy.
+    """
+    falling = (1.0 + np.arange(16)) ** -0.75  # (16,)
+    copies = count // 20
+    result = np.zeros((count, FINGERPRINT_BYTES), np.uint8)
+    for start in range(0, count - copies, 4096):
+        size = min(4096, count - copies - start)
+        grey = draw.standard_normal((size, 1, 16, 16)) * np.outer(falling, falling)  # (n, 1, 16, 16)
+        planes = grey + 0.1 * draw.standard_normal((size, 2, 16, 16)) * np.outer(falling, falling)  # (n, 2, 16, 16)
+        result[start : start + size, : 2 * 256] = quantised(planes)
+    originals = draw.permutation(count - copies)[:copies]
+    for start in range(0, copies, 4096):
+        chosen = originals[start : start + 4096]
+        planes = result[chosen, : 2 * 256].view(np.int8).reshape(-1, 2, 16, 16).astype(np.float64)
+        down, across = draw.integers(0, len(CROPS) - 8, (2, len(chosen)))  # each end loses 0 to 7 hundredths
+        planes = CROPS[down][:, None] @ planes @ CROPS[across][:, None].swapaxes(-1, -2)
+        planes *= np.where(draw.random(len(chosen)) < 0.5, 1.0, -1.0)[:, None, None, None] ** np.arange(16)
+        planes += draw.standard_normal(planes.shape) * 2
+        result[count - copies + start : count - copies + start + len(chosen), : 2 * 256] = quantised(planes)
+    result[:, MEAN] = draw.integers(0, 256, (count, 3))
+    result[:, CONTRAST] = 100
+    return result, originals
+
+
+def quantised(planes: npt.NDArray[np.float64]) -> Fingerprints:
+    """(n, 2, 16, 16) -> (n, 512)"""
+    planes[..., 0, 0] = 0
+    planes *= LENGTH / np.sqrt((planes * planes).sum((2, 3), keepdims=True))
+    return np.rint(planes).clip(-127, 127).astype(np.int8).reshape(len(planes), -1).view(np.uint8)
+
+
+def scale(arguments: argparse.Namespace) -> None:
+    print(f"\nmade-up fingerprints, {arguments.workers} workers")
+    print("  pictures  seconds  us a picture  copies found  wrong  peak MB")
+    for count in (1_000, 10_000, 100_000, 1_000_000):
+        if count > arguments.up_to:
+            break
+        fingerprints, originals = made_up(count, np.random.default_rng(arguments.seed))
+        lead, _, seconds = timed(fingerprints, arguments.workers)
+        copies = len(originals)
+        found = float((lead[count - copies :] == originals).mean())
+        wrong = int((lead[: count - copies] != np.arange(count - copies)).sum())
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        print(f"{count:10,} {seconds:8.2f} {seconds / count * 1e6:13.0f} {found:13.2%} {wrong:6} {peak:8}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 64, 32])
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--scale-only", action="store_true")
+    parser.add_argument("--up-to", type=int, default=100_000)
+    arguments = parser.parse_args()
+    if not arguments.scale_only:
+        if arguments.folder is None:
+            parser.error("a folder of pictures is needed, or --scale-only")
+        plant_and_find(arguments)
+    scale(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Copies of a picture stay on one side of the split, and are accounted for."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import shards
+from pipeline.build import BuildReport
+from pipeline.errors import PipelineError
+from pipeline.journal import FOLDER
+from pipeline.place import Found
+from pipeline.schema import COPIES_FILE, CopyCounts
+from pipeline.store import Dataset
+from pipeline.verify import verify_dataset
+
+Build = Callable[..., BuildReport]
+SIDE = 12
+
+
+def draw_noise(path: Path, seed: int) -> None:
+    """A picture like no other."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)  # (H, W, 3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    """40 pictures in a and b. Of the first 12 in a there is a copy in a too, of the next 2 one in b."""
+    root = tmp_path / "copied"
+    for number in range(40):
+        draw_noise(root / "ab"[number // 20] / f"{number:02}.png", number)
+    for number in range(14):
+        shutil.copy(root / "a" / f"{number:02}.png", root / ("a" if number < 12 else "b") / f"{number:02} copy.png")
+    return root
+
+
+def sides(dataset: Dataset) -> dict[str, str]:
+    """The part of each picture."""
+    return {path: part.name for part in (dataset.train, dataset.val) for path in part.paths}
+
+
+def check_pixels(dataset: Dataset, root: Path) -> None:
+    for part in (dataset.train, dataset.val):
+        for image, path in zip(part.read(0, part.rows), part.paths, strict=True):
+            with Image.open(root / path) as expected:
+                np.testing.assert_array_equal(image, np.asarray(expected), err_msg=path)
+
+
+def listed(dataset: Path) -> list[dict[str, str]]:
+    with (dataset / COPIES_FILE).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_copies_are_on_one_side_and_listed(copied: Path, build: Build) -> None:
+    report = build(copied, size=(SIDE, SIDE), val=0.4)
+    assert report.copies == CopyCounts(groups=14, pictures=28, labels_differ=2, leaks=0)
+    dataset = Dataset.open(report.path)
+    assert dataset.attributes.copies == report.copies
+    side = sides(dataset)
+    assert len(side) == 54
+    check_pixels(dataset, copied)
+    for number in range(14):
+        copy = f"{'a' if number < 12 else 'b'}/{number:02} copy.png"
+        assert side[f"a/{number:02}.png"] == side[copy]
+    rows = listed(report.path)
+    assert {(row["path"], row["part"]) for row in rows} <= set(side.items())
+    assert [int(row["group"]) for row in rows] == [group for group in range(1, 15) for _ in range(2)]
+    assert [row["how"] for row in rows] == ["", "same"] * 14
+    assert [row["labels"] for row in rows] == ["same"] * 24 + ["differ"] * 4
+    assert [row["label"] for row in rows[-2:]] == ["a", "b"]
+    assert verify_dataset(report.path).ok
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_without_grouping_copies_are_torn_apart(copied: Path, build: Build) -> None:
+    """Or else the tests above would show nothing."""
+    report = build(copied, size=(SIDE, SIDE), val=0.4, group_copies=False)
+    assert report.copies is None
+    assert not (report.path / COPIES_FILE).exists()
+    side = sides(Dataset.open(report.path))
+    assert any(side[f"a/{number:02}.png"] != side[f"a/{number:02} copy.png"] for number in range(12))
+
+
+def test_leaks_of_a_given_split_are_reported_not_mended(build: Build, tmp_path: Path) -> None:
+    root = tmp_path / "given"
+    for number in range(12):
+        draw_noise(root / ("train" if number < 8 else "test") / "ab"[number % 2] / f"{number}.png", number)
+    shutil.copy(root / "train" / "a" / "0.png", root / "test" / "a" / "again.png")
+    shutil.copy(root / "test" / "b" / "9.png", root / "test" / "b" / "twice.png")
+    report = build(root, size=(SIDE, SIDE))
+    assert report.has_parts
+    assert report.rows == {"train": 8, "val": 6}
+    assert report.copies == CopyCounts(groups=2, pictures=4, labels_differ=0, leaks=1)
+    assert sides(Dataset.open(report.path))["test/a/again.png"] == "val"
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("stopped_after", [0, 5, 13, 14, 15, 17])
+def test_going_on_ends_with_the_same_sides(
+    copied: Path, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_after: int
+) -> None:
+    """Stopped in the first round, right before the comparison, and in the second round."""
+    (copied / "b" / "25.png").write_bytes(b"")
+    options = {"size": (SIDE, SIDE), "val": 0.4}
+    undisturbed = build(copied, tmp_path / "undisturbed.zarr", **options)
+    write, written = shards.write_shard, list[object]()
+
+    def write_some(*arguments: object) -> None:
+        if len(written) == stopped_after:
+            raise OSError("stop")
+        write(*arguments)  # type: ignore[arg-type]
+        written.append(arguments)
+
+    dest = tmp_path / "stopped.zarr"
+    with monkeypatch.context() as patch, pytest.raises(PipelineError, match="stop"):
+        patch.setattr(shards, "write_shard", write_some)
+        build(copied, dest, workers=1, **options)
+    assert (dest / FOLDER / "copies.json").exists() == (stopped_after >= 14), "14 shards in the first round"
+    report = build(copied, dest, **options)
+    assert report.found is Found.BEGUN
+    assert (report.content_hash, report.copies) == (undisturbed.content_hash, undisturbed.copies)
+    assert listed(dest) == listed(undisturbed.path)
+    check_pixels(Dataset.open(dest), copied)
