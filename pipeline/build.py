@@ -248,7 +248,7 @@ class _Build:
         good = np.array([file for file in range(self.source.count) if file not in self.tally.failed], dtype=np.int64)
         copies = Copies(np.arange(self.source.count, dtype=np.int64), [""] * self.source.count)
         if len(good):
-            prints = self._journal.fingerprints()  # (N, FINGERPRINT_BYTES)
+            prints = self._journal.fingerprints(self.source.count)  # (N, FINGERPRINT_BYTES)
             if len(good) < len(prints):
                 prints = prints[good]  # (n, FINGERPRINT_BYTES)
 
@@ -263,13 +263,20 @@ class _Build:
         return copies
 
     def _job(self, key: ShardKey, wanted: tuple[int, ...]) -> ShardJob:
-        files = tuple(self.source.files[file] for file in wanted)
-        before = self._done[key].files if key in self._done else ()
-        printing = self.options.group_copies and self._copies is None
+        part, shard = key
         return ShardJob(
-            self.dest, self.source.root, self._run, *key, wanted, files, before, self.options.size, self.options.fit,
-            printing,
-        )  # fmt: skip
+            dataset=self.dest,
+            root=self.source.root,
+            run=self._run,
+            part=part,
+            shard=shard,
+            wanted=wanted,
+            files=tuple(self.source.files[file] for file in wanted),
+            former=self._done.get(key),
+            size=self.options.size,
+            fit=self.options.fit,
+            printing=self.options.group_copies and self._copies is None,
+        )
 
     def _write(self, jobs: list[ShardJob]) -> None:
         if self.options.scheduler is None:
@@ -277,15 +284,10 @@ class _Build:
         else:
             results = run_on_cluster(jobs, self.options.scheduler)
         with closing(results):
-            for done in results:
-                if done is not None:
-                    result = done.result
-                    key = result.part, result.shard
-                    if key in self._done:  # what failed here before is not asked for again, but must be remembered
-                        result = replace(result, failures=self._done[key].failures + result.failures)
+            for result in results:
+                if result is not None:
                     self.tally.add(result)
-                    self._journal.add(result, done.fingerprints)
-                    self._done[key] = result
+                    self._done[result.part, result.shard] = result
                 self._look_up()
 
     def _look_up(self) -> None:

@@ -26,13 +26,20 @@ Ints = npt.NDArray[np.int64]
 SIMILAR = 0.9
 PROMISING = 0.7  # on the way there, before the crop is found
 
-# In levels of grey: what has less contrast is a copy only if it has the same colour too.
+# In levels of grey: what has less contrast is plain. So is what has few coefficients that matter, (sum of squares)**2 /
+# sum of fourth powers: any two gradients are alike, or two horizons. Of the pictures of CIFAR-10, 1 in 200 is plain.
 FAINT = 6
+FEW = 10
+
+# Plain pictures must be more similar than others, of one colour, and neither inverted.
+SIMILAR_PLAIN = 0.98
 SAME_COLOUR = 6  # levels that the mean colours may differ by
 SAME_FLAT_COLOUR = 2
 
 # In levels: from such a difference of mean colours on, a copy is called recoloured. A crop alone shifts them a little.
 RECOLOURED, RECOLOURED_CROP = 8, 20
+REACH = 2  # links from the middle of a group to its ends
+
 CROPPED = 2  # hundredths of an axis, from which a copy is called cropped
 
 BLOCK = 2048  # pictures whose neighbours are looked for at a time
@@ -75,75 +82,81 @@ def find_copies(
 
     Needs a few hundred bytes a picture, besides the fingerprints.
     """
-    groups = _Groups(len(fingerprints))
-    distinct = _distinct(fingerprints, groups)
+    lead, distinct = _equal(fingerprints)
     flat = np.concatenate([_is_flat(fingerprints[part]) for part in _parts(distinct, BLOCK)] or [np.empty(0, np.bool_)])
-    _join_flat(fingerprints, distinct[flat], groups)
+    _join_flat(fingerprints, distinct[flat], lead)
     structured = distinct[~flat]
     neighbours = Neighbours(fingerprints, structured)
     blocks = _parts(structured, BLOCK)
     done = len(fingerprints) - len(structured)
+    links = [np.empty((0, 2), np.int64)]
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        for block, links in zip(blocks, pool.map(lambda b: _links(fingerprints, neighbours, b), blocks), strict=True):
-            for first, second in links.tolist():
-                groups.join(first, second)
+        for block, found in zip(blocks, pool.map(lambda b: _links(fingerprints, neighbours, b), blocks), strict=True):
+            links.append(found)
             done += len(block)
             on_progress(done, len(fingerprints))
-    lead = groups.leads()
+    _join_linked(np.concatenate(links), lead)
+    lead = lead[lead]  # equal pictures follow the first of them
     return Copies(lead, _how(fingerprints, lead))
-
-
-class _Groups:
-    """Disjoint sets of pictures, each named by its lowest index."""
-
-    def __init__(self, count: int) -> None:
-        self._parent = list(range(count))
-
-    def find(self, picture: int) -> int:
-        while self._parent[picture] != picture:
-            self._parent[picture] = self._parent[self._parent[picture]]
-            picture = self._parent[picture]
-        return picture
-
-    def join(self, first: int, second: int) -> None:
-        first, second = self.find(first), self.find(second)
-        self._parent[max(first, second)] = min(first, second)
-
-    def leads(self) -> Ints:
-        return np.array([self.find(picture) for picture in range(len(self._parent))], np.int64)
 
 
 def _parts(pictures: Ints, size: int) -> list[Ints]:
     return [pictures[start : start + size] for start in range(0, len(pictures), size)]
 
 
-def _distinct(fingerprints: Fingerprints, groups: _Groups) -> Ints:
-    """The first picture of each fingerprint. A thousand equal pictures would crowd out each other's neighbours."""
+def _equal(fingerprints: Fingerprints) -> tuple[Ints, Ints]:
+    """The first picture with the same fingerprint, of each (N,), and those first ones (n,).
+
+    Of a thousand equal pictures, each would find but the others in its neighbourhood.
+    """
     first: dict[bytes, int] = {}
+    lead = np.empty(len(fingerprints), np.int64)  # (N,)
     for picture in range(len(fingerprints)):
-        seen = first.setdefault(blake2b(fingerprints[picture].tobytes(), digest_size=16).digest(), picture)
-        if seen != picture:
-            groups.join(seen, picture)
-    return np.fromiter(first.values(), np.int64, len(first))
+        digest = blake2b(fingerprints[picture].tobytes(), digest_size=16).digest()
+        lead[picture] = first.setdefault(digest, picture)
+    return lead, np.fromiter(first.values(), np.int64, len(first))
+
+
+def _join_linked(links: Ints, lead: Ints) -> None:
+    """Set the leads of linked pictures: links (n, 2), lead (N,).
+
+    Not all that hang together: something drawn on white matches itself moved by a little, and that moved again, until
+    all drawings are one group. Around the picture with the most links, what REACH links reach is a group.
+    """
+    near: dict[int, set[int]] = {}
+    for one, other in links.tolist():
+        near.setdefault(one, set()).add(other)
+        near.setdefault(other, set()).add(one)
+    for centre in sorted(near, key=lambda picture: (-len(near[picture]), picture)):
+        if centre not in near:
+            continue
+        group = border = {centre}
+        for _ in range(REACH):
+            border = {other for picture in border for other in near[picture] if other in near} - group
+            group = group | border
+        lead[list(group)] = min(group)
+        for picture in group:
+            del near[picture]
 
 
 def _is_flat(fingerprints: Fingerprints) -> npt.NDArray[np.bool_]:
-    return ~fingerprints[:, :COEFFICIENTS].any(axis=1)
+    """(n, FINGERPRINT_BYTES) -> (n,)"""
+    return np.all(fingerprints[:, :COEFFICIENTS] == 0, axis=1)
 
 
-def _join_flat(fingerprints: Fingerprints, flat: Ints, groups: _Groups) -> None:
+def _join_flat(fingerprints: Fingerprints, flat: Ints, lead: Ints) -> None:
     """Join pictures of one flat colour with the first of about that colour: not with the next, which would chain."""
     cells: dict[tuple[int, ...], list[tuple[int, ...]]] = {}  # colours of leads, by their cell of the colour cube
-    leads: dict[tuple[int, ...], int] = {}
+    firsts: dict[tuple[int, ...], int] = {}
     for picture in flat.tolist():
         colour = tuple(fingerprints[picture, MEAN].tolist())
         spans = [range((value - SAME_FLAT_COLOUR) // 8, (value + SAME_FLAT_COLOUR) // 8 + 1) for value in colour]
         near = [other for cell in product(*spans) for other in cells.get(cell, ())]
         near = [o for o in near if max(abs(a - b) for a, b in zip(o, colour, strict=True)) <= SAME_FLAT_COLOUR]
         if near:
-            groups.join(min(leads[other] for other in near), picture)
+            lead[picture] = min(firsts[other] for other in near)
         else:
-            leads[colour] = picture
+            firsts[colour] = picture
             cells.setdefault(tuple(value // 8 for value in colour), []).append(colour)
 
 
@@ -169,10 +182,18 @@ def _links(fingerprints: Fingerprints, neighbours: Neighbours, block: Ints) -> I
 
 def _alike(found: Match, first: Fingerprints, second: Fingerprints, plane: Ints | int) -> npt.NDArray[np.bool_]:
     """Which of P pairs are copies: fingerprints (P, FINGERPRINT_BYTES), compared in a plane."""
-    rows = np.arange(len(first))
-    contrast = np.minimum(first[:, CONTRAST][rows, plane], second[:, CONTRAST][rows, plane])  # (P,) half levels
-    same_colour = ~found.inverted & (_colour_difference(first, second, np.zeros(len(first), np.bool_)) <= SAME_COLOUR)
-    return (found.score >= SIMILAR) & ((contrast >= 2 * FAINT) | same_colour)
+    as_they_are = np.zeros(len(first), np.bool_)
+    same_colour = ~found.inverted & (_colour_difference(first, second, as_they_are) <= SAME_COLOUR)  # (P,)
+    plain = _is_plain(first, plane) | _is_plain(second, plane)  # (P,)
+    return np.where(plain, same_colour & (found.score >= SIMILAR_PLAIN), found.score >= SIMILAR)
+
+
+def _is_plain(fingerprints: Fingerprints, plane: Ints | int) -> npt.NDArray[np.bool_]:
+    """(P, FINGERPRINT_BYTES) -> (P,)"""
+    rows = np.arange(len(fingerprints))
+    squares = np.square(coefficients(fingerprints)[rows, plane]).astype(np.int64)  # (P, 16, 16)
+    few = squares.sum((1, 2)) ** 2 < FEW * (squares * squares).sum((1, 2))  # (P,)
+    return few | (fingerprints[:, CONTRAST][rows, plane] < 2 * FAINT)
 
 
 def _colour_difference(first: Fingerprints, second: Fingerprints, inverted: npt.NDArray[np.bool_]) -> Ints:
@@ -195,9 +216,7 @@ def _how(fingerprints: Fingerprints, lead: Ints) -> list[str]:
             if reverse:
                 first, second = second, first
             crops = np.full(len(rest), start)  # (r,)
-            found = match(
-                coefficients(first)[:, plane], coefficients(second)[:, plane], crops, crops.copy(), PROMISING
-            )
+            found = match(coefficients(first)[:, plane], coefficients(second)[:, plane], crops, crops, PROMISING)
             alike = _alike(found, first, second, plane)
             words[rest[alike]] = _words(found.take(alike), first[alike], second[alike], reverse)
         for picture, said in zip(part.tolist(), words, strict=True):

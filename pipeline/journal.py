@@ -5,21 +5,21 @@ In the dataset's folder, until it is sealed:
     .build/build.json         what is being built: with which options, from which files
     .build/files.txt          these files, a line each: to say what has changed since
     .build/run                which process is at it: the only one whose workers may write
+    .build/*.fingerprints     of the files decoded for a shard; on the disk before the shard counts as finished
     .build/train-00003.json   a finished shard: its `ShardResult`
-    .build/fingerprints       of each file, FINGERPRINT_BYTES, at its number's place
     .build/copies.json        which files are copies of one another, once that is known
 
-Each file is written under another name, synced and renamed: it is there whole or not at all. Only the
-fingerprints are written in place; those of a finished shard are on the disk before it counts as finished.
+Each file is written under another name, synced and renamed: it is there whole or not at all. Whoever
+writes a shard writes its journal too, before going on to the next: a kill costs a worker its one shard.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -108,16 +108,12 @@ class Journal:
     # Shards -------------------------------------------------------------------------------------------
 
     def add(self, result: ShardResult, fingerprints: dict[int, npt.NDArray[np.uint8]]) -> None:
-        """Note a shard that is on the disk, and the fingerprints (FINGERPRINT_BYTES,) of the files decoded for it."""
+        """Note a shard that is on the disk, and the fingerprints (FINGERPRINT_BYTES,) of files decoded for it."""
         if fingerprints:
-            prints = os.open(self._folder / "fingerprints", os.O_WRONLY | os.O_CREAT, 0o666)
-            try:
-                for file, fingerprint in fingerprints.items():
-                    os.lseek(prints, file * FINGERPRINT_BYTES, os.SEEK_SET)
-                    os.write(prints, fingerprint.data)
-                os.fsync(prints)
-            finally:
-                os.close(prints)
+            numbers = np.array(list(fingerprints), dtype="<i8").tobytes()
+            name = f"{blake2b(numbers, digest_size=8).hexdigest()}.fingerprints"
+            content = b"".join([numbers, *(fingerprint.tobytes() for fingerprint in fingerprints.values())])
+            write_atomically(self._folder / name, content)
         write_atomically(self._file(result.part, result.shard), json.dumps(asdict(result)))
 
     def results(self) -> dict[tuple[str, int], ShardResult]:
@@ -142,10 +138,19 @@ class Journal:
 
     # Copies -------------------------------------------------------------------------------------------
 
-    def fingerprints(self) -> npt.NDArray[np.uint8]:
-        """(files up to the last that has one, FINGERPRINT_BYTES): on the disk, read as they are used."""
-        prints = np.memmap(self._folder / "fingerprints", dtype=np.uint8, mode="r")
-        return prints.reshape(-1, FINGERPRINT_BYTES)
+    def fingerprints(self, files: int) -> npt.NDArray[np.uint8]:
+        """Those of all files, (files, FINGERPRINT_BYTES), zeros where there is none; a map of a file on the disk."""
+        path = self._folder / "all"
+        with path.open("wb") as together:
+            together.truncate(files * FINGERPRINT_BYTES)
+            for found in self._folder.glob("*.fingerprints"):
+                content = found.read_bytes()
+                count = len(content) // (8 + FINGERPRINT_BYTES)
+                for place, number in enumerate(np.frombuffer(content, dtype="<i8", count=count).tolist()):
+                    start = 8 * count + place * FINGERPRINT_BYTES
+                    together.seek(number * FINGERPRINT_BYTES)
+                    together.write(content[start : start + FINGERPRINT_BYTES])
+        return np.memmap(path, dtype=np.uint8, mode="r", shape=(files, FINGERPRINT_BYTES))
 
     def note_copies(self, copies: Copies) -> None:
         """Note which files are copies. What follows must not change when one of them vanishes."""

@@ -93,11 +93,10 @@ def _place(first: Floats, second: Floats, down: Ints, across: Ints) -> Match:
     cropped = (CROPS[down, :LOW] @ first @ CROPS[across, :LOW].swapaxes(1, 2)).copy()  # (P, 8, 8)
     low = second[:, :LOW, :LOW].copy()  # (P, 8, 8)
     cropped[:, 0, 0] = low[:, 0, 0] = 0
-    scores = np.empty((pairs, 2, 4))  # (P, 8): transposed or not, flips
-    for transposed, other in enumerate((low, low.swapaxes(1, 2))):
+    scores = np.empty((pairs, 8))
+    for begin, other in ((0, low), (TRANSPOSED, low.swapaxes(1, 2))):
         parities = (cropped * other).reshape(pairs, LOW // 2, 2, LOW // 2, 2).sum((1, 3))  # (P, 2, 2)
-        scores[:, transposed] = parities.reshape(pairs, 4) @ _FLIPS.T
-    scores = scores.reshape(pairs, 8)
+        scores[:, begin : begin + TRANSPOSED] = parities.reshape(pairs, 4) @ _FLIPS.T
     position = np.abs(scores).argmax(1)  # (P,)
     best = scores[np.arange(pairs), position]  # (P,)
     score = np.abs(best) / _lengths((cropped * cropped).sum((1, 2)), (low * low).sum((1, 2)))  # (P,)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isqrt
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from pipeline.matching import CROPS, LOW, Floats, Ints, coefficients, crop_index
 from pipeline.plan import permutation
 
 Descriptors = npt.NDArray[np.uint8]
+_Number = TypeVar("_Number", bound=np.generic)
 
 # Crops of an axis that a picture asks for: with one of them, any crop of up to 6 % a side is at most about 2 off.
 ASKED = np.array([crop_index(1, 1), crop_index(4, 2), crop_index(2, 4)])
@@ -30,7 +32,7 @@ HYPOTHESES = len(ASKED) ** 2
 FAR = 4
 KEPT = 16  # neighbours of a picture that are looked at more closely
 
-KEPT_OF_CELL = 8  # nearest to one crop, of one cell
+KEPT_OF_CELL = 4  # nearest to one crop, of one cell
 
 # Up to so many pictures, all are compared with all. Beyond, each crop only with those in the cells nearest to it, and
 # by the very lowest frequencies, which a crop changes least.
@@ -78,12 +80,12 @@ def _squares(descriptors: Descriptors) -> Ints:
     return (wide * wide).sum(-1)
 
 
-def _members(descriptors: Descriptors) -> npt.NDArray[np.float32]:
+def _members(descriptors: Descriptors, squares: Ints) -> npt.NDArray[np.float32]:
     """Descriptors (n, d) as columns (d + 2, n): asked by `_questions`, they answer with - squared distance."""
     count, length = descriptors.shape
     columns = np.empty((length + 2, count), np.float32)  # (d + 2, n)
     columns[:length] = descriptors.T
-    columns[length] = _squares(descriptors)
+    columns[length] = squares
     columns[length + 1] = 1
     return columns
 
@@ -107,37 +109,41 @@ class _Plane:
         part = slice(plane * COUNT * COUNT, (plane + 1) * COUNT * COUNT)
         has_structure = [fingerprints[chunk, part].any(axis=1) for chunk in _chunks(pictures)]
         self.plane = plane
-        pictures = pictures[np.concatenate(has_structure)] if has_structure else pictures
+        pictures = pictures[np.concatenate(has_structure)]
         count = len(pictures)
         leaders = np.sort(permutation(count, 0)[: CELLS * isqrt(count) if count > ONE_CELL else 1])  # (L,)
-        self._leaders = _members(self._described(fingerprints, pictures[leaders])[:, _LOWEST])  # (26, L)
+        lowest = self._described(fingerprints, pictures[leaders])[:, _LOWEST]  # (L, 24)
+        self._leaders = _members(lowest, _squares(lowest))  # (26, L)
         descriptors = np.empty((count, LOW * LOW - 1), np.uint8)  # (n, 63)
         cells = np.empty(count, np.int64)  # (n,)
         for start in range(0, count, 4096):
             block = self._described(fingerprints, pictures[start : start + 4096])  # (b, 63)
             descriptors[start : start + 4096] = block
-            cells[start : start + 4096] = self.cells(block, 1)[:, 0]
+            cells[start : start + 4096] = self.nearest_cell(block)
         order = np.argsort(cells, kind="stable")  # (n,)
         self.pictures = pictures[order]  # (n,) cell by cell
         self._descriptors = descriptors[order]
+        self._squares = np.concatenate([_squares(part) for part in _chunks(self._descriptors)])  # (n,)
         self.bounds = np.searchsorted(cells[order], np.arange(self._leaders.shape[1] + 1))  # (L + 1,)
 
     def _described(self, fingerprints: npt.NDArray[np.uint8], pictures: Ints) -> Descriptors:
         return _describe(coefficients(fingerprints[pictures])[:, self.plane, :LOW, :LOW])
 
-    def cells(self, descriptors: Descriptors, count: int) -> Ints:
-        """The nearest cells (n, count) of descriptors (n, 63), of two equally near the first."""
-        if self._leaders.shape[1] <= count:
-            return np.tile(np.arange(self._leaders.shape[1]), (len(descriptors), 1))
-        scores = (_questions(descriptors[:, _LOWEST]) @ self._leaders).astype(np.int64)  # (n, L)
-        # Which one is picked must not hang on how a sort treats equals: none are equal.
-        scores = scores * scores.shape[1] - np.arange(scores.shape[1])
-        return np.argpartition(scores, -count, axis=1)[:, -count:] if count > 1 else scores.argmax(1)[:, None]
+    def nearest_cell(self, descriptors: Descriptors) -> Ints:
+        """The nearest cell (n,) of descriptors (n, 63), of two equally near the first."""
+        return (_questions(descriptors[:, _LOWEST]) @ self._leaders).argmax(1)
+
+    def near_cells(self, descriptors: Descriptors) -> tuple[Ints, Ints]:
+        """Which of the descriptors (n, 63) should look into which cell: two (p,), in the order of the cells."""
+        scores = _questions(descriptors[:, _LOWEST]) @ self._leaders  # (n, L)
+        rows, cells = _highest(scores, np.ones(scores.shape, np.bool_), PROBES)
+        order = np.argsort(cells, kind="stable")  # (p,)
+        return rows[order], cells[order]
 
     def members(self, cell: int) -> tuple[Ints, npt.NDArray[np.float32]]:
         """The pictures (m,) of a cell and their columns (65, m)."""
         span = slice(self.bounds[cell], self.bounds[cell + 1])
-        return self.pictures[span], _members(self._descriptors[span])
+        return self.pictures[span], _members(self._descriptors[span], self._squares[span])
 
 
 def _crops(pictures: Floats, crops: Ints) -> Floats:
@@ -148,8 +154,8 @@ def _crops(pictures: Floats, crops: Ints) -> Floats:
     return both.reshape(-1, count, LOW, count, LOW).swapaxes(2, 3)
 
 
-def _chunks(pictures: Ints) -> list[Ints]:
-    return [pictures[start : start + 4096] for start in range(0, len(pictures), 4096)]
+def _chunks(rows: npt.NDArray[_Number]) -> list[npt.NDArray[_Number]]:
+    return [rows[start : start + 4096] for start in range(0, max(1, len(rows)), 4096)]
 
 
 class Neighbours:
@@ -186,17 +192,16 @@ class Neighbours:
         crops = _describe(_crops(own, ASKED)).reshape(len(own) * HYPOTHESES, -1)  # (9B, 63)
         limits = np.maximum(1, _squares(crops) // FAR)  # (9B,)
         questions = _questions(crops)  # (9B, 65)
-        cells = plane.cells(crops, PROBES)  # (9B, probes)
-        order = np.argsort(cells, axis=None, kind="stable")  # (9B * probes,)
-        rows = order // cells.shape[1]
-        bounds = np.searchsorted(cells.ravel()[order], np.arange(len(plane.bounds)))
-        for cell in np.flatnonzero(np.diff(bounds)):
+        rows, cells = plane.near_cells(crops)
+        bounds = np.searchsorted(cells, np.arange(len(plane.bounds)))
+        for cell in np.flatnonzero(np.diff(bounds)).tolist():
             members, columns = plane.members(cell)
             step = max(1, SCORES // max(1, len(members)))
             for start in range(bounds[cell], bounds[cell + 1], step):
                 asking = rows[start : min(start + step, bounds[cell + 1])]  # (b,)
                 scores = questions[asking] @ columns  # (b, m)
-                row, column = _best(scores, limits[asking])
+                near = scores >= -limits[asking][:, None].astype(np.float32)  # (b, m)
+                row, column = _highest(scores, near, KEPT_OF_CELL + 1)  # itself among them
                 asked = asking[row]
                 other = members[column] != pictures[asked // HYPOTHESES]
                 asked, second = asked[other], members[column[other]]
@@ -206,10 +211,11 @@ class Neighbours:
                 yield ((asker * _PICTURES + second) * _DISTANCES + distance) * _WAYS + way
 
 
-def _best(scores: npt.NDArray[np.float32], limits: Ints) -> tuple[Ints, Ints]:
-    """Rows and columns of scores (b, m) within - limits (b,): of each row the highest, itself, and their equals."""
-    within = scores >= -limits[:, None].astype(np.float32)  # (b, m)
-    keep = KEPT_OF_CELL + 1
-    if scores.shape[1] > keep and np.count_nonzero(within) > len(scores) * keep:
-        within &= scores >= np.partition(scores, -keep, axis=1)[:, -keep, None]
-    return np.divmod(np.flatnonzero(within), scores.shape[1])  # as np.nonzero does it, but at half the time
+def _highest(scores: npt.NDArray[np.float32], among: npt.NDArray[np.bool_], count: int) -> tuple[Ints, Ints]:
+    """Rows and columns of the `count` highest scores (n, m) of each row, and their equals, among some.
+
+    Equals are all taken: which of them a sort would prefer differs between machines. Where there are few, all are.
+    """
+    if scores.shape[1] > count and np.count_nonzero(among) > len(scores) * count:
+        among &= scores >= np.partition(scores, -count, axis=1)[:, -count, None]
+    return np.divmod(np.flatnonzero(among), scores.shape[1])  # as np.nonzero does it, but in half the time

@@ -17,14 +17,15 @@ from typing import Any
 import dask
 
 from pipeline.errors import BuildError, OptionError
-from pipeline.shards import ShardDone, ShardJob, run_shard
+from pipeline.journal import ShardResult
+from pipeline.shards import ShardJob, run_shard
 from pipeline.tally import Tally
 
 POLL_SECONDS = 0.1  # how often the caller looks up while the tasks work
 PATIENCE_SECONDS = 30.0  # how long a cluster may be without any worker, as when one is being started again
 TASKS_PER_THREAD = 2  # on a cluster at a time: one to work on, one to go on with
 
-Results = Generator[ShardDone | None, None, None]
+Results = Generator[ShardResult | None, None, None]
 
 
 def run_on_threads(jobs: Sequence[ShardJob], workers: int, tally: Tally) -> Results:
@@ -32,7 +33,7 @@ def run_on_threads(jobs: Sequence[ShardJob], workers: int, tally: Tally) -> Resu
 
     The scheduler blocks its caller, so it gets a thread of its own and the caller's stays free.
     """
-    finished: queue.SimpleQueue[ShardDone | BaseException] = queue.SimpleQueue()
+    finished: queue.SimpleQueue[ShardResult | BaseException] = queue.SimpleQueue()
 
     def work(number: int) -> None:
         try:
@@ -69,7 +70,7 @@ def run_on_cluster(jobs: Sequence[ShardJob], address: str) -> Results:
     """
     client = connect(address)
     waiting = [replace(job, dataset=job.dataset.resolve(), root=job.root.resolve()) for job in reversed(jobs)]
-    finished: queue.SimpleQueue[ShardDone | BaseException] = queue.SimpleQueue()
+    finished: queue.SimpleQueue[ShardResult | BaseException] = queue.SimpleQueue()
     running: set[Any] = set()
     watch = _Watch(client, address)
 
@@ -156,7 +157,7 @@ class _Watch:
             return 0
 
 
-def _next(finished: queue.SimpleQueue[ShardDone | BaseException]) -> ShardDone | None:
+def _next(finished: queue.SimpleQueue[ShardResult | BaseException]) -> ShardResult | None:
     """The next result, or None when it is time to look up. Raises what a task raised."""
     try:
         result = finished.get(timeout=POLL_SECONDS)

@@ -29,7 +29,7 @@ class ShardJob:
     run       which run of the build it belongs to
     wanted    for each row the number of the file to show
     files     the source file of each row
-    before    the files the shard shows already, from a former round; empty if it was never written
+    former    what a former round has written; None if the shard was never written
     printing  whether to take fingerprints
     """
 
@@ -40,29 +40,22 @@ class ShardJob:
     shard: int
     wanted: tuple[int, ...]
     files: tuple[SourceFile, ...]
-    before: tuple[int, ...]
+    former: ShardResult | None
     size: tuple[int, int]
     fit: str
     printing: bool
 
 
-@dataclass(frozen=True)
-class ShardDone:
-    """What came of a job: the shard as it was written, and the fingerprint of each file that was decoded for it."""
-
-    result: ShardResult
-    fingerprints: dict[int, npt.NDArray[np.uint8]]
-
-
-def run_shard(job: ShardJob, tick: Tick | None = None) -> ShardDone:
-    """Decode what the shard does not hold yet, and write it whole.
+def run_shard(job: ShardJob, tick: Tick | None = None) -> ShardResult:
+    """Decode what the shard does not hold yet, write it whole, and note that in the journal.
 
     Raises OSError where writing fails, BusyError where another run of the build has taken over. What fails in decoding
     is in the result.
     """
     images = np.zeros((len(job.wanted), *job.size, 3), dtype=np.uint8)  # (n, H, W, 3)
     kept = _copy_kept(job, images)
-    failures: list[tuple[int, FailureKind, str]] = []
+    # What failed here before is not asked for again, but must be remembered.
+    failures = list(job.former.failures) if job.former else list[tuple[int, FailureKind, str]]()
     fingerprints = {}
     for row, (number, file) in enumerate(zip(job.wanted, job.files, strict=True)):
         if row in kept:
@@ -82,9 +75,11 @@ def run_shard(job: ShardJob, tick: Tick | None = None) -> ShardDone:
     sums, squares = _sums(images)
     digest = shard_digest([images], labels, [printable(file.path) for file in job.files])
 
+    journal = Journal(job.dataset)
+
     def still_wanted() -> None:
         # A task of a killed build may go on for a while on a cluster's worker: its rows are of the past.
-        if not Journal(job.dataset).is_run_by(job.run):
+        if not journal.is_run_by(job.run):
             raise BusyError(
                 f"expected to be the only build of {job.dataset}, found that another run has taken over: wait for"
                 " that one"
@@ -92,19 +87,20 @@ def run_shard(job: ShardJob, tick: Tick | None = None) -> ShardDone:
 
     write_shard(job.dataset, job.part, job.shard, images, still_wanted)
     result = ShardResult(job.part, job.shard, job.wanted, tuple(failures), sums, squares, digest)
-    return ShardDone(result, fingerprints)
+    journal.add(result, fingerprints)
+    return result
 
 
 def _copy_kept(job: ShardJob, images: npt.NDArray[np.uint8]) -> set[int]:
     """Copy the rows that the shard on disk has already. Returns which."""
-    both = zip(job.before, job.wanted, strict=False)
-    kept = {row for row, (old, new) in enumerate(both) if old == new and old != HOLE}
+    before = job.former.files if job.former else ()
+    kept = {row for row, (old, new) in enumerate(zip(before, job.wanted, strict=False)) if old == new and old != HOLE}
     if not kept:
         return kept
     try:
         part = open_part(job.dataset, job.part, read_attributes(job.dataset))
         start = job.shard * part.layout.shard_rows
-        written = part.read(start, start + min(len(job.before), len(job.wanted)))  # (n, H, W, 3)
+        written = part.read(start, start + min(len(before), len(job.wanted)))  # (n, H, W, 3)
     except DatasetError:  # damaged since: decode all of it again
         return set()
     rows = sorted(kept)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ from pipeline.journal import FOLDER, Journal
 from pipeline.place import LOCK_FILE, Found, alone_at
 from pipeline.store import Dataset, Part, shard_file
 from tests.pipeline.conftest import SIZE, colour_of
+from tests.pipeline.kill_builds import Builder, kill_builds
 
 Pictures = Callable[..., Path]
 Build = Callable[..., BuildReport]
@@ -308,6 +310,43 @@ def test_a_killed_build_goes_on(pictures: Pictures, build: Build, tmp_path: Path
     assert report.found is Found.BEGUN
     assert report.content_hash == build(root, tmp_path / "undisturbed.zarr").content_hash
     assert not list(dest.rglob("*.partial"))
+
+
+def test_builds_killed_at_random_moments(pictures: Pictures, tmp_path: Path) -> None:
+    """A short version of `python -m tests.pipeline.kill_builds`."""
+    root = pictures(a=150, b=150)
+    for number in (3, 160, 299):
+        (root / ("a" if number < 150 else "b") / f"{number:04d}.png").write_bytes(b"")
+    builder = Builder(root, size=12, workers=2, chunk_bytes=4 * 12 * 12 * 3, shard_chunks=2)
+    done, _, rows = kill_builds(builder, kills=4, seed=5, folder=tmp_path)
+    assert rows == 8
+    assert sum(kill.hits for kill in done) == 4
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may mount a small disk")
+def test_a_disk_that_is_full(pictures: Pictures, build: Build, tmp_path: Path) -> None:
+    """A real one of 2 MB, of which a file keeps most at first."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True, check=False)
+    if mount.returncode:
+        pytest.skip(f"no small disk could be mounted: {mount.stderr.decode()}")
+    try:
+        root = pictures(a=40, b=40)
+        ballast = disk / "ballast"
+        ballast.write_bytes(bytes(1_900_000))
+        with pytest.raises(BuildError, match=r"found no space left on device at .*: free some space and run") as caught:
+            build(root, disk / "pictures.zarr", size=(32, 32))
+        assert caught.value.exit_code == 1
+        assert not list(disk.rglob("*.partial"))
+        for kept in (1_700_000, 1_500_000, 1_300_000, 0):
+            ballast.write_bytes(bytes(kept))
+            with suppress(BuildError):
+                build(root, disk / "pictures.zarr", size=(32, 32))
+        report = build(root, disk / "pictures.zarr", size=(32, 32))
+        assert report.content_hash == build(root, tmp_path / "elsewhere.zarr", size=(32, 32)).content_hash
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 @pytest.mark.usefixtures("small_chunks")

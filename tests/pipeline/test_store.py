@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipeline.schema import CHUNK_BYTES, SHARD_CHUNKS, colour_statistics, layout
 from pipeline.store import Dataset, shard_file
 from pipeline.verify import verify_dataset
 from tests.pipeline.conftest import SIZE, draw
+from tests.pipeline.damage_dataset import delete_and_verify, flip_and_verify
 
 Pictures = Callable[..., Path]
 Build = Callable[..., BuildReport]
@@ -102,6 +104,15 @@ def test_every_flipped_bit_is_found(data: st.DataObject, forty: Dataset) -> None
         assert {(found.part, found.array) for found in report.damage} == {(part, array)}
     finally:
         file.write_bytes(original)
+
+
+def test_random_damage_is_found(forty: Dataset, tmp_path: Path) -> None:
+    """A short version of `python -m tests.pipeline.damage_dataset`."""
+    copy = Dataset.open(Path(shutil.copytree(forty.path, tmp_path / "copy.zarr")))
+    draw_at = random.Random(0)
+    assert [flip_and_verify(copy, draw_at) for _ in range(30)] == [""] * 30
+    assert [delete_and_verify(copy, draw_at) for _ in range(30)] == [""] * 30
+    assert verify_dataset(copy.path).ok
 
 
 def test_damage_is_named_with_chunk_and_rows(dataset: Dataset) -> None:
