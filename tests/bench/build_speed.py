@@ -10,14 +10,18 @@ side works at a time, on as many threads or worker processes as the others.
 
     logpose     `build_dataset` with its defaults into a new dataset, in this process: all of the job, from listing the
                 folder over splitting, writing, checksums and fsync to the sealed dataset; without imports
-    limit       bare Pillow in a pool of threads: open, JPEG draft and resize as `pipeline.decode` does them,
-                proportions kept; the result is thrown away
+    limit       bare Pillow in a pool of threads: open, JPEG draft to no less than twice the pixels, to RGB, bicubic
+                resize with a reducing gap of 3, proportions kept; the result is thrown away. It is what Pillow can
+                do, not what a processor can
     decode      `decode_picture` in the same pool
-    ffcv, ffcv-area, dataloader    with --peers, an interpreter that has them: see `build_peers`; none of them checks
-                its files, writes checksums, or survives being killed, and FFCV does not wait for the disk
+    ffcv, ffcv-area, dataloader    with --peers, an interpreter that has them (see `build_peers`), in a new process each
+                time, without imports; none of them checks its files, writes checksums, or survives being killed, and
+                FFCV does not wait for the disk
 
-Then, once a folder, the whole time of the command `logpose build`, and where a build's time goes on one thread. Run
-it on a quiet machine: the header says how busy other processes were. The last line is one JSON object.
+Then, once a folder, the whole time of the command `logpose build`, and where a build's time goes with one worker; what
+the main thread does meanwhile overlaps, so the rest may be less than it seems. All pictures must be readable. Datasets
+go to the system's folder for temporary files. Run it on a quiet machine: the end says how busy other processes were.
+The last line is one JSON object.
 """
 
 import argparse
@@ -43,7 +47,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from pipeline.build import BuildOptions, build_dataset
-from pipeline.decode import DRAFT_MARGIN, FILTER, REDUCING_GAP, decode_picture
+from pipeline.decode import decode_picture
 from tests.bench.worker import ROOT, Neighbours, usable_cores
 
 PEERS = ("ffcv", "ffcv-area", "dataloader")
@@ -59,7 +63,7 @@ STEPS = {
     "fingerprint": ("pipeline.shards.fingerprint",),
     "sums": ("pipeline.shards._sums",),
     "digest": ("pipeline.shards.shard_digest",),
-    "zarr write, CRC32C": ("pipeline.shards.write_shard",),
+    "zarr, CRC32C, write": ("pipeline.shards.write_shard",),
     "fsync": ("os.fsync",),
     "duplicates": ("pipeline.build.find_copies",),
     "create": ("pipeline.build.create",),
@@ -162,9 +166,9 @@ class Bench:
         with Image.open(path) as image:
             ratio = self.size / max(image.size)
             width, height = (max(1, round(side * ratio)) for side in image.size)
-            image.draft(None, (int(width * DRAFT_MARGIN), int(height * DRAFT_MARGIN)))
+            image.draft(None, (2 * width, 2 * height))
             rgb = image if image.mode == "RGB" else image.convert("RGB")
-            rgb.resize((width, height), FILTER, reducing_gap=REDUCING_GAP)
+            rgb.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
 
     def peer(self, name: str) -> float:
         """Seconds of a peer's job, without its imports; NaN, and why, where it fails."""

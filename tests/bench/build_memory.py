@@ -1,0 +1,73 @@
+"""The most memory that a build ever holds, by number of pictures and of workers.
+
+    python -m tests.bench.build_memory [--counts 1000 10000 40000] [--workers 1 2 4] [--size 128]
+
+Draws small pictures of noise, no two alike, and builds each count of them in a process of its own with two workers,
+and the least count with each number of workers. Peak resident memory as the system counts it, less that of a process
+that has only imported the same. One run each: memory, unlike time, hardly varies.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+BUILD = """
+import json, resource, sys
+from pathlib import Path
+from pipeline.build import BuildOptions, build_dataset
+from pipeline.store import Dataset
+
+root, dest, size, workers = sys.argv[1:]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+build_dataset(Path(root), Path(dest), BuildOptions((int(size),) * 2, workers=int(workers)))
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+rows = Dataset.open(Path(dest)).train.layout.shard_rows
+print(json.dumps({"imported": before / 1024, "peak": after / 1024, "shard": rows * int(size) ** 2 * 3 / 2**20}))
+"""
+
+
+def draw(root: Path, count: int) -> None:
+    """Two classes of noise, 16 x 16, as PNG."""
+    generator = np.random.default_rng(count)
+    for number in range(count):
+        folder = root / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)  # (H, W, 3)
+        Image.fromarray(pixels).save(folder / f"{number}.png", compress_level=1)
+
+
+def measure(root: Path, dest: Path, size: int, workers: int) -> dict[str, float]:
+    command = [sys.executable, "-c", BUILD, str(root), str(dest), str(size), str(workers)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--counts", type=int, nargs="+", default=[1000, 10_000, 40_000])
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--size", type=int, default=128)
+    options = parser.parse_args()
+    least = min(options.counts)
+    print("pictures  workers  shard MB  imported MB  build MB  build MB / (workers x shard)")
+    for count, workers in [(count, 2) for count in options.counts] + [(least, workers) for workers in options.workers]:
+        with tempfile.TemporaryDirectory() as folder:
+            draw(Path(folder) / "pictures", count)
+            found = measure(Path(folder) / "pictures", Path(folder) / "d.zarr", options.size, workers)
+        needed = found["peak"] - found["imported"]
+        print(
+            f"{count:8,}  {workers:7}  {found['shard']:8.1f}  {found['imported']:11.0f}  {needed:8.0f}"
+            f"  {needed / (workers * found['shard']):.1f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
