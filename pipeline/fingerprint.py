@@ -48,12 +48,13 @@ def fingerprint(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """The fingerprint (FINGERPRINT_BYTES,) of an upright RGB picture (h, w, 3) of any size, without padding."""
     height, width = picture.shape[:2]
     across, down, scale, leak = _tables(height, width)
-    planes = np.empty((4, height, width), across.dtype)  # (4, h, w): red, green, blue, 2 x lightness
     channels = np.ascontiguousarray(picture.transpose(2, 0, 1))  # (3, h, w)
-    planes[:3] = channels
-    np.add(channels.max(0), channels.min(0), out=planes[3], dtype=planes.dtype)
-    rows = planes.reshape(-1, width) @ across  # (4h, 16)
-    sums = down @ rows.reshape(4, height, COUNT).astype(np.float64)  # (4, 16, 16)
+    rows = np.empty((4, height, COUNT))  # (4, h, 16) of red, green, blue, 2 x lightness
+    # One at a time: in the cache, and too little for a BLAS to start threads for.
+    for index, channel in enumerate(channels):
+        rows[index] = channel.astype(across.dtype) @ across
+    rows[3] = np.add(channels.max(0), channels.min(0), dtype=across.dtype) @ across
+    sums = down @ rows  # (4, 16, 16)
     means = sums[:, 0, 0] / (AMPLITUDE * AMPLITUDE * height * width)  # (4,)
     grey = np.stack([LUMA[0] * sums[0] + LUMA[1] * sums[1] + LUMA[2] * sums[2], sums[3] * 0.5])  # (2, 16, 16)
     grey -= grey[:, :1, :1] * leak

@@ -28,14 +28,13 @@ _Number = TypeVar("_Number", bound=np.generic)
 ASKED = np.array([crop_index(1, 1), crop_index(4, 2), crop_index(2, 4)])
 HYPOTHESES = len(ASKED) ** 2
 
-# Copies' squared distance is at most this part of a descriptor's squared length.
-FAR = 4
+FAR = 4  # copies' squared distance is at most this part of a descriptor's squared length
 KEPT = 16  # neighbours of a picture that are looked at more closely
-
-KEPT_OF_CELL = 4  # nearest to one crop, of one cell
+KEPT_OF_CELL = 4  # the nearest to one of its crops, of one cell
 
 # Up to so many pictures, all are compared with all. Beyond, each crop only with those in the cells nearest to it, and
-# by the very lowest frequencies, which a crop changes least.
+# by the very lowest frequencies, which a crop changes least. Of 50,000 pictures that is 1 in 35 or so, and 99 in 100
+# cropped copies are among them.
 ONE_CELL = 6000
 CELLS = 2  # times the square root of the pictures
 PROBES = 8
@@ -52,7 +51,7 @@ _LOWEST = np.flatnonzero(np.concatenate([_RIGHT, _RIGHT, _DIAGONAL]) < LOWEST)  
 
 @dataclass(frozen=True)
 class Candidates:
-    """P pairs that may be copies, each once in either order.
+    """P pairs that may be copies, each at most once.
 
     first, second  (P,) pictures
     plane          (P,) in which they were found
