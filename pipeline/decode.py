@@ -10,9 +10,10 @@ import stat
 import struct
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from math import ceil
 from pathlib import Path
 from typing import IO
@@ -47,19 +48,18 @@ FILTER = Image.Resampling.BICUBIC
 REDUCING_GAP = 3.0
 
 ORIENTATION_TAG = 0x0112
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 LYING = (5, 6, 7, 8)  # orientations that exchange width and height
+# Which way the upright picture's rows and columns are gone through, after that exchange, to meet the stored ones in
+# their order.
+STEPS = {2: (1, -1), 3: (-1, -1), 4: (-1, 1), 6: (-1, 1), 7: (-1, -1), 8: (1, -1)}
 
 # PNG names its transparent grey in the file's own depth; Pillow spreads the pixels to 8 bits.
 GREY_STEP = {"1": 255, "L;2": 85, "L;4": 17}
+
+# Memory that Pillow keeps for its next pictures, up to 8 blocks of 16 MiB: in a thread, new pages for each 227 px
+# picture took a fifth of its time. Not in Pillow's manual, so it may go.
+with suppress(Exception):
+    Image.core.set_blocks_max(8)  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -79,16 +79,18 @@ def decode_picture(source: Path | bytes, size: tuple[int, int], fit: str) -> Pix
     return frame_picture(source, size, fit).pixels
 
 
-def frame_picture(source: Path | bytes, size: tuple[int, int], fit: str) -> Framed:
+def frame_picture(source: Path | bytes, size: tuple[int, int], fit: str, out: Pixels | None = None) -> Framed:
     """Decode one picture into a frame of the given size.
 
     source  a file, or the bytes of one
     size    (H, W) of the result, in pixels
     fit     'pad' keeps all of the picture and fills up with white; 'crop' fills the frame and cuts off
             what hangs over, equally on both sides; 'squash' ignores the proportions
+    out     where to write: uint8 (H, W, 3), C-contiguous, then the result's `pixels`; None: a new array
 
     Animations give their first frame.
-    Raises DecodeError(kind, reason) for whatever is wrong with the file; no other exception, no warning.
+    Raises DecodeError(kind, reason) for whatever is wrong with the file, and leaves `out` as it was; no other
+    exception, no warning.
     Safe to call from many threads.
     """
     height, width = size
@@ -96,10 +98,14 @@ def frame_picture(source: Path | bytes, size: tuple[int, int], fit: str) -> Fram
         raise OptionError(f"expected a picture size of at least 1x1, found {height}x{width}")
     if fit not in FITS:
         raise OptionError(f"expected a fit out of {', '.join(FITS)}, found {fit!r}")
+    if out is not None and not (out.shape == (height, width, 3) and out.dtype == np.uint8 and out.flags.carray):
+        raise OptionError(
+            f"expected a writable C-contiguous uint8 array {(height, width, 3)}, found {out.dtype} {out.shape}"
+        )
     with _open(source) as file, _quiet():
         try:
             with Image.open(file) as image:
-                return _decode(image, size, fit)
+                return _decode(image, size, fit, out)
         except UnidentifiedImageError:
             raise DecodeError("not-a-picture", _unknown_format(file)) from None
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -139,7 +145,7 @@ def _open(source: Path | bytes) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _decode(image: Image.Image, size: tuple[int, int], fit: str) -> Framed:
+def _decode(image: Image.Image, size: tuple[int, int], fit: str, out: Pixels | None) -> Framed:
     height, width = size
     frame = (width, height)
     box = _draft(image, frame, fit) if isinstance(image, JpegImagePlugin.JpegImageFile) else None
@@ -148,17 +154,16 @@ def _decode(image: Image.Image, size: tuple[int, int], fit: str) -> Framed:
     # Asked after loading: some decoders (TIFF, AVIF) turn the picture themselves and drop the tag.
     orientation = _orientation(image)
     box = box or (0.0, 0.0, float(image.width), float(image.height))
-    picture = _resize(_to_rgb(image, step), box, _as_stored(frame, orientation), fit)
-    if orientation in UPRIGHT:
-        picture = picture.transpose(UPRIGHT[orientation])
-    left, top = (width - picture.width) // 2, (height - picture.height) // 2
-    inner = (slice(top, top + picture.height), slice(left, left + picture.width))
-    if picture.size != frame:
-        canvas = Image.new("RGB", frame, WHITE)
-        canvas.paste(picture, (left, top))
-        picture = canvas
-    pixels = np.array(picture, dtype=np.uint8, order="C")  # (H, W, 3)
-    return Framed(pixels, pixels[inner])
+    stored_size, box = _fitted(box, _as_stored(frame, orientation), fit)
+    inner_width, inner_height = _as_stored(stored_size, orientation)
+    left, top = (width - inner_width) // 2, (height - inner_height) // 2
+    right, bottom = left + inner_width, top + inner_height
+    pixels = np.empty((height, width, 3), dtype=np.uint8) if out is None else out  # (H, W, 3)
+    inner = pixels[top:bottom, left:right]  # (h, w, 3)
+    _resize_into(_to_rgb(image, step), box, _stored_view(inner, orientation))
+    for margin in (pixels[:top], pixels[bottom:], pixels[:, :left], pixels[:, right:]):
+        margin[...] = WHITE[0]
+    return Framed(pixels, inner)
 
 
 def _draft(image: Image.Image, frame: tuple[int, int], fit: str) -> Box | None:
@@ -180,9 +185,15 @@ def _orientation(image: Image.Image) -> int:
     return 1
 
 
-def _as_stored(frame: tuple[int, int], orientation: int) -> tuple[int, int]:
-    """The upright frame's (W, H), as the picture that is still to be turned sees it."""
-    return frame[::-1] if orientation in LYING else frame
+def _as_stored(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """An upright (W, H), as the picture that is still to be turned sees it; and the other way round."""
+    return size[::-1] if orientation in LYING else size
+
+
+def _stored_view(upright: Pixels, orientation: int) -> Pixels:
+    """The upright (h, w, 3) as a view in which rows and columns are those of the picture that is still to be turned."""
+    rows, columns = STEPS.get(orientation, (1, 1))
+    return (upright.swapaxes(0, 1) if orientation in LYING else upright)[::rows, ::columns]
 
 
 def _scaled(picture: tuple[float, float], frame: tuple[int, int], *, cover: bool) -> tuple[int, int]:
@@ -192,17 +203,50 @@ def _scaled(picture: tuple[float, float], frame: tuple[int, int], *, cover: bool
     return max(1, round(picture[0] * ratio)), max(1, round(picture[1] * ratio))
 
 
-def _resize(image: Image.Image, box: Box, frame: tuple[int, int], fit: str) -> Image.Image:
-    """The box of the image, resized to fill the frame, or with 'pad' as much of it as it can."""
+def _fitted(box: Box, frame: tuple[int, int], fit: str) -> tuple[tuple[int, int], Box]:
+    """The (W, H) that the picture gets within the frame, and the part of its box that is to fill it."""
     right, bottom = box[2:]
     if fit == "pad":
-        frame = _scaled((right, bottom), frame, cover=False)
-    elif fit == "crop":
+        return _scaled((right, bottom), frame, cover=False), box
+    if fit == "crop":
         ratio = max(frame[0] / right, frame[1] / bottom)
         over_x = max(0.0, right - frame[0] / ratio)
         over_y = max(0.0, bottom - frame[1] / ratio)
         box = (over_x / 2, over_y / 2, right - over_x / 2, bottom - over_y / 2)
-    return image.resize(frame, FILTER, box=box, reducing_gap=REDUCING_GAP)
+    return frame, box
+
+
+# Resizing ---------------------------------------------------------------------------------------------
+
+
+def _resize_into(image: Image.Image, box: Box, out: Pixels) -> None:
+    """The box of an RGB image, resized to all of `out`, a view (h, w, 3)."""
+    height, width = out.shape[:2]
+    scale = max((box[2] - box[0]) / width, (box[3] - box[1]) / height)
+    fast = _fast_resize() if scale / REDUCING_GAP < 2 else None  # from 2 on, Pillow averages blocks first
+    if fast is None or not fast(image, box, out):
+        out[...] = np.asarray(image.resize((width, height), FILTER, box=box, reducing_gap=REDUCING_GAP))
+
+
+@cache
+def _fast_resize() -> Callable[[Image.Image, Box, Pixels], bool] | None:
+    """`pipeline.resize.resize_into`, or None where it cannot be had.
+
+    A picture must not depend on which of the two has resized it. A version of Pillow may calculate otherwise, or be set
+    to align its rows, which leaves gaps: so it has to agree on a small picture first, whose 124 bytes a row would have
+    such gaps. Not imported at the top: Numba takes its time.
+    """
+    with suppress(Exception):
+        from pipeline.resize import resize_into
+
+        noise = Image.fromarray((np.arange(40 * 31 * 3) ** 2 // 7 % 251).astype(np.uint8).reshape(40, 31, 3))
+        for size in ((13, 9), (21, 20), (50, 70)):
+            for box in ((0.0, 0.0, 31.0, 40.0), (0.3, 1.7, 29.9, 36.1)):
+                found = np.empty((size[1], size[0], 3), dtype=np.uint8)  # (h, w, 3)
+                if not resize_into(noise, box, found) or (found != np.asarray(noise.resize(size, FILTER, box))).any():
+                    return None
+        return resize_into
+    return None
 
 
 # Modes ------------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ REACH = 2  # links from the middle of a group to its ends
 
 CROPPED = 2  # hundredths of an axis, from which a copy is called cropped
 
-BLOCK = 2048  # pictures whose neighbours are looked for at a time
+BLOCK = 1024  # pictures whose neighbours are looked for at a time
 PAIRS = 1024  # compared at a time
 
 POSITIONS = {

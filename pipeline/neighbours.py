@@ -35,7 +35,7 @@ KEPT_OF_CELL = 4  # the nearest to one of its crops, of one cell
 # Up to so many pictures, all are compared with all. Beyond, each crop only with those in the cells nearest to it, and
 # by the very lowest frequencies, which a crop changes least. Of 50,000 pictures that is 1 in 35 or so, and 99 in 100
 # cropped copies are among them.
-ONE_CELL = 6000
+ONE_CELL = 1000
 CELLS = 2  # times the square root of the pictures
 PROBES = 8
 LOWEST = 5

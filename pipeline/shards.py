@@ -62,8 +62,7 @@ def run_shard(job: ShardJob, tick: Tick | None = None) -> ShardResult:
             continue
         failure = None
         try:
-            framed = _decode_unchanged(job, file)
-            images[row] = framed.pixels
+            framed = _decode_unchanged(job, file, images[row])
             if job.printing:
                 fingerprints[number] = fingerprint(framed.inner)
         except DecodeError as error:
@@ -108,7 +107,8 @@ def _copy_kept(job: ShardJob, images: npt.NDArray[np.uint8]) -> set[int]:
     return kept
 
 
-def _decode_unchanged(job: ShardJob, file: SourceFile) -> Framed:
+def _decode_unchanged(job: ShardJob, file: SourceFile, out: npt.NDArray[np.uint8]) -> Framed:
+    """Decode the file into a row (H, W, 3), if it is still the one that was listed."""
     path = job.root / file.path
     try:
         status = path.stat()
@@ -117,7 +117,7 @@ def _decode_unchanged(job: ShardJob, file: SourceFile) -> Framed:
         raise DecodeError("unreadable", reason.lower()) from error
     if (status.st_size, status.st_mtime_ns) != (file.bytes, file.mtime_ns):
         raise DecodeError("changed", "the file is not the one that was there when the build began")
-    return frame_picture(path, job.size, job.fit)
+    return frame_picture(path, job.size, job.fit, out)
 
 
 def _sums(images: npt.NDArray[np.uint8]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:

@@ -35,8 +35,9 @@ _ABSENT = 2**64 - 1  # a shard's index has this for a chunk that is not there
 
 
 def create(path: Path, attributes: Attributes, rows: dict[str, int], codec: str = "none") -> None:
-    """Make an unsealed dataset with room for so many rows a part. Whatever zarr finds there is replaced."""
-    root = zarr.create_group(LocalStore(path), zarr_format=3, attributes=attributes.to_json(), overwrite=True)
+    """Make an unsealed dataset, where there is none yet, with room for so many rows a part."""
+    # Not with zarr's overwrite, which empties the folder: the lock of our build lies in it.
+    root = zarr.create_group(LocalStore(path), zarr_format=3, attributes=attributes.to_json())
     height, width = attributes.size
     for part in PARTS:
         cut = layout(rows[part], attributes.size)

@@ -8,8 +8,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -410,6 +412,29 @@ def test_two_builds_of_one_dataset(pictures: Pictures, build: Build, tmp_path: P
     assert caught.value.exit_code == 2
     assert not dest.joinpath(LOCK_FILE).exists()
     build(root, dest)
+
+
+def test_two_builds_of_one_dataset_while_one_is_writing(
+    pictures: Pictures, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, dest = pictures(a=9, b=9), tmp_path / "pictures.zarr"
+    writing, go_on = threading.Event(), threading.Event()
+    write = shards.write_shard
+
+    def write_slowly(*arguments: object) -> None:
+        writing.set()
+        assert go_on.wait(timeout=60)
+        write(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shards, "write_shard", write_slowly)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(build, root, dest)
+        assert writing.wait(timeout=60)
+        for overwrite in (False, True):
+            with pytest.raises(BusyError, match="found another one at work on it"):
+                build(root, dest, overwrite=overwrite)
+        go_on.set()
+        assert first.result().found is Found.NOTHING
 
 
 def test_a_task_of_a_former_run_writes_nothing(

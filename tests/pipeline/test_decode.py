@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline import decode
-from pipeline.decode import decode_picture
+from pipeline.decode import decode_picture, frame_picture
 from pipeline.errors import DecodeError, OptionError
 
 RNG = np.random.default_rng(0)
@@ -271,6 +271,20 @@ def test_damage_gives_pixels_or_a_typed_failure(data: st.DataObject) -> None:
         assert decode_picture(bytes(whole[:cut]), (8, 8), "crop").shape == (8, 8, 3)
     except DecodeError as error:
         assert error.reason and "\n" not in str(error)
+
+
+def test_pixels_go_where_they_are_wanted() -> None:
+    images = np.full((3, 20, 10, 3), 7, dtype=np.uint8)  # (n, H, W, 3)
+    framed = frame_picture(encoded(smooth(30, 30)), (20, 10), "pad", images[1])
+    np.testing.assert_array_equal(images[1], decode_picture(encoded(smooth(30, 30)), (20, 10), "pad"))
+    np.testing.assert_array_equal(framed.inner, images[1, 5:15])
+    assert (images[[0, 2]] == 7).all()
+    with pytest.raises(DecodeError):
+        frame_picture(encoded(smooth(64, 64), "JPEG")[:900], (20, 10), "pad", images[2])
+    assert (images[2] == 7).all(), "a picture that fails leaves the place as it was"
+    for wrong in (images[:, 0], images[0, :, ::-1], images[0].astype(np.int8), images[0, :19]):
+        with pytest.raises(OptionError, match=r"writable C-contiguous uint8 array \(20, 10, 3\)"):
+            frame_picture(encoded(smooth(30, 30)), (20, 10), "pad", wrong)
 
 
 def test_wrong_arguments() -> None:
