@@ -17,6 +17,8 @@ from math import cos, pi
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.kernels import to_greys
+
 COUNT = 16  # frequencies each way
 PLANES = 2  # luma, lightness
 COEFFICIENTS = PLANES * COUNT * COUNT
@@ -25,6 +27,7 @@ COEFFICIENTS = PLANES * COUNT * COUNT
 MEAN = slice(COEFFICIENTS, COEFFICIENTS + 3)
 CONTRAST = slice(COEFFICIENTS + 3, COEFFICIENTS + 3 + PLANES)
 FINGERPRINT_BYTES = COEFFICIENTS + 3 + PLANES
+PROJECTION = COEFFICIENTS + 3
 
 # Length of a plane's vector of coefficients. A single one may be half of it; what is more is cut off.
 LENGTH = 254.0
@@ -38,55 +41,68 @@ WEIGHT = np.sqrt(1.0 + np.arange(COUNT))  # (16,)
 FLAT = 1.0
 
 AMPLITUDE = 127  # of the cosines, in whole numbers
-LUMA = np.array([77.0, 150.0, 29.0]) / 256  # (3,)
-EXACT_WIDTH = 2**24 // (510 * AMPLITUDE)  # widest row whose sums are exact in float32
+EXACT_HEIGHT = 2**24 // (510 * AMPLITUDE)  # of the tallest column whose sums are exact in float32
 
 Cosines = npt.NDArray[np.float64]
 
 
 def fingerprint(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """The fingerprint (FINGERPRINT_BYTES,) of an upright RGB picture (h, w, 3) of any size, without padding."""
+    return to_fingerprints(project(picture)[None])[0]
+
+
+def project(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    """All that a fingerprint needs of a picture (h, w, 3), as PROJECTION numbers: the coefficients of both planes in
+    levels of grey, and the mean red, green and blue.
+
+    The part of the work that is done picture by picture, in few calls: threads wait for each other at each.
+    """
     height, width = picture.shape[:2]
-    across, down, scale, leak = _tables(height, width)
-    channels = np.ascontiguousarray(picture.transpose(2, 0, 1))  # (3, h, w)
-    rows = np.empty((4, height, COUNT))  # (4, h, 16) of red, green, blue, 2 x lightness
-    # One at a time: in the cache, and too little for a BLAS to start threads for.
-    for index, channel in enumerate(channels):
-        rows[index] = channel.astype(across.dtype) @ across
-    rows[3] = np.add(channels.max(0), channels.min(0), dtype=across.dtype) @ across
-    sums = down @ rows  # (4, 16, 16)
-    means = sums[:, 0, 0] / (AMPLITUDE * AMPLITUDE * height * width)  # (4,)
-    grey = np.stack([LUMA[0] * sums[0] + LUMA[1] * sums[1] + LUMA[2] * sums[2], sums[3] * 0.5])  # (2, 16, 16)
-    grey -= grey[:, :1, :1] * leak
-    levels = np.rint(grey * scale[:, None]).astype(np.int64)  # (2, 2, 16, 16): weighted or not, plane, u, v
-    weighted, plain = np.sqrt((levels * levels).sum((2, 3)).astype(np.float64))  # (2,), (2,)
-    contrast = plain / _UNIT  # (2,) in levels of grey
-    factors = np.where(contrast < FLAT, 0.0, LENGTH / np.maximum(weighted, 1.0))  # (2,)
-    result = np.empty(FINGERPRINT_BYTES, np.uint8)
-    coefficients = np.rint(levels[0] * factors[:, None, None]).clip(-127, 127).astype(np.int8)  # (2, 16, 16)
-    result[:COEFFICIENTS] = coefficients.reshape(-1).view(np.uint8)
-    result[MEAN] = np.rint(means[:3])
-    result[CONTRAST] = np.rint(2 * contrast)
+    down, across, leak = _tables(height, width)
+    greys = np.empty((PLANES, height, width), down.dtype)  # (2, h, w) of luma and twice the lightness
+    colours = np.empty(3, np.uint64)  # (3,) sums of red, green, blue
+    to_greys(picture, greys, colours)
+    sums = (down @ greys).astype(np.float64) @ across  # (2, 16, 16)
+    sums -= sums[:, :1, :1] * leak
+    result = np.empty(PROJECTION)
+    np.multiply(sums, _PLANE_UNITS / (height * width), out=result[:COEFFICIENTS].reshape(PLANES, COUNT, COUNT))
+    np.divide(colours, height * width, out=result[COEFFICIENTS:])
+    return result
+
+
+def to_fingerprints(projections: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+    """Projections (n, PROJECTION) -> fingerprints (n, FINGERPRINT_BYTES)."""
+    grey = projections[:, :COEFFICIENTS].reshape(-1, PLANES, COUNT, COUNT)  # (n, 2, 16, 16)
+    levels = np.rint(grey * _WEIGHTED).astype(np.int64)  # (n, 2, 16, 16)
+    weighted = np.sqrt((levels * levels).sum((2, 3)).astype(np.float64))  # (n, 2)
+    plain = np.rint(grey * _PLAIN).astype(np.int64)  # (n, 2, 16, 16)
+    contrast = np.sqrt((plain * plain).sum((2, 3)).astype(np.float64)) / _UNIT  # (n, 2) in levels of grey
+    factors = np.where(contrast < FLAT, 0.0, LENGTH / np.maximum(weighted, 1.0))  # (n, 2)
+    result = np.empty((len(projections), FINGERPRINT_BYTES), np.uint8)
+    coefficients = np.rint(levels * factors[:, :, None, None]).clip(-127, 127).astype(np.int8)  # (n, 2, 16, 16)
+    result[:, :COEFFICIENTS] = coefficients.reshape(-1, COEFFICIENTS).view(np.uint8)
+    result[:, MEAN] = np.rint(projections[:, COEFFICIENTS:])
+    result[:, CONTRAST] = np.rint(2 * contrast)
     return result
 
 
 _UNIT = 4096.0  # levels of grey are counted in such fractions: whole numbers, whose squares add up exactly
+_ROOT = np.where(np.arange(COUNT) > 0, np.sqrt(2.0), 1.0)  # (16,) so that the squares add up to the variance
+_PLAIN = np.outer(_ROOT, _ROOT) * _UNIT  # (16, 16)
+_WEIGHTED = np.outer(_ROOT * WEIGHT, _ROOT * WEIGHT) * _UNIT  # (16, 16)
+_PLANE_UNITS = np.array([1.0, 0.5])[:, None, None] / AMPLITUDE**2  # (2, 1, 1)
 
 
 @lru_cache(maxsize=1024)
-def _tables(height: int, width: int) -> tuple[npt.NDArray[np.floating], Cosines, Cosines, Cosines]:
-    """What a size needs: cosines (w, 16) and (16, h), factors (2, 16, 16), a flat picture's coefficients (16, 16).
+def _tables(height: int, width: int) -> tuple[npt.NDArray[np.floating], Cosines, Cosines]:
+    """What a size needs: cosines (16, h) and (w, 16), and a flat picture's coefficients (16, 16) for sums of 1.
 
-    The cosines are rounded, so a flat picture has, for a mean of 1, those coefficients and not only the first.
+    The cosines are rounded, so a flat picture has those coefficients and not only the first.
     """
-    across, down = _cosines(width), _cosines(height)  # (16, w), (16, h)
-    area = float(AMPLITUDE * AMPLITUDE * height * width)
-    leak = np.outer(down.sum(1), across.sum(1)) / area  # (16, 16)
-    root = np.where(np.arange(COUNT) > 0, np.sqrt(2.0), 1.0)  # (16,) so that the squares add up to the variance
-    weight = WEIGHT * root  # (16,)
-    scale = np.stack([np.outer(weight, weight), np.outer(root, root)]) * (_UNIT / area)  # (2, 16, 16)
-    exact = np.float32 if width <= EXACT_WIDTH else np.float64
-    return np.ascontiguousarray(across.T, dtype=exact), down, scale, leak
+    down, across = _cosines(height), _cosines(width)  # (16, h), (16, w)
+    leak = np.outer(down.sum(1), across.sum(1)) / float(AMPLITUDE * AMPLITUDE * height * width)  # (16, 16)
+    exact = np.float32 if height <= EXACT_HEIGHT else np.float64
+    return np.ascontiguousarray(down, dtype=exact), np.ascontiguousarray(across.T), leak
 
 
 @lru_cache(maxsize=1024)

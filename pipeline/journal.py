@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -107,13 +107,12 @@ class Journal:
 
     # Shards -------------------------------------------------------------------------------------------
 
-    def add(self, result: ShardResult, fingerprints: dict[int, npt.NDArray[np.uint8]]) -> None:
-        """Note a shard that is on the disk, and the fingerprints (FINGERPRINT_BYTES,) of files decoded for it."""
-        if fingerprints:
-            numbers = np.array(list(fingerprints), dtype="<i8").tobytes()
+    def add(self, result: ShardResult, files: Sequence[int], fingerprints: npt.NDArray[np.uint8]) -> None:
+        """Note a shard that is on the disk, and the fingerprints (n, FINGERPRINT_BYTES) of n files decoded for it."""
+        if files:
+            numbers = np.array(files, dtype="<i8").tobytes()
             name = f"{blake2b(numbers, digest_size=8).hexdigest()}.fingerprints"
-            content = b"".join([numbers, *(fingerprint.tobytes() for fingerprint in fingerprints.values())])
-            write_atomically(self._folder / name, content)
+            write_atomically(self._folder / name, numbers + fingerprints.tobytes())
         write_atomically(self._file(result.part, result.shard), json.dumps(asdict(result)))
 
     def results(self) -> dict[tuple[str, int], ShardResult]:

@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from pipeline.decode import Framed, frame_picture
 from pipeline.errors import BusyError, DatasetError, DecodeError, FailureKind, printable
-from pipeline.fingerprint import fingerprint
+from pipeline.fingerprint import PROJECTION, project, to_fingerprints
 from pipeline.journal import HOLE, Failure, Journal, ShardResult
+from pipeline.kernels import add_colours
 from pipeline.schema import shard_digest
 from pipeline.source import SourceFile
 from pipeline.store import open_part, read_attributes, write_shard
@@ -56,7 +57,7 @@ def run_shard(job: ShardJob, tick: Tick | None = None) -> ShardResult:
     kept = _copy_kept(job, images)
     # What failed here before is not asked for again, but must be remembered.
     failures = list(job.former.failures) if job.former else list[tuple[int, FailureKind, str]]()
-    fingerprints = {}
+    projections = {}  # by file, (PROJECTION,) each
     for row, (number, file) in enumerate(zip(job.wanted, job.files, strict=True)):
         if row in kept:
             continue
@@ -64,7 +65,7 @@ def run_shard(job: ShardJob, tick: Tick | None = None) -> ShardResult:
         try:
             framed = _decode_unchanged(job, file, images[row])
             if job.printing:
-                fingerprints[number] = fingerprint(framed.inner)
+                projections[number] = project(framed.inner)
         except DecodeError as error:
             failures.append((number, error.kind, error.reason))
             failure = Failure(printable(file.path), error.kind, error.reason)
@@ -86,7 +87,7 @@ def run_shard(job: ShardJob, tick: Tick | None = None) -> ShardResult:
 
     write_shard(job.dataset, job.part, job.shard, images, still_wanted)
     result = ShardResult(job.part, job.shard, job.wanted, tuple(failures), sums, squares, digest)
-    journal.add(result, fingerprints)
+    journal.add(result, list(projections), to_fingerprints(np.array([*projections.values()]).reshape(-1, PROJECTION)))
     return result
 
 
@@ -121,20 +122,13 @@ def _decode_unchanged(job: ShardJob, file: SourceFile, out: npt.NDArray[np.uint8
 
 
 def _sums(images: npt.NDArray[np.uint8]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Σx and Σx² a channel over (n, H, W, 3): exact, a picture at a time to stay within the cache."""
-    _, height, width, _ = images.shape
-    wide = np.uint32 if height * 255**2 < 2**32 else np.uint64  # for the sum of a column
-    sums = np.zeros(3 * width, dtype=np.int64)  # (3W,)
-    squares = np.zeros(3 * width, dtype=np.int64)  # (3W,)
+    """Σx and Σx² a channel over (n, H, W, 3), exact."""
+    sums, squares = np.zeros(3, np.uint64), np.zeros(3, np.uint64)  # (3,)
     for image in images:
-        values = image.reshape(height, 3 * width).astype(np.uint16)  # (H, 3W)
-        sums += values.sum(axis=0, dtype=wide)
-        np.multiply(values, values, out=values)  # 255² fits
-        squares += values.sum(axis=0, dtype=wide)
+        add_colours(image, sums, squares)
     return _triple(sums), _triple(squares)
 
 
-def _triple(columns: npt.NDArray[np.int64]) -> tuple[int, int, int]:
-    """(3W,) -> the total of each channel."""
-    red, green, blue = (int(value) for value in columns.reshape(-1, 3).sum(axis=0))
+def _triple(values: npt.NDArray[np.uint64]) -> tuple[int, int, int]:
+    red, green, blue = (int(value) for value in values)
     return red, green, blue

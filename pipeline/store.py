@@ -18,17 +18,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zarr
-from zarr.buffer import default_buffer_prototype
-from zarr.storage import LocalStore, MemoryStore
+from zarr.storage import LocalStore
 
 from pipeline.codecs import chunk_codecs
 from pipeline.errors import Damage, DamageError, DatasetError, printable
 from pipeline.files import sync, write_atomically
 from pipeline.schema import COLUMN_CHUNK_ROWS, IMAGE_DIMENSIONS, PARTS, Attributes, Layout, layout
+from pipeline.sharding import ABSENT, CHECKSUM_BYTES, INDEX_ENTRY_BYTES, shard_pieces
 
 # Without it zarr leaves out a chunk that is all zeros, and a black picture would look like a missing one.
 _WRITE_ALL: Any = {"write_empty_chunks": True}
-_ABSENT = 2**64 - 1  # a shard's index has this for a chunk that is not there
 
 
 # Writing ----------------------------------------------------------------------------------------------
@@ -69,18 +68,13 @@ def write_shard(
 ) -> None:
     """Write the rows (n, H, W, 3) of one whole shard: all of it or, if that fails, nothing.
 
-    zarr encodes into memory and we write what comes out, so that the bytes are on the disk before the file
-    gets its name; still_wanted() is asked right before that, and may raise. Raises OSError, as when the
-    disk is full.
+    On return the bytes are on the disk. still_wanted() is asked right before they get the file's name, and may
+    raise. Raises OSError, as when the disk is full.
     """
-    files: dict[str, Any] = {}
     metadata = json.loads((path / part / "images" / "zarr.json").read_bytes())
-    metadata["shape"] = list(images.shape)  # this shard's rows and no others
-    files["zarr.json"] = default_buffer_prototype().buffer.from_bytes(json.dumps(metadata).encode())
-    zarr.open_array(MemoryStore(files), mode="r+", zarr_format=3).with_config(_WRITE_ALL)[:] = images
     place = shard_file(path, part, shard)
     place.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(place, files["c/0/0/0/0"].as_numpy_array().data, still_wanted)
+    write_atomically(place, shard_pieces(images, metadata), still_wanted)
 
 
 def seal(
@@ -213,10 +207,10 @@ class Part:
         chunks = range(first // self.chunk_rows, -(-last // self.chunk_rows))
         for shard in range(chunks[0] // per_shard, chunks[-1] // per_shard + 1):
             with shard_file(self.path, self.name, shard).open("rb") as file:
-                file.seek(-(16 * per_shard + 4), os.SEEK_END)  # the index: offset, length; CRC32C
-                index = np.frombuffer(file.read(16 * per_shard), dtype="<u8").reshape(per_shard, 2)
+                file.seek(-(INDEX_ENTRY_BYTES * per_shard + CHECKSUM_BYTES), os.SEEK_END)
+                index = np.frombuffer(file.read(INDEX_ENTRY_BYTES * per_shard), dtype="<u8").reshape(per_shard, 2)
             for chunk in chunks:
-                if chunk // per_shard == shard and index[chunk % per_shard, 0] == _ABSENT:
+                if chunk // per_shard == shard and index[chunk % per_shard, 0] == ABSENT:
                     raise ValueError("missing in its shard")
 
     def _column_file(self, name: str, chunk: int) -> Path:

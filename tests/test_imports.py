@@ -23,7 +23,7 @@ DOORS = {
     "numcodecs": ["pipeline/store.py", "pipeline/codecs.py"],
     "cupy": ["cnn/backends/gpu.py"],
     "cupyx": ["cnn/backends/gpu.py"],
-    "numba": ["cnn/backends/cpu/*.py", "pipeline/resize.py"],
+    "numba": ["cnn/backends/cpu/*.py", "pipeline/resize.py", "pipeline/kernels.py"],
     "llvmlite": ["cnn/backends/cpu/simd.py", "pipeline/resize.py"],
     "dask": ["pipeline/schedule.py", "pipeline/stream.py", "jobs/classify.py"],
     "PIL": ["pipeline/decode.py", "jobs/contact_sheet.py", "jobs/flags*"],
@@ -32,7 +32,10 @@ DOORS = {
 }
 
 # Where the name to import is not the name to install.
-INSTALLED_AS = {"PIL": "pillow", "tomli_w": "tomli-w", "cupy": "cupy-cuda12x", "cupyx": "cupy-cuda12x"}
+INSTALLED_AS = {
+    "PIL": "pillow", "google_crc32c": "google-crc32c", "tomli_w": "tomli-w", "cupy": "cupy-cuda12x",
+    "cupyx": "cupy-cuda12x",
+}  # fmt: skip
 
 
 def imported_modules(path: str) -> Iterator[str]:

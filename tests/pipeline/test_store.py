@@ -12,13 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.build import BuildReport
+from pipeline.codecs import CODECS
 from pipeline.errors import Damage, DamageError, DatasetError
-from pipeline.schema import CHUNK_BYTES, SHARD_CHUNKS, colour_statistics, layout
-from pipeline.store import Dataset, shard_file
+from pipeline.schema import CHUNK_BYTES, SHARD_CHUNKS, Attributes, colour_statistics, layout
+from pipeline.store import Dataset, create, shard_file, write_shard
 from pipeline.verify import verify_dataset
 from tests.pipeline.conftest import SIZE, draw
 from tests.pipeline.damage_dataset import delete_and_verify, flip_and_verify
@@ -52,6 +54,27 @@ def test_any_range_of_rows(forty: Dataset) -> None:
     for start, stop in ((-1, 3), (3, 2), (20, 29)):
         with pytest.raises(IndexError, match=r"expected rows within 0..28 of train"):
             forty.train.read(start, stop)
+
+
+@pytest.mark.parametrize("codec", list(CODECS))
+@pytest.mark.parametrize("rows", [1, 4, 7, 12])
+def test_shards_are_what_zarr_writes(tmp_path: Path, small_chunks: None, codec: str, rows: int) -> None:
+    attributes = Attributes(("a", "b"), SIZE, "pad", 0, "somewhere", "hash")
+    images = np.random.default_rng(rows).integers(0, 9, (12, *SIZE, 3), dtype=np.uint8)  # (N, H, W, 3)
+    written = {}
+    for writer in ("ours", "zarr"):
+        path = tmp_path / writer
+        create(path, attributes, {"train": rows, "val": 0}, codec)
+        if writer == "ours":
+            for shard in range(-(-rows // 8)):
+                write_shard(path, "train", shard, images[:rows][8 * shard : 8 * shard + 8])
+        else:
+            array = zarr.open_array(path / "train" / "images", mode="r+").with_config({"write_empty_chunks": True})
+            array[:] = images[:rows]
+        files = sorted(path.glob("train/images/c/**/*"))
+        written[writer] = [(file.relative_to(path), file.read_bytes()) for file in files if file.is_file()]
+    assert written["ours"] == written["zarr"]
+    assert len(written["ours"]) == -(-rows // 8)
 
 
 def test_black_pictures_are_pictures(tmp_path: Path, build: Build, small_chunks: None) -> None:
