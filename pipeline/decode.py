@@ -47,6 +47,9 @@ DRAFT_MARGIN = 2.0
 FILTER = Image.Resampling.BICUBIC
 REDUCING_GAP = 3.0
 
+# Files up to this size are read at once: a read lets go of the interpreter's lock, and has to wait for it after.
+WHOLE_BYTES = 2**24
+
 ORIENTATION_TAG = 0x0112
 LYING = (5, 6, 7, 8)  # orientations that exchange width and height
 # Which way the upright picture's rows and columns are gone through, after that exchange, to meet the stored ones in
@@ -79,14 +82,21 @@ def decode_picture(source: Path | bytes, size: tuple[int, int], fit: str) -> Pix
     return frame_picture(source, size, fit).pixels
 
 
-def frame_picture(source: Path | bytes, size: tuple[int, int], fit: str, out: Pixels | None = None) -> Framed:
+def frame_picture(
+    source: Path | bytes,
+    size: tuple[int, int],
+    fit: str,
+    out: Pixels | None = None,
+    unchanged: tuple[int, int] | None = None,
+) -> Framed:
     """Decode one picture into a frame of the given size.
 
-    source  a file, or the bytes of one
-    size    (H, W) of the result, in pixels
-    fit     'pad' keeps all of the picture and fills up with white; 'crop' fills the frame and cuts off
-            what hangs over, equally on both sides; 'squash' ignores the proportions
-    out     where to write: uint8 (H, W, 3), C-contiguous, then the result's `pixels`; None: a new array
+    source     a file, or the bytes of one
+    size       (H, W) of the result, in pixels
+    fit        'pad' keeps all of the picture and fills up with white; 'crop' fills the frame and cuts off
+               what hangs over, equally on both sides; 'squash' ignores the proportions
+    out        where to write: uint8 (H, W, 3), C-contiguous, then the result's `pixels`; None: a new array
+    unchanged  bytes and modification time in ns that the file must have, else it is a failure of kind 'changed'
 
     Animations give their first frame.
     Raises DecodeError(kind, reason) for whatever is wrong with the file, and leaves `out` as it was; no other
@@ -102,7 +112,7 @@ def frame_picture(source: Path | bytes, size: tuple[int, int], fit: str, out: Pi
         raise OptionError(
             f"expected a writable C-contiguous uint8 array {(height, width, 3)}, found {out.dtype} {out.shape}"
         )
-    with _open(source) as file, _quiet():
+    with _open(source, unchanged) as file, quiet_pillow():
         try:
             with Image.open(file) as image:
                 return _decode(image, size, fit, out)
@@ -124,7 +134,7 @@ def frame_picture(source: Path | bytes, size: tuple[int, int], fit: str, out: Pi
 
 
 @contextmanager
-def _open(source: Path | bytes) -> Iterator[IO[bytes]]:
+def _open(source: Path | bytes, unchanged: tuple[int, int] | None) -> Iterator[IO[bytes]]:
     if isinstance(source, bytes):
         if not source:
             raise DecodeError("empty", "the file has no bytes")
@@ -136,13 +146,22 @@ def _open(source: Path | bytes) -> Iterator[IO[bytes]]:
             raise DecodeError("unreadable", "expected a file, found a folder")
         if not stat.S_ISREG(status.st_mode):
             raise DecodeError("unreadable", "expected a regular file, found a pipe, socket or device")
+        if unchanged is not None and unchanged != (status.st_size, status.st_mtime_ns):
+            raise DecodeError("changed", "the file is not the one that was there when the build began")
         if status.st_size == 0:
             raise DecodeError("empty", "the file has no bytes")
-        file = source.open("rb")
+        file = source.open("rb", buffering=0)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise DecodeError(*_unreadable(error)) from error
     with file:
-        yield file
+        if status.st_size > WHOLE_BYTES:
+            yield io.BufferedReader(file)
+            return
+        try:
+            content = file.readall()
+        except OSError as error:
+            raise DecodeError(*_unreadable(error)) from error
+        yield io.BytesIO(content)
 
 
 def _decode(image: Image.Image, size: tuple[int, int], fit: str, out: Pixels | None) -> Framed:
@@ -314,9 +333,10 @@ _quiet_filters: warnings.catch_warnings[None] | None = None
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_pillow() -> Iterator[None]:
     """Pillow's warnings silenced, but its bomb warning raised, while any thread decodes.
 
+    Decoding does this by itself; around the decoding of many pictures, it need be done but once.
     Python's filters are one list for all threads: were each thread to save and restore it, the last
     one to leave could restore another one's. So the first in sets it and the last out restores it.
     """

@@ -17,7 +17,7 @@ from math import cos, pi
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.kernels import to_greys
+from pipeline.kernels import project_greys
 
 COUNT = 16  # frequencies each way
 PLANES = 2  # luma, lightness
@@ -55,14 +55,13 @@ def project(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     """All that a fingerprint needs of a picture (h, w, 3), as PROJECTION numbers: the coefficients of both planes in
     levels of grey, and the mean red, green and blue.
 
-    The part of the work that is done picture by picture, in few calls: threads wait for each other at each.
+    The part of the work that is done picture by picture, mostly in one call: threads wait for each other at each.
     """
     height, width = picture.shape[:2]
     down, across, leak = _tables(height, width)
-    greys = np.empty((PLANES, height, width), down.dtype)  # (2, h, w) of luma and twice the lightness
+    sums = np.empty((PLANES, COUNT, COUNT))  # (2, 16, 16) of luma and twice the lightness
     colours = np.empty(3, np.uint64)  # (3,) sums of red, green, blue
-    to_greys(picture, greys, colours)
-    sums = (down @ greys).astype(np.float64) @ across  # (2, 16, 16)
+    project_greys(picture, down, across, sums, colours)
     sums -= sums[:, :1, :1] * leak
     result = np.empty(PROJECTION)
     np.multiply(sums, _PLANE_UNITS / (height * width), out=result[:COEFFICIENTS].reshape(PLANES, COUNT, COUNT))
@@ -95,14 +94,14 @@ _PLANE_UNITS = np.array([1.0, 0.5])[:, None, None] / AMPLITUDE**2  # (2, 1, 1)
 
 @lru_cache(maxsize=1024)
 def _tables(height: int, width: int) -> tuple[npt.NDArray[np.floating], Cosines, Cosines]:
-    """What a size needs: cosines (16, h) and (w, 16), and a flat picture's coefficients (16, 16) for sums of 1.
+    """What a size needs: cosines (16, h) and (16, w), and a flat picture's coefficients (16, 16) for sums of 1.
 
     The cosines are rounded, so a flat picture has those coefficients and not only the first.
     """
     down, across = _cosines(height), _cosines(width)  # (16, h), (16, w)
     leak = np.outer(down.sum(1), across.sum(1)) / float(AMPLITUDE * AMPLITUDE * height * width)  # (16, 16)
     exact = np.float32 if height <= EXACT_HEIGHT else np.float64
-    return np.ascontiguousarray(down, dtype=exact), np.ascontiguousarray(across.T), leak
+    return down.astype(exact), across, leak
 
 
 @lru_cache(maxsize=1024)

@@ -35,24 +35,57 @@ def add_colours(image: npt.NDArray[np.uint8], sums: npt.NDArray[np.uint64], squa
                 column[x] = column_squares[x] = np.uint32(0)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def to_greys(picture: npt.NDArray[np.uint8], greys: npt.NDArray[_Float], colours: npt.NDArray[np.uint64]) -> None:
-    """Two kinds of grey of a picture (h, w, 3): greys (2, h, w) of its luma, rounded, and of twice its lightness, which
-    is the greatest plus the least of red, green and blue. The sums of these three go to colours (3,).
+# Sums may be taken in any order, since all are exact.
+@njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract"})
+def project_greys(
+    picture: npt.NDArray[np.uint8],
+    down: npt.NDArray[_Float],
+    across: npt.NDArray[np.float64],
+    out: npt.NDArray[np.float64],
+    colours: npt.NDArray[np.uint64],
+) -> None:
+    """Project two kinds of grey of a picture (h, w, 3) on cosines: down (F, h) and across (F, w), out (2, F, F).
+
+    The greys are its luma, rounded, and twice its lightness, which is the greatest plus the least of red, green and
+    blue. The sums of these three go to colours (3,). Exact as long as sums of h products with `down` fit its precision.
     """
     height, width, _ = picture.shape
+    frequencies = len(down)
+    greys = np.empty((4, 2 * width), down.dtype)  # (rows at a time, 2w)
+    sums = np.zeros((frequencies, 2 * width), down.dtype)  # (F, 2w)
     colours[:] = 0
-    for y in range(height):
-        # Not numbers of 64 bits, which processors handle fewer of at a time; 2**24 pixels of a row would fit.
-        red_sum, green_sum, blue_sum = np.uint32(0), np.uint32(0), np.uint32(0)
-        for x in range(width):
-            red, green, blue = np.uint32(picture[y, x, 0]), np.uint32(picture[y, x, 1]), np.uint32(picture[y, x, 2])
-            red_sum += red
-            green_sum += green
-            blue_sum += blue
-            luma = np.uint32(77) * red + np.uint32(150) * green + np.uint32(29) * blue + np.uint32(128)
-            greys[0, y, x] = np.float32(np.int32(luma >> np.uint32(8)))
-            greys[1, y, x] = np.float32(np.int32(max(red, green, blue) + min(red, green, blue)))
-        colours[0] += np.uint64(red_sum)
-        colours[1] += np.uint64(green_sum)
-        colours[2] += np.uint64(blue_sum)
+    for top in range(0, height, 4):
+        rows = min(4, height - top)
+        for y in range(4):
+            if y >= rows:
+                greys[y] = 0
+                continue
+            # 32 bits are enough for a row, and processors handle more of them at a time.
+            red_sum, green_sum, blue_sum = np.uint32(0), np.uint32(0), np.uint32(0)
+            for x in range(width):
+                red = np.uint32(picture[top + y, x, 0])
+                green = np.uint32(picture[top + y, x, 1])
+                blue = np.uint32(picture[top + y, x, 2])
+                red_sum += red
+                green_sum += green
+                blue_sum += blue
+                luma = np.uint32(77) * red + np.uint32(150) * green + np.uint32(29) * blue + np.uint32(128)
+                greys[y, x] = np.float32(np.int32(luma >> np.uint32(8)))
+                greys[y, width + x] = np.float32(np.int32(max(red, green, blue) + min(red, green, blue)))
+            colours[0] += np.uint64(red_sum)
+            colours[1] += np.uint64(green_sum)
+            colours[2] += np.uint64(blue_sum)
+        for frequency in range(frequencies):
+            # Rows that are not there are zero, whatever they are multiplied with.
+            factor0, factor1 = down[frequency, top], down[frequency, min(top + 1, height - 1)]
+            factor2, factor3 = down[frequency, min(top + 2, height - 1)], down[frequency, min(top + 3, height - 1)]
+            for x in range(2 * width):
+                here = factor0 * greys[0, x] + factor1 * greys[1, x] + factor2 * greys[2, x] + factor3 * greys[3, x]
+                sums[frequency, x] += here
+    for plane in range(2):
+        for frequency in range(frequencies):
+            for other in range(frequencies):
+                total = 0.0
+                for x in range(width):
+                    total += np.float64(sums[frequency, plane * width + x]) * across[other, x]
+                out[plane, frequency, other] = total

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.decode import Framed, frame_picture
+from pipeline.decode import frame_picture, quiet_pillow
 from pipeline.errors import BusyError, DatasetError, DecodeError, FailureKind, printable
 from pipeline.fingerprint import PROJECTION, project, to_fingerprints
 from pipeline.journal import HOLE, Failure, Journal, ShardResult
@@ -58,19 +58,21 @@ def run_shard(job: ShardJob, tick: Tick | None = None) -> ShardResult:
     # What failed here before is not asked for again, but must be remembered.
     failures = list(job.former.failures) if job.former else list[tuple[int, FailureKind, str]]()
     projections = {}  # by file, (PROJECTION,) each
-    for row, (number, file) in enumerate(zip(job.wanted, job.files, strict=True)):
-        if row in kept:
-            continue
-        failure = None
-        try:
-            framed = _decode_unchanged(job, file, images[row])
-            if job.printing:
-                projections[number] = project(framed.inner)
-        except DecodeError as error:
-            failures.append((number, error.kind, error.reason))
-            failure = Failure(printable(file.path), error.kind, error.reason)
-        if tick is not None:
-            tick(number, failure)
+    with quiet_pillow():
+        for row, (number, file) in enumerate(zip(job.wanted, job.files, strict=True)):
+            if row in kept:
+                continue
+            failure = None
+            try:
+                path, unchanged = job.root / file.path, (file.bytes, file.mtime_ns)
+                framed = frame_picture(path, job.size, job.fit, images[row], unchanged)
+                if job.printing:
+                    projections[number] = project(framed.inner)
+            except DecodeError as error:
+                failures.append((number, error.kind, error.reason))
+                failure = Failure(printable(file.path), error.kind, error.reason)
+            if tick is not None:
+                tick(number, failure)
     labels = np.array([file.label for file in job.files], dtype=np.int64)  # (n,)
     sums, squares = _sums(images)
     digest = shard_digest([images], labels, [printable(file.path) for file in job.files])
@@ -106,19 +108,6 @@ def _copy_kept(job: ShardJob, images: npt.NDArray[np.uint8]) -> set[int]:
     rows = sorted(kept)
     images[rows] = written[rows]
     return kept
-
-
-def _decode_unchanged(job: ShardJob, file: SourceFile, out: npt.NDArray[np.uint8]) -> Framed:
-    """Decode the file into a row (H, W, 3), if it is still the one that was listed."""
-    path = job.root / file.path
-    try:
-        status = path.stat()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise DecodeError("unreadable", reason.lower()) from error
-    if (status.st_size, status.st_mtime_ns) != (file.bytes, file.mtime_ns):
-        raise DecodeError("changed", "the file is not the one that was there when the build began")
-    return frame_picture(path, job.size, job.fit, out)
 
 
 def _sums(images: npt.NDArray[np.uint8]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
