@@ -45,7 +45,7 @@ from pipeline.schema import (
 )
 from pipeline.shards import ShardJob
 from pipeline.source import Source, survey
-from pipeline.split import split
+from pipeline.split import split, split_groups
 from pipeline.store import Dataset, create, make_room, seal, shard_file
 from pipeline.tally import Tally
 
@@ -191,10 +191,9 @@ class _Build:
         self._journal = Journal(dest)
         self._run = f"{socket.gethostname()} {os.getpid()} {os.urandom(8).hex()}"
         self._on_progress = on_progress
-        alone = np.arange(source.count, dtype=np.int64)  # (N,)
-        self._orders = first_orders(self._sides(alone), options.seed)
-        self._layouts = {part: layout(len(self._orders[part]), options.size) for part in PARTS}
         self._copies: Copies | None = None
+        self._orders = first_orders(self._sides(), options.seed)
+        self._layouts = {part: layout(len(self._orders[part]), options.size) for part in PARTS}
         self._done: dict[ShardKey, ShardResult] = {}
 
     def run(self, *, resumed: bool) -> None:
@@ -223,11 +222,13 @@ class _Build:
 
     # The rounds ---------------------------------------------------------------------------------------
 
-    def _sides(self, lead: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Who is for validation, (N,), given each file's group, lead (N,)."""
+    def _sides(self) -> npt.NDArray[np.bool_]:
+        """Who is for validation, (N,), as far as is known now."""
         if self.source.has_parts:
             return np.array([file.part == "val" for file in self.source.files], dtype=np.bool_)  # (N,)
-        return split(self.source.labels, lead, self.options.val, self.options.seed)
+        if self._copies is None:
+            return split(self.source.labels, self.options.val, self.options.seed)
+        return split_groups(self.source.labels, self._copies.lead, self.options.val, self.options.seed)
 
     def _wanted(self) -> dict[ShardKey, tuple[int, ...]]:
         """The files of each shard, as far as is known now."""
@@ -235,7 +236,7 @@ class _Build:
         if self.options.group_copies and self._copies is None and self.tally.done == self.source.count:
             self._copies = self._find_copies()
         if self._copies is not None:
-            moving = moved(self._orders, self._sides(self._copies.lead))
+            moving = moved(self._orders, self._sides())
             joining = {part: [file for file in moving[part] if file not in gone] for part in PARTS}
         wanted: dict[ShardKey, tuple[int, ...]] = {}
         for part in PARTS:
@@ -323,7 +324,7 @@ class _Build:
                 )
         copies = None
         if self._copies is not None:
-            copies = write_copies(self.dest, self.source, self._copies, self._sides(self._copies.lead))
+            copies = write_copies(self.dest, self.source, self._copies, self._sides())
         pixels = len(labels["train"]) * self.options.size[0] * self.options.size[1]
         sums = [sum(result.sums[channel] for result in shards["train"]) for channel in range(3)]
         squares = [sum(result.squares[channel] for result in shards["train"]) for channel in range(3)]

@@ -2,49 +2,76 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import OptionError
 from pipeline.plan import permutation
+from pipeline.rows import first_orders
+
+Ints = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
 
-def split(
-    labels: npt.NDArray[np.int64], lead: npt.NDArray[np.int64], fraction: float, seed: int
-) -> npt.NDArray[np.bool_]:
-    """Choose the validation rows: labels (N,), lead (N,) -> True where a row goes to val, (N,).
+def split(labels: Ints, fraction: float, seed: int) -> Mask:
+    """Choose the validation rows: labels (N,) -> True where a row goes to val, (N,).
 
-    lead names each row's group by the first row in it; a row on its own leads itself. A group is never
-    torn apart: it goes where its lead goes. Stratified: each class gives the fraction, in [0, 1), to the
-    nearest row as far as its groups allow; where the fraction is above 0, a class of two groups or more
-    keeps at least one on each side. Depends on the arguments only, and a few more groups move few rows.
+    Stratified: each class gives the same fraction, in [0, 1), to the nearest row; where the fraction is
+    above 0, a class of two rows or more keeps at least one on each side. Depends on the arguments only.
     Raises OptionError for a fraction outside its range.
     """
     if not 0 <= fraction < 1:
         raise OptionError(f"expected a validation fraction in [0, 1), found {fraction}: 0.1 is usual")
     to_val = np.zeros(len(labels), dtype=np.bool_)  # (N,)
-    if fraction == 0:
-        return to_val
-    sizes = np.bincount(lead, minlength=len(labels))  # (N,) rows of the group that each row leads
-    for label in np.unique(labels):
+    for label, target in enumerate(_targets(labels, fraction)):
         rows = np.flatnonzero(labels == label)  # (n,)
-        ordered = rows[permutation(len(rows), seed, int(label))]  # (n,)
-        leads = ordered[lead[ordered] == ordered]  # (groups,)
-        target = min(max(1, round(fraction * len(rows))), len(rows) - 1)
-        to_val[leads[_fill(sizes[leads], target)]] = True
+        to_val[rows[permutation(len(rows), seed, label)[:target]]] = True
+    return to_val
+
+
+def split_groups(labels: Ints, lead: Ints, fraction: float, seed: int) -> Mask:
+    """The split (N,), with no group torn apart: lead (N,) names each row's group by the first row in it.
+
+    Changes `split` as little as it can, since a build has stored the rows by then. Groups that it tears apart go to
+    train; for the rows that val then lacks, it gets whole groups from the end of train, in the order in which that is
+    stored: a random choice, of rows that lie together. As far as groups allow, each class has the same rows in val as
+    before, and at least one group on each side.
+    """
+    before = split(labels, fraction, seed)
+    sizes = np.bincount(lead, minlength=len(lead))  # (N,) rows of the group that each row leads
+    torn = np.bincount(lead, before, len(lead)) % np.maximum(sizes, 1) != 0  # (N,) whether the group it leads is
+    to_val = before & ~torn[lead]
+    lacking = _targets(labels, fraction) - np.bincount(labels[to_val], minlength=labels.max(initial=-1) + 1)  # (C,)
+    groups = np.bincount(labels[(lead == np.arange(len(lead))) & ~to_val], minlength=len(lacking))  # (C,) in train
+    leads = [lead[row] for row in reversed(first_orders(before, seed)["train"])]
+    for wanted in ([row for row in leads if not torn[row]], [row for row in leads if torn[row]]):
+        _fill(to_val, wanted, sizes, labels, lacking, groups)
+    for label in np.flatnonzero(lacking):
+        if not to_val[labels == label].any() and groups[label] > 1:  # every group is too large: take the smallest
+            own = [row for row in leads if labels[row] == label]
+            to_val[min(own, key=lambda row: sizes[row])] = True
     return to_val[lead]
 
 
-def _fill(sizes: npt.NDArray[np.int64], target: int) -> npt.NDArray[np.int64]:
-    """Which of the groups, in this order, to take for `target` rows: those that still fit, at least one, never all."""
-    if len(sizes) < 2:
-        return np.empty(0, dtype=np.int64)
-    taken: list[int] = []
-    left = target
-    for index, size in enumerate(sizes.tolist()):
-        if size <= left and len(taken) < len(sizes) - 1:
-            taken.append(index)
-            left -= size
-        if not left:
-            break
-    return np.array(taken or [int(sizes.argmin())], dtype=np.int64)
+def _targets(labels: Ints, fraction: float) -> Ints:
+    """Validation rows of each class, (C,)."""
+    counts = np.bincount(labels)  # (C,)
+    if fraction == 0:
+        return np.zeros_like(counts)
+    return np.minimum(np.maximum(1, np.rint(fraction * counts).astype(np.int64)), np.maximum(0, counts - 1))
+
+
+def _fill(to_val: Mask, leads: Iterable[int], sizes: Ints, labels: Ints, lacking: Ints, groups: Ints) -> None:
+    """Mark the leads of groups, in this order, that fit into what each class is lacking, never its last in train."""
+    left = int(lacking.sum())
+    for row in leads:
+        if left <= 0:
+            return
+        label = labels[row]
+        if not to_val[row] and sizes[row] <= lacking[label] and groups[label] > 1:
+            to_val[row] = True
+            lacking[label] -= sizes[row]
+            groups[label] -= 1
+            left -= sizes[row]

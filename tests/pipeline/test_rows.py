@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import OptionError
 from pipeline.rows import assign, cut, first_orders, moved
-from pipeline.split import split
+from pipeline.split import split, split_groups
 
 LABELS = st.lists(st.integers(0, 5), min_size=1, max_size=200).map(lambda labels: np.array(labels))
 
@@ -37,8 +37,9 @@ def grouped_labels(draw: st.DrawFn) -> tuple[np.ndarray, npt.NDArray[np.int64]]:
 
 @given(LABELS, st.floats(0, 1, exclude_max=True), st.integers(0, 99))
 def test_split_is_stratified(labels: np.ndarray, fraction: float, seed: int) -> None:
-    to_val = split(labels, alone(len(labels)), fraction, seed)
-    np.testing.assert_array_equal(to_val, split(labels, alone(len(labels)), fraction, seed))
+    to_val = split(labels, fraction, seed)
+    np.testing.assert_array_equal(to_val, split(labels, fraction, seed))
+    np.testing.assert_array_equal(to_val, split_groups(labels, alone(len(labels)), fraction, seed))
     for label in np.unique(labels):
         total, val = np.count_nonzero(labels == label), np.count_nonzero(to_val[labels == label])
         if fraction == 0 or total == 1:
@@ -51,32 +52,40 @@ def test_split_is_stratified(labels: np.ndarray, fraction: float, seed: int) -> 
 @given(grouped_labels(), st.floats(0, 1, exclude_max=True), st.integers(0, 99))
 def test_no_group_is_torn_apart(case: tuple[np.ndarray, npt.NDArray[np.int64]], fraction: float, seed: int) -> None:
     labels, lead = case
-    to_val = split(labels, lead, fraction, seed)
+    to_val = split_groups(labels, lead, fraction, seed)
     np.testing.assert_array_equal(to_val, to_val[lead])
+    sizes = np.bincount(lead, minlength=len(labels))
     for label in np.unique(labels):
         leads = np.flatnonzero((labels == label) & (lead == alone(len(labels))))
-        if len(leads) > 1 and fraction > 0:
-            assert 1 <= np.count_nonzero(to_val[leads]) < len(leads), "groups on both sides"
-        sizes = np.bincount(lead, minlength=len(labels))[leads]  # rows of the class' own groups
-        target = min(max(1, round(fraction * np.count_nonzero(labels == label))), np.count_nonzero(labels == label) - 1)
-        if fraction > 0 and len(leads) > 1 and sizes.min() <= target:
-            assert sizes[to_val[leads]].sum() <= target, "copies do not swell the validation part"
+        if fraction == 0:
+            assert not to_val[labels == label].any()
+        elif len(leads) > 1:
+            assert np.count_nonzero(to_val[leads]) < len(leads), "a group of each class to train on"
+            assert to_val[labels == label].any(), "and one to validate"
+    if len(np.unique(labels)) == 1 and fraction > 0:
+        target = split(labels, fraction, seed).sum()
+        assert to_val.sum() <= max(target, sizes[lead].min()), "copies do not swell the validation part"
 
 
-def test_groups_change_little_of_the_split() -> None:
+def test_groups_change_little_of_the_split_and_the_end_of_train_most() -> None:
     """Else a build would write most shards twice."""
     labels = np.arange(3000) % 3
     lead = alone(3000)
     lead[np.arange(2000, 2100)] = np.arange(0, 100)  # of another class, mostly
-    before, after = split(labels, alone(3000), 0.1, 0), split(labels, lead, 0.1, 0)
-    assert np.count_nonzero(before != after) < 40
-    assert after.sum() == pytest.approx(300, abs=15)
+    before, after = split(labels, 0.1, 0), split_groups(labels, lead, 0.1, 0)
+    np.testing.assert_array_equal(np.bincount(labels[after]), np.bincount(labels[before]))
+    changed = np.count_nonzero(before != after)
+    assert 20 < changed < 50
+    order = first_orders(before, 0)["train"]
+    leaving = [place for place, row in enumerate(order) if after[row]]
+    assert len(leaving) > 10
+    assert min(leaving) > 2700 - 3 * len(leaving)
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, 20, float("nan")])
 def test_split_refuses_other_fractions(fraction: float) -> None:
     with pytest.raises(OptionError, match=r"expected a validation fraction in \[0, 1\), found"):
-        split(np.zeros(4, np.int64), alone(4), fraction, 0)
+        split(np.zeros(4, np.int64), fraction, 0)
 
 
 @given(
