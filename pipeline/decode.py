@@ -6,6 +6,7 @@ The steps, in order: open, draft (JPEG only), load, to RGB on white, resize, tur
 from __future__ import annotations
 
 import io
+import os
 import stat
 import struct
 import threading
@@ -83,7 +84,7 @@ def decode_picture(source: Path | bytes, size: tuple[int, int], fit: str) -> Pix
 
 
 def frame_picture(
-    source: Path | bytes,
+    source: Path | str | bytes,
     size: tuple[int, int],
     fit: str,
     out: Pixels | None = None,
@@ -134,14 +135,15 @@ def frame_picture(
 
 
 @contextmanager
-def _open(source: Path | bytes, unchanged: tuple[int, int] | None) -> Iterator[IO[bytes]]:
+def _open(source: Path | str | bytes, unchanged: tuple[int, int] | None) -> Iterator[IO[bytes]]:
     if isinstance(source, bytes):
         if not source:
             raise DecodeError("empty", "the file has no bytes")
         yield io.BytesIO(source)
         return
     try:
-        status = source.stat()
+        path = os.fspath(source)
+        status = os.stat(path)  # noqa: PTH116  # in half the time of pathlib's
         if stat.S_ISDIR(status.st_mode):
             raise DecodeError("unreadable", "expected a file, found a folder")
         if not stat.S_ISREG(status.st_mode):
@@ -150,7 +152,7 @@ def _open(source: Path | bytes, unchanged: tuple[int, int] | None) -> Iterator[I
             raise DecodeError("changed", "the file is not the one that was there when the build began")
         if status.st_size == 0:
             raise DecodeError("empty", "the file has no bytes")
-        file = source.open("rb", buffering=0)
+        file = io.FileIO(path)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise DecodeError(*_unreadable(error)) from error
     with file:
@@ -167,11 +169,13 @@ def _open(source: Path | bytes, unchanged: tuple[int, int] | None) -> Iterator[I
 def _decode(image: Image.Image, size: tuple[int, int], fit: str, out: Pixels | None) -> Framed:
     height, width = size
     frame = (width, height)
-    box = _draft(image, frame, fit) if isinstance(image, JpegImagePlugin.JpegImageFile) else None
+    jpeg = isinstance(image, JpegImagePlugin.JpegImageFile)
+    orientation = _orientation(image) if jpeg else 1
+    box = _draft(image, _as_stored(frame, orientation), fit) if jpeg else None
     step = _grey_step(image)
     image.load()
-    # Asked after loading: some decoders (TIFF, AVIF) turn the picture themselves and drop the tag.
-    orientation = _orientation(image)
+    if not jpeg:  # only now: some decoders (TIFF, AVIF) turn the picture themselves and drop the tag
+        orientation = _orientation(image)
     box = box or (0.0, 0.0, float(image.width), float(image.height))
     stored_size, box = _fitted(box, _as_stored(frame, orientation), fit)
     inner_width, inner_height = _as_stored(stored_size, orientation)
@@ -186,12 +190,11 @@ def _decode(image: Image.Image, size: tuple[int, int], fit: str, out: Pixels | N
 
 
 def _draft(image: Image.Image, frame: tuple[int, int], fit: str) -> Box | None:
-    """Ask the JPEG decoder for fewer pixels where DRAFT_MARGIN leaves it room.
+    """Ask the JPEG decoder for fewer pixels where DRAFT_MARGIN leaves it room, for a frame as the picture is stored.
 
     Returns the box, in the pixels it will give, that the picture covers: where the size is no multiple
     of the scale, the last row and column are only partly picture. None where it will not scale.
     """
-    frame = _as_stored(frame, _orientation(image))
     width, height = frame if fit == "squash" else _scaled(image.size, frame, cover=fit == "crop")
     drafted = image.draft(None, (ceil(width * DRAFT_MARGIN), ceil(height * DRAFT_MARGIN)))
     return None if drafted is None else drafted[1]

@@ -11,6 +11,7 @@ an address in bytes, and nothing checks it.
 from __future__ import annotations
 
 import ctypes
+import struct
 from math import ceil
 from typing import Any, Protocol
 
@@ -21,6 +22,8 @@ from numba import njit, types
 from numba.extending import intrinsic, models, register_model
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
+
+_FOUR_FLOATS = struct.Struct("4f")
 
 LANES = 8
 PRECISION_BITS = 22  # of a weight; a sum of products with bytes then fits 32 bits, overshoot included
@@ -55,7 +58,7 @@ def resize_into(picture: Picture, box: Box, out: npt.NDArray[np.uint8]) -> bool:
     tall = height - out.shape[0] > max(0, 2 * (width - out.shape[1]))
     if tall or picture.mode != "RGB":
         return False
-    left, top, right, bottom = (float(np.float32(edge)) for edge in box)  # as Pillow rounds them
+    left, top, right, bottom = _FOUR_FLOATS.unpack(_FOUR_FLOATS.pack(*box))  # as Pillow rounds them
     if not (0 <= left <= right <= width and 0 <= top <= bottom <= height):
         return False
     pixels = _Pixels.of(picture)

@@ -58,13 +58,14 @@ def run_shard(job: ShardJob, tick: Tick | None = None) -> ShardResult:
     # What failed here before is not asked for again, but must be remembered.
     failures = list(job.former.failures) if job.former else list[tuple[int, FailureKind, str]]()
     projections = {}  # by file, (PROJECTION,) each
+    root = str(job.root)
     with quiet_pillow():
         for row, (number, file) in enumerate(zip(job.wanted, job.files, strict=True)):
             if row in kept:
                 continue
             failure = None
             try:
-                path, unchanged = job.root / file.path, (file.bytes, file.mtime_ns)
+                path, unchanged = f"{root}/{file.path}", (file.bytes, file.mtime_ns)
                 framed = frame_picture(path, job.size, job.fit, images[row], unchanged)
                 if job.printing:
                     projections[number] = project(framed.inner)

@@ -134,7 +134,8 @@ def reference(data: bytes, size: tuple[int, int], fit: str) -> npt.NDArray[np.ui
     height, width = size
     with Image.open(io.BytesIO(data)) as image:
         is_jpeg = isinstance(image, JpegImagePlugin.JpegImageFile)
-        box = decode._draft(image, (width, height), fit) if is_jpeg else None
+        stored = decode._as_stored((width, height), decode._orientation(image))
+        box = decode._draft(image, stored, fit) if is_jpeg else None
         image.load()
         orientation = decode._orientation(image)
         picture = decode._to_rgb(image, 1)
