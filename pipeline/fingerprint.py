@@ -41,7 +41,7 @@ WEIGHT = np.sqrt(1.0 + np.arange(COUNT))  # (16,)
 FLAT = 1.0
 
 AMPLITUDE = 127  # of the cosines, in whole numbers
-EXACT_HEIGHT = 2**24 // (510 * AMPLITUDE)  # of the tallest column whose sums are exact in float32
+BLOCKS = 64  # of pixels, across the shorter side at least: more would change the 16 frequencies little
 
 Cosines = npt.NDArray[np.float64]
 
@@ -58,10 +58,10 @@ def project(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     The part of the work that is done picture by picture, mostly in one call: threads wait for each other at each.
     """
     height, width = picture.shape[:2]
-    down, across, leak = _tables(height, width)
+    block, down, across, leak = _tables(height, width)
     sums = np.empty((PLANES, COUNT, COUNT))  # (2, 16, 16) of luma and twice the lightness
     colours = np.empty(3, np.uint64)  # (3,) sums of red, green, blue
-    project_greys(picture, down, across, sums, colours)
+    project_greys(picture, block, down, across, sums, colours)
     sums -= sums[:, :1, :1] * leak
     result = np.empty(PROJECTION)
     np.multiply(sums, _PLANE_UNITS / (height * width), out=result[:COEFFICIENTS].reshape(PLANES, COUNT, COUNT))
@@ -93,21 +93,34 @@ _PLANE_UNITS = np.array([1.0, 0.5])[:, None, None] / AMPLITUDE**2  # (2, 1, 1)
 
 
 @lru_cache(maxsize=1024)
-def _tables(height: int, width: int) -> tuple[npt.NDArray[np.floating], Cosines, Cosines]:
-    """What a size needs: cosines (16, h) and (16, w), and a flat picture's coefficients (16, 16) for sums of 1.
+def _tables(height: int, width: int) -> tuple[int, npt.NDArray[np.floating], Cosines, Cosines]:
+    """What a size needs: how many rows and columns to add up to one, cosines (16, rows) and (16, columns) for these,
+    and a flat picture's coefficients (16, 16) for sums of 1.
 
     The cosines are rounded, so a flat picture has those coefficients and not only the first.
     """
-    down, across = _cosines(height), _cosines(width)  # (16, h), (16, w)
-    leak = np.outer(down.sum(1), across.sum(1)) / float(AMPLITUDE * AMPLITUDE * height * width)  # (16, 16)
-    exact = np.float32 if height <= EXACT_HEIGHT else np.float64
-    return down.astype(exact), across, leak
+    block = min(max(1, min(height, width) // BLOCKS), 128)  # the sums of larger ones would not fit 32 bits
+    down, across = _cosines(height, block), _cosines(width, block)  # (16, rows), (16, columns)
+    # The pixels of each block row and column: the last one may have fewer.
+    pixels_down, pixels_across = _pixels(height, block), _pixels(width, block)  # (rows,), (columns,)
+    total = float(AMPLITUDE * AMPLITUDE * height * width)
+    leak = np.outer(down @ pixels_down, across @ pixels_across) / total  # (16, 16)
+    exact = np.float32 if down.shape[1] * AMPLITUDE * 510 * block**2 < 2**24 else np.float64
+    return block, down.astype(exact), across, leak
 
 
 @lru_cache(maxsize=1024)
-def _cosines(size: int) -> Cosines:
-    """Whole-numbered cosines (16, size) at the middles of the pixels; zero where the pixels are too few for one."""
-    table = np.zeros((COUNT, size))  # (16, size)
-    for frequency in range(min(COUNT, size)):
-        table[frequency] = [round(AMPLITUDE * cos(pi * frequency * (x + 0.5) / size)) for x in range(size)]
+def _cosines(size: int, block: int) -> Cosines:
+    """Whole-numbered cosines (16, blocks) at the blocks' middles; zero where there are too few for one."""
+    starts = np.arange(0, size, block)  # (blocks,)
+    middles = (starts + np.minimum(starts + block, size)) / 2  # (blocks,)
+    table = np.zeros((COUNT, len(starts)))  # (16, blocks)
+    for frequency in range(min(COUNT, len(starts))):
+        table[frequency] = [round(AMPLITUDE * cos(pi * frequency * float(middle) / size)) for middle in middles]
     return table
+
+
+def _pixels(size: int, block: int) -> npt.NDArray[np.float64]:
+    """How many pixels each block has, (blocks,)."""
+    starts = np.arange(0, size, block)  # (blocks,)
+    return (np.minimum(starts + block, size) - starts).astype(np.float64)

@@ -39,53 +39,64 @@ def add_colours(image: npt.NDArray[np.uint8], sums: npt.NDArray[np.uint64], squa
 @njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract"})
 def project_greys(
     picture: npt.NDArray[np.uint8],
+    block: int,
     down: npt.NDArray[_Float],
     across: npt.NDArray[np.float64],
     out: npt.NDArray[np.float64],
     colours: npt.NDArray[np.uint64],
 ) -> None:
-    """Project two kinds of grey of a picture (h, w, 3) on cosines: down (F, h) and across (F, w), out (2, F, F).
+    """Project two kinds of grey of a picture (h, w, 3) on cosines.
 
-    The greys are its luma, rounded, and twice its lightness, which is the greatest plus the least of red, green and
-    blue. The sums of these three go to colours (3,). Exact as long as sums of h products with `down` fit its precision.
+    block    so many rows and columns are added up to one; what is left over at the end to a smaller one
+    down     (F, blocks down), across (F, blocks across)
+    out      (2, F, F): of the luma of each block, rounded, and of twice its lightness, which is the greatest plus the
+             least of red, green and blue
+    colours  (3,) gets the sums of red, green and blue
+
+    Exact as long as sums of products with `down` fit its precision.
     """
     height, width, _ = picture.shape
-    frequencies = len(down)
-    greys = np.empty((4, 2 * width), down.dtype)  # (rows at a time, 2w)
-    sums = np.zeros((frequencies, 2 * width), down.dtype)  # (F, 2w)
+    frequencies, rows = down.shape
+    columns = across.shape[1]
+    channels = np.empty((3, columns), np.uint32)  # (3, blocks across)
+    greys = np.empty((4, 2 * columns), down.dtype)  # (block rows at a time, 2 x blocks across)
+    sums = np.zeros((frequencies, 2 * columns), down.dtype)  # (F, 2 x blocks across)
     colours[:] = 0
-    for top in range(0, height, 4):
-        rows = min(4, height - top)
-        for y in range(4):
-            if y >= rows:
-                greys[y] = 0
+    for top in range(0, rows, 4):
+        for row in range(4):
+            if top + row >= rows:
+                greys[row] = 0
                 continue
-            # 32 bits are enough for a row, and processors handle more of them at a time.
-            red_sum, green_sum, blue_sum = np.uint32(0), np.uint32(0), np.uint32(0)
-            for x in range(width):
-                red = np.uint32(picture[top + y, x, 0])
-                green = np.uint32(picture[top + y, x, 1])
-                blue = np.uint32(picture[top + y, x, 2])
-                red_sum += red
-                green_sum += green
-                blue_sum += blue
+            channels[:] = 0
+            for y in range((top + row) * block, min((top + row + 1) * block, height)):
+                for column in range(columns):
+                    red, green, blue = np.uint32(0), np.uint32(0), np.uint32(0)
+                    for x in range(column * block, min((column + 1) * block, width)):
+                        red += np.uint32(picture[y, x, 0])
+                        green += np.uint32(picture[y, x, 1])
+                        blue += np.uint32(picture[y, x, 2])
+                    channels[0, column] += red
+                    channels[1, column] += green
+                    channels[2, column] += blue
+            for x in range(columns):
+                red, green, blue = channels[0, x], channels[1, x], channels[2, x]
                 luma = np.uint32(77) * red + np.uint32(150) * green + np.uint32(29) * blue + np.uint32(128)
-                greys[y, x] = np.float32(np.int32(luma >> np.uint32(8)))
-                greys[y, width + x] = np.float32(np.int32(max(red, green, blue) + min(red, green, blue)))
-            colours[0] += np.uint64(red_sum)
-            colours[1] += np.uint64(green_sum)
-            colours[2] += np.uint64(blue_sum)
+                greys[row, x] = np.float32(np.int32(luma >> np.uint32(8)))
+                greys[row, columns + x] = np.float32(np.int32(max(red, green, blue) + min(red, green, blue)))
+                colours[0] += np.uint64(red)
+                colours[1] += np.uint64(green)
+                colours[2] += np.uint64(blue)
         for frequency in range(frequencies):
             # Rows that are not there are zero, whatever they are multiplied with.
-            factor0, factor1 = down[frequency, top], down[frequency, min(top + 1, height - 1)]
-            factor2, factor3 = down[frequency, min(top + 2, height - 1)], down[frequency, min(top + 3, height - 1)]
-            for x in range(2 * width):
+            factor0, factor1 = down[frequency, top], down[frequency, min(top + 1, rows - 1)]
+            factor2, factor3 = down[frequency, min(top + 2, rows - 1)], down[frequency, min(top + 3, rows - 1)]
+            for x in range(2 * columns):
                 here = factor0 * greys[0, x] + factor1 * greys[1, x] + factor2 * greys[2, x] + factor3 * greys[3, x]
                 sums[frequency, x] += here
     for plane in range(2):
         for frequency in range(frequencies):
             for other in range(frequencies):
                 total = 0.0
-                for x in range(width):
-                    total += np.float64(sums[frequency, plane * width + x]) * across[other, x]
+                for x in range(columns):
+                    total += np.float64(sums[frequency, plane * columns + x]) * across[other, x]
                 out[plane, frequency, other] = total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -78,7 +79,7 @@ def survey(listing: Listing) -> Source:
 
 def _look_at(root: Path, path: str, label: int, part: PartName | None) -> SourceFile:
     try:
-        status = (root / path).stat()
+        status = os.stat(f"{root}/{path}")  # noqa: PTH116  # in half the time of pathlib's
     except (OSError, ValueError):  # it will fail again when it is to be decoded, and be accounted for
         return SourceFile(path, label, part, -1, -1)
     return SourceFile(path, label, part, status.st_size, status.st_mtime_ns)
