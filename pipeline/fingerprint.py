@@ -41,7 +41,7 @@ WEIGHT = np.sqrt(1.0 + np.arange(COUNT))  # (16,)
 FLAT = 1.0
 
 AMPLITUDE = 127  # of the cosines, in whole numbers
-BLOCKS = 64  # of pixels, across the shorter side at least: more would change the 16 frequencies little
+BLOCKS = 48  # of pixels, across the shorter side at least: more would change the 16 frequencies little
 
 Cosines = npt.NDArray[np.float64]
 
