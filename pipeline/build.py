@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import threadpool_limits
 
 from pipeline.accounts import read_failures, write_copies, write_failures
 from pipeline.codecs import chunk_codecs
@@ -129,8 +128,7 @@ def build_dataset(
             build = _Build(dest, source, options, on_progress)
             found = make_way(dest, build.identity, source, options.overwrite)
             if found is not Found.FINISHED:
-                with threadpool_limits(1, "blas"):  # each worker is a thread already
-                    build.run(resumed=found is Found.BEGUN)
+                build.run(resumed=found is Found.BEGUN)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "put that right"

@@ -14,6 +14,7 @@ from itertools import product
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from pipeline.fingerprint import COEFFICIENTS, CONTRAST, MEAN, PLANES
 from pipeline.matching import LEFT_RIGHT, TOP_BOTTOM, TRANSPOSED, Match, coefficients, crop_index, match
@@ -110,7 +111,8 @@ def _find_links(fingerprints: Fingerprints, pictures: Ints, workers: int) -> Ite
     """Pairs (n, 2) that are copies, among some pictures: block by block, with the number of pictures of the block."""
     neighbours = Neighbours(fingerprints, pictures)
     blocks = _parts(pictures, BLOCK)
-    with ThreadPoolExecutor(max(1, workers)) as pool:
+    # Each worker multiplies its own matrices; with threads of the BLAS on top, all would wait for one another.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(max(1, workers)) as pool:
         for block, found in zip(blocks, pool.map(lambda b: _links(fingerprints, neighbours, b), blocks), strict=True):
             yield len(block), found
 
