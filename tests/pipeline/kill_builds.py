@@ -3,9 +3,9 @@
     python -m tests.pipeline.kill_builds PICTURES [--kills 100] [--size 128] [--workers 2] [--seed 0]
 
 Each dataset's build is killed with SIGKILL once to three times, at any moment from the listing of the folder to the
-end of the process, and run again until it ends. Every dataset must have the content hash of an undisturbed one and no leftovers, and what is
-decoded more than once must be less than one shard per worker and kill. Prints a line a dataset and ends with one
-JSON object.
+end of the process, and run again until it ends. Every dataset must have the content hash of an undisturbed one and no
+leftovers, and what is decoded more than once must be less than one shard per worker and kill. Prints a line a dataset
+and ends with one JSON object.
 """
 
 from __future__ import annotations
