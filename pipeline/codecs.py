@@ -18,7 +18,7 @@ from pipeline.errors import OptionError
 CODECS: dict[str, tuple[BytesBytesCodec, ...]] = {
     "none": (),
     "lz4": (BloscCodec(cname="lz4", clevel=5, shuffle="noshuffle", typesize=1),),
-    "zstd": (ZstdCodec(level=3),),
+    "zstd": (ZstdCodec(level=1),),  # level 3 takes half as long again for 2 % less
 }
 
 Encoded: TypeAlias = bytes | npt.NDArray[np.uint8]

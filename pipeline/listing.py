@@ -23,7 +23,7 @@ CLUTTER = {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin"}
 LAYOUT = "expected one folder of pictures per class, or train/ and val/ with one folder per class each"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Picture:
     """A file that lies in a class folder; whether it is a picture, only decoding tells."""
 

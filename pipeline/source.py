@@ -16,7 +16,7 @@ from pipeline.errors import printable
 from pipeline.listing import Listing, PartName
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SourceFile:
     """A file as it was when the build began."""
 

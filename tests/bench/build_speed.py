@@ -10,6 +10,7 @@ side works at a time, on as many threads or worker processes as the others.
 
     logpose     `build_dataset` with its defaults into a new dataset, in this process: all of the job, from listing the
                 folder over splitting, writing, checksums and fsync to the sealed dataset; without imports
+    ungrouped   the same with --no-group-copies
     limit       bare Pillow in a pool of threads: open, JPEG draft to no less than twice the pixels, to RGB, bicubic
                 resize with a reducing gap of 3, proportions kept; the result is thrown away. It is what Pillow can
                 do, not what a processor can
@@ -37,6 +38,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -134,17 +136,19 @@ class Bench:
         self.bytes = sum(len(path.read_bytes()) for path in self.files)  # into the page cache
         self.sides: dict[str, Callable[[], float]] = {
             "logpose": self.logpose,
+            "ungrouped": lambda: self.logpose(group_copies=False),
             "limit": lambda: self.loop(self.bare),
             "decode": lambda: self.loop(lambda path: decode_picture(path, (size, size), "pad")),
         }
         if peers:
             self.sides |= {name: partial(self.peer, name) for name in PEERS}
 
-    def logpose(self) -> float:
+    def logpose(self, group_copies: bool = True) -> float:
         """Seconds of a build."""
+        options = replace(self.options(self.threads), group_copies=group_copies)
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()
-            build_dataset(self.folder, Path(folder, "d.zarr"), self.options(self.threads))
+            build_dataset(self.folder, Path(folder, "d.zarr"), options)
             return time.perf_counter() - began
 
     def options(self, workers: int) -> BuildOptions:
@@ -243,6 +247,7 @@ def measure(bench: Bench, rounds: int) -> dict[str, Any]:
     times: dict[str, list[float]] = {name: [] for name in bench.sides}
     for number in range(-1, rounds):
         for name, side in bench.sides.items():
+            os.sync()  # or else whoever waits for the disk waits for what the one before has left to write
             seconds = side()
             if number >= 0:  # the first round is to warm up
                 times[name].append(seconds)
