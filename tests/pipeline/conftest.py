@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pipeline.build import BuildOptions, BuildReport, build_dataset
-from pipeline.store import Dataset
+from pipeline.store import Dataset, Part
 
 SIZE = (8, 12)
 
@@ -24,6 +24,15 @@ def colour_of(name: str) -> tuple[int, int, int]:
 def draw(path: Path, colour: tuple[int, int, int]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((*SIZE, 3), colour, dtype=np.uint8)).save(path)
+
+
+def check_rows(part: Part, class_names: tuple[str, ...]) -> None:
+    """Each row shows the colour of the file it says it came from, and has the class of its folder."""
+    images = part.read(0, part.rows)
+    for image, label, path in zip(images, part.labels, part.paths, strict=True):
+        folder, name = path.split("/")[-2:]
+        assert class_names[label] == folder
+        assert (image == colour_of(name.split(".")[0])).all(), f"{path} shows another picture"
 
 
 @pytest.fixture
