@@ -66,7 +66,8 @@ def alone_at(dest: Path) -> Iterator[None]:
         yield
     finally:
         # While we still hold it. Who waits for nothing, as all of us do, cannot be left with a file that is gone.
-        (dest / LOCK_FILE).unlink(missing_ok=True)
+        with suppress(OSError):  # Windows deletes no file that is open: there it stays
+            (dest / LOCK_FILE).unlink()
         lock.release()
 
 
