@@ -74,7 +74,7 @@ class _Lines:
             self._print()
 
     def finish(self) -> None:
-        if self.ends and self.done != self.printed_done:
+        if self.ends and self.total and self.done != self.printed_done:
             self._print()
 
     def _print(self) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.store import Dataset
-from tests.jobs.conftest import Logpose, draw_classes, draw_picture
+from tests.jobs.conftest import RECIPE, Logpose, draw_classes, draw_picture
 
 
 def test_build_says_what_was_built_and_what_was_left_out(logpose: Logpose, tmp_path: Path) -> None:
@@ -36,6 +36,11 @@ def test_a_finished_dataset_is_not_overwritten_without_being_told(
     arguments = ("build", pictures, path, "--size", 8)
     assert logpose(*arguments).code == 0
     before = Dataset.open(path).content_hash
+    again = logpose(*arguments)
+    assert (again.code, again.err) == (0, "")
+    assert again.out.splitlines() == [
+        f"{path}: 3 classes, 54 pictures to train on, 6 to validate; was finished already, nothing to do"
+    ]
     outcome = logpose(*arguments, "--seed", 1)
     assert outcome.code == 2
     assert "--overwrite" in outcome.error
@@ -116,3 +121,24 @@ def test_verify_names_each_damage_and_exits_with_1(logpose: Logpose, dataset: Pa
 def test_verify_what_is_no_dataset(logpose: Logpose, pictures: Path, tmp_path: Path) -> None:
     assert "no zarr.json in it" in logpose("verify", pictures).error
     assert "found nothing at" in logpose("verify", tmp_path / "nowhere").error
+
+
+def test_build_says_what_copies_it_has_found(logpose: Logpose, tmp_path: Path) -> None:
+    root = draw_classes(tmp_path / "colours", 6)
+    shutil.copy(root / "red" / "000.png", root / "red" / "again.png")
+    shutil.copy(root / "red" / "001.png", root / "blue" / "no blue.png")
+    listed = tmp_path / "d.zarr" / "duplicates.csv"
+    outcome = logpose("build", root, tmp_path / "d.zarr", "--size", 16)
+    assert (
+        "4 pictures in 2 groups of copies; each group on one side of the split; 1 group with different labels: see"
+        f" {listed}" in outcome.out.splitlines()
+    )
+    shutil.move(root, tmp_path / "set" / "train")
+    shutil.copytree(tmp_path / "set" / "train", tmp_path / "set" / "val")
+    outcome = logpose("build", tmp_path / "set", tmp_path / "d.zarr", "--size", 16, "--overwrite")
+    assert "40 pictures in 18 groups of copies; 20 of 20 to validate are copies of some to train on; " in outcome.out
+    trained = logpose("train", tmp_path / "d.zarr", tmp_path / "run", *RECIPE)
+    flatters = "20 of the 20 pictures to validate are copies of some to train on, so that the accuracy flatters: see"
+    assert f"{flatters} {listed}" in trained.out.splitlines()
+    outcome = logpose("build", tmp_path / "set", tmp_path / "e.zarr", "--no-group-copies")
+    assert "of copies" not in outcome.out
