@@ -71,11 +71,11 @@ class Framed:
     """A picture in its frame.
 
     pixels  uint8 (H, W, 3), C-contiguous, RGB, upright
-    inner   the part of them that is picture, not filling: a view (h, w, 3)
+    inner   the part of them that is picture, not filling: top, left, bottom, right
     """
 
     pixels: Pixels
-    inner: Pixels
+    inner: tuple[int, int, int, int]
 
 
 def decode_picture(source: Path | bytes, size: tuple[int, int], fit: str) -> Pixels:
@@ -186,7 +186,7 @@ def _decode(image: Image.Image, size: tuple[int, int], fit: str, out: Pixels | N
     _resize_into(_to_rgb(image, step), box, _stored_view(inner, orientation))
     for margin in (pixels[:top], pixels[bottom:], pixels[:, :left], pixels[:, right:]):
         margin[...] = WHITE[0]
-    return Framed(pixels, inner)
+    return Framed(pixels, (top, left, bottom, right))
 
 
 def _draft(image: Image.Image, frame: tuple[int, int], fit: str) -> Box | None:

@@ -11,6 +11,7 @@ Equal pictures have equal fingerprints on any machine: all sums are of whole num
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from math import cos, pi
 
@@ -44,33 +45,34 @@ AMPLITUDE = 127  # of the cosines, in whole numbers
 BLOCKS = 48  # of pixels, across the shorter side at least: more would change the 16 frequencies little
 
 Cosines = npt.NDArray[np.float64]
+Box = tuple[int, int, int, int]  # top, left, bottom, right
 
 
 def fingerprint(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """The fingerprint (FINGERPRINT_BYTES,) of an upright RGB picture (h, w, 3) of any size, without padding."""
-    return to_fingerprints(project(picture)[None])[0]
+    return fingerprints(picture[None], {0: (0, 0, *picture.shape[:2])})[0]
 
 
-def project(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    """All that a fingerprint needs of a picture (h, w, 3), as PROJECTION numbers: the coefficients of both planes in
-    levels of grey, and the mean red, green and blue.
+def fingerprints(frames: npt.NDArray[np.uint8], boxes: Mapping[int, Box]) -> npt.NDArray[np.uint8]:
+    """Fingerprints (len(boxes), FINGERPRINT_BYTES) of the pictures within some of the frames (n, H, W, 3).
 
-    The part of the work that is done picture by picture, mostly in one call: threads wait for each other at each.
+    boxes says which frames, and for each where in it the picture is; the result has the same order. All at once: one
+    call for each box that occurs, in which the interpreter's lock is free.
     """
-    height, width = picture.shape[:2]
-    block, down, across, leak = _tables(height, width)
-    sums = np.empty((PLANES, COUNT, COUNT))  # (2, 16, 16) of luma and twice the lightness
-    colours = np.empty(3, np.uint64)  # (3,) sums of red, green, blue
-    project_greys(picture, block, down, across, sums, colours)
-    sums -= sums[:, :1, :1] * leak
-    result = np.empty(PROJECTION)
-    np.multiply(sums, _PLANE_UNITS / (height * width), out=result[:COEFFICIENTS].reshape(PLANES, COUNT, COUNT))
-    np.divide(colours, height * width, out=result[COEFFICIENTS:])
-    return result
+    projections = np.empty((len(frames), PROJECTION))  # (n, PROJECTION)
+    rows_of: dict[Box, list[int]] = {}
+    for row, box in boxes.items():
+        rows_of.setdefault(box, []).append(row)
+    for (top, left, bottom, right), rows in rows_of.items():
+        tables = _tables(bottom - top, right - left)
+        project_greys(frames[:, top:bottom, left:right], np.array(rows, np.int64), *tables, projections)
+    return _quantised(projections[list(boxes)])
 
 
-def to_fingerprints(projections: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-    """Projections (n, PROJECTION) -> fingerprints (n, FINGERPRINT_BYTES)."""
+def _quantised(projections: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+    """Projections (n, PROJECTION) -> fingerprints (n, FINGERPRINT_BYTES). A projection is the coefficients of both
+    planes, in levels of grey, and the mean red, green and blue.
+    """
     grey = projections[:, :COEFFICIENTS].reshape(-1, PLANES, COUNT, COUNT)  # (n, 2, 16, 16)
     levels = np.rint(grey * _WEIGHTED).astype(np.int64)  # (n, 2, 16, 16)
     weighted = np.sqrt((levels * levels).sum((2, 3)).astype(np.float64))  # (n, 2)
@@ -89,13 +91,12 @@ _UNIT = 4096.0  # levels of grey are counted in such fractions: whole numbers, w
 _ROOT = np.where(np.arange(COUNT) > 0, np.sqrt(2.0), 1.0)  # (16,) so that the squares add up to the variance
 _PLAIN = np.outer(_ROOT, _ROOT) * _UNIT  # (16, 16)
 _WEIGHTED = np.outer(_ROOT * WEIGHT, _ROOT * WEIGHT) * _UNIT  # (16, 16)
-_PLANE_UNITS = np.array([1.0, 0.5])[:, None, None] / AMPLITUDE**2  # (2, 1, 1)
 
 
 @lru_cache(maxsize=1024)
-def _tables(height: int, width: int) -> tuple[int, npt.NDArray[np.floating], Cosines, Cosines]:
+def _tables(height: int, width: int) -> tuple[int, npt.NDArray[np.floating], Cosines, Cosines, float]:
     """What a size needs: how many rows and columns to add up to one, cosines (16, rows) and (16, columns) for these,
-    and a flat picture's coefficients (16, 16) for sums of 1.
+    a flat picture's coefficients (16, 16) for a first one of 1, and the factor from sums to levels of grey.
 
     The cosines are rounded, so a flat picture has those coefficients and not only the first.
     """
@@ -106,7 +107,7 @@ def _tables(height: int, width: int) -> tuple[int, npt.NDArray[np.floating], Cos
     total = float(AMPLITUDE * AMPLITUDE * height * width)
     leak = np.outer(down @ pixels_down, across @ pixels_across) / total  # (16, 16)
     exact = np.float32 if down.shape[1] * AMPLITUDE * 510 * block**2 < 2**24 else np.float64
-    return block, down.astype(exact), across, leak
+    return block, down.astype(exact), across, leak, 1.0 / total
 
 
 @lru_cache(maxsize=1024)

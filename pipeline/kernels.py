@@ -36,8 +36,8 @@ def add_colours(image: npt.NDArray[np.uint8], sums: npt.NDArray[np.uint64], squa
 
 
 # Sums may be taken in any order, since all are exact.
-@njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract"})
-def project_greys(
+@njit(cache=True, error_model="numpy", fastmath={"reassoc", "contract"})
+def _sum_greys(
     picture: npt.NDArray[np.uint8],
     block: int,
     down: npt.NDArray[_Float],
@@ -45,16 +45,7 @@ def project_greys(
     out: npt.NDArray[np.float64],
     colours: npt.NDArray[np.uint64],
 ) -> None:
-    """Project two kinds of grey of a picture (h, w, 3) on cosines.
-
-    block    so many rows and columns are added up to one; what is left over at the end to a smaller one
-    down     (F, blocks down), across (F, blocks across)
-    out      (2, F, F): of the luma of each block, rounded, and of twice its lightness, which is the greatest plus the
-             least of red, green and blue
-    colours  (3,) gets the sums of red, green and blue
-
-    Exact as long as sums of products with `down` fit its precision.
-    """
+    """The sums that `project_greys` needs: out (2, F, F) of two kinds of grey, colours (3,) of red, green and blue."""
     height, width, _ = picture.shape
     frequencies, rows = down.shape
     columns = across.shape[1]
@@ -69,15 +60,12 @@ def project_greys(
                 continue
             channels[:] = 0
             for y in range((top + row) * block, min((top + row + 1) * block, height)):
-                for column in range(columns):
-                    red, green, blue = np.uint32(0), np.uint32(0), np.uint32(0)
-                    for x in range(column * block, min((column + 1) * block, width)):
-                        red += np.uint32(picture[y, x, 0])
-                        green += np.uint32(picture[y, x, 1])
-                        blue += np.uint32(picture[y, x, 2])
-                    channels[0, column] += red
-                    channels[1, column] += green
-                    channels[2, column] += blue
+                for first in range(block):  # of each block's columns: a short loop inside would cost more
+                    for column in range((width - first + block - 1) // block):
+                        x = column * block + first
+                        channels[0, column] += np.uint32(picture[y, x, 0])
+                        channels[1, column] += np.uint32(picture[y, x, 1])
+                        channels[2, column] += np.uint32(picture[y, x, 2])
             for x in range(columns):
                 red, green, blue = channels[0, x], channels[1, x], channels[2, x]
                 luma = np.uint32(77) * red + np.uint32(150) * green + np.uint32(29) * blue + np.uint32(128)
@@ -100,3 +88,45 @@ def project_greys(
                 for x in range(columns):
                     total += np.float64(sums[frequency, plane * columns + x]) * across[other, x]
                 out[plane, frequency, other] = total
+
+
+# Here the order does count: no fast mathematics.
+@njit(nogil=True, cache=True, error_model="numpy")
+def project_greys(
+    pictures: npt.NDArray[np.uint8],
+    rows: npt.NDArray[np.int64],
+    block: int,
+    down: npt.NDArray[_Float],
+    across: npt.NDArray[np.float64],
+    leak: npt.NDArray[np.float64],
+    unit: float,
+    out: npt.NDArray[np.float64],
+) -> None:
+    """Project two kinds of grey of some pictures on cosines.
+
+    pictures  (n, h, w, 3), of which those at rows (r,) are meant
+    block     so many rows and columns are added up to one; what is left over at the end to a smaller one
+    down      (F, blocks down), across (F, blocks across)
+    leak      (F, F) what a picture that is flat, with a first sum of 1, has of each: taken off
+    unit      what sums are multiplied with
+    out       (n, 2 F F + 3): the sums of the luma of each block, rounded, and of its lightness, which is the mean of
+              the greatest and the least of red, green and blue; then the means of these three
+
+    Exact, but for the last steps, as long as sums of products with `down` fit its precision.
+    """
+    _, height, width, _ = pictures.shape
+    frequencies = len(down)
+    sums = np.empty((2, frequencies, frequencies))  # (2, F, F)
+    colours = np.empty(3, np.uint64)  # (3,)
+    for row in rows:
+        _sum_greys(pictures[row], block, down, across, sums, colours)
+        place = 0
+        for plane in range(2):
+            factor = unit if plane == 0 else 0.5 * unit
+            first = sums[plane, 0, 0]
+            for u in range(frequencies):
+                for v in range(frequencies):
+                    out[row, place] = (sums[plane, u, v] - first * leak[u, v]) * factor
+                    place += 1
+        for channel in range(3):
+            out[row, place + channel] = np.float64(colours[channel]) / np.float64(height * width)

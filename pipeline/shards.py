@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from pipeline.decode import frame_picture, quiet_pillow
 from pipeline.errors import BusyError, DatasetError, DecodeError, FailureKind, printable
-from pipeline.fingerprint import PROJECTION, project, to_fingerprints
+from pipeline.fingerprint import fingerprints
 from pipeline.journal import HOLE, Failure, Journal, ShardResult
 from pipeline.kernels import add_colours
 from pipeline.schema import shard_digest
@@ -57,7 +57,7 @@ def run_shard(job: ShardJob, tick: Tick | None = None) -> ShardResult:
     kept = _copy_kept(job, images)
     # What failed here before is not asked for again, but must be remembered.
     failures = list(job.former.failures) if job.former else list[tuple[int, FailureKind, str]]()
-    projections = {}  # by file, (PROJECTION,) each
+    inner = {}  # where in its frame the picture of a row is
     root = str(job.root)
     with quiet_pillow():
         for row, (number, file) in enumerate(zip(job.wanted, job.files, strict=True)):
@@ -66,9 +66,7 @@ def run_shard(job: ShardJob, tick: Tick | None = None) -> ShardResult:
             failure = None
             try:
                 path, unchanged = f"{root}/{file.path}", (file.bytes, file.mtime_ns)
-                framed = frame_picture(path, job.size, job.fit, images[row], unchanged)
-                if job.printing:
-                    projections[number] = project(framed.inner)
+                inner[row] = frame_picture(path, job.size, job.fit, images[row], unchanged).inner
             except DecodeError as error:
                 failures.append((number, error.kind, error.reason))
                 failure = Failure(printable(file.path), error.kind, error.reason)
@@ -90,7 +88,8 @@ def run_shard(job: ShardJob, tick: Tick | None = None) -> ShardResult:
 
     write_shard(job.dataset, job.part, job.shard, images, still_wanted)
     result = ShardResult(job.part, job.shard, job.wanted, tuple(failures), sums, squares, digest)
-    journal.add(result, list(projections), to_fingerprints(np.array([*projections.values()]).reshape(-1, PROJECTION)))
+    decoded = inner if job.printing else {}
+    journal.add(result, [job.wanted[row] for row in decoded], fingerprints(images, decoded))
     return result
 
 

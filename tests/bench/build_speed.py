@@ -62,7 +62,7 @@ STEPS = {
     "listing": ("pipeline.build.list_pictures",),
     "stat of each file, split": ("pipeline.build.survey",),
     "decode": ("pipeline.shards.frame_picture",),
-    "fingerprint": ("pipeline.shards.project", "pipeline.shards.to_fingerprints"),
+    "fingerprint": ("pipeline.shards.fingerprints",),
     "sums": ("pipeline.shards._sums",),
     "digest": ("pipeline.shards.shard_digest",),
     "encode, write": ("pipeline.shards.write_shard",),
