@@ -28,6 +28,7 @@ from pipeline.errors import (
 from pipeline.journal import FOLDER, Journal
 from pipeline.place import LOCK_FILE, Found, alone_at
 from pipeline.store import Dataset, shard_file
+from pipeline.verify import verify_dataset
 from tests.pipeline.conftest import SIZE, check_rows
 from tests.pipeline.kill_builds import Builder, kill_builds
 
@@ -98,6 +99,21 @@ def test_going_on_decodes_only_what_is_missing(
     build(root, tmp_path / "stopped.zarr", val=0.0)
     assert len(decoded) == 40 - 3 * 8 if after == 3 else len(decoded) <= 2
     assert not broken & set(decoded) or after == 3, "what failed is remembered"
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_finished_shard_that_is_gone_since_is_written_again(
+    pictures: Pictures, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = pictures(a=20, b=20)
+    for number in (3, 19):  # so that shards are read again for the second round
+        (root / "a" / f"{number:04d}.png").write_bytes(b"")
+    undisturbed = build(root, tmp_path / "undisturbed.zarr", val=0.0)
+    build_and_stop(root, tmp_path / "stopped.zarr", 4, monkeypatch, val=0.0)
+    shard_file(tmp_path / "stopped.zarr", "train", 1).unlink()
+    report = build(root, tmp_path / "stopped.zarr", val=0.0)
+    assert report.content_hash == undisturbed.content_hash
+    assert verify_dataset(report.path).damage == ()
 
 
 @pytest.mark.usefixtures("small_chunks")
