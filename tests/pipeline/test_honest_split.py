@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline import shards
 from pipeline.build import BuildReport
-from pipeline.errors import PipelineError
+from pipeline.errors import DecodeError, PipelineError
 from pipeline.journal import FOLDER
 from pipeline.place import Found
 from pipeline.schema import COPIES_FILE, CopyCounts
@@ -130,3 +130,31 @@ def test_going_on_ends_with_the_same_sides(
     assert (report.content_hash, report.copies) == (undisturbed.content_hash, undisturbed.copies)
     assert listed(dest) == listed(undisturbed.path)
     check_pixels(Dataset.open(dest), copied)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_part_that_grows_and_loses_a_picture_after_that(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Train gets two more than it had room for, one of which can no longer be read when it is to move."""
+    root = tmp_path / "growing"
+    for number in range(6):
+        draw_noise(root / "a" / f"{number}.png", number)
+    for seed, name in ((10, "b"), (20, "c")):  # nothing but copies of one picture: all of it has to be in train
+        draw_noise(root / name / "0.png", seed)
+        shutil.copy(root / name / "0.png", root / name / "1.png")
+    decode, seen = shards.frame_picture, set[str]()
+
+    def vanish(path: str, *rest: object) -> object:
+        if path.split("/")[-2] == "b" and path in seen:
+            raise DecodeError("unreadable", "no such file or directory")
+        seen.add(path)
+        return decode(path, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shards, "frame_picture", vanish)
+    report = build(root, size=(SIDE, SIDE), val=0.2)
+    assert report.rows == {"train": 8, "val": 1}
+    assert [failure.path[0] for failure in report.failures] == ["b"]
+    dataset = Dataset.open(report.path)
+    check_pixels(dataset, root)
+    assert sorted(path[0] for path in dataset.train.paths) == ["a"] * 5 + ["b", "c", "c"]
