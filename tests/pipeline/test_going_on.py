@@ -110,7 +110,8 @@ def test_a_finished_shard_that_is_gone_since_is_written_again(
         (root / "a" / f"{number:04d}.png").write_bytes(b"")
     undisturbed = build(root, tmp_path / "undisturbed.zarr", val=0.0)
     build_and_stop(root, tmp_path / "stopped.zarr", 4, monkeypatch, val=0.0)
-    shard_file(tmp_path / "stopped.zarr", "train", 1).unlink()
+    files = [shard_file(tmp_path / "stopped.zarr", "train", shard) for shard in range(5)]
+    next(file for file in files[1:] if file.is_file()).unlink()  # Dask has its own order
     report = build(root, tmp_path / "stopped.zarr", val=0.0)
     assert report.content_hash == undisturbed.content_hash
     assert verify_dataset(report.path).damage == ()
