@@ -14,22 +14,26 @@ from jobs.errors import JobError
 from jobs.progress import plural
 from pipeline.errors import printable
 from pipeline.schema import COPIES_FILE, FAILURES_FILE, FORMAT, FORMAT_VERSION, SHEET_FILE
+from pipeline.shuffle import PERMUTATIONS, compare, epoch_order
 from pipeline.storage import Storage, measure_storage
-from pipeline.store import Dataset
+from pipeline.store import Dataset, Part
+from pipeline.stream import BatchStream
 
 KEY = 10  # places before the values
 FEW = 10  # with fewer pictures to train on, a class is hardly learned
 
 
-def info(dataset: Path, *, sheet: Path | None = None, no_sheet: bool = False) -> int:
-    """Describe `dataset`, and draw its contact sheet: into its folder, or to `sheet`."""
+def info(dataset: Path, *, sheet: Path | None = None, no_sheet: bool = False, shuffle: bool = False) -> int:
+    """Describe `dataset`, and draw its contact sheet: into its folder, or to `sheet`. With `shuffle`, measure that."""
     if sheet and no_sheet:
         raise JobError(f"--sheet {sheet} and --no-sheet contradict each other; give one of them")
     data = Dataset.open(dataset)
     place = sheet or dataset / SHEET_FILE
     if not no_sheet:
         check_place(place)
-    blocks = (_form(data), _classes(data), _colours(data), _storage(data), _origin(data))
+    blocks = [_form(data), _classes(data), _colours(data), _storage(data), _origin(data)]
+    if shuffle:
+        blocks.append(_shuffle(data.train))
     print("\n\n".join("\n".join(lines) for lines in blocks))
     if no_sheet:
         return 0
@@ -138,6 +142,29 @@ def _copies(data: Dataset) -> list[str]:
         leaks = plural(copies.leaks, "validation picture") if copies.leaks else "no validation picture"
         lines.append(_line("", f"{leaks} with a copy in the training part"))
     return lines
+
+
+def _shuffle(part: Part) -> list[str]:
+    """How an epoch's order compares with true permutations of its rows."""
+    stream = BatchStream(part, batch_size=1, seed=0)
+    order = epoch_order(stream.plan(1))  # (N,)
+    rows = [("neighbours from", "found", "99 % have", "longest run", "99 % have", "")]
+    for name, values in (("one chunk", np.arange(part.rows) // part.chunk_rows), ("one class", part.labels)):
+        seen = compare(values, order)
+        verdict = "as a true permutation" if seen.within and seen.longest_within else "not as a true permutation"
+        low, high = seen.low, seen.high
+        rows.append(
+            (
+                name, f"{seen.found.neighbours:,}", f"{low.neighbours:,}..{high.neighbours:,}",
+                str(seen.found.longest), f"{low.longest}..{high.longest}", verdict,
+            )
+        )  # fmt: skip
+    share = stream.ram_bytes / (part.rows * part.size[0] * part.size[1] * 3)
+    return [
+        _line("shuffle", f"epoch 1 of seed 0, beside {PERMUTATIONS} true permutations"),
+        *_table(rows),
+        _line("memory", f"{_megabytes(stream.ram_bytes)}, {share:.1%} of the pixels"),
+    ]
 
 
 def _sheet(place: Path, names: Sequence[str]) -> list[str]:

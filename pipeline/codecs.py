@@ -22,6 +22,8 @@ CODECS: dict[str, tuple[BytesBytesCodec, ...]] = {
 }
 
 Encoded: TypeAlias = bytes | npt.NDArray[np.uint8]
+# Decompresses a chunk into an array (n, H, W, 3), which it must fill exactly.
+Decode: TypeAlias = Callable[[npt.NDArray[np.uint8], npt.NDArray[np.uint8]], None]
 
 
 def chunk_codecs(name: str) -> tuple[BytesBytesCodec, ...]:
@@ -37,16 +39,36 @@ def chunk_codecs(name: str) -> tuple[BytesBytesCodec, ...]:
 
 def encoder(described: list[dict[str, Any]]) -> Callable[[npt.NDArray[np.uint8]], Encoded]:
     """What compresses a C-contiguous chunk as the codecs in an array's metadata say, up to the checksum."""
-    compressors = [codec for codec in described if codec["name"] not in ("bytes", "crc32c")]
-    if not compressors:
-        return lambda chunk: chunk
-    (compressor,) = compressors
-    options = compressor["configuration"]
-    if compressor["name"] == "zstd":
-        zstd = numcodecs.Zstd(level=options["level"], checksum=options["checksum"])
-        return lambda chunk: bytes(zstd.encode(chunk))
+    codec = _compressor(described)
+    return (lambda chunk: chunk) if codec is None else (lambda chunk: bytes(codec.encode(chunk)))
+
+
+def decoder(described: list[dict[str, Any]]) -> Decode | None:
+    """What undoes the compression of a chunk, its checksum taken off; None where there is none.
+
+    Raises ValueError for codecs that `chunk_codecs` never gives.
+    """
+    codec = _compressor(described)
+    if codec is None:
+        return None
+
+    def decode(stored: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8]) -> None:
+        codec.decode(stored, out)
+
+    return decode
+
+
+def _compressor(described: list[dict[str, Any]]) -> Any:
+    """The compressing codec of an array's metadata as numcodecs has it, or None."""
+    first, *between, last = described
+    if first["name"] != "bytes" or last["name"] != "crc32c" or len(between) > 1:
+        raise ValueError(f"codecs {[codec['name'] for codec in described]}")
+    if not between:
+        return None
+    name, options = between[0]["name"], between[0]["configuration"]
+    if name == "zstd":
+        return numcodecs.Zstd(level=options["level"], checksum=options["checksum"])
+    if name != "blosc":
+        raise ValueError(f"codec {name!r}")
     shuffle = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}[options["shuffle"]]
-    blosc = numcodecs.Blosc(
-        options["cname"], clevel=options["clevel"], shuffle=shuffle, blocksize=options["blocksize"]
-    )
-    return lambda chunk: bytes(blosc.encode(chunk))
+    return numcodecs.Blosc(options["cname"], clevel=options["clevel"], shuffle=shuffle, blocksize=options["blocksize"])

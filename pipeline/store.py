@@ -24,7 +24,7 @@ from pipeline.codecs import chunk_codecs
 from pipeline.errors import Damage, DamageError, DatasetError, printable
 from pipeline.files import sync, write_atomically
 from pipeline.schema import COLUMN_CHUNK_ROWS, IMAGE_DIMENSIONS, PARTS, Attributes, Layout, layout
-from pipeline.sharding import ABSENT, CHECKSUM_BYTES, INDEX_ENTRY_BYTES, shard_pieces
+from pipeline.sharding import ReadSeconds, ShardReader, shard_pieces
 
 # Without it zarr leaves out a chunk that is all zeros, and a black picture would look like a missing one.
 _WRITE_ALL: Any = {"write_empty_chunks": True}
@@ -71,10 +71,9 @@ def write_shard(
     On return the bytes are on the disk. still_wanted() is asked right before they get the file's name, and may
     raise. Raises OSError, as when the disk is full.
     """
-    metadata = json.loads((path / part / "images" / "zarr.json").read_bytes())
     place = shard_file(path, part, shard)
     place.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(place, shard_pieces(images, metadata), still_wanted)
+    write_atomically(place, shard_pieces(images, _metadata(path, part)), still_wanted)
 
 
 def seal(
@@ -144,27 +143,39 @@ class Part:
         return self.layout.shards(self.rows)
 
     def read(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
-        """Rows start..stop-1 as uint8 (stop - start, H, W, 3).
+        """Rows start..stop-1 as uint8 (stop - start, H, W, 3): see `read_into`."""
+        images = np.empty((max(stop - start, 0), *self.size, 3), dtype=np.uint8)  # (n, H, W, 3)
+        self.read_into(images, start, stop)
+        return images
 
-        Whole chunks are read and cut in NumPy, so reads along chunks waste nothing. Raises DamageError
-        where a chunk is damaged or missing.
+    def read_into(self, out: npt.NDArray[np.uint8], start: int, stop: int) -> ReadSeconds:
+        """Rows start..stop-1 into out, uint8 (stop - start, H, W, 3), C-contiguous; returns where the time went.
+
+        Whole chunks are read, so reads along chunks waste nothing. Raises DamageError where a chunk is damaged or
+        missing.
         """
         if not 0 <= start <= stop <= self.rows:
             raise IndexError(f"expected rows within 0..{self.rows} of {self.name}, found {start}..{stop}")
-        if start == stop:
-            return np.empty((0, *self.size, 3), dtype=np.uint8)
-        first = start // self.chunk_rows * self.chunk_rows
-        last = min(-(-stop // self.chunk_rows) * self.chunk_rows, self.rows)
+        read = decode = 0.0
+        for first in range(start // self.chunk_rows * self.chunk_rows, stop, self.chunk_rows):
+            last = min(first + self.chunk_rows, self.rows)
+            begin, end = max(first, start), min(last, stop)  # the rows of this chunk that are wanted
+            if begin == first:
+                seconds = self._read_chunk(first, last, out[begin - start : end - start])
+            else:
+                head = np.empty((end - first, *self.size, 3), np.uint8)  # (n, H, W, 3), from the chunk's first row on
+                seconds = self._read_chunk(first, last, head)
+                out[begin - start : end - start] = head[begin - first :]
+            read, decode = read + seconds.read, decode + seconds.decode
+        return ReadSeconds(read, decode)
+
+    def _read_chunk(self, first: int, last: int, out: npt.NDArray[np.uint8]) -> ReadSeconds:
+        """The first rows of the chunk of rows first..last-1 into out (n, H, W, 3)."""
+        shard, row = divmod(first, self.layout.shard_rows)
         try:
-            images = np.asarray(self._images[first:last])  # (n, H, W, 3)
-            # After the read: what is there now was there then. zarr reads what is missing as black.
-            self._check_present(first, last)
+            return self._reader.read(shard_file(self.path, self.name, shard), row // self.chunk_rows, out)
         except Exception as error:
-            if last - first > self.chunk_rows:  # which of the chunks was it?
-                for row in range(first, last, self.chunk_rows):
-                    self.read(row, min(row + self.chunk_rows, last))
             raise self._damage("images", first, last, error) from error
-        return images[start - first : stop - first]
 
     def read_column(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
         """Rows start..stop-1 of 'labels' or 'paths'. Raises DamageError."""
@@ -198,20 +209,8 @@ class Part:
         return [str(path) for path in self.read_column("paths", 0, self.rows)]
 
     @cached_property
-    def _images(self) -> zarr.Array[Any]:
-        return _open_array(self.path, self.name, "images", "r")
-
-    def _check_present(self, first: int, last: int) -> None:
-        """Raise if a chunk of rows first..last-1 is not in its shard's index."""
-        per_shard = self.layout.shard_rows // self.chunk_rows
-        chunks = range(first // self.chunk_rows, -(-last // self.chunk_rows))
-        for shard in range(chunks[0] // per_shard, chunks[-1] // per_shard + 1):
-            with shard_file(self.path, self.name, shard).open("rb") as file:
-                file.seek(-(INDEX_ENTRY_BYTES * per_shard + CHECKSUM_BYTES), os.SEEK_END)
-                index = np.frombuffer(file.read(INDEX_ENTRY_BYTES * per_shard), dtype="<u8").reshape(per_shard, 2)
-            for chunk in chunks:
-                if chunk // per_shard == shard and index[chunk % per_shard, 0] == ABSENT:
-                    raise ValueError("missing in its shard")
+    def _reader(self) -> ShardReader:
+        return ShardReader.of(_metadata(self.path, self.name))
 
     def _column_file(self, name: str, chunk: int) -> Path:
         return self.path / self.name / name / "c" / str(chunk)
@@ -298,6 +297,7 @@ def open_part(path: Path, part: str, attributes: Attributes) -> Part:
         cut = Layout(images.chunks[0], _shard_rows(images))
         if cut.shard_rows % cut.chunk_rows or images.chunks[1:] != expected:
             raise ValueError(f"chunks of {images.chunks} in shards of {images.shards}")
+        ShardReader.of(_metadata(path, part))
     except Exception as error:
         raise DatasetError(
             f"expected whole metadata, found {error} in {path / part}: it is damaged, build the dataset again"
@@ -318,6 +318,12 @@ def _check_columns(part: Part) -> None:
                 f"expected whole metadata, found {error} in {part.path / part.name}: it is damaged, build the"
                 " dataset again with --overwrite"
             ) from error
+
+
+def _metadata(path: Path, part: str) -> dict[str, Any]:
+    """What zarr.json says of the images of a part."""
+    found: dict[str, Any] = json.loads((path / part / "images" / "zarr.json").read_bytes())
+    return found
 
 
 def _open_array(path: Path, part: str, name: str, mode: Any) -> zarr.Array[Any]:

@@ -106,7 +106,7 @@ def test_verify_names_each_damage_and_exits_with_1(logpose: Logpose, dataset: Pa
     damaged = [line for line in outcome.out.splitlines() if line.startswith("damaged: ")]
     assert len(damaged) == 1
     assert f"train images, chunk 0 in {shard}, rows 0..47 (" in damaged[0]
-    assert " and 46 more): Stored and computed checksum do not match" in damaged[0]
+    assert " and 46 more): the checksum of the chunk does not match" in damaged[0]
     with (tmp_path / "damage.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows] == Dataset.open(broken).train.paths

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.plan import EpochPlan, permutation
+from pipeline.plan import EpochPlan, permutation, share
+from pipeline.shuffle import epoch_order
 
 PLANS = st.builds(
     EpochPlan,
@@ -18,6 +19,8 @@ PLANS = st.builds(
     epoch=st.integers(0, 1000),
     shuffle=st.booleans(),
 )
+
+ORDER = [[1, 2, 9, 6, 7, 3, 11, 4, 5, 0, 8, 10], [19, 20, 16, 13, 21, 17, 15, 18, 14, 12]]
 
 
 @given(st.integers(0, 500), st.lists(st.integers(-(2**40), 2**64), max_size=3))
@@ -48,12 +51,43 @@ def test_an_epoch_has_each_row_once(plan: EpochPlan) -> None:
     assert sorted(rows) == list(range(plan.part_rows))
     if not plan.shuffle:
         assert rows.tolist() == list(range(plan.part_rows))
+    sizes = [len(window.chunks) for window in windows]
+    assert not plan.shuffle or max(sizes) - min(sizes) <= 1, "no window is a mere rest"
     for index, window in enumerate(windows):
         assert len(window.chunks) <= plan.window_chunks
-        laid = np.concatenate([np.arange(*chunk) for chunk in window.chunks])
-        np.testing.assert_array_equal(laid[window.order], window.rows)
+        for chunk, places in zip(window.chunks, window.places, strict=True):
+            np.testing.assert_array_equal(window.rows[places], np.arange(*chunk))
         start = plan.window_starts[index]
         assert plan.window_at(start) == plan.window_at(start + len(window.rows) - 1) == index
+
+
+def test_an_order_is_the_same_for_good() -> None:
+    # Written down once, like the permutation.
+    plan = EpochPlan(part_rows=22, chunk_rows=4, window_chunks=3, seed=7, epoch=3, shuffle=True)
+    assert [plan.window(index).rows.tolist() for index in range(plan.windows)] == ORDER
+
+
+@given(st.integers(0, 10_000), st.integers(1, 64))
+def test_the_shares_of_all_ranks_are_the_batch(size: int, world_size: int) -> None:
+    shares = [share(size, rank, world_size) for rank in range(world_size)]
+    assert [row for start, stop in shares for row in range(start, stop)] == list(range(size))
+    lengths = {stop - start for start, stop in shares}
+    assert max(lengths) - min(lengths) <= 1
+
+
+@given(
+    st.integers(1, 400), st.integers(1, 20), st.integers(1, 8), st.integers(1, 90), st.sampled_from([1, 2, 3, 4, 8]),
+    st.integers(0, 99),
+)  # fmt: skip
+def test_global_batches_are_the_same_for_any_number_of_ranks(
+    part_rows: int, chunk_rows: int, window_chunks: int, batch: int, world_size: int, seed: int
+) -> None:
+    order = epoch_order(EpochPlan(part_rows, chunk_rows, window_chunks, seed, 0, True))  # (N,)
+    assert sorted(order) == list(range(part_rows))
+    for start in range(0, part_rows, batch):
+        rows = order[start : start + batch]  # (B,)
+        shares = [rows[slice(*share(len(rows), rank, world_size))] for rank in range(world_size)]
+        np.testing.assert_array_equal(np.concatenate(shares), rows)
 
 
 @pytest.mark.parametrize("chunk_rows", [4, 64])

@@ -147,7 +147,7 @@ def test_damage_is_named_with_chunk_and_rows(dataset: Dataset) -> None:
     (dataset.path / "val" / "labels" / "c" / "0").unlink()
     calls: list[tuple[int, int]] = []
     report = verify_dataset(dataset.path, lambda *call: calls.append(call))
-    checksum = "Stored and computed checksum do not match"
+    checksum = "the checksum of the chunk does not match"
     paths, third = dataset.train.paths, shard_file(dataset.path, "train", 2)
     assert report.damage == (
         Damage("train", "images", 3, (12, 16), second, checksum, tuple(paths[12:16])),

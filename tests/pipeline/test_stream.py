@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import stream
+from pipeline import plan
 from pipeline.build import BuildReport
 from pipeline.errors import DamageError, OptionError
 from pipeline.store import Dataset, Part, shard_file
@@ -29,9 +29,15 @@ def part(seventy: Dataset) -> Part:
     return seventy.train
 
 
+def set_window(patch: pytest.MonkeyPatch, chunks: int) -> None:
+    """Windows of so many chunks of 4 rows."""
+    for name in ("WINDOW_BYTES", "UNSHUFFLED_BYTES"):
+        patch.setattr(plan, name, chunks * 4 * SIZE[0] * SIZE[1] * 3)
+
+
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "WINDOW_BYTES", 3 * 4 * SIZE[0] * SIZE[1] * 3)
+    set_window(monkeypatch, 3)
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +61,7 @@ def test_every_row_comes_once_with_its_picture(
 ) -> None:
     everything = part.read(0, ROWS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "WINDOW_BYTES", window * 4 * SIZE[0] * SIZE[1] * 3)
+        set_window(patch, window)
         batches = BatchStream(part, batch_size, seed=seed, shuffle=shuffle, workers=workers)
     seen: list[int] = []
     sizes = []
@@ -85,8 +91,8 @@ def test_from_any_step_on_the_same_batches(part: Part, batch_size: int, shuffle:
 
 def test_starting_late_reads_nothing_before(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[int] = []
-    read = Part.read
-    monkeypatch.setattr(Part, "read", lambda self, a, b: reads.append(a) or read(self, a, b))
+    read = Part.read_into
+    monkeypatch.setattr(Part, "read_into", lambda self, out, a, b: reads.append(a) or read(self, out, a, b))
     batches = BatchStream(part, 10, seed=0)
     next(batches.epoch(0, 6))
     assert len(reads) <= 6, "two windows of three chunks at most"
@@ -100,8 +106,13 @@ def test_orders_differ_by_epoch_and_seed_and_repeat(part: Part) -> None:
 
 def test_buffers_are_reused(part: Part) -> None:
     batches = BatchStream(part, 10, seed=0)
-    memory = {batch.images.__array_interface__["data"][0] for e in range(3) for batch in batches.epoch(e)}
-    assert len(memory) == 1
+    buffers = batches._allocate()
+    batches._spare = buffers
+    own = [*buffers.windows, buffers.batch]
+    for epoch in range(3):
+        for batch in batches.epoch(epoch):
+            assert any(np.shares_memory(batch.images, memory) for memory in own)
+    assert batches._spare is buffers
 
 
 def test_two_epochs_at_a_time_do_not_disturb_each_other(part: Part) -> None:
@@ -113,22 +124,53 @@ def test_two_epochs_at_a_time_do_not_disturb_each_other(part: Part) -> None:
         np.testing.assert_array_equal(first.images, everything[first.rows])
 
 
-def test_never_the_whole_set_in_memory(part: Part) -> None:
-    batches = BatchStream(part, 4, seed=0)
-    row = SIZE[0] * SIZE[1] * 3
+@pytest.mark.parametrize(("megabytes", "depth"), [(None, 2), (0.02, 3), (0.1, 4)])
+def test_never_more_in_memory_than_the_budget(part: Part, megabytes: float | None, depth: int) -> None:
+    budget = None if megabytes is None else int(megabytes * 1e6)
+    batches = BatchStream(part, 4, seed=0, ram_budget=budget)
+    assert batches.depth == depth
+    assert budget is None or batches.ram_bytes <= budget
     buffers = batches._allocate()
-    held = sum(window.nbytes for window in buffers.windows) + buffers.images.nbytes
-    assert held == (2 * 12 + 4) * row < ROWS * row
+    held = sum(pixels.nbytes for pixels in (*buffers.windows, buffers.batch, *buffers.scratch))
+    assert held <= batches.ram_bytes
+    assert sum(window.nbytes for window in buffers.windows) == depth * 12 * SIZE[0] * SIZE[1] * 3
+
+
+def test_a_budget_for_less_than_a_window_is_refused(part: Part) -> None:
+    with pytest.raises(OptionError, match=r"at least 1 MB for train of .* in batches of 4, found 0 MB:"):
+        BatchStream(part, 4, seed=0, ram_budget=1000)
+
+
+@pytest.mark.parametrize("batch_size", [7, 12, 35, 100])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
+def test_ranks_share_each_batch_whatever_their_threads_and_buffers(
+    part: Part, batch_size: int, world_size: int
+) -> None:
+    alone = rows_of(BatchStream(part, batch_size, seed=1).epoch(2))
+    everything = part.read(0, ROWS)
+    shares = [
+        BatchStream(
+            part, batch_size, seed=1, rank=rank, world_size=world_size,
+            workers=1 + rank % 3, ram_budget=100_000 * (1 + rank),
+        ).epoch(2)
+        for rank in range(world_size)
+    ]  # fmt: skip
+    for step, batches in enumerate(zip(*shares, strict=True)):
+        assert [row for batch in batches for row in batch.rows.tolist()] == alone[step]
+        for batch in batches:
+            assert batch.global_rows == len(alone[step])
+            np.testing.assert_array_equal(batch.images, everything[batch.rows])
+            np.testing.assert_array_equal(batch.labels, part.labels[batch.rows])
 
 
 def test_waiting_is_counted(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = Part.read
-    monkeypatch.setattr(Part, "read", lambda self, a, b: time.sleep(0.02) or read(self, a, b))
+    read = Part.read_into
+    monkeypatch.setattr(Part, "read_into", lambda self, *its: time.sleep(0.02) or read(self, *its))
     batches = BatchStream(part, 35, seed=0, workers=1)
     began = time.perf_counter()
     for _ in batches.epoch(0):
         pass
-    assert 0.1 < batches.wait_seconds <= time.perf_counter() - began
+    assert 0.1 < batches.times.wait <= time.perf_counter() - began
 
 
 # Ends
@@ -140,8 +182,8 @@ def test_leaving_early_frees_everything_at_once(
     part: Part, how: str, reader: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if reader == "reading":
-        read = Part.read
-        monkeypatch.setattr(Part, "read", lambda self, a, b: time.sleep(0.01) or read(self, a, b))
+        read = Part.read_into
+        monkeypatch.setattr(Part, "read_into", lambda self, *its: time.sleep(0.01) or read(self, *its))
     batches = BatchStream(part, 5, seed=0)
     epoch = batches.epoch(0)
     next(epoch)
@@ -173,14 +215,14 @@ def test_an_epoch_that_is_never_begun_costs_nothing(part: Part) -> None:
 def test_what_goes_wrong_in_reading_reaches_the_consumer(
     part: Part, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = Part.read
+    read = Part.read_into
 
-    def fail(self: Part, start: int, stop: int) -> object:
+    def fail(self: Part, out: np.ndarray, start: int, stop: int) -> object:
         if start == 40:
             raise SystemExit("the disk has gone")  # not even an Exception
-        return read(self, start, stop)
+        return read(self, out, start, stop)
 
-    monkeypatch.setattr(Part, "read", fail)
+    monkeypatch.setattr(Part, "read_into", fail)
     batches = BatchStream(part, 5, seed=0, shuffle=False, workers=workers)
     seen = []
     with pytest.raises(SystemExit, match="the disk has gone"):

@@ -1,0 +1,87 @@
+"""How well an epoch shuffles, and that the measure of it can tell."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.plan import WINDOW_BYTES, EpochPlan, window_chunks
+from pipeline.shuffle import compare, epoch_order, runs_of
+
+ROW_BYTES = 128 * 128 * 3
+CHUNK_ROWS = 16
+ROWS = 60_000  # 2.9 GB
+
+
+@given(st.lists(st.integers(0, 3), max_size=60))
+def test_runs_are_counted_as_by_hand(values: list[int]) -> None:
+    lengths: list[int] = []
+    for place, value in enumerate(values):
+        if place and value == values[place - 1]:
+            lengths[-1] += 1
+        else:
+            lengths.append(1)
+    found = runs_of(np.array(values, dtype=np.int64))
+    assert found.neighbours == len(values) - len(lengths)
+    assert found.longest == max(lengths, default=0)
+    assert found.mean == pytest.approx(len(values) / len(lengths) if lengths else 0)
+
+
+def plan_of(seed: int, epoch: int) -> EpochPlan:
+    """An epoch over 60,000 pictures of 128 px, as the stream would have it."""
+    return EpochPlan(ROWS, CHUNK_ROWS, window_chunks(ROWS, CHUNK_ROWS, ROW_BYTES, True), seed, epoch, True)
+
+
+def test_two_windows_are_less_than_a_twentieth_of_such_a_part() -> None:
+    plan = plan_of(0, 0)
+    held = max(len(plan.window(index).rows) for index in range(plan.windows))
+    assert 2 * held * ROW_BYTES <= 2 * WINDOW_BYTES < 0.05 * ROWS * ROW_BYTES
+
+
+@pytest.mark.parametrize("stored", ["at random", "sorted by class"])
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_an_epoch_is_shuffled_as_a_true_permutation_is(stored: str, epoch: int) -> None:
+    """Build stores rows at random; even rows that lie sorted by class come in an order without a trace of it."""
+    order = epoch_order(plan_of(0, epoch))  # (N,)
+    np.testing.assert_array_equal(np.sort(order), np.arange(ROWS))
+    labels = np.arange(ROWS) * 10 // ROWS  # (N,)
+    if stored == "at random":
+        labels = np.random.default_rng(3).permutation(labels)
+    for values in (np.arange(ROWS) // CHUNK_ROWS, labels):
+        seen = compare(values, order)
+        assert seen.within, f"{seen.found.neighbours} not in {seen.low.neighbours}..{seen.high.neighbours}"
+        assert seen.longest_within, f"{seen.found.longest} not in {seen.low.longest}..{seen.high.longest}"
+
+
+def test_any_two_rows_are_neighbours_as_often_as_in_a_permutation() -> None:
+    """Counted over many epochs of a small part of 100 chunks, 25 a window."""
+    rows, epochs = 400, 300
+    counts = np.zeros((rows, rows))
+    for epoch in range(epochs):
+        order = epoch_order(EpochPlan(rows, 4, 25, 0, epoch, True))
+        np.add.at(counts, (order[:-1], order[1:]), 1)
+    expected = epochs / rows  # of each ordered pair
+    chunk = np.arange(rows) // 4
+    same = (chunk[:, None] == chunk) & ~np.eye(rows, dtype=bool)
+    assert counts[same].mean() == pytest.approx(expected, rel=0.12)
+    assert counts[chunk[:, None] != chunk].mean() == pytest.approx(expected, rel=0.01)
+
+
+def test_the_measure_sees_a_poor_shuffle() -> None:
+    order = epoch_order(EpochPlan(ROWS, CHUNK_ROWS, 85, 0, 0, False))
+    labels = np.arange(ROWS) * 10 // ROWS
+    for values in (np.arange(ROWS) // CHUNK_ROWS, labels):
+        seen = compare(values, order, permutations=20)
+        assert not seen.within and not seen.longest_within
+    # Shuffled within windows of chunks, but chunk-mates not kept apart: the usual way, and visible.
+    generator = np.random.default_rng(0)
+    chunks = generator.permutation(ROWS // CHUNK_ROWS)
+    usual = np.concatenate(
+        [
+            generator.permutation((block[:, None] * CHUNK_ROWS + np.arange(CHUNK_ROWS)).ravel())
+            for block in np.array_split(chunks, 45)
+        ]
+    )
+    assert not compare(np.arange(ROWS) // CHUNK_ROWS, usual, permutations=20).within
