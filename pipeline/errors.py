@@ -6,9 +6,9 @@
     ├── DatasetError          the dataset is absent, unsealed, of another version, or damaged
     │   └── DamageError       a chunk of it is damaged or missing; carries the `Damage`
     ├── OutputExistsError     the place to write to is taken
-    ├── BusyError             another build is at work on the same dataset
+    ├── BusyError             another process is at work on the same output
     ├── OptionError           an option out of its range
-    └── BuildError            exit code 1: the input was fine, the work failed (disk full, …)
+    └── BuildError            exit code 1: the input was fine, the work failed (disk full, workers gone, …)
         └── TooManyFailures   more unreadable pictures than the caller allows
 
 Each message is one line: what was expected, what was found, where, and what to do.
@@ -123,7 +123,7 @@ class OutputExistsError(PipelineError):
 
 
 class BusyError(PipelineError):
-    """Another process is building the same dataset."""
+    """Another process is at work on the same output."""
 
 
 class OptionError(PipelineError):

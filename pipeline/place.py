@@ -49,17 +49,24 @@ def check_place(root: Path, dest: Path) -> None:
 
 @contextmanager
 def alone_at(dest: Path) -> Iterator[None]:
-    """Be the only build of this dataset while the block runs; the system lets go of the lock if we are killed.
-
-    Makes the folder. Raises BusyError where another build is at it.
-    """
+    """Be the only build of this dataset while the block runs. Makes the folder. Raises BusyError."""
     dest.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(dest / LOCK_FILE, blocking=False)
+    with only_one(dest / LOCK_FILE, f"build of {dest}"):
+        yield
+
+
+@contextmanager
+def only_one(lock_file: Path, what: str) -> Iterator[None]:
+    """Hold a lock while the block runs; the system lets go of it if we are killed.
+
+    what  'build of …': for the BusyError that is raised where another process holds it
+    """
+    lock = FileLock(lock_file, blocking=False)
     try:
         lock.acquire()
     except Timeout:
         raise BusyError(
-            f"expected to be the only build of {dest}, found another one at work on it: wait until it has"
+            f"expected to be the only {what}, found another one at work on it: wait until it has"
             " finished, or choose another place"
         ) from None
     try:
@@ -67,7 +74,7 @@ def alone_at(dest: Path) -> Iterator[None]:
     finally:
         # While we still hold it. Who waits for nothing, as all of us do, cannot be left with a file that is gone.
         with suppress(OSError):  # Windows deletes no file that is open: there it stays
-            (dest / LOCK_FILE).unlink()
+            lock_file.unlink()
         lock.release()
 
 

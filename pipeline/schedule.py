@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
-from typing import Any
 
 import dask
 
-from pipeline.errors import BuildError, OptionError
+from pipeline.cluster import Cluster
 from pipeline.journal import ShardResult
 from pipeline.shards import ShardJob, run_shard
 from pipeline.tally import Tally
 
 POLL_SECONDS = 0.1  # how often the caller looks up while the tasks work
-PATIENCE_SECONDS = 30.0  # how long a cluster may be without any worker, as when one is being started again
-TASKS_PER_THREAD = 2  # on a cluster at a time: one to work on, one to go on with
 
 Results = Generator[ShardResult | None, None, None]
 
@@ -65,96 +62,19 @@ def run_on_threads(jobs: Sequence[ShardJob], workers: int, tally: Tally) -> Resu
 def run_on_cluster(jobs: Sequence[ShardJob], address: str) -> Results:
     """Run the jobs on a Dask cluster whose workers see the same file system.
 
-    Only so many are handed out at a time as keep all workers busy. A worker that vanishes has its tasks
-    done by another. Raises BuildError where none is left, or a task fails on several.
+    A worker that vanishes has its tasks done by another. Raises BuildError where none is left, or a task
+    fails on several.
     """
-    client = connect(address)
-    waiting = [replace(job, dataset=job.dataset.resolve(), root=job.root.resolve()) for job in reversed(jobs)]
     finished: queue.SimpleQueue[ShardResult | BaseException] = queue.SimpleQueue()
-    running: set[Any] = set()
-    watch = _Watch(client, address)
-
-    def collect(future: Any) -> None:
-        try:
-            finished.put(future.result())
-        except BaseException as error:
-            finished.put(error)
-        running.discard(future)
-
-    try:
-        missing = len(jobs)
+    waiting = [replace(job, dataset=job.dataset.resolve(), root=job.root.resolve()) for job in reversed(jobs)]
+    missing = len(jobs)
+    with closing(Cluster(address, finished)) as cluster:
         while missing:
-            while waiting and len(running) < TASKS_PER_THREAD * watch.threads():
-                future = client.submit(run_shard, waiting.pop(), pure=False)
-                running.add(future)
-                future.add_done_callback(collect)
-            try:
-                result = _next(finished)
-            except Exception as error:
-                if type(error).__module__.split(".")[0] != "distributed":
-                    raise  # the work itself failed, as when the disk is full
-                raise BuildError(
-                    f"expected the workers of {address} to finish the shards, found one that took several of them"
-                    f" down, or the connection lost ({type(error).__name__}): look at the workers' logs and"
-                    " memory, then run the same build again, it goes on where it stopped"
-                ) from error
+            while cluster.has_room() and waiting:
+                cluster.submit(run_shard, waiting.pop())
+            result = _next(finished)
             missing -= result is not None
             yield result
-    finally:
-        client.cancel(list(running))
-        client.close()
-
-
-def connect(address: str) -> Any:
-    """A client of the Dask scheduler at this address. Raises OptionError where there is none."""
-    try:
-        from dask.distributed import Client
-    except ImportError as error:
-        raise OptionError(
-            "expected the package distributed for --scheduler, found it is not installed: run"
-            " \"pip install 'logpose[cluster]'\", or leave out --scheduler"
-        ) from error
-    try:
-        return Client(address, timeout=10, set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise OptionError(
-            f"expected a Dask scheduler at {address}, found none ({error}): start one with"
-            " 'dask scheduler', or leave out --scheduler"
-        ) from error
-
-
-class _Watch:
-    """How many threads a cluster has, asked once a second."""
-
-    def __init__(self, client: Any, address: str) -> None:
-        self._client = client
-        self._address = address
-        self._threads = 0
-        self._asked = 0.0
-        self._alive = time.monotonic()
-
-    def threads(self) -> int:
-        """Threads of all workers. Raises BuildError where there has been none for PATIENCE_SECONDS."""
-        now = time.monotonic()
-        if now - self._asked >= 1.0:
-            self._asked = now
-            self._threads = self._count()
-        if self._threads:
-            self._alive = now
-        elif now - self._alive > PATIENCE_SECONDS:
-            raise BuildError(
-                f"expected workers at {self._address}, found none for {PATIENCE_SECONDS:.0f} s: start some with"
-                f" 'dask worker {self._address}' and run the same build again, it goes on where it stopped"
-            )
-        return self._threads
-
-    def _count(self) -> int:
-        if self._client.status != "running":
-            return 0
-        try:
-            return sum(self._client.nthreads().values())
-        except (OSError, RuntimeError, ValueError):  # it went away while we asked
-            return 0
 
 
 def _next(finished: queue.SimpleQueue[ShardResult | BaseException]) -> ShardResult | None:

@@ -1,22 +1,28 @@
-"""Builds on a Dask cluster: a scheduler and two workers, processes of their own on this machine."""
+"""Builds, and results in order, on a Dask cluster: a scheduler and two workers, processes of their own here."""
 
 from __future__ import annotations
 
 import json
+import logging
+import queue
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import count
+from logging.handlers import QueueHandler
 from pathlib import Path
 
 import pytest
 
+from pipeline import cluster as clusters
 from pipeline import schedule
 from pipeline.build import BuildReport
 from pipeline.errors import BuildError, OptionError
 from pipeline.journal import FOLDER
+from pipeline.ordered import AHEAD_PER_THREAD, in_order_on_cluster
 from pipeline.store import Dataset
 from pipeline.verify import verify_dataset
 
@@ -43,7 +49,7 @@ class Cluster:
         self._file = folder / "scheduler.json"
         (folder / "slow.py").write_text(SLOW)
         self.workers: list[subprocess.Popen[bytes]] = []
-        self._scheduler = self._start("scheduler", "--host", "127.0.0.1", "--port", "0")
+        self.scheduler = self._start("scheduler", "--host", "127.0.0.1", "--port", "0")
         wait_for(self._file.exists, "the scheduler")
         wait_for(lambda: bool(self._file.read_text()), "the scheduler's address")
         self.address: str = json.loads(self._file.read_text())["address"]
@@ -52,8 +58,13 @@ class Cluster:
         preload = ("--preload", str(self._folder / "slow.py"), "--local-directory", str(self._folder))
         self.workers.append(self._start("worker", "--nthreads", "1", "--no-nanny", *preload))
 
+    def wait_for_workers(self) -> None:
+        client = clusters.connect(self.address)
+        wait_for(lambda: len(client.nthreads()) == len(self.workers), "the workers")
+        client.close()
+
     def close(self) -> None:
-        for process in (*self.workers, self._scheduler):
+        for process in (*self.workers, self.scheduler):
             process.kill()
             process.communicate(timeout=60)
 
@@ -69,10 +80,33 @@ def wait_for(happened: Callable[[], bool], what: str) -> None:
         time.sleep(0.01)
 
 
+@pytest.fixture(autouse=True)
+def no_hang() -> Iterator[None]:
+    def give_up(*_: object) -> None:
+        raise TimeoutError("the consumer hangs")
+
+    signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+
+
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     started = Cluster(tmp_path)
     yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A scheduler and two workers, all of which should still be there in the end."""
+    started = Cluster(tmp_path_factory.mktemp("pair"))
+    started.add_worker()
+    started.add_worker()
+    started.wait_for_workers()
+    yield started
+    assert all(worker.poll() is None for worker in started.workers)
     started.close()
 
 
@@ -105,7 +139,7 @@ def test_a_cluster_without_workers_is_an_error_and_a_rerun_goes_on(
     cluster: Cluster, pictures: Pictures, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, dest = pictures(a=20, b=20), tmp_path / "cluster.zarr"
-    monkeypatch.setattr(schedule, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(clusters, "PATIENCE_SECONDS", 0.5)
     with pytest.raises(BuildError, match=r"found none for 0 s: start some with 'dask worker tcp://") as caught:
         build(root, dest, scheduler=cluster.address)
     assert caught.value.exit_code == 1
@@ -117,3 +151,161 @@ def test_a_cluster_without_workers_is_an_error_and_a_rerun_goes_on(
 def test_no_scheduler_there(pictures: Pictures, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OptionError, match=r"expected a Dask scheduler at nonsense://x, found none .*'dask scheduler'"):
         build(pictures(a=3, b=3), scheduler="nonsense://x")
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_build_whose_last_tasks_lose_their_worker_does_not_wait_for_ever(
+    cluster: Cluster, pictures: Pictures, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill_worker(_: object) -> None:
+        import os
+        import signal
+
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    cluster.add_worker()
+    cluster.wait_for_workers()
+    monkeypatch.setattr(clusters, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(clusters, "ASK_SECONDS", 0.1)
+    monkeypatch.setattr(schedule, "run_shard", kill_worker)
+    with pytest.raises(BuildError, match=r"expected workers at tcp://.*, found none for 0 s"):
+        build(pictures(a=3, b=3), scheduler=cluster.address)
+
+
+# In order -------------------------------------------------------------------------------------------------
+
+
+def test_results_come_in_the_order_of_the_items(pair: Cluster) -> None:
+    def later_is_quicker(number: int) -> int | None:
+        time.sleep((7 - number % 8) * 0.004)
+        return number if number % 3 else None
+
+    results = list(in_order_on_cluster(later_is_quicker, range(40), pair.address))
+    assert results == [number if number % 3 else None for number in range(40)]
+    assert list(in_order_on_cluster(later_is_quicker, [], pair.address)) == []
+
+
+def test_one_slow_task_holds_up_the_taking_of_items_and_the_cluster_keeps_no_results(
+    pair: Cluster, tmp_path: Path
+) -> None:
+    taken: list[int] = []
+    most = AHEAD_PER_THREAD * 2
+
+    def work(number: int) -> int:
+        deadline = time.monotonic() + 60
+        while number == 0 and not (tmp_path / "go on").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        (tmp_path / str(number)).touch()
+        return number
+
+    def items() -> Iterator[int]:
+        for number in count():
+            taken.append(number)
+            yield number
+
+    def let_go() -> None:
+        wait_for(lambda: (tmp_path / str(most - 1)).exists(), "the others")
+        time.sleep(0.3)  # time to take more than it should
+        (tmp_path / "go on").touch()
+
+    results = in_order_on_cluster(work, items(), pair.address)
+    helper = threading.Thread(target=let_go, daemon=True)
+    helper.start()
+    assert next(results) == 0
+    helper.join()
+    assert taken == list(range(most))
+    assert [next(results) for _ in range(20)] == list(range(1, 21))
+    client = clusters.connect(pair.address)
+    wait_for(lambda: client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)) == 0, "a flat memory")
+    client.close()
+    results.close()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "no space left"), SystemExit(3)])
+def test_what_a_task_raises_comes_as_it_is(pair: Cluster, error: BaseException) -> None:
+    def work(number: int) -> int:
+        if number == 5:
+            raise error
+        return number
+
+    with pytest.raises(type(error)) as caught:
+        list(in_order_on_cluster(work, count(), pair.address))
+    assert caught.value.args == error.args
+
+
+def test_what_the_items_raise_stops_the_tasks(pair: Cluster, tmp_path: Path) -> None:
+    def items() -> Iterator[int]:
+        yield from range(3)  # one more than there are threads
+        raise LookupError("no more of them")
+
+    def work(number: int) -> None:
+        time.sleep(0.2)
+        (tmp_path / str(number)).touch()
+
+    with pytest.raises(LookupError, match="no more of them"):
+        list(in_order_on_cluster(work, items(), pair.address))
+    list(in_order_on_cluster(work, [8, 9], pair.address))  # whatever was still to be done is done before these
+    assert not (tmp_path / "2").exists()
+
+
+def test_leaving_early_cancels_what_has_not_begun(pair: Cluster, tmp_path: Path) -> None:
+    def work(number: int) -> int:
+        time.sleep(0.1)
+        (tmp_path / str(number)).touch()
+        return number
+
+    for number in in_order_on_cluster(work, count(), pair.address):
+        assert number == 0
+        break
+    list(in_order_on_cluster(work, [50, 51], pair.address))
+    assert not (tmp_path / "4").exists()
+
+
+def test_a_worker_that_vanishes_costs_no_result_but_the_last_one_is_missed(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(number: int) -> int:
+        time.sleep(0.02 if number < 60 else 60)
+        return number
+
+    monkeypatch.setattr(clusters, "ASK_SECONDS", 0.1)
+    cluster.add_worker()
+    cluster.add_worker()
+    cluster.wait_for_workers()
+    results = in_order_on_cluster(work, range(61), cluster.address)
+    first = [next(results) for _ in range(10)]
+    cluster.workers[0].send_signal(signal.SIGKILL)
+    assert [*first, *(next(results) for _ in range(50))] == list(range(60))
+    assert cluster.workers[0].wait(timeout=60) == -signal.SIGKILL
+
+    # Nothing is left to hand out: the cluster has to be asked all the same.
+    monkeypatch.setattr(clusters, "PATIENCE_SECONDS", 0.5)
+    cluster.workers[1].send_signal(signal.SIGKILL)
+    with pytest.raises(
+        BuildError, match=r"found none for 0 s: start some with 'dask worker tcp://.*run the same command again"
+    ) as caught:
+        next(results)
+    assert caught.value.exit_code == 1
+
+
+def test_no_scheduler_is_left(cluster: Cluster) -> None:
+    """One line for the user, and no log of Dask's with tracebacks."""
+
+    def items() -> Iterator[int]:
+        yield 0
+        yield 60
+        cluster.scheduler.kill()
+        yield 0
+
+    logged: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    handler = QueueHandler(logged)
+    cluster.add_worker()
+    cluster.wait_for_workers()
+    loggers = [logging.getLogger(name) for name in ("distributed", "distributed.client")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    with pytest.raises(BuildError, match=r"connection lost.*run the same command again, it goes on where it stopped"):
+        list(in_order_on_cluster(time.sleep, items(), cluster.address))
+    for logger in loggers:
+        logger.removeHandler(handler)
+    assert logged.empty()

@@ -1,0 +1,291 @@
+"""Results in the order of the items, computed by threads; test_cluster.py has the same on a cluster."""
+
+from __future__ import annotations
+
+import gc
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+
+import pytest
+
+from pipeline.errors import OptionError
+from pipeline.ordered import AHEAD_PER_THREAD, in_order_on_threads
+
+PATIENCE = 20  # a hang, not a slow machine
+
+
+@pytest.fixture(autouse=True)
+def no_hang_and_no_thread_is_left() -> Iterator[None]:
+    def give_up(*_: object) -> None:
+        raise TimeoutError("the consumer hangs")
+
+    signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(PATIENCE)
+    yield
+    signal.alarm(0)
+    gc.collect()
+    wait_for(lambda: not own_threads(), "the end of the threads")
+
+
+def own_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("logpose-")]
+
+
+def wait_for(happened: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not happened():
+        assert time.monotonic() < deadline, f"{what} did not come"
+        time.sleep(0.005)
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize("ahead", [None, 1, 3])
+def test_results_come_in_the_order_of_the_items(workers: int, ahead: int | None) -> None:
+    def later_is_quicker(number: int) -> int | None:
+        time.sleep((7 - number % 8) * 0.002)
+        return number if number % 3 else None  # None is a result like any other
+
+    results = list(in_order_on_threads(later_is_quicker, iter(range(30)), workers, ahead))
+    assert results == [number if number % 3 else None for number in range(30)]
+
+
+def test_no_items_no_results() -> None:
+    assert list(in_order_on_threads(square, [], 2)) == []
+
+
+def test_tasks_run_side_by_side_in_threads_of_ours() -> None:
+    meeting = threading.Barrier(3)
+
+    def meet(_: int) -> str:
+        meeting.wait(timeout=PATIENCE)
+        return threading.current_thread().name
+
+    names = list(in_order_on_threads(meet, range(3), 3))
+    assert len(set(names)) == 3
+    assert all(name.startswith("logpose-") for name in names)
+
+
+@pytest.mark.parametrize(("ahead", "most"), [(None, 2 * AHEAD_PER_THREAD), (5, 5)])
+def test_one_slow_task_holds_up_the_taking_of_items(ahead: int | None, most: int) -> None:
+    taken: list[int] = []
+    done: list[int] = []
+    go_on = threading.Event()
+
+    def work(number: int) -> int:
+        if number == 0:
+            assert go_on.wait(timeout=PATIENCE)
+        done.append(number)
+        return number
+
+    def items() -> Iterator[int]:
+        for number in range(40):
+            assert threading.current_thread() is threading.main_thread()
+            taken.append(number)
+            yield number
+
+    def let_go() -> None:
+        wait_for(lambda: len(done) >= most - 1, "the others")
+        time.sleep(0.3)  # time to take more than it should
+        go_on.set()
+
+    results = in_order_on_threads(work, items(), 2, ahead)
+    assert not taken, "expected nothing to be taken before the first result is asked for"
+    helper = threading.Thread(target=let_go)
+    helper.start()
+    assert next(results) == 0
+    helper.join()
+    assert taken == list(range(most))
+    assert list(results) == list(range(1, 40))
+
+
+def test_tasks_go_on_while_an_item_is_waited_for() -> None:
+    done = [threading.Event() for _ in range(6)]
+
+    def items() -> Iterator[int]:
+        yield 0
+        for number in range(1, 6):
+            assert done[number - 1].wait(timeout=PATIENCE), f"expected task {number - 1} to be done by now"
+            yield number
+
+    def work(number: int) -> int:
+        done[number].set()
+        return number
+
+    assert list(in_order_on_threads(work, items(), 1)) == list(range(6))
+
+
+class Oddity(BaseException):
+    """Nothing that an `except Exception` would catch."""
+
+
+@pytest.mark.parametrize("error", [OSError(28, "no space left"), SystemExit(3), Oddity("odd"), queue.Empty()])
+def test_what_a_task_raises_comes_at_once_and_stops_the_others(error: BaseException) -> None:
+    begun: list[int] = []
+    failed = threading.Event()
+
+    def work(number: int) -> int:
+        begun.append(number)
+        if number == 1:
+            failed.set()
+            raise error
+        assert failed.wait(timeout=PATIENCE)
+        time.sleep(0.01)
+        return number
+
+    with pytest.raises(type(error)) as caught:
+        # If the error came at its turn, or if the tasks ahead were not cancelled, all of these would begin.
+        list(in_order_on_threads(work, range(500), 2, ahead=500))
+    assert caught.value is error
+    assert len(begun) < 500
+    assert not own_threads()
+
+
+def test_an_error_does_not_wait_for_its_turn() -> None:
+    def work(number: int) -> int:
+        if number == 0:
+            time.sleep(0.5)  # the third task has long failed by then
+        elif number == 3:
+            raise ZeroDivisionError("task 3")
+        return number
+
+    with pytest.raises(ZeroDivisionError, match="task 3"):
+        next(in_order_on_threads(work, count(), 2))
+
+
+def test_an_error_ends_the_taking_of_items_though_there_is_room_for_more() -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in count():
+            taken.append(number)
+            yield number
+            time.sleep(0.001)
+
+    with pytest.raises(ZeroDivisionError):
+        next(in_order_on_threads(lambda number: 1 // number, items(), 1, ahead=1000))
+    assert len(taken) < 1000
+
+
+def test_what_the_items_raise_stops_the_tasks() -> None:
+    begun: list[int] = []
+
+    def items() -> Iterator[int]:
+        yield from range(200)
+        raise LookupError("no more of them")
+
+    def work(number: int) -> int:
+        begun.append(number)
+        time.sleep(0.01)
+        return number
+
+    with pytest.raises(LookupError, match="no more of them"):
+        list(in_order_on_threads(work, items(), 2, ahead=500))
+    assert len(begun) < 200
+    assert not own_threads()
+
+
+@pytest.mark.parametrize("how", ["close", "del", "break", "throw"])
+def test_leaving_early_cancels_what_has_not_begun(how: str) -> None:
+    begun: list[int] = []
+    ended: list[int] = []
+
+    def work(number: int) -> int:
+        begun.append(number)
+        time.sleep(0.01)
+        ended.append(number)
+        return number
+
+    results = in_order_on_threads(work, count(), 2, ahead=1000)
+    if how == "break":
+        for result in results:
+            assert result == 0
+            break
+    else:
+        assert next(results) == 0
+    if how == "throw":
+        with pytest.raises(ZeroDivisionError):
+            results.throw(ZeroDivisionError())
+    elif how == "close":
+        results.close()
+    else:
+        del results
+    assert not own_threads()
+    assert len(begun) < 1000
+    assert sorted(begun) == sorted(ended), "expected the tasks under way to be waited for"
+
+
+def test_a_generator_that_is_never_begun_costs_nothing() -> None:
+    results = in_order_on_threads(square, count(), 2)
+    assert not own_threads()
+    del results
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_the_garbage_collector_may_drop_it_in_one_of_its_own_threads() -> None:
+    collected = threading.Event()
+    dropped = threading.Event()
+
+    def work(number: int) -> int:
+        if number == 1:
+            assert dropped.wait(timeout=PATIENCE)
+            gc.collect()
+            collected.set()
+        return number
+
+    gc.disable()
+    try:
+        knot: list[object] = []
+        results = in_order_on_threads(work, count(), 2)
+        assert next(results) == 0
+        knot += [knot, results]
+        del knot, results
+        dropped.set()
+        assert collected.wait(timeout=PATIENCE)
+    finally:
+        gc.enable()
+
+
+def test_ctrl_c_interrupts_the_waiting_consumer() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def work(number: int) -> int:
+        begun.set()
+        assert go_on.wait(timeout=PATIENCE)
+        return number
+
+    def interrupt(*_: object) -> None:  # runs in the main thread, and only if its wait can be interrupted
+        go_on.set()
+        raise KeyboardInterrupt
+
+    def press() -> None:
+        assert begun.wait(timeout=PATIENCE)
+        time.sleep(0.2)  # for the consumer to be waiting
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    helper = threading.Thread(target=press)
+    helper.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            next(in_order_on_threads(work, count(), 2))
+    finally:
+        helper.join()
+        signal.signal(signal.SIGINT, before)
+    assert not own_threads()
+
+
+@pytest.mark.parametrize(
+    ("workers", "ahead", "expected"), [(0, None, "one worker, found 0"), (2, 0, "one task ahead, found 0")]
+)
+def test_numbers_out_of_range(workers: int, ahead: int | None, expected: str) -> None:
+    with pytest.raises(OptionError, match=f"expected at least {expected}"):
+        next(in_order_on_threads(square, [1], workers, ahead))
