@@ -80,21 +80,6 @@ def list_pictures(root: Path) -> Listing:
     return Listing(root, tuple(classes), tuple(pictures), tuple(skipped))
 
 
-def list_files(root: Path) -> list[Path]:
-    """List a tree of files, or the one file given, sorted by path; for classify, which needs no classes.
-
-    Hidden files and folders, and clutter, are left out. Raises ListingError if there is nothing.
-    """
-    root = Path(root)
-    if not root.is_dir() and os.path.lexists(root):
-        return [root]
-    _top(root)
-    paths = sorted(_walk(root, ""))
-    if not paths:
-        raise ListingError(f"expected a folder with pictures, found no file in {root}: check the path")
-    return [root / path for path in paths]
-
-
 def _top(root: Path) -> tuple[list[str], list[str]]:
     """The names of folders and of files directly in the root."""
     if not os.path.lexists(root):
@@ -104,19 +89,36 @@ def _top(root: Path) -> tuple[list[str], list[str]]:
     return _entries(root)
 
 
-def _entries(folder: Path) -> tuple[list[str], list[str]]:
-    folders: list[str] = []
-    files: list[str] = []
+def visible_entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """What is in a folder, as it comes, without what is hidden and without clutter.
+
+    Raises ListingError where the folder cannot be read.
+    """
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.startswith(".") or entry.name.lower() in CLUTTER:
-                    continue
-                (folders if entry.is_dir() else files).append(entry.name)
+                if not entry.name.startswith(".") and entry.name.lower() not in CLUTTER:
+                    yield entry
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         message = f"expected a folder that can be read, found {reason} at {folder}: check its rights"
         raise ListingError(message) from error
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether this is a folder or a link to one. A link that leads nowhere counts as a file: decoding will name it."""
+    try:
+        return entry.is_dir()
+    except OSError:  # as of a link to itself
+        return False
+
+
+def _entries(folder: Path) -> tuple[list[str], list[str]]:
+    """The names of folders and of files, each sorted."""
+    folders: list[str] = []
+    files: list[str] = []
+    for entry in visible_entries(folder):
+        (folders if is_folder(entry) else files).append(entry.name)
     return sorted(folders), sorted(files)
 
 

@@ -1,0 +1,255 @@
+"""Every file of a tree comes once, in the order of sorted paths, and in flat memory."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import tempfile
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pipeline import walk
+from pipeline.errors import ListingError
+from pipeline.walk import FoundFile, Spool, walk_files
+from tests.pipeline.test_listing import tree
+
+
+@contextmanager
+def failing_after(seconds: int) -> Iterator[None]:
+    """Fails a test that would hang."""
+
+    def fail(*_: object) -> None:
+        raise TimeoutError(f"the test has not ended in {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def names(root: Path, scratch: Path) -> list[str]:
+    return [file.name for file in walk_files(root, scratch)]
+
+
+# What sorts around '/' (0x2F): ' ' '!' '-' '.' before it, '0' after it; and a control character, the least that a name
+# can hold; one from beyond 16 bits; and, where the file system takes it, a byte that is no UTF-8.
+CHARACTERS = ["a", "b", "0", "-", ".", " ", "!", "\n", "\x01", "é", "写", "🏴"]
+if sys.platform == "linux":
+    CHARACTERS.append("\udcff")
+PARTS = st.text(st.sampled_from(CHARACTERS), min_size=1, max_size=3).filter(lambda name: name[0] != ".")
+PATHS = st.lists(st.lists(PARTS, min_size=1, max_size=3).map("/".join), min_size=1, max_size=25)
+
+
+def make(root: Path, paths: list[str]) -> list[str]:
+    """Touch each file whose name, and those of its folders, are still free; returns what there is, sorted."""
+    made = set()
+    for path in paths:
+        try:
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).touch(exist_ok=True)
+        except OSError:  # a file where a folder is needed, or a folder of this name
+            continue
+        if (root / path).is_file():
+            made.add(path)
+    return sorted(made)
+
+
+@given(PATHS, st.sampled_from([1, 2, 3, 100]))
+@example(["a", "a-", "a b", "a!", "a0", "a.b/c", "ab/c", "a-b", "b/c", "b-/c", "b.", "b0/c", "b\x01"], 100)
+@example(["a/c", "a-", "a b/c", "a!", "a0", "a-/c", "a./c", "a\n"], 2)
+def test_the_order_is_that_of_sorted_paths(paths: list[str], run_entries: int) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        root, scratch = Path(folder, "tree"), Path(folder, "scratch")
+        root.mkdir()
+        scratch.mkdir()
+        patch.setattr(walk, "RUN_ENTRIES", run_entries)
+        patch.setattr(walk, "BLOCK_BYTES", 16)  # records are longer
+        made = make(root, paths)
+        assert names(root, scratch) == made
+
+
+def test_long_names_and_many_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(walk, "RUN_ENTRIES", 7)
+    long = [f"{number * 7919 % 300}{'x' * (number % 240)}" for number in range(300)]
+    tree(tmp_path / "tree", *long, *(f"deep/{name}" for name in long))
+    assert names(tmp_path / "tree", tmp_path) == sorted([*long, *(f"deep/{name}" for name in long)])
+
+
+def test_sizes_and_times_are_those_of_the_files_also_through_links(tmp_path: Path) -> None:
+    tree(tmp_path, "tree/empty", "else")
+    (tmp_path / "tree/some").write_bytes(b"12345")
+    os.utime(tmp_path / "tree/some", ns=(1, 1_234_567_890_123_456_789))
+    os.utime(tmp_path / "tree/empty", ns=(1, 5))
+    (tmp_path / "tree/link").symlink_to("some")
+    (tmp_path / "tree/dangling").symlink_to("nowhere")
+    (tmp_path / "tree/itself").symlink_to("itself")
+    assert list(walk_files(tmp_path / "tree", tmp_path)) == [
+        FoundFile("dangling", -1, 0),
+        FoundFile("empty", 0, 5),
+        FoundFile("itself", -1, 0),
+        FoundFile("link", 5, 1_234_567_890_123_456_789),
+        FoundFile("some", 5, 1_234_567_890_123_456_789),
+    ]
+
+
+def test_hidden_files_and_clutter_are_left_out(tmp_path: Path) -> None:
+    tree(tmp_path, "a/1", "b/2", "3", ".x", "a/.DS_Store", "a/Thumbs.db", ".git/x/y", "__MACOSX/a/1", "b/.hidden/3")
+    assert names(tmp_path, tmp_path) == ["3", "a/1", "b/2"]
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    tree(tmp_path, "tree/a/1", "tree/a/deep/2", "tree/b/3", "outside/4")
+    (tmp_path / "tree/a/deep/round").symlink_to(tmp_path / "tree/a")
+    (tmp_path / "tree/a/top").symlink_to(tmp_path / "tree")
+    (tmp_path / "tree/b/out").symlink_to(tmp_path / "outside")
+    (tmp_path / "outside/back").symlink_to(tmp_path / "tree/b")  # found below what was reached by a link itself
+    (tmp_path / "tree/c").symlink_to(tmp_path / "tree/b")
+    (tmp_path / "root").symlink_to(tmp_path / "tree")
+    expected = ["a/1", "a/deep/2", "b/3", "b/out/4", "c/3", "c/out/4"]
+    with failing_after(20):
+        assert names(tmp_path / "tree", tmp_path) == expected
+        assert names(tmp_path / "root", tmp_path) == expected
+
+
+def test_folders_may_be_nested_deeper_than_calls(tmp_path: Path) -> None:
+    folders = [tmp_path]
+    for _ in range(sys.getrecursionlimit() + 100):
+        folders.append(folders[-1] / "d")
+        folders[-1].mkdir()
+    (folders[-1] / "end").touch()
+    assert names(tmp_path, tmp_path) == ["d/" * (len(folders) - 1) + "end"]
+    (folders[-1] / "end").unlink()
+    for folder in reversed(folders[1:]):  # shutil.rmtree, which pytest calls, would go too deep
+        folder.rmdir()
+
+
+def test_one_file_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"123")
+    (tmp_path / ".hidden.jpg").symlink_to(tmp_path / "nowhere")
+    (file,) = walk_files(tmp_path / "a.jpg", tmp_path)
+    assert (file.name, file.size) == ("a.jpg", 3)
+    assert list(walk_files(tmp_path / ".hidden.jpg", tmp_path)) == [FoundFile(".hidden.jpg", -1, 0)]
+
+
+def test_what_is_the_jobs_own_is_left_out(tmp_path: Path) -> None:
+    tree(tmp_path, "a/1", "a/own/2", "a/own/deep/3", "b/own", "own-not/4", "own")
+    asked: list[str] = []
+
+    def is_own(name: str) -> bool:
+        asked.append(name)
+        return name in ("a/own", "own")
+
+    assert [file.name for file in walk_files(tmp_path, tmp_path, is_own)] == ["a/1", "b/own", "own-not/4"]
+    assert sorted(asked) == ["a", "a/1", "a/own", "b", "b/own", "own", "own-not", "own-not/4"]
+
+
+def test_nothing_to_list(tmp_path: Path) -> None:
+    tree(tmp_path, "hidden/.x", "own/1", "folders/a/b/.x")
+    with pytest.raises(ListingError, match=r"^expected pictures, found nothing at .*nowhere: check the path$"):
+        names(tmp_path / "nowhere", tmp_path)
+    for root in ("hidden", "folders"):
+        with pytest.raises(ListingError, match=rf"^expected .* found no file in .*{root}: check the path$"):
+            names(tmp_path / root, tmp_path)
+    for path in ("own", "own/1"):
+        with pytest.raises(ListingError, match="found no file in"):
+            list(walk_files(tmp_path / path, tmp_path, lambda name: name == "1"))
+
+
+def test_a_folder_that_cannot_be_read_deep_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree(tmp_path, "a/1", "a/deep/locked/2")
+    scandir = os.scandir
+
+    def refuse(path: Path) -> object:
+        if Path(path).name == "locked":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    files = walk_files(tmp_path, tmp_path)
+    assert next(files).name == "a/1"
+    with pytest.raises(ListingError, match=r"found permission denied at .*a/deep/locked: check its rights"):
+        next(files)
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts descriptors in /proc")
+def test_one_descriptor_for_each_folder_that_is_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(walk, "RUN_ENTRIES", 2)
+    tree(tmp_path / "tree", *(f"a/{number}" for number in range(50)), "b", "c", "d")
+    (tmp_path / "scratch").mkdir()
+    before = open_files()
+    files = walk_files(tmp_path / "tree", tmp_path / "scratch")
+    assert next(files).name == "a/0"
+    assert open_files() == before + 2  # of the root and of a/, for any number of runs
+    assert list((tmp_path / "scratch").iterdir()) == []
+    files.close()
+    assert open_files() == before
+
+
+def test_a_full_disk_is_an_oserror_that_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(walk, "RUN_ENTRIES", 2)
+    tree(tmp_path / "tree", "a", "b", "c")
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        names(tmp_path / "tree", tmp_path)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path))
+
+
+def test_a_spool_takes_what_is_written_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, place: pwrite(file, data[:5], place))
+    spool = Spool(tmp_path)
+    first = spool.append(["one\x001\x002", "two/"])
+    second = spool.append(["\udcff🏴"])
+    assert (first[0], second[0]) == (0, first[1])
+    for block in range(1, 30):
+        monkeypatch.setattr(walk, "BLOCK_BYTES", block)
+        assert list(spool.read(*second)) == ["\udcff🏴"]
+        assert list(spool.read(*first)) == ["one\x001\x002", "two/"]
+    spool.close()
+
+
+def peak_of_walking(count: int, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Bytes of Python's at most, while a folder with so many files is walked."""
+    status = SimpleNamespace(st_size=123_456, st_mtime_ns=1_700_000_000_123_456_789)
+
+    @contextmanager
+    def scandir(_: Path) -> Iterator[Iterator[SimpleNamespace]]:
+        yield (
+            SimpleNamespace(name=f"{number * 7919 % count:09}.jpg", is_dir=lambda: False, stat=lambda: status)
+            for number in range(count)
+        )
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    tracemalloc.start()
+    found = sum(1 for _ in walk_files(scratch, scratch))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found == count
+    return peak
+
+
+def test_memory_does_not_grow_with_the_files_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert peak_of_walking(60_000, tmp_path, monkeypatch) < 4e6
+    monkeypatch.setattr(walk, "RUN_ENTRIES", 4096)
+    few = peak_of_walking(6_000, tmp_path, monkeypatch)
+    assert peak_of_walking(60_000, tmp_path, monkeypatch) < 2 * few
