@@ -54,8 +54,8 @@ class ModelCard:
             raise UnknownNameError("loss", self.loss, LOSSES)
         return LOSSES[self.loss]()
 
-    def build_network(self, backend: Backend, seed: int = 0) -> Network:
-        """A network as this card says, freshly initialised."""
+    def build_network(self, backend: Backend, seed: int | None = 0) -> Network:
+        """A network as this card says, freshly initialised, or without a seed all zeros."""
         return Network(self.build_model().layers(self.in_shape, len(self.class_names)), self.in_shape, backend, seed)
 
 

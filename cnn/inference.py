@@ -5,31 +5,42 @@ backend reads fastest, and all of that once, not for every batch.
 """
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from cnn.arena import Shape, Tree
 from cnn.backend import Array, Backend
-from cnn.layers import BatchNorm, Conv2D, Layer, Residual, Run, Sequential
+from cnn.layers import BatchNorm, Conv2D, Dense, Layer, Residual, Run, Sequential
 from cnn.layers.activations import Activation
 from cnn.network import Network
 
-# A part of the network: from its input (N, ...) to its output (N, ...).
-_Step: TypeAlias = Callable[[Array], Array]
+# A part of the network: a backend and its input (N, ...) -> its output (N, ...).
+_Step: TypeAlias = Callable[[Backend, Array], Array]
 
 
 class Inference:
-    """`network` as it is now; what training changes afterwards is not seen."""
+    """`network` as it is now; what training changes afterwards is not seen.
+
+    On the CPU a row's outputs are the same bits whatever the batch, its place in it and the number of threads.
+    """
 
     def __init__(self, network: Network) -> None:
+        self._backend = network.backend
         self._run = _prepare(
             network.layer, network.parameters.tree, network.state.tree, network.in_shape, network.backend
         )
 
     def __call__(self, x: Array) -> Array:
         """Outputs (N, *out_shape) for x (N, *in_shape): those of `Network.infer`, but for rounding."""
-        return self._run(x)
+        return self._run(self._backend, x)
+
+    def on(self, backend: Backend) -> "Inference":
+        """The same, computed by another backend of the same device; the prepared arrays are shared."""
+        other = copy(self)
+        other._backend = backend
+        return other
 
 
 def _prepare(layer: Layer, p: Tree, s: Tree, in_shape: Shape, backend: Backend) -> _Step:
@@ -41,11 +52,12 @@ def _prepare(layer: Layer, p: Tree, s: Tree, in_shape: Shape, backend: Backend) 
                 _prepare(part, p.get(name, {}), s.get(name, {}), in_shape, backend)
                 for name, part in (("body", layer.body), ("shortcut", layer.shortcut))
             )
-            return lambda x: backend.add(body(x), shortcut(x), layer.activation)
+            return lambda on, x: on.add(body(on, x), shortcut(on, x), layer.activation)
         case Conv2D():
             return _convolution(layer, p, None, {}, {}, "", in_shape, backend)
-    run = Run(backend, training=False)
-    return lambda x: layer.forward(run, p, s, x)[0]
+        case Dense():
+            return lambda on, x: on.dense_infer(x, p["weight"], p.get("bias"))
+    return lambda on, x: layer.forward(Run(on, training=False), p, s, x)[0]
 
 
 def _prepare_sequence(sequence: Sequential, p: Tree, s: Tree, in_shape: Shape, backend: Backend) -> list[_Step]:
@@ -72,9 +84,9 @@ def _prepare_sequence(sequence: Sequential, p: Tree, s: Tree, in_shape: Shape, b
 
 
 def _in_turn(steps: list[_Step]) -> _Step:
-    def run(x: Array) -> Array:
+    def run(on: Backend, x: Array) -> Array:
         for step in steps:
-            x = step(x)
+            x = step(on, x)
         return x
 
     return run
@@ -95,4 +107,4 @@ def _convolution(
         bias = (factor * (bias - mean) + shift).astype(weight.dtype)  # (K,)
         weight = (weight * factor).astype(weight.dtype)  # (KH, KW, C, K)
     packed = backend.pack_conv2d(weight.copy(), bias.copy(), layer.window, in_shape)
-    return lambda x: backend.conv2d_packed(x, packed, kind)
+    return lambda on, x: on.conv2d_packed(x, packed, kind)

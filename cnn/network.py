@@ -14,11 +14,12 @@ from cnn.rng import key_of
 class Network:
     """`layer` for inputs of `in_shape` (H, W, C), its parameters drawn from `seed`, on `backend`.
 
+    Without a seed they are all zeros, until `load_tensors` sets them.
     Raises `ShapeError` where the layers do not fit the shape or each other.
     """
 
     def __init__(
-        self, layer: Layer, in_shape: Shape, backend: Backend, seed: int = 0, dtype: Any = np.float32
+        self, layer: Layer, in_shape: Shape, backend: Backend, seed: int | None = 0, dtype: Any = np.float32
     ) -> None:
         specs = layer.specs(in_shape)
         self.layer, self.in_shape, self.out_shape = layer, in_shape, specs.out_shape
@@ -26,8 +27,9 @@ class Network:
         self.parameters = Arena(specs.parameters, backend, dtype)
         self.gradients = Arena(specs.parameters, backend, dtype)
         self.state = Arena(specs.state, backend, dtype)
-        for arena in (self.parameters, self.state):
-            arena.initialise(lambda name: key_of(seed, "initialise", name))
+        if seed is not None:
+            for arena in (self.parameters, self.state):
+                arena.initialise(lambda name: key_of(seed, "initialise", name))
 
     def forward(self, run: Run, x: Array) -> tuple[Array, Cache]:
         """Outputs (N, *out_shape) for x (N, *in_shape), and what `backward` needs."""

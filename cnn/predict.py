@@ -1,29 +1,58 @@
 """A trained network, ready to say what is on a picture."""
 
+from copy import copy
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
-from cnn.backend import Backend
+from cnn.backend import Array, Backend, pick_backend
 from cnn.checkpoint import load_checkpoint
 from cnn.inference import Inference
 from cnn.train import normalisation, prepare
 
 
 class Predictor:
-    """The model file at `path`, on `backend`. Raises `ModelFileError` where the file is not usable."""
+    """The model file at `path`, on `backend`. Raises `ModelFileError` where the file is not usable.
+
+    On the CPU what it says of a picture is the same to the bit, whatever the batch and the number of threads, and its
+    logits are those that `Trainer.evaluate` sees. It may be called from several threads, which then wait for each
+    other: `for_thread` gives each its own.
+    """
 
     def __init__(self, path: Path, backend: Backend) -> None:
         checkpoint = load_checkpoint(path)
         self.card, self.backend = checkpoint.card, backend
-        network = self.card.build_network(backend)
+        network = self.card.build_network(backend, seed=None)
         checkpoint.load_into(network)
-        self.network, self.infer = network, Inference(network)
+        self.infer = Inference(network)
         self.loss = self.card.build_loss()
-        self.mean, self.std = normalisation(self.network, np.array(self.card.mean), np.array(self.card.std))  # (3,)
+        self.mean, self.std = normalisation(network, np.array(self.card.mean), np.array(self.card.std))  # (3,)
+        self._one_at_a_time = Lock()  # a backend's scratch memory serves one call at a time
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """The network's outputs, float32 (B, classes), for uint8 pictures (B, H, W, 3), on the host."""
+        with self._one_at_a_time:
+            return self.backend.to_host(self._outputs(images))
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Each class's probability, float32 (B, classes), for uint8 pictures (B, H, W, 3), on the host."""
-        x = prepare(self.network, images, None, self.mean, self.std)  # (B, H, W, 3)
-        outputs = self.infer(x)  # (B, classes)
-        return self.backend.to_host(self.loss.probabilities(self.backend, outputs))
+        with self._one_at_a_time:
+            return self.backend.to_host(self.loss.probabilities(self.backend, self._outputs(images)))
+
+    def for_thread(self) -> "Predictor":
+        """The same predictor for one more thread, to work at the same time as this one, in that thread alone.
+
+        On the CPU it has scratch memory of its own and shares all parameters. Other devices do one thing at a time
+        anyway: there it is this predictor itself.
+        """
+        if self.backend.name != "cpu":
+            return self
+        other = copy(self)
+        other.backend, other._one_at_a_time = pick_backend("cpu", threads=1), Lock()
+        other.infer = self.infer.on(other.backend)
+        return other
+
+    def _outputs(self, images: np.ndarray) -> Array:
+        x = prepare(self.backend, images, None, self.mean, self.std)  # (B, H, W, 3)
+        return self.infer(x)  # (B, classes)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cnn.augment import Augment, Maps, identity_maps
-from cnn.backend import Array
+from cnn.backend import Array, Backend
 from cnn.errors import ModelFileError, NonFiniteError, RecipeError
 from cnn.inference import Inference
 from cnn.layers import Run
@@ -77,7 +77,7 @@ class Trainer:
         """
         recipe, backend, network = self.recipe, self.backend, self.network
         maps = recipe.augment.maps(key_of(recipe.seed, "augment", self.step), rows, *images.shape[1:3])
-        x = prepare(network, images, maps, self.mean, self.std)  # (B, H, W, 3)
+        x = prepare(backend, images, maps, self.mean, self.std)  # (B, H, W, 3)
         targets = backend.asarray(labels)  # (B,)
         key = key_of(recipe.seed, "layers", self.step)
         run = Run(backend, training=True, key=key, rows=backend.asarray(rows), need_dx=False)
@@ -113,7 +113,7 @@ class Trainer:
         confusion = np.zeros((classes, classes), np.int64)  # (C, C)
         loss_sum, infer = 0.0, Inference(self.network)
         for images, labels in batches:
-            x = prepare(self.network, images, None, self.mean, self.std)  # (B, H, W, 3)
+            x = prepare(self.backend, images, None, self.mean, self.std)  # (B, H, W, 3)
             with np.errstate(over="ignore", invalid="ignore"):  # reported below, in words
                 outputs = infer(x)  # (B, C)
                 loss, _ = self.recipe.loss.forward(self.backend, outputs, self.backend.asarray(labels), 1)
@@ -153,10 +153,8 @@ def normalisation(network: Network, mean: np.ndarray, std: np.ndarray) -> tuple[
     return move(np.asarray(mean, dtype)), move(np.where(np.asarray(std) > 0, std, 1).astype(dtype))
 
 
-def prepare(network: Network, images: np.ndarray, maps: Maps | None, mean: Array, std: Array) -> Array:
-    """uint8 pictures (B, H, W, 3) as the network's normalised input: (B, H, W, 3)."""
+def prepare(backend: Backend, images: np.ndarray, maps: Maps | None, mean: Array, std: Array) -> Array:
+    """uint8 pictures (B, H, W, 3) as a network's normalised input: (B, H, W, 3)."""
     ys, xs, holes = identity_maps(*images.shape[:3]) if maps is None else maps
-    move = network.backend.asarray
-    return network.backend.resample(
-        move(images), move(ys), move(xs), None if holes is None else move(holes), mean, std
-    )
+    move = backend.asarray
+    return backend.resample(move(images), move(ys), move(xs), None if holes is None else move(holes), mean, std)

@@ -15,6 +15,7 @@ from cnn.backend import Array, Window
 
 GELU_SLOPE = 0.7978845608028654  # sqrt(2 / pi)
 GELU_CUBIC = 0.044715
+_BLOCK = 64  # rows of each product in `dense_infer`
 
 
 class ReferenceBackend:
@@ -80,6 +81,16 @@ class ReferenceBackend:
         if bias is not None:
             y += bias  # (K,)
         return y  # (N, K)
+
+    def dense_infer(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        """As `dense`, but a row gets the same bits whatever rows are with it: every product has one shape."""
+        y = self.xp.empty((len(x), weight.shape[1]), x.dtype)  # (N, K)
+        for first in range(0, len(x), _BLOCK):
+            rows = x[first : first + _BLOCK]  # (R, C), the last few rows filled up with zeros below
+            block = self.xp.zeros((_BLOCK, x.shape[1]), x.dtype)  # (block, C)
+            block[: len(rows)] = rows
+            y[first : first + _BLOCK] = self.dense(block, weight, bias)[: len(rows)]
+        return y
 
     def dense_backward(
         self, dy: Array, x: Array, weight: Array, d_weight: Array, d_bias: Array | None, need_dx: bool

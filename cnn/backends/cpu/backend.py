@@ -59,6 +59,9 @@ class CpuBackend(ReferenceBackend):
     def dense(self, x: Array, weight: Array, bias: Array | None) -> Array:
         return dense.forward(x, weight, bias, self._team)
 
+    def dense_infer(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        return dense.infer(x, weight, bias, self._team)
+
     def dense_backward(
         self, dy: Array, x: Array, weight: Array, d_weight: Array, d_bias: Array | None, need_dx: bool
     ) -> Array | None:

@@ -1,15 +1,24 @@
-"""Fully connected layers: BLAS products, each thread its own part. N rows, C inputs, K outputs."""
+"""Fully connected layers: BLAS products in training, each thread its own part, and a kernel of ours in inference.
+
+BLAS gives a row other bits in another batch, since it takes the last rows another way; the kernel takes all alike.
+
+N rows, C inputs, K outputs; K8: K rounded up to whole lanes.
+"""
 
 from collections.abc import Iterator
 
 import numpy as np
 
 from cnn.backend import Array
-from cnn.backends.cpu.team import Team
+from cnn.backends.cpu.gemm import COLUMNS, ROWS, block
+from cnn.backends.cpu.simd import LANES, like, load_up_to, pointer, shift, store, whole
+from cnn.backends.cpu.team import Team, kernel, team_of
 from cnn.backends.reference import ReferenceBackend
 
 _WORTH_SHARING = 4_000_000  # multiplications; smaller products are done before another thread is awake
 _BLOCK = 1024  # rows of the kernels
+_DEPTH = 256  # inputs whose products are summed in registers; a long sum's rounding error grows with it
+_TOGETHER = 96  # rows, a multiple of 6, for which the kernels are read once
 _REFERENCE = ReferenceBackend()
 
 
@@ -27,6 +36,17 @@ def forward(x: Array, weight: Array, bias: Array | None, team: Team) -> Array:
     if bias is not None:
         y += bias  # (K,)
     return y
+
+
+def infer(x: Array, weight: Array, bias: Array | None, team: Team) -> Array:
+    """See `ReferenceBackend.dense_infer`. The bits do not depend on the number of threads either."""
+    team = team if len(x) * weight.size >= _WORTH_SHARING else team_of(1)
+    rows, columns = (-(-size // step) * step for size, step in ((len(x), ROWS), (weight.shape[1], LANES)))
+    sums = np.empty((rows, columns), x.dtype)  # (R, K8), R being N in sixes
+    scratch = np.empty((team.threads, COLUMNS + _DEPTH * columns), x.dtype)  # (T, size)
+    team.run(_infer, np.ascontiguousarray(x), np.ascontiguousarray(weight), scratch, sums)
+    y = sums[: len(x), : weight.shape[1]]  # (N, K)
+    return y.copy() if bias is None else y + bias
 
 
 def backward(
@@ -78,3 +98,51 @@ def _blocks(t: int, threads: int, length: int) -> Iterator[slice]:
     share = _share(t, threads, length)
     for first in range(share.start, share.stop, _BLOCK):
         yield slice(first, min(first + _BLOCK, share.stop))
+
+
+@kernel
+def _infer(t, threads, x, weight, scratch, sums):  # type: ignore[no-untyped-def]
+    """Share t of the columns of sums (R, K8) = x (N, C) @ weight (C, K), R being N in sixes.
+
+    `_DEPTH` rows of the kernels at a time are packed as `gemm.block` takes them, then met by all rows of x. scratch
+    (T, size) has room for them and 16 zeros. Rows after the last are the last again.
+    """
+    rows, depth = x.shape
+    filters, columns = weight.shape[1], sums.shape[1]
+    blocks, last = (columns + COLUMNS - 1) // COLUMNS, rows - 1
+    first, end = blocks * t // threads * COLUMNS, min(blocks * (t + 1) // threads * COLUMNS, columns)
+    none, one = whole(0), whole(1)
+    zeros = pointer(scratch, t * scratch.shape[1])
+    packed = shift(zeros, COLUMNS)
+    for j in range(0, COLUMNS, LANES):
+        store(zeros, j, like(zeros, 0))
+    relu = depth < 0  # no; a bare False would have Numba compile the block again
+    for top in range(0, rows, _TOGETHER):
+        for d in range(0, depth, _DEPTH):
+            count = min(_DEPTH, depth - d)
+            for p in range(count):  # row by row, as they lie in memory
+                row = pointer(weight, (d + p) * filters)
+                for j in range(first, end, COLUMNS):
+                    width = min(COLUMNS, end - j)
+                    to = shift(packed, (j - first) * count + p * width)
+                    for k in range(0, width, LANES):
+                        store(to, k, load_up_to(row, j + k, filters - j - k))
+            for j in range(first, end, COLUMNS):
+                panel, width = shift(packed, (j - first) * count), min(COLUMNS, end - j)
+                for r in range(top, min(top + _TOGETHER, rows), ROWS):
+                    a0, a1, a2 = (
+                        pointer(x, r * depth + d), pointer(x, min(r + 1, last) * depth + d),
+                        pointer(x, min(r + 2, last) * depth + d),
+                    )  # fmt: skip
+                    a3, a4, a5 = (
+                        pointer(x, min(r + 3, last) * depth + d), pointer(x, min(r + 4, last) * depth + d),
+                        pointer(x, min(r + 5, last) * depth + d),
+                    )  # fmt: skip
+                    c0 = pointer(sums, r * columns + j)
+                    c1, c2, c3, c4, c5 = (
+                        shift(c0, columns), shift(c0, 2 * columns), shift(c0, 3 * columns), shift(c0, 4 * columns),
+                        shift(c0, 5 * columns),
+                    )  # fmt: skip
+                    block(
+                        a0, a1, a2, a3, a4, a5, none, one, count, panel, c0, c1, c2, c3, c4, c5, width, zeros, d, relu
+                    )

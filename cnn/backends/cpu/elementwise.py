@@ -1,6 +1,7 @@
 """Activations, their derivatives, and sums: flat arrays, eight numbers at a time.
 
-The kernels do all whole lanes of numbers; the last few go through the reference's array code.
+The kernels do whole lanes of numbers. Forward, the last few are filled up to whole lanes: a number gets the same bits
+wherever it stands. Backward, they go through the reference's array code.
 """
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from cnn.backend import Array
 from cnn.backends.cpu.functions import KINDS, activation, times_derivative, times_derivative_from_output
 from cnn.backends.cpu.simd import LANES, load, pointer, store
-from cnn.backends.cpu.team import Team, kernel
+from cnn.backends.cpu.team import Team, kernel, team_of
 from cnn.backends.reference import ReferenceBackend
 
 _REFERENCE = ReferenceBackend()
@@ -20,7 +21,9 @@ def activate(kind: str, x: Array, team: Team, out: Array | None = None) -> Array
     flat, to, whole = np.ascontiguousarray(x).reshape(-1), y.reshape(-1), x.size // LANES * LANES
     team.worth(x.size).run(_activate, KINDS[kind], flat, to)
     if whole < x.size:
-        to[whole:] = _REFERENCE.activate(kind, flat[whole:])
+        last = _filled(flat[whole:])  # (8,)
+        team_of(1).run(_activate, KINDS[kind], last, last)
+        to[whole:] = last[: x.size - whole]
     return y
 
 
@@ -43,8 +46,17 @@ def add(a: Array, b: Array, kind: str, team: Team) -> Array:
     to, whole = y.reshape(-1), y.size // LANES * LANES
     team.worth(y.size).run(_add, KINDS[kind], flat_a, flat_b, to)
     if whole < y.size:
-        to[whole:] = _REFERENCE.add(flat_a[whole:], flat_b[whole:], kind)
+        last = _filled(flat_a[whole:])  # (8,)
+        team_of(1).run(_add, KINDS[kind], last, _filled(flat_b[whole:]), last)
+        to[whole:] = last[: y.size - whole]
     return y
+
+
+def _filled(few: Array) -> Array:
+    """A few numbers and zeros, whole lanes together: (8,)."""
+    lanes = np.zeros(LANES, few.dtype)  # (8,)
+    lanes[: few.size] = few
+    return lanes
 
 
 @kernel

@@ -2,7 +2,8 @@
 
 Feature maps are taken as flat vectors and cut into wide rows: so many whole pixels that they fill whole lanes, and
 each number of a wide row always has the same channel. Per-channel vectors are repeated to a wide row's width W.
-What is left after the last whole wide row, a few pixels, goes through the reference's array code.
+What is left after the last whole wide row, a few pixels, is filled up to one in `infer`, so that a pixel gets the same
+bits wherever it stands; elsewhere it goes through the reference's array code.
 
 R wide rows of W numbers; M pixels of C channels; T threads.
 """
@@ -15,7 +16,7 @@ import numpy as np
 from cnn.backend import Array
 from cnn.backends.cpu.functions import KINDS, activation, times_derivative
 from cnn.backends.cpu.simd import LANES, fma, like, load, pointer, shift, store, widened
-from cnn.backends.cpu.team import Team, kernel
+from cnn.backends.cpu.team import Team, kernel, team_of
 from cnn.backends.reference import ReferenceBackend
 
 _LEAST_WIDTH = 64  # numbers; a row that is too short is all overhead
@@ -70,11 +71,14 @@ def infer(
     flat, to, team = np.ascontiguousarray(x).reshape(-1), y.reshape(-1), team.worth(x.size)
     factor = (scale / np.sqrt(variance + epsilon)).astype(x.dtype)  # (C,)
     width, whole = _whole_rows(x)
+    wide = [_repeated(values, width, x.dtype) for values in (mean, factor, shift)]  # (W,) each
     if whole:
-        wide = (_repeated(values, width, x.dtype) for values in (mean, factor, shift))
         team.run(_normalise, KINDS[kind], flat[:whole], *wide, to[:whole])
-    rest = flat[whole:].reshape(-1, x.shape[-1])  # (a few, C)
-    to[whole:] = _REFERENCE.activate(kind, (rest - mean) * factor + shift).reshape(-1)
+    if whole < x.size:
+        last = np.zeros(width, x.dtype)  # (W,)
+        last[: x.size - whole] = flat[whole:]
+        team_of(1).run(_normalise, KINDS[kind], last, *wide, last)
+        to[whole:] = last[: x.size - whole]
     return y
 
 
