@@ -12,7 +12,11 @@ from jobs.files import write_text_atomically
 
 @dataclass(frozen=True)
 class EpochRow:
-    """One row of metrics.csv. Without a validation part, `val_loss` and `val_accuracy` are None."""
+    """One row of metrics.csv. Without a validation part, `val_loss` and `val_accuracy` are None.
+
+    `seconds` and its parts are explained where they are measured, in `timing.EpochTimes`. `images_per_second`
+    counts the training part only. The columns with a default came later: older trainings have rows without.
+    """
 
     epoch: int
     step: int
@@ -24,6 +28,12 @@ class EpochRow:
     seconds: float
     images_per_second: float
     wait_seconds: float
+    compute_seconds: float = 0.0
+    copy_seconds: float = 0.0
+    validation_seconds: float = 0.0
+    save_seconds: float = 0.0
+    read_seconds: float = 0.0
+    decode_seconds: float = 0.0
 
 
 def write_metrics(path: Path, rows: Sequence[EpochRow]) -> None:

@@ -10,6 +10,7 @@ from cnn.checkpoint import Checkpoint, ModelCard, load_checkpoint, save_checkpoi
 from cnn.errors import ModelFileError
 from jobs.errors import JobError
 from jobs.metrics import EpochRow
+from jobs.timing import EpochTimes
 
 
 @dataclass
@@ -28,19 +29,21 @@ class TrainingState:
     loss_sum: float = 0.0
     correct: int = 0
     rows: int = 0
-    seconds: float = 0.0
-    wait_seconds: float = 0.0
+    times: EpochTimes = field(default_factory=EpochTimes)
     history: list[EpochRow] = field(default_factory=list)
     best: EpochRow | None = None
+    confusion_epoch: int = 0  # which confusion.png shows
 
     def begin_epoch(self, epoch: int) -> None:
         """Set the sums of the epoch under way to zero."""
         self.epoch = epoch
         self.batches = self.correct = self.rows = 0
-        self.loss_sum = self.seconds = self.wait_seconds = 0.0
+        self.loss_sum = 0.0
+        self.times = EpochTimes()
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """As it is saved: the best epoch by its number, since its row is in the history."""
+        return asdict(self) | {"best": self.best.epoch if self.best else None}
 
     @classmethod
     def from_json(cls, found: dict[str, Any], where: Path) -> "TrainingState":
@@ -48,8 +51,13 @@ class TrainingState:
         try:
             rows = [EpochRow(**row) for row in found.pop("history")]
             best = found.pop("best")
-            return cls(**found, history=rows, best=EpochRow(**best) if best else None)
-        except (KeyError, TypeError) as error:
+            if "times" in found:
+                times = EpochTimes(**found.pop("times"))
+            else:  # an older training: it noted these two, and the whole row of the best epoch
+                times = EpochTimes(seconds=found.pop("seconds"), wait_seconds=found.pop("wait_seconds"))
+                best = best["epoch"] if best else None
+            return cls(**found, times=times, history=rows, best=rows[best - 1] if best else None)
+        except (KeyError, TypeError, IndexError) as error:
             raise ModelFileError(
                 f"{where} does not say how far the training was; start again with --overwrite"
             ) from error

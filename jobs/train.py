@@ -3,7 +3,9 @@
 import shlex
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,9 +23,11 @@ from jobs.metrics import EpochRow, is_better, write_metrics
 from jobs.progress import Bar, bar, duration, plural
 from jobs.report import draw_confusion, draw_curves
 from jobs.run_folder import RunFolder, TrainingState
+from jobs.timing import Stopwatch, time_lines
+from pipeline.errors import OptionError
 from pipeline.schema import COPIES_FILE
 from pipeline.store import Dataset
-from pipeline.stream import BatchStream
+from pipeline.stream import BatchStream, StreamTimes
 
 DRAWING_SHARE = 0.05  # of the time, at most, goes into pictures of the training
 
@@ -39,8 +43,14 @@ def train(
     init: Path | None = None,
     overwrite: bool = False,
     checkpoint_minutes: float = 5.0,
+    checkpoint_steps: int | None = None,
+    ram_budget: int = 256_000_000,
 ) -> int:
-    """Train on `dataset` as `wishes` say; with `resume`, go on with what `run_dir` holds."""
+    """Train on `dataset` as `wishes` say; with `resume`, go on with what `run_dir` holds.
+
+    Within an epoch the point to resume from is saved every `checkpoint_minutes` or `checkpoint_steps`,
+    whichever comes first. The buffers of pictures read ahead take `ram_budget` bytes at most.
+    """
     data = Dataset.open(dataset)
     folder = RunFolder(run_dir)
     checkpoint = folder.checkpoint_to_resume(resume=resume, overwrite=overwrite)
@@ -63,6 +73,8 @@ def train(
         print(f"{run_dir} is finished ({done}{_best(state)}); to go on, give more --epochs")
         return 0
 
+    workers = workers or usable_cores()
+    streams = _open_streams(data, recipe, workers, ram_budget)
     backend = pick_backend(device)
     card = _card(data, recipe)
     trainer = _trainer(card, recipe, backend, data)
@@ -83,8 +95,7 @@ def train(
     if state.history:
         write_metrics(folder.metrics, state.history)
 
-    workers = workers or usable_cores()
-    training = Training(data, folder, card, trainer, state, workers, checkpoint_minutes)
+    training = Training(data, folder, card, trainer, state, streams, checkpoint_minutes, checkpoint_steps)
     try:
         training.run()
     except NonFiniteError as error:
@@ -92,6 +103,13 @@ def train(
         raise NonFiniteError(f"{error}, and start again with --overwrite; {kept}") from error
     print(f"done{_best(state)}; see {folder.model}, {folder.curves.name} and {folder.confusion.name}")
     return 0
+
+
+class Streams(NamedTuple):
+    """The pictures to train on and, if there are any, those to validate."""
+
+    train: BatchStream
+    val: BatchStream | None
 
 
 class Training:
@@ -104,19 +122,17 @@ class Training:
         card: ModelCard,
         trainer: Trainer,
         state: TrainingState,
-        workers: int,
+        streams: Streams,
         checkpoint_minutes: float,
+        checkpoint_steps: int | None,
     ) -> None:
         self.data, self.folder, self.card, self.trainer, self.state = data, folder, card, trainer, state
-        self.recipe = trainer.recipe
-        batch_size, seed = self.recipe.batch_size, self.recipe.seed
-        self.train_stream = BatchStream(data.train, batch_size, seed=seed, workers=workers)
-        self.val_stream: BatchStream | None = None
-        if data.val.rows:
-            self.val_stream = BatchStream(data.val, batch_size, seed=seed, shuffle=False, workers=workers)
-        self.checkpoint_seconds = 60 * checkpoint_minutes
+        self.recipe, self.streams = trainer.recipe, streams
+        self.checkpoint_seconds, self.checkpoint_steps = 60 * checkpoint_minutes, checkpoint_steps
         self.saved = self.drawn = time.monotonic()
-        self.drawing_took = self.val_seconds = 0.0
+        self.saved_step = state.step
+        self.drawing_took = 0.0
+        self.stopwatch = Stopwatch()
         self.undrawn = bool(state.history)
         self.judged: tuple[EpochRow, Evaluation] | None = None  # the best epoch, till it is drawn
 
@@ -128,36 +144,33 @@ class Training:
             for epoch in range(self.state.epoch, self.recipe.epochs + 1):
                 self._train_epoch(epoch)
                 self._end_epoch(epoch, self._validate())
-        self._draw()
 
     def _train_epoch(self, epoch: int) -> None:
-        state = self.state
+        state, stream = self.state, self.streams.train
         what = f"epoch {epoch}/{self.recipe.epochs}"
         with bar(what, "pictures", self.data.train.rows, done=state.rows, ends=False) as progress:
-            stream = self.train_stream
-            began, waited = time.monotonic(), stream.wait_seconds
+            before = stream.times
             for batch in stream.epoch(epoch, start=state.batches):
+                before = self._charge_data(before)
                 state.lr = self.trainer.lr
                 result = self.trainer.train_batch(batch.images, batch.labels, batch.rows)
+                state.times.compute_seconds += self._lap()
                 state.loss_sum += result.loss_sum
                 state.correct += result.correct
                 state.rows += result.rows
                 state.batches += 1
                 state.step = self.trainer.step
-                now = time.monotonic()
-                state.seconds += now - began
-                state.wait_seconds += stream.wait_seconds - waited
-                began, waited = now, stream.wait_seconds
                 progress.update(state.rows, f"loss {state.loss_sum / state.rows:.3f}")
+                self._lap()  # so that it is not taken for saving
                 self._save_if_due()
+            self._charge_data(before)
 
     def _validate(self) -> Evaluation | None:
-        if self.val_stream is None:
+        if self.streams.val is None:
             return None
-        began = time.monotonic()
         with bar("validating", "pictures", self.data.val.rows, ends=False) as progress:
-            evaluation = self.trainer.evaluate(self._val_batches(self.val_stream, progress))
-        self.val_seconds = time.monotonic() - began
+            evaluation = self.trainer.evaluate(self._val_batches(self.streams.val, progress))
+        self.state.times.validation_seconds += self._lap()
         return evaluation
 
     def _val_batches(self, stream: BatchStream, progress: Bar) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -166,11 +179,13 @@ class Training:
             yield batch.images, batch.labels  # uint8 (B, H, W, 3), int64 (B,)
             done += len(batch.labels)
             progress.update(done)
+            self.state.times.validation_seconds += self._lap()
             self._save_if_due()  # with all batches of the epoch done: resuming validates again
 
     def _end_epoch(self, epoch: int, evaluation: Evaluation | None) -> None:
-        """Keep the best, save where we are, and tell."""
+        """Keep the best, save where we are, and tell. What that takes is charged to the next epoch."""
         state = self.state
+        self._lap()
         row = EpochRow(
             epoch=epoch,
             step=state.step,
@@ -179,9 +194,8 @@ class Training:
             train_accuracy=state.correct / state.rows,
             val_loss=evaluation.loss if evaluation else None,
             val_accuracy=evaluation.accuracy if evaluation else None,
-            seconds=state.seconds + self.val_seconds,
-            images_per_second=state.rows / state.seconds,
-            wait_seconds=state.wait_seconds,
+            images_per_second=state.rows / state.times.training,
+            **asdict(state.times),
         )
         best = is_better(row, state.best)
         if best:
@@ -191,13 +205,20 @@ class Training:
             self.judged = (row, evaluation) if evaluation else None
         state.history.append(row)
         state.begin_epoch(epoch + 1)
-        self._save_last()
-        write_metrics(self.folder.metrics, state.history)
         self.undrawn = True
-        if time.monotonic() - self.drawn >= self.drawing_took / DRAWING_SHARE:
+        if epoch == self.recipe.epochs:
             self._draw()
+            write_metrics(self.folder.metrics, state.history)
+            self._save_last()  # at the very end: from here on a rerun has nothing more to do
+        else:
+            self._save_last()
+            write_metrics(self.folder.metrics, state.history)
+            if time.monotonic() - self.drawn >= self.drawing_took / DRAWING_SHARE:
+                self._draw()
+        self._charge_saving()
         left = (self.recipe.epochs - epoch) * row.seconds
-        print(_epoch_line(row, self.recipe.epochs, best and evaluation is not None, left), flush=True)
+        lines = [_epoch_line(row, self.recipe.epochs, best and evaluation is not None, left), *time_lines(row)]
+        print("\n".join(lines), flush=True)
 
     def _save_if_due(self) -> None:
         if self.ctrl_c.asked:
@@ -208,27 +229,77 @@ class Training:
                 f"saved after {plural(self.state.batches, 'step')} of epoch {self.state.epoch}; go on with:"
                 f" {shlex.join(command)}"
             )
-        if time.monotonic() - self.saved >= self.checkpoint_seconds:
+        steps = self.state.step - self.saved_step
+        often = self.checkpoint_steps is not None and steps >= self.checkpoint_steps
+        if often or time.monotonic() - self.saved >= self.checkpoint_seconds:
             self._save_last()
 
     def _save_last(self) -> None:
+        self._charge_saving()  # what the end of an epoch has written before
         self.folder.save_last(self.card, self.trainer.tensors(), self.state)
-        self.saved = time.monotonic()
+        self.saved, self.saved_step = time.monotonic(), self.state.step
+        self._charge_saving()
 
     def _draw(self) -> None:
         if not self.undrawn:
             return
         began = time.monotonic()
         draw_curves(self.folder.curves, self.state.history)
+        best = self.state.best
+        if self.judged is None and best and best.val_loss is not None and self.state.confusion_epoch != best.epoch:
+            self.judged = (best, self._judge_best())  # a kill came before this could be drawn
         if self.judged:
             row, evaluation = self.judged
             right = f"{evaluation.accuracy:.1%} of {plural(evaluation.rows, 'picture')} right"
             title = f"Validation after epoch {row.epoch}: {right}"
             draw_confusion(self.folder.confusion, evaluation.confusion, self.data.class_names, title)
+            self.state.confusion_epoch = row.epoch
             self.judged = None
         self.undrawn = False
         self.drawn = time.monotonic()
         self.drawing_took = self.drawn - began
+
+    def _judge_best(self) -> Evaluation:
+        """Validate the best network once more."""
+        assert self.streams.val is not None, "there is a best by validation"
+        network = self.card.build_network(self.trainer.backend, seed=None)
+        load_checkpoint(self.folder.model).load_into(network)
+        mean, std = np.array(self.data.mean), np.array(self.data.std)  # (3,)
+        judge = Trainer(network, self.recipe, mean, std, self.data.train.rows)
+        return judge.evaluate((batch.images, batch.labels) for batch in self.streams.val.epoch(0))
+
+    def _lap(self) -> float:
+        """Seconds since the last lap: of the epoch in any case, of a part of it if the caller says so."""
+        spent = self.stopwatch.lap()
+        self.state.times.seconds += spent
+        return spent
+
+    def _charge_data(self, before: StreamTimes) -> StreamTimes:
+        """Note what batches took, by the stream's own account; returns its times now."""
+        self._lap()
+        now, times = self.streams.train.times, self.state.times
+        times.wait_seconds += now.wait - before.wait
+        times.copy_seconds += now.copy - before.copy
+        times.read_seconds += now.read - before.read
+        times.decode_seconds += now.decode - before.decode
+        return now
+
+    def _charge_saving(self) -> None:
+        self.state.times.save_seconds += self._lap()
+
+
+def _open_streams(data: Dataset, recipe: Recipe, workers: int, ram_budget: int) -> Streams:
+    """Both streams, within the budget together: validation takes the little it needs, training what is left."""
+    batch_size, seed = recipe.batch_size, recipe.seed
+    val, note = None, ""
+    if data.val.rows:
+        val = BatchStream(data.val, batch_size, seed=seed, shuffle=False, workers=workers)
+        ram_budget = max(0, ram_budget - val.ram_bytes)
+        note = f" (validation takes {-(-val.ram_bytes // 10**6)} MB of it)"
+    try:
+        return Streams(BatchStream(data.train, batch_size, seed=seed, workers=workers, ram_budget=ram_budget), val)
+    except OptionError as error:
+        raise OptionError(f"{error}{note}") from error
 
 
 def _same_recipe(wishes: Wishes, state: TrainingState, folder: RunFolder) -> Recipe:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +18,14 @@ from safetensors.numpy import save_file
 
 from cnn.backend import pick_backend
 from cnn.checkpoint import load_checkpoint, save_checkpoint
+from cnn.losses import SoftmaxCrossEntropy
 from cnn.predict import Predictor
-from jobs import classify as job
-from pipeline.store import Dataset
-from tests.jobs.conftest import CLASSES, Logpose, draw_picture
+from cnn.train import Recipe, Trainer
+from jobs import sources
+from pipeline.place import only_one
+from pipeline.store import Dataset, shard_file
+from pipeline.stream import BatchStream
+from tests.jobs.conftest import CLASSES, Logpose, draw_classes, draw_picture
 
 HEADER = ["filename", "status", "label", "prob", "error"]
 ODD_NAMES = ("comma, here.png", 'quo"te.png', "new\nline.png", " space .png", "ünïcödé ルフィ.png", "=1+1.png", "#.png")
@@ -54,7 +59,7 @@ def test_one_row_for_each_file_sorted_by_path(
     out = tmp_path / "results" / "out.csv"
     outcome = logpose("classify", mixed, model, out, "--topk", 3, "--batch-size", 4)
     assert (outcome.code, outcome.err) == (0, "")
-    assert "8 pictures classified, 3 files could not be read (status 'error' in the CSV)" in outcome.out
+    assert "8 pictures classified, 3 files could not be read (status 'error' in the table)" in outcome.out
     header, *rows = table(out)
     assert header == [*HEADER, "label_2", "prob_2", "label_3", "prob_3"]
     assert [row[0] for row in rows] == found(mixed)
@@ -81,16 +86,98 @@ def test_names_that_are_no_utf8_survive(logpose: Logpose, model: Path, tmp_path:
     assert b"\ncaf\xe9.png,ok," in (tmp_path / "out.csv").read_bytes()
 
 
-def test_a_picture_has_the_same_probabilities_from_its_file_and_from_the_dataset(
-    logpose: Logpose, pictures: Path, dataset: Path, model: Path, tmp_path: Path
+def test_validation_sees_what_classify_sees(
+    logpose: Logpose, pictures: Path, dataset: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert logpose("classify", pictures, model, tmp_path / "out.csv", "--device", "cpu").code == 0
-    by_name = {row[0]: row for row in table(tmp_path / "out.csv")}
-    val = Dataset.open(dataset).val
-    probabilities = Predictor(model, pick_backend("cpu")).probabilities(val.read(0, val.rows))  # (N, C)
-    for path, probs in zip(val.paths, probabilities, strict=True):
-        assert by_name[path][2] == CLASSES[int(np.argmax(probs))]
-        assert float(by_name[path][3]) == pytest.approx(float(probs.max()), abs=2e-6)
+    """The same bits: logits from a picture's file, in whatever company, and in the evaluation from the dataset."""
+    from_files: dict[bytes, bytes] = {}  # by the pixels
+    probabilities = Predictor.probabilities
+
+    def spied(self: Predictor, images: np.ndarray) -> np.ndarray:
+        for pixels, logits in zip(images, self.logits(images), strict=True):  # (H, W, 3), (C,)
+            from_files[pixels.tobytes()] = logits.tobytes()
+        return probabilities(self, images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "probabilities", spied)
+        options = ("--batch-size", 7, "--device", "cpu")
+        assert logpose("classify", pictures, model, tmp_path / "out.csv", *options).code == 0
+
+    val, seen = Dataset.open(dataset).val, []
+    loss_of = SoftmaxCrossEntropy.forward
+
+    def spied_loss(self: SoftmaxCrossEntropy, backend: Any, outputs: Any, *rest: Any) -> Any:
+        seen.extend(logits.tobytes() for logits in outputs)  # (C,) each
+        return loss_of(self, backend, outputs, *rest)
+
+    monkeypatch.setattr(SoftmaxCrossEntropy, "forward", spied_loss)
+    checkpoint, backend = load_checkpoint(model), pick_backend("cpu")
+    card = checkpoint.card
+    network = card.build_network(backend)
+    checkpoint.load_into(network)
+    trainer = Trainer(network, Recipe(), np.array(card.mean), np.array(card.std), 1)
+    trainer.evaluate((batch.images, batch.labels) for batch in BatchStream(val, 5, seed=0, shuffle=False).epoch(0))
+    assert seen == [from_files[pixels.tobytes()] for pixels in val.read(0, val.rows)]
+
+
+def test_a_dataset_gives_the_bytes_that_its_folder_gives(
+    logpose: Logpose, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_classes(tmp_path / "colours", 20)
+    (tmp_path / "colours" / "red" / "broken, too.png").write_bytes(b"")
+    assert logpose("build", tmp_path / "colours", tmp_path / "colours.zarr", "--size", 16, "--val", 0.2).code == 0
+    monkeypatch.setattr(sources, "ROWS_PER_PART", 16)
+    outs = [tmp_path / "folder.csv", tmp_path / "dataset.csv"]
+    for images, out in zip((tmp_path / "colours", tmp_path / "colours.zarr"), outs, strict=True):
+        assert logpose("classify", images, model, out, "--topk", 2).code == 0
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+    assert len(table(outs[0])) == 62
+
+
+def test_a_dataset_of_another_size_is_refused(logpose: Logpose, pictures: Path, model: Path, tmp_path: Path) -> None:
+    assert logpose("build", pictures, tmp_path / "small.zarr", "--size", 8).code == 0
+    outcome = logpose("classify", tmp_path / "small.zarr", model, tmp_path / "out.csv")
+    assert outcome.code == 2
+    assert "expected pictures of 16×16 (pad), as the model was trained on, found 8×8 (pad) in" in outcome.error
+    assert not list(tmp_path.glob("out.csv*"))
+
+
+def test_damage_in_a_dataset_stops_a_classification(
+    logpose: Logpose, dataset: Path, model: Path, tmp_path: Path
+) -> None:
+    broken = Path(shutil.copytree(dataset, tmp_path / "broken.zarr"))
+    shard_file(broken, "train", 0).unlink()
+    outcome = logpose("classify", broken, model, tmp_path / "out.csv")
+    assert outcome.code == 2
+    assert "found damage in train images, chunk" in outcome.error
+
+
+def test_below_the_threshold_the_label_is_unknown(
+    logpose: Logpose, pictures: Path, model: Path, tmp_path: Path
+) -> None:
+    assert logpose("classify", pictures, model, tmp_path / "all.csv").code == 0
+    assert logpose("classify", pictures, model, tmp_path / "sure.csv", "--threshold", 0.6).code == 0
+    rows = list(zip(table(tmp_path / "all.csv")[1:], table(tmp_path / "sure.csv")[1:], strict=True))
+    assert {float(row[3]) >= 0.6 for row, _ in rows} == {True, False}, "the threshold tells them apart"
+    for row, sure in rows:
+        label = row[2] if float(row[3]) >= 0.6 else "unknown"
+        assert sure == [row[0], "ok", label, row[3], ""]
+
+
+def test_names_that_a_spreadsheet_would_run(logpose: Logpose, mixed: Path, model: Path, tmp_path: Path) -> None:
+    assert logpose("classify", mixed, model, tmp_path / "out.csv", "--spreadsheet-safe").code == 0
+    names = [row[0] for row in table(tmp_path / "out.csv")[1:]]
+    assert "'=1+1.png" in names and "=1+1.png" not in names
+
+
+def test_a_parquet_table(logpose: Logpose, mixed: Path, model: Path, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    assert logpose("classify", mixed, model, tmp_path / "out.csv").code == 0
+    assert logpose("classify", mixed, model, tmp_path / "out.parquet").code == 0
+    rows = parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    for row, (name, status, label, prob, error) in zip(rows, table(tmp_path / "out.csv")[1:], strict=True):
+        assert (row["filename"], row["status"], row["label"] or "", row["error"] or "") == (name, status, label, error)
+        assert prob == "" if row["prob"] is None else row["prob"] == pytest.approx(float(prob), abs=1e-6)
 
 
 def test_one_picture_alone_and_a_run_folder_as_model(
@@ -140,14 +227,14 @@ def many(tmp_path: Path) -> Path:
 def test_a_killed_classification_goes_on_to_the_same_file(
     logpose: Logpose, many: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "ROWS_PER_PART", 32)
+    monkeypatch.setattr(sources, "FILES_PER_PART", 32)
     killed, calm = tmp_path / "killed.csv", tmp_path / "calm.csv"
     arguments = ["classify", str(many), str(model), str(killed), "--batch-size", "16", "--device", "cpu"]
-    script = f"import jobs.classify as c; c.ROWS_PER_PART = 32; from jobs.cli import main; main({arguments!r})"
+    script = f"from jobs import cli, sources; sources.FILES_PER_PART = 32; cli.main({arguments!r})"
     parts = tmp_path / "killed.csv.parts"
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL) as process:
         limit = time.monotonic() + 300
-        while not (parts / "part-000002.csv").exists():
+        while not list(parts.glob("part-000002-*.csv")):
             assert process.poll() is None and time.monotonic() < limit
             time.sleep(0.002)
         process.kill()
@@ -170,44 +257,82 @@ def test_a_killed_classification_goes_on_to_the_same_file(
 def begun(logpose: Logpose, pictures: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """OUT.csv of a classification that was interrupted with some parts done; the pictures are beside it."""
     shutil.copytree(pictures, tmp_path / "pictures")
-    monkeypatch.setattr(job, "ROWS_PER_PART", 16)
+    monkeypatch.setattr(sources, "FILES_PER_PART", 16)
+    out = tmp_path / "out.csv"
     calls = []
 
     def interrupted(self: Predictor, images: np.ndarray) -> np.ndarray:
         calls.append(len(images))
-        if len(calls) == 3:
-            raise KeyboardInterrupt
+        limit = time.monotonic() + 60
+        while len(calls) == 3 and time.monotonic() < limit:  # until the two parts before are written
+            if len(list((tmp_path / "out.csv.parts").glob("part-*.csv"))) == 2:
+                raise KeyboardInterrupt
+            time.sleep(0.005)
         return whole(self, images)
 
     whole = Predictor.probabilities
-    out = tmp_path / "out.csv"
     with monkeypatch.context() as patch:
         patch.setattr(Predictor, "probabilities", interrupted)
-        outcome = logpose("classify", tmp_path / "pictures", model, out, "--batch-size", 16)
+        outcome = logpose("classify", tmp_path / "pictures", model, out, "--batch-size", 16, "--workers", 1)
     assert (outcome.code, outcome.err) == (130, "interrupted: run the same command again to go on\n")
     assert not out.exists()
-    assert len(list((tmp_path / "out.csv.parts").glob("part-*.csv"))) == 2
     return out
 
 
-@pytest.mark.parametrize("change", ["model", "files", "--topk", "--batch-size"])
+@pytest.mark.parametrize("change", ["model", "--topk", "--threshold", "other files", "a changed file", "fewer files"])
 def test_parts_of_something_else_are_refused(
     logpose: Logpose, begun: Path, model: Path, tmp_path: Path, change: str
 ) -> None:
-    arguments = ["--topk", 2 if change == "--topk" else 1, "--batch-size", 8 if change == "--batch-size" else 16]
+    root, rows = tmp_path / "pictures", 60
+    options: tuple[object, ...] = {"--topk": ("--topk", 2), "--threshold": ("--threshold", 0.5)}.get(change, ())
+    message = f"holds an unfinished classification with other {change}; remove it, give --overwrite"
     if change == "model":
         checkpoint = load_checkpoint(model)
         model = tmp_path / "other.safetensors"
         save_checkpoint(model, checkpoint.card, checkpoint.tensors, {"another": "training"})
-    if change == "files":
-        draw_picture(tmp_path / "pictures" / "red" / "000.png", 0, 777)
-    outcome = logpose("classify", tmp_path / "pictures", model, begun, *arguments)
+    elif not options:
+        message = "holds an unfinished classification of other files"
+        if change == "other files":
+            draw_picture(root / "aaa.png", 0, 777)
+            rows = 61
+        elif change == "a changed file":
+            draw_picture(root / "blue" / "000.png", 0, 777)
+        else:
+            shutil.rmtree(root / "green")
+            shutil.rmtree(root / "red")
+            for number in range(10, 20):
+                (root / "blue" / f"{number:03}.png").unlink()
+            rows = 10
+    outcome = logpose("classify", root, model, begun, *options)
     assert outcome.code == 2
-    assert f"holds an unfinished classification with other {change}; remove it, give --overwrite" in outcome.error
-    outcome = logpose("classify", tmp_path / "pictures", model, begun, *arguments, "--overwrite")
+    assert message in outcome.error
+    outcome = logpose("classify", root, model, begun, *options, "--overwrite")
     assert outcome.code == 0
     assert "going on" not in outcome.out
-    assert len(table(begun)) == 61
+    assert len(table(begun)) == rows + 1
+
+
+def test_other_threads_and_batches_go_on_to_the_same_bytes(
+    logpose: Logpose, begun: Path, model: Path, tmp_path: Path
+) -> None:
+    calm = tmp_path / "calm.csv"
+    assert logpose("classify", tmp_path / "pictures", model, calm, "--batch-size", 7, "--workers", 1).code == 0
+    outcome = logpose("classify", tmp_path / "pictures", model, begun, "--batch-size", 5, "--workers", 3)
+    assert outcome.code == 0
+    assert "going on: 32 of them were classified before" in outcome.out
+    assert begun.read_bytes() == calm.read_bytes()
+
+
+def test_two_at_a_time_into_one_table_are_refused(
+    logpose: Logpose, pictures: Path, model: Path, tmp_path: Path
+) -> None:
+    with only_one(tmp_path / ".out.csv.lock", "test"):
+        outcome = logpose("classify", pictures, model, tmp_path / "out.csv")
+        assert outcome.code == 2
+        assert "expected to be the only classification into" in outcome.error
+        assert not (tmp_path / "out.csv").exists()
+    assert logpose("classify", pictures, model, tmp_path / "out.csv").code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
 
 
 def test_a_finished_csv_is_not_overwritten_without_being_told(
@@ -229,7 +354,7 @@ def test_a_full_disk_leaves_no_csv_and_the_rerun_goes_on(
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    arguments = ("classify", tmp_path / "pictures", model, begun, "--batch-size", 16)
+    arguments = ("classify", tmp_path / "pictures", model, begun)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         outcome = logpose(*arguments)
@@ -312,6 +437,7 @@ def test_arguments_that_cannot_be_used(
     outcome = logpose("classify", tmp_path / images, model, tmp_path / out, *options)
     assert outcome.code == 2
     assert message in outcome.error
+    assert {path.name for path in tmp_path.iterdir()} == {"empty", "some"}
 
 
 def test_pictures_of_another_size_are_brought_to_the_models(

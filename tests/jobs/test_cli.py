@@ -10,13 +10,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jobs import cli
+from jobs.errors import JobError
+from jobs.sizes import parse_bytes
 from tests.jobs.conftest import Logpose, command, draw_classes, run_process
 
-COMMANDS = ("build", "train", "classify", "verify", "demo")
+COMMANDS = ("build", "train", "classify", "verify", "info", "demo")
 
 
 @pytest.mark.parametrize(
@@ -35,6 +38,10 @@ COMMANDS = ("build", "train", "classify", "verify", "demo")
         (["build"], "missing argument IMAGES; 'logpose build --help' shows an example"),
         (["train", "a"], "missing argument RUN_DIR; 'logpose train --help' shows an example"),
         (["classify", "a", "b"], "missing argument OUT.csv; 'logpose classify --help' shows an example"),
+        (["train", "a", "b", "--checkpoint-steps", "0"], "invalid value for '--checkpoint-steps'"),
+        (["train", "a", "b", "--ram-budget", "1XB"], "--ram-budget 1XB: expected a size above 0, such as 256MB"),
+        (["classify", "a", "b", "c", "--threshold", "1.5"], "invalid value for '--threshold'"),
+        (["classify", "a", "b", "c", "--format", "xlsx"], "'xlsx' is not one of 'csv', 'parquet'"),
         (["verify"], "missing argument DATASET.zarr; 'logpose verify --help' shows an example"),
     ],
 )
@@ -71,6 +78,65 @@ def test_help_comes_at_once() -> None:
     script = "import sys; from jobs.cli import main; main(['train', '--help']); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert not {"numpy", "dask", "numba", "matplotlib", "zarr"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("300000000", 300_000_000),
+        ("256MB", 256_000_000),
+        ("1.5GiB", 1_610_612_736),
+        ("0.29kB", 290),
+        ("1 mib", 2**20),
+        (" 2TB ", 2 * 10**12),
+        ("7b", 7),
+        ("1.9", 1),
+    ],
+)
+def test_sizes_in_memory(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize(
+    "text", ["", "MB", "-1MB", "0", "0.4", "1e9", "inf", "nan", "5XB", "1..5GB", "1GB2", "٣MB", "9" * 5000]
+)
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(JobError, match=f"--memory {text}: expected a size above 0"):
+        parse_bytes(text, "--memory")
+
+
+def test_options_reach_their_jobs(logpose: Logpose, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each command hands on what was given, under the names that the jobs take."""
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def job(*arguments: Any, **options: Any) -> int:
+        calls.append((arguments, options))
+        return 0
+
+    for name in ("classify", "info", "train"):
+        monkeypatch.setattr(f"jobs.{name}.{name}", job)
+    options = ("--topk", 2, "--threshold", 0.5, "--format", "parquet", "--spreadsheet-safe", "--batch-size", 8)
+    assert logpose("classify", "a", "b", "c").code == 0
+    assert logpose("classify", "a", "b", "c", *options, "--device", "cpu", "--workers", 3, "--overwrite").code == 0
+    by_default = {
+        "topk": 1, "threshold": None, "table_format": None, "spreadsheet_safe": False, "batch_size": 32,
+        "device": "auto", "workers": None, "scheduler": None, "overwrite": False,
+    }  # fmt: skip
+    paths = (Path("a"), Path("b"), Path("c"))
+    assert calls[0] == (paths, by_default)
+    assert calls[1] == (paths, {
+        "topk": 2, "threshold": 0.5, "table_format": "parquet", "spreadsheet_safe": True, "batch_size": 8,
+        "device": "cpu", "workers": 3, "scheduler": None, "overwrite": True,
+    })  # fmt: skip
+    calls.clear()
+    assert logpose("info", "a", "--shuffle", "--no-sheet").code == 0
+    assert calls == [((Path("a"),), {"sheet": None, "no_sheet": True, "shuffle": True})]
+    calls.clear()
+    assert logpose("train", "a", "b").code == 0
+    assert logpose("train", "a", "b", "--checkpoint-steps", 7, "--ram-budget", "1GiB").code == 0
+    names = ("checkpoint_minutes", "checkpoint_steps", "ram_budget")
+    taken = [[options[name] for name in names] for _, options in calls]
+    assert taken == [[5.0, None, 256_000_000], [5.0, 7, 2**30]]
 
 
 def raising(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:

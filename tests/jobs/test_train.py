@@ -17,7 +17,11 @@ from safetensors.numpy import load_file, save_file
 
 from cnn.checkpoint import load_checkpoint
 from cnn.optim import AdamW
+from cnn.train import Recipe
 from jobs import train as job
+from jobs.cli import main
+from pipeline.errors import OptionError
+from pipeline.store import Dataset
 from tests.jobs.conftest import CLASSES, RECIPE, Logpose, command, draw_classes
 
 RESULTS = {
@@ -77,7 +81,8 @@ def test_the_first_lines_say_what_is_trained_on_what(logpose: Logpose, dataset: 
     assert lines[2].startswith("plain, ") and lines[2].endswith(" parameters")
     assert lines[3].startswith("plain (width 4), adamw, cosine, softmax_cross_entropy; 1 epoch, batches of 8, seed 0")
     assert lines[4].startswith("epoch 1/1  train loss ")
-    assert lines[5].startswith("done, best validation accuracy ")
+    assert lines[5].startswith("         time: compute ")
+    assert lines[-1].startswith("done, best validation accuracy ")
 
 
 def test_config_toml_alone_repeats_the_run(
@@ -169,6 +174,116 @@ def test_ctrl_c_saves_and_says_how_to_go_on(logpose: Logpose, dataset: Path, tmp
     outcome = logpose("train", dataset, run_dir, "--resume", "--epochs", done, "--device", "cpu")
     assert outcome.code == 0
     assert [int(row["epoch"]) for row in metrics(run_dir)] == list(range(1, done + 1))
+
+
+@pytest.fixture
+def windows(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A dataset whose pictures to train on are read in several windows."""
+    monkeypatch.setattr("pipeline.plan.WINDOW_BYTES", 10**6)
+    path = tmp_path / "windows.zarr"
+    assert main(["build", str(pictures), str(path), "--size", "96", "--val", "0.1"]) == 0
+    return path
+
+
+def two_windows(dataset: Path, workers: int) -> int:
+    """The least budget with which one window is read while the other is used, for both parts together."""
+    train, val = job._open_streams(Dataset.open(dataset), Recipe(batch_size=8), workers, 10**9)
+    assert val is not None and train.depth == 2  # as there are only two
+    return train.ram_bytes + val.ram_bytes
+
+
+def interrupt_after(step: int, patch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while that step of the training is computed."""
+    steps = job.Trainer.train_batch
+
+    def interrupted(self: job.Trainer, *arguments: Any) -> Any:
+        if self.step == step - 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return steps(self, *arguments)
+
+    patch.setattr(job.Trainer, "train_batch", interrupted)
+
+
+def test_workers_and_memory_may_change_on_the_way(
+    logpose: Logpose, windows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They decide how far is read ahead, and neither the order nor the weights."""
+    recipe, changed, calm = (*RECIPE, "--epochs", "1"), tmp_path / "changed", tmp_path / "calm"
+    one_window = two_windows(windows, 1) - 1
+    with monkeypatch.context() as patch:
+        interrupt_after(3, patch)
+        assert logpose("train", windows, changed, *recipe, "--workers", 1, "--ram-budget", one_window).code == 130
+    options = ("--workers", 3, "--ram-budget", "64MiB", "--device", "cpu")
+    assert logpose("train", windows, changed, "--resume", *options).code == 0
+    assert logpose("train", windows, calm, *recipe).code == 0
+    same_weights(changed, calm)
+    assert learned(changed) == learned(calm)
+
+
+def test_both_streams_together_stay_within_the_budget(windows: Path) -> None:
+    data, recipe, enough = Dataset.open(windows), Recipe(batch_size=8), two_windows(windows, 2)
+    for budget, depth in ((2 * enough, 2), (enough, 2), (enough - 1, 1)):
+        train, val = job._open_streams(data, recipe, 2, budget)
+        assert val is not None and train.ram_bytes + val.ram_bytes <= budget
+        assert train.depth == depth
+    with pytest.raises(OptionError, match=r"--ram-budget.*\(validation takes \d+ MB of it\)"):
+        job._open_streams(data, recipe, 2, enough // 3)
+
+
+@pytest.fixture
+def saved(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The epoch and its finished batches, at every point to resume from."""
+    saved: list[tuple[int, int]] = []
+    saves = job.RunFolder.save_last
+
+    def noting(self: job.RunFolder, card: Any, tensors: Any, state: job.TrainingState) -> None:
+        saved.append((state.epoch, state.batches))
+        saves(self, card, tensors, state)
+
+    monkeypatch.setattr(job.RunFolder, "save_last", noting)
+    return saved
+
+
+def test_checkpoints_come_after_so_many_steps(
+    logpose: Logpose, dataset: Path, tmp_path: Path, saved: list[tuple[int, int]]
+) -> None:
+    arguments = (*RECIPE, "--epochs", 2)  # of 6 steps each
+    begin, end = [(1, 0)], [(3, 0)]
+    assert logpose("train", dataset, tmp_path / "four", *arguments, "--checkpoint-steps", 4).code == 0
+    assert saved == [*begin, (1, 4), (2, 0), (2, 4), *end]
+    saved.clear()
+    minutes = ("--checkpoint-steps", 4, "--checkpoint-minutes", 0)  # whichever comes first
+    assert logpose("train", dataset, tmp_path / "each", *arguments, "--epochs", 1, *minutes).code == 0
+    assert saved[:7] == [*begin, *((1, step) for step in range(1, 7))]
+
+
+def test_a_training_killed_between_checkpoints_by_steps_goes_on_from_the_last(
+    logpose: Logpose,
+    dataset: Path,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    saved: list[tuple[int, int]],
+) -> None:
+    steps = job.Trainer.train_batch
+
+    def killed(self: job.Trainer, *arguments: Any) -> Any:
+        if self.step == 11:
+            raise KeyboardInterrupt  # at once, nothing is saved
+        return steps(self, *arguments)
+
+    run_dir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(job.Trainer, "train_batch", killed)
+        assert logpose("train", dataset, run_dir, *RECIPE, "--checkpoint-steps", 2).code == 130
+    assert load_checkpoint(run_dir / "last.safetensors").progress["step"] == 10
+    saved.clear()
+    outcome = logpose("train", dataset, run_dir, "--resume", "--device", "cpu", "--checkpoint-steps", 5)
+    assert outcome.code == 0
+    assert "going on with epoch 2, after 4 steps of it" in outcome.out
+    assert saved == [(3, 0), (3, 5), (4, 0)]  # steps count from the last point to resume from
+    same_weights(run_dir, trained)
+    assert learned(run_dir) == learned(trained)
 
 
 def wait_for(condition: Any, folder: Path, process: "subprocess.Popen[Any]") -> None:
@@ -286,6 +401,22 @@ def test_bad_options_leave_nothing(
     assert outcome.code == 2
     assert message in outcome.error
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ("1kB", "expected a RAM budget of at least "),
+        ("many", "--ram-budget many: expected a size above 0, such as 256MB"),
+    ],
+)
+def test_a_budget_that_cannot_be_kept_leaves_what_is_there(
+    logpose: Logpose, dataset: Path, unfinished: Path, budget: str, message: str
+) -> None:
+    outcome = logpose("train", dataset, unfinished, *RECIPE, "--overwrite", "--ram-budget", budget)
+    assert outcome.code == 2
+    assert message in outcome.error
+    assert {path.name for path in unfinished.iterdir()} == RESULTS
 
 
 def test_a_file_is_no_run_folder(logpose: Logpose, dataset: Path, tmp_path: Path) -> None:

@@ -1,0 +1,359 @@
+"""The commands: arguments, prompts, and the call of a job, nothing else.
+
+A command only puts its arguments in order and returns the job; `cli.main` runs it. Jobs are imported when
+they are run: `--help` must not wait for Numba.
+"""
+
+from collections.abc import Callable
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.prompts import choose, interactive, path_argument
+from jobs.sizes import parse_bytes
+
+Job = Callable[[], int]  # does the work, returns the exit code
+
+app = typer.Typer(
+    name="logpose",
+    help="""From a folder of pictures to a CSV of labels, with a network written from scratch.
+
+\b
+  logpose build    pictures flags.zarr        decode and resize once
+  logpose train    flags.zarr runs/flags      train a network on it
+  logpose classify new runs/flags/model.safetensors out.csv
+
+Every job may be run again: it goes on where it stopped. See 'logpose COMMAND --help'.""",
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    suggest_commands=True,
+)
+
+
+class Fit(StrEnum):
+    pad = "pad"
+    crop = "crop"
+    squash = "squash"
+
+
+class Codec(StrEnum):
+    none = "none"
+    lz4 = "lz4"
+    zstd = "zstd"
+
+
+class TableFormat(StrEnum):
+    csv = "csv"
+    parquet = "parquet"
+
+
+class Device(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a finished output.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Threads that read and decode; all cores if not given.")
+]
+Scheduler = Annotated[
+    str | None, typer.Option(metavar="tcp://HOST:PORT", help="A Dask cluster to decode on, not threads here.")
+]
+ComputeOn = Annotated[Device, typer.Option(help="Where to compute; auto takes a GPU if one works.")]
+Images = Annotated[
+    Path | None, typer.Argument(metavar="IMAGES", help="One folder per class, or train/ and val/ of such.")
+]
+AnyImages = Annotated[
+    Path | None, typer.Argument(metavar="IMAGES", help="A folder, however deep, one picture, or a DATASET.zarr.")
+]
+Built = Annotated[Path | None, typer.Argument(metavar="DATASET.zarr", help="From 'logpose build'.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"logpose {version('logpose')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _logpose(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def build(
+    images: Images = None,
+    dataset: Annotated[Path | None, typer.Argument(metavar="DATASET.zarr", help="Where to write.")] = None,
+    size: Annotated[
+        str, typer.Option(metavar="N | WIDTHxHEIGHT", help="Pixels of every picture in the dataset.")
+    ] = "128",
+    fit: Annotated[Fit, typer.Option(help="Add a border, cut off, or distort to get there.")] = Fit.pad,
+    val: Annotated[
+        float,
+        typer.Option(min=0, max=1, metavar="X", help="Share for validation, if there is no val/ folder."),
+    ] = 0.1,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the split and of the order of rows.")] = 0,
+    group_copies: Annotated[
+        bool, typer.Option(help="Find copies of the same picture, and keep them on one side of the split.")
+    ] = True,
+    codec: Annotated[Codec, typer.Option(help="How pixels are compressed; photographs hardly are.")] = Codec.none,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    max_failures: Annotated[
+        str | None,
+        typer.Option(metavar="N | N%", help="Stop if more files, or more of them, cannot be read."),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> Job:
+    """Turn a folder of pictures into a dataset.
+
+    Pictures that cannot be read are left out and listed in failures.csv inside the dataset; copies of the
+    same picture, however resized, recompressed, mirrored, turned, recoloured or cropped, in duplicates.csv.
+
+    \b
+    Example: logpose build pictures flags.zarr --size 128 --val 0.2
+    """
+    images = path_argument(images, "IMAGES", "Folder of pictures, one folder per class inside", "build")
+    default = f"{images.resolve().name}.zarr"
+    dataset = path_argument(dataset, "DATASET.zarr", "Dataset to write", "build", default)
+
+    def job() -> int:
+        from jobs.build import build as run
+
+        return run(
+            images,
+            dataset,
+            size=size,
+            fit=fit.value,
+            val=val,
+            seed=seed,
+            group_copies=group_copies,
+            codec=codec.value,
+            workers=workers,
+            scheduler=scheduler,
+            max_failures=max_failures,
+            overwrite=overwrite,
+        )
+
+    return job
+
+
+@app.command()
+def train(
+    dataset: Built = None,
+    run_dir: Annotated[Path | None, typer.Argument(metavar="RUN_DIR", help="Folder for the results.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="Architecture, such as resnet9.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Times to see each picture.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Pictures a step.")] = None,
+    lr: Annotated[float | None, typer.Option(metavar="X", help="Learning rate at its peak.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Of weights, order and augmentation.")
+    ] = None,
+    device: ComputeOn = Device.auto,
+    workers: Workers = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with RUN_DIR; start if it is new.")] = False,
+    init: Annotated[
+        Path | None, typer.Option(metavar="MODEL", help="Start from a saved model; its classes may differ.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE.toml", help="Recipe to read, such as RUN_DIR/config.toml.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="a.b=v", help="One value of the recipe; repeatable.")
+    ] = None,
+    checkpoint_minutes: Annotated[
+        float, typer.Option(min=0, metavar="X", help="Save within an epoch this often, to resume from.")
+    ] = 5.0,
+    checkpoint_steps: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Or after so many steps, whichever comes first.")
+    ] = None,
+    ram_budget: Annotated[
+        str, typer.Option(metavar="SIZE", help="Memory for pictures read ahead, such as 1.5GiB.")
+    ] = "256MB",
+    overwrite: Overwrite = False,
+) -> Job:
+    """Train a network on a dataset.
+
+    RUN_DIR gets model.safetensors (the best on validation), last.safetensors (to go on from), config.toml,
+    metrics.csv, curves.png and confusion.png. Ctrl-C saves and says how to go on.
+
+    \b
+    Example: logpose train flags.zarr runs/flags --epochs 20 --set optimizer.weight_decay=0.001
+    """
+    asked = interactive() and (dataset is None or run_dir is None)
+    dataset = path_argument(dataset, "DATASET.zarr", "Dataset to train on", "train")
+    default = f"runs/{dataset.resolve().stem}"
+    run_dir = path_argument(run_dir, "RUN_DIR", "Folder for the results", "train", default)
+    unfinished = (run_dir / "last.safetensors").exists()
+    if unfinished and not resume and not overwrite and interactive():
+        question = f"{run_dir} holds a training. Continue, or start from scratch?"
+        answer = choose(question, ("continue", "scratch"))
+        resume, overwrite = answer == "continue", answer == "scratch"
+    elif asked and not unfinished and init is None:
+        answer = choose("Train from scratch, or start from a saved model?", ("scratch", "model"))
+        if answer == "model":
+            init = path_argument(None, "MODEL", "Model to start from", "train")
+
+    def job() -> int:
+        from jobs.config import Wishes
+        from jobs.train import train as run
+
+        options = {
+            "model.name": model,
+            "train.epochs": epochs,
+            "train.batch_size": batch_size,
+            "optimizer.lr": lr,
+            "train.seed": seed,
+        }
+        given = {key: value for key, value in options.items() if value is not None}
+        return run(
+            dataset,
+            run_dir,
+            Wishes(config, set_ or [], given),
+            device=device.value,
+            workers=workers,
+            resume=resume,
+            init=init,
+            overwrite=overwrite,
+            checkpoint_minutes=checkpoint_minutes,
+            checkpoint_steps=checkpoint_steps,
+            ram_budget=parse_bytes(ram_budget),
+        )
+
+    return job
+
+
+@app.command()
+def classify(
+    images: AnyImages = None,
+    model: Annotated[
+        Path | None, typer.Argument(metavar="MODEL", help="model.safetensors of a training, or its RUN_DIR.")
+    ] = None,
+    out: Annotated[Path | None, typer.Argument(metavar="OUT.csv", help="Where to write.")] = None,
+    topk: Annotated[
+        int, typer.Option(min=1, metavar="K", help="Labels for each picture, the likeliest first.")
+    ] = 1,
+    threshold: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, metavar="X", help="Below this probability the label is 'unknown'."),
+    ] = None,
+    table_format: Annotated[
+        TableFormat | None, typer.Option("--format", help="Of the table; by the ending of OUT if not given.")
+    ] = None,
+    spreadsheet_safe: Annotated[
+        bool, typer.Option("--spreadsheet-safe", help="Defuse cells that a spreadsheet would run as formulas.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures computed at a time.")] = 32,
+    device: ComputeOn = Device.auto,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    overwrite: Overwrite = False,
+) -> Job:
+    """Classify every file of a folder into a CSV or Parquet table.
+
+    One row for each file, sorted by path; a file that cannot be read is a row with the reason.
+
+    \b
+    Example: logpose classify new runs/flags/model.safetensors out.csv --topk 3
+    """
+    images = path_argument(images, "IMAGES", "Folder of pictures to classify", "classify")
+    model = path_argument(model, "MODEL", "Model", "classify")
+    out = path_argument(out, "OUT.csv", "Table to write", "classify", f"{images.resolve().stem}.csv")
+
+    def job() -> int:
+        from jobs.classify import classify as run
+
+        return run(
+            images,
+            model,
+            out,
+            topk=topk,
+            threshold=threshold,
+            table_format=table_format.value if table_format else None,
+            spreadsheet_safe=spreadsheet_safe,
+            batch_size=batch_size,
+            device=device.value,
+            workers=workers,
+            scheduler=scheduler,
+            overwrite=overwrite,
+        )
+
+    return job
+
+
+@app.command()
+def verify(
+    dataset: Built = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.csv", help="Write each picture in a damaged chunk to this file.")
+    ] = None,
+) -> Job:
+    """Read every chunk of a dataset and check it.
+
+    Exits with 1 if anything is damaged, each damage on a line.
+
+    \b
+    Example: logpose verify flags.zarr
+    """
+    dataset = path_argument(dataset, "DATASET.zarr", "Dataset to check", "verify")
+
+    def job() -> int:
+        from jobs.verify import verify as run
+
+        return run(dataset, report_to=report)
+
+    return job
+
+
+@app.command()
+def info(
+    dataset: Built = None,
+    sheet: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Where to draw; else in the dataset.")] = None,
+    no_sheet: Annotated[bool, typer.Option("--no-sheet", help="Draw no contact sheet.")] = False,
+    shuffle: Annotated[
+        bool,
+        typer.Option("--shuffle", help="Measure how well an epoch shuffles, against a true permutation."),
+    ] = False,
+) -> Job:
+    """Say what is in a dataset, and draw some pictures of every class into its contact-sheet.png.
+
+    \b
+    Example: logpose info flags.zarr
+    """
+    dataset = path_argument(dataset, "DATASET.zarr", "Dataset to look at", "info")
+
+    def job() -> int:
+        from jobs.info import info as run
+
+        return run(dataset, sheet=sheet, no_sheet=no_sheet, shuffle=shuffle)
+
+    return job
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to work.")] = Path("demo"),
+) -> Job:
+    """Draw pirate flags, learn them, recognise new ones.
+
+    All jobs in a row, in a few minutes; shows where to look.
+
+    \b
+    Example: logpose demo
+    """
+
+    def job() -> int:
+        from jobs.demo import demo as run
+
+        return run(folder)
+
+    return job

@@ -1,0 +1,167 @@
+"""Some pictures -> their rows of the table. What a thread, or a worker of a cluster, does of a classification.
+
+A task decodes its pictures and computes them right away, on one core: the pixels are still in its cache, and threads
+need not wait for each other.
+"""
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from cnn.backend import pick_backend
+from cnn.predict import Predictor
+from jobs.errors import JobError
+from jobs.results import TableOptions, error_row, ok_row
+from pipeline.decode import frame_picture, quiet_pillow
+from pipeline.errors import DecodeError
+from pipeline.store import Dataset, Part
+
+Row: TypeAlias = list[str]
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """What all tasks of a classification have in common.
+
+    model_hash  of the file at `model`: a worker elsewhere may see another one there
+    batch_size  pictures computed at a time; decides nothing but memory and speed
+    """
+
+    model: Path
+    model_hash: str
+    device: str
+    batch_size: int
+    options: TableOptions
+
+
+class FilesBlock(NamedTuple):
+    """Files of a folder, by their names relative to it; or one file, by its own name, `folder` being where it lies."""
+
+    folder: str
+    names: list[str]
+
+
+class RowsBlock(NamedTuple):
+    """Rows start, start + 1, … of a part of a dataset, along with their names."""
+
+    dataset: Path
+    part: str
+    start: int
+    names: list[str]
+
+
+class FailuresBlock(NamedTuple):
+    """Files that a dataset left out, and why."""
+
+    names: list[str]
+    reasons: list[str]
+
+
+Block: TypeAlias = FilesBlock | RowsBlock | FailuresBlock
+
+
+def label(labelling: Labelling, block: Block) -> list[Row]:
+    """A row for each name of the block, in its order.
+
+    Raises DamageError where a dataset is damaged, JobError where the model here is another one.
+    """
+    if isinstance(block, FailuresBlock):
+        return [error_row(*failure, labelling.options.topk) for failure in zip(*block, strict=True)]
+    predictor = _predictor_of_thread(labelling.model, labelling.model_hash, labelling.device)
+    size = predictor.card.in_shape[:2]
+    pixels = np.empty((len(block.names), *size, 3), np.uint8)  # (n, H, W, 3)
+    reasons: list[str | None] = [None] * len(block.names)
+    if isinstance(block, RowsBlock):
+        _open_part(block.dataset, block.part).read_into(pixels, block.start, block.start + len(block.names))
+    else:
+        pixels, reasons = _decode(block, predictor.card.fit, pixels)  # (readable, H, W, 3)
+    rankings = iter(_rank(predictor, pixels, labelling))
+    return [
+        ok_row(name, next(rankings), labelling.options)
+        if reason is None
+        else error_row(name, reason, labelling.options.topk)
+        for name, reason in zip(block.names, reasons, strict=True)
+    ]
+
+
+def _decode(block: FilesBlock, fit: str, pixels: np.ndarray) -> tuple[np.ndarray, list[str | None]]:
+    """The files' pixels, one after the other in (n, H, W, 3), less those that cannot be read; why not, or None."""
+    reasons: list[str | None] = []
+    readable = 0
+    with quiet_pillow():
+        for name in block.names:
+            try:
+                frame_picture(f"{block.folder}/{name}", pixels.shape[1:3], fit, pixels[readable])
+            except DecodeError as error:
+                reasons.append(str(error))
+            else:
+                reasons.append(None)
+                readable += 1
+    return pixels[:readable], reasons
+
+
+def _rank(predictor: Predictor, pixels: np.ndarray, labelling: Labelling) -> list[list[tuple[str, float]]]:
+    """The likeliest classes of each picture of (n, H, W, 3), with their probabilities, best first."""
+    classes = predictor.card.class_names
+    ranked = []
+    for start in range(0, len(pixels), labelling.batch_size):
+        probabilities = predictor.probabilities(pixels[start : start + labelling.batch_size])  # float32 (B, C)
+        order = np.argsort(-probabilities, axis=1, kind="stable")[:, : labelling.options.topk]  # (B, K)
+        best = np.take_along_axis(probabilities, order, axis=1)  # (B, K)
+        for indices, probs in zip(order.tolist(), best.tolist(), strict=True):
+            ranked.append([(classes[index], prob) for index, prob in zip(indices, probs, strict=True)])
+    return ranked
+
+
+# What a process keeps for its next tasks ----------------------------------------------------------------
+
+_of_thread = threading.local()
+_of_process: dict[tuple[Path, str, str], Predictor] = {}
+_loading = threading.Lock()
+
+
+def _predictor_of_thread(model: Path, model_hash: str, device: str) -> Predictor:
+    key = (model, model_hash, device)
+    if getattr(_of_thread, "key", None) != key:
+        with _loading:
+            if key not in _of_process:
+                loaded = _load(model, model_hash, device)
+                _of_process.clear()  # one model at a time is enough
+                _of_process[key] = loaded
+            _of_thread.predictor = _of_process[key].for_thread()
+            _of_thread.key = key
+    predictor: Predictor = _of_thread.predictor
+    return predictor
+
+
+def _load(model: Path, model_hash: str, device: str) -> Predictor:
+    predictor = Predictor(model, pick_backend(device))
+    if hash_file(model) != model_hash:
+        raise JobError(
+            f"expected the same model for all of a classification, found another one now, or on this machine, at"
+            f" {model}; give a path at which all see the same file"
+        )
+    return predictor
+
+
+@cache
+def _open_part(dataset: Path, part: str) -> Part:
+    data = Dataset.open(dataset)
+    return data.train if part == data.train.name else data.val
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_names(names: Sequence[str]) -> str:
+    """SHA-256 of strings that may hold bytes that are no UTF-8."""
+    return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()

@@ -1,0 +1,70 @@
+"""OUT.parquet: the rows of the CSV with types, for those who read it with pandas, DuckDB, Spark and the like.
+
+    filename, status   string
+    label, label_2…    string, null on error rows
+    prob, prob_2…      float32, null on error rows
+    error              string, null on ok rows
+    filename_bytes     binary: the exact name where it is no UTF-8 and `filename` shows it with escapes; else null
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import IO, Any
+
+from jobs.errors import JobError
+from pipeline.errors import printable
+
+try:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+except ImportError as error:
+    raise JobError(
+        f"expected the package pyarrow for --format parquet, found it cannot be imported"
+        f" ({printable(str(error))}): run pip install 'logpose[parquet]'"
+    ) from error
+
+# The rows in memory at a time. Fixed, so that the bytes of the file do not depend on how the rows came.
+ROWS_PER_GROUP = 32_768
+
+
+def write_parquet(file: IO[bytes], columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write rows of text under these columns, those of the CSV, to an open file. It is left open."""
+    types = [pa.float32() if name.startswith("prob") else pa.string() for name in columns]
+    schema = pa.schema([*zip(columns, types, strict=True), ("filename_bytes", pa.binary())])
+    rows = iter(rows)
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        while group := list(islice(rows, ROWS_PER_GROUP)):
+            writer.write_table(_table(group, columns, schema))
+
+
+def _table(rows: Sequence[Sequence[str]], columns: Sequence[str], schema: Any) -> Any:
+    """A group of rows as a pyarrow Table."""
+    by_name = dict(zip(columns, zip(*rows, strict=True), strict=True))
+    statuses = by_name["status"]
+    values: dict[str, list[Any]] = {}
+    for name, cells in by_name.items():
+        if name.startswith("prob"):
+            values[name] = [float(cell) if cell else None for cell in cells]
+        elif name in ("filename", "status"):
+            values[name] = [_text(cell) for cell in cells]
+        else:
+            holds = "error" if name == "error" else "ok"  # the rows in which this column says something
+            values[name] = [
+                _text(cell) if status == holds else None for cell, status in zip(cells, statuses, strict=True)
+            ]
+    values["filename_bytes"] = [_bytes_if_no_utf8(name) for name in by_name["filename"]]
+    return pa.table(values, schema=schema)
+
+
+def _text(cell: str) -> str:
+    """The cell as valid UTF-8, which is all that a Parquet string can hold."""
+    return printable(cell) if _bytes_if_no_utf8(cell) else cell
+
+
+def _bytes_if_no_utf8(cell: str) -> bytes | None:
+    """The bytes that a text stands for, if they are no UTF-8: Python keeps these as lone surrogates."""
+    try:
+        cell.encode()
+    except UnicodeEncodeError:
+        return cell.encode("utf-8", "surrogateescape")
+    return None

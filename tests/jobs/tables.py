@@ -1,0 +1,77 @@
+"""What the tests of the table share: odd names, a small table, and the job around it."""
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hypothesis import example, settings
+from hypothesis import strategies as st
+
+from jobs.results import PartedTable, TableOptions, error_row, ok_row
+
+IDENTITY: dict[str, str | int | float | bool | None] = {"model": "abc", "fit": "pad", "scale": 0.1, "seed": None}
+PLAIN = TableOptions()
+PARQUET = TableOptions(format="parquet")
+
+# What a path below a folder can be: any bytes but NUL, as Python shows them.
+names = st.one_of(
+    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1),
+    st.lists(st.sampled_from([*",\"'\r\n\t =+-@#;\\\x1a\x85\ufeff\u2028é", "NA", "001"]), min_size=1).map("".join),
+    st.binary(min_size=1).map(lambda name: name.replace(b"\0", b"?").decode("utf-8", "surrogateescape")),
+)
+ODD = [
+    *("a,b", 'q"q', '"', '""', "n\nl", "c\rr", "\r", "\n", "c\r\nl", "\r\n", " lead", "trail ", " ", "\t", "=1"),
+    *("+1", "-1", "@a", "NA", "nan", "null", "001", "1e5", "True", "#c", "\x1a", "\x7f", "\x85", "\u2028", "\ufeff"),
+    *("ルフィ", "😀", "a\\b", "'", "''", ";", "filename"),
+]
+NO_UTF8 = ["caf\udce9", "\udcff\r\udcfe", "\udc80,"]
+texts = st.one_of(st.just(""), names)
+
+
+def digest(number: int) -> str:
+    return f"{number:064x}"[::-1]
+
+
+def save(table: PartedTable, parts: Sequence[Sequence[Sequence[str]]], *, merge: bool = False) -> tuple[int, int]:
+    """What the job does: every part that is not there yet, then the end."""
+    for number, rows in enumerate(parts):
+        if not table.finished(number, digest(number)):
+            table.write(number, digest(number), rows)
+    return table.finish(len(parts), merge=merge)
+
+
+def read(path: Path) -> list[list[str]]:
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return list(csv.reader(file))
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def picture(name: str, label: str = "a", prob: float = 0.75) -> list[str]:
+    return ok_row(name, [(label, prob)], PLAIN)
+
+
+PARTS = [
+    [picture("a.png"), error_row("b.png", "empty: no bytes", 1)],
+    [picture("c\r.png", "red, green"), picture("caf\udce9.png")],
+    [picture("z.png")],
+]
+TABLE = (
+    b"filename,status,label,prob,error\na.png,ok,a,0.750000,\nb.png,error,,,empty: no bytes\n"
+    b'"c\r.png",ok,"red, green",0.750000,\ncaf\xe9.png,ok,a,0.750000,\nz.png,ok,a,0.750000,\n'
+)
+
+
+def all_odd(test: Callable[..., None]) -> Callable[..., None]:
+    """Names and labels that are like something else, in any case; what Hypothesis finds, in some."""
+    test = settings(max_examples=40)(test)
+    for some in (["a"], ODD, NO_UTF8):
+        test = example(cells=[(name, text) for name in some for text in ("", name)])(test)
+    return test
+
+
+def lone(cells: list[tuple[str, str]]) -> bool:
+    """Whether some text is no UTF-8."""
+    return any("\ud800" <= letter <= "\udfff" for text in sum(cells, ()) for letter in text)

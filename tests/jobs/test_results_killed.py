@@ -1,0 +1,161 @@
+"""Killed at any step, the same command ends well, with the same file."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import results
+from jobs.errors import JobError
+from jobs.results import PartedTable, TableOptions
+from tests.jobs.tables import IDENTITY, PARQUET, PARTS, PLAIN, TABLE, digest, left, read, save
+
+
+class Killed(BaseException):
+    """What a process that is killed never sees: nothing on the disk changes any more after it."""
+
+
+STEPS = ("fsync", "mkdir", "replace", "rmdir", "unlink")  # all that changes a folder, and what makes a file last
+
+
+class Machine:
+    """Counts the steps that change what is on the disk; kills before one, and then all that would follow."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.step, self.fatal = 0, sys.maxsize
+        for name in STEPS:
+            monkeypatch.setattr(os, name, self._counted(getattr(os, name) if name != "fsync" else lambda *_: None))
+
+    def _counted(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            self.step += 1
+            if self.step > self.fatal:
+                raise Killed
+            return call(*arguments, **options)
+
+        return counted
+
+    def kills(self, fatal: int, run: Callable[[], object]) -> bool:
+        """Run until that many steps are done; whether there was another."""
+        self.step, self.fatal = 0, fatal
+        try:
+            run()
+        except Killed:
+            return True
+        finally:
+            self.fatal = sys.maxsize
+        return False
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    with monkeypatch.context() as patch:
+        yield Machine(patch)
+
+
+def command(out: Path, options: TableOptions, *, overwrite: bool = False) -> tuple[int, int]:
+    return save(PartedTable(out, IDENTITY, options, overwrite=overwrite), PARTS, merge=True)
+
+
+@pytest.mark.parametrize("options", [PLAIN, PARQUET], ids=["csv", "parquet"])
+@pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwrite"])
+def test_killed_at_any_step_the_same_command_ends_well(
+    tmp_path: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, options: TableOptions, overwrite: bool
+) -> None:
+    monkeypatch.setattr(results, "FILES_OPEN", 2)  # three parts are merged in rounds
+    command(tmp_path / "calm", options)
+    calm = (tmp_path / "calm").read_bytes()
+    survived = 0
+    for fatal in range(1000):
+        out = tmp_path / f"{fatal}" / "out"
+        out.parent.mkdir()
+        before = b"mine" if overwrite else None
+        if overwrite:
+            out.write_bytes(b"mine")
+        if not machine.kills(fatal, lambda out=out: command(out, options, overwrite=overwrite)):
+            break
+        survived += 1
+        at_kill = out.read_bytes() if out.exists() else None
+        assert at_kill in (before, calm)
+        assert command(out, options, overwrite=overwrite) == (4, 1), f"killed after {fatal} steps"
+        assert out.read_bytes() == calm
+        assert left(out.parent) == ["out"]
+    assert survived > 30
+    with pytest.raises(JobError, match="is there already; give --overwrite"):
+        command(out, options)
+
+
+def test_killed_again_while_cleaning_up_after_a_kill(tmp_path: Path, machine: Machine) -> None:
+    kills = 0
+    for first in range(1000):
+        for second in range(1000):
+            out = tmp_path / f"{first}-{second}" / "out"
+            table = PartedTable(out, IDENTITY, PLAIN, overwrite=False)
+            for number, rows in enumerate(PARTS):
+                table.write(number, digest(number), rows)
+            if not machine.kills(first, lambda table=table: table.finish(3)):
+                return
+            if not machine.kills(second, lambda out=out: command(out, PLAIN)):
+                assert out.read_bytes() == TABLE
+                break
+            kills += 1
+            assert command(out, PLAIN) == (4, 1)
+            assert out.read_bytes() == TABLE
+            assert left(out.parent) == ["out"]
+    assert kills > 100
+
+
+@pytest.fixture
+def uncleaned(tmp_path: Path, machine: Machine) -> Path:
+    """A whole table, killed while the parts were removed: one of them is left."""
+    for steps in range(1000):
+        out = tmp_path / f"{steps}" / "out.csv"
+        table = PartedTable(out, IDENTITY, PLAIN, overwrite=False)
+        assert machine.kills(steps, lambda table=table: save(table, PARTS))
+        if out.exists() and len(list(table.scratch.glob("part-*"))) == 1:
+            return out
+    raise AssertionError("no step leaves one part")
+
+
+def test_a_finished_table_with_parts_left_is_not_one_of_other_files(uncleaned: Path) -> None:
+    before = left(uncleaned.parent)
+    for number, files in ((0, 5), (3, 3)):
+        table = PartedTable(uncleaned, IDENTITY, PLAIN, overwrite=False)
+        with pytest.raises(JobError, match="is there already; give --overwrite"):
+            table.finished(number, digest(files))
+    for parts in (2, 4):
+        with pytest.raises(JobError, match="is there already; give --overwrite"):
+            PartedTable(uncleaned, IDENTITY, PLAIN, overwrite=False).finish(parts)
+    with pytest.raises(JobError, match="is there already; give --overwrite"):
+        PartedTable(uncleaned, {**IDENTITY, "model": "other"}, PLAIN, overwrite=False)
+    assert left(uncleaned.parent) == before
+    assert uncleaned.read_bytes() == TABLE
+    assert command(uncleaned, PLAIN) == (4, 1)
+    assert left(uncleaned.parent) == ["out.csv"]
+
+
+def test_a_table_that_was_changed_after_the_kill_is_not_ours(uncleaned: Path) -> None:
+    uncleaned.write_text("mine")
+    with pytest.raises(JobError, match="is there already; give --overwrite"):
+        PartedTable(uncleaned, IDENTITY, PLAIN, overwrite=False)
+    assert uncleaned.read_text() == "mine"
+    uncleaned.unlink()
+    assert command(uncleaned, PLAIN) == (4, 1)
+    assert uncleaned.read_bytes() == TABLE
+    assert left(uncleaned.parent) == ["out.csv"]
+
+
+@pytest.mark.parametrize("change", ["model", "files"])
+def test_overwriting_a_table_whose_parts_are_half_removed(uncleaned: Path, change: str) -> None:
+    identity = {**IDENTITY, "model": "other"} if change == "model" else IDENTITY
+    table = PartedTable(uncleaned, identity, PLAIN, overwrite=True)
+    digests = [digest(number + 10 * (change == "files")) for number in range(3)]
+    for number, rows in enumerate(PARTS[::-1]):
+        assert not table.finished(number, digests[number])
+        table.write(number, digests[number], rows)
+    assert table.finish(3) == (4, 1)
+    assert [row[0] for row in read(uncleaned)[1:]] == ["z.png", "c\r.png", "caf\udce9.png", "a.png", "b.png"]
+    assert left(uncleaned.parent) == ["out.csv"]
