@@ -24,7 +24,8 @@ from jobs.progress import Bar, bar, duration, plural
 from jobs.report import draw_confusion, draw_curves
 from jobs.run_folder import RunFolder, TrainingState
 from jobs.timing import Stopwatch, time_lines
-from pipeline.errors import OptionError
+from pipeline.errors import OptionError, PipelineError
+from pipeline.place import only_one
 from pipeline.schema import COPIES_FILE
 from pipeline.store import Dataset
 from pipeline.stream import BatchStream, StreamTimes
@@ -89,18 +90,19 @@ def train(
         print(f"starting from {start.path}")
         for note in initialise_from(trainer.network, card, start):
             print(note)
-    if not checkpoint:
-        folder.clear()
-    write_text_atomically(folder.config, to_toml(recipe))
-    if state.history:
-        write_metrics(folder.metrics, state.history)
-
-    training = Training(data, folder, card, trainer, state, streams, checkpoint_minutes, checkpoint_steps)
-    try:
-        training.run()
-    except NonFiniteError as error:
-        kept = f"{folder.model} keeps the best so far" if state.best else "no model is saved yet"
-        raise NonFiniteError(f"{error}, and start again with --overwrite; {kept}") from error
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    with only_one(run_dir.with_name(f".{run_dir.name}.lock"), f"training into {run_dir}"):
+        if not checkpoint:
+            folder.clear()
+        write_text_atomically(folder.config, to_toml(recipe))
+        if state.history:
+            write_metrics(folder.metrics, state.history)
+        training = Training(data, folder, card, trainer, state, streams, checkpoint_minutes, checkpoint_steps)
+        try:
+            training.run()
+        except NonFiniteError as error:
+            kept = f"{folder.model} keeps the best so far" if state.best else "no model is saved yet"
+            raise NonFiniteError(f"{error}, and start again with --overwrite; {kept}") from error
     print(f"done{_best(state)}; see {folder.model}, {folder.curves.name} and {folder.confusion.name}")
     return 0
 
@@ -137,13 +139,20 @@ class Training:
         self.judged: tuple[EpochRow, Evaluation] | None = None  # the best epoch, till it is drawn
 
     def run(self) -> None:
-        """Go on to the last epoch. Raises Interrupted after Ctrl-C, NonFiniteError where it diverges."""
+        """Go on to the last epoch.
+
+        Raises Interrupted after Ctrl-C, NonFiniteError where it diverges, DatasetError where the data is damaged.
+        """
         if not self.state.step:
             self._save_last()  # from here on there always is a point to go on from
         with CtrlC() as self.ctrl_c:
-            for epoch in range(self.state.epoch, self.recipe.epochs + 1):
-                self._train_epoch(epoch)
-                self._end_epoch(epoch, self._validate())
+            try:
+                for epoch in range(self.state.epoch, self.recipe.epochs + 1):
+                    self._train_epoch(epoch)
+                    self._end_epoch(epoch, self._validate())
+            except PipelineError:  # the data is at fault, not what was learned: once it is mended, we go on
+                self._save_last()
+                raise
 
     def _train_epoch(self, epoch: int) -> None:
         state, stream = self.state, self.streams.train

@@ -166,7 +166,8 @@ class BatchStream:
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, from step `start` on; nothing before it is read.
 
-        Every row comes exactly once an epoch. Raises DatasetError where the data is damaged. Leaving the
+        Every row comes exactly once an epoch. Raises DatasetError where the data is damaged, as soon as that is seen:
+        with the next batch, not with the damaged one. Leaving the
         iterator early is fine: its threads end and its buffers are free again when it is closed or dropped.
         """
         if not 0 <= start <= self.steps:
@@ -242,6 +243,8 @@ class _Windows:
 
     def take(self, count: int) -> tuple[Pixels, Indices]:
         """Pixels (count, H, W, 3) and numbers (count,) of the next rows; the pixels are good until the next call."""
+        if self._reader.error is not None:
+            raise self._reader.error
         images, rows = self._batch[:count], np.empty(count, np.int64)
         filled = 0
         while filled < count:
@@ -277,7 +280,8 @@ class _Reader:
     """Fills windows in a thread of its own, with the help of others that read their chunks.
 
     Two queues pass the buffers round: `free` to the reader, `filled` to the consumer. Whatever goes
-    wrong in the reader goes through `filled` too, so that the consumer cannot wait for nothing.
+    wrong in the reader ends up in `filled` too, so that the consumer cannot wait for nothing, and in `error`, so that
+    it hears of it before it has used up the windows that came before.
     """
 
     def __init__(self, part: Part, plan: EpochPlan, first: int, buffers: _Buffers, clock: _Clock) -> None:
@@ -285,6 +289,7 @@ class _Reader:
         self._plan = plan
         self._scratch = buffers.scratch
         self._clock = clock
+        self.error: BaseException | None = None
         self._closed = threading.Event()
         self._free: queue.SimpleQueue[Pixels | None] = queue.SimpleQueue()
         self._filled: queue.SimpleQueue[tuple[Window, Pixels] | BaseException] = queue.SimpleQueue()
@@ -325,6 +330,7 @@ class _Reader:
                         return
                     self._filled.put((window, pixels))
         except BaseException as error:
+            self.error = error
             self._filled.put(error)
 
     def _fill(self, window: Window, pixels: Pixels, pool: ThreadPoolExecutor) -> None:

@@ -20,8 +20,9 @@ from cnn.optim import AdamW
 from cnn.train import Recipe
 from jobs import train as job
 from jobs.cli import main
-from pipeline.errors import OptionError
-from pipeline.store import Dataset
+from pipeline.errors import Damage, DamageError, OptionError
+from pipeline.place import only_one
+from pipeline.store import Dataset, Part
 from tests.jobs.conftest import CLASSES, RECIPE, Logpose, command, draw_classes
 
 RESULTS = {
@@ -318,6 +319,17 @@ def test_ctrl_c_while_validating_validates_again(
     assert learned(run_dir) == learned(trained)
 
 
+def test_two_at_a_time_into_one_folder_are_refused(logpose: Logpose, dataset: Path, unfinished: Path) -> None:
+    before = (unfinished / "last.safetensors").read_bytes()
+    with only_one(unfinished.with_name(".run.lock"), "test"):
+        outcome = logpose("train", dataset, unfinished, "--resume", "--epochs", 4, "--device", "cpu")
+        assert outcome.code == 2
+        assert "expected to be the only training into" in outcome.error
+        assert logpose("train", dataset, unfinished, *RECIPE, "--overwrite").code == 2
+    assert (unfinished / "last.safetensors").read_bytes() == before
+    assert [path.name for path in unfinished.parent.iterdir()] == ["run"]
+
+
 # From a saved model -------------------------------------------------------------------------------------
 
 
@@ -494,6 +506,34 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_model(
         tensors = load_checkpoint(run_dir / name).tensors
         assert all(np.isfinite(values).all() for values in tensors.values())
     assert [row["epoch"] for row in metrics(run_dir)] == ["1"]
+
+
+def test_damage_in_mid_training_stops_it_and_loses_nothing(
+    logpose: Logpose, dataset: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir, steps, read = tmp_path / "run", job.Trainer.train_batch, Part.read_into
+    done: list[int] = []
+
+    def counted(self: job.Trainer, *arguments: Any) -> Any:
+        done.append(self.step)
+        return steps(self, *arguments)
+
+    def damaged(self: Part, out: np.ndarray, start: int, stop: int) -> Any:
+        if len(done) >= 8:  # in the second epoch
+            raise DamageError(Damage("train", "images", 0, (0, 48), Path("shard"), "a bit has flipped", ()), self.path)
+        return read(self, out, start, stop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job.Trainer, "train_batch", counted)
+        patch.setattr(Part, "read_into", damaged)
+        outcome = logpose("train", dataset, run_dir, *RECIPE)
+    assert outcome.code == 2
+    assert "found damage in train images, chunk 0 in shard" in outcome.error
+    assert "logpose verify" in outcome.error
+    assert load_checkpoint(run_dir / "last.safetensors").progress["step"] == len(done)
+    assert logpose("train", dataset, run_dir, "--resume", "--device", "cpu").code == 0
+    same_weights(run_dir, trained)
+    assert learned(run_dir) == learned(trained)
 
 
 def test_a_full_disk_is_one_line_and_the_old_checkpoint_stays(
