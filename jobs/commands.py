@@ -178,7 +178,7 @@ def train(
     ] = None,
     ram_budget: Annotated[
         str, typer.Option(metavar="SIZE", help="Memory for pictures read ahead, such as 1.5GiB.")
-    ] = "256MB",
+    ] = "1GB",
     overwrite: Overwrite = False,
 ) -> Job:
     """Train a network on a dataset.

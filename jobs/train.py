@@ -26,9 +26,10 @@ from jobs.run_folder import RunFolder, TrainingState
 from jobs.timing import Stopwatch, time_lines
 from pipeline.errors import OptionError, PipelineError
 from pipeline.place import only_one
+from pipeline.reader import StreamTimes
 from pipeline.schema import COPIES_FILE
 from pipeline.store import Dataset
-from pipeline.stream import BatchStream, StreamTimes
+from pipeline.stream import BatchStream
 
 DRAWING_SHARE = 0.05  # of the time, at most, goes into pictures of the training
 
@@ -45,7 +46,7 @@ def train(
     overwrite: bool = False,
     checkpoint_minutes: float = 5.0,
     checkpoint_steps: int | None = None,
-    ram_budget: int = 256_000_000,
+    ram_budget: int = 1_000_000_000,
 ) -> int:
     """Train on `dataset` as `wishes` say; with `resume`, go on with what `run_dir` holds.
 

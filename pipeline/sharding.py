@@ -8,19 +8,17 @@ zarr itself writes and reads in one thread of its own, through which all of ours
 
 from __future__ import annotations
 
-import io
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from struct import unpack_from
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from google_crc32c import value as crc32c
+from crc32c import crc32c
 
-from pipeline.codecs import Decode, Encoded, decoder, encoder
+from pipeline.codecs import Encoded, decoder, encoder
 
 ABSENT = 2**64 - 1  # the index has this for a chunk that is not there
 INDEX_ENTRY_BYTES = 16  # offset and length
@@ -60,87 +58,105 @@ class ReadSeconds(NamedTuple):
     decode: float
 
 
-@dataclass(frozen=True)
 class ShardReader:
-    """Reads the chunks of shards. Safe to use from many threads, and lets go of the interpreter's lock meanwhile.
+    """Reads the chunks of an array's shards. Safe to use from many threads, and lets go of the interpreter's lock.
 
-    chunks       in a shard
-    chunk_shape  (rows, H, W, 3)
-    decode       what undoes a chunk's compression, or None
+    metadata is the array's zarr.json. Raises ValueError or KeyError where it is none of ours. Where the chunks of a
+    shard lie is looked up once: a sealed dataset stays as it is, and a chunk from another place has another checksum.
     """
 
-    chunks: int
-    chunk_shape: tuple[int, ...]
-    decode: Decode | None
-
-    @classmethod
-    def of(cls, metadata: dict[str, Any]) -> ShardReader:
-        """For the shards of the array with this zarr.json. Raises ValueError or KeyError where it is none of ours."""
+    def __init__(self, metadata: dict[str, Any]) -> None:
         sharding = metadata["codecs"][0]["configuration"]
-        chunk_shape = tuple(sharding["chunk_shape"])
-        chunks = metadata["chunk_grid"]["configuration"]["chunk_shape"][0] // chunk_shape[0]
-        return cls(chunks, chunk_shape, decoder(sharding["codecs"]))
+        self._chunk_shape = tuple(sharding["chunk_shape"])  # (rows, H, W, 3)
+        self._chunks = metadata["chunk_grid"]["configuration"]["chunk_shape"][0] // self._chunk_shape[0]  # in a shard
+        self._decode = decoder(sharding["codecs"])
+        self._indexes: dict[str, bytes] = {}  # by file
 
-    def read(self, file: Path, chunk: int, out: npt.NDArray[np.uint8]) -> ReadSeconds:
+    def read(self, file: str, chunk: int, out: npt.NDArray[np.uint8]) -> ReadSeconds:
         """The first rows of the shard's chunk-th chunk into out (n, H, W, 3), C-contiguous, n at most a chunk's rows.
 
         Raises OSError, or ValueError where the bytes are not those that were written.
         """
         began = time.perf_counter()
-        with io.FileIO(file) as shard:
-            offset, length = self._locate(shard, chunk)
-            direct = self.decode is None and out.shape == self.chunk_shape
+        descriptor = os.open(file, _READ_ONLY)
+        try:
+            offset, length = self._locate(file, descriptor, chunk)
+            direct = self._decode is None and out.shape == self._chunk_shape
             stored = out if direct else np.empty(length - CHECKSUM_BYTES, np.uint8)
             if stored.nbytes != length - CHECKSUM_BYTES:
                 raise ValueError(f"{length} bytes where {stored.nbytes + CHECKSUM_BYTES} belong")
-            shard.seek(offset)
-            _read_all(shard, stored)
-            checksum = shard.read(CHECKSUM_BYTES)
+            checksum = bytearray(CHECKSUM_BYTES)
+            _read_all(descriptor, (stored, checksum), offset, length)
+        finally:
+            os.close(descriptor)
         got = time.perf_counter()
         if checksum != _checksum(stored):
             raise ValueError("the checksum of the chunk does not match")
         if not direct:
-            self._decode(stored, out)
+            self._unpack(stored, out)
         return ReadSeconds(got - began, time.perf_counter() - got)
 
-    def _locate(self, shard: io.FileIO, chunk: int) -> tuple[int, int]:
+    def _locate(self, file: str, descriptor: int, chunk: int) -> tuple[int, int]:
         """(offset, length) of a chunk, from the index at the shard's end."""
-        index_bytes = self.chunks * INDEX_ENTRY_BYTES
-        end = shard.seek(0, os.SEEK_END) - index_bytes - CHECKSUM_BYTES  # of the chunks
-        if end < 0:
-            raise ValueError("the shard is cut off")
-        shard.seek(end)
-        index = shard.read(index_bytes + CHECKSUM_BYTES)
-        if len(index) < index_bytes + CHECKSUM_BYTES or index[index_bytes:] != _checksum(index[:index_bytes]):
-            raise ValueError("the checksum of the shard's index does not match")
-        offset, length = np.frombuffer(index, "<u8", 2, chunk * INDEX_ENTRY_BYTES).tolist()
+        index = self._indexes.get(file)
+        if index is None:
+            index = self._read_index(descriptor)
+            self._indexes[file] = index
+        offset, length = unpack_from("<QQ", index, chunk * INDEX_ENTRY_BYTES)
         if offset == ABSENT:
             raise ValueError("missing in its shard")
-        if length <= CHECKSUM_BYTES or offset + length > end:
-            raise ValueError("the shard's index points outside of it")
+        if length <= CHECKSUM_BYTES:
+            raise ValueError("the shard's index gives it no bytes")
         return offset, length
 
-    def _decode(self, stored: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8]) -> None:
-        whole = out if out.shape == self.chunk_shape else np.empty(self.chunk_shape, np.uint8)  # (rows, H, W, 3)
-        if self.decode is None:
-            if stored.nbytes != whole.nbytes:
-                raise ValueError(f"{stored.nbytes} bytes where {whole.nbytes} belong")
-            whole = stored.reshape(self.chunk_shape)
+    def _read_index(self, descriptor: int) -> bytes:
+        index = bytearray(self._chunks * INDEX_ENTRY_BYTES + CHECKSUM_BYTES)
+        start = os.fstat(descriptor).st_size - len(index)
+        if start < 0:
+            raise ValueError("the shard is cut off")
+        _read_all(descriptor, (index,), start, len(index))
+        entries = bytes(index[:-CHECKSUM_BYTES])
+        if index[-CHECKSUM_BYTES:] != _checksum(entries):
+            raise ValueError("the checksum of the shard's index does not match")
+        return entries
+
+    def _unpack(self, stored: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8]) -> None:
+        whole = out if out.shape == self._chunk_shape else np.empty(self._chunk_shape, np.uint8)  # (rows, H, W, 3)
+        if self._decode is not None:
+            self._decode(stored, whole)
+        elif stored.nbytes == whole.nbytes:
+            whole = stored.reshape(self._chunk_shape)
         else:
-            self.decode(stored, whole)
+            raise ValueError(f"{stored.nbytes} bytes where {whole.nbytes} belong")
         if whole is not out:
             out[...] = whole[: len(out)]
 
 
-def _read_all(shard: io.FileIO, out: npt.NDArray[np.uint8]) -> None:
-    view = memoryview(out).cast("B")  # type: ignore[arg-type]  # mypy does not know that arrays are buffers
-    done = 0
-    while done < len(view):  # a signal, or a file system that gives less at a time, may cut a read short
-        count = shard.readinto(view[done:])
+_READ_ONLY = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
+
+
+def _read_all(
+    descriptor: int, buffers: Sequence[npt.NDArray[np.uint8] | bytearray], offset: int, length: int
+) -> None:
+    """Fill the buffers, of that length together, from `offset` on: in one call, as a rule.
+
+    Raises ValueError where the file ends before.
+    """
+    done = os.preadv(descriptor, buffers, offset)  # type: ignore[arg-type]  # arrays are buffers
+    if done == length:
+        return
+    views = [memoryview(buffer).cast("B") for buffer in buffers]  # type: ignore[arg-type]
+    while done < length:  # a signal, or a file system that gives less at a time, may cut a read short
+        rest, skip = [], done
+        for view in views:
+            rest.append(view[min(skip, len(view)) :])
+            skip = max(0, skip - len(view))
+        count = os.preadv(descriptor, rest, offset + done)
         if not count:
             raise ValueError("the shard is cut off")
         done += count
 
 
 def _checksum(data: Encoded) -> bytes:
-    return int(crc32c(data)).to_bytes(CHECKSUM_BYTES, "little")
+    # Of more than some kilobytes this library lets go of the interpreter's lock; zarr's own does not.
+    return int(crc32c(data)).to_bytes(CHECKSUM_BYTES, "little")  # type: ignore[arg-type]  # arrays are buffers

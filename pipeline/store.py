@@ -156,6 +156,8 @@ class Part:
         """
         if not 0 <= start <= stop <= self.rows:
             raise IndexError(f"expected rows within 0..{self.rows} of {self.name}, found {start}..{stop}")
+        if start % self.chunk_rows == 0 and start < stop == min(start + self.chunk_rows, self.rows):
+            return self._read_chunk(start, stop, out)  # as the stream asks
         read = decode = 0.0
         for first in range(start // self.chunk_rows * self.chunk_rows, stop, self.chunk_rows):
             last = min(first + self.chunk_rows, self.rows)
@@ -173,7 +175,7 @@ class Part:
         """The first rows of the chunk of rows first..last-1 into out (n, H, W, 3)."""
         shard, row = divmod(first, self.layout.shard_rows)
         try:
-            return self._reader.read(shard_file(self.path, self.name, shard), row // self.chunk_rows, out)
+            return self._reader.read(self._shard_file(shard), row // self.chunk_rows, out)
         except Exception as error:
             raise self._damage("images", first, last, error) from error
 
@@ -210,7 +212,11 @@ class Part:
 
     @cached_property
     def _reader(self) -> ShardReader:
-        return ShardReader.of(_metadata(self.path, self.name))
+        return ShardReader(_metadata(self.path, self.name))
+
+    def _shard_file(self, shard: int) -> str:
+        # Not a Path: making one takes longer than opening the file.
+        return f"{self.path}/{self.name}/images/c/{shard}/0/0/0"
 
     def _column_file(self, name: str, chunk: int) -> Path:
         return self.path / self.name / name / "c" / str(chunk)
@@ -297,7 +303,7 @@ def open_part(path: Path, part: str, attributes: Attributes) -> Part:
         cut = Layout(images.chunks[0], _shard_rows(images))
         if cut.shard_rows % cut.chunk_rows or images.chunks[1:] != expected:
             raise ValueError(f"chunks of {images.chunks} in shards of {images.shards}")
-        ShardReader.of(_metadata(path, part))
+        ShardReader(_metadata(path, part))
     except Exception as error:
         raise DatasetError(
             f"expected whole metadata, found {error} in {path / part}: it is damaged, build the dataset again"

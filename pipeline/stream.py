@@ -1,35 +1,29 @@
-"""Minibatches out of reused buffers, read ahead by threads.
+"""Minibatches out of windows that are read ahead.
 
-    disk ──threads, a chunk each──▶ scratch ──each row to its place──▶ window A │ window B │ … ──slices──▶ consumer
+    reader ──window A │ window B │ …──slices──▶ consumer
 
 The rows of a window lie in the order in which they are wanted, so that a batch is a slice of it and nothing is copied
-when it is asked for. While the consumer takes batches out of one window, the readers fill the next. Never more than
-`depth` windows are in memory, however large the part is. Which rows come when is `plan.py`'s business alone.
+when it is asked for. While the consumer takes batches out of one window, the readers (`reader.py`) fill the next. Never
+more than `depth` windows are in memory, however large the part is; only where the budget has room for all pixels of
+the part are they kept, and read once. Which rows come when is `plan.py`'s business alone.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import OptionError
 from pipeline.plan import EpochPlan, Indices, Window, share, window_chunks
+from pipeline.reader import Buffers, Clock, Kept, Pixels, Reader, StreamTimes, aligned
 from pipeline.store import Part
 
 DEPTH = 2  # windows in memory: one to take from, one to fill
 MOST_DEPTH = 4  # more only wait for their turn
-
-Pixels = npt.NDArray[np.uint8]
-_Chunk = tuple[tuple[int, int], Indices]  # rows, and their places in the window
 
 
 @dataclass(frozen=True)
@@ -48,34 +42,6 @@ class Batch:
     global_rows: int
 
 
-class StreamTimes(NamedTuple):
-    """Seconds that a stream took so far.
-
-    wait    in which the consumer waited for a batch
-    read    getting bytes from files,
-    decode  making pixels of them, checksums included, and
-    copy    putting rows in their order: these three summed over the readers, while the consumer did other things
-    """
-
-    wait: float = 0.0
-    read: float = 0.0
-    decode: float = 0.0
-    copy: float = 0.0
-
-    def since(self, before: StreamTimes) -> StreamTimes:
-        """What was added to an earlier reading."""
-        return StreamTimes(*(now - then for now, then in zip(self, before, strict=True)))
-
-
-@dataclass
-class _Buffers:
-    """What one running epoch holds."""
-
-    windows: tuple[Pixels, ...]  # each (window rows, H, W, 3)
-    batch: Pixels  # (batch size, H, W, 3), for a batch that begins in one window and ends in another
-    scratch: tuple[Pixels, ...]  # each (chunk rows, H, W, 3), a reading thread's own
-
-
 class BatchStream:
     """The minibatches of a part, epoch after epoch.
 
@@ -84,11 +50,13 @@ class BatchStream:
     seed        of the shuffling; (seed, epoch number) alone decide the order
     shuffle     False gives the rows in stored order, for evaluation
     workers     threads that read ahead
-    ram_budget  bytes that the stream may take; the more, the further it reads ahead. None: two windows
+    ram_budget  bytes that the stream may take; the more, the further it reads ahead, and if all pixels fit in, they
+                are read and decoded in the first epoch only. None: two windows
     rank, world_size  this process takes the rank-th of world_size shares of every batch, which may be empty in the last
 
-    `steps` is the number of batches in an epoch, `depth` how many windows are in memory, `ram_bytes` what the stream
-    takes at most. Raises OptionError for arguments that make no sense and for a budget that is too small.
+    `steps` is the number of batches in an epoch, `depth` how many windows are in memory, `keeps_all` whether the whole
+    part is, too, and `ram_bytes` what the stream takes at most.
+    Raises OptionError for arguments that make no sense and for a budget that is too small.
     """
 
     def __init__(
@@ -118,9 +86,10 @@ class BatchStream:
         self.steps = -(-part.rows // batch_size)
         self._batch_rows = -(-batch_size // world_size)  # the largest share
         self._window_chunks = window_chunks(part.rows, part.chunk_rows, self._row_bytes, shuffle)
-        self.depth = self._depth(ram_budget)
-        self._clock = _Clock()
-        self._spare: _Buffers | None = None  # left by the last epoch for the next
+        self.depth, self.keeps_all = self._fit(ram_budget)
+        self._kept = Kept(part) if self.keeps_all else None
+        self._clock = Clock()
+        self._spare: Buffers | None = None  # left by the last epoch for the next
 
     @property
     def times(self) -> StreamTimes:
@@ -130,11 +99,16 @@ class BatchStream:
     @property
     def ram_bytes(self) -> int:
         """Bytes that the stream takes at most, labels and the order of an epoch included."""
-        return self._other_bytes + self.depth * self._window_bytes
+        kept = self._part_bytes if self.keeps_all else 0
+        return self._other_bytes + self.depth * self._window_bytes + kept
 
     @property
     def _row_bytes(self) -> int:
         return self.part.size[0] * self.part.size[1] * 3
+
+    @property
+    def _part_bytes(self) -> int:
+        return self.part.rows * self._row_bytes
 
     @property
     def _window_rows(self) -> int:
@@ -151,17 +125,21 @@ class BatchStream:
         scratch = 2 * self.workers * self.part.chunk_rows * self._row_bytes  # a chunk, and a compressed one
         return batch + scratch + self.part.rows * 8 + chunks * 3 * 8  # labels; hashes and order of the chunks
 
-    def _depth(self, budget: int | None) -> int:
-        windows = max(1, -(-self.part.rows // max(self._window_rows, 1)))
+    def _fit(self, budget: int | None) -> tuple[int, bool]:
+        """(windows in memory, whether all pixels are kept): what the budget has room for."""
+        most = max(1, -(-self.part.rows // max(self._window_rows, 1)))  # there are no more
         if budget is None:
-            return min(DEPTH, windows)
+            return min(DEPTH, most), False
         least = self._other_bytes + self._window_bytes
         if budget < least:
             raise OptionError(
                 f"expected a RAM budget of at least {-(-least // 10**6)} MB for {self.part.name} of {self.part.path} in"
                 f" batches of {self.batch_size}, found {budget / 1e6:.0f} MB: raise --ram-budget, or lower --batch-size"
             )
-        return min(MOST_DEPTH, windows, (budget - self._other_bytes) // max(self._window_bytes, 1))
+        left = budget - self._other_bytes
+        keeps_all = left >= self._part_bytes + min(DEPTH, most) * self._window_bytes
+        left -= self._part_bytes if keeps_all else 0
+        return min(MOST_DEPTH, most, left // max(self._window_bytes, 1)), keeps_all
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, from step `start` on; nothing before it is read.
@@ -186,7 +164,7 @@ class BatchStream:
         labels = self.part.labels  # (N,)
         position = start * self.batch_size
         first = plan.window_at(position)
-        reader = _Reader(self.part, plan, first, buffers, self._clock)
+        reader = Reader(self.part, plan, first, buffers, self._kept, self._clock)
         windows = _Windows(reader, position - plan.window_starts[first], buffers.batch)
         behind = 0  # rows of the last batch that belong to the ranks after this one
         try:
@@ -205,27 +183,15 @@ class BatchStream:
             reader.close()
             self._spare = buffers
 
-    def _allocate(self) -> _Buffers:
+    def _allocate(self) -> Buffers:
         def rows(count: int) -> Pixels:
-            return np.empty((count, *self.part.size, 3), np.uint8)
+            return aligned((count, *self.part.size, 3))
 
-        return _Buffers(
+        return Buffers(
             windows=tuple(rows(self._window_rows) for _ in range(self.depth)),
             batch=rows(self._batch_rows),
             scratch=tuple(rows(self.part.chunk_rows) for _ in range(self.workers)),
         )
-
-
-class _Clock:
-    """Adds up where the time goes, from several threads."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.times = StreamTimes()
-
-    def add(self, times: StreamTimes) -> None:
-        with self._lock:
-            self.times = StreamTimes(*(was + more for was, more in zip(self.times, times, strict=True)))
 
 
 class _Windows:
@@ -235,7 +201,7 @@ class _Windows:
     batch  (batch size, H, W, 3), for rows that lie in two windows
     """
 
-    def __init__(self, reader: _Reader, taken: int, batch: Pixels) -> None:
+    def __init__(self, reader: Reader, taken: int, batch: Pixels) -> None:
         self._reader = reader
         self._taken = taken
         self._batch = batch
@@ -274,89 +240,3 @@ class _Windows:
         if self._current is None:
             self._current = self._reader.next()
         return self._current
-
-
-class _Reader:
-    """Fills windows in a thread of its own, with the help of others that read their chunks.
-
-    Two queues pass the buffers round: `free` to the reader, `filled` to the consumer. Whatever goes
-    wrong in the reader ends up in `filled` too, so that the consumer cannot wait for nothing, and in `error`, so that
-    it hears of it before it has used up the windows that came before.
-    """
-
-    def __init__(self, part: Part, plan: EpochPlan, first: int, buffers: _Buffers, clock: _Clock) -> None:
-        self._part = part
-        self._plan = plan
-        self._scratch = buffers.scratch
-        self._clock = clock
-        self.error: BaseException | None = None
-        self._closed = threading.Event()
-        self._free: queue.SimpleQueue[Pixels | None] = queue.SimpleQueue()
-        self._filled: queue.SimpleQueue[tuple[Window, Pixels] | BaseException] = queue.SimpleQueue()
-        for pixels in buffers.windows:
-            self._free.put(pixels)
-        self._thread = threading.Thread(target=self._run, args=(first,), name="logpose-reader", daemon=True)
-        self._thread.start()
-
-    def next(self) -> tuple[Window, Pixels]:
-        """The next window and its pixels (window rows, H, W, 3). Raises what the reader raised."""
-        item = self._filled.get()
-        if isinstance(item, BaseException):
-            raise item
-        return item
-
-    def release(self, pixels: Pixels) -> None:
-        self._free.put(pixels)
-
-    def close(self) -> None:
-        """End the thread, at the latest after the chunks it is reading."""
-        self._closed.set()
-        self._free.put(None)
-        # The garbage collector may close a dropped iterator in any thread, even in the reader's own.
-        if self._thread is not threading.current_thread():
-            self._thread.join()
-
-    def _run(self, first: int) -> None:
-        try:
-            # Not Dask's scheduler: its 0.1 ms a task and more, in Python, are as much as reading a chunk takes.
-            with ThreadPoolExecutor(len(self._scratch), thread_name_prefix="logpose-read") as pool:
-                for index in range(first, self._plan.windows):
-                    pixels = self._free.get()
-                    if pixels is None:
-                        return
-                    window = self._plan.window(index)
-                    self._fill(window, pixels, pool)
-                    if self._closed.is_set():
-                        return
-                    self._filled.put((window, pixels))
-        except BaseException as error:
-            self.error = error
-            self._filled.put(error)
-
-    def _fill(self, window: Window, pixels: Pixels, pool: ThreadPoolExecutor) -> None:
-        todo: deque[_Chunk] = deque(zip(window.chunks, window.places, strict=True))
-        for task in [pool.submit(self._read, todo, pixels, scratch) for scratch in self._scratch[: len(todo)]]:
-            task.result()
-
-    def _read(self, todo: deque[_Chunk], pixels: Pixels, scratch: Pixels) -> None:
-        """Read chunks into pixels (window rows, H, W, 3) as long as there are some that no other thread has taken."""
-        while not self._closed.is_set():
-            try:
-                (start, stop), places = todo.popleft()
-            except IndexError:
-                return
-            try:
-                self._read_chunk(start, stop, places, pixels, scratch[: stop - start])
-            except BaseException:
-                todo.clear()  # the others may stop
-                raise
-
-    def _read_chunk(self, start: int, stop: int, places: Indices, pixels: Pixels, scratch: Pixels) -> None:
-        if self._plan.shuffle:
-            seconds = self._part.read_into(scratch, start, stop)
-            began = time.perf_counter()
-            pixels[places] = scratch
-            copied = time.perf_counter() - began
-        else:
-            seconds, copied = self._part.read_into(pixels[places[0] : places[-1] + 1], start, stop), 0.0
-        self._clock.add(StreamTimes(read=seconds.read, decode=seconds.decode, copy=copied))

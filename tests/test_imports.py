@@ -34,7 +34,7 @@ DOORS = {
 
 # Where the name to import is not the name to install.
 INSTALLED_AS = {
-    "PIL": "pillow", "google_crc32c": "google-crc32c", "tomli_w": "tomli-w", "cupy": "cupy-cuda12x",
+    "PIL": "pillow", "tomli_w": "tomli-w", "cupy": "cupy-cuda12x",
     "cupyx": "cupy-cuda12x",
 }  # fmt: skip
 

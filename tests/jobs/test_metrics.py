@@ -19,9 +19,10 @@ from jobs.metrics import EpochRow, write_metrics
 from jobs.progress import _Lines
 from jobs.run_folder import RunFolder, TrainingState
 from jobs.timing import EpochTimes, Stopwatch, time_lines
+from pipeline.reader import StreamTimes
 from pipeline.sharding import ReadSeconds
 from pipeline.store import Part
-from pipeline.stream import Batch, BatchStream, StreamTimes
+from pipeline.stream import Batch, BatchStream
 from tests.jobs.conftest import RECIPE, Logpose
 
 COLUMNS = [
@@ -222,7 +223,8 @@ def test_the_sums_survive_an_interruption(
 def test_real_parts_are_no_more_than_the_whole(trained: Path) -> None:
     for row in metrics(trained):
         found = times(row)
-        assert all(part > 0 for part in found.values())
+        kept = {"read_seconds", "decode_seconds"} if row["epoch"] != "1" else set()  # the set is small: it is read once
+        assert {name for name, part in found.items() if part == 0} == kept
         parts = [found[f"{part}_seconds"] for part in ("compute", "wait", "validation", "save")]
         assert sum(parts) <= found["seconds"] * (1 + 1e-4)  # six digits are written
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -183,13 +185,13 @@ def test_damage_without_the_names_of_the_pictures(dataset: Dataset) -> None:
 
 
 def test_a_chunk_that_is_missing_in_its_shard_is_no_black_picture(dataset: Dataset) -> None:
-    import google_crc32c
+    from crc32c import crc32c
 
     file = shard_file(dataset.path, "train", 0)
     content = bytearray(file.read_bytes())
     index = bytearray(content[-36:-4])  # two chunks: offset and length each
     index[16:] = b"\xff" * 16
-    content[-36:] = index + google_crc32c.value(bytes(index)).to_bytes(4, "little")
+    content[-36:] = index + crc32c(bytes(index)).to_bytes(4, "little")
     file.write_bytes(content)
     assert dataset.train.read(0, 4).any()
     with pytest.raises(DamageError, match=r"train images, chunk 1 .* rows 4\.\.7 .*: missing in its shard"):
@@ -272,3 +274,22 @@ def test_what_is_no_dataset(tmp_path: Path) -> None:
         (tmp_path / "zarr.json").write_text(text)
         with pytest.raises(DatasetError):
             Dataset.open(tmp_path)
+
+
+def test_reads_that_come_in_pieces_are_put_together(forty: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, preadv, calls = forty.train.read(0, 28), os.preadv, []
+
+    def little(descriptor: int, buffers: Any, offset: int) -> int:
+        """As a network's file system may: at most 100 bytes at a time, and not to the end of a buffer."""
+        calls.append(offset)
+        views, left = [], 100
+        for buffer in buffers:
+            view = memoryview(buffer).cast("B")[:left]
+            views.append(view)
+            left -= len(view)
+        return preadv(descriptor, views, offset)
+
+    monkeypatch.setattr(os, "preadv", little)
+    part = Dataset.open(forty.path).train
+    np.testing.assert_array_equal(part.read(0, 28), whole)
+    assert len(calls) > 7 * 3, "no chunk was read at once"

@@ -136,6 +136,25 @@ def test_never_more_in_memory_than_the_budget(part: Part, megabytes: float | Non
     assert sum(window.nbytes for window in buffers.windows) == depth * 12 * SIZE[0] * SIZE[1] * 3
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_with_room_for_all_pixels_they_are_read_once(
+    part: Part, shuffle: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int] = []
+    read = Part.read_into
+    monkeypatch.setattr(Part, "read_into", lambda self, out, a, b: reads.append(a) or read(self, out, a, b))
+    kept = BatchStream(part, 9, seed=4, shuffle=shuffle, ram_budget=10**6)
+    plain = BatchStream(part, 9, seed=4, shuffle=shuffle)
+    assert (kept.keeps_all, plain.keeps_all) == (True, False)
+    assert kept.ram_bytes - 10**6 <= 0 < kept.ram_bytes - ROWS * SIZE[0] * SIZE[1] * 3
+    for epoch in range(3):
+        images = [batch.images.copy() for batch in plain.epoch(epoch)]
+        reads.clear()
+        for expected, batch in zip(images, kept.epoch(epoch), strict=True):
+            np.testing.assert_array_equal(batch.images, expected)
+        assert sorted(reads) == (list(range(0, ROWS, 4)) if epoch == 0 else [])
+
+
 def test_a_budget_for_less_than_a_window_is_refused(part: Part) -> None:
     with pytest.raises(OptionError, match=r"at least 1 MB for train of .* in batches of 4, found 0 MB:"):
         BatchStream(part, 4, seed=0, ram_budget=1000)

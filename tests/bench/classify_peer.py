@@ -1,0 +1,124 @@
+"""PyTorch classifies a folder of pictures with our network: what `classify_speed` puts beside `logpose classify`.
+
+    PYTHON -m tests.bench.classify_peer FOLDER MODEL.npz BATCH WORKERS
+
+PYTHON is an interpreter with Pillow and PyTorch. MODEL.npz has the model file's tensors by name and, as JSON, its card;
+`classify_speed` makes it, since a safetensors file needs a library more. A worker that is told when to write its table.
+
+A DataLoader of WORKERS processes, which stay, decodes: Pillow opens, converts to RGB, resizes bicubically and pads to a
+square. The main process normalises the uint8 batches and computes, on as many threads as PyTorch takes by itself, in
+inference mode, in the fastest of contiguous or channels-last memory, with batch norm as it is or folded.
+"""
+
+import copy
+import csv
+import json
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+from torch.utils.data import DataLoader, Dataset
+
+from cnn.models import MODELS
+from tests.bench.build_peers import framed
+from tests.bench.side_torch import speed_up
+from tests.bench.torch_peer import load_ours, to_torch
+from tests.bench.worker import median_ms, serve
+
+Network = Callable[[Tensor], Tensor]  # uint8 pictures (B, H, W, 3) -> probabilities (B, classes)
+
+
+def list_files(folder: Path) -> list[str]:
+    """All files of a tree, relative to it, sorted."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+class Files(Dataset[np.ndarray]):
+    """The pictures at the names below a folder, uint8 (size, size, 3) each."""
+
+    def __init__(self, folder: Path, names: list[str], size: int) -> None:
+        self.folder, self.names, self.size = folder, names, size
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return np.array(framed(f"{self.folder}/{self.names[index]}", self.size))  # PyTorch wants it writable
+
+
+class Model:
+    """The network of a model file, and the fastest way to run it."""
+
+    def __init__(self, file: Path) -> None:
+        with np.load(file) as found:
+            tensors = {name: found[name] for name in found.files}
+        card = json.loads(tensors.pop("card").item())
+        if card["fit"] != "pad":
+            raise SystemExit(f"expected a model of padded pictures, found fit {card['fit']!r}")
+        self.class_names: list[str] = card["class_names"]
+        self.size: int = card["in_shape"][0]
+        self.mean, self.std = (torch.tensor(card[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
+        layers = MODELS[card["model"]](**card["model_options"]).layers(tuple(card["in_shape"]), len(self.class_names))
+        self.networks: dict[str, Network] = {}
+        for layout, form in (("contiguous", torch.contiguous_format), ("channels_last", torch.channels_last)):
+            loaded, module = (to_torch(layers, tuple(card["in_shape"])) for _ in range(2))
+            load_ours(loaded, tensors)
+            speed_up(module, "channels_last")  # the other would flatten in another order than that of our weights
+            # It makes new batch norms, under other names but in the same places.
+            module.load_state_dict(dict(zip(module.state_dict(), loaded.state_dict().values(), strict=True)))
+            module = module.eval().to(memory_format=form)
+            self.networks[layout] = partial(self._probabilities, module, form)
+            self.networks[f"{layout}+fold"] = partial(self._probabilities, fuse(copy.deepcopy(module)), form)
+
+    def _probabilities(self, module: nn.Module, form: torch.memory_format, images: Tensor) -> Tensor:
+        x = images.permute(0, 3, 1, 2).float()  # (B, 3, H, W)
+        x = x.sub_(self.mean).div_(self.std).contiguous(memory_format=form)
+        return torch.softmax(module(x), 1)
+
+    @torch.inference_mode()
+    def fastest(self, batch: int) -> str:
+        images = torch.randint(0, 256, (batch, self.size, self.size, 3), dtype=torch.uint8)  # (B, H, W, 3)
+        return min(self.networks, key=lambda name: median_ms(partial(self.networks[name], images), 1.0))
+
+
+class Side:
+    def __init__(self, folder: Path, model: Path, batch: int, workers: int) -> None:
+        self.folder, self.model = folder, Model(model)
+        self.fastest = self.model.fastest(batch)
+        self.names = list_files(folder)
+        files = Files(folder, self.names, self.model.size)
+        self.loader = DataLoader(files, batch, num_workers=workers, persistent_workers=True)
+
+    @torch.inference_mode()
+    def classify(self, out: str) -> float:
+        """Seconds from listing to the finished table at `out`."""
+        began = time.perf_counter()
+        if list_files(self.folder) != self.names:  # which its processes know already
+            raise SystemExit(f"{self.folder} has changed")
+        network, done = self.model.networks[self.fastest], 0
+        with Path(out).open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["filename", "label", "prob"])
+            for images in self.loader:
+                best, labels = network(images).max(1)  # (B,) each
+                names = self.names[done : done + len(images)]
+                for name, label, prob in zip(names, labels.tolist(), best.tolist(), strict=True):
+                    writer.writerow([name, self.model.class_names[label], f"{prob:.6f}"])
+                done += len(images)
+        return time.perf_counter() - began
+
+
+def main() -> None:
+    folder, model, batch, workers = sys.argv[1:]
+    side = Side(Path(folder), Path(model), int(batch), int(workers))
+    serve({"classify": side.classify, "fastest": lambda: side.fastest, "threads": torch.get_num_threads})
+
+
+if __name__ == "__main__":
+    main()

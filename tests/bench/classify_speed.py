@@ -1,0 +1,200 @@
+"""Time `logpose classify` beside its own parts and beside PyTorch: pictures a second.
+
+    python -m tests.bench.classify_speed PICTURES MODEL [--peers PYTHON] [--rounds N] [--workers N]
+
+PICTURES is a tree of readable picture files, MODEL a model file. Files are read once before, so all come from the page
+cache. Sides take turns, A B C A B C, after one round to warm up, in which kernels are compiled or loaded; medians are
+over the rounds, ratios within a round: above 1, ours is faster.
+
+    ours            `classify` with its defaults into a new table, from listing the files to the finished table
+    decode          the files through `frame_picture` by as many threads, 32 at a time; pixels are thrown away
+    compute, alone  the decoded pictures through a predictor of one thread in each of as many threads, batches of 32
+    compute, team   the same through one predictor with a team of as many threads, batches of 64
+    pytorch         with --peers, an interpreter that has it (see `classify_peer`): a DataLoader on the files and the
+                    same network with the same weights, from listing the files to the finished table
+
+Ours and its parts are one process, PyTorch another with its own; one side works at a time. The bound is what cores
+can do that have both to do, one after the other: 1 / (1/decode + 1/compute), with the better of the two computes.
+PyTorch resizes otherwise, so some labels differ; the share that is the same is said, and must be above 97 %.
+
+Run it on a quiet machine: the end says how busy other processes were. The last line is one JSON object.
+"""
+
+import argparse
+import contextlib
+import csv
+import io
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from cnn.backend import pick_backend
+from cnn.checkpoint import load_checkpoint
+from cnn.predict import Predictor
+from jobs.classify import classify
+from pipeline.decode import frame_picture, quiet_pillow
+from tests.bench.turns import Peer, in_turns
+from tests.bench.worker import Neighbours, Worker, serve, usable_cores
+
+BLOCK = 32  # pictures: what a task of ours takes
+TEAM_BATCH = 64
+PEER_BATCH = 64
+LEAST_AGREEMENT = 0.97
+COMPUTES = ("compute, alone", "compute, team")
+
+
+class Ours:
+    """Our side's process: the whole job and its parts."""
+
+    def __init__(self, pictures: Path, model: Path, workers: int) -> None:
+        self.pictures, self.model, self.workers = pictures, model, workers
+        self.files = sorted(str(path) for path in pictures.rglob("*") if path.is_file())
+        self.team = Predictor(model, pick_backend("cpu", workers))
+        self.size, self.fit = self.team.card.in_shape[:2], self.team.card.fit
+        self.images = np.empty((len(self.files), *self.size, 3), np.uint8)  # (N, H, W, 3)
+        self.predictors = [self.team.for_thread() for _ in range(workers)]
+        self._by_threads(self._decode_into_images)
+
+    def classify(self, out: str) -> float:
+        with contextlib.redirect_stdout(io.StringIO()):
+            began = time.perf_counter()
+            classify(self.pictures, self.model, Path(out), workers=self.workers, device="cpu")
+            return time.perf_counter() - began
+
+    def decode(self) -> float:
+        return self._by_threads(self._decode)
+
+    def compute_alone(self) -> float:
+        return self._by_threads(self._compute)
+
+    def compute_team(self) -> float:
+        began = time.perf_counter()
+        for start in range(0, len(self.images), TEAM_BATCH):
+            self.team.probabilities(self.images[start : start + TEAM_BATCH])
+        return time.perf_counter() - began
+
+    def _by_threads(self, work: Callable[[int, Iterable[int]], None]) -> float:
+        """Seconds for all blocks: work(thread, blocks) in each thread, where `blocks` are those no other has taken."""
+        starts = iter(range(0, len(self.files), BLOCK))  # of a range: safe to share
+        with ThreadPoolExecutor(self.workers) as pool:
+            began = time.perf_counter()
+            list(pool.map(lambda thread: work(thread, starts), range(self.workers)))
+            return time.perf_counter() - began
+
+    def _decode(self, thread: int, starts: Iterable[int]) -> None:
+        pixels = np.empty((BLOCK, *self.size, 3), np.uint8)  # (n, H, W, 3)
+        for start in starts:
+            with quiet_pillow():
+                for out, file in zip(pixels, self.files[start : start + BLOCK], strict=False):
+                    frame_picture(file, self.size, self.fit, out)
+
+    def _decode_into_images(self, thread: int, starts: Iterable[int]) -> None:
+        for start in starts:
+            for index in range(start, min(start + BLOCK, len(self.files))):
+                frame_picture(self.files[index], self.size, self.fit, self.images[index])
+
+    def _compute(self, thread: int, starts: Iterable[int]) -> None:
+        for start in starts:
+            self.predictors[thread].probabilities(self.images[start : start + BLOCK])
+
+
+def export(model: Path, file: Path) -> None:
+    """The model file as the .npz that `classify_peer` reads."""
+    checkpoint = load_checkpoint(model)
+    tensors = checkpoint.tensors | {"card": np.array(json.dumps(asdict(checkpoint.card)))}
+    np.savez(file, **tensors)  # type: ignore[arg-type]
+
+
+def labels_of(table: Path) -> dict[str, str]:
+    with table.open(encoding="utf-8", newline="") as file:
+        return {row["filename"]: row["label"] for row in csv.DictReader(file)}
+
+
+def agreement(ours: Path, theirs: Path) -> float:
+    """The share of pictures that have the same label in both tables."""
+    found, others = labels_of(ours), labels_of(theirs)
+    if found.keys() != others.keys():
+        raise SystemExit(f"{len(found.keys() ^ others.keys())} pictures are in one table only")
+    return float(np.mean([found[name] == others[name] for name in found]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pictures", type=Path, metavar="PICTURES")
+    parser.add_argument("model", type=Path, metavar="MODEL")
+    parser.add_argument("--peers", type=Path, metavar="PYTHON")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=usable_cores())
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)  # be the process of our side
+    arguments = parser.parse_args()
+    pictures, model, workers = arguments.pictures.resolve(), arguments.model.resolve(), arguments.workers
+    if arguments.serve:
+        side = Ours(pictures, model, workers)
+        serve({"classify": side.classify, "decode": side.decode, "alone": side.compute_alone, "team": side.compute_team,
+               "description": lambda: side.team.backend.description})  # fmt: skip
+        return
+
+    files = [path for path in pictures.rglob("*") if path.is_file()]
+    for path in files:
+        path.read_bytes()  # into the page cache
+    neighbours = Neighbours()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        options = [str(pictures), str(model), "--serve", "--workers", str(workers)]
+        ours = stack.enter_context(Worker("tests.bench.classify_speed", *options))
+        tables = {"ours": folder / "ours.csv", "pytorch": folder / "pytorch.csv"}
+
+        def table(side: str, worker: Worker) -> float:
+            tables[side].unlink(missing_ok=True)
+            return float(worker.ask("classify", out=str(tables[side])))
+
+        sides: dict[str, Callable[[], float]] = {
+            "ours": partial(table, "ours", ours),
+            "decode": partial(ours.ask, "decode"),
+            COMPUTES[0]: partial(ours.ask, "alone"),
+            COMPUTES[1]: partial(ours.ask, "team"),
+        }
+        described = ours.ask("description")
+        if arguments.peers:
+            export(model, folder / "model.npz")
+            peer = stack.enter_context(
+                Peer(arguments.peers, "tests.bench.classify_peer", pictures, folder / "model.npz", PEER_BATCH, workers)
+            )
+            sides["pytorch"] = partial(table, "pytorch", peer)
+            described += f"; PyTorch: {peer.ask('fastest')}, {peer.ask('threads')} threads"
+        rates = in_turns(sides, dict.fromkeys(sides, len(files)), arguments.rounds)
+        same = agreement(tables["ours"], tables["pytorch"]) if arguments.peers else float("nan")
+    others = round(neighbours.cores(), 2)
+
+    compute = rates.best(*COMPUTES)
+    rates.of["slower part"] = np.minimum(rates.of["decode"], rates.of[compute])  # (rounds,)
+    rates.of["bound"] = 1 / (1 / rates.of["decode"] + 1 / rates.of[compute])  # (rounds,)
+    print(f"{pictures}: {len(files):,} files; {workers} workers, {arguments.rounds} rounds; {described}")
+    rates.print("ours")
+    found = {
+        "other_cores": others,
+        "rates": {name: round(rates.median(name), 1) for name in rates.of},
+        "compute": compute,
+        "ours_over": {name: rates.ratio("ours", name) for name in ("slower part", "bound", "pytorch")
+                      if name in rates.of},
+    }  # fmt: skip
+    if arguments.peers:
+        found["same_labels"] = round(same, 4)
+        print(f"\nlabels that are the same as PyTorch's: {same:.2%}")
+    print(f"cores that other processes kept busy meanwhile: {others}{', too many to trust these' * (others > 0.1)}")
+    print(json.dumps(found))
+    if same <= LEAST_AGREEMENT:
+        sys.exit(f"expected more than {LEAST_AGREEMENT:.0%} of the labels to be the same, found {same:.2%}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Other libraries' minibatches: what `loader` puts beside `BatchStream`.
+
+    PYTHON -m tests.bench.loader_peers files FOLDER SIZE BATCH WORKERS
+    PYTHON -m tests.bench.loader_peers pixels PIXELS.npy BATCH WORKERS
+    PYTHON -m tests.bench.loader_peers ffcv PIXELS.npy BATCH WORKERS
+
+PYTHON is an interpreter with Pillow and PyTorch and, for FFCV, ffcv 1.0.2; of logpose, only benchmarks are imported.
+A worker that is told when to run an epoch, and answers with its pictures and seconds.
+
+    files   PyTorch's DataLoader on the picture files: Pillow opens, converts to RGB, resizes bicubically and pads
+    pixels  the same on decoded pixels uint8 (N, H, W, 3) in a memory map
+    ffcv    FFCV's Loader on those pixels, which its DatasetWriter has put raw into a file beside them, in the orders
+            that it has: `random`, with the file in the system's page cache, and `quasi`, with pages read by itself
+
+All are shuffled and give uint8 tensors (B, H, W, 3) in reused worker processes or threads; their start is not timed.
+"""
+
+import sys
+import time
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.bench.build_peers import Pictures, framed
+from tests.bench.worker import serve
+
+
+class Pixels:
+    """An indexable dataset of (picture, label)."""
+
+    def __init__(self, file: Path) -> None:
+        self._images = np.load(file, mmap_mode="c")  # (N, H, W, 3); PyTorch wants arrays that may be written to
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        return np.asarray(self._images[index]), 0
+
+
+def writable(path: str, size: int) -> np.ndarray:
+    """What `framed` gives, (size, size, 3), as an array that PyTorch may write to."""
+    return np.array(framed(path, size))
+
+
+def dataloader(data: Any, batch: int, workers: int) -> Iterable[Any]:
+    from torch.utils.data import DataLoader
+
+    # Persistent: its processes are started once, and not every epoch.
+    return DataLoader(data, batch, shuffle=True, num_workers=workers, persistent_workers=True)
+
+
+def ffcv_loaders(file: Path, batch: int, workers: int) -> dict[str, Iterable[Any]]:
+    """One loader for each order, of a file that is written here."""
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import Squeeze, ToTensor
+    from ffcv.writer import DatasetWriter
+
+    beton, data = str(file.with_suffix(".beton")), Pixels(file)
+    side = max(data[0][0].shape[:2])
+    fields = {"image": RGBImageField(write_mode="raw", max_resolution=side), "label": IntField()}
+    DatasetWriter(beton, fields, num_workers=workers).from_indexed_dataset(data)
+    orders = {"random": (OrderOption.RANDOM, True), "quasi": (OrderOption.QUASI_RANDOM, False)}
+    return {
+        name: Loader(
+            beton, batch, workers, os_cache, order, drop_last=False, seed=0,
+            pipelines={
+                "image": [SimpleRGBImageDecoder(), ToTensor()],
+                "label": [IntDecoder(), ToTensor(), Squeeze()],
+            },
+        )
+        for name, (order, os_cache) in orders.items()
+    }  # fmt: skip
+
+
+def epoch(loaders: dict[str, Iterable[Any]], order: str = "random") -> dict[str, float]:
+    """Take all batches, and do nothing with them."""
+    began, pictures = time.perf_counter(), 0
+    for images, _ in loaders[order]:
+        pictures += len(images)
+    return {"pictures": pictures, "seconds": time.perf_counter() - began}
+
+
+def total(loaders: dict[str, Iterable[Any]], order: str = "random") -> int:
+    """The sum of all pixels of an epoch: proof of what the batches have in them."""
+    return sum(int(images.sum()) for images, _ in loaders[order])
+
+
+def main() -> None:
+    peer, source, *options = sys.argv[1:]
+    *size, batch, workers = map(int, options)
+    if peer == "ffcv":
+        loaders = ffcv_loaders(Path(source), batch, workers)
+    else:
+        data = Pixels(Path(source)) if peer == "pixels" else Pictures(Path(source), size[0], writable)
+        loaders = {"random": dataloader(data, batch, workers)}
+    serve({"epoch": partial(epoch, loaders), "total": partial(total, loaders)})
+
+
+if __name__ == "__main__":
+    main()

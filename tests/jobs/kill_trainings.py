@@ -1,0 +1,236 @@
+"""Kill trainings at random moments, resume them, and see that nothing is lost.
+
+    python -m tests.jobs.kill_trainings DATASET.zarr [--kills 50] [--epochs 3] [--batch-size 8]
+                                        [--checkpoint-steps 5] [--seed 0]
+
+Each training is killed with SIGKILL once to four times, at any moment from the start of its process to its end, and
+resumed, each time with another number of --workers and another --ram-budget. Last and best network and the columns of
+metrics.csv that are no times must be those of an undisturbed training, and so must the drawings and the names of all
+files. Of the steps, a kill may cost as many as there are between two checkpoints. Prints a line a training and ends
+with one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import random
+import shutil
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+from unittest.mock import patch
+
+from safetensors.numpy import load_file
+
+from cnn.checkpoint import load_checkpoint
+from pipeline import plan
+from pipeline.store import Dataset
+from pipeline.stream import BatchStream
+from tests.jobs.killing import Aim, NotedRun
+
+MODEL = ("--model", "plain", "--set", "model.width=4", "--device", "cpu")  # what is tested is what goes on around it
+WINDOW_BYTES = 2 * 2**20  # so that a small dataset has several windows
+MOST_WORKERS = 4
+MOST_KILLS = 4  # of one training
+
+MARKS = {
+    "s": ("jobs.run_folder:RunFolder", "save_last"),
+    "b": ("jobs.run_folder:RunFolder", "save_best"),
+    "m": ("jobs.train", "write_metrics"),
+    "d": ("jobs.train:Training", "_draw"),
+    "v": ("cnn.train:Trainer", "evaluate"),
+    "t": ("cnn.train:Trainer", "train_batch"),
+}
+# By mark, the innermost first.
+PHASES = {
+    "s": "saving the last", "b": "saving the best", "m": "writing metrics.csv", "d": "drawing", "v": "validating",
+    "t": "in a step",
+}  # fmt: skip
+
+
+@dataclass
+class Outcome:
+    """What happened to one training.
+
+    hits    phases that kills came in
+    lost    steps that were done once more, by kill
+    device  what the attempts said that they compute on: the number of threads is in it
+    wrong   what is not as in an undisturbed training
+    """
+
+    hits: list[str] = field(default_factory=list)
+    lost: list[int] = field(default_factory=list)
+    device: set[str] = field(default_factory=set)
+    wrong: list[str] = field(default_factory=list)
+
+
+class Times(NamedTuple):
+    """Of an undisturbed training: seconds to the first step, from there to the end, and the number of steps."""
+
+    start: float
+    work: float
+    steps: int
+
+    def aim(self, left: int, draw: random.Random) -> Aim:
+        """A moment of a training that has so many steps left: of the start, about a step, or of all that follows."""
+        aims = (
+            Aim("T", 0, draw.uniform(0, self.start)),
+            Aim("T", draw.randint(1, max(1, left)), draw.uniform(0, 2 * self.work / self.steps)),
+            Aim("T", 1, draw.uniform(0, self.work)),
+        )
+        return draw.choices(aims, (1, 2, 2))[0]
+
+
+@dataclass(frozen=True)
+class Trainings:
+    """How to train."""
+
+    dataset: Path
+    epochs: int
+    batch_size: int
+    checkpoint_steps: int
+
+    def start(self, run_dir: Path, *options: object) -> NotedRun:
+        """Begin, or go on; the log lies beside `run_dir`."""
+        recipe = (*MODEL, "--epochs", self.epochs, "--batch-size", self.batch_size)
+        often = ("--checkpoint-steps", self.checkpoint_steps, "--resume")
+        arguments = ("train", self.dataset, run_dir, *recipe, *often, *options)
+        settings = {"pipeline.plan:WINDOW_BYTES": WINDOW_BYTES}
+        return NotedRun(run_dir.parent / "notes", MARKS, *arguments, settings=settings)
+
+    def budgets(self) -> list[int]:
+        """Bytes that suffice, for any number of workers, for one window of pictures in memory, for two, …"""
+        data = Dataset.open(self.dataset)
+
+        def stream(ram_budget: int | None) -> BatchStream:
+            return BatchStream(data.train, self.batch_size, seed=0, workers=MOST_WORKERS, ram_budget=ram_budget)
+
+        val = BatchStream(data.val, self.batch_size, seed=0, shuffle=False, workers=MOST_WORKERS)
+        with patch.object(plan, "WINDOW_BYTES", WINDOW_BYTES):
+            some, more = stream(None), stream(2**40)
+        window = (more.ram_bytes - some.ram_bytes) // max(1, more.depth - some.depth)
+        return [val.ram_bytes + some.ram_bytes + (depth - some.depth) * window for depth in range(1, more.depth + 1)]
+
+    def kill_and_finish(self, run_dir: Path, kills: int, times: Times, draw: random.Random) -> Outcome:
+        """Train into `run_dir`, killing the first runs."""
+        outcome, budgets = Outcome(), self.budgets()
+
+        def attempt() -> NotedRun:
+            workers, budget = draw.randint(1, MOST_WORKERS), draw.choice(budgets)
+            return self.start(run_dir, "--workers", workers, "--ram-budget", budget)
+
+        for _ in range(kills):
+            before = saved_step(run_dir)
+            run = attempt()
+            hit = run.kill(times.aim(times.steps - before, draw))
+            outcome.device |= described_device(run)
+            if not hit:
+                break
+            outcome.hits.append(phase(run))
+            outcome.lost.append(before + run.count("t") - saved_step(run_dir))
+        run = attempt()  # one that has ended already says so
+        run.finish()
+        outcome.device |= described_device(run)
+        return outcome
+
+
+def phase(run: NotedRun) -> str:
+    mark = run.within(PHASES)
+    if mark:
+        return PHASES[mark]
+    return "between these" if run.count("T") else "starting"
+
+
+def described_device(run: NotedRun) -> set[str]:
+    return {line for line in run.output.splitlines() if line.startswith("cpu: ")}
+
+
+def saved_step(run_dir: Path) -> int:
+    """How far the training is that RUN_DIR holds."""
+    last = run_dir / "last.safetensors"
+    return int(load_checkpoint(last).progress["step"]) if last.exists() else 0
+
+
+def results(run_dir: Path) -> dict[str, str]:
+    """What a training has come to, by what it is called: must not depend on the clock, nor on kills."""
+    found = {path.name: "there" for path in run_dir.iterdir()}
+    for name in ("last.safetensors", "model.safetensors"):
+        digest = hashlib.sha256()
+        for tensor, values in sorted(load_file(run_dir / name).items()):
+            digest.update(f"{tensor} {values.dtype} {values.shape}".encode() + values.tobytes())
+        found[name] = digest.hexdigest()
+    for name in {"curves.png", "confusion.png"} & found.keys():
+        found[name] = hashlib.sha256((run_dir / name).read_bytes()).hexdigest()
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        rows = [{name: row[name] for name in row if "second" not in name} for row in csv.DictReader(file)]
+    return found | {"metrics.csv": json.dumps(rows)}
+
+
+def kill_trainings(
+    trainings: Trainings, kills: int, seed: int, folder: Path, most_kills: int = MOST_KILLS
+) -> tuple[list[Outcome], int]:
+    """Trainings until so many kills have hit, and the steps of an undisturbed one."""
+    run = trainings.start(folder / "undisturbed" / "run")
+    started = run.wait_for("T")
+    times = Times(started, run.finish() - started, run.count("t"))
+    device = described_device(run)
+    expected = results(folder / "undisturbed" / "run")
+    draw = random.Random(seed)
+    done: list[Outcome] = []
+    while (hits := sum(len(outcome.hits) for outcome in done)) < kills:
+        place = folder / str(len(done))
+        attempts = min(draw.randint(1, most_kills), kills - hits)
+        outcome = trainings.kill_and_finish(place / "run", attempts, times, draw)
+        found = results(place / "run")
+        names = sorted(expected.keys() | found.keys())
+        outcome.wrong += [name for name in names if found.get(name) != expected.get(name)]
+        if outcome.device != device:
+            outcome.wrong.append(f"device {outcome.device}")
+        if not all(0 <= lost <= trainings.checkpoint_steps for lost in outcome.lost):
+            outcome.wrong.append("lost steps")
+        shutil.rmtree(place)
+        done.append(outcome)
+        print(f"{outcome.hits}: steps done again {outcome.lost}, wrong: {outcome.wrong}", flush=True)
+    return done, times.steps
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", type=Path, metavar="DATASET.zarr")
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--checkpoint-steps", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    trainings = Trainings(options.dataset, options.epochs, options.batch_size, options.checkpoint_steps)
+    most_windows = len(trainings.budgets())
+    with tempfile.TemporaryDirectory() as folder:
+        trainings.start(Path(folder) / "first" / "run").finish()  # so that kernels are compiled
+        done, steps = kill_trainings(trainings, options.kills, options.seed, Path(folder))
+    lost = [steps for outcome in done for steps in outcome.lost]
+    wrong = Counter(what for outcome in done for what in outcome.wrong)
+    summary = {
+        "kills": len(lost),
+        "trainings": len(done),
+        "as undisturbed": sum(not outcome.wrong for outcome in done),
+        "not as undisturbed": dict(wrong),
+        "kills by phase": dict(Counter(hit for outcome in done for hit in outcome.hits).most_common()),
+        "windows in memory, most": most_windows,
+        "steps": steps,
+        "steps between checkpoints": options.checkpoint_steps,
+        "steps done again per kill, mean": round(sum(lost) / len(lost), 2),
+        "steps done again per kill, most": max(lost),
+    }
+    print(json.dumps(summary))
+    if wrong:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
