@@ -257,7 +257,7 @@ class Training:
         draw_curves(self.folder.curves, self.state.history)
         best = self.state.best
         if self.judged is None and best and best.val_loss is not None and self.state.confusion_epoch != best.epoch:
-            self.judged = (best, self._judge_best())  # a kill came before this could be drawn
+            self.judged = self._judge_again(best)  # a kill came before this could be drawn
         if self.judged:
             row, evaluation = self.judged
             right = f"{evaluation.accuracy:.1%} of {plural(evaluation.rows, 'picture')} right"
@@ -269,14 +269,17 @@ class Training:
         self.drawn = time.monotonic()
         self.drawing_took = self.drawn - began
 
-    def _judge_best(self) -> Evaluation:
-        """Validate the best network once more."""
+    def _judge_again(self, best: EpochRow) -> tuple[EpochRow, Evaluation] | None:
+        """Validate the network of the best epoch once more; None where the file has that of a later one by now."""
         assert self.streams.val is not None, "there is a best by validation"
+        checkpoint = load_checkpoint(self.folder.model)
+        if checkpoint.progress["epoch"] != best.epoch:
+            return None  # the kill came right after it was saved: that epoch will be judged and drawn
         network = self.card.build_network(self.trainer.backend, seed=None)
-        load_checkpoint(self.folder.model).load_into(network)
+        checkpoint.load_into(network)
         mean, std = np.array(self.data.mean), np.array(self.data.std)  # (3,)
         judge = Trainer(network, self.recipe, mean, std, self.data.train.rows)
-        return judge.evaluate((batch.images, batch.labels) for batch in self.streams.val.epoch(0))
+        return best, judge.evaluate((batch.images, batch.labels) for batch in self.streams.val.epoch(0))
 
     def _lap(self) -> float:
         """Seconds since the last lap: of the epoch in any case, of a part of it if the caller says so."""

@@ -103,6 +103,11 @@ class BatchStream:
         return self._other_bytes + self.depth * self._window_bytes + kept
 
     @property
+    def least_bytes(self) -> int:
+        """The least RAM budget: for one window, filled and used in turn."""
+        return self._other_bytes + self._window_bytes
+
+    @property
     def _row_bytes(self) -> int:
         return self.part.size[0] * self.part.size[1] * 3
 
@@ -130,16 +135,16 @@ class BatchStream:
         most = max(1, -(-self.part.rows // max(self._window_rows, 1)))  # there are no more
         if budget is None:
             return min(DEPTH, most), False
-        least = self._other_bytes + self._window_bytes
+        least = self.least_bytes
         if budget < least:
             raise OptionError(
                 f"expected a RAM budget of at least {-(-least // 10**6)} MB for {self.part.name} of {self.part.path} in"
                 f" batches of {self.batch_size}, found {budget / 1e6:.0f} MB: raise --ram-budget, or lower --batch-size"
             )
         left = budget - self._other_bytes
-        keeps_all = left >= self._part_bytes + min(DEPTH, most) * self._window_bytes
-        left -= self._part_bytes if keeps_all else 0
-        return min(MOST_DEPTH, most, left // max(self._window_bytes, 1)), keeps_all
+        if left >= self._part_bytes + min(DEPTH, most) * self._window_bytes:
+            return min(DEPTH, most), True
+        return min(MOST_DEPTH, most, left // max(self._window_bytes, 1)), False
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, from step `start` on; nothing before it is read.

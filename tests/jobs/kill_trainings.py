@@ -30,7 +30,7 @@ from safetensors.numpy import load_file
 from cnn.checkpoint import load_checkpoint
 from pipeline import plan
 from pipeline.store import Dataset
-from pipeline.stream import BatchStream
+from pipeline.stream import MOST_DEPTH, BatchStream
 from tests.jobs.killing import Aim, NotedRun
 
 MODEL = ("--model", "plain", "--set", "model.width=4", "--device", "cpu")  # what is tested is what goes on around it
@@ -104,17 +104,14 @@ class Trainings:
         return NotedRun(run_dir.parent / "notes", MARKS, *arguments, settings=settings)
 
     def budgets(self) -> list[int]:
-        """Bytes that suffice, for any number of workers, for one window of pictures in memory, for two, …"""
+        """Bytes that suffice, for any number of workers, for one window of pictures in memory, for two, …, for all."""
         data = Dataset.open(self.dataset)
-
-        def stream(ram_budget: int | None) -> BatchStream:
-            return BatchStream(data.train, self.batch_size, seed=0, workers=MOST_WORKERS, ram_budget=ram_budget)
-
         val = BatchStream(data.val, self.batch_size, seed=0, shuffle=False, workers=MOST_WORKERS)
         with patch.object(plan, "WINDOW_BYTES", WINDOW_BYTES):
-            some, more = stream(None), stream(2**40)
-        window = (more.ram_bytes - some.ram_bytes) // max(1, more.depth - some.depth)
-        return [val.ram_bytes + some.ram_bytes + (depth - some.depth) * window for depth in range(1, more.depth + 1)]
+            train = BatchStream(data.train, self.batch_size, seed=0, workers=MOST_WORKERS)
+        window = (train.ram_bytes - train.least_bytes) // max(1, train.depth - 1)
+        windows = [val.ram_bytes + train.least_bytes + more * window for more in range(MOST_DEPTH)]
+        return [*windows, 2**40]
 
     def kill_and_finish(self, run_dir: Path, kills: int, times: Times, draw: random.Random) -> Outcome:
         """Train into `run_dir`, killing the first runs."""
@@ -209,7 +206,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     trainings = Trainings(options.dataset, options.epochs, options.batch_size, options.checkpoint_steps)
-    most_windows = len(trainings.budgets())
     with tempfile.TemporaryDirectory() as folder:
         trainings.start(Path(folder) / "first" / "run").finish()  # so that kernels are compiled
         done, steps = kill_trainings(trainings, options.kills, options.seed, Path(folder))
@@ -221,7 +217,6 @@ def main() -> None:
         "as undisturbed": sum(not outcome.wrong for outcome in done),
         "not as undisturbed": dict(wrong),
         "kills by phase": dict(Counter(hit for outcome in done for hit in outcome.hits).most_common()),
-        "windows in memory, most": most_windows,
         "steps": steps,
         "steps between checkpoints": options.checkpoint_steps,
         "steps done again per kill, mean": round(sum(lost) / len(lost), 2),

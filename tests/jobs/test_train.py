@@ -23,6 +23,7 @@ from jobs.cli import main
 from pipeline.errors import Damage, DamageError, OptionError
 from pipeline.place import only_one
 from pipeline.store import Dataset, Part
+from pipeline.stream import BatchStream
 from tests.jobs.conftest import CLASSES, RECIPE, Logpose, command, draw_classes
 
 RESULTS = {
@@ -188,8 +189,10 @@ def windows(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def two_windows(dataset: Path, workers: int) -> int:
     """The least budget with which one window is read while the other is used, for both parts together."""
-    train, val = job._open_streams(Dataset.open(dataset), Recipe(batch_size=8), workers, 10**9)
-    assert val is not None and train.depth == 2  # as there are only two
+    data = Dataset.open(dataset)
+    train = BatchStream(data.train, 8, seed=0, workers=workers)
+    val = BatchStream(data.val, 8, seed=0, shuffle=False, workers=workers)
+    assert train.depth == 2
     return train.ram_bytes + val.ram_bytes
 
 
