@@ -83,20 +83,20 @@ class _Run:
     def __init__(self, source: Source, table: PartedTable) -> None:
         self.source, self.table = source, table
         self.parts = 0
-        self.done = 0  # rows
+        self.kept = self.done = 0  # rows finished before, and now
         self.waiting: deque[tuple[int, Work]] = deque()  # parts handed out, in whole or so far
 
     def blocks(self) -> Iterator[Block]:
         """The blocks that are to be done, in order."""
-        going_on = False
+        begun = False
         for number, work in enumerate(self.source.parts()):
             self.parts += 1
             if self.table.finished(number, work.digest):
-                self.done += work.rows
+                self.kept += work.rows
                 continue
-            if self.done and not going_on and not self.waiting:
-                print(f"going on: {self.done:,} of them were classified before", flush=True)
-            going_on = True
+            if self.kept and not begun:
+                print(f"going on: {self.kept:,} of them were classified before", flush=True)
+            begun = True
             self.waiting.append((number, work))
             yield from work.blocks
 
@@ -112,7 +112,7 @@ class _Run:
                     self.table.write(number, work.digest, sorted(rows) if self.source.merge else rows)
                     self.waiting.popleft()
                     rows = []
-                progress.update(self.done, total=self.source.found)
+                progress.update(self.done, total=self.source.found - self.kept)
 
 
 def _format_of(out: Path) -> Literal["csv", "parquet"]:

@@ -59,10 +59,10 @@ class Device(StrEnum):
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a finished output.")]
 Workers = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Threads that read and decode; all cores if not given.")
+    int | None, typer.Option(min=1, metavar="N", help="Threads at work on the pictures; all cores if not given.")
 ]
 Scheduler = Annotated[
-    str | None, typer.Option(metavar="tcp://HOST:PORT", help="A Dask cluster to decode on, not threads here.")
+    str | None, typer.Option(metavar="tcp://HOST:PORT", help="A Dask cluster to work on, not threads here.")
 ]
 ComputeOn = Annotated[Device, typer.Option(help="Where to compute; auto takes a GPU if one works.")]
 Images = Annotated[
@@ -177,7 +177,7 @@ def train(
         int | None, typer.Option(min=1, metavar="N", help="Or after so many steps, whichever comes first.")
     ] = None,
     ram_budget: Annotated[
-        str, typer.Option(metavar="SIZE", help="Memory for pictures read ahead, such as 1.5GiB.")
+        str, typer.Option(metavar="SIZE", help="Memory for pictures; if all fit in, they are read once.")
     ] = "1GB",
     overwrite: Overwrite = False,
 ) -> Job:

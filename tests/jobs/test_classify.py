@@ -424,6 +424,7 @@ def test_a_model_that_cannot_be_used(
         ("some", "empty", (), "is a folder; give the name of a CSV file"),
         ("some", "out.csv", ("--topk", 4), "--topk 4 asks for more labels than there are:"),
         ("some", "out.csv", ("--topk", 0), "invalid value for '--topk'"),
+        ("some", "out.csv", ("--threshold", "nan"), "invalid value for '--threshold'"),
         ("some", "out.csv", ("--batch-size", 0), "invalid value for '--batch-size'"),
         ("some", "out.csv", ("--scheduler", "tcp://nobody:1"), "--scheduler"),
         ("some", "some/a.png/out.csv", (), "check the path"),
