@@ -280,9 +280,9 @@ def test_reads_that_come_in_pieces_are_put_together(forty: Dataset, monkeypatch:
     whole, preadv, calls = forty.train.read(0, 28), os.preadv, []
 
     def little(descriptor: int, buffers: Any, offset: int) -> int:
-        """As a network's file system may: at most 100 bytes at a time, and not to the end of a buffer."""
+        """As a network's file system may: 577 bytes at a time, so that a chunk's 1,152 and 4 come in three pieces."""
         calls.append(offset)
-        views, left = [], 100
+        views, left = [], 577
         for buffer in buffers:
             view = memoryview(buffer).cast("B")[:left]
             views.append(view)
@@ -292,4 +292,4 @@ def test_reads_that_come_in_pieces_are_put_together(forty: Dataset, monkeypatch:
     monkeypatch.setattr(os, "preadv", little)
     part = Dataset.open(forty.path).train
     np.testing.assert_array_equal(part.read(0, 28), whole)
-    assert len(calls) > 7 * 3, "no chunk was read at once"
+    assert len(calls) >= 7 * 3, "no chunk was read at once"
