@@ -63,8 +63,8 @@ def time_lines(row: EpochRow) -> list[str]:
     parts["other"] = max(0.0, row.seconds - sum(parts.values()))  # rounding may leave a little less than nothing
     shares = ", ".join(f"{name} {100 * seconds / row.seconds:.1f} %" for name, seconds in parts.items())
     behind = {"reading": row.read_seconds, "decoding": row.decode_seconds, "copying": row.copy_seconds}
-    threads = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in behind.items())
-    lines = [f"{INDENT}time: {shares}; behind it: {threads}"]
+    threads = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in behind.items() if seconds >= 0.005)
+    lines = [f"{INDENT}time: {shares}" + (f"; behind it: {threads}" if threads else "")]
     if row.wait_seconds > BOTTLENECK * row.seconds:
         most = max(behind, key=behind.__getitem__)
         lines.append(f"{INDENT}data is the bottleneck: {most} takes most of the readers' time; {REMEDIES[most]}")

@@ -60,6 +60,12 @@ def test_the_parts_of_an_epoch_in_a_line() -> None:
     ]
 
 
+def test_what_takes_no_time_is_not_mentioned() -> None:
+    kept = replace(ROW, read_seconds=0.0, decode_seconds=0.004)
+    assert time_lines(kept)[0].endswith("other 1.5 %; behind it: copying 1.00 s")
+    assert time_lines(replace(kept, copy_seconds=0.0))[0].endswith("other 1.5 %")
+
+
 def test_a_sum_that_is_over_by_rounding_leaves_nothing_else() -> None:
     assert "other 0.0 %" in time_lines(replace(ROW, seconds=197.0 - 1e-9))[0]
 
