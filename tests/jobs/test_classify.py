@@ -21,7 +21,9 @@ from cnn.checkpoint import load_checkpoint, save_checkpoint
 from cnn.losses import SoftmaxCrossEntropy
 from cnn.predict import Predictor
 from cnn.train import Recipe, Trainer
-from jobs import sources
+from jobs import labelling, sources
+from jobs.errors import JobError
+from jobs.results import TableOptions
 from pipeline.place import only_one
 from pipeline.store import Dataset, shard_file
 from pipeline.stream import BatchStream
@@ -54,9 +56,11 @@ def found(root: Path) -> list[str]:
 
 
 def test_one_row_for_each_file_sorted_by_path(
-    logpose: Logpose, mixed: Path, model: Path, tmp_path: Path
+    logpose: Logpose, mixed: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "results" / "out.csv"
+    out, computed = tmp_path / "results" / "out.csv", []
+    whole = Predictor.probabilities
+    monkeypatch.setattr(Predictor, "probabilities", lambda s, x: computed.append(len(x)) or whole(s, x))
     outcome = logpose("classify", mixed, model, out, "--topk", 3, "--batch-size", 4)
     assert (outcome.code, outcome.err) == (0, "")
     assert "8 pictures classified, 3 files could not be read (status 'error' in the table)" in outcome.out
@@ -76,6 +80,13 @@ def test_one_row_for_each_file_sorted_by_path(
             assert sum(probs) == pytest.approx(1, abs=2e-6)
     assert not out.with_name("out.csv.parts").exists()
     assert b"\r" not in out.read_bytes()
+    assert sum(computed) == 8, "nothing is computed for what could not be read"
+
+
+def test_a_worker_that_sees_another_model_says_so(model: Path, tmp_path: Path) -> None:
+    another = labelling.Labelling(model, "0" * 64, "cpu", 8, TableOptions())
+    with pytest.raises(JobError, match=r"expected the same model for all of a classification, found another one .*at"):
+        labelling.label(another, labelling.FilesBlock(str(tmp_path), ["a.png"]))
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="the file system takes only UTF-8")

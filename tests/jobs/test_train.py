@@ -322,6 +322,46 @@ def test_ctrl_c_while_validating_validates_again(
     assert learned(run_dir) == learned(trained)
 
 
+def test_a_kill_before_the_last_drawing_is_made_up_for(
+    logpose: Logpose, dataset: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir, draw = tmp_path / "run", job.draw_curves
+
+    def killed(path: Path, rows: Any) -> None:
+        if len(rows) == 3:
+            raise SystemExit("killed")
+        draw(path, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "draw_curves", killed)
+        with pytest.raises(SystemExit, match="killed"):
+            logpose("train", dataset, run_dir, *RECIPE)
+    assert logpose("train", dataset, run_dir, "--resume", "--device", "cpu").code == 0
+    assert learned(run_dir) == learned(trained)
+    for name in ("curves.png", "confusion.png"):
+        assert (run_dir / name).read_bytes() == (trained / name).read_bytes()
+
+
+def test_the_best_epochs_confusion_is_drawn_though_a_kill_came_between(
+    logpose: Logpose, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir, titles = tmp_path / "run", []
+    monkeypatch.setattr(job, "is_better", lambda row, best: row.epoch == 1)
+    monkeypatch.setattr(job, "draw_confusion", lambda path, confusion, names, title: titles.append(title))
+
+    def killed(self: job.Training) -> None:
+        raise SystemExit("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job.Training, "_draw", killed)
+        with pytest.raises(SystemExit, match="killed"):
+            logpose("train", dataset, run_dir, *RECIPE)
+    assert len(metrics(run_dir)) == 1
+    assert logpose("train", dataset, run_dir, "--resume", "--device", "cpu").code == 0
+    accuracy = float(metrics(run_dir)[0]["val_accuracy"])
+    assert titles == [f"Validation after epoch 1: {accuracy:.1%} of 12 pictures right"]
+
+
 def test_two_at_a_time_into_one_folder_are_refused(logpose: Logpose, dataset: Path, unfinished: Path) -> None:
     before = (unfinished / "last.safetensors").read_bytes()
     with only_one(unfinished.with_name(".run.lock"), "test"):
