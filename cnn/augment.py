@@ -6,7 +6,7 @@ the device then crops, shifts, flips and normalises in one pass over the uint8 p
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -23,19 +23,23 @@ class Maps(NamedTuple):
     xs: np.ndarray  # float32 (N, W): source column of each output column
     holes: np.ndarray | None  # int64 (N, 4): top, bottom, left, right of what is cut out
 
+    def mirrored(self, which: np.ndarray) -> "Maps":
+        """The same, those pictures for which `which` (N,) is true mirrored left to right."""
+        return self._replace(xs=np.where(which[:, None], self.xs[:, ::-1], self.xs))
+
 
 @dataclass(frozen=True)
 class Augment:
     """What to vary. All sizes are shares of the picture's side, so that one recipe fits any picture size.
 
-    flip: mirror left to right, every other time.
+    flip: mirror left to right, every other time: at random, or by turns (`alternate`, see `by_turns`).
     shift: move by up to this share, the border reflected into what opens.
     crop_scale: the least share of the area that a random resized crop keeps (Szegedy et al., 2015); 1 is off.
     crop_stretch: the crop's height over width varies by up to this factor either way.
     cutout: the side of a square, as a share, that is blanked at a random place (DeVries and Taylor, 2017).
     """
 
-    flip: bool = True
+    flip: bool | Literal["alternate"] = True
     shift: float = 0.0
     crop_scale: float = 0.4
     crop_stretch: float = 4 / 3
@@ -49,7 +53,7 @@ class Augment:
                 raise RecipeError(f"augment {name}: expected {low:g} to {high:g}, found {getattr(self, name)}")
 
     def maps(self, key: int, rows: np.ndarray, height: int, width: int) -> Maps:
-        """The maps for pictures with numbers `rows` (N,): a function of (key, row)."""
+        """The maps for pictures with numbers `rows` (N,): a function of (key, row). Flips by turns are not in them."""
         draws = uniform(key, rows, _DRAWS).astype(np.float64).T  # (9, N)
         mirror, down, across, area, stretch, crop_y, crop_x, hole_y, hole_x = draws
         ys, xs = identity_maps(len(rows), height, width)[:2]  # (N, H), (N, W)
@@ -61,7 +65,7 @@ class Augment:
         if self.shift > 0.0:
             ys = _reflected(ys + _whole(down, self.shift * height)[:, None], height)
             xs = _reflected(xs + _whole(across, self.shift * width)[:, None], width)
-        if self.flip:
+        if self.flip is True:
             xs = np.where(mirror[:, None] < 0.5, xs, xs[:, ::-1])
         holes = None
         if self.cutout > 0.0:
@@ -76,6 +80,43 @@ def identity_maps(count: int, height: int, width: int) -> Maps:
     ys = np.broadcast_to(np.arange(height, dtype=np.float32), (count, height))  # (N, H)
     xs = np.broadcast_to(np.arange(width, dtype=np.float32), (count, width))  # (N, W)
     return Maps(np.ascontiguousarray(ys), np.ascontiguousarray(xs), None)
+
+
+def by_turns(key: int, rows: np.ndarray, epoch: int) -> np.ndarray:
+    """Which of `rows` are mirrored in `epoch`, from 0: bool (N,), a random half in the first, the others in the next.
+
+    So a network sees both sides of every picture in any two epochs (Jordan, 2024). `key` is the same in all epochs.
+    """
+    first = uniform(key, rows, 1)[:, 0] < 0.5  # (N,)
+    return first if epoch % 2 == 0 else ~first
+
+
+class View(NamedTuple):
+    """One look at a picture, moved down and right by `shift` 32nds of its side; its outputs count with `weight`."""
+
+    weight: float
+    shift: int
+    mirrored: bool
+
+    def maps(self, count: int, height: int, width: int) -> Maps:
+        """The maps for so many pictures, the border reflected into what opens."""
+        ys, xs, _ = identity_maps(count, height, width)
+        ys, xs = (
+            _reflected(places - self.shift * max(1, round(size / 32)), size).astype(np.float32)
+            for places, size in ((ys, height), (xs, width))
+        )  # (N, H), (N, W)
+        return Maps(ys, xs, None).mirrored(np.full(count, self.mirrored))
+
+
+# What a network may look at to judge a picture: the mean of its outputs, by weight.
+VIEWS: dict[str, tuple[View, ...]] = {
+    "none": (View(1.0, 0, False),),
+    "mirror": (View(0.5, 0, False), View(0.5, 0, True)),
+    "mirror_shift": (
+        View(0.25, 0, False), View(0.25, 0, True),
+        View(0.125, 1, False), View(0.125, 1, True), View(0.125, -1, False), View(0.125, -1, True),
+    ),
+}  # fmt: skip
 
 
 def _whole(draw: np.ndarray, reach: float) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 from cnn.arena import Arena, Shape
 from cnn.backend import Array, Backend
 from cnn.errors import ModelFileError
-from cnn.layers import Cache, Layer, Run
+from cnn.layers import Cache, Layer, Measured, Run, Sequential
 from cnn.rng import key_of
 
 
@@ -30,6 +30,27 @@ class Network:
         if seed is not None:
             for arena in (self.parameters, self.state):
                 arena.initialise(lambda name: key_of(seed, "initialise", name))
+
+    @property
+    def first(self) -> tuple[str, Layer]:
+        """The layer that sees the pictures themselves, with the dotted name before its parameters' own."""
+        name, layer = "", self.layer
+        while isinstance(layer, Sequential) and layer.layers:
+            inner, layer = layer.layers[0]
+            name += f"{inner}."
+        return name, layer
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether parameters are to be computed from pictures: by `measure`, before the first step."""
+        return isinstance(self.first[1], Measured)
+
+    def measure(self, x: Array) -> None:
+        """Compute what is computed from training pictures, rather than drawn, from x (N, *in_shape)."""
+        name, layer = self.first
+        if isinstance(layer, Measured):
+            for own_name, values in layer.measure(self.backend.to_host(x)).items():
+                self.parameters.assign(name + own_name, values)
 
     def forward(self, run: Run, x: Array) -> tuple[Array, Cache]:
         """Outputs (N, *out_shape) for x (N, *in_shape), and what `backward` needs."""

@@ -1,4 +1,8 @@
-"""Optimizers: one call over the flat vectors of weights, gradients and their own memory ("slots")."""
+"""Optimizers: one call for each group of parameters, over the flat vectors of weights, gradients and their own memory.
+
+That memory is called slots. A group's `lr_factor` multiplies its learning rate and divides its weight decay, so that
+what decays in a step stays the same.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -18,9 +22,12 @@ class Optimizer(Protocol):
 
     def update(
         self, backend: Backend, parameters: Arena, gradient: Array, slots: dict[str, Array],
-        gradient_scale: float, lr: float, step: int,
+        gradient_scale: float, lr: float, step: int, progress: float = 0.0,
     ) -> None:
-        """Move the parameters against `gradient_scale * gradient` (size,); `step` counts from 1."""
+        """Move the parameters against `gradient_scale * gradient` (size,); `step` counts from 1.
+
+        `progress`, from 0 to 1, is the share of the training's steps that are done: some parameters stop early.
+        """
         ...
 
 
@@ -28,7 +35,10 @@ class Optimizer(Protocol):
 class SGD:
     """Stochastic gradient descent with momentum, by default Nesterov's (Sutskever et al., 2013).
 
-    Weight decay is added to the gradient of weight matrices and kernels; biases and batch norm take none.
+    Weight decay is added to the gradient of weight matrices and kernels; biases and batch norm take none, unless a
+    layer says so. `decoupled` lets each number be tuned alone (Page, 2019; Jordan, 2024): the rate is divided by
+    1 + 1 / (1 - momentum), so that more momentum makes no longer steps, and `weight_decay` is about the share that
+    weights lose in a step at the peak rate, however high that is.
     """
 
     slots: ClassVar[tuple[str, ...]] = ("velocity",)
@@ -36,6 +46,7 @@ class SGD:
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 5e-4
+    decoupled: bool = False
 
     def __post_init__(self) -> None:
         _check(lr=self.lr, weight_decay=self.weight_decay)
@@ -43,12 +54,18 @@ class SGD:
 
     def update(
         self, backend: Backend, parameters: Arena, gradient: Array, slots: dict[str, Array],
-        gradient_scale: float, lr: float, step: int,
+        gradient_scale: float, lr: float, step: int, progress: float = 0.0,
     ) -> None:
-        backend.sgd_step(
-            parameters.flat, gradient, slots["velocity"], parameters.decayed, gradient_scale,
-            lr, self.momentum, self.nesterov, self.weight_decay,
-        )
+        weight_decay = self.weight_decay
+        if self.decoupled:
+            lr /= 1.0 + 1.0 / (1.0 - self.momentum)
+            weight_decay = weight_decay / self.lr if self.lr else 0.0
+        for group in parameters.moving(progress):
+            at = group.where
+            backend.sgd_step(
+                parameters.flat[at], gradient[at], slots["velocity"][at], group.decayed, gradient_scale,
+                lr * group.lr_factor, self.momentum, self.nesterov, weight_decay / group.lr_factor,
+            )
 
 
 @dataclass(frozen=True)
@@ -68,12 +85,15 @@ class AdamW:
 
     def update(
         self, backend: Backend, parameters: Arena, gradient: Array, slots: dict[str, Array],
-        gradient_scale: float, lr: float, step: int,
+        gradient_scale: float, lr: float, step: int, progress: float = 0.0,
     ) -> None:
-        backend.adamw_step(
-            parameters.flat, gradient, slots["first_moment"], slots["second_moment"], parameters.decayed,
-            gradient_scale, lr, self.beta1, self.beta2, self.epsilon, self.weight_decay, step,
-        )
+        for group in parameters.moving(progress):
+            at = group.where
+            backend.adamw_step(
+                parameters.flat[at], gradient[at], slots["first_moment"][at], slots["second_moment"][at],
+                group.decayed, gradient_scale, lr * group.lr_factor, self.beta1, self.beta2, self.epsilon,
+                self.weight_decay / group.lr_factor, step,
+            )
 
 
 def _check(**values: float) -> None:

@@ -69,10 +69,18 @@ class Cosine(_Warm):
 
 @dataclass(frozen=True)
 class Triangular(_Warm):
-    """A straight line from the peak down to `floor` times the peak; with a warm-up, a triangle (Smith, 2017)."""
+    """A straight line from the peak down to `floor` times the peak; with a warm-up, a triangle (Smith, 2017).
+
+    The warm-up begins at `start` times the peak.
+    """
 
     warmup: float = 0.25
     floor: float = 0.0
+    start: float = 0.0
+
+    def factor(self, step: int, total: int) -> float:
+        factor = super().factor(step, total)
+        return self.start + (1.0 - self.start) * factor if step < self.warmup * total else factor
 
     def after_warmup(self, progress: float) -> float:
         return self.floor + (1.0 - self.floor) * (1.0 - min(progress, 1.0))

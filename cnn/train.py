@@ -3,15 +3,16 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from cnn.augment import Augment, Maps, identity_maps
+from cnn.augment import VIEWS, Augment, Maps, by_turns, identity_maps
 from cnn.backend import Array, Backend
-from cnn.errors import ModelFileError, NonFiniteError, RecipeError
+from cnn.errors import ModelFileError, NonFiniteError, RecipeError, UnknownNameError
 from cnn.inference import Inference
 from cnn.layers import Run
+from cnn.lookahead import Lookahead
 from cnn.losses import Loss, SoftmaxCrossEntropy
 from cnn.metrics import Evaluation, confusion_matrix
 from cnn.models import Model, ResNet9
@@ -23,22 +24,29 @@ from cnn.schedules import Cosine, Schedule
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides how a network is trained. `clip` bounds the gradient's norm; 0 is off."""
+    """Everything that decides how a network is trained. `clip` bounds the gradient's norm; 0 is off.
+
+    `views` names what the trained network looks at when it is evaluated once more, at the end: see cnn.augment.VIEWS.
+    """
 
     model: Model = field(default_factory=ResNet9)
     optimizer: Optimizer = field(default_factory=AdamW)
     schedule: Schedule = field(default_factory=Cosine)
     loss: Loss = field(default_factory=SoftmaxCrossEntropy)
     augment: Augment = field(default_factory=Augment)
+    lookahead: Lookahead = field(default_factory=Lookahead)
     epochs: int = 20
     batch_size: int = 64
     clip: float = 0.0
+    views: Literal["none", "mirror", "mirror_shift"] = "none"
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("clip", 0), ("seed", 0)):
             if not getattr(self, name) >= least:
                 raise RecipeError(f"{name}: expected {least} or more, found {getattr(self, name)}")
+        if self.views not in VIEWS:
+            raise UnknownNameError("views", self.views, VIEWS)
 
 
 class BatchResult(NamedTuple):
@@ -60,15 +68,28 @@ class Trainer:
     ) -> None:
         self.network, self.recipe, self.backend = network, recipe, network.backend
         self.mean, self.std = normalisation(network, mean, std)  # (3,) each
-        self.total_steps = recipe.epochs * math.ceil(train_rows / recipe.batch_size)
+        self.epoch_steps = math.ceil(train_rows / recipe.batch_size)
+        self.total_steps = recipe.epochs * self.epoch_steps
         self.step = 0  # updates done
         size, dtype = network.parameters.size, network.dtype
         self.slots = {name: self.backend.zeros((size,), dtype) for name in recipe.optimizer.slots}
+        if recipe.lookahead.every:
+            self.slots["average"] = self.backend.zeros((size,), dtype)
+            self.slots["average_state"] = self.backend.zeros((network.state.size,), dtype)
 
     @property
     def lr(self) -> float:
         """The learning rate of the next step."""
         return self.recipe.optimizer.lr * self.recipe.schedule.factor(self.step, self.total_steps)
+
+    @property
+    def progress(self) -> float:
+        """The share of the training's steps that are done."""
+        return self.step / self.total_steps
+
+    def measure(self, images: np.ndarray) -> None:
+        """Compute what the network computes from training pictures, uint8 (N, H, W, 3), before the first step."""
+        self.network.measure(prepare(self.backend, images, None, self.mean, self.std))
 
     def train_batch(self, images: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> BatchResult:
         """One update from uint8 images (B, H, W, 3), class numbers (B,) and row numbers (B,).
@@ -76,17 +97,19 @@ class Trainer:
         Raises `NonFiniteError`, with the weights as before, where the loss or the gradient is not finite.
         """
         recipe, backend, network = self.recipe, self.backend, self.network
-        maps = recipe.augment.maps(key_of(recipe.seed, "augment", self.step), rows, *images.shape[1:3])
+        maps = self._maps(rows, *images.shape[1:3])
         x = prepare(backend, images, maps, self.mean, self.std)  # (B, H, W, 3)
         targets = backend.asarray(labels)  # (B,)
         key = key_of(recipe.seed, "layers", self.step)
         run = Run(backend, training=True, key=key, rows=backend.asarray(rows), need_dx=False)
+        moving = network.parameters.moving(self.progress)
+        moves = slice(moving[-1].last if moving else 0)  # those that stay come last
 
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # reported below, in words
             outputs, cache = network.forward(run, x)  # (B, classes)
             loss, d_outputs = recipe.loss.forward(backend, outputs, targets, len(labels))
             network.backward(run, cache, d_outputs)
-            squared_norm = backend.squared_norm(network.gradients.flat)
+            squared_norm = backend.squared_norm(network.gradients.flat[moves])
         if not (math.isfinite(float(loss)) and math.isfinite(squared_norm)):
             what = "gradient" if math.isfinite(float(loss)) else "loss"
             raise NonFiniteError(
@@ -96,26 +119,54 @@ class Trainer:
             )
         norm = math.sqrt(squared_norm)
         scale = recipe.clip / norm if 0.0 < recipe.clip < norm else 1.0
-        lr = self.lr
+        lr, progress = self.lr, self.progress
         self.step += 1
         recipe.optimizer.update(
-            backend, network.parameters, network.gradients.flat, self.slots, scale, lr, self.step
+            backend, network.parameters, network.gradients.flat, self.slots, scale, lr, self.step, progress
         )
+        self._look_back()
         correct = int((outputs.argmax(axis=1) == targets).sum())
         return BatchResult(float(loss) * len(labels), correct, len(labels))
 
-    def evaluate(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> Evaluation:
+    def _maps(self, rows: np.ndarray, height: int, width: int) -> Maps:
+        """Where the pixels of this step's pictures come from."""
+        seed, augment = self.recipe.seed, self.recipe.augment
+        maps = augment.maps(key_of(seed, "augment", self.step), rows, height, width)
+        match augment:
+            case Augment(flip="alternate"):
+                maps = maps.mirrored(by_turns(key_of(seed, "flip"), rows, self.step // self.epoch_steps))
+        return maps
+
+    def _look_back(self) -> None:
+        """What lookahead does after a step: weights and state join their average, and go on from there."""
+        lookahead, step, total = self.recipe.lookahead, self.step, self.total_steps
+        if not lookahead.every or step < lookahead.first(total):
+            return
+        joins = step % lookahead.every == 0
+        if not joins and step % self.epoch_steps:
+            return
+        kept = lookahead.kept(step, total) if joins else 1.0
+        network = self.network
+        for name, arena in (("average", network.parameters), ("average_state", network.state)):
+            average, now = self.slots[name], arena.flat  # (size,) each
+            if step == lookahead.first(total):
+                average[...] = now
+            else:
+                average += (1.0 - kept) * (now - average)
+                now[...] = average
+
+    def evaluate(self, batches: Iterable[tuple[np.ndarray, np.ndarray]], views: str = "none") -> Evaluation:
         """Loss and confusion over batches of (images uint8 (B, H, W, 3), class numbers (B,)), not augmented.
 
+        `views` is a key of cnn.augment.VIEWS: outputs are the mean over several looks at each picture.
         Raises `NonFiniteError` where the loss is not finite.
         """
         classes = self.network.out_shape[0]
         confusion = np.zeros((classes, classes), np.int64)  # (C, C)
         loss_sum, infer = 0.0, Inference(self.network)
         for images, labels in batches:
-            x = prepare(self.backend, images, None, self.mean, self.std)  # (B, H, W, 3)
             with np.errstate(over="ignore", invalid="ignore"):  # reported below, in words
-                outputs = infer(x)  # (B, C)
+                outputs = self._seen(infer, images, views)  # (B, C)
                 loss, _ = self.recipe.loss.forward(self.backend, outputs, self.backend.asarray(labels), 1)
             loss_sum += float(loss)
             confusion += confusion_matrix(labels, self.backend.to_host(outputs.argmax(axis=1)), classes)
@@ -127,8 +178,16 @@ class Trainer:
             )
         return evaluation
 
+    def _seen(self, infer: Inference, images: np.ndarray, views: str) -> Array:
+        """The mean outputs (B, C) over all `views` of uint8 pictures (B, H, W, 3)."""
+        outputs = []
+        for view in VIEWS[views]:
+            x = prepare(self.backend, images, view.maps(*images.shape[:3]), self.mean, self.std)  # (B, H, W, 3)
+            outputs.append(infer(x) * view.weight)  # (B, C)
+        return sum(outputs[1:], outputs[0])
+
     def tensors(self) -> dict[str, np.ndarray]:
-        """All that an exact resume needs beside `step`: parameters, state and the optimizer's memory."""
+        """All that an exact resume needs beside `step`: parameters, state, the optimizer's memory and lookahead's."""
         memory = {f"optimizer.{name}": self.backend.to_host(slot) for name, slot in self.slots.items()}
         return self.network.tensors() | memory
 

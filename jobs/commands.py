@@ -164,6 +164,9 @@ def train(
     init: Annotated[
         Path | None, typer.Option(metavar="MODEL", help="Start from a saved model; its classes may differ.")
     ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Recipe by name, see 'logpose recipes'.")
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE.toml", help="Recipe to read, such as RUN_DIR/config.toml.")
     ] = None,
@@ -218,7 +221,7 @@ def train(
         return run(
             dataset,
             run_dir,
-            Wishes(config, set_ or [], given),
+            Wishes(config, set_ or [], given, recipe),
             device=device.value,
             workers=workers,
             resume=resume,
@@ -228,6 +231,30 @@ def train(
             checkpoint_steps=checkpoint_steps,
             ram_budget=parse_bytes(ram_budget),
         )
+
+    return job
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Print this one.")] = None,
+) -> Job:
+    """List the recipes that 'train --recipe' knows, or print one.
+
+    \b
+    Example: logpose recipes cifar-speedrun > mine.toml
+    """
+
+    def job() -> int:
+        from jobs.recipes import recipe_names, recipe_summary, recipe_text
+
+        if name is not None:
+            print(recipe_text(name), end="")
+            return 0
+        names = recipe_names()
+        for each in names:
+            print(f"{each:{max(map(len, names))}}  {recipe_summary(each)}")
+        return 0
 
     return job
 

@@ -5,11 +5,12 @@
     [schedule]              one of cnn.schedules.SCHEDULES
     [loss]                  one of cnn.losses.LOSSES
     [augment]               the fields of cnn.augment.Augment
+    [lookahead]             the fields of cnn.lookahead.Lookahead
     [train]                 the other fields of cnn.train.Recipe: epochs, batch_size, seed, …
 
 Later beats earlier: the defaults of the dataclasses (there is no second list of them), the saved model or
-training that is gone on from, the file, the command line. Where one of them gives a section another `name`,
-the section forgets the values it had: they belonged to the old name.
+training that is gone on from, the recipe by name (`recipes/`), the file, the command line. Where one of them gives a
+section another `name`, the section forgets the values it had: they belonged to the old name.
 """
 
 import dataclasses
@@ -30,6 +31,7 @@ from cnn.schedules import SCHEDULES
 from cnn.train import Recipe
 from jobs.errors import JobError, nearest
 from jobs.progress import plural
+from jobs.recipes import recipe_text
 
 REGISTRIES: dict[str, Mapping[str, type]] = {
     "model": MODELS,
@@ -55,12 +57,14 @@ class Wishes(NamedTuple):
     file: Path | None = None  # --config
     sets: Sequence[str] = ()  # --set
     options: Mapping[str, Any] = {}  # `section.key` -> value, of options such as --lr
+    recipe: str | None = None  # --recipe
 
 
 def resolve(wishes: Wishes, base: str = "", base_name: str = "") -> Recipe:
     """The recipe that is wished for, over `base`: TOML that comes from the file called `base_name`."""
     layers = [
         _from_toml(base, base_name),
+        _from_toml(recipe_text(wishes.recipe), f"--recipe {wishes.recipe}") if wishes.recipe else [],
         _from_file(wishes.file) if wishes.file else [],
         [
             *(_from_argument(argument) for argument in wishes.sets),

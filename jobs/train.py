@@ -32,6 +32,7 @@ from pipeline.store import Dataset
 from pipeline.stream import BatchStream
 
 DRAWING_SHARE = 0.05  # of the time, at most, goes into pictures of the training
+MEASURED_PIXELS = 5_000 * 32 * 32  # from which a network computes what it does not learn
 
 
 def train(
@@ -91,6 +92,9 @@ def train(
         print(f"starting from {start.path}")
         for note in initialise_from(trainer.network, card, start):
             print(note)
+    elif trainer.network.is_measured:
+        some = max(1, MEASURED_PIXELS // (data.size[0] * data.size[1]))  # rows are in random order
+        trainer.measure(data.train.read(0, min(data.train.rows, some)))
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     with only_one(run_dir.with_name(f".{run_dir.name}.lock"), f"training into {run_dir}"):
         if not checkpoint:
@@ -104,6 +108,7 @@ def train(
         except NonFiniteError as error:
             kept = f"{folder.model} keeps the best so far" if state.best else "no model is saved yet"
             raise NonFiniteError(f"{error}, and start again with --overwrite; {kept}") from error
+        training.print_with_views()
     print(f"done{_best(state)}; see {folder.model}, {folder.curves.name} and {folder.confusion.name}")
     return 0
 
@@ -269,7 +274,7 @@ class Training:
         self.drawn = time.monotonic()
         self.drawing_took = self.drawn - began
 
-    def _judge_again(self, best: EpochRow) -> tuple[EpochRow, Evaluation] | None:
+    def _judge_again(self, best: EpochRow, views: str = "none") -> tuple[EpochRow, Evaluation] | None:
         """Validate the network of the best epoch once more; None where the file has that of a later one by now."""
         assert self.streams.val is not None, "there is a best by validation"
         checkpoint = load_checkpoint(self.folder.model)
@@ -279,7 +284,17 @@ class Training:
         checkpoint.load_into(network)
         mean, std = np.array(self.data.mean), np.array(self.data.std)  # (3,)
         judge = Trainer(network, self.recipe, mean, std, self.data.train.rows)
-        return best, judge.evaluate((batch.images, batch.labels) for batch in self.streams.val.epoch(0))
+        return best, judge.evaluate(((batch.images, batch.labels) for batch in self.streams.val.epoch(0)), views)
+
+    def print_with_views(self) -> None:
+        """Say what the best network gets right with the recipe's views, if it has any, and without."""
+        best, views = self.state.best, self.recipe.views
+        if views == "none" or best is None or best.val_accuracy is None:
+            return
+        judged = self._judge_again(best, views)
+        assert judged, "no later epoch follows the last"
+        with_views, without = f"{judged[1].accuracy:.2%}", f"{best.val_accuracy:.2%}"
+        print(f"epoch {best.epoch} with views {views}: validation accuracy {with_views}, {without} without")
 
     def _lap(self) -> float:
         """Seconds since the last lap: of the epoch in any case, of a part of it if the caller says so."""
@@ -318,7 +333,9 @@ def _open_streams(data: Dataset, recipe: Recipe, workers: int, ram_budget: int) 
 def _same_recipe(wishes: Wishes, state: TrainingState, folder: RunFolder) -> Recipe:
     """The recipe the training began with; only its number of epochs may be wished otherwise."""
     recipe = resolve(wishes, state.recipe, str(folder.config))
-    changed = [line for line in differences(state.recipe, to_toml(recipe)) if not line.startswith("train.epochs ")]
+    # Read and written once more, since an older training does not say what was added to recipes since.
+    before = to_toml(resolve(Wishes(), state.recipe, str(folder.config)))
+    changed = [line for line in differences(before, to_toml(recipe)) if not line.startswith("train.epochs ")]
     if changed:
         raise JobError(
             f"{folder.path} was begun with another recipe: {'; '.join(changed)}; leave that out to go on, or"

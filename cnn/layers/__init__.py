@@ -1,13 +1,14 @@
 """Layers: frozen descriptions with a forward and a backward. One family a file; `base.py` has the protocol."""
 
-from cnn.layers.activations import GELU, ReLU, Sigmoid, SiLU, Softmax, Tanh
-from cnn.layers.base import Cache, Layer, Run
+from cnn.layers.activations import GELU, ReLU, Scale, Sigmoid, SiLU, Softmax, Tanh
+from cnn.layers.base import Cache, Layer, Measured, Run
 from cnn.layers.containers import Residual, Sequential, chain
 from cnn.layers.convolution import Conv2D
 from cnn.layers.dense import Dense, Flatten
 from cnn.layers.dropout import Dropout
 from cnn.layers.normalisation import BatchNorm
 from cnn.layers.pooling import AveragePool, GlobalAveragePool, GlobalMaxPool, MaxPool
+from cnn.layers.whitening import Whitening
 
 __all__ = [
     "GELU",
@@ -22,13 +23,16 @@ __all__ = [
     "GlobalMaxPool",
     "Layer",
     "MaxPool",
+    "Measured",
     "ReLU",
     "Residual",
     "Run",
+    "Scale",
     "Sequential",
     "SiLU",
     "Sigmoid",
     "Softmax",
     "Tanh",
+    "Whitening",
     "chain",
 ]

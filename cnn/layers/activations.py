@@ -68,6 +68,22 @@ class GELU(Activation):
 
 
 @dataclass(frozen=True)
+class Scale:
+    """y = factor * x, the factor being fixed."""
+
+    factor: float
+
+    def specs(self, in_shape: Shape) -> Specs:
+        return Specs(in_shape)
+
+    def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]:
+        return x * self.factor, None  # shape of x
+
+    def backward(self, run: Run, p: Tree, s: Tree, g: Tree, cache: Cache, dy: Array) -> Array | None:
+        return dy * self.factor  # shape of x
+
+
+@dataclass(frozen=True)
 class Softmax:
     """exp(x) over its sum, along the last axis. To train with cross-entropy use the fused loss instead."""
 

@@ -1,7 +1,9 @@
 """What a layer is: hyperparameters only. Parameters, gradients and state live outside, in flat vectors."""
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
 
 from cnn.arena import Shape, Spec, Tree
 from cnn.backend import Array, Backend
@@ -48,6 +50,15 @@ class Layer(Protocol):
     def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]: ...
 
     def backward(self, run: Run, p: Tree, s: Tree, g: Tree, cache: Cache, dy: Array) -> Array | None: ...
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A layer that computes some of its parameters from training pictures, before the first step."""
+
+    def measure(self, pictures: np.ndarray) -> dict[str, np.ndarray]:
+        """Those parameters by name, from normalised pictures (N, H, W, C) on the host."""
+        ...
 
 
 def picture_shape(layer: object, in_shape: Shape) -> tuple[int, int, int]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from cnn.arena import Shape, Spec, Tree
+from cnn.arena import Initialiser, Shape, Spec, Tree
 from cnn.backend import Array, Window
 from cnn.errors import ShapeError
 from cnn.initialise import he_normal, zeros
@@ -15,7 +15,7 @@ class Conv2D:
     """`filters` weighted sums over each `kernel`-sized window: (N, H, W, C) -> (N, OH, OW, filters).
 
     `padding` is a number of zeros on every side (or one for height and one for width); `same` keeps the size at
-    stride 1, with the odd zero of an even kernel below and on the right.
+    stride 1, with the odd zero of an even kernel below and on the right. `initialise` says how kernels start.
     """
 
     filters: int
@@ -23,6 +23,7 @@ class Conv2D:
     stride: int | tuple[int, int] = 1
     padding: int | tuple[int, int] | Literal["same"] = "same"
     bias: bool = True
+    initialise: Initialiser = he_normal
 
     @property
     def window(self) -> Window:
@@ -39,7 +40,7 @@ class Conv2D:
             raise ShapeError(
                 f"{self} does not fit a picture of {height}x{width}; use larger pictures, or a shallower model"
             )
-        parameters = [Spec("weight", (*self.window.size, channels, self.filters), he_normal, decay=True)]
+        parameters = [Spec("weight", (*self.window.size, channels, self.filters), self.initialise, decay=True)]
         if self.bias:
             parameters.append(Spec("bias", (self.filters,), zeros))
         return Specs((out_h, out_w, self.filters), tuple(parameters))

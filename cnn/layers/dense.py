@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from cnn.arena import Shape, Spec, Tree
+from cnn.arena import Initialiser, Shape, Spec, Tree
 from cnn.backend import Array
 from cnn.errors import ShapeError
 from cnn.initialise import lecun_normal, zeros
@@ -12,15 +12,19 @@ from cnn.layers.base import Cache, Run, Specs
 
 @dataclass(frozen=True)
 class Dense:
-    """A weighted sum of all inputs for each of `units` outputs: (N, C) -> (N, units)."""
+    """A weighted sum of all inputs for each of `units` outputs: (N, C) -> (N, units).
+
+    `initialise` says how weights start.
+    """
 
     units: int
     bias: bool = True
+    initialise: Initialiser = lecun_normal
 
     def specs(self, in_shape: Shape) -> Specs:
         if len(in_shape) != 1:
             raise ShapeError(f"{self} expects vectors, found shape {in_shape}; put Flatten or a global pool before")
-        parameters = [Spec("weight", (in_shape[0], self.units), lecun_normal, decay=True)]
+        parameters = [Spec("weight", (in_shape[0], self.units), self.initialise, decay=True)]
         if self.bias:
             parameters.append(Spec("bias", (self.units,), zeros))
         return Specs((self.units,), tuple(parameters))

@@ -15,18 +15,26 @@ class BatchNorm:
 
     `activation` names what is applied after that, if anything: in the same pass over memory, it costs next to
     nothing. Running statistics move by `momentum` towards each training batch's, and are used when not training.
+    With `scaled` off the scale stays 1. The shift learns `shift_lr_factor` times as fast as other parameters;
+    `shift_decay` says whether weight decay applies to it.
     """
 
     momentum: float = 0.1
     epsilon: float = 1e-5
     activation: str = ""
+    scaled: bool = True
+    shift_lr_factor: float = 1.0
+    shift_decay: bool = False
 
     def __post_init__(self) -> None:
         check_activation(self.activation)
 
     def specs(self, in_shape: Shape) -> Specs:
         shape = (in_shape[-1],)
-        parameters = (Spec("scale", shape, ones), Spec("shift", shape, zeros))
+        parameters = (
+            Spec("scale", shape, ones, trained=float(self.scaled)),
+            Spec("shift", shape, zeros, self.shift_decay, self.shift_lr_factor),
+        )
         return Specs(in_shape, parameters, (Spec("mean", shape, zeros), Spec("variance", shape, ones)))
 
     def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]:

@@ -72,6 +72,12 @@ def _norms(draw: st.DrawFn) -> Case:
 
 
 @st.composite
+def _whitenings(draw: st.DrawFn) -> Case:
+    shape, kernel = draw(_pictures(3, 7)), draw(st.integers(1, 3))
+    return layers.Whitening(2 * kernel**2 * shape[2], kernel, bias=draw(st.booleans())), shape
+
+
+@st.composite
 def _residuals(draw: st.DrawFn) -> Case:
     shape, activation = draw(_pictures(2, 6)), draw(_activations())
     if draw(st.booleans()):
@@ -87,6 +93,7 @@ LAYERS: dict[type, st.SearchStrategy[Case]] = {
         lambda drawn: (layers.Dense(drawn[0], drawn[1]), (drawn[2],))
     ),
     layers.Flatten: _of(layers.Flatten, _pictures()),
+    layers.Whitening: _whitenings(),
     layers.MaxPool: _pools(layers.MaxPool),
     layers.AveragePool: _pools(layers.AveragePool),
     layers.GlobalAveragePool: _of(layers.GlobalAveragePool, _pictures()),
@@ -98,6 +105,7 @@ LAYERS: dict[type, st.SearchStrategy[Case]] = {
     layers.SiLU: _of(layers.SiLU, _any_shape()),
     layers.Sigmoid: _of(layers.Sigmoid, _any_shape()),
     layers.Tanh: _of(layers.Tanh, _any_shape()),
+    layers.Scale: _of(lambda: layers.Scale(0.3), _any_shape()),
     layers.Softmax: _of(layers.Softmax, st.tuples(st.integers(1, 9))),
     layers.Sequential: _of(lambda: layers.chain(a=_small_block(3), b=_small_block(2)), _pictures(2, 6)),
     layers.Residual: _residuals(),

@@ -76,7 +76,7 @@ def options(name: str) -> st.SearchStrategy[dict[str, object]]:
     match name:
         case "seed":
             return st.just({})
-        case "resnet18":
+        case "resnet18" | "airbench94":
             return st.fixed_dictionaries({"width": widths})
     return st.fixed_dictionaries({"width": widths, "activation": st.sampled_from(list(ACTIVATIONS))})
 

@@ -91,7 +91,10 @@ def test_inference(name: str, backend_name: str) -> None:
 def test_optimizer(name: str, backend_name: str) -> None:
     backend = get_backend(backend_name)
     optimizer = OPTIMIZERS[name]()
-    specs = [Spec("bias", (7,), zeros), Spec("weight", (5, 3), he_normal, decay=True)]
+    specs = [
+        Spec("bias", (7,), zeros), Spec("weight", (5, 3), he_normal, decay=True),
+        Spec("shift", (9,), zeros, True, lr_factor=4.0), Spec("fixed", (3,), zeros, trained=0.0),
+    ]  # fmt: skip
     ends = []
     for each in (REFERENCE, backend):
         arena = Arena(specs, each)

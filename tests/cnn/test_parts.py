@@ -5,14 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from cnn.arena import Arena, Spec
-from cnn.augment import Augment, identity_maps
+from cnn.arena import Arena, Group, Spec
+from cnn.augment import VIEWS, Augment, by_turns, identity_maps
 from cnn.backend import pick_backend
 from cnn.backends.gpu import why_unusable
 from cnn.backends.reference import ReferenceBackend
 from cnn.errors import DeviceError, RecipeError, ShapeError, UnknownNameError
-from cnn.initialise import he_normal, zeros
-from cnn.layers import Conv2D, Dense, Dropout, Flatten, MaxPool, Residual, Run, chain
+from cnn.initialise import he_normal, identity, zeros
+from cnn.layers import GELU, Conv2D, Dense, Dropout, Flatten, MaxPool, Residual, Run, Whitening, chain
+from cnn.lookahead import Lookahead
 from cnn.losses import BinaryCrossEntropy, MeanSquaredError, SoftmaxCrossEntropy
 from cnn.models import MODELS
 from cnn.network import Network
@@ -57,10 +58,63 @@ def test_draws_do_not_change_between_versions() -> None:
 def test_arena_puts_decayed_vectors_first_and_views_share_memory() -> None:
     specs = [Spec("a.bias", (2,), zeros), Spec("a.weight", (3, 2), he_normal, decay=True), Spec("b.shift", (1,), zeros)]
     arena = Arena(specs, REFERENCE)
-    assert (arena.size, arena.decayed) == (9, 6)
+    assert (arena.size, arena.groups) == (9, (Group(0, 9, 6, 1.0, 1.0),))
     assert list(arena.views) == ["a.weight", "a.bias", "b.shift"]
     arena.tree["a"]["weight"][...] = 5
     np.testing.assert_array_equal(arena.flat, [5] * 6 + [0] * 3)
+
+
+def test_parameters_that_are_trained_alike_lie_together_and_what_stays_comes_last() -> None:
+    specs = [
+        Spec("early", (2,), zeros, trained=0.5), Spec("frozen", (3,), zeros, True, trained=0.0), Spec("a", (4,), zeros),
+        Spec("fast", (5,), zeros, lr_factor=64.0), Spec("b", (6,), zeros, True), Spec("quick", (1,), zeros, True, 64.0),
+    ]  # fmt: skip
+    arena = Arena([spec.under("x") for spec in specs], REFERENCE)
+    assert list(arena.views) == ["x.b", "x.a", "x.quick", "x.fast", "x.early", "x.frozen"]
+    assert arena.groups == (
+        Group(0, 10, 6, 1.0, 1.0), Group(10, 16, 1, 64.0, 1.0), Group(16, 18, 0, 1.0, 0.5), Group(18, 21, 3, 1.0, 0.0),
+    )  # fmt: skip
+    assert [arena.moving(progress)[-1].last for progress in (0.0, 0.49, 0.5, 1.0)] == [18, 18, 16, 16]
+
+
+# How parameters start
+
+
+def test_an_identity_passes_pictures_on_and_its_other_filters_are_small() -> None:
+    x = np.random.default_rng(0).normal(size=(2, 5, 5, 3))
+    for filters in (2, 3, 7):
+        network = Network(Conv2D(filters, 3, bias=False, initialise=identity), (5, 5, 3), REFERENCE, 0, np.float64)
+        y = network.infer(x)
+        np.testing.assert_allclose(y[..., :3], x[..., :filters])
+    others = network.tensors()["weight"][..., 3:]
+    assert 0.9 / math.sqrt(27) < np.abs(others).max() <= 1 / math.sqrt(27)
+    assert abs(others.mean()) < 0.03 and others.std() == pytest.approx(1 / math.sqrt(3 * 27), rel=0.15)
+
+
+def test_whitened_patches_are_uncorrelated_and_of_one_size() -> None:
+    smooth = np.random.default_rng(0).normal(size=(70, 9, 8, 3)).cumsum(axis=1).cumsum(axis=2)  # neighbours are alike
+    layer = Whitening(24, epsilon=0.0)
+    network = Network(chain(inner=chain(whiten=layer, gelu=GELU())), (9, 8, 3), REFERENCE, 0, np.float64)
+    assert network.is_measured
+    network.measure(smooth)
+    weight = network.tensors()["inner.whiten.weight"]
+    y = REFERENCE.conv2d(smooth, weight, None, layer.window).reshape(-1, 24)
+    np.testing.assert_allclose(y[:, :12].T @ y[:, :12] / len(y), np.eye(12), atol=1e-6)
+    np.testing.assert_array_equal(y[:, 12:], -y[:, :12])
+    flat = weight.reshape(12, 24)
+    assert (flat[np.abs(flat[:, :12]).argmax(axis=0), range(12)] > 0).all()
+    assert (np.diff(np.linalg.norm(flat[:, :12], axis=0)) > 0).all()  # the largest variance first
+    assert np.abs(layer.measure(smooth)["weight"]).max() > 10 * np.abs(
+        Whitening(24, epsilon=1e3).measure(smooth)["weight"]
+    ).max()
+
+
+def test_a_network_without_a_measured_layer_is_left_alone() -> None:
+    network = Network(chain(conv=Conv2D(2), whiten=Whitening(16)), (5, 5, 1), REFERENCE)
+    before = network.parameters.flat.copy()
+    assert not network.is_measured
+    network.measure(np.ones((2, 5, 5, 1)))
+    np.testing.assert_array_equal(network.parameters.flat, before)
 
 
 # Schedules
@@ -82,6 +136,8 @@ def test_schedules_end_where_they_should() -> None:
     assert Cosine(0.0, 0.1).factor(50, 100) == pytest.approx(0.55)
     assert Cosine(0.0).factor(100, 100) == pytest.approx(0.0)
     assert Triangular(0.5, 0.2).factor(75, 100) == pytest.approx(0.6)
+    climbing = Triangular(0.5, 0.0, 0.2)
+    assert [climbing.factor(step, 100) for step in (0, 25, 50)] == pytest.approx([0.208, 0.608, 1.0])
     with pytest.raises(RecipeError, match="warmup: expected a share"):
         Cosine(warmup=1.5)
 
@@ -136,6 +192,44 @@ def test_sgd_by_hand() -> None:
     assert _one_weight(SGD(0.1, 0.0, False, 0.5), [0.0]) == pytest.approx(0.95)
 
 
+def test_decoupled_sgd_by_hand() -> None:
+    # Momentum 0.5: the rate over 3, and Nesterov's first step 1.5 times the gradient.
+    assert _one_weight(SGD(0.6, 0.5, True, 0.0, True), [1.0]) == pytest.approx(1 - 0.2 * 1.5)
+    for lr in (0.6, 1.2):
+        assert _one_weight(SGD(lr, 0.0, False, 0.5, True), [0.0]) == pytest.approx(1 - 0.25)
+    assert _one_weight(SGD(0.0, 0.5, True, 0.5, True), [1.0]) == 1.0
+
+
+@pytest.mark.parametrize(
+    "optimizer", [SGD(0.01, 0.0, False, 0.5), SGD(0.01, 0.0, False, 0.5, True), AdamW(0.01, weight_decay=0.5)]
+)
+def test_a_faster_group_learns_faster_and_decays_the_same(optimizer: SGD | AdamW) -> None:
+    weights, decays = [], []
+    for factor in (1.0, 8.0):
+        start = lambda shape, key: np.ones(shape)  # noqa: E731
+        arena = Arena([Spec("weight", (1,), start, True, factor)], REFERENCE, np.float64)
+        for gradient, ends in ((1.0, weights), (0.0, decays)):
+            arena.initialise(lambda name: 0)
+            slots = {name: np.zeros(1) for name in optimizer.slots}
+            optimizer.update(REFERENCE, arena, np.array([gradient]), slots, 1.0, optimizer.lr, 1)
+            ends.append(float(arena.flat[0]))
+    assert decays[0] == pytest.approx(decays[1]) and decays[0] < 1
+    assert decays[1] - weights[1] == pytest.approx(8 * (decays[0] - weights[0]))
+
+
+@pytest.mark.parametrize("optimizer", [SGD(0.1), AdamW(0.1)])
+def test_what_is_trained_for_a_while_stops_then(optimizer: SGD | AdamW) -> None:
+    specs = [Spec(name, (1,), zeros, True, trained=part) for name, part in (("a", 1.0), ("b", 0.5), ("c", 0.0))]
+    arena = Arena(specs, REFERENCE, np.float64)
+    slots = {name: np.zeros(3) for name in optimizer.slots}
+    moved = []
+    for step, progress in ((1, 0.4), (2, 0.5)):
+        before = arena.flat.copy()
+        optimizer.update(REFERENCE, arena, np.ones(3), slots, 1.0, optimizer.lr, step, progress)
+        moved.append((arena.flat != before).tolist())
+    assert moved == [[True, True, False], [True, False, False]]
+
+
 def test_adamw_by_hand() -> None:
     # The first step is lr times the gradient's sign, whatever its size; the decay is the weight's own.
     assert _one_weight(AdamW(0.1, weight_decay=0.0), [123.0]) == pytest.approx(0.9)
@@ -147,6 +241,15 @@ def test_optimizers_refuse_nonsense() -> None:
         SGD(lr=math.nan)
     with pytest.raises(RecipeError, match="beta1: expected 0 or more and less than 1"):
         AdamW(beta1=1.0)
+
+
+def test_lookahead_begins_at_a_multiple_and_keeps_more_and_more() -> None:
+    ahead = Lookahead(every=5, start=0.3)
+    assert [ahead.first(total) for total in (490, 476, 10, 3)] == [150, 145, 5, 5]
+    assert ahead.kept(100, 100) == pytest.approx(0.95**5)
+    assert ahead.kept(50, 100) == pytest.approx(0.95**5 / 8)
+    with pytest.raises(RecipeError, match=r"lookahead decay: expected 0 to 1, found 1\.5"):
+        Lookahead(decay=1.5)
 
 
 # Augmentation
@@ -174,6 +277,40 @@ def test_flip_mirrors_about_half() -> None:
     mirrored = (out == images[:, :, ::-1]).all(axis=(1, 2, 3))
     assert ((out == images).all(axis=(1, 2, 3)) | mirrored).all()
     assert 160 < mirrored.sum() < 240
+
+
+def test_flips_by_turns_mirror_a_random_half_and_then_the_others() -> None:
+    rows = np.arange(1000)
+    sides = [by_turns(7, rows, epoch) for epoch in range(4)]
+    assert 450 < sides[0].sum() < 550
+    np.testing.assert_array_equal(sides[1], ~sides[0])
+    np.testing.assert_array_equal(sides[2:], sides[:2])
+    np.testing.assert_array_equal(by_turns(7, rows[[9, 3]], 0), sides[0][[9, 3]])
+    assert 400 < (by_turns(8, rows, 0) ^ sides[0]).sum() < 600
+
+
+def test_maps_mirror_whom_they_are_told_to() -> None:
+    images = _some_images(6)
+    which = np.array([True, False, True, True, False, False])
+    maps = Augment("alternate", 0.0, 1.0).maps(1, np.arange(6), 8, 8).mirrored(which)
+    out = REFERENCE.resample(images, *maps, np.zeros(3), np.ones(3))
+    np.testing.assert_array_equal(out, np.where(which[:, None, None, None], images[:, :, ::-1], images))
+
+
+def test_views_are_what_they_say() -> None:
+    images = _some_images(3, 32)
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+    plain = [images, padded[:, :32, :32], padded[:, 2:, 2:]]
+    expected = [side for picture in plain for side in (picture, picture[:, :, ::-1])]
+    views = VIEWS["mirror_shift"]
+    for view, picture in zip(views, expected, strict=True):
+        out = REFERENCE.resample(images, *view.maps(3, 32, 32), np.zeros(3), np.ones(3))
+        np.testing.assert_array_equal(out, picture)
+    assert [view.weight for view in views] == [0.25, 0.25, 0.125, 0.125, 0.125, 0.125]
+    assert views[:2] == tuple(view._replace(weight=view.weight / 2) for view in VIEWS["mirror"])
+    assert all(sum(view.weight for view in some) == 1.0 for some in VIEWS.values())
+    down = VIEWS["mirror_shift"][2].maps(1, 128, 96)
+    assert (down.ys[0, :6].tolist(), down.xs[0, :6].tolist()) == ([4, 3, 2, 1, 0, 1], [3, 2, 1, 0, 1, 2])
 
 
 def test_shift_reflects_the_border() -> None:
@@ -230,13 +367,13 @@ def test_dropout_keeps_the_mean_and_does_nothing_outside_training() -> None:
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("shape", [(8, 8, 3), (9, 17, 3), (32, 32, 3), (65, 64, 3), (130, 100, 3)])
 def test_models_take_any_picture_and_any_classes(name: str, shape: tuple[int, int, int]) -> None:
+    model = MODELS[name](**({} if name == "seed" else {"width": 8}))
     for classes in (2, 11):
-        network = Network(MODELS[name]().layers(shape, classes), shape, pick_backend("reference"))
+        network = Network(model.layers(shape, classes), shape, pick_backend("reference"))
         assert network.out_shape == (classes,)
-        assert {spec.name for spec in network.parameters.specs if spec.name.startswith("head.")} == {
-            "head.weight",
-            "head.bias",
-        }
+        other = Network(model.layers(shape, classes + 1), shape, pick_backend("reference"), seed=None)
+        shapes, others = ({spec.name: spec.shape for spec in one.parameters.specs} for one in (network, other))
+        assert {key.partition(".")[0] for key in shapes if shapes[key] != others[key]} == {"head"}
     assert network.infer(np.zeros((2, *shape), np.float32)).shape == (2, 11)
 
 
@@ -249,6 +386,28 @@ def test_the_seed_is_the_seed() -> None:
     ]  # fmt: skip
 
 
+def test_airbench94_is_that_of_the_speed_runs() -> None:
+    """Its sizes, what is frozen or faster in it, and the number of parameters that are trained there."""
+    network = Network(MODELS["airbench94"]().layers((32, 32, 3), 10), (32, 32, 3), REFERENCE)
+    specs = {spec.name: spec for spec in network.parameters.specs}
+    weights = [spec.shape for spec in network.layer.specs((32, 32, 3)).parameters if spec.name.endswith("weight")]
+    assert weights == [
+        (2, 2, 3, 24), (3, 3, 24, 64), (3, 3, 64, 64), (3, 3, 64, 256), (3, 3, 256, 256), (3, 3, 256, 256),
+        (3, 3, 256, 256), (256, 10),
+    ]  # fmt: skip
+    assert {name for name, spec in specs.items() if spec.trained == 0.0} == {
+        "whiten.weight", *(f"group{group}.norm{norm}.scale" for group in (1, 2, 3) for norm in (1, 2))
+    }  # fmt: skip
+    assert {name.rpartition(".")[2] for name, spec in specs.items() if spec.lr_factor == 64.0} == {"shift"}
+    assert (specs["whiten.bias"].trained, specs["whiten.bias"].decay) == (0.3, True)
+    assert [(group.lr_factor, group.trained) for group in network.parameters.groups] == [
+        (1.0, 1.0), (64.0, 1.0), (1.0, 0.3), (1.0, 0.0)
+    ]  # fmt: skip
+    assert network.is_measured and network.parameters.moving(0.0)[-1].last == 1_971_352
+    centre = network.tensors()["group2.conv1.weight"][1, 1, :, :64]
+    np.testing.assert_array_equal(centre, np.eye(64))
+
+
 def test_shapes_that_do_not_fit_are_explained() -> None:
     for layer, shape, words in (
         (Conv2D(4, 5, padding=0), (3, 3, 1), "does not fit a picture of 3x3"),
@@ -256,6 +415,7 @@ def test_shapes_that_do_not_fit_are_explained() -> None:
         (Dense(3), (4, 4, 1), "put Flatten or a global pool before"),
         (MaxPool(4), (2, 2, 1), "use larger pictures"),
         (MaxPool(2, padding=2), (8, 8, 1), "padding may be at most half"),
+        (Whitening(24), (8, 8, 1), "needs 8 filters for pictures of 1 channels"),
         (Residual(chain(flatten=Flatten())), (2, 2, 1), "give the shortcut a 1x1 convolution"),
     ):
         with pytest.raises(ShapeError, match=words):
@@ -271,6 +431,10 @@ def test_wrong_names_and_options_are_explained() -> None:
         MODELS["plain"](activation="rellu").layers((8, 8, 3), 2)  # type: ignore[call-arg]
     with pytest.raises(RecipeError, match="model width"):
         MODELS["resnet9"](width=0).layers((8, 8, 3), 2)  # type: ignore[call-arg]
+    with pytest.raises(RecipeError, match="model whiten_bias: expected a share from 0 to 1, found 3"):
+        MODELS["airbench94"](whiten_bias=3.0).layers((8, 8, 3), 2)  # type: ignore[call-arg]
+    with pytest.raises(RecipeError, match="model shift_lr_factor: expected a number above 0, found 0"):
+        MODELS["airbench94"](shift_lr_factor=0.0).layers((8, 8, 3), 2)  # type: ignore[call-arg]
 
 
 @pytest.mark.skipif(not why_unusable(), reason="this machine has a working GPU")

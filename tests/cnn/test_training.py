@@ -10,8 +10,12 @@ import safetensors.numpy
 from cnn.augment import Augment
 from cnn.backend import pick_backend
 from cnn.checkpoint import ModelCard, initialise_from, load_checkpoint, save_checkpoint
-from cnn.errors import ModelFileError, NetworkError, NonFiniteError, WriteError
-from cnn.models import Plain
+from cnn.errors import ModelFileError, NetworkError, NonFiniteError, UnknownNameError, WriteError
+from cnn.inference import Inference
+from cnn.layers import Whitening
+from cnn.lookahead import Lookahead
+from cnn.models import Airbench94, Plain
+from cnn.network import Network
 from cnn.optim import SGD, AdamW
 from cnn.predict import Predictor
 from cnn.schedules import Constant
@@ -43,8 +47,9 @@ def recipe(**changes: object) -> Recipe:
 
 
 def trainer(backend: str = "cpu", **changes: object) -> Trainer:
-    network = CARD.build_network(pick_backend(backend), seed=1)
-    return Trainer(network, recipe(**changes), np.array(MEAN), np.array(STD), train_rows=200)
+    wanted = recipe(**changes)
+    network = Network(wanted.model.layers(SHAPE, 3), SHAPE, pick_backend(backend), seed=1)
+    return Trainer(network, wanted, np.array(MEAN), np.array(STD), train_rows=200)
 
 
 def train(one: Trainer, steps: int) -> list[float]:
@@ -69,18 +74,25 @@ def test_backends_take_the_same_way() -> None:
     np.testing.assert_allclose(train(trainer("cpu"), 10), train(trainer("reference"), 10), rtol=2e-3)
 
 
-@pytest.mark.parametrize("optimizer", [SGD(0.05), AdamW(1e-3)])
-def test_a_resumed_training_is_bit_identical(optimizer: SGD | AdamW, tmp_path: Path) -> None:
-    straight = trainer(optimizer=optimizer)
+SPEED_RUN: dict[str, object] = {
+    "model": Airbench94(width=4), "optimizer": SGD(2.0, 0.85, True, 0.0153, True), "batch_size": 40, "epochs": 2,
+    "augment": Augment("alternate", 0.1, 1.0), "lookahead": Lookahead(every=2, start=0.1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [{"optimizer": SGD(0.05)}, {"optimizer": AdamW(1e-3)}, SPEED_RUN])
+@pytest.mark.parametrize("stop", [1, 3, 5])
+def test_a_resumed_training_is_bit_identical(changes: dict[str, object], stop: int, tmp_path: Path) -> None:
+    straight = trainer(**changes)
     train(straight, 8)
 
-    first = trainer(optimizer=optimizer)
-    train(first, 3)
+    first = trainer(**changes)
+    train(first, stop)
     save_checkpoint(tmp_path / "last.safetensors", CARD, first.tensors(), {"step": first.step})
     saved = load_checkpoint(tmp_path / "last.safetensors")
-    second = trainer(optimizer=optimizer)
+    second = trainer(**changes)
     second.load_tensors(saved.tensors, saved.progress["step"])
-    train(second, 5)
+    train(second, 8 - stop)
     for name, tensor in straight.tensors().items():
         assert tensor.tobytes() == second.tensors()[name].tobytes(), name
 
@@ -95,6 +107,98 @@ def test_divergence_is_an_error_and_leaves_the_weights_finite() -> None:
     with pytest.raises(NonFiniteError, match=r"no finite number at step \d+ of 42 .* lower --lr"):
         train(one, 42)
     assert all(np.isfinite(tensor).all() for name, tensor in one.tensors().items() if "weight" in name)
+
+
+def test_lookahead_brings_weights_and_state_back_to_their_average() -> None:
+    """Followed by hand: the average starts after step 2, joins after 4 and 6, and is returned to after epoch 1."""
+    one = trainer(**SPEED_RUN)
+    network, total, average = one.network, 10, np.zeros(0)
+    update = SGD.update
+
+    def now() -> np.ndarray:
+        return np.concatenate([network.parameters.flat, network.state.flat])
+
+    for step in range(1, 8):
+        ran: list[np.ndarray] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(SGD, "update", lambda *given: (update(*given), ran.append(now())))  # noqa: B023
+            train(one, 1)
+        if step == 2:
+            average = ran[0]
+        elif step in (4, 6):
+            kept = 0.95**2 * (step / total) ** 3
+            average = kept * average + (1 - kept) * ran[0]
+        np.testing.assert_allclose(now(), average if step in (2, 4, 5, 6) else ran[0], rtol=1e-5, atol=1e-7)
+    assert np.abs(one.slots["average_state"]).max() > 0
+
+
+def test_what_is_frozen_stays_and_a_bias_stops_on_time() -> None:
+    one = trainer(**(SPEED_RUN | {"lookahead": Lookahead()}))
+    one.measure(three_kinds(50, 3)[0])
+    before = one.network.tensors()
+    train(one, 3)  # of 10
+    third = one.network.tensors()
+    assert (third["whiten.bias"] != before["whiten.bias"]).any()
+    train(one, 3)
+    after = one.network.tensors()
+    for name in before:
+        changed = (after[name] != before[name]).any()
+        assert changed != (name == "whiten.weight" or name.endswith("scale")), name
+    np.testing.assert_array_equal(after["whiten.bias"], third["whiten.bias"])
+    assert (after["group1.norm1.scale"] == 1.0).all()
+
+
+def test_what_is_frozen_does_not_count_in_the_gradients_norm() -> None:
+    one = trainer(**(SPEED_RUN | {"optimizer": SGD(1.0, 0.0, False, 0.0), "clip": 1e-3, "schedule": Constant()}))
+    one.network.parameters.views["group1.norm1.scale"][...] = 1e-3  # so that its gradient is large
+    before = one.network.parameters.flat.copy()
+    factors = np.ones(len(before))
+    for group in one.network.parameters.groups:
+        factors[group.where] = group.lr_factor
+    train(one, 1)
+    assert np.linalg.norm((one.network.parameters.flat - before) / factors) == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_whitening_is_measured_as_pictures_are_trained_on() -> None:
+    one, images = trainer(**SPEED_RUN), three_kinds(60, 4)[0]
+    one.measure(images)
+    x = (images - np.array(MEAN)) / np.array(STD)
+    expected = Whitening(24).measure(x)["weight"]
+    np.testing.assert_allclose(one.network.tensors()["whiten.weight"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_flips_by_turns_show_both_sides_in_two_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {"augment": Augment("alternate", 0.0, 1.0), "batch_size": 50}  # 4 steps an epoch
+    one, images = trainer(**(SPEED_RUN | changes)), three_kinds(200, 0)[0]
+    seen: list[np.ndarray] = []
+    forward = Network.forward
+    monkeypatch.setattr(Network, "forward", lambda self, run, x: (seen.append(x), forward(self, run, x))[1])
+    for step in range(8):
+        rows = np.arange(50) + 50 * (step % 4)
+        one.train_batch(images[rows], np.zeros(50, np.int64), rows)
+    first, second = np.concatenate(seen[:4]), np.concatenate(seen[4:])  # (200, 12, 12, 3)
+    np.testing.assert_array_equal(first, second[:, :, ::-1])
+    plain = ((images - np.array(MEAN)) / np.array(STD)).astype(np.float32)
+    assert 70 < np.isclose(first, plain, atol=1e-4).all(axis=(1, 2, 3)).sum() < 130
+
+
+def test_several_views_are_averaged_before_they_are_judged() -> None:
+    one = trainer()
+    train(one, 10)
+    images, labels = three_kinds(40, 5)
+    alone = one.evaluate([(images, labels)])
+    assert alone.loss == one.evaluate([(images, labels)], "none").loss
+    infer = Inference(one.network)
+    x = ((images - np.array(MEAN)) / np.array(STD)).astype(np.float32)
+    outputs = (infer(x) + infer(np.ascontiguousarray(x[:, :, ::-1]))) / 2
+    loss, _ = one.recipe.loss.forward(one.backend, outputs, labels, 40)
+    mirrored = one.evaluate([(images, labels)], "mirror")
+    assert mirrored.loss == pytest.approx(float(loss), rel=1e-4)
+    assert mirrored.loss != pytest.approx(alone.loss, rel=1e-3)
+    assert mirrored.accuracy == (outputs.argmax(axis=1) == labels).mean()
+    assert one.evaluate([(images, labels)], "mirror_shift").loss != pytest.approx(mirrored.loss, rel=1e-4)
+    with pytest.raises(UnknownNameError, match="no views is called 'mirorr'; did you mean 'mirror'"):
+        recipe(views="mirorr")
 
 
 def test_clipping_bounds_the_step() -> None:

@@ -1,15 +1,31 @@
 """Recipes: TOML, --set and options become frozen dataclasses; a mistake is named with its place."""
 
+import re
+import tomllib
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import tomli_w
 
+from cnn.augment import Augment
+from cnn.checkpoint import load_checkpoint
+from cnn.layers import Whitening
+from cnn.lookahead import Lookahead
+from cnn.losses import SoftmaxCrossEntropy
 from cnn.models import MODELS
-from cnn.optim import OPTIMIZERS
-from cnn.schedules import SCHEDULES
+from cnn.optim import OPTIMIZERS, SGD
+from cnn.schedules import SCHEDULES, Triangular
 from cnn.train import Recipe
+from jobs import train
+from jobs.cli import main
 from jobs.config import REGISTRIES, Wishes, describe, differences, resolve, to_toml
 from jobs.errors import JobError
+from jobs.recipes import recipe_names, recipe_summary
+from jobs.run_folder import RunFolder, TrainingState
+from pipeline.store import Dataset
+from tests.jobs.conftest import Logpose
 
 
 def file(tmp_path: Path, text: str) -> Path:
@@ -45,6 +61,7 @@ def test_a_saved_model_is_the_base_that_a_file_builds_on(tmp_path: Path) -> None
 
 
 def test_lists_words_and_switches() -> None:
+    assert resolve(Wishes(sets=["augment.flip=alternate"])).augment.flip == "alternate"
     wishes = ["schedule.name=step", "schedule.milestones=[0.3, 1]", "augment.flip=false", 'model.activation="gelu"']
     recipe = resolve(Wishes(sets=wishes))
     assert recipe.schedule == SCHEDULES["step"](milestones=(0.3, 1.0))
@@ -58,6 +75,110 @@ def test_every_choice_survives_the_way_through_toml(section: str, tmp_path: Path
         recipe = resolve(Wishes(sets=[f"{section}.name={name}", "train.seed=5"]))
         assert resolve(Wishes(file(tmp_path, to_toml(recipe)))) == recipe
         assert name in describe(recipe)
+
+
+# Recipes by name
+
+
+def test_quick_is_what_is_done_without_a_recipe() -> None:
+    assert resolve(Wishes(recipe="quick")) == Recipe()
+
+
+def test_the_speed_run_is_the_papers() -> None:
+    recipe = resolve(Wishes(recipe="cifar-speedrun"))
+    assert recipe.model == MODELS["airbench94"]()  # whose defaults are the paper's
+    assert recipe.optimizer == SGD(11.5, 0.85, True, 0.0153, decoupled=True)
+    assert recipe.schedule == Triangular(warmup=0.23, floor=0.07, start=0.2)
+    assert recipe.loss == SoftmaxCrossEntropy(label_smoothing=0.2)
+    assert recipe.augment == Augment("alternate", shift=2 / 32, crop_scale=1.0)
+    assert recipe.lookahead == Lookahead(every=5, start=0.3, decay=0.95, power=3.0)
+    assert (recipe.epochs, recipe.batch_size, recipe.views) == (10, 1024, "mirror_shift")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipes_survive_the_way_through_toml_and_say_what_they_are(name: str, tmp_path: Path) -> None:
+    recipe = resolve(Wishes(recipe=name))
+    assert resolve(Wishes(file(tmp_path, to_toml(recipe)))) == recipe
+    assert 20 < len(recipe_summary(name)) <= 120 and "#" not in recipe_summary(name)
+
+
+def test_file_set_and_options_beat_a_recipe_which_beats_a_saved_model(tmp_path: Path) -> None:
+    path = file(tmp_path, "[optimizer]\nlr = 9\nmomentum = 0.5\n[train]\nepochs = 7\n")
+    wishes = Wishes(path, ["optimizer.momentum=0.6"], {"train.batch_size": 8}, "cifar-speedrun")
+    recipe = resolve(wishes, '[model]\nname = "plain"\nwidth = 4\n', "a model")
+    assert recipe.optimizer == SGD(9.0, 0.6, True, 0.0153, decoupled=True)
+    assert (recipe.epochs, recipe.batch_size, recipe.model) == (7, 8, MODELS["airbench94"]())
+
+
+def test_a_training_from_before_a_setting_was_added_goes_on(tmp_path: Path) -> None:
+    older = tomllib.loads(to_toml(Recipe()))
+    del older["lookahead"], older["train"]["views"]
+    state = TrainingState(tomli_w.dumps(older), "hash")
+    assert train._same_recipe(Wishes(options={"train.epochs": 30}), state, RunFolder(tmp_path)) == Recipe(epochs=30)
+    with pytest.raises(JobError, match=r"begun with another recipe: lookahead\.every was 0, now 5; leave that out"):
+        train._same_recipe(Wishes(sets=["lookahead.every=5"]), state, RunFolder(tmp_path))
+
+
+# A training by the speed run's recipe, on pictures of 16 pixels
+
+SMALL = ("--recipe", "cifar-speedrun", "--epochs", "3", "--batch-size", "8", "--device", "cpu", "--workers", "2",
+         "--set", "model.width=4", "--set", "optimizer.lr=0.5", "--set", "lookahead.every=4")  # fmt: skip
+
+
+def test_a_speed_run_is_whitened_by_its_pictures_resumes_exactly_and_is_seen_in_views(
+    logpose: Logpose, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calm, stopped, evaluate = tmp_path / "calm", tmp_path / "stopped", train.Trainer.evaluate
+    shares: dict[str, list[str]] = {}
+
+    def noting(self: train.Trainer, batches: Any, views: str = "none") -> Any:
+        evaluation = evaluate(self, batches, views)
+        shares.setdefault(views, []).append(f"{evaluation.accuracy:.2%}")
+        return evaluation
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "evaluate", noting)
+        outcome = logpose("train", dataset, calm, *SMALL)
+    assert (outcome.code, outcome.err) == (0, "")
+    told = r"^epoch (\d) with views mirror_shift: validation accuracy ([\d.]+%), ([\d.]+%) without$"
+    found = re.search(told, outcome.out, re.MULTILINE)
+    assert found and found[2] == shares["mirror_shift"][0] and found[3] == shares["none"][int(found[1]) - 1]
+
+    steps = train.Trainer.train_batch
+
+    def killed(self: train.Trainer, *arguments: Any) -> Any:
+        if self.step == 10:
+            raise KeyboardInterrupt  # at once, nothing is saved
+        return steps(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "train_batch", killed)
+        assert logpose("train", dataset, stopped, *SMALL, "--checkpoint-steps", 3).code == 130
+    assert logpose("train", dataset, stopped, "--resume", "--device", "cpu").code == 0
+    one, other = (load_checkpoint(run_dir / "last.safetensors").tensors for run_dir in (calm, stopped))
+    for name, values in one.items():
+        np.testing.assert_array_equal(values, other[name], err_msg=name)
+
+    data = Dataset.open(dataset)
+    x = (data.train.read(0, data.train.rows) - np.array(data.mean)) / np.array(data.std)
+    np.testing.assert_allclose(one["whiten.weight"], Whitening(24).measure(x)["weight"], rtol=1e-3, atol=1e-4)
+
+
+def test_an_unknown_recipe_is_named() -> None:
+    with pytest.raises(JobError, match="no recipe is called 'cifar'; known are cifar-speedrun, quick"):
+        resolve(Wishes(recipe="cifar"))
+
+
+def test_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["recipes"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == ["cifar-speedrun", "quick"]
+    assert listed[1] == f"quick           {recipe_summary('quick')}"
+    assert main(["recipes", "cifar-speedrun"]) == 0
+    printed = file(tmp_path, capsys.readouterr().out)
+    assert resolve(Wishes(printed)) == resolve(Wishes(recipe="cifar-speedrun"))
+    assert main(["recipes", "cifar-speedrnu"]) == 2
+    assert "did you mean 'cifar-speedrun'?" in capsys.readouterr().err
 
 
 def test_differences_name_both_values() -> None:
@@ -76,12 +197,15 @@ def test_differences_name_both_values() -> None:
         ("model.name=resnet", "no model is called 'resnet' (--set model.name=resnet); did you mean 'resnet9'?"),
         ("train.epochs=2.5", "--set train.epochs=2.5: expected a whole number, found 2.5; correct the value"),
         ("train.epochs=true", "--set train.epochs=true: expected a whole number, found True; correct the value"),
-        ("augment.flip=1", "--set augment.flip=1: expected true or false, found 1; correct the value"),
+        ("augment.flip=1", "expected true or false or one of 'alternate', found 1; correct the value"),
+        ("augment.flip=sometimes", "expected true or false or one of 'alternate', found 'sometimes'"),
+        ("train.views=all", "expected one of 'none', 'mirror', 'mirror_shift', found 'all'; correct the value"),
+        ("lookahead.every=-1", "lookahead every: expected 0 to inf, found -1 (--set lookahead.every=-1)"),
         ("optimizer.lr=fast", "--set optimizer.lr=fast: expected a number, found 'fast'; correct the value"),
         ("optimizer.lr", "--set optimizer.lr has no value; write it as --set optimizer.lr=0.1"),
         ("lr=1", "--set lr=1 names no section; did you mean optimizer.lr?"),
-        ("wings=1", "--set wings=1 names no section; sections are model, optimizer, schedule, loss, augment, train"),
-        ("model.name=9", "no model is called '9' (--set model.name=9); known are plain, resnet18, resnet9, seed"),
+        ("wings=1", "names no section; sections are model, optimizer, schedule, loss, augment, lookahead, train"),
+        ("model.name=9", "called '9' (--set model.name=9); known are airbench94, plain, resnet18, resnet9, seed"),
         ("train.model=seed", "[train] has no 'model' (--set train.model=seed); known are"),
         ("train.epochs=0", "epochs: expected 1 or more, found 0 (--set train.epochs=0)"),
         ("optimizer.lr=-1", "lr: expected a number of 0 or more, found -1.0 (--set optimizer.lr=-1)"),
