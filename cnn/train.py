@@ -132,9 +132,8 @@ class Trainer:
         """Where the pixels of this step's pictures come from."""
         seed, augment = self.recipe.seed, self.recipe.augment
         maps = augment.maps(key_of(seed, "augment", self.step), rows, height, width)
-        match augment:
-            case Augment(flip="alternate"):
-                maps = maps.mirrored(by_turns(key_of(seed, "flip"), rows, self.step // self.epoch_steps))
+        if augment.flip == "alternate":
+            maps = maps.mirrored(by_turns(key_of(seed, "flip"), rows, self.step // self.epoch_steps))
         return maps
 
     def _look_back(self) -> None:

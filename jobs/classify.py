@@ -17,7 +17,7 @@ from cnn.backend import pick_backend
 from cnn.predict import Predictor
 from jobs.cores import usable_cores
 from jobs.errors import JobError
-from jobs.labelling import Block, Labelling, hash_file, label
+from jobs.labelling import Block, Labelling, hash_file, keep, label
 from jobs.progress import bar, plural
 from jobs.results import PartedTable, TableOptions
 from jobs.sources import FILES_PER_PART, Source, Work, find_source
@@ -44,12 +44,14 @@ def classify(
     model = model / "model.safetensors" if model.is_dir() else model
     workers = workers or usable_cores()
     backend = pick_backend(device, workers)
-    card = Predictor(model, backend).card
+    predictor = Predictor(model, backend)
+    card = predictor.card
     known = plural(len(card.class_names), "class", "classes")
     if topk > len(card.class_names):
         raise JobError(f"--topk {topk} asks for more labels than there are: {model} knows {known}; give less")
     options = TableOptions(topk, threshold, spreadsheet_safe, table_format or _format_of(out))
     labelling = Labelling(model.absolute(), hash_file(model), device, batch_size, options)
+    keep(predictor, labelling)
     # On a cluster a task travels: fewer, larger ones.
     source = find_source(images, out, card, FILES_PER_PART if scheduler else batch_size)
     identity = {"model": labelling.model_hash, "device": device if scheduler else backend.name}

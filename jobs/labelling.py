@@ -140,6 +140,13 @@ def _predictor_of_thread(model: Path, model_hash: str, device: str) -> Predictor
     return predictor
 
 
+def keep(predictor: Predictor, labelling: Labelling) -> None:
+    """Have the tasks of this process use a predictor that is there already."""
+    with _loading:
+        _of_process.clear()
+        _of_process[labelling.model, labelling.model_hash, labelling.device] = predictor
+
+
 def _load(model: Path, model_hash: str, device: str) -> Predictor:
     predictor = Predictor(model, pick_backend(device))
     if hash_file(model) != model_hash:

@@ -306,10 +306,11 @@ class Training:
         """Note what batches took, by the stream's own account; returns its times now."""
         self._lap()
         now, times = self.streams.train.times, self.state.times
-        times.wait_seconds += now.wait - before.wait
-        times.copy_seconds += now.copy - before.copy
-        times.read_seconds += now.read - before.read
-        times.decode_seconds += now.decode - before.decode
+        spent = now.since(before)
+        times.wait_seconds += spent.wait
+        times.copy_seconds += spent.copy
+        times.read_seconds += spent.read
+        times.decode_seconds += spent.decode
         return now
 
     def _charge_saving(self) -> None:

@@ -19,12 +19,10 @@ class Runs:
 
     neighbours  pairs of rows, one right behind the other, that do
     longest     the most rows in a row that do
-    mean        the mean length of a run, single rows being runs of 1
     """
 
     neighbours: int
     longest: int
-    mean: float
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Comparison:
 
     @property
     def within(self) -> bool:
-        """Whether the number of neighbours, and with it the mean, is one that a true permutation could have."""
+        """Whether the number of neighbours, and with it the mean run, is one that a true permutation could have."""
         return self.low.neighbours <= self.found.neighbours <= self.high.neighbours
 
     @property
@@ -48,10 +46,10 @@ class Comparison:
 def runs_of(values: npt.NDArray[np.int64]) -> Runs:
     """The runs of equal values in (N,)."""
     if not len(values):
-        return Runs(0, 0, 0.0)
+        return Runs(0, 0)
     ends = np.flatnonzero(values[1:] != values[:-1])  # (runs - 1,): the last place of each run but the last
     lengths = np.diff(ends, prepend=-1, append=len(values) - 1)  # (runs,)
-    return Runs(len(values) - len(lengths), int(lengths.max()), len(values) / len(lengths))
+    return Runs(len(values) - len(lengths), int(lengths.max()))
 
 
 def epoch_order(plan: EpochPlan) -> Indices:
@@ -65,10 +63,10 @@ def compare(values: npt.NDArray[np.int64], order: Indices, permutations: int = P
     drawn = [runs_of(generator.permutation(values)) for _ in range(permutations)]
 
     def edge(share: float) -> Runs:
-        neighbours, longest, mean = (
-            np.quantile([getattr(runs, name) for runs in drawn], share, method="nearest")
-            for name in ("neighbours", "longest", "mean")
+        neighbours, longest = (
+            int(np.quantile([getattr(runs, name) for runs in drawn], share, method="nearest"))
+            for name in ("neighbours", "longest")
         )
-        return Runs(int(neighbours), int(longest), float(mean))
+        return Runs(neighbours, longest)
 
     return Comparison(runs_of(values[order]), edge(BAND[0]), edge(BAND[1]))

@@ -60,7 +60,12 @@ def make_room(path: Path, part: str, rows: int) -> None:
 
 
 def shard_file(path: Path, part: str, shard: int) -> Path:
-    return path / part / "images" / "c" / str(shard) / "0" / "0" / "0"
+    return Path(_shard_name(path, part, shard))
+
+
+def _shard_name(path: Path, part: str, shard: int) -> str:
+    # Not a Path: making one takes longer than opening the file, and the stream asks for every chunk.
+    return f"{path}/{part}/images/c/{shard}/0/0/0"
 
 
 def write_shard(
@@ -175,7 +180,7 @@ class Part:
         """The first rows of the chunk of rows first..last-1 into out (n, H, W, 3)."""
         shard, row = divmod(first, self.layout.shard_rows)
         try:
-            return self._reader.read(self._shard_file(shard), row // self.chunk_rows, out)
+            return self._reader.read(_shard_name(self.path, self.name, shard), row // self.chunk_rows, out)
         except Exception as error:
             raise self._damage("images", first, last, error) from error
 
@@ -213,10 +218,6 @@ class Part:
     @cached_property
     def _reader(self) -> ShardReader:
         return ShardReader(_metadata(self.path, self.name))
-
-    def _shard_file(self, shard: int) -> str:
-        # Not a Path: making one takes longer than opening the file.
-        return f"{self.path}/{self.name}/images/c/{shard}/0/0/0"
 
     def _column_file(self, name: str, chunk: int) -> Path:
         return self.path / self.name / name / "c" / str(chunk)

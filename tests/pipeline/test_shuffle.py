@@ -26,7 +26,6 @@ def test_runs_are_counted_as_by_hand(values: list[int]) -> None:
     found = runs_of(np.array(values, dtype=np.int64))
     assert found.neighbours == len(values) - len(lengths)
     assert found.longest == max(lengths, default=0)
-    assert found.mean == pytest.approx(len(values) / len(lengths) if lengths else 0)
 
 
 def plan_of(seed: int, epoch: int) -> EpochPlan:
