@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,22 @@ from pipeline.build import BuildOptions, BuildReport, build_dataset
 from pipeline.store import Dataset, Part
 
 SIZE = (8, 12)
+
+
+@contextmanager
+def failing_after(seconds: int = 120) -> Iterator[None]:
+    """Fails a test that would hang."""
+
+    def fail(*_: object) -> None:
+        raise TimeoutError(f"the test has not ended in {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def colour_of(name: str) -> tuple[int, int, int]:

@@ -25,6 +25,7 @@ from pipeline.journal import FOLDER
 from pipeline.ordered import AHEAD_PER_THREAD, in_order_on_cluster
 from pipeline.store import Dataset
 from pipeline.verify import verify_dataset
+from tests.pipeline.conftest import failing_after
 
 Pictures = Callable[..., Path]
 Build = Callable[..., BuildReport]
@@ -82,13 +83,8 @@ def wait_for(happened: Callable[[], bool], what: str) -> None:
 
 @pytest.fixture(autouse=True)
 def no_hang() -> Iterator[None]:
-    def give_up(*_: object) -> None:
-        raise TimeoutError("the consumer hangs")
-
-    signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(60)
-    yield
-    signal.alarm(0)
+    with failing_after():
+        yield
 
 
 @pytest.fixture

@@ -15,19 +15,15 @@ import pytest
 
 from pipeline.errors import OptionError
 from pipeline.ordered import AHEAD_PER_THREAD, in_order_on_threads
+from tests.pipeline.conftest import failing_after
 
 PATIENCE = 20  # a hang, not a slow machine
 
 
 @pytest.fixture(autouse=True)
 def no_hang_and_no_thread_is_left() -> Iterator[None]:
-    def give_up(*_: object) -> None:
-        raise TimeoutError("the consumer hangs")
-
-    signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(PATIENCE)
-    yield
-    signal.alarm(0)
+    with failing_after():
+        yield
     gc.collect()
     wait_for(lambda: not own_threads(), "the end of the threads")
 

@@ -15,8 +15,9 @@ from pipeline import walk
 from pipeline.errors import ListingError
 from pipeline.roll import Roll, RollClosed
 from pipeline.walk import walk_files
+from tests.pipeline.conftest import failing_after
 from tests.pipeline.test_listing import tree
-from tests.pipeline.test_walk import failing_after, open_files
+from tests.pipeline.test_walk import open_files
 
 PATIENCE = 10  # seconds until a test fails rather than hangs
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from pipeline.build import BuildReport
 from pipeline.errors import DamageError, OptionError
 from pipeline.store import Dataset, Part, shard_file
 from pipeline.stream import BatchStream
-from tests.pipeline.conftest import SIZE
+from tests.pipeline.conftest import SIZE, failing_after
 
 ROWS = 70
 
@@ -41,8 +41,9 @@ def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_thread_is_left() -> object:
-    yield
+def no_thread_is_left() -> Iterator[None]:
+    with failing_after():
+        yield
     gc.collect()
     deadline = time.monotonic() + 60  # a hang, not a slow machine
     while left := [thread.name for thread in threading.enumerate() if thread.name.startswith("logpose")]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
 import tempfile
 import tracemalloc
@@ -20,23 +19,8 @@ from hypothesis import strategies as st
 from pipeline import walk
 from pipeline.errors import ListingError
 from pipeline.walk import FoundFile, Spool, walk_files
+from tests.pipeline.conftest import failing_after
 from tests.pipeline.test_listing import tree
-
-
-@contextmanager
-def failing_after(seconds: int) -> Iterator[None]:
-    """Fails a test that would hang."""
-
-    def fail(*_: object) -> None:
-        raise TimeoutError(f"the test has not ended in {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, fail)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def names(root: Path, scratch: Path) -> list[str]:

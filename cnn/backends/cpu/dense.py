@@ -40,6 +40,8 @@ def forward(x: Array, weight: Array, bias: Array | None, team: Team) -> Array:
 
 def infer(x: Array, weight: Array, bias: Array | None, team: Team) -> Array:
     """See `ReferenceBackend.dense_infer`. The bits do not depend on the number of threads either."""
+    if x.dtype != weight.dtype:  # the kernel would read and write beyond the arrays
+        raise TypeError(f"expected x and weight of one type, found {x.dtype} and {weight.dtype}")
     team = team if len(x) * weight.size >= _WORTH_SHARING else team_of(1)
     rows, columns = (-(-size // step) * step for size, step in ((len(x), ROWS), (weight.shape[1], LANES)))
     sums = np.empty((rows, columns), x.dtype)  # (R, K8), R being N in sixes
