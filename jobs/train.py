@@ -16,12 +16,12 @@ from cnn.metrics import Evaluation
 from cnn.train import Recipe, Trainer
 from jobs.config import Wishes, describe, differences, loss_of, model_of, model_toml, resolve, to_toml
 from jobs.cores import usable_cores
+from jobs.drawings import draw_confusion, draw_curves
 from jobs.errors import Interrupted, JobError
 from jobs.files import write_text_atomically
 from jobs.interrupts import CtrlC
 from jobs.metrics import EpochRow, is_better, write_metrics
 from jobs.progress import Bar, bar, duration, plural
-from jobs.report import draw_confusion, draw_curves
 from jobs.run_folder import RunFolder, TrainingState
 from jobs.timing import Stopwatch, time_lines
 from pipeline.errors import OptionError, PipelineError

@@ -27,9 +27,9 @@ DOORS = {
     "llvmlite": ["cnn/backends/cpu/simd.py", "pipeline/resize.py"],
     "dask": ["pipeline/schedule.py", "pipeline/cluster.py"],
     "PIL": ["pipeline/decode.py", "jobs/contact_sheet.py", "jobs/flags*"],
-    "matplotlib": ["jobs/report.py"],
+    "matplotlib": ["jobs/drawings.py"],
     "pyarrow": ["jobs/parquet.py"],
-    "typer": ["jobs/cli.py", "jobs/commands.py"],
+    "typer": ["jobs/cli.py", "jobs/commands/*.py"],
 }
 
 # Where the name to import is not the name to install.

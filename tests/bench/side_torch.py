@@ -69,7 +69,8 @@ class TorchSide:
         self.ready: dict[str, nn.Module] = {}  # for inference
 
     def make_optimizer(self, fused: bool) -> torch.optim.AdamW:
-        groups = parameter_groups(self.module, OPTIMIZER.weight_decay)
+        specs = self.case.layer.specs(self.case.in_shape).parameters
+        groups = parameter_groups(self.module, specs, OPTIMIZER.weight_decay)
         betas = (OPTIMIZER.beta1, OPTIMIZER.beta2)
         return torch.optim.AdamW(groups, OPTIMIZER.lr, betas, OPTIMIZER.epsilon, fused=fused)
 

@@ -4,7 +4,7 @@ Only the layers' descriptions are read; every forward and backward is PyTorch's 
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cnn import layers
-from cnn.arena import Shape
+from cnn.arena import Shape, Spec
 from cnn.layers import Layer
 
 # What follows a batch norm or a sum, by our names.
@@ -57,6 +57,15 @@ class GlobalAverage(nn.Module):
         return x.mean(dim=(2, 3))
 
 
+class Scale(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
 class FlattenChannelsLast(nn.Module):
     """Flattens in our order, height first and channels last, so that dense weights can be compared."""
 
@@ -94,6 +103,8 @@ def to_torch(layer: Layer, in_shape: Shape) -> nn.Module:
             return GlobalMax()
         case layers.GlobalAveragePool():
             return GlobalAverage()
+        case layers.Scale():
+            return Scale(layer.factor)
         case layers.Flatten():
             return FlattenChannelsLast()
         case layers.Dropout():
@@ -113,11 +124,7 @@ def to_torch(layer: Layer, in_shape: Shape) -> nn.Module:
 
 def load_ours(module: nn.Module, tensors: Mapping[str, np.ndarray]) -> None:
     """Give a module of `to_torch` our parameters and state, by name."""
-    names = {"scale": "weight", "shift": "bias", "mean": "running_mean", "variance": "running_var"}
-    theirs = {}
-    for name, tensor in tensors.items():
-        path, _, leaf = name.rpartition(".")
-        theirs[f"{path}.{names.get(leaf, leaf)}"] = torch.from_numpy(_to_their_layout(tensor))
+    theirs = {_their_name(name): torch.from_numpy(_to_their_layout(tensor)) for name, tensor in tensors.items()}
     missing, unexpected = module.load_state_dict(theirs, strict=False)
     if unexpected or any(not name.endswith("num_batches_tracked") for name in missing):
         raise ValueError(f"not a counterpart: missing {missing}, unexpected {unexpected}")
@@ -128,20 +135,32 @@ def our_gradients(module: nn.Module, names: list[str]) -> dict[str, np.ndarray]:
     theirs = dict(module.named_parameters())
     gradients = {}
     for name in names:
-        path, _, leaf = name.rpartition(".")
-        gradient = theirs[f"{path}.{ {'scale': 'weight', 'shift': 'bias'}.get(leaf, leaf)}"].grad
+        gradient = theirs[_their_name(name)].grad
         assert gradient is not None
         gradients[name] = _to_our_layout(gradient.numpy())
     return gradients
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Weight decay for matrices and kernels alone, as ours."""
-    parameters = list(module.parameters())
+def parameter_groups(module: nn.Module, specs: Sequence[Spec], weight_decay: float) -> list[dict[str, object]]:
+    """The module's parameters, all of them ours under their names, as `specs` say, in groups for PyTorch's optimizers.
+
+    What these do not know stands beside it: each group's `lr_factor`, and for how long it is `trained`.
+    """
+    theirs = dict(module.named_parameters())
+    groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
+    for spec in specs:
+        alike = spec.decay, spec.lr_factor, spec.trained
+        groups.setdefault(alike, []).append(theirs[_their_name(spec.name)])
     return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": weight_decay * decay / factor, "lr_factor": factor, "trained": trained}
+        for (decay, factor, trained), parameters in groups.items()
     ]
+
+
+def _their_name(name: str) -> str:
+    names = {"scale": "weight", "shift": "bias", "mean": "running_mean", "variance": "running_var"}
+    path, _, leaf = name.rpartition(".")
+    return f"{path}.{names.get(leaf, leaf)}"
 
 
 def pictures(x: np.ndarray) -> Tensor:

@@ -1,15 +1,16 @@
 """Train what a run of `logpose train` trained, in PyTorch, and say how far and how fast it got.
 
-    python -m tests.bench.torch_train DATASET.zarr RUN_DIR [--threads N]
+    python -m tests.bench.torch_train DATASET.zarr RECIPE [--set a.b=v] [--threads N]
 
-The same pictures in the same order, the same augmentation draws, the same first weights, the same optimizer,
-schedule, loss and epochs as RUN_DIR/config.toml says; forward, backward and update are PyTorch's, in the faster of
-its two memory layouts (channels last), on as many threads. Prints a line an epoch and a JSON object at the end.
+RECIPE is a run's config.toml, or a recipe's name. The same pictures in the same order, the same augmentation draws,
+first weights, optimizer, schedule, lookahead, loss, epochs and views; forward, backward and update are PyTorch's, in
+the faster of its two memory layouts (channels last). Prints a line an epoch and a JSON object at the end.
 """
 
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,104 +18,160 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cnn.augment import Maps
+from cnn.augment import VIEWS, Maps, by_turns
 from cnn.backend import pick_backend
 from cnn.losses import SoftmaxCrossEntropy
 from cnn.network import Network
 from cnn.optim import SGD, AdamW
 from cnn.rng import key_of
-from cnn.train import Recipe
+from cnn.train import Recipe, Trainer
 from jobs.config import Wishes, resolve
+from jobs.recipes import recipe_names
+from jobs.train import MEASURED_PIXELS
 from pipeline.store import Dataset
-from pipeline.stream import BatchStream
+from pipeline.stream import Batch, BatchStream
 from tests.bench.torch_peer import load_ours, parameter_groups, to_torch
 
 
-def resample(images: np.ndarray, maps: Maps | None, mean: Tensor, std: Tensor) -> Tensor:
+def resample(images: np.ndarray, maps: Maps, mean: Tensor, std: Tensor) -> Tensor:
     """uint8 (N, H, W, 3), cropped, flipped and normalised as `Backend.resample` does: (N, 3, H, W), channels last."""
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float()  # (N, 3, H, W); channels last in memory
-    if maps is not None:
-        height, width = images.shape[1:3]
-        y = torch.from_numpy(maps.ys)[:, :, None].expand(-1, -1, width) * (2 / (height - 1)) - 1  # (N, H, W)
-        across = torch.from_numpy(maps.xs)[:, None].expand(-1, height, -1) * (2 / (width - 1)) - 1  # (N, H, W)
-        x = functional.grid_sample(x, torch.stack([across, y], dim=3), mode="bilinear", align_corners=True)
+    height, width = images.shape[1:3]
+    y = torch.from_numpy(maps.ys)[:, :, None].expand(-1, -1, width) * (2 / (height - 1)) - 1  # (N, H, W)
+    across = torch.from_numpy(maps.xs)[:, None].expand(-1, height, -1) * (2 / (width - 1)) - 1  # (N, H, W)
+    x = functional.grid_sample(x, torch.stack([across, y], dim=3), mode="bilinear", align_corners=True)
     x = (x - mean) / std
-    if maps is not None and maps.holes is not None:
+    if maps.holes is not None:
         for picture, (top, bottom, left, right) in zip(x, maps.holes, strict=True):
             picture[:, top:bottom, left:right] = 0
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def optimizer_of(recipe: Recipe, module: torch.nn.Module) -> torch.optim.Optimizer:
-    match recipe.optimizer:
-        case SGD() as ours:
-            groups = parameter_groups(module, ours.weight_decay)
-            return torch.optim.SGD(groups, ours.lr, ours.momentum, nesterov=ours.nesterov)
-        case AdamW() as ours:
-            groups = parameter_groups(module, ours.weight_decay)
-            return torch.optim.AdamW(groups, ours.lr, (ours.beta1, ours.beta2), ours.epsilon)
-    raise ValueError(f"no PyTorch counterpart for {recipe.optimizer}")
+class TorchTraining:
+    """What `cnn.train.Trainer` does, by PyTorch."""
+
+    def __init__(self, data: Dataset, recipe: Recipe) -> None:
+        self.recipe, self.size = recipe, data.size
+        shape = (*data.size, 3)
+        layer = recipe.model.layers(shape, len(data.class_names))
+        network = Network(layer, shape, pick_backend("reference"), recipe.seed)
+        ours = Trainer(network, recipe, np.array(data.mean), np.array(data.std), data.train.rows)
+        if network.is_measured:
+            ours.measure(data.train.read(0, min(data.train.rows, MEASURED_PIXELS // (shape[0] * shape[1]))))
+        self.epoch_steps, self.total_steps, self.step = ours.epoch_steps, ours.total_steps, 0
+        self.module = to_torch(layer, shape)
+        load_ours(self.module, network.tensors())
+        self.module = self.module.to(memory_format=torch.channels_last)
+        self.optimizer = self._optimizer(layer.specs(shape).parameters)
+        self.average: list[Tensor] = []
+        self.mean, self.std = (
+            torch.tensor(values).float().reshape(1, 3, 1, 1) for values in (data.mean, data.std)
+        )  # (1, 3, 1, 1) each
+
+    def _optimizer(self, specs: Sequence) -> torch.optim.Optimizer:
+        match self.recipe.optimizer:
+            case SGD() as ours:
+                decay = ours.weight_decay / ours.lr if ours.decoupled else ours.weight_decay
+                self.lr = ours.lr / (1 + 1 / (1 - ours.momentum)) if ours.decoupled else ours.lr
+                groups = parameter_groups(self.module, specs, decay)
+                return torch.optim.SGD(groups, self.lr, ours.momentum, nesterov=ours.nesterov)
+            case AdamW() as ours:
+                self.lr = ours.lr
+                groups = parameter_groups(self.module, specs, ours.weight_decay)
+                return torch.optim.AdamW(groups, ours.lr, (ours.beta1, ours.beta2), ours.epsilon)
+        raise ValueError(f"no PyTorch counterpart for {self.recipe.optimizer}")
+
+    def train_batch(self, batch: Batch) -> tuple[float, int]:
+        """One update: the sum of the rows' losses, and how many were right."""
+        recipe, step = self.recipe, self.step
+        maps = recipe.augment.maps(key_of(recipe.seed, "augment", step), batch.rows, *self.size)
+        if recipe.augment.flip == "alternate":
+            maps = maps.mirrored(by_turns(key_of(recipe.seed, "flip"), batch.rows, step // self.epoch_steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * group["lr_factor"] * recipe.schedule.factor(step, self.total_steps)
+            for parameter in group["params"]:
+                parameter.requires_grad = group["trained"] >= 1 or step / self.total_steps < group["trained"]
+        self.optimizer.zero_grad()
+        self.module.train()
+        outputs, labels = self.module(self._input(batch.images, maps)), torch.from_numpy(batch.labels)
+        assert isinstance(recipe.loss, SoftmaxCrossEntropy)
+        value = functional.cross_entropy(outputs, labels, label_smoothing=recipe.loss.label_smoothing)
+        value.backward()
+        self.optimizer.step()
+        self.step += 1
+        self._look_back()
+        return value.item() * len(labels), int((outputs.argmax(1) == labels).sum())
+
+    @torch.no_grad()
+    def _look_back(self) -> None:
+        lookahead, step, total = self.recipe.lookahead, self.step, self.total_steps
+        if not lookahead.every or step < lookahead.first(total):
+            return
+        now = [tensor for tensor in self.module.state_dict().values() if tensor.is_floating_point()]
+        if step == lookahead.first(total):
+            self.average = [tensor.clone() for tensor in now]
+        elif step % lookahead.every == 0:
+            torch._foreach_lerp_(self.average, now, 1 - lookahead.kept(step, total))
+        elif step % self.epoch_steps:
+            return
+        torch._foreach_copy_(now, self.average)
+
+    @torch.no_grad()
+    def right(self, batch: Batch, views: str) -> int:
+        """How many of a batch it gets right."""
+        self.module.eval()
+        outputs: Tensor | float = 0.0
+        for view in VIEWS[views]:
+            maps = view.maps(*batch.images.shape[:3])
+            outputs = outputs + view.weight * self.module(self._input(batch.images, maps))
+        assert isinstance(outputs, Tensor)
+        return int((outputs.argmax(1) == torch.from_numpy(batch.labels)).sum())
+
+    def _input(self, images: np.ndarray, maps: Maps) -> Tensor:
+        return resample(images, maps, self.mean, self.std)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("dataset", type=Path)
-    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("recipe")
+    parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
     data = Dataset.open(arguments.dataset)
-    recipe = resolve(Wishes(file=arguments.run_dir / "config.toml"))
-    loss = recipe.loss
-    assert isinstance(loss, SoftmaxCrossEntropy) and not loss.class_weights and not recipe.clip
-    shape = (*data.size, 3)
-    layer = recipe.model.layers(shape, len(data.class_names))
-    module = to_torch(layer, shape)
-    load_ours(module, Network(layer, shape, pick_backend("reference"), recipe.seed).tensors())
-    module = module.to(memory_format=torch.channels_last)
-    optimizer = optimizer_of(recipe, module)
-    mean, std = (torch.tensor(values).float().reshape(1, 3, 1, 1) for values in (data.mean, data.std))
+    named = arguments.recipe in recipe_names()
+    wishes = Wishes(recipe=arguments.recipe) if named else Wishes(file=Path(arguments.recipe))
+    recipe = resolve(wishes._replace(sets=arguments.set))
+    assert isinstance(recipe.loss, SoftmaxCrossEntropy) and not recipe.loss.class_weights and not recipe.clip
+    training = TorchTraining(data, recipe)
     train = BatchStream(data.train, recipe.batch_size, seed=recipe.seed)
     val = BatchStream(data.val, recipe.batch_size, seed=recipe.seed, shuffle=False)
-    total, step, accuracies, seconds = recipe.epochs * train.steps, 0, [], []
+
+    def accuracy(views: str) -> float:
+        return sum(training.right(batch, views) for batch in val.epoch(0)) / data.val.rows
+
+    accuracies, seconds = [], []
     for epoch in range(1, recipe.epochs + 1):
         began = time.perf_counter()
-        module.train()
-        loss_sum = 0.0
+        loss_sum, right = 0.0, 0
         for batch in train.epoch(epoch):
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.optimizer.lr * recipe.schedule.factor(step, total)
-            maps = recipe.augment.maps(key_of(recipe.seed, "augment", step), batch.rows, *data.size)
-            optimizer.zero_grad()
-            value = functional.cross_entropy(
-                module(resample(batch.images, maps, mean, std)),
-                torch.from_numpy(batch.labels),
-                label_smoothing=loss.label_smoothing,
-            )
-            value.backward()
-            optimizer.step()
-            loss_sum += value.item() * len(batch.labels)
-            step += 1
-        module.eval()
-        with torch.no_grad():
-            right = sum(
-                int((module(resample(b.images, None, mean, std)).argmax(1) == torch.from_numpy(b.labels)).sum())
-                for b in val.epoch(0)
-            )
-        accuracies.append(right / data.val.rows)
+            loss, correct = training.train_batch(batch)
+            loss_sum, right = loss_sum + loss, right + correct
+        accuracies.append(accuracy("none"))
         seconds.append(time.perf_counter() - began)
+        rows = data.train.rows
         print(
-            f"epoch {epoch}/{recipe.epochs}  train loss {loss_sum / data.train.rows:.3f}  "
-            f"val accuracy {accuracies[-1]:.1%}  {seconds[-1]:.1f} s",
+            f"epoch {epoch}/{recipe.epochs}  train loss {loss_sum / rows:.3f} accuracy {right / rows:.1%}  "
+            f"val accuracy {accuracies[-1]:.2%}  {seconds[-1]:.1f} s",
             flush=True,
         )
-    print(
-        json.dumps(
-            {"torch": torch.__version__, "threads": arguments.threads, "best": max(accuracies), "last": accuracies[-1],
-             "median_epoch_s": float(np.median(seconds)), "total_s": sum(seconds)}
-        )
-    )  # fmt: skip
+    last = {"best": max(accuracies), "last": accuracies[-1]}
+    if recipe.views != "none":
+        last["with_views"] = accuracy(recipe.views)
+    times = {"median_epoch_s": float(np.median(seconds)), "total_s": sum(seconds)}
+    print(json.dumps({"torch": torch.__version__, "threads": arguments.threads, **last, **times}))
 
 
 if __name__ == "__main__":

@@ -24,13 +24,13 @@ def make(trajectory: Trajectory) -> None:
     first = Network(layer, shape, pick_backend("reference"), seed=0).tensors()
     module = to_torch(layer, shape)
     load_ours(module, first)
-    sgd = torch.optim.SGD(
-        parameter_groups(module, optimizer.weight_decay), optimizer.lr, optimizer.momentum, nesterov=optimizer.nesterov
-    )
+    specs = layer.specs(shape).parameters
+    groups = parameter_groups(module, specs, optimizer.weight_decay)
+    sgd = torch.optim.SGD(groups, optimizer.lr, optimizer.momentum, nesterov=optimizer.nesterov)
     images, labels = trajectory.batches()
     inputs = [pictures(((batch - MEAN) / STD).astype(np.float32)) for batch in images]
     losses, gradients = [], {}
-    names = [spec.name for spec in layer.specs(shape).parameters]
+    names = [spec.name for spec in specs]
     for x, targets in zip(inputs, torch.from_numpy(labels), strict=True):
         sgd.zero_grad()
         value = cross_entropy(module(x), targets, label_smoothing=loss.label_smoothing)

@@ -1,92 +1,27 @@
-"""The commands: arguments, prompts, and the call of a job, nothing else.
+"""The three jobs: build, train, classify."""
 
-A command only puts its arguments in order and returns the job; `cli.main` runs it. Jobs are imported when
-they are run: `--help` must not wait for Numba.
-"""
-
-from collections.abc import Callable
-from enum import StrEnum
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from jobs.commands.options import (
+    AnyImages,
+    Built,
+    Codec,
+    ComputeOn,
+    Device,
+    Fit,
+    Images,
+    Job,
+    Overwrite,
+    Scheduler,
+    TableFormat,
+    Workers,
+    app,
+)  # fmt: skip
 from jobs.prompts import choose, interactive, path_argument
 from jobs.sizes import parse_bytes
-
-Job = Callable[[], int]  # does the work, returns the exit code
-
-app = typer.Typer(
-    name="logpose",
-    help="""From a folder of pictures to a CSV of labels, with a network written from scratch.
-
-\b
-  logpose build    pictures flags.zarr        decode and resize once
-  logpose train    flags.zarr runs/flags      train a network on it
-  logpose classify new runs/flags/model.safetensors out.csv
-
-Every job may be run again: it goes on where it stopped. See 'logpose COMMAND --help'.""",
-    rich_markup_mode=None,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    suggest_commands=True,
-)
-
-
-class Fit(StrEnum):
-    pad = "pad"
-    crop = "crop"
-    squash = "squash"
-
-
-class Codec(StrEnum):
-    none = "none"
-    lz4 = "lz4"
-    zstd = "zstd"
-
-
-class TableFormat(StrEnum):
-    csv = "csv"
-    parquet = "parquet"
-
-
-class Device(StrEnum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a finished output.")]
-Workers = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Threads at work on the pictures; all cores if not given.")
-]
-Scheduler = Annotated[
-    str | None, typer.Option(metavar="tcp://HOST:PORT", help="A Dask cluster to work on, not threads here.")
-]
-ComputeOn = Annotated[Device, typer.Option(help="Where to compute; auto takes a GPU if one works.")]
-Images = Annotated[
-    Path | None, typer.Argument(metavar="IMAGES", help="One folder per class, or train/ and val/ of such.")
-]
-AnyImages = Annotated[
-    Path | None, typer.Argument(metavar="IMAGES", help="A folder, however deep, one picture, or a DATASET.zarr.")
-]
-Built = Annotated[Path | None, typer.Argument(metavar="DATASET.zarr", help="From 'logpose build'.")]
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        print(f"logpose {version('logpose')}")
-        raise typer.Exit
-
-
-@app.callback()
-def _logpose(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    pass
 
 
 @app.command()
@@ -236,30 +171,6 @@ def train(
 
 
 @app.command()
-def recipes(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Print this one.")] = None,
-) -> Job:
-    """List the recipes that 'train --recipe' knows, or print one.
-
-    \b
-    Example: logpose recipes cifar-speedrun > mine.toml
-    """
-
-    def job() -> int:
-        from jobs.recipes import recipe_names, recipe_summary, recipe_text
-
-        if name is not None:
-            print(recipe_text(name), end="")
-            return 0
-        names = recipe_names()
-        for each in names:
-            print(f"{each:{max(map(len, names))}}  {recipe_summary(each)}")
-        return 0
-
-    return job
-
-
-@app.command()
 def classify(
     images: AnyImages = None,
     model: Annotated[
@@ -313,74 +224,5 @@ def classify(
             scheduler=scheduler,
             overwrite=overwrite,
         )
-
-    return job
-
-
-@app.command()
-def verify(
-    dataset: Built = None,
-    report: Annotated[
-        Path | None, typer.Option(metavar="FILE.csv", help="Write each picture in a damaged chunk to this file.")
-    ] = None,
-) -> Job:
-    """Read every chunk of a dataset and check it.
-
-    Exits with 1 if anything is damaged, each damage on a line.
-
-    \b
-    Example: logpose verify flags.zarr
-    """
-    dataset = path_argument(dataset, "DATASET.zarr", "Dataset to check", "verify")
-
-    def job() -> int:
-        from jobs.verify import verify as run
-
-        return run(dataset, report_to=report)
-
-    return job
-
-
-@app.command()
-def info(
-    dataset: Built = None,
-    sheet: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Where to draw; else in the dataset.")] = None,
-    no_sheet: Annotated[bool, typer.Option("--no-sheet", help="Draw no contact sheet.")] = False,
-    shuffle: Annotated[
-        bool,
-        typer.Option("--shuffle", help="Measure how well an epoch shuffles, against a true permutation."),
-    ] = False,
-) -> Job:
-    """Say what is in a dataset, and draw some pictures of every class into its contact-sheet.png.
-
-    \b
-    Example: logpose info flags.zarr
-    """
-    dataset = path_argument(dataset, "DATASET.zarr", "Dataset to look at", "info")
-
-    def job() -> int:
-        from jobs.info import info as run
-
-        return run(dataset, sheet=sheet, no_sheet=no_sheet, shuffle=shuffle)
-
-    return job
-
-
-@app.command()
-def demo(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to work.")] = Path("demo"),
-) -> Job:
-    """Draw pirate flags, learn them, recognise new ones.
-
-    All jobs in a row, in a few minutes; shows where to look.
-
-    \b
-    Example: logpose demo
-    """
-
-    def job() -> int:
-        from jobs.demo import demo as run
-
-        return run(folder)
 
     return job

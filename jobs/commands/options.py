@@ -1,0 +1,82 @@
+"""The program, and the options that several commands share."""
+
+from collections.abc import Callable
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Job = Callable[[], int]  # does the work, returns the exit code
+
+app = typer.Typer(
+    name="logpose",
+    help="""From a folder of pictures to a CSV of labels, with a network written from scratch.
+
+\b
+  logpose build    pictures flags.zarr        decode and resize once
+  logpose train    flags.zarr runs/flags      train a network on it
+  logpose classify new runs/flags/model.safetensors out.csv
+
+Every job may be run again: it goes on where it stopped. See 'logpose COMMAND --help'.""",
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    suggest_commands=True,
+)
+
+
+class Fit(StrEnum):
+    pad = "pad"
+    crop = "crop"
+    squash = "squash"
+
+
+class Codec(StrEnum):
+    none = "none"
+    lz4 = "lz4"
+    zstd = "zstd"
+
+
+class TableFormat(StrEnum):
+    csv = "csv"
+    parquet = "parquet"
+
+
+class Device(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a finished output.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Threads at work on the pictures; all cores if not given.")
+]
+Scheduler = Annotated[
+    str | None, typer.Option(metavar="tcp://HOST:PORT", help="A Dask cluster to work on, not threads here.")
+]
+ComputeOn = Annotated[Device, typer.Option(help="Where to compute; auto takes a GPU if one works.")]
+Images = Annotated[
+    Path | None, typer.Argument(metavar="IMAGES", help="One folder per class, or train/ and val/ of such.")
+]
+AnyImages = Annotated[
+    Path | None, typer.Argument(metavar="IMAGES", help="A folder, however deep, one picture, or a DATASET.zarr.")
+]
+Built = Annotated[Path | None, typer.Argument(metavar="DATASET.zarr", help="From 'logpose build'.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"logpose {version('logpose')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _logpose(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
