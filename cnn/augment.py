@@ -1,7 +1,7 @@
 """Augmentation: every epoch sees each picture a little differently.
 
 The draws are a function of (key, row). They become maps from output pixels to places in the source picture, and
-the device then crops, shifts, flips and normalises in one pass over the uint8 pixels (`Backend.resample`).
+the device then crops, shifts, flips, normalises and recolours in one pass over the uint8 pixels (`Backend.resample`).
 """
 
 import math
@@ -14,6 +14,7 @@ from cnn.errors import RecipeError
 from cnn.rng import uniform
 
 _DRAWS = 9  # uniform numbers for each picture
+_LUMA = np.array([0.299, 0.587, 0.114])  # (3,): how bright red, green and blue look (Rec. 601)
 
 
 class Maps(NamedTuple):
@@ -37,6 +38,7 @@ class Augment:
     crop_scale: the least share of the area that a random resized crop keeps (Szegedy et al., 2015); 1 is off.
     crop_stretch: the crop's height over width varies by up to this factor either way.
     cutout: the side of a square, as a share, that is blanked at a random place (DeVries and Taylor, 2017).
+    brightness, contrast, saturation: by how much each varies, up or down from 1; see `colours`. 0 is off.
     """
 
     flip: bool | Literal["alternate"] = True
@@ -44,6 +46,9 @@ class Augment:
     crop_scale: float = 0.4
     crop_stretch: float = 4 / 3
     cutout: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -51,6 +56,11 @@ class Augment:
         ):
             if not low <= getattr(self, name) <= high:
                 raise RecipeError(f"augment {name}: expected {low:g} to {high:g}, found {getattr(self, name)}")
+        for name in ("brightness", "contrast", "saturation"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise RecipeError(
+                    f"augment {name}: expected 0 or more and less than 1, found {getattr(self, name)}"
+                )
 
     def maps(self, key: int, rows: np.ndarray, height: int, width: int) -> Maps:
         """The maps for pictures with numbers `rows` (N,): a function of (key, row). Flips by turns are not in them."""
@@ -69,10 +79,31 @@ class Augment:
             xs = np.where(mirror[:, None] < 0.5, xs, xs[:, ::-1])
         holes = None
         if self.cutout > 0.0:
-            top, bottom = _span(hole_y, self.cutout, height)
-            left, right = _span(hole_x, self.cutout, width)
+            top, bottom = span(hole_y, self.cutout, height)
+            left, right = span(hole_x, self.cutout, width)
             holes = np.stack([top, bottom, left, right], axis=1)  # (N, 4)
         return Maps(ys.astype(np.float32), np.ascontiguousarray(xs, np.float32), holes)
+
+    def colours(self, key: int, rows: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray | None:
+        """Matrices for the colours of pictures with numbers `rows` (N,): float32 (N, 3, 4), None if none vary.
+
+        Each acts on a pixel's (red, green, blue, 1), normalised by `mean` and `std` (3,). In real colours it
+        multiplies by a brightness, then moves them from the mean colour by a contrast, then from the pixel's own luma
+        by a saturation: factors from 1 - x to 1 + x, each as likely. They are those of torchvision's ColorJitter, but
+        always in this order, and nothing is clipped, so that all of it is one matrix. A function of (key, row).
+        """
+        reach = np.array([self.brightness, self.contrast, self.saturation])  # (3,)
+        if not reach.any():
+            return None
+        draws = uniform(key, rows, 3).astype(np.float64)  # (N, 3)
+        brightness, contrast, saturation = (1.0 + reach * (2.0 * draws - 1.0)).T[:, :, None, None]  # (N, 1, 1) each
+        middle, spread = np.asarray(mean, np.float64)[:, None], np.asarray(std, np.float64)[:, None]  # (3, 1) each
+        saturate = saturation * np.eye(3) + (1.0 - saturation) * _LUMA  # (N, 3, 3)
+        linear = saturate * (contrast * brightness)  # (N, 3, 3)
+        constant = saturate @ ((1.0 - contrast) * middle)  # (N, 3, 1)
+        # A real colour is middle + spread * (the normalised one).
+        constant = constant + linear @ middle - middle  # (N, 3, 1)
+        return (np.concatenate([linear * spread.T, constant], axis=2) / spread).astype(np.float32)  # (N, 3, 4)
 
 
 def identity_maps(count: int, height: int, width: int) -> Maps:
@@ -119,6 +150,16 @@ VIEWS: dict[str, tuple[View, ...]] = {
 }  # fmt: skip
 
 
+def span(draw: np.ndarray, share: np.ndarray | float, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """First and one-past-last pixel of a stretch centred anywhere, cut off at the border: int64 (N,) each.
+
+    Its length before that is `share` of `size`: one number, or (N,).
+    """
+    length = np.rint(np.multiply(share, size)).astype(np.int64)  # () or (N,)
+    start = np.floor(draw * size).astype(np.int64) - length // 2  # (N,)
+    return np.clip(start, 0, size), np.clip(start + length, 0, size)
+
+
 def _whole(draw: np.ndarray, reach: float) -> np.ndarray:
     """Whole numbers from -reach to reach, each as likely: (N,)."""
     limit = round(reach)
@@ -135,10 +176,3 @@ def _reflected(positions: np.ndarray, size: int) -> np.ndarray:
     """Positions beyond the border mirrored back at the outermost pixels."""
     inside = np.abs(positions)
     return np.clip(np.where(inside > size - 1, 2 * (size - 1) - inside, inside), 0, size - 1)
-
-
-def _span(draw: np.ndarray, share: float, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """First and one-past-last pixel of a stretch centred anywhere, cut off at the border: int64 (N,) each."""
-    length = round(share * size)
-    start = np.floor(draw * size).astype(np.int64) - length // 2
-    return np.clip(start, 0, size), np.clip(start + length, 0, size)

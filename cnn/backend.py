@@ -101,7 +101,7 @@ class Backend(Protocol):
 
     # Losses
     def softmax_cross_entropy(
-        self, logits: Array, labels: Array, smoothing: float, class_weights: Array | None, denominator: int
+        self, logits: Array, targets: Array, smoothing: float, class_weights: Array | None, denominator: int
     ) -> tuple[Array, Array]: ...
 
     # Optimizers: one pass over the flat vectors
@@ -115,10 +115,12 @@ class Backend(Protocol):
         lr: float, beta1: float, beta2: float, epsilon: float, weight_decay: float, step: int,
     ) -> None: ...
 
-    # Pictures: uint8 in, normalised floating point out
+    # Pictures: uint8 in, normalised floating point out; and these mixed with one another
     def resample(
-        self, images: Array, ys: Array, xs: Array, holes: Array | None, mean: Array, deviation: Array
+        self, images: Array, ys: Array, xs: Array, holes: Array | None, mean: Array, deviation: Array,
+        colours: Array | None = None,
     ) -> Array: ...
+    def blend(self, x: Array, partners: Array, shares: Array, boxes: Array) -> Array: ...
 
 
 def pick_backend(device: str = "auto", threads: int | None = None) -> Backend:

@@ -39,6 +39,7 @@ class ModelCard:
     mean: tuple[float, ...]  # per channel, in 0..255 units
     std: tuple[float, ...]
     loss: str = "softmax_cross_entropy"  # says how outputs become probabilities
+    temperature: float = 1.0  # by which outputs are divided before that
 
     def build_model(self) -> Model:
         """The model's options as its dataclass. Raises `UnknownNameError`, or `ModelFileError` for other options."""

@@ -4,15 +4,17 @@ Every loss divides by `denominator`, the number of rows in the whole (global) ba
 parts of a batch can then simply be summed, however uneven they are.
 """
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import numpy as np
 
 from cnn.backend import Array, Backend
 from cnn.errors import RecipeError
 
 
 class Loss(Protocol):
-    """Frozen; `targets` are class numbers (N,), or for every loss but cross-entropy also values (N, K)."""
+    """Frozen; `targets` are class numbers (N,), or values (N, K): how much of each class there is, of 1 in all."""
 
     def forward(self, backend: Backend, outputs: Array, targets: Array, denominator: int) -> tuple[Array, Array]:
         """The loss () and its derivative by `outputs` (N, K)."""
@@ -27,21 +29,25 @@ class Loss(Protocol):
 class SoftmaxCrossEntropy:
     """-log of the true class's softmax probability, softmax and logarithm as one function.
 
-    `label_smoothing` moves that share of the target evenly to all classes (Szegedy et al., 2016). `class_weights`,
-    one for each class, multiply the rows of that class; they are not divided by their sum.
+    Where targets are values, it is the mean over the classes, by these values. `label_smoothing` moves that share of
+    the target evenly to all classes (Szegedy et al., 2016). `class_weights`, one for each class, multiply the rows of
+    that class, or rows of values by their mean by these; they are not divided by their sum. `balanced` stands for
+    weights that let each class count alike: `balanced` replaces it by them.
     """
 
     label_smoothing: float = 0.1
-    class_weights: tuple[float, ...] = ()
+    class_weights: tuple[float, ...] | Literal["balanced"] = ()
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.label_smoothing < 1.0:
             raise RecipeError(f"label_smoothing: expected 0 or more and less than 1, found {self.label_smoothing}")
-        if any(not weight >= 0.0 for weight in self.class_weights):
+        if self.class_weights != "balanced" and any(not weight >= 0.0 for weight in self.class_weights):
             raise RecipeError(f"class_weights: expected numbers of 0 or more, found {list(self.class_weights)}")
 
     def forward(self, backend: Backend, outputs: Array, targets: Array, denominator: int) -> tuple[Array, Array]:
         weights = None
+        if self.class_weights == "balanced":
+            raise RecipeError("class_weights: expected numbers, found 'balanced'; count the classes, and call balanced")
         if self.class_weights:
             if len(self.class_weights) != outputs.shape[1]:
                 raise RecipeError(
@@ -53,6 +59,16 @@ class SoftmaxCrossEntropy:
 
     def probabilities(self, backend: Backend, outputs: Array) -> Array:
         return backend.softmax(outputs)
+
+    def balanced(self, counts: np.ndarray) -> "SoftmaxCrossEntropy":
+        """The same with numbers for `balanced`, inverse to each class's number of pictures, `counts` (K,).
+
+        Over all pictures their mean is 1; a class without any has weight 0.
+        """
+        if self.class_weights != "balanced":
+            return self
+        classes = np.count_nonzero(counts)
+        return replace(self, class_weights=tuple(counts.sum() / (classes * n) if n else 0.0 for n in counts.tolist()))
 
 
 @dataclass(frozen=True)

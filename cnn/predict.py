@@ -38,7 +38,8 @@ class Predictor:
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Each class's probability, float32 (B, classes), for uint8 pictures (B, H, W, 3), on the host."""
         with self._one_at_a_time:
-            return self.backend.to_host(self.loss.probabilities(self.backend, self._outputs(images)))
+            outputs = self._outputs(images) / self.card.temperature  # (B, classes)
+            return self.backend.to_host(self.loss.probabilities(self.backend, outputs))
 
     def for_thread(self) -> "Predictor":
         """The same predictor for one more thread, to work at the same time as this one, in that thread alone.

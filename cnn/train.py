@@ -9,12 +9,14 @@ import numpy as np
 
 from cnn.augment import VIEWS, Augment, Maps, by_turns, identity_maps
 from cnn.backend import Array, Backend
+from cnn.ema import EMA
 from cnn.errors import ModelFileError, NonFiniteError, RecipeError, UnknownNameError
 from cnn.inference import Inference
 from cnn.layers import Run
 from cnn.lookahead import Lookahead
 from cnn.losses import Loss, SoftmaxCrossEntropy
-from cnn.metrics import Evaluation, confusion_matrix
+from cnn.metrics import Evaluation
+from cnn.mix import Mix
 from cnn.models import Model, ResNet9
 from cnn.network import Network
 from cnn.optim import AdamW, Optimizer
@@ -26,6 +28,8 @@ from cnn.schedules import Cosine, Schedule
 class Recipe:
     """Everything that decides how a network is trained. `clip` bounds the gradient's norm; 0 is off.
 
+    `patience`, if it is not 0, is the number of epochs without a better one after which training stops.
+
     `views` names what the trained network looks at when it is evaluated once more, at the end: see cnn.augment.VIEWS.
     """
 
@@ -34,15 +38,18 @@ class Recipe:
     schedule: Schedule = field(default_factory=Cosine)
     loss: Loss = field(default_factory=SoftmaxCrossEntropy)
     augment: Augment = field(default_factory=Augment)
+    mix: Mix = field(default_factory=Mix)
     lookahead: Lookahead = field(default_factory=Lookahead)
+    ema: EMA = field(default_factory=EMA)
     epochs: int = 20
     batch_size: int = 64
     clip: float = 0.0
+    patience: int = 0
     views: Literal["none", "mirror", "mirror_shift"] = "none"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("clip", 0), ("seed", 0)):
+        for name, least in (("epochs", 1), ("batch_size", 1), ("clip", 0), ("patience", 0), ("seed", 0)):
             if not getattr(self, name) >= least:
                 raise RecipeError(f"{name}: expected {least} or more, found {getattr(self, name)}")
         if self.views not in VIEWS:
@@ -68,6 +75,7 @@ class Trainer:
     ) -> None:
         self.network, self.recipe, self.backend = network, recipe, network.backend
         self.mean, self.std = normalisation(network, mean, std)  # (3,) each
+        self.normal = self.backend.to_host(self.mean), self.backend.to_host(self.std)  # the same on the host
         self.epoch_steps = math.ceil(train_rows / recipe.batch_size)
         self.total_steps = recipe.epochs * self.epoch_steps
         self.step = 0  # updates done
@@ -76,6 +84,10 @@ class Trainer:
         if recipe.lookahead.every:
             self.slots["average"] = self.backend.zeros((size,), dtype)
             self.slots["average_state"] = self.backend.zeros((network.state.size,), dtype)
+        self.outcome = network  # what is judged and kept
+        if recipe.ema.horizon:
+            self.outcome = Network(network.layer, network.in_shape, network.backend, seed=None, dtype=dtype)
+            self.slots["ema"], self.slots["ema_state"] = self.outcome.parameters.flat, self.outcome.state.flat
 
     @property
     def lr(self) -> float:
@@ -94,12 +106,11 @@ class Trainer:
     def train_batch(self, images: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> BatchResult:
         """One update from uint8 images (B, H, W, 3), class numbers (B,) and row numbers (B,).
 
-        Raises `NonFiniteError`, with the weights as before, where the loss or the gradient is not finite.
+        Of mixed pictures, `correct` counts those whose heavier class was said. Raises `NonFiniteError`, with the
+        weights as before, where the loss or the gradient is not finite.
         """
         recipe, backend, network = self.recipe, self.backend, self.network
-        maps = self._maps(rows, *images.shape[1:3])
-        x = prepare(backend, images, maps, self.mean, self.std)  # (B, H, W, 3)
-        targets = backend.asarray(labels)  # (B,)
+        x, targets = self._varied(images, labels, rows)  # (B, H, W, 3) and (B,) or (B, classes)
         key = key_of(recipe.seed, "layers", self.step)
         run = Run(backend, training=True, key=key, rows=backend.asarray(rows), need_dx=False)
         moving = network.parameters.moving(self.progress)
@@ -125,8 +136,21 @@ class Trainer:
             backend, network.parameters, network.gradients.flat, self.slots, scale, lr, self.step, progress
         )
         self._look_back()
-        correct = int((outputs.argmax(axis=1) == targets).sum())
+        self._average()
+        heavier = targets if targets.ndim == 1 else targets.argmax(axis=1)  # (B,)
+        correct = int((outputs.argmax(axis=1) == heavier).sum())
         return BatchResult(float(loss) * len(labels), correct, len(labels))
+
+    def _varied(self, images: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> tuple[Array, Array]:
+        """What the network is to see, (B, H, W, 3), and to say: class numbers (B,), or shares of them (B, classes)."""
+        seed, backend, size = self.recipe.seed, self.backend, images.shape[1:3]
+        colours = self.recipe.augment.colours(key_of(seed, "colours", self.step), rows, *self.normal)
+        x = prepare(backend, images, self._maps(rows, *size), self.mean, self.std, colours)  # (B, H, W, 3)
+        blend = self.recipe.mix.draw(key_of(seed, "mix", self.step), rows, *size)
+        if blend is None:
+            return x, backend.asarray(labels)
+        x = backend.blend(x, *map(backend.asarray, (blend.partners, blend.shares, blend.boxes)))  # (B, H, W, 3)
+        return x, backend.asarray(blend.targets(labels, self.network.out_shape[0]))
 
     def _maps(self, rows: np.ndarray, height: int, width: int) -> Maps:
         """Where the pixels of this step's pictures come from."""
@@ -154,22 +178,31 @@ class Trainer:
                 average += (1.0 - kept) * (now - average)
                 now[...] = average
 
+    def _average(self) -> None:
+        """What the moving average does after a step."""
+        if not self.recipe.ema.horizon:
+            return
+        joins = 1.0 - self.recipe.ema.kept(self.step, self.total_steps)
+        for name, arena in (("ema", self.network.parameters), ("ema_state", self.network.state)):
+            self.slots[name] += joins * (arena.flat - self.slots[name])  # (size,)
+
     def evaluate(self, batches: Iterable[tuple[np.ndarray, np.ndarray]], views: str = "none") -> Evaluation:
-        """Loss and confusion over batches of (images uint8 (B, H, W, 3), class numbers (B,)), not augmented.
+        """What `outcome` makes of batches of (images uint8 (B, H, W, 3), class numbers (B,)), not augmented.
 
         `views` is a key of cnn.augment.VIEWS: outputs are the mean over several looks at each picture.
         Raises `NonFiniteError` where the loss is not finite.
         """
-        classes = self.network.out_shape[0]
-        confusion = np.zeros((classes, classes), np.int64)  # (C, C)
-        loss_sum, infer = 0.0, Inference(self.network)
+        seen = [np.empty((0, *self.outcome.out_shape), self.outcome.dtype)]  # (B, C) each
+        true = [np.empty(0, np.int64)]  # (B,) each
+        loss_sum, infer = 0.0, Inference(self.outcome)
         for images, labels in batches:
             with np.errstate(over="ignore", invalid="ignore"):  # reported below, in words
                 outputs = self._seen(infer, images, views)  # (B, C)
                 loss, _ = self.recipe.loss.forward(self.backend, outputs, self.backend.asarray(labels), 1)
             loss_sum += float(loss)
-            confusion += confusion_matrix(labels, self.backend.to_host(outputs.argmax(axis=1)), classes)
-        evaluation = Evaluation(loss_sum / max(int(confusion.sum()), 1), confusion)
+            seen.append(self.backend.to_host(outputs))
+            true.append(labels.copy())
+        evaluation = Evaluation(loss_sum / max(sum(map(len, true)), 1), np.concatenate(seen), np.concatenate(true))
         if not math.isfinite(evaluation.loss):
             raise NonFiniteError(
                 f"the validation loss is no finite number after step {self.step}: training diverged; lower --lr "
@@ -211,8 +244,10 @@ def normalisation(network: Network, mean: np.ndarray, std: np.ndarray) -> tuple[
     return move(np.asarray(mean, dtype)), move(np.where(np.asarray(std) > 0, std, 1).astype(dtype))
 
 
-def prepare(backend: Backend, images: np.ndarray, maps: Maps | None, mean: Array, std: Array) -> Array:
+def prepare(
+    backend: Backend, images: np.ndarray, maps: Maps | None, mean: Array, std: Array, colours: np.ndarray | None = None
+) -> Array:
     """uint8 pictures (B, H, W, 3) as a network's normalised input: (B, H, W, 3)."""
     ys, xs, holes = identity_maps(*images.shape[:3]) if maps is None else maps
-    move = backend.asarray
-    return backend.resample(move(images), move(ys), move(xs), None if holes is None else move(holes), mean, std)
+    arrays = [None if array is None else backend.asarray(array) for array in (ys, xs, holes, mean, std, colours)]
+    return backend.resample(backend.asarray(images), *arrays)

@@ -5,7 +5,9 @@
     [schedule]              one of cnn.schedules.SCHEDULES
     [loss]                  one of cnn.losses.LOSSES
     [augment]               the fields of cnn.augment.Augment
+    [mix]                   the fields of cnn.mix.Mix
     [lookahead]             the fields of cnn.lookahead.Lookahead
+    [ema]                   the field of cnn.ema.EMA
     [train]                 the other fields of cnn.train.Recipe: epochs, batch_size, seed, …
 
 Later beats earlier: the defaults of the dataclasses (there is no second list of them), the saved model or
@@ -114,14 +116,15 @@ def to_toml(recipe: Recipe) -> str:
 def describe(recipe: Recipe) -> str:
     """The recipe in one line: names, and what differs from their defaults."""
     words = []
-    for section, registry in REGISTRIES.items():
-        value = getattr(recipe, section)
-        default = registry[_name(section, value)]
+    for section in _default_fields():
+        value = getattr(recipe, section, None)  # none is called train
         changed = [
             f"{key} {shown:g}" if isinstance(shown, float) else f"{key} {shown}"
-            for key, shown in _changes(value, default)
+            for key, shown in (_changes(value, type(value)) if value else [])
         ]
-        words.append(" ".join([_name(section, value), *([f"({', '.join(changed)})"] if changed else [])]))
+        if section in REGISTRIES or changed:
+            name = _name(section, value) if section in REGISTRIES else section
+            words.append(" ".join([name, *([f"({', '.join(changed)})"] if changed else [])]))
     epochs = plural(recipe.epochs, "epoch")
     return f"{', '.join(words)}; {epochs}, batches of {recipe.batch_size}, seed {recipe.seed}"
 

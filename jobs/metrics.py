@@ -1,4 +1,4 @@
-"""How a training went, epoch by epoch: metrics.csv, and which epoch was the best."""
+"""How a training went: metrics.csv epoch by epoch, classes.csv class by class, and which epoch was the best."""
 
 import csv
 import io
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from cnn.metrics import ClassScores
 from jobs.files import write_text_atomically
 
 
@@ -15,7 +16,8 @@ class EpochRow:
     """One row of metrics.csv. Without a validation part, `val_loss` and `val_accuracy` are None.
 
     `seconds` and its parts are explained where they are measured, in `timing.EpochTimes`. `images_per_second`
-    counts the training part only. The columns with a default came later: older trainings have rows without.
+    counts the training part only. Calibration is explained in cnn.calibration; there is none where the loss is not
+    the cross-entropy. The columns with a default came later: older trainings have rows without.
     """
 
     epoch: int
@@ -34,6 +36,11 @@ class EpochRow:
     save_seconds: float = 0.0
     read_seconds: float = 0.0
     decode_seconds: float = 0.0
+    val_top5: float | None = None
+    val_macro_f1: float | None = None
+    val_calibration_error: float | None = None
+    temperature: float | None = None
+    val_calibration_error_scaled: float | None = None
 
 
 def write_metrics(path: Path, rows: Sequence[EpochRow]) -> None:
@@ -43,6 +50,16 @@ def write_metrics(path: Path, rows: Sequence[EpochRow]) -> None:
     writer.writerow(field.name for field in fields(EpochRow))
     for row in rows:
         writer.writerow(_number(value) for value in asdict(row).values())
+    write_text_atomically(path, text.getvalue())
+
+
+def write_classes(path: Path, class_names: Sequence[str], scores: ClassScores) -> None:
+    """A row for each class as CSV: how well it is recognised; an empty field where there is nothing to judge by."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["class", *scores._fields])
+    for name, *figures, pictures in zip(class_names, *scores, strict=True):
+        writer.writerow([name, *(_number(None if math.isnan(value) else value) for value in figures), int(pictures)])
     write_text_atomically(path, text.getvalue())
 
 

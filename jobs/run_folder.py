@@ -22,6 +22,7 @@ class TrainingState:
 
     recipe: str  # TOML
     content_hash: str  # of the dataset
+    dataset: str = ""  # where it was when we last trained on it; an older training does not say
     epoch: int = 1
     batches: int = 0
     step: int = 0  # of the whole training
@@ -74,6 +75,7 @@ class RunFolder:
         self.metrics = path / "metrics.csv"
         self.curves = path / "curves.png"
         self.confusion = path / "confusion.png"
+        self.classes = path / "classes.csv"
 
     def checkpoint_to_resume(self, *, resume: bool, overwrite: bool) -> Checkpoint | None:
         """The checkpoint to go on from, or None to start; refuses to touch a training without being told so."""
@@ -96,7 +98,8 @@ class RunFolder:
     def clear(self) -> None:
         """Remove what an earlier training left, so that nothing of it is taken for ours."""
         self.path.mkdir(parents=True, exist_ok=True)
-        for file in (self.last, self.model, self.config, self.metrics, self.curves, self.confusion):
+        files = self.last, self.model, self.config, self.metrics, self.curves, self.confusion, self.classes
+        for file in files:
             file.unlink(missing_ok=True)
 
     def save_last(self, card: ModelCard, tensors: dict[str, np.ndarray], state: TrainingState) -> None:

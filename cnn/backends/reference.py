@@ -243,17 +243,25 @@ class ReferenceBackend:
     # Softmax and cross-entropy as one function, whose derivative is simply p - target
 
     def softmax_cross_entropy(
-        self, logits: Array, labels: Array, smoothing: float, class_weights: Array | None, denominator: int
+        self, logits: Array, targets: Array, smoothing: float, class_weights: Array | None, denominator: int
     ) -> tuple[Array, Array]:
-        """Sum of the rows' (weighted) cross-entropies over `denominator`, and its derivative by the logits."""
-        rows = self.xp.arange(len(labels))  # (N,)
+        """Sum of the rows' (weighted) cross-entropies over `denominator`, and its derivative by the logits.
+
+        `targets` are class numbers (N,), or values (N, K) of which each row sums to 1. A row's weight is then the
+        mean of the class weights (K,) by its values.
+        """
+        rows = self.xp.arange(len(targets))  # (N,)
         shifted = logits - logits.max(axis=1, keepdims=True)  # (N, K)
         log_p = shifted - self.xp.log(self.xp.exp(shifted).sum(axis=1, keepdims=True))  # (N, K)
         target = self.xp.full(logits.shape, smoothing / logits.shape[1], logits.dtype)  # (N, K)
-        target[rows, labels] += 1.0 - smoothing
-        row_weights = self.xp.full((len(labels), 1), 1.0 / denominator, logits.dtype)  # (N, 1)
+        if targets.ndim == 2:
+            target += (1.0 - smoothing) * targets.astype(logits.dtype)
+        else:
+            target[rows, targets] += 1.0 - smoothing
+        row_weights = self.xp.full((len(targets), 1), 1.0 / denominator, logits.dtype)  # (N, 1)
         if class_weights is not None:
-            row_weights *= class_weights[labels][:, None]
+            weights = targets.astype(logits.dtype) @ class_weights if targets.ndim == 2 else class_weights[targets]
+            row_weights *= weights[:, None]
         loss = -(row_weights * target * log_p).sum()  # ()
         return loss, row_weights * (self.xp.exp(log_p) - target)  # (N, K)
 
@@ -289,13 +297,15 @@ class ReferenceBackend:
     # Pictures
 
     def resample(
-        self, images: Array, ys: Array, xs: Array, holes: Array | None, mean: Array, deviation: Array
+        self, images: Array, ys: Array, xs: Array, holes: Array | None, mean: Array, deviation: Array,
+        colours: Array | None = None,
     ) -> Array:
-        """Crop, flip, shift and normalise in one go: uint8 (N, H, W, C) -> mean's dtype (N, OH, OW, C).
+        """Crop, flip, shift, normalise and recolour in one go: uint8 (N, H, W, C) -> mean's dtype (N, OH, OW, C).
 
         Output pixel (i, j) of picture n is the bilinear sample at row `ys[n, i]`, column `xs[n, j]` (in pixels,
-        within the picture). `holes` (N, 4), as top, bottom, left, right, are filled with the mean colour, which
-        is zero once normalised.
+        within the picture). `colours` (N, C, C + 1), one matrix a picture, act on the normalised pixel with a 1
+        after its channels. `holes` (N, 4), as top, bottom, left, right, are filled with the mean colour, which is
+        zero once normalised, whatever the colours.
         """
         xp = self.xp
         y0, y1, fy = _neighbours(xp, ys, images.shape[1], mean.dtype)  # (N, OH) each
@@ -309,12 +319,22 @@ class ReferenceBackend:
 
         weight = fy[:, :, None, None]  # (N, OH, 1, 1)
         out = (row(y0) * (1 - weight) + row(y1) * weight - mean) / deviation  # (N, OH, OW, C)
+        if colours is not None:
+            matrices = colours.astype(mean.dtype)[:, None]  # (N, 1, C, C + 1)
+            out = out @ matrices[..., :-1].swapaxes(2, 3) + matrices[:, :, None, :, -1]  # (N, OH, OW, C)
         if holes is not None:
-            i = xp.arange(ys.shape[1])[:, None]  # (OH, 1)
-            j = xp.arange(xs.shape[1])  # (OW,)
-            top, bottom, left, right = (holes[:, side, None, None] for side in range(4))  # (N, 1, 1)
-            out[(i >= top) & (i < bottom) & (j >= left) & (j < right)] = 0
+            out[_within(xp, holes, *out.shape[1:3])] = 0
         return out
+
+    def blend(self, x: Array, partners: Array, shares: Array, boxes: Array) -> Array:
+        """Picture n of x (N, H, W, C) mixed with picture `partners[n]`: a new array.
+
+        Within its box (N, 4), as top, bottom, left, right, `shares[n]` of a pixel is its own and the rest the
+        partner's; outside it is as it was.
+        """
+        own = shares.astype(x.dtype)[:, None, None, None]  # (N, 1, 1, 1)
+        inside = _within(self.xp, boxes, *x.shape[1:3])[..., None]  # (N, H, W, 1)
+        return self.xp.where(inside, own * x + (1 - own) * x[partners], x)  # (N, H, W, C)
 
 
 def _pad(xp: Any, x: Array, window: Window, value: float) -> Array:
@@ -345,6 +365,13 @@ def _taps(window: Window, out_h: int, out_w: int) -> Iterator[tuple[int, int, tu
             rows = slice(a, a + (out_h - 1) * down + 1, down)
             columns = slice(b, b + (out_w - 1) * right + 1, right)
             yield a, b, (slice(None), rows, columns)
+
+
+def _within(xp: Any, boxes: Array, height: int, width: int) -> Array:
+    """Which pixels lie in their picture's box (N, 4), as top, bottom, left, right: bool (N, height, width)."""
+    i, j = xp.arange(height)[:, None], xp.arange(width)  # (height, 1), (width,)
+    top, bottom, left, right = (boxes[:, side, None, None] for side in range(4))  # (N, 1, 1) each
+    return (i >= top) & (i < bottom) & (j >= left) & (j < right)
 
 
 def _area(window: Window) -> int:

@@ -93,6 +93,9 @@ def train(
     seed: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Of weights, order and augmentation.")
     ] = None,
+    patience: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Stop after N epochs without a better one; 0 never.")
+    ] = None,
     device: ComputeOn = Device.auto,
     workers: Workers = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with RUN_DIR; start if it is new.")] = False,
@@ -122,7 +125,7 @@ def train(
     """Train a network on a dataset.
 
     RUN_DIR gets model.safetensors (the best on validation), last.safetensors (to go on from), config.toml,
-    metrics.csv, curves.png and confusion.png. Ctrl-C saves and says how to go on.
+    metrics.csv, classes.csv, curves.png and confusion.png. Ctrl-C saves and says how to go on.
 
     \b
     Example: logpose train flags.zarr runs/flags --epochs 20 --set optimizer.weight_decay=0.001
@@ -151,6 +154,7 @@ def train(
             "train.batch_size": batch_size,
             "optimizer.lr": lr,
             "train.seed": seed,
+            "train.patience": patience,
         }
         given = {key: value for key, value in options.items() if value is not None}
         return run(

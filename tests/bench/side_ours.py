@@ -22,7 +22,12 @@ from tests.bench.worker import median_ms, peak_mb, serve
 class Unchanged:
     """An `Augment` that leaves pictures alone."""
 
+    flip = False
+
     def maps(self, key: int, rows: np.ndarray, height: int, width: int) -> None:
+        return None
+
+    def colours(self, key: int, rows: np.ndarray, mean: np.ndarray, std: np.ndarray) -> None:
         return None
 
 
@@ -56,7 +61,7 @@ def main() -> None:
     optimizer = SGD(OPTIMIZER.lr, momentum=0.0, nesterov=False, weight_decay=0.0) if plain else OPTIMIZER
     side = OurSide(name, int(threads), device, optimizer)
     # What reaches `train_batch` here is what `prepare` would make of uint8 pictures.
-    with patch("cnn.train.prepare", lambda network, x, maps, mean, std: x):
+    with patch("cnn.train.prepare", lambda backend, x, maps, mean, std, colours: x):
         serve({"loss": side.step, "train": side.train, "infer": side.infer, "peak": peak_mb})
     assert "torch" not in sys.modules
 

@@ -148,7 +148,7 @@ def main() -> None:
 
         return run
 
-    with patch("cnn.train.prepare", lambda network, x, maps, mean, std: x):
+    with patch("cnn.train.prepare", lambda backend, x, maps, mean, std, colours: x):
         infer = Inference(side.network)
         step: Callable[[], Any] = (lambda: infer(side.x)) if arguments.inference else side.step
         for _ in range(3):

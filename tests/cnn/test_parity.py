@@ -12,6 +12,7 @@ from cnn.backends.reference import ReferenceBackend
 from cnn.inference import Inference
 from cnn.initialise import he_normal, zeros
 from cnn.layers import BatchNorm, MaxPool, Run
+from cnn.mix import Mix
 from cnn.models import MODELS
 from cnn.optim import OPTIMIZERS
 from tests.cnn.oracles import BACKENDS, LAYERS, get_backend, random_network, to_device, training_run, well_apart
@@ -116,7 +117,7 @@ def test_optimizer(name: str, backend_name: str) -> None:
     shape=st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9)),
     augment=st.builds(
         Augment, st.booleans(), st.sampled_from([0.0, 0.2]), st.sampled_from([1.0, 0.3]), st.just(1.5),
-        st.sampled_from([0.0, 0.5]),
+        st.sampled_from([0.0, 0.5]), *[st.sampled_from([0.0, 0.4])] * 3,
     ),
     seed=st.integers(0, 2**32 - 1),
 )  # fmt: skip
@@ -125,11 +126,55 @@ def test_resample(backend_name: str, shape: tuple[int, int, int], augment: Augme
     images = np.random.default_rng(seed).integers(0, 256, (*shape, 3), np.uint8)
     maps = augment.maps(seed, np.arange(shape[0]), *shape[1:])
     mean, deviation = np.array([100, 110, 120], np.float32), np.array([50, 60, 70], np.float32)
+    colours = augment.colours(seed, np.arange(shape[0]), mean, deviation)
     out = []
     for each in (REFERENCE, backend):
-        arrays = [None if array is None else to_device(each, array) for array in (*maps, mean, deviation)]
+        arrays = [None if array is None else to_device(each, array) for array in (*maps, mean, deviation, colours)]
         out.append(each.to_host(each.resample(to_device(each, images), *arrays)))
     close(out[1], out[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend_name", FAST_BACKENDS)
+@thorough
+@given(
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 19), st.integers(1, 19), st.integers(1, 4)),
+    kind=st.sampled_from(["mixup", "cutmix"]), seed=st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_blend(backend_name: str, shape: tuple[int, int, int, int], kind: str, seed: int) -> None:
+    backend = get_backend(backend_name)
+    x = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    drawn = Mix(kind).draw(seed, np.arange(shape[0]), *shape[1:3])  # type: ignore[arg-type]
+    assert drawn is not None
+    out = []
+    for each in (REFERENCE, backend):
+        arrays = [to_device(each, array) for array in (x, drawn.partners, drawn.shares, drawn.boxes)]
+        out.append(each.to_host(each.blend(*arrays)))
+        np.testing.assert_array_equal(each.to_host(arrays[0]), x)  # partners must be what they were
+    close(out[1], out[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("backend_name", FAST_BACKENDS)
+@thorough
+@given(
+    rows=st.integers(1, 9), classes=st.integers(1, 20), smoothing=st.sampled_from([0.0, 0.1]),
+    weighted=st.booleans(), seed=st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_cross_entropy_of_values(
+    backend_name: str, rows: int, classes: int, smoothing: float, weighted: bool, seed: int
+) -> None:
+    backend, generator = get_backend(backend_name), np.random.default_rng(seed)
+    logits = (3 * generator.normal(size=(rows, classes))).astype(np.float32)
+    values = generator.dirichlet(np.ones(classes), rows).astype(np.float32)
+    weights = generator.uniform(0.5, 2.0, classes).astype(np.float32)
+    results = []
+    for each in (REFERENCE, backend):
+        class_weights = to_device(each, weights) if weighted else None
+        loss, gradient = each.softmax_cross_entropy(
+            to_device(each, logits), to_device(each, values), smoothing, class_weights, rows + 1
+        )
+        results.append([each.to_host(np.float32(float(loss))), each.to_host(gradient)])
+    for found, expected in zip(results[1], results[0], strict=True):
+        close(found, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("backend_name", BACKENDS)

@@ -10,10 +10,12 @@ import safetensors.numpy
 from cnn.augment import Augment
 from cnn.backend import pick_backend
 from cnn.checkpoint import ModelCard, initialise_from, load_checkpoint, save_checkpoint
-from cnn.errors import ModelFileError, NetworkError, NonFiniteError, UnknownNameError, WriteError
+from cnn.ema import EMA
+from cnn.errors import ModelFileError, NetworkError, NonFiniteError, RecipeError, UnknownNameError, WriteError
 from cnn.inference import Inference
 from cnn.layers import Whitening
 from cnn.lookahead import Lookahead
+from cnn.losses import SoftmaxCrossEntropy
 from cnn.models import Airbench94, Plain
 from cnn.network import Network
 from cnn.optim import SGD, AdamW
@@ -107,6 +109,48 @@ def test_divergence_is_an_error_and_leaves_the_weights_finite() -> None:
     with pytest.raises(NonFiniteError, match=r"no finite number at step \d+ of 42 .* lower --lr"):
         train(one, 42)
     assert all(np.isfinite(tensor).all() for name, tensor in one.tensors().items() if "weight" in name)
+
+
+def test_the_moving_average_is_judged_and_kept_while_training_goes_on_without() -> None:
+    one, plain = trainer(ema=EMA(horizon=0.1), epochs=2), trainer(epochs=2)  # 14 steps: it reaches back 1.4
+    assert plain.outcome is plain.network
+    weights, states = [], []
+    for _ in range(4):
+        assert train(one, 1) == train(plain, 1)
+        weights.append(one.network.parameters.flat.copy())  # (size,)
+        states.append(one.network.state.flat.copy())
+    for found, seen in ((one.outcome.parameters.flat, weights), (one.outcome.state.flat, states)):
+        average = seen[0]
+        for later in seen[1:]:
+            average = average + (later - average) / 1.4
+        np.testing.assert_allclose(found, average, rtol=1e-5, atol=1e-6)
+    images, labels = three_kinds(40, 1)
+    judged = one.evaluate([(images, labels)]).outputs
+    assert not np.allclose(judged, plain.evaluate([(images, labels)]).outputs, atol=1e-4)
+    np.testing.assert_array_equal(judged, one.backend.to_host(one._seen(Inference(one.outcome), images, "none")))
+
+    again = trainer(ema=EMA(horizon=0.1), epochs=2)
+    again.load_tensors(one.tensors(), one.step)
+    assert train(again, 3) == train(one, 3)
+    for name, tensor in one.outcome.tensors().items():
+        np.testing.assert_array_equal(again.outcome.tensors()[name], tensor)
+
+
+def test_balanced_weights_let_each_class_count_alike() -> None:
+    asked, none = SoftmaxCrossEntropy(class_weights="balanced"), SoftmaxCrossEntropy()
+    loss = asked.balanced(np.array([6, 0, 2]))
+    assert loss.class_weights == pytest.approx((8 / 12, 0, 8 / 4))
+    assert loss.balanced(np.array([1, 1, 1])) is loss and none.balanced(np.array([3, 1])) is none
+    with pytest.raises(RecipeError, match="class_weights: expected numbers, found 'balanced'"):
+        asked.forward(pick_backend("reference"), np.zeros((1, 2)), np.zeros(1, int), 1)
+
+
+def test_the_moving_average_begins_as_a_mean_of_all() -> None:
+    kept = [EMA(0.5).kept(step, 8) for step in (1, 2, 3, 4, 8)]
+    assert kept == pytest.approx([0, 1 / 2, 2 / 3, 3 / 4, 3 / 4])
+    assert EMA(0.01).kept(1, 10) == EMA(0.01).kept(10, 10) == 0.0
+    with pytest.raises(RecipeError, match=r"ema horizon: expected 0 to 1, found 2"):
+        EMA(2.0)
 
 
 def test_lookahead_brings_weights_and_state_back_to_their_average() -> None:

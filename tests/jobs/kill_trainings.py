@@ -41,8 +41,8 @@ MOST_KILLS = 4  # of one training
 MARKS = {
     "s": ("jobs.run_folder:RunFolder", "save_last"),
     "b": ("jobs.run_folder:RunFolder", "save_best"),
-    "m": ("jobs.train", "write_metrics"),
-    "d": ("jobs.train:Training", "_draw"),
+    "m": ("jobs.training", "write_metrics"),
+    "d": ("jobs.training:Training", "_draw"),
     "v": ("cnn.train:Trainer", "evaluate"),
     "t": ("cnn.train:Trainer", "train_batch"),
 }

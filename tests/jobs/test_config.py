@@ -140,9 +140,11 @@ def test_a_speed_run_is_whitened_by_its_pictures_resumes_exactly_and_is_seen_in_
         patch.setattr(train.Trainer, "evaluate", noting)
         outcome = logpose("train", dataset, calm, *SMALL)
     assert (outcome.code, outcome.err) == (0, "")
-    told = r"^epoch (\d) with views mirror_shift: validation accuracy ([\d.]+%), ([\d.]+%) without$"
-    found = re.search(told, outcome.out, re.MULTILINE)
-    assert found and found[2] == shares["mirror_shift"][0] and found[3] == shares["none"][int(found[1]) - 1]
+    best = re.search(r"^epoch (\d): ([\d.]+%) of 12 pictures", outcome.out, re.MULTILINE)
+    views = r"^with views mirror_shift: validation accuracy ([\d.]+%), ([\d.]+%) without$"
+    found = re.search(views, outcome.out, re.MULTILINE)
+    assert found and best and found[1] == shares["mirror_shift"][0]
+    assert found[2] == best[2] == shares["none"][int(best[1]) - 1]
 
     steps = train.Trainer.train_batch
 
@@ -204,7 +206,7 @@ def test_differences_name_both_values() -> None:
         ("optimizer.lr=fast", "--set optimizer.lr=fast: expected a number, found 'fast'; correct the value"),
         ("optimizer.lr", "--set optimizer.lr has no value; write it as --set optimizer.lr=0.1"),
         ("lr=1", "--set lr=1 names no section; did you mean optimizer.lr?"),
-        ("wings=1", "names no section; sections are model, optimizer, schedule, loss, augment, lookahead, train"),
+        ("wings=1", "no section; sections are model, optimizer, schedule, loss, augment, mix, lookahead, ema, train"),
         ("model.name=9", "called '9' (--set model.name=9); known are airbench94, plain, resnet18, resnet9, seed"),
         ("train.model=seed", "[train] has no 'model' (--set train.model=seed); known are"),
         ("train.epochs=0", "epochs: expected 1 or more, found 0 (--set train.epochs=0)"),

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.metrics import EpochRow, is_better, write_metrics
 from jobs.drawings import draw_confusion, draw_curves
+from jobs.metrics import EpochRow, is_better, write_metrics
 
 
 def row(epoch: int, accuracy: float | None = 0.5, loss: float | None = 1.0) -> EpochRow:

@@ -14,7 +14,7 @@ import pytest
 
 from cnn.checkpoint import load_checkpoint, save_checkpoint
 from cnn.train import BatchResult
-from jobs import train as job
+from jobs import training as job
 from jobs.metrics import EpochRow, write_metrics
 from jobs.progress import _Lines
 from jobs.run_folder import RunFolder, TrainingState
@@ -28,7 +28,8 @@ from tests.jobs.conftest import RECIPE, Logpose
 COLUMNS = [
     *("epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds"),
     *("images_per_second", "wait_seconds", "compute_seconds", "copy_seconds", "validation_seconds"),
-    *("save_seconds", "read_seconds", "decode_seconds"),
+    *("save_seconds", "read_seconds", "decode_seconds", "val_top5", "val_macro_f1"),
+    *("val_calibration_error", "temperature", "val_calibration_error_scaled"),
 ]
 ADDED_LATER = COLUMNS[COLUMNS.index("compute_seconds") :]
 ROW = EpochRow(
@@ -50,7 +51,7 @@ def test_new_columns_come_after_those_that_were_there(tmp_path: Path) -> None:
     write_metrics(tmp_path / "metrics.csv", [ROW])
     found = metrics(tmp_path)[0]
     assert list(found) == COLUMNS
-    assert [found[name] for name in ADDED_LATER] == ["180", "1", "10", "3", "2.5", "0.25"]
+    assert [found[name] for name in ADDED_LATER] == ["180", "1", "10", "3", "2.5", "0.25", *[""] * 5]
 
 
 def test_the_parts_of_an_epoch_in_a_line() -> None:
@@ -137,7 +138,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
             self.epochs += 1
             clock.tick(0.25)
 
-    monkeypatch.setattr(job, "BatchStream", SlowStream)
+    monkeypatch.setattr("jobs.train.BatchStream", SlowStream)
 
     def takes(seconds: float, owner: Any, name: str) -> None:
         """Let a method take so long, beside what is called within."""
@@ -188,7 +189,8 @@ def test_every_moment_is_charged_to_its_part(
     assert lines[begin + 2].startswith("         data is the bottleneck: reading takes most")
     assert lines[begin + 3].startswith("epoch 2/2")
     assert lines[begin + 4].startswith("         time: ")  # of the longer epoch, a tenth is not waited for
-    assert lines[begin + 5].startswith("done")
+    assert lines[begin + 5].startswith("epoch 2: ") and lines[begin + 6].startswith("calibration error ")
+    assert lines[begin + 7].startswith("done")
 
 
 def test_saving_within_the_epoch_is_no_training_and_no_validation(

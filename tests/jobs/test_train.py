@@ -15,11 +15,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from cnn.backend import pick_backend
+from cnn.calibration import calibrate, softmax
 from cnn.checkpoint import load_checkpoint
+from cnn.metrics import Evaluation
 from cnn.optim import AdamW
+from cnn.predict import Predictor
 from cnn.train import Recipe
-from jobs import train as job
+from jobs import training as job
 from jobs.cli import main
+from jobs.train import _open_streams
 from pipeline.errors import Damage, DamageError, OptionError
 from pipeline.place import only_one
 from pipeline.store import Dataset, Part
@@ -27,7 +32,7 @@ from pipeline.stream import BatchStream
 from tests.jobs.conftest import CLASSES, RECIPE, Logpose, command, draw_classes
 
 RESULTS = {
-    "model.safetensors", "last.safetensors", "config.toml", "metrics.csv", "curves.png", "confusion.png"
+    "model.safetensors", "last.safetensors", "config.toml", "metrics.csv", "classes.csv", "curves.png", "confusion.png",
 }  # fmt: skip
 
 
@@ -227,11 +232,11 @@ def test_workers_and_memory_may_change_on_the_way(
 def test_both_streams_together_stay_within_the_budget(windows: Path) -> None:
     data, recipe, enough = Dataset.open(windows), Recipe(batch_size=8), two_windows(windows, 2)
     for budget, depth in ((2 * enough, 2), (enough, 2), (enough - 1, 1)):
-        train, val = job._open_streams(data, recipe, 2, budget)
+        train, val = _open_streams(data, recipe, 2, budget)
         assert val is not None and train.ram_bytes + val.ram_bytes <= budget
         assert train.depth == depth
     with pytest.raises(OptionError, match=r"--ram-budget.*\(validation takes \d+ MB of it\)"):
-        job._open_streams(data, recipe, 2, enough // 3)
+        _open_streams(data, recipe, 2, enough // 3)
 
 
 @pytest.fixture
@@ -595,3 +600,74 @@ def test_a_full_disk_is_one_line_and_the_old_checkpoint_stays(
     assert (unfinished / "last.safetensors").read_bytes() == before
     assert (unfinished / "config.toml").read_bytes() == config
     assert {path.name for path in unfinished.iterdir()} == RESULTS
+
+
+# Stopping early, and what is said in the end ------------------------------------------------------------
+
+
+def test_patience_stops_early_and_more_of_it_goes_on(
+    logpose: Logpose, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = tmp_path / "run"
+    monkeypatch.setattr(job, "is_better", lambda row, best: row.epoch <= 2)
+    outcome = logpose("train", dataset, run_dir, *RECIPE, "--epochs", 9, "--patience", 3)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert [row["epoch"] for row in metrics(run_dir)] == ["1", "2", "3", "4", "5"]
+    assert "epoch 5/9" in outcome.out and "left" not in outcome.out.splitlines()[-4]
+    assert outcome.out.splitlines()[-3].startswith("epoch 2: ") and "in epoch 2;" in outcome.out.splitlines()[-1]
+    assert load_checkpoint(run_dir / "model.safetensors").progress["epoch"] == 2
+
+    again = logpose("train", dataset, run_dir, "--resume")
+    assert again.code == 0 and "is finished (5 epochs, best" in again.out and "give more --patience" in again.out
+    assert logpose("train", dataset, run_dir, "--resume", "--patience", 4, "--device", "cpu").code == 0
+    assert [row["epoch"] for row in metrics(run_dir)] == ["1", "2", "3", "4", "5", "6"]
+    assert logpose("train", dataset, run_dir, "--resume", "--patience", 0, "--epochs", 7, "--device", "cpu").code == 0
+    assert len(metrics(run_dir)) == 7
+
+
+def test_the_model_keeps_the_temperature_that_its_probabilities_are_right_with(
+    logpose: Logpose, dataset: Path, trained: Path, tmp_path: Path
+) -> None:
+    checkpoint = load_checkpoint(trained / "model.safetensors")
+    best = metrics(trained)[checkpoint.progress["epoch"] - 1]
+    assert checkpoint.card.temperature == pytest.approx(float(best["temperature"]), rel=1e-5) != 1.0
+    predictor = Predictor(trained / "model.safetensors", pick_backend("cpu"))
+    val = Dataset.open(dataset).val
+    images = val.read(0, val.rows)
+    logits = predictor.logits(images)
+    np.testing.assert_allclose(
+        predictor.probabilities(images), softmax(logits / checkpoint.card.temperature), rtol=1e-4, atol=1e-6
+    )
+    evaluation = Evaluation(0.0, logits, val.labels)
+    assert float(best["val_accuracy"]) == pytest.approx(evaluation.accuracy, rel=1e-5)
+    assert float(best["val_macro_f1"]) == pytest.approx(evaluation.macro_f1, rel=1e-5)
+    calibration = calibrate(logits, val.labels)
+    assert float(best["val_calibration_error"]) == pytest.approx(calibration.error, rel=1e-4)
+    assert float(best["val_calibration_error_scaled"]) == pytest.approx(calibration.error_scaled, rel=1e-4)
+    with (trained / "classes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["class"] for row in rows] == list(CLASSES)
+    assert [int(row["pictures"]) for row in rows] == np.bincount(val.labels).tolist()
+    for row, f1 in zip(rows, evaluation.by_class.f1, strict=True):
+        assert row["f1"] == ("" if np.isnan(f1) else f"{f1:.6g}")
+
+
+def test_classes_may_be_balanced(
+    logpose: Logpose, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    steps = job.Trainer.train_batch
+
+    def noting(self: job.Trainer, *arguments: Any) -> Any:
+        seen.append(self.recipe.loss)
+        return steps(self, *arguments)
+
+    monkeypatch.setattr(job.Trainer, "train_batch", noting)
+    run_dir = tmp_path / "run"
+    arguments = (*RECIPE, "--epochs", 1, "--set", "loss.class_weights=balanced")
+    assert logpose("train", dataset, run_dir, *arguments).code == 0
+    counts = np.bincount(Dataset.open(dataset).train.labels)
+    assert seen[0].class_weights == pytest.approx(tuple(counts.sum() / (3 * counts)))
+    assert 'class_weights = "balanced"' in (run_dir / "config.toml").read_text()
+    wrong = logpose("train", dataset, tmp_path / "other", *RECIPE, "--set", "loss.class_weights=fair")
+    assert wrong.code == 2 and "expected a list such as [0.1, 0.2] or one of 'balanced', found 'fair'" in wrong.err

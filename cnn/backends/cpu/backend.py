@@ -123,9 +123,9 @@ class CpuBackend(ReferenceBackend):
     # Losses
 
     def softmax_cross_entropy(
-        self, logits: Array, labels: Array, smoothing: float, class_weights: Array | None, denominator: int
+        self, logits: Array, targets: Array, smoothing: float, class_weights: Array | None, denominator: int
     ) -> tuple[Array, Array]:
-        return losses.softmax_cross_entropy(logits, labels, smoothing, class_weights, denominator, self._team)
+        return losses.softmax_cross_entropy(logits, targets, smoothing, class_weights, denominator, self._team)
 
     # Optimizers
 
@@ -152,9 +152,13 @@ class CpuBackend(ReferenceBackend):
     # Pictures
 
     def resample(
-        self, images: Array, ys: Array, xs: Array, holes: Array | None, mean: Array, deviation: Array
+        self, images: Array, ys: Array, xs: Array, holes: Array | None, mean: Array, deviation: Array,
+        colours: Array | None = None,
     ) -> Array:
-        return pictures.resample(images, ys, xs, holes, mean, deviation, self._team)
+        return pictures.resample(images, ys, xs, holes, mean, deviation, colours, self._team)
+
+    def blend(self, x: Array, partners: Array, shares: Array, boxes: Array) -> Array:
+        return pictures.blend(np.ascontiguousarray(x), partners, shares, boxes, self._team)
 
 
 def _keep_freed_memory() -> None:

@@ -1,4 +1,7 @@
-"""Crop, flip, shift and normalise uint8 pictures in one pass. N pictures, H by W pixels, C channels; OH by OW out."""
+"""Crop, flip, shift, normalise and recolour uint8 pictures in one pass; mix pictures with one another in another.
+
+N pictures, H by W pixels, C channels; OH by OW out.
+"""
 
 import numpy as np
 
@@ -6,8 +9,10 @@ from cnn.backend import Array
 from cnn.backends.cpu.simd import (
     LANES,
     fma,
+    inner,
     like,
     load,
+    load_up_to,
     load_whole,
     number_at,
     pointer,
@@ -15,28 +20,52 @@ from cnn.backends.cpu.simd import (
     shift,
     store,
     store_first,
+    store_up_to,
 )
 from cnn.backends.cpu.team import Team, kernel
 from cnn.backends.reference import ReferenceBackend
 
 
 def resample(
-    images: Array, ys: Array, xs: Array, holes: Array | None, mean: Array, deviation: Array, team: Team
+    images: Array, ys: Array, xs: Array, holes: Array | None, mean: Array, deviation: Array, colours: Array | None,
+    team: Team,
 ) -> Array:
     """See `ReferenceBackend.resample`."""
     count, _, width, channels = images.shape
     if width * channels < LANES:
-        return ReferenceBackend().resample(images, ys, xs, holes, mean, deviation)
+        return ReferenceBackend().resample(images, ys, xs, holes, mean, deviation, colours)
     out = np.empty((count, ys.shape[1], xs.shape[1], channels), mean.dtype)  # (N, OH, OW, C)
     images = np.ascontiguousarray(images).reshape(count, -1, width * channels)  # (N, H, W * C)
     padded = np.zeros((2, channels + LANES), mean.dtype)  # (2, C and more)
     padded[:, :channels] = mean, 1 / deviation
     team = team.worth(out.size)
-    lines = np.empty((team.threads, 2, (max(width, xs.shape[1]) + 1) * channels + LANES), mean.dtype)
-    team.run(_resample, images, *_split(ys, mean), *_split(xs, mean), *padded, lines, out)
+    lines = np.zeros((team.threads, 2, (max(width, xs.shape[1]) + 1) * channels + LANES), mean.dtype)
+    team.run(_resample, images, *_split(ys, mean), *_split(xs, mean), *padded, _in_lanes(colours, mean), lines, out)
     for picture, hole in zip(out, () if holes is None else holes, strict=False):
         top, bottom, left, right = hole
         picture[top:bottom, left:right] = 0
+    return out
+
+
+def _in_lanes(colours: Array | None, mean: Array) -> Array:
+    """Matrices (N, C, C + 1) as `_recoloured` wants them: (N, 2C, C * LANES), for no picture where there are none."""
+    channels = len(mean)
+    if colours is None:
+        return np.zeros((0, 2 * channels, channels * LANES), mean.dtype)
+    own = np.arange(channels * LANES) % channels  # (C * LANES,): which channel a lane holds
+    numbers = np.zeros((len(colours), 2 * channels, len(own)), mean.dtype)  # (N, 2C, C * LANES)
+    numbers[:, 0] = colours[:, own, channels]
+    for offset in range(1, 2 * channels):
+        other = own + offset - channels  # (C * LANES,): the channel that lies so far from the lane's own
+        inside = (other >= 0) & (other < channels)  # (C * LANES,): in the same pixel
+        numbers[:, offset, inside] = colours[:, own[inside], other[inside]]
+    return numbers
+
+
+def blend(x: Array, partners: Array, shares: Array, boxes: Array, team: Team) -> Array:
+    """See `ReferenceBackend.blend`."""
+    out = np.empty_like(x)  # (N, H, W, C)
+    team.worth(x.size).run(_blend, x, partners, shares, boxes, out)
     return out
 
 
@@ -46,13 +75,29 @@ def _split(positions: Array, mean: Array) -> tuple[Array, Array]:
     return first, (positions - first).astype(mean.dtype)
 
 
+@inner
+def _recoloured(line, k, colours, channels):  # type: ignore[no-untyped-def]
+    """Lanes k, k + 1, ... of a line of pixels, each pixel times the matrix.
+
+    A lane's own pixel lies up to C - 1 numbers before and after it; what lies there of other pixels counts with zero.
+    `colours` are the constants, then the factors of each such place, for one turn of the lanes through the channels.
+    """
+    turn = channels * LANES
+    phase = k % turn
+    value = load(colours, phase)
+    for offset in range(1, 2 * channels):
+        value = fma(load(line, k + offset - channels), load(colours, offset * turn + phase), value)
+    return value
+
+
 @kernel
-def _resample(t, threads, images, y_first, downs, x_first, acrosses, mean, factor, lines, out):  # type: ignore[no-untyped-def]
+def _resample(t, threads, images, y_first, downs, x_first, acrosses, mean, factor, colours, lines, out):  # type: ignore[no-untyped-def]
     """Each output line is blended from two of the picture's, then each of its pixels from two of that line's.
 
     images (N, H, W * C); y_first and downs (N, OH), x_first and acrosses (N, OW): the upper or left of the two, and the
-    other's weight; mean and factor (C and more,); lines (T, 2, more than a line) is scratch; out is written. A pixel's
-    lanes reach into the next one's, which comes after it.
+    other's weight; mean and factor (C and more,); colours (N or none, 2C, C * LANES): see `_in_lanes`; lines (T, 2, a
+    line and more) is scratch, of finite numbers, since those beside a line are multiplied by zero; out is written. A
+    pixel's lanes reach into the next one's, which comes after it.
     """
     pictures, height, length = images.shape
     columns, channels = out.shape[2:]
@@ -76,6 +121,39 @@ def _resample(t, threads, images, y_first, downs, x_first, acrosses, mean, facto
                     store(to, j * channels + c, value * load(pointer(factor, 0), c))
             line = pointer(out, (n * out.shape[1] + i) * columns * channels)
             full = columns * channels // LANES * LANES
-            for k in range(0, full, LANES):
-                store(line, k, load(to, k))
-            store_first(line, full, load(to, full), columns * channels - full)
+            if len(colours) > 0:
+                colour = pointer(colours, n * colours.shape[1] * colours.shape[2])
+                for k in range(0, full, LANES):
+                    store(line, k, _recoloured(to, k, colour, channels))
+                store_first(line, full, _recoloured(to, full, colour, channels), columns * channels - full)
+            else:
+                for k in range(0, full, LANES):
+                    store(line, k, load(to, k))
+                store_first(line, full, load(to, full), columns * channels - full)
+
+
+@inner
+def _copy(source, first, last, to):  # type: ignore[no-untyped-def]
+    for k in range(first, last, LANES):
+        store_up_to(to, k, load_up_to(source, k, last - k), last - k)
+
+
+@kernel
+def _blend(t, threads, x, partners, shares, boxes, out):  # type: ignore[no-untyped-def]
+    """x and out (N, H, W, C), boxes (N, 4). Line by line, so that what lies outside of a box is copied meanwhile."""
+    pictures, height, columns, channels = x.shape
+    length = columns * channels
+    for n in range(pictures * t // threads, pictures * (t + 1) // threads):
+        top, bottom, left, right = boxes[n, 0], boxes[n, 1], boxes[n, 2] * channels, boxes[n, 3] * channels
+        for i in range(height):
+            own, line = pointer(x, (n * height + i) * length), pointer(out, (n * height + i) * length)
+            if i < top or i >= bottom:
+                _copy(own, 0, length, line)
+                continue
+            other, share = pointer(x, (partners[n] * height + i) * length), like(own, shares[n])
+            _copy(own, 0, left, line)
+            for k in range(left, right, LANES):
+                theirs = load_up_to(other, k, right - k)
+                mixed = fma(share, load_up_to(own, k, right - k) - theirs, theirs)
+                store_up_to(line, k, mixed, right - k)
+            _copy(own, right, length, line)

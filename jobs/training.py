@@ -1,0 +1,282 @@
+"""The loop over epochs: train, validate, keep the best, save, show."""
+
+import shlex
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cnn.calibration import calibrate
+from cnn.checkpoint import ModelCard, load_checkpoint
+from cnn.losses import Loss, SoftmaxCrossEntropy
+from cnn.metrics import Evaluation, wilson_interval
+from cnn.train import Recipe, Trainer
+from jobs.drawings import draw_confusion, draw_curves
+from jobs.errors import Interrupted
+from jobs.interrupts import CtrlC
+from jobs.metrics import EpochRow, is_better, write_classes, write_metrics
+from jobs.progress import Bar, bar, duration, plural
+from jobs.run_folder import RunFolder, TrainingState
+from jobs.timing import Stopwatch, time_lines
+from pipeline.errors import PipelineError
+from pipeline.reader import StreamTimes
+from pipeline.store import Dataset
+from pipeline.stream import BatchStream
+
+DRAWING_SHARE = 0.05  # of the time, at most, goes into pictures of the training
+
+
+class Streams(NamedTuple):
+    """The pictures to train on and, if there are any, those to validate."""
+
+    train: BatchStream
+    val: BatchStream | None
+
+
+class Training:
+    """The loop over epochs: train, validate, keep the best, save, show."""
+
+    def __init__(
+        self,
+        data: Dataset,
+        folder: RunFolder,
+        card: ModelCard,
+        trainer: Trainer,
+        state: TrainingState,
+        streams: Streams,
+        checkpoint_minutes: float,
+        checkpoint_steps: int | None,
+    ) -> None:
+        self.data, self.folder, self.card, self.trainer, self.state = data, folder, card, trainer, state
+        self.recipe, self.streams = trainer.recipe, streams
+        self.checkpoint_seconds, self.checkpoint_steps = 60 * checkpoint_minutes, checkpoint_steps
+        self.saved = self.drawn = time.monotonic()
+        self.saved_step = state.step
+        self.drawing_took = 0.0
+        self.stopwatch = Stopwatch()
+        self.undrawn = bool(state.history)
+        self.judged: tuple[EpochRow, Evaluation] | None = None  # the best epoch, till it is drawn
+
+    def run(self) -> None:
+        """Go on to the last epoch, or till patience is lost.
+
+        Raises Interrupted after Ctrl-C, NonFiniteError where it diverges, DatasetError where the data is damaged.
+        """
+        if not self.state.step:
+            self._save_last()  # from here on there always is a point to go on from
+        with CtrlC() as self.ctrl_c:
+            try:
+                while not is_finished(self.state, self.recipe):
+                    self._train_epoch(self.state.epoch)
+                    self._end_epoch(self.state.epoch, self._validate())
+            except PipelineError:  # the data is at fault, not what was learned: once it is mended, we go on
+                self._save_last()
+                raise
+
+    def _train_epoch(self, epoch: int) -> None:
+        state, stream = self.state, self.streams.train
+        what = f"epoch {epoch}/{self.recipe.epochs}"
+        with bar(what, "pictures", self.data.train.rows, done=state.rows, ends=False) as progress:
+            before = stream.times
+            for batch in stream.epoch(epoch, start=state.batches):
+                before = self._charge_data(before)
+                state.lr = self.trainer.lr
+                result = self.trainer.train_batch(batch.images, batch.labels, batch.rows)
+                state.times.compute_seconds += self._lap()
+                state.loss_sum += result.loss_sum
+                state.correct += result.correct
+                state.rows += result.rows
+                state.batches += 1
+                state.step = self.trainer.step
+                progress.update(state.rows, f"loss {state.loss_sum / state.rows:.3f}")
+                self._lap()  # so that it is not taken for saving
+                self._save_if_due()
+            self._charge_data(before)
+
+    def _validate(self) -> Evaluation | None:
+        if self.streams.val is None:
+            return None
+        with bar("validating", "pictures", self.data.val.rows, ends=False) as progress:
+            evaluation = self.trainer.evaluate(self._val_batches(self.streams.val, progress))
+        self.state.times.validation_seconds += self._lap()
+        return evaluation
+
+    def _val_batches(self, stream: BatchStream, progress: Bar) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        done = 0
+        for batch in stream.epoch(0):
+            yield batch.images, batch.labels  # uint8 (B, H, W, 3), int64 (B,)
+            done += len(batch.labels)
+            progress.update(done)
+            self.state.times.validation_seconds += self._lap()
+            self._save_if_due()  # with all batches of the epoch done: resuming validates again
+
+    def _end_epoch(self, epoch: int, evaluation: Evaluation | None) -> None:
+        """Keep the best, save where we are, and tell. What that takes is charged to the next epoch."""
+        state = self.state
+        self._lap()
+        row = self._row(epoch, evaluation)
+        best = is_better(row, state.best)
+        if best:
+            # Before the point to resume from: should we be killed in between, this epoch is judged again.
+            card = replace(self.card, temperature=row.temperature or 1.0)
+            self.folder.save_best(card, self.trainer.outcome.tensors(), row)
+            state.best = row
+            self.judged = (row, evaluation) if evaluation else None
+        state.history.append(row)
+        state.begin_epoch(epoch + 1)
+        self.undrawn = True
+        finished = is_finished(state, self.recipe)
+        if finished:
+            self._draw()
+            write_metrics(self.folder.metrics, state.history)
+            self._save_last()  # at the very end: from here on a rerun has nothing more to do
+        else:
+            self._save_last()
+            write_metrics(self.folder.metrics, state.history)
+            if time.monotonic() - self.drawn >= self.drawing_took / DRAWING_SHARE:
+                self._draw()
+        self._charge_saving()
+        left = 0.0 if finished else (self.recipe.epochs - epoch) * row.seconds
+        lines = [_epoch_line(row, self.recipe.epochs, best and evaluation is not None, left), *time_lines(row)]
+        print("\n".join(lines), flush=True)
+
+    def _row(self, epoch: int, evaluation: Evaluation | None) -> EpochRow:
+        """The figures of an epoch that is over."""
+        state = self.state
+        figures: dict[str, Any] = {"val_loss": None, "val_accuracy": None}
+        if evaluation:
+            figures = _judgement(evaluation, self.recipe.loss)
+        return EpochRow(
+            epoch=epoch,
+            step=state.step,
+            lr=state.lr,
+            train_loss=state.loss_sum / state.rows,
+            train_accuracy=state.correct / state.rows,
+            images_per_second=state.rows / state.times.training,
+            **figures,
+            **asdict(state.times),
+        )
+
+    def _save_if_due(self) -> None:
+        if self.ctrl_c.asked:
+            self._save_last()
+            self._draw()
+            command = ["logpose", "train", str(self.data.path), str(self.folder.path), "--resume"]
+            raise Interrupted(
+                f"saved after {plural(self.state.batches, 'step')} of epoch {self.state.epoch}; go on with:"
+                f" {shlex.join(command)}"
+            )
+        steps = self.state.step - self.saved_step
+        often = self.checkpoint_steps is not None and steps >= self.checkpoint_steps
+        if often or time.monotonic() - self.saved >= self.checkpoint_seconds:
+            self._save_last()
+
+    def _save_last(self) -> None:
+        self._charge_saving()  # what the end of an epoch has written before
+        self.folder.save_last(self.card, self.trainer.tensors(), self.state)
+        self.saved, self.saved_step = time.monotonic(), self.state.step
+        self._charge_saving()
+
+    def _draw(self) -> None:
+        if not self.undrawn:
+            return
+        began = time.monotonic()
+        draw_curves(self.folder.curves, self.state.history)
+        best = self.state.best
+        if self.judged is None and best and best.val_loss is not None and self.state.confusion_epoch != best.epoch:
+            self.judged = self._judge_again(best)  # a kill came before this could be drawn
+        if self.judged:
+            row, evaluation = self.judged
+            right = f"{evaluation.accuracy:.1%} of {plural(evaluation.rows, 'picture')} right"
+            title = f"Validation after epoch {row.epoch}: {right}"
+            draw_confusion(self.folder.confusion, evaluation.confusion, self.data.class_names, title)
+            write_classes(self.folder.classes, self.data.class_names, evaluation.by_class)
+            self.state.confusion_epoch = row.epoch
+            self.judged = None
+        self.undrawn = False
+        self.drawn = time.monotonic()
+        self.drawing_took = self.drawn - began
+
+    def _judge_again(self, best: EpochRow, views: str = "none") -> tuple[EpochRow, Evaluation] | None:
+        """Validate the network of the best epoch once more; None where the file has that of a later one by now."""
+        assert self.streams.val is not None, "there is a best by validation"
+        checkpoint = load_checkpoint(self.folder.model)
+        if checkpoint.progress["epoch"] != best.epoch:
+            return None  # the kill came right after it was saved: that epoch will be judged and drawn
+        network = self.card.build_network(self.trainer.backend, seed=None)
+        checkpoint.load_into(network)
+        mean, std = np.array(self.data.mean), np.array(self.data.std)  # (3,)
+        judge = Trainer(network, self.recipe, mean, std, self.data.train.rows)
+        return best, judge.evaluate(((batch.images, batch.labels) for batch in self.streams.val.epoch(0)), views)
+
+    def print_summary(self) -> None:
+        """Say how good the model is by what it was validated with, and what the recipe's views add, if it has any."""
+        best, views, rows = self.state.best, self.recipe.views, self.data.val.rows
+        if best is None or best.val_accuracy is None:
+            return
+        low, high = wilson_interval(best.val_accuracy, rows)
+        parts = [f"{best.val_accuracy:.2%} of {plural(rows, 'picture')} ({low:.1%} to {high:.1%} with 95 % confidence)"]
+        if best.val_top5 is not None:
+            parts.append(f"top-5 {best.val_top5:.2%}")
+        if best.val_macro_f1 is not None:
+            parts.append(f"macro F1 {best.val_macro_f1:.2%}")
+        print(f"epoch {best.epoch}: {', '.join(parts)}")
+        if best.temperature is not None:
+            before, after = f"{best.val_calibration_error:.1%}", f"{best.val_calibration_error_scaled:.1%}"
+            print(f"calibration error {before}, {after} with the model's temperature of {best.temperature:.2f}")
+        if views != "none":
+            judged = self._judge_again(best, views)
+            assert judged, "no later epoch follows the last"
+            print(f"with views {views}: validation accuracy {judged[1].accuracy:.2%}, {best.val_accuracy:.2%} without")
+
+    def _lap(self) -> float:
+        """Seconds since the last lap: of the epoch in any case, of a part of it if the caller says so."""
+        spent = self.stopwatch.lap()
+        self.state.times.seconds += spent
+        return spent
+
+    def _charge_data(self, before: StreamTimes) -> StreamTimes:
+        """Note what batches took, by the stream's own account; returns its times now."""
+        self._lap()
+        now, times = self.streams.train.times, self.state.times
+        spent = now.since(before)
+        times.wait_seconds += spent.wait
+        times.copy_seconds += spent.copy
+        times.read_seconds += spent.read
+        times.decode_seconds += spent.decode
+        return now
+
+    def _charge_saving(self) -> None:
+        self.state.times.save_seconds += self._lap()
+
+
+def is_finished(state: TrainingState, recipe: Recipe) -> bool:
+    """Whether all epochs are done, or the last `recipe.patience` of them, if that is given, were no better."""
+    done, best = len(state.history), state.best.epoch if state.best else 0
+    return done >= recipe.epochs or 0 < recipe.patience <= done - best
+
+
+def _judgement(evaluation: Evaluation, loss: Loss) -> dict[str, float]:
+    """The columns of metrics.csv that come from validating."""
+    outputs, labels = evaluation.outputs, evaluation.labels
+    figures = {"val_loss": evaluation.loss, "val_accuracy": evaluation.accuracy, "val_macro_f1": evaluation.macro_f1}
+    if outputs.shape[1] > 5:
+        figures["val_top5"] = evaluation.top(5)
+    if isinstance(loss, SoftmaxCrossEntropy):
+        calibration = calibrate(outputs, labels)
+        figures["temperature"] = calibration.temperature
+        figures["val_calibration_error"] = calibration.error
+        figures["val_calibration_error_scaled"] = calibration.error_scaled
+    return figures
+
+
+def _epoch_line(row: EpochRow, epochs: int, best: bool, left: float) -> str:
+    parts = [f"epoch {row.epoch:{len(str(epochs))}}/{epochs}"]
+    parts.append(f"train loss {row.train_loss:.3f} accuracy {row.train_accuracy:5.1%}")
+    if row.val_accuracy is not None:
+        parts.append(f"val loss {row.val_loss:.3f} accuracy {row.val_accuracy:5.1%}{' best' if best else '     '}")
+    speed = f"{row.images_per_second:,.0f} pictures/s"
+    parts.append(f"{duration(row.seconds)}, {speed}" + (f", {duration(left)} left" if left else ""))
+    return "  ".join(parts)

@@ -1,0 +1,122 @@
+"""What an evaluation says, and how calibration is measured and mended."""
+
+import math
+
+import numpy as np
+import pytest
+
+from cnn.calibration import calibrate, fit_temperature, reliability, softmax
+from cnn.metrics import Evaluation, wilson_interval
+
+# Three classes; the last picture has two equal outputs, of which the first counts as the larger.
+OUTPUTS = np.array([[3, 1, 0], [2, 5, 1], [0, 4, 3], [1, 0, 2], [2, 2, 1]], np.float32)  # (5, 3)
+LABELS = np.array([0, 1, 2, 0, 1])  # (5,)
+
+
+def test_what_is_right_is_counted_by_class() -> None:
+    evaluation = Evaluation(1.0, OUTPUTS, LABELS)
+    assert evaluation.rows == 5
+    np.testing.assert_array_equal(evaluation.predicted, [0, 1, 1, 2, 0])
+    np.testing.assert_array_equal(evaluation.confusion, [[1, 0, 1], [1, 1, 0], [0, 1, 0]])
+    assert evaluation.accuracy == pytest.approx(0.4)
+    precision, recall, f1, pictures = evaluation.by_class
+    np.testing.assert_allclose(precision, [1 / 2, 1 / 2, 0])
+    np.testing.assert_allclose(recall, [1 / 2, 1 / 2, 0])
+    np.testing.assert_allclose(f1, [1 / 2, 1 / 2, 0])
+    np.testing.assert_array_equal(pictures, [2, 2, 1])
+    assert evaluation.macro_f1 == pytest.approx(1 / 3)
+
+
+def test_precision_and_recall_are_not_confused() -> None:
+    outputs = np.eye(2, dtype=np.float32)[[0, 0, 0, 1]]  # (4, 2)
+    precision, recall, f1, _ = Evaluation(0.0, outputs, np.array([0, 1, 1, 1])).by_class
+    np.testing.assert_allclose(precision, [1 / 3, 1])
+    np.testing.assert_allclose(recall, [1, 1 / 3])
+    np.testing.assert_allclose(f1, [1 / 2, 1 / 2])
+
+
+def test_the_best_k_include_the_true_class_or_not() -> None:
+    evaluation = Evaluation(1.0, OUTPUTS, LABELS)
+    assert evaluation.top(1) == evaluation.accuracy
+    assert evaluation.top(2) == 1.0
+    assert Evaluation(1.0, OUTPUTS[:, ::-1], LABELS).top(1) == pytest.approx(0.6)  # of two equals the first
+
+
+def test_a_class_without_pictures_is_left_out_of_the_mean() -> None:
+    outputs = np.eye(3, dtype=np.float32)[[0, 1, 1]]  # (3, 3)
+    evaluation = Evaluation(0.0, outputs, np.array([0, 1, 0]))
+    assert math.isnan(evaluation.by_class.recall[2]) and math.isnan(evaluation.by_class.precision[2])
+    assert evaluation.macro_f1 == pytest.approx(2 / 3)
+
+
+def test_nothing_to_judge_is_no_error() -> None:
+    evaluation = Evaluation(0.0, np.empty((0, 3), np.float32), np.empty(0, np.int64))
+    assert evaluation.accuracy == 0.0 and evaluation.top(1) == 0.0 and math.isnan(evaluation.macro_f1)
+
+
+@pytest.mark.parametrize(
+    ("right", "rows", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (0, 20, 0.0, 0.1611), (20, 20, 0.8389, 1.0)],
+)
+def test_wilsons_interval(right: int, rows: int, low: float, high: float) -> None:
+    """Figures of Newcombe (1998), table I, and a mirror."""
+    assert wilson_interval(right / rows, rows) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_who_says_what_is_so_has_no_calibration_error() -> None:
+    probabilities = np.tile([0.75, 0.25], (8, 1))  # (8, 2)
+    labels = np.array([0, 0, 0, 1] * 2)  # (8,)
+    assert reliability(probabilities, labels).error == pytest.approx(0.0)
+    assert reliability(probabilities, 1 - labels).error == pytest.approx(0.5)
+
+
+def test_errors_of_opposite_sign_in_two_bins_do_not_cancel() -> None:
+    probabilities = np.array([[0.9, 0.1]] * 2 + [[0.6, 0.4]] * 2)  # (4, 2)
+    found = reliability(probabilities, np.array([0, 1, 0, 0]), bins=10)
+    assert found.error == pytest.approx((0.4 + 0.4) / 2)
+    assert found.pictures.sum() == 4 and found.pictures[8] == 2 and found.pictures[5] == 2  # upper ends included
+    assert found.accuracy[8] == 0.5 and found.confidence[8] == pytest.approx(0.9)
+    assert np.isnan(found.accuracy[0])
+
+
+def drawn(rows: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+    """Outputs (rows, 4) that are `temperature` times too large for the labels (rows,) drawn from them."""
+    generator = np.random.default_rng(3)
+    true = generator.normal(0, 2, (rows, 4))  # (rows, 4)
+    chances = softmax(true)
+    labels = (chances.cumsum(axis=1) < generator.random((rows, 1))).sum(axis=1)  # (rows,)
+    return (true * temperature).astype(np.float32), labels
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
+def test_the_temperature_is_found_and_mends_it(temperature: float) -> None:
+    outputs, labels = drawn(8_000, temperature)
+    found = calibrate(outputs, labels)
+    assert found.temperature == pytest.approx(temperature, rel=0.06)
+    assert found.error_scaled < 0.025
+    assert found.error > 0.1 or temperature == 1.0
+    assert found.error == pytest.approx(reliability(softmax(outputs), labels).error)
+
+
+def test_the_temperature_has_the_least_cross_entropy() -> None:
+    outputs, labels = drawn(500, 2.0)
+    best = fit_temperature(outputs, labels)
+
+    def cross_entropy(temperature: float) -> float:
+        return float(-np.log(softmax(outputs / temperature)[np.arange(500), labels]).mean())
+
+    assert cross_entropy(best) < min(cross_entropy(best * 1.02), cross_entropy(best / 1.02))
+
+
+def test_a_half_is_not_scaled_with_its_own_temperature() -> None:
+    """The two halves want opposite temperatures: whoever scaled each with its own would find no error."""
+    outputs, labels = drawn(4_000, 1.0)
+    outputs[::2] *= 4.0
+    assert calibrate(outputs, labels).error_scaled > 0.1
+
+
+def test_where_all_is_right_or_none_there_the_temperature_is_bounded() -> None:
+    outputs = np.eye(3, dtype=np.float32) * 5.0  # (3, 3)
+    assert 0.0 < fit_temperature(outputs, np.arange(3)) < 0.03
+    assert 40.0 < fit_temperature(outputs, np.array([1, 2, 0])) < 60.0
+    assert fit_temperature(np.empty((0, 3), np.float32), np.empty(0, np.int64)) == 1.0
