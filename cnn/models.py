@@ -155,10 +155,13 @@ class Airbench94:
     `shift_lr_factor` times as fast. `width` is the first group's channels; the others have four times as many.
 
     `whiten_bias` is the share of the training in which the whitening layer's bias is trained: 3 epochs of 9.9 there.
-    `scale` multiplies the outputs.
+    `scale` multiplies the outputs. Without `whiten` the first layer is a convolution that learns, without `identity`
+    all start at random: to see what the two are good for.
     """
 
     width: int = 64
+    whiten: bool = True
+    identity: bool = True
     shift_lr_factor: float = 64.0
     whiten_bias: float = 0.3
     scale: float = 1 / 9
@@ -170,16 +173,17 @@ class Airbench94:
         if not 0.0 <= self.whiten_bias <= 1.0:
             raise RecipeError(f"model whiten_bias: expected a share from 0 to 1, found {self.whiten_bias}")
         norm = BatchNorm(0.4, 1e-12, "gelu", scaled=False, shift_lr_factor=self.shift_lr_factor, shift_decay=True)
-        named: dict[str, Layer] = {
-            "whiten": Whitening(2 * 2 * 2 * in_shape[2], bias_trained=self.whiten_bias), "gelu": GELU(),
-        }  # fmt: skip
+        filters = 2 * 2 * 2 * in_shape[2]
+        start = identity if self.identity else fan_in_uniform
+        first = Whitening(filters, bias_trained=self.whiten_bias) if self.whiten else Conv2D(filters, 2, padding=0)
+        named: dict[str, Layer] = {"whiten" if self.whiten else "conv": first, "gelu": GELU()}
         side = min(in_shape[:2]) - 1
         for number, filters in enumerate((self.width, 4 * self.width, 4 * self.width), start=1):
-            group: dict[str, Layer] = {"conv1": Conv2D(filters, 3, bias=False, initialise=identity)}
+            group: dict[str, Layer] = {"conv1": Conv2D(filters, 3, bias=False, initialise=start)}
             if side >= 2:  # a picture of a few pixels is not halved to nothing
                 group["pool"] = MaxPool(2)
                 side //= 2
-            group |= {"norm1": norm, "conv2": Conv2D(filters, 3, bias=False, initialise=identity), "norm2": norm}
+            group |= {"norm1": norm, "conv2": Conv2D(filters, 3, bias=False, initialise=start), "norm2": norm}
             named[f"group{number}"] = chain(**group)
         named["largest"] = GlobalMaxPool()
         if self.scale != 1.0:

@@ -27,7 +27,7 @@ WIDE_FONTS = ("Noto Sans CJK JP", "Noto Sans JP", "Hiragino Sans", "Yu Gothic", 
 
 def draw_curves(path: Path, rows: Sequence[EpochRow]) -> None:
     """Loss and accuracy over the epochs, training and validation, with the learning rate beneath."""
-    figure = _figure(10, 4.6)
+    figure = new_figure(10, 4.6)
     grid = figure.add_gridspec(2, 2, height_ratios=(5, 1))
     loss, accuracy = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
     rate = figure.add_subplot(grid[1, :])
@@ -53,11 +53,11 @@ def draw_curves(path: Path, rows: Sequence[EpochRow]) -> None:
     rate.set_xlabel("epoch", color=INK)
 
     for axes in (loss, accuracy, rate):
-        _plain_axes(axes)
+        plain_axes(axes)
         axes.set_xlim(0.5, max(epochs, default=1) + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     loss.legend(frameon=False, labelcolor=INK)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _curve(axes: Axes, epochs: list[int], values: Sequence[float | None], color: str, label: str) -> None:
@@ -95,7 +95,7 @@ def _mark_best(axes: Axes, rows: Sequence[EpochRow]) -> None:
     )
 
 
-def _plain_axes(axes: Axes) -> None:
+def plain_axes(axes: Axes) -> None:
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -114,7 +114,7 @@ def draw_confusion(path: Path, confusion: np.ndarray, class_names: Sequence[str]
     cell = 0.95 if classes <= 5 else 0.62 if classes <= 12 else 0.46 if classes <= 24 else 0.24
     margin = 0.1 * max(map(len, names)) + 1.2
     side = max(cell * classes, 2.6)
-    figure = _figure(side + margin + 0.8, side + margin)
+    figure = new_figure(side + margin + 0.8, side + margin)
     axes = figure.add_subplot()
     # The power lifts the few that went astray off the white of the zeros.
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.6, vmin=0, vmax=1))
@@ -136,7 +136,7 @@ def draw_confusion(path: Path, confusion: np.ndarray, class_names: Sequence[str]
     bar.outline.set_visible(False)
     bar.ax.tick_params(colors=INK, length=0)
     _write_cells(axes, counts, shares)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _write_cells(axes: Axes, counts: np.ndarray, shares: np.ndarray) -> None:
@@ -182,13 +182,13 @@ def _drawable(name: str) -> str:
     return "".join(char if ord(char) in known and char.isprintable() else "\u25a1" for char in name)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """An empty picture of so many inches, with a margin around all that will be in it."""
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
     return Figure(figsize=(width, height), dpi=120, layout=layout, facecolor="white")
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     with written_atomically(path) as file:
         FigureCanvasAgg(figure)  # attaches itself: no window system is ever asked for
         figure.savefig(file, format="png")

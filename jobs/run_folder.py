@@ -76,6 +76,7 @@ class RunFolder:
         self.curves = path / "curves.png"
         self.confusion = path / "confusion.png"
         self.classes = path / "classes.csv"
+        self.summary = path / "summary.json"
 
     def checkpoint_to_resume(self, *, resume: bool, overwrite: bool) -> Checkpoint | None:
         """The checkpoint to go on from, or None to start; refuses to touch a training without being told so."""
@@ -98,8 +99,8 @@ class RunFolder:
     def clear(self) -> None:
         """Remove what an earlier training left, so that nothing of it is taken for ours."""
         self.path.mkdir(parents=True, exist_ok=True)
-        files = self.last, self.model, self.config, self.metrics, self.curves, self.confusion, self.classes
-        for file in files:
+        results = self.metrics, self.curves, self.confusion, self.classes, self.summary
+        for file in (self.last, self.model, self.config, *results):
             file.unlink(missing_ok=True)
 
     def save_last(self, card: ModelCard, tensors: dict[str, np.ndarray], state: TrainingState) -> None:

@@ -1,20 +1,17 @@
 """A dataset -> a trained network, and everything in RUN_DIR that shows how it went."""
 
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from cnn.backend import Backend, pick_backend
-from cnn.checkpoint import ModelCard, initialise_from, load_checkpoint
+from cnn.backend import pick_backend
+from cnn.checkpoint import initialise_from, load_checkpoint
 from cnn.errors import NonFiniteError
-from cnn.losses import SoftmaxCrossEntropy
-from cnn.train import Recipe, Trainer
-from jobs.config import Wishes, describe, differences, loss_of, model_of, model_toml, resolve, to_toml
+from cnn.train import Recipe
+from jobs.config import Wishes, describe, differences, model_toml, resolve, to_toml
 from jobs.cores import usable_cores
 from jobs.errors import JobError
 from jobs.files import write_text_atomically
 from jobs.metrics import write_metrics
+from jobs.opening import card_of, describe_data, measure, trainer_of
 from jobs.progress import plural
 from jobs.run_folder import RunFolder, TrainingState
 from jobs.training import Streams, Training, is_finished
@@ -23,8 +20,6 @@ from pipeline.place import only_one
 from pipeline.schema import COPIES_FILE
 from pipeline.store import Dataset
 from pipeline.stream import BatchStream
-
-MEASURED_PIXELS = 5_000 * 32 * 32  # from which a network computes what it does not learn
 
 
 def train(
@@ -59,7 +54,7 @@ def train(
         base = model_toml(start.card.model, start.card.model_options) if start else ""
         recipe = resolve(wishes, base, str(init))
         state = TrainingState(to_toml(recipe), data.content_hash)
-    print(_describe_data(data))
+    print(describe_data(data))
     if data.attributes.copies is not None and data.attributes.copies.leaks:
         leaks = f"{data.attributes.copies.leaks:,} of the {plural(data.val.rows, 'picture')} to validate"
         print(f"{leaks} are copies of some to train on, so that the accuracy flatters: see {dataset / COPIES_FILE}")
@@ -73,8 +68,8 @@ def train(
     workers = workers or usable_cores()
     streams = _open_streams(data, recipe, workers, ram_budget)
     backend = pick_backend(device)
-    card = _card(data, recipe)
-    trainer = _trainer(card, recipe, backend, data)
+    card = card_of(data, recipe)
+    trainer = trainer_of(card, recipe, backend, data)
     print(backend.description)
     print(f"{card.model}, {trainer.network.parameters.size:,} parameters")
     print(describe(recipe))
@@ -86,14 +81,14 @@ def train(
         print(f"starting from {start.path}")
         for note in initialise_from(trainer.network, card, start):
             print(note)
-    elif trainer.network.is_measured:
-        some = max(1, MEASURED_PIXELS // (data.size[0] * data.size[1]))  # rows are in random order
-        trainer.measure(data.train.read(0, min(data.train.rows, some)))
+    else:
+        measure(trainer, data)
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     with only_one(run_dir.with_name(f".{run_dir.name}.lock"), f"training into {run_dir}"):
         if not checkpoint:
             folder.clear()
         write_text_atomically(folder.config, to_toml(recipe))
+        folder.summary.unlink(missing_ok=True)  # what it says ends here
         if state.history:
             write_metrics(folder.metrics, state.history)
         training = Training(data, folder, card, trainer, state, streams, checkpoint_minutes, checkpoint_steps)
@@ -102,7 +97,6 @@ def train(
         except NonFiniteError as error:
             kept = f"{folder.model} keeps the best so far" if state.best else "no model is saved yet"
             raise NonFiniteError(f"{error}, and start again with --overwrite; {kept}") from error
-        training.print_summary()
     print(f"done{_best(state)}; see {folder.model}, {folder.curves.name} and {folder.confusion.name}")
     return 0
 
@@ -143,36 +137,6 @@ def _check_same_dataset(data: Dataset, state: TrainingState, folder: RunFolder) 
             f"{folder.path} was begun with another dataset (content {state.content_hash[:8]}, {data.path} has"
             f" {data.content_hash[:8]}); give that one, or start again with --overwrite or --init"
         )
-
-
-def _card(data: Dataset, recipe: Recipe) -> ModelCard:
-    name, options = model_of(recipe)
-    return ModelCard(
-        model=name,
-        model_options=options,
-        in_shape=(*data.size, 3),
-        class_names=data.class_names,
-        fit=data.fit,
-        mean=data.mean,
-        std=data.std,
-        loss=loss_of(recipe),
-    )
-
-
-def _trainer(card: ModelCard, recipe: Recipe, backend: Backend, data: Dataset) -> Trainer:
-    network = card.build_network(backend, recipe.seed)
-    if isinstance(recipe.loss, SoftmaxCrossEntropy):
-        counts = np.bincount(data.train.labels, minlength=len(data.class_names))  # (classes,)
-        recipe = replace(recipe, loss=recipe.loss.balanced(counts))
-    return Trainer(network, recipe, np.array(data.mean), np.array(data.std), data.train.rows)
-
-
-def _describe_data(data: Dataset) -> str:
-    height, width = data.size
-    val = f"{data.val.rows:,} to validate" if data.val.rows else "none to validate: the last epoch counts as the best"
-    classes = plural(len(data.class_names), "class", "classes")
-    pictures = plural(data.train.rows, "picture")
-    return f"{data.path}: {classes}, {width}×{height} ({data.fit}); {pictures} to train on, {val}"
 
 
 def _best(state: TrainingState) -> str:

@@ -19,6 +19,7 @@ from jobs.interrupts import CtrlC
 from jobs.metrics import EpochRow, is_better, write_classes, write_metrics
 from jobs.progress import Bar, bar, duration, plural
 from jobs.run_folder import RunFolder, TrainingState
+from jobs.summary import Summary, summary_lines, write_summary
 from jobs.timing import Stopwatch, time_lines
 from pipeline.errors import PipelineError
 from pipeline.reader import StreamTimes
@@ -128,19 +129,22 @@ class Training:
         state.begin_epoch(epoch + 1)
         self.undrawn = True
         finished = is_finished(state, self.recipe)
+        left = 0.0 if finished else (self.recipe.epochs - epoch) * row.seconds
+        lines = [_epoch_line(row, self.recipe.epochs, best and evaluation is not None, left), *time_lines(row)]
+        told = "\n".join(lines)
         if finished:
             self._draw()
             write_metrics(self.folder.metrics, state.history)
+            print(told, flush=True)
+            self._summarise()
             self._save_last()  # at the very end: from here on a rerun has nothing more to do
         else:
             self._save_last()
             write_metrics(self.folder.metrics, state.history)
             if time.monotonic() - self.drawn >= self.drawing_took / DRAWING_SHARE:
                 self._draw()
+            print(told, flush=True)
         self._charge_saving()
-        left = 0.0 if finished else (self.recipe.epochs - epoch) * row.seconds
-        lines = [_epoch_line(row, self.recipe.epochs, best and evaluation is not None, left), *time_lines(row)]
-        print("\n".join(lines), flush=True)
 
     def _row(self, epoch: int, evaluation: Evaluation | None) -> EpochRow:
         """The figures of an epoch that is over."""
@@ -211,25 +215,23 @@ class Training:
         judge = Trainer(network, self.recipe, mean, std, self.data.train.rows)
         return best, judge.evaluate(((batch.images, batch.labels) for batch in self.streams.val.epoch(0)), views)
 
-    def print_summary(self) -> None:
-        """Say how good the model is by what it was validated with, and what the recipe's views add, if it has any."""
+    def _summarise(self) -> None:
+        """Judge the best network once more, with the recipe's views if it has any, and write what came of it all."""
         best, views, rows = self.state.best, self.recipe.views, self.data.val.rows
-        if best is None or best.val_accuracy is None:
-            return
-        low, high = wilson_interval(best.val_accuracy, rows)
-        parts = [f"{best.val_accuracy:.2%} of {plural(rows, 'picture')} ({low:.1%} to {high:.1%} with 95 % confidence)"]
-        if best.val_top5 is not None:
-            parts.append(f"top-5 {best.val_top5:.2%}")
-        if best.val_macro_f1 is not None:
-            parts.append(f"macro F1 {best.val_macro_f1:.2%}")
-        print(f"epoch {best.epoch}: {', '.join(parts)}")
-        if best.temperature is not None:
-            before, after = f"{best.val_calibration_error:.1%}", f"{best.val_calibration_error_scaled:.1%}"
-            print(f"calibration error {before}, {after} with the model's temperature of {best.temperature:.2f}")
-        if views != "none":
-            judged = self._judge_again(best, views)
-            assert judged, "no later epoch follows the last"
-            print(f"with views {views}: validation accuracy {judged[1].accuracy:.2%}, {best.val_accuracy:.2%} without")
+        assert best, "an epoch is over"
+        seconds = sum(row.seconds for row in self.state.history)
+        summary = Summary(best.epoch, len(self.state.history), seconds, self.data.train.rows, rows)
+        if best.val_accuracy is not None:
+            low, high = wilson_interval(best.val_accuracy, rows)
+            summary = replace(
+                summary, accuracy=best.val_accuracy, accuracy_low=low, accuracy_high=high, top5=best.val_top5,
+                macro_f1=best.val_macro_f1, calibration_error=best.val_calibration_error,
+                calibration_error_scaled=best.val_calibration_error_scaled, temperature=best.temperature,
+            )  # fmt: skip
+            if views != "none" and (judged := self._judge_again(best, views)):
+                summary = replace(summary, views=views, accuracy_with_views=judged[1].accuracy)
+        write_summary(self.folder.summary, summary)
+        print("\n".join(summary_lines(summary)), flush=True)
 
     def _lap(self) -> float:
         """Seconds since the last lap: of the epoch in any case, of a part of it if the caller says so."""

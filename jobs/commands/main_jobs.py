@@ -7,6 +7,7 @@ import typer
 
 from jobs.commands.options import (
     AnyImages,
+    BatchSize,
     Built,
     Codec,
     ComputeOn,
@@ -14,12 +15,17 @@ from jobs.commands.options import (
     Fit,
     Images,
     Job,
+    ModelName,
     Overwrite,
+    RecipeFile,
+    RecipeName,
+    RecipeValues,
     Scheduler,
+    Seed,
     TableFormat,
     Workers,
     app,
-)  # fmt: skip
+)
 from jobs.prompts import choose, interactive, path_argument
 from jobs.sizes import parse_bytes
 
@@ -86,13 +92,11 @@ def build(
 def train(
     dataset: Built = None,
     run_dir: Annotated[Path | None, typer.Argument(metavar="RUN_DIR", help="Folder for the results.")] = None,
-    model: Annotated[str | None, typer.Option(metavar="NAME", help="Architecture, such as resnet9.")] = None,
+    model: ModelName = None,
     epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Times to see each picture.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Pictures a step.")] = None,
+    batch_size: BatchSize = None,
     lr: Annotated[float | None, typer.Option(metavar="X", help="Learning rate at its peak.")] = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Of weights, order and augmentation.")
-    ] = None,
+    seed: Seed = None,
     patience: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Stop after N epochs without a better one; 0 never.")
     ] = None,
@@ -102,15 +106,9 @@ def train(
     init: Annotated[
         Path | None, typer.Option(metavar="MODEL", help="Start from a saved model; its classes may differ.")
     ] = None,
-    recipe: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Recipe by name, see 'logpose recipes'.")
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE.toml", help="Recipe to read, such as RUN_DIR/config.toml.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="a.b=v", help="One value of the recipe; repeatable.")
-    ] = None,
+    recipe: RecipeName = None,
+    config: RecipeFile = None,
+    set_: RecipeValues = None,
     checkpoint_minutes: Annotated[
         float, typer.Option(min=0, metavar="X", help="Save within an epoch this often, to resume from.")
     ] = 5.0,
@@ -125,7 +123,7 @@ def train(
     """Train a network on a dataset.
 
     RUN_DIR gets model.safetensors (the best on validation), last.safetensors (to go on from), config.toml,
-    metrics.csv, classes.csv, curves.png and confusion.png. Ctrl-C saves and says how to go on.
+    metrics.csv, classes.csv, summary.json, curves.png and confusion.png. Ctrl-C saves and says how to go on.
 
     \b
     Example: logpose train flags.zarr runs/flags --epochs 20 --set optimizer.weight_decay=0.001

@@ -65,6 +65,16 @@ AnyImages = Annotated[
     Path | None, typer.Argument(metavar="IMAGES", help="A folder, however deep, one picture, or a DATASET.zarr.")
 ]
 Built = Annotated[Path | None, typer.Argument(metavar="DATASET.zarr", help="From 'logpose build'.")]
+ModelName = Annotated[str | None, typer.Option(metavar="NAME", help="Architecture, such as resnet9.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, metavar="N", help="Pictures a step.")]
+Seed = Annotated[int | None, typer.Option(min=0, metavar="N", help="Of weights, order and augmentation.")]
+RecipeName = Annotated[str | None, typer.Option(metavar="NAME", help="Recipe by name, see 'logpose recipes'.")]
+RecipeFile = Annotated[
+    Path | None, typer.Option(metavar="FILE.toml", help="Recipe to read, such as RUN_DIR/config.toml.")
+]
+RecipeValues = Annotated[
+    list[str] | None, typer.Option("--set", metavar="a.b=v", help="One value of the recipe; repeatable.")
+]
 
 
 def _show_version(wanted: bool) -> None:

@@ -26,8 +26,8 @@ from cnn.optim import SGD, AdamW
 from cnn.rng import key_of
 from cnn.train import Recipe, Trainer
 from jobs.config import Wishes, resolve
+from jobs.opening import measure
 from jobs.recipes import recipe_names
-from jobs.train import MEASURED_PIXELS
 from pipeline.store import Dataset
 from pipeline.stream import Batch, BatchStream
 from tests.bench.torch_peer import load_ours, parameter_groups, to_torch
@@ -56,8 +56,7 @@ class TorchTraining:
         layer = recipe.model.layers(shape, len(data.class_names))
         network = Network(layer, shape, pick_backend("reference"), recipe.seed)
         ours = Trainer(network, recipe, np.array(data.mean), np.array(data.std), data.train.rows)
-        if network.is_measured:
-            ours.measure(data.train.read(0, min(data.train.rows, MEASURED_PIXELS // (shape[0] * shape[1]))))
+        measure(ours, data)
         self.epoch_steps, self.total_steps, self.step = ours.epoch_steps, ours.total_steps, 0
         self.module = to_torch(layer, shape)
         load_ours(self.module, network.tensors())

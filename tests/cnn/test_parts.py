@@ -408,6 +408,14 @@ def test_airbench94_is_that_of_the_speed_runs() -> None:
     np.testing.assert_array_equal(centre, np.eye(64))
 
 
+def test_airbench94_may_learn_its_first_layer_and_start_at_random() -> None:
+    layers = MODELS["airbench94"](whiten=False, identity=False).layers((32, 32, 3), 10)  # type: ignore[call-arg]
+    network = Network(layers, (32, 32, 3), REFERENCE)
+    assert not network.is_measured and network.parameters.views["conv.weight"].shape == (2, 2, 3, 24)
+    assert {spec.trained for spec in network.parameters.specs if spec.name.startswith("conv.")} == {1.0}
+    assert abs(network.tensors()["group2.conv1.weight"]).max() < 0.1
+
+
 def test_shapes_that_do_not_fit_are_explained() -> None:
     for layer, shape, words in (
         (Conv2D(4, 5, padding=0), (3, 3, 1), "does not fit a picture of 3x3"),

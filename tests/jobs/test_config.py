@@ -1,5 +1,6 @@
 """Recipes: TOML, --set and options become frozen dataclasses; a mistake is named with its place."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -17,13 +18,13 @@ from cnn.losses import SoftmaxCrossEntropy
 from cnn.models import MODELS
 from cnn.optim import OPTIMIZERS, SGD
 from cnn.schedules import SCHEDULES, Triangular
-from cnn.train import Recipe
-from jobs import train
+from cnn.train import Recipe, Trainer
 from jobs.cli import main
 from jobs.config import REGISTRIES, Wishes, describe, differences, resolve, to_toml
 from jobs.errors import JobError
 from jobs.recipes import recipe_names, recipe_summary
 from jobs.run_folder import RunFolder, TrainingState
+from jobs.train import _same_recipe
 from pipeline.store import Dataset
 from tests.jobs.conftest import Logpose
 
@@ -114,9 +115,9 @@ def test_a_training_from_before_a_setting_was_added_goes_on(tmp_path: Path) -> N
     older = tomllib.loads(to_toml(Recipe()))
     del older["lookahead"], older["train"]["views"]
     state = TrainingState(tomli_w.dumps(older), "hash")
-    assert train._same_recipe(Wishes(options={"train.epochs": 30}), state, RunFolder(tmp_path)) == Recipe(epochs=30)
+    assert _same_recipe(Wishes(options={"train.epochs": 30}), state, RunFolder(tmp_path)) == Recipe(epochs=30)
     with pytest.raises(JobError, match=r"begun with another recipe: lookahead\.every was 0, now 5; leave that out"):
-        train._same_recipe(Wishes(sets=["lookahead.every=5"]), state, RunFolder(tmp_path))
+        _same_recipe(Wishes(sets=["lookahead.every=5"]), state, RunFolder(tmp_path))
 
 
 # A training by the speed run's recipe, on pictures of 16 pixels
@@ -128,16 +129,16 @@ SMALL = ("--recipe", "cifar-speedrun", "--epochs", "3", "--batch-size", "8", "--
 def test_a_speed_run_is_whitened_by_its_pictures_resumes_exactly_and_is_seen_in_views(
     logpose: Logpose, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calm, stopped, evaluate = tmp_path / "calm", tmp_path / "stopped", train.Trainer.evaluate
+    calm, stopped, evaluate = tmp_path / "calm", tmp_path / "stopped", Trainer.evaluate
     shares: dict[str, list[str]] = {}
 
-    def noting(self: train.Trainer, batches: Any, views: str = "none") -> Any:
+    def noting(self: Trainer, batches: Any, views: str = "none") -> Any:
         evaluation = evaluate(self, batches, views)
         shares.setdefault(views, []).append(f"{evaluation.accuracy:.2%}")
         return evaluation
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.Trainer, "evaluate", noting)
+        patch.setattr(Trainer, "evaluate", noting)
         outcome = logpose("train", dataset, calm, *SMALL)
     assert (outcome.code, outcome.err) == (0, "")
     best = re.search(r"^epoch (\d): ([\d.]+%) of 12 pictures", outcome.out, re.MULTILINE)
@@ -145,16 +146,18 @@ def test_a_speed_run_is_whitened_by_its_pictures_resumes_exactly_and_is_seen_in_
     found = re.search(views, outcome.out, re.MULTILINE)
     assert found and best and found[1] == shares["mirror_shift"][0]
     assert found[2] == best[2] == shares["none"][int(best[1]) - 1]
+    summary = json.loads((calm / "summary.json").read_text())
+    assert summary["views"] == "mirror_shift" and f"{summary['accuracy_with_views']:.2%}" == found[1]
 
-    steps = train.Trainer.train_batch
+    steps = Trainer.train_batch
 
-    def killed(self: train.Trainer, *arguments: Any) -> Any:
+    def killed(self: Trainer, *arguments: Any) -> Any:
         if self.step == 10:
             raise KeyboardInterrupt  # at once, nothing is saved
         return steps(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.Trainer, "train_batch", killed)
+        patch.setattr(Trainer, "train_batch", killed)
         assert logpose("train", dataset, stopped, *SMALL, "--checkpoint-steps", 3).code == 130
     assert logpose("train", dataset, stopped, "--resume", "--device", "cpu").code == 0
     one, other = (load_checkpoint(run_dir / "last.safetensors").tensors for run_dir in (calm, stopped))
@@ -167,15 +170,15 @@ def test_a_speed_run_is_whitened_by_its_pictures_resumes_exactly_and_is_seen_in_
 
 
 def test_an_unknown_recipe_is_named() -> None:
-    with pytest.raises(JobError, match="no recipe is called 'cifar'; known are cifar-speedrun, quick"):
+    with pytest.raises(JobError, match="no recipe is called 'cifar'; known are best, cifar-speedrun, quick"):
         resolve(Wishes(recipe="cifar"))
 
 
 def test_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["recipes"]) == 0
     listed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in listed] == ["cifar-speedrun", "quick"]
-    assert listed[1] == f"quick           {recipe_summary('quick')}"
+    assert [line.split()[0] for line in listed] == ["best", "cifar-speedrun", "quick"]
+    assert listed[2] == f"quick           {recipe_summary('quick')}"
     assert main(["recipes", "cifar-speedrun"]) == 0
     printed = file(tmp_path, capsys.readouterr().out)
     assert resolve(Wishes(printed)) == resolve(Wishes(recipe="cifar-speedrun"))

@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import json
 import os
 import shutil
 import signal
@@ -18,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from cnn.backend import pick_backend
 from cnn.calibration import calibrate, softmax
 from cnn.checkpoint import load_checkpoint
-from cnn.metrics import Evaluation
+from cnn.metrics import Evaluation, wilson_interval
 from cnn.optim import AdamW
 from cnn.predict import Predictor
 from cnn.train import Recipe
@@ -32,7 +33,8 @@ from pipeline.stream import BatchStream
 from tests.jobs.conftest import CLASSES, RECIPE, Logpose, command, draw_classes
 
 RESULTS = {
-    "model.safetensors", "last.safetensors", "config.toml", "metrics.csv", "classes.csv", "curves.png", "confusion.png",
+    "model.safetensors", "last.safetensors", "config.toml", "metrics.csv", "classes.csv", "summary.json",
+    "curves.png", "confusion.png",
 }  # fmt: skip
 
 
@@ -644,6 +646,11 @@ def test_the_model_keeps_the_temperature_that_its_probabilities_are_right_with(
     calibration = calibrate(logits, val.labels)
     assert float(best["val_calibration_error"]) == pytest.approx(calibration.error, rel=1e-4)
     assert float(best["val_calibration_error_scaled"]) == pytest.approx(calibration.error_scaled, rel=1e-4)
+    summary = json.loads((trained / "summary.json").read_text())
+    assert (summary["epoch"], summary["epochs"], summary["val_pictures"]) == (int(best["epoch"]), 3, val.rows)
+    assert summary["accuracy"] == evaluation.accuracy and summary["views"] == "none"
+    assert (summary["accuracy_low"], summary["accuracy_high"]) == wilson_interval(evaluation.accuracy, val.rows)
+    assert summary["temperature"] == checkpoint.card.temperature and summary["accuracy_with_views"] is None
     with (trained / "classes.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["class"] for row in rows] == list(CLASSES)

@@ -1,0 +1,56 @@
+"""What a training begins with, from a dataset and a recipe."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from cnn.backend import Backend
+from cnn.checkpoint import ModelCard
+from cnn.losses import SoftmaxCrossEntropy
+from cnn.train import Recipe, Trainer
+from jobs.config import loss_of, model_of
+from jobs.progress import plural
+from pipeline.store import Dataset
+
+_MEASURED_PIXELS = 5_000 * 32 * 32  # from which a network computes what it does not learn
+
+
+def card_of(data: Dataset, recipe: Recipe) -> ModelCard:
+    """What a model file is to say of the network."""
+    name, options = model_of(recipe)
+    return ModelCard(
+        model=name,
+        model_options=options,
+        in_shape=(*data.size, 3),
+        class_names=data.class_names,
+        fit=data.fit,
+        mean=data.mean,
+        std=data.std,
+        loss=loss_of(recipe),
+    )
+
+
+def trainer_of(card: ModelCard, recipe: Recipe, backend: Backend, data: Dataset) -> Trainer:
+    """A fresh network and its trainer."""
+    network = card.build_network(backend, recipe.seed)
+    if isinstance(recipe.loss, SoftmaxCrossEntropy):
+        counts = np.bincount(data.train.labels, minlength=len(data.class_names))  # (classes,)
+        recipe = replace(recipe, loss=recipe.loss.balanced(counts))
+    return Trainer(network, recipe, np.array(data.mean), np.array(data.std), data.train.rows)
+
+
+def describe_data(data: Dataset) -> str:
+    """The dataset in one line."""
+    height, width = data.size
+    val = f"{data.val.rows:,} to validate" if data.val.rows else "none to validate: the last epoch counts as the best"
+    classes = plural(len(data.class_names), "class", "classes")
+    pictures = plural(data.train.rows, "picture")
+    return f"{data.path}: {classes}, {width}×{height} ({data.fit}); {pictures} to train on, {val}"
+
+
+def measure(trainer: Trainer, data: Dataset) -> None:
+    """Let a network that computes something from pictures see some to train on, before the first step."""
+    if not trainer.network.is_measured:
+        return
+    some = max(1, _MEASURED_PIXELS // (data.size[0] * data.size[1]))  # rows are in random order
+    trainer.measure(data.train.read(0, min(data.train.rows, some)))
