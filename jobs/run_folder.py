@@ -77,6 +77,7 @@ class RunFolder:
         self.confusion = path / "confusion.png"
         self.classes = path / "classes.csv"
         self.summary = path / "summary.json"
+        self.report = path / "report.html"  # by `logpose report`
 
     def checkpoint_to_resume(self, *, resume: bool, overwrite: bool) -> Checkpoint | None:
         """The checkpoint to go on from, or None to start; refuses to touch a training without being told so."""
@@ -99,7 +100,7 @@ class RunFolder:
     def clear(self) -> None:
         """Remove what an earlier training left, so that nothing of it is taken for ours."""
         self.path.mkdir(parents=True, exist_ok=True)
-        results = self.metrics, self.curves, self.confusion, self.classes, self.summary
+        results = self.metrics, self.curves, self.confusion, self.classes, self.summary, self.report
         for file in (self.last, self.model, self.config, *results):
             file.unlink(missing_ok=True)
 

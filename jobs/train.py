@@ -1,5 +1,6 @@
 """A dataset -> a trained network, and everything in RUN_DIR that shows how it went."""
 
+import shlex
 from pathlib import Path
 
 from cnn.backend import pick_backend
@@ -98,6 +99,8 @@ def train(
             kept = f"{folder.model} keeps the best so far" if state.best else "no model is saved yet"
             raise NonFiniteError(f"{error}, and start again with --overwrite; {kept}") from error
     print(f"done{_best(state)}; see {folder.model}, {folder.curves.name} and {folder.confusion.name}")
+    if state.best and state.best.val_accuracy is not None:
+        print(f"where it is wrong, with pictures: {shlex.join(['logpose', 'report', str(run_dir)])}")
     return 0
 
 

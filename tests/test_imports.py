@@ -26,9 +26,10 @@ DOORS = {
     "numba": ["cnn/backends/cpu/*.py", "pipeline/resize.py", "pipeline/kernels.py"],
     "llvmlite": ["cnn/backends/cpu/simd.py", "pipeline/resize.py"],
     "dask": ["pipeline/schedule.py", "pipeline/cluster.py"],
-    "PIL": ["pipeline/decode.py", "jobs/contact_sheet.py", "jobs/flags*"],
+    "PIL": ["pipeline/decode.py", "jobs/contact_sheet.py", "jobs/report/pictures.py", "jobs/flags*"],
     "matplotlib": ["jobs/drawings.py"],
     "pyarrow": ["jobs/parquet.py"],
+    "jinja2": ["jobs/report/page.py"],
     "typer": ["jobs/cli.py", "jobs/commands/*.py"],
 }
 
@@ -105,7 +106,7 @@ def test_a_file_is_one_idea(path: str) -> None:
 
 
 def test_the_command_line_starts_without_the_heavy_libraries() -> None:
-    heavy = ["numpy", "zarr", "dask", "numba", "matplotlib", "PIL", "safetensors", "rich"]
+    heavy = ["numpy", "zarr", "dask", "numba", "matplotlib", "PIL", "safetensors", "rich", "jinja2"]
     script = f"import sys, jobs.cli; print(sorted(set({heavy!r}) & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

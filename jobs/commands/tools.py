@@ -1,11 +1,24 @@
-"""Commands around the three jobs: recipes, verify, info; and the demo."""
+"""Commands around the three jobs: recipes, find-lr, verify, info, report; and the demo."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from jobs.commands.options import Built, Job, app
+from jobs.commands.options import (
+    BatchSize,
+    Built,
+    ComputeOn,
+    Device,
+    Job,
+    ModelName,
+    RecipeFile,
+    RecipeName,
+    RecipeValues,
+    Seed,
+    Workers,
+    app,
+)  # fmt: skip
 from jobs.prompts import path_argument
 
 
@@ -29,6 +42,48 @@ def recipes(
         for each in names:
             print(f"{each:{max(map(len, names))}}  {recipe_summary(each)}")
         return 0
+
+    return job
+
+
+@app.command()
+def find_lr(
+    dataset: Built = None,
+    model: ModelName = None,
+    batch_size: BatchSize = None,
+    seed: Seed = None,
+    steps: Annotated[int, typer.Option(min=20, max=1000, metavar="N", help="Rates to try, one for each step.")] = 100,
+    device: ComputeOn = Device.auto,
+    workers: Workers = None,
+    recipe: RecipeName = None,
+    config: RecipeFile = None,
+    set_: RecipeValues = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw loss against rate.")] = None,
+) -> Job:
+    """Find a learning rate to train with.
+
+    Begins a training at rates that rise from a thousandth of the recipe's to a hundred times it, and suggests the
+    one at which the loss is lowest. Takes as long as so many steps of a training; writes nothing but --plot.
+
+    \b
+    Example: logpose find-lr flags.zarr --set optimizer.name=sgd
+    """
+    dataset = path_argument(dataset, "DATASET.zarr", "Dataset to try rates on", "find-lr")
+
+    def job() -> int:
+        from jobs.config import Wishes
+        from jobs.find_lr import find_lr as run
+
+        options = {"model.name": model, "train.batch_size": batch_size, "train.seed": seed}
+        given = {key: value for key, value in options.items() if value is not None}
+        return run(
+            dataset,
+            Wishes(config, set_ or [], given, recipe),
+            device=device.value,
+            workers=workers,
+            steps=steps,
+            plot=plot,
+        )
 
     return job
 
@@ -78,6 +133,34 @@ def info(
         from jobs.info import info as run
 
         return run(dataset, sheet=sheet, no_sheet=no_sheet, shuffle=shuffle)
+
+    return job
+
+
+@app.command()
+def report(
+    run_dir: Annotated[Path | None, typer.Argument(metavar="RUN_DIR", help="Folder of a training.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Where to write; else in RUN_DIR.")] = None,
+    dataset: Annotated[
+        Path | None, typer.Option(metavar="DATASET.zarr", help="The training's dataset, if it has moved.")
+    ] = None,
+    device: ComputeOn = Device.auto,
+    workers: Workers = None,
+) -> Job:
+    """Say how good a trained network is and where it is wrong, with pictures, in one HTML file.
+
+    RUN_DIR/report.html holds all it shows and needs no network: curves, classes, the commonest mistakes, labels that
+    may be wrong, copies among the pictures, and the command to train once more.
+
+    \b
+    Example: logpose report runs/flags
+    """
+    run_dir = path_argument(run_dir, "RUN_DIR", "Folder of the training", "report")
+
+    def job() -> int:
+        from jobs.report import report as run
+
+        return run(run_dir, out=out, dataset=dataset, device=device.value, workers=workers)
 
     return job
 

@@ -19,7 +19,7 @@ from jobs.errors import JobError
 from jobs.sizes import parse_bytes
 from tests.jobs.conftest import Logpose, command, draw_classes, run_process
 
-COMMANDS = ("build", "train", "recipes", "classify", "verify", "info", "demo")
+COMMANDS = ("build", "train", "recipes", "find-lr", "classify", "verify", "info", "report", "demo")
 
 
 @pytest.mark.parametrize(

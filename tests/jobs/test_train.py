@@ -91,7 +91,7 @@ def test_the_first_lines_say_what_is_trained_on_what(logpose: Logpose, dataset: 
     assert lines[3].startswith("plain (width 4), adamw, cosine, softmax_cross_entropy; 1 epoch, batches of 8, seed 0")
     assert lines[4].startswith("epoch 1/1  train loss ")
     assert lines[5].startswith("         time: compute ")
-    assert lines[-1].startswith("done, best validation accuracy ")
+    assert lines[-2].startswith("done, best validation accuracy ") and "logpose report" in lines[-1]
 
 
 def test_config_toml_alone_repeats_the_run(
@@ -615,8 +615,10 @@ def test_patience_stops_early_and_more_of_it_goes_on(
     outcome = logpose("train", dataset, run_dir, *RECIPE, "--epochs", 9, "--patience", 3)
     assert (outcome.code, outcome.err) == (0, "")
     assert [row["epoch"] for row in metrics(run_dir)] == ["1", "2", "3", "4", "5"]
-    assert "epoch 5/9" in outcome.out and "left" not in outcome.out.splitlines()[-4]
-    assert outcome.out.splitlines()[-3].startswith("epoch 2: ") and "in epoch 2;" in outcome.out.splitlines()[-1]
+    last = next(line for line in outcome.out.splitlines() if line.startswith("epoch 5/9  "))
+    assert "left" not in last
+    epoch, _, done, look = outcome.out.splitlines()[-4:]
+    assert epoch.startswith("epoch 2: ") and "in epoch 2;" in done and look.endswith(f"logpose report {run_dir}")
     assert load_checkpoint(run_dir / "model.safetensors").progress["epoch"] == 2
 
     again = logpose("train", dataset, run_dir, "--resume")

@@ -1,0 +1,140 @@
+"""What a RUN_DIR says of its training, and the dataset that belongs to it."""
+
+import csv
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from cnn.checkpoint import Checkpoint, load_checkpoint
+from cnn.train import Recipe
+from jobs.config import Wishes, resolve
+from jobs.errors import JobError
+from jobs.metrics import EpochRow, is_better
+from jobs.run_folder import RunFolder, TrainingState
+from jobs.training import is_finished
+from pipeline.errors import DatasetError
+from pipeline.store import Dataset
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A training, as far as it has come.
+
+    best      the figures of the epoch that the model is of
+    finished  whether it would go on if it were resumed
+    saved     when the model was, in seconds since 1970
+    """
+
+    folder: RunFolder
+    model: Checkpoint
+    history: list[EpochRow]
+    best: EpochRow
+    recipe: Recipe
+    recipe_toml: str
+    finished: bool
+    saved: float
+
+    @property
+    def seconds(self) -> float:
+        """What all finished epochs took."""
+        return sum(row.seconds for row in self.history)
+
+    @property
+    def date(self) -> str:
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(self.saved))
+
+
+def gather_run(run_dir: Path) -> tuple[TrainedRun, TrainingState]:
+    """What `run_dir` holds. Without last.safetensors, its state is what metrics.csv and config.toml tell of it.
+
+    Raises JobError where there is too little to report on, ModelFileError where a file is damaged.
+    """
+    folder = RunFolder(run_dir)
+    if not run_dir.is_dir():
+        found = "a file" if run_dir.exists() else "nothing"
+        raise JobError(f"expected the folder of a training, found {found} at {run_dir}; give its RUN_DIR")
+    if not folder.model.exists():
+        raise JobError(_no_model(folder))
+    model = load_checkpoint(folder.model)
+    state = _state(folder)
+    recipe = resolve(Wishes(), state.recipe, str(folder.config))
+    # The model may be of an epoch that was not noted any more, as after a kill right behind it.
+    best = next((row for row in state.history if row.epoch == model.progress.get("epoch")), None)
+    if best is None:
+        best = _row(model.progress, folder.model)
+        state.history.append(best)
+    run = TrainedRun(
+        folder, model, state.history, best, recipe, state.recipe, is_finished(state, recipe),
+        folder.model.stat().st_mtime,
+    )  # fmt: skip
+    return run, state
+
+
+def open_dataset(run: TrainedRun, state: TrainingState, given: Path | None) -> Dataset:
+    """The dataset of a training, at the place `given` or else where it last was. Raises JobError, DatasetError."""
+    folder, card = run.folder, run.model.card
+    if given is None and not state.dataset:
+        raise JobError(f"{folder.path} does not say where its dataset is; give it with --dataset DATASET.zarr")
+    path = given or Path(state.dataset)
+    try:
+        data = Dataset.open(path)
+    except DatasetError as error:
+        if given or path.exists():
+            raise
+        raise JobError(
+            f"expected the dataset of {folder.path} where it was, found nothing at {path}; if it has moved, give it"
+            " with --dataset DATASET.zarr"
+        ) from error
+    if state.content_hash and data.content_hash != state.content_hash:
+        raise JobError(
+            f"{folder.path} was trained on another dataset (content {state.content_hash[:8]}, {path} has"
+            f" {data.content_hash[:8]}); give that one with --dataset DATASET.zarr"
+        )
+    if (data.class_names, (*data.size, 3)) != (card.class_names, card.in_shape):
+        raise JobError(
+            f"{folder.model} was trained on other classes or sizes than {path} has; give its own dataset with"
+            " --dataset DATASET.zarr"
+        )
+    return data
+
+
+def _no_model(folder: RunFolder) -> str:
+    if folder.last.exists():
+        return f"{folder.path} holds a training without a finished epoch, so no {folder.model.name}; wait for one epoch"
+    return f"expected {folder.model.name} of a training, found none in {folder.path}; give its RUN_DIR"
+
+
+def _state(folder: RunFolder) -> TrainingState:
+    if folder.last.exists():
+        return TrainingState.from_json(load_checkpoint(folder.last).progress, folder.last)
+    for path in (folder.metrics, folder.config):
+        if not path.exists():
+            raise JobError(
+                f"{folder.path} holds {folder.model.name}, but neither {folder.last.name} nor {path.name}, which say"
+                " how its training went; copy them there, too"
+            )
+    history = _read_metrics(folder.metrics)
+    best = None
+    for row in history:
+        best = row if is_better(row, best) else best
+    return TrainingState(folder.config.read_text(encoding="utf-8"), "", history=history, best=best)
+
+
+def _read_metrics(path: Path) -> list[EpochRow]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return [_row({key: _number(key, text) for key, text in row.items()}, path) for row in csv.DictReader(file)]
+
+
+def _number(column: str, text: str) -> float | None:
+    if not text:
+        return None
+    return int(text) if column in ("epoch", "step") else float(text)
+
+
+def _row(found: dict[str, Any], where: Path) -> EpochRow:
+    known = {field.name for field in fields(EpochRow)}
+    try:
+        return EpochRow(**{key: value for key, value in found.items() if key in known})
+    except TypeError as error:
+        raise JobError(f"expected the figures of an epoch, found others in {where}; train again") from error
