@@ -186,15 +186,19 @@ class Trainer:
         for name, arena in (("ema", self.network.parameters), ("ema_state", self.network.state)):
             self.slots[name] += joins * (arena.flat - self.slots[name])  # (size,)
 
-    def evaluate(self, batches: Iterable[tuple[np.ndarray, np.ndarray]], views: str = "none") -> Evaluation:
+    def evaluate(
+        self, batches: Iterable[tuple[np.ndarray, np.ndarray]], views: str = "none", network: Network | None = None
+    ) -> Evaluation:
         """What `outcome` makes of batches of (images uint8 (B, H, W, 3), class numbers (B,)), not augmented.
 
-        `views` is a key of cnn.augment.VIEWS: outputs are the mean over several looks at each picture.
+        Another `network` of the same kind is judged in its place, if one is given. `views` is a key of
+        cnn.augment.VIEWS: outputs are the mean over several looks at each picture.
         Raises `NonFiniteError` where the loss is not finite.
         """
-        seen = [np.empty((0, *self.outcome.out_shape), self.outcome.dtype)]  # (B, C) each
+        network = network or self.outcome
+        seen = [np.empty((0, *network.out_shape), network.dtype)]  # (B, C) each
         true = [np.empty(0, np.int64)]  # (B,) each
-        loss_sum, infer = 0.0, Inference(self.outcome)
+        loss_sum, infer = 0.0, Inference(network)
         for images, labels in batches:
             with np.errstate(over="ignore", invalid="ignore"):  # reported below, in words
                 outputs = self._seen(infer, images, views)  # (B, C)

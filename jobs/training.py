@@ -211,9 +211,8 @@ class Training:
             return None  # the kill came right after it was saved: that epoch will be judged and drawn
         network = self.card.build_network(self.trainer.backend, seed=None)
         checkpoint.load_into(network)
-        mean, std = np.array(self.data.mean), np.array(self.data.std)  # (3,)
-        judge = Trainer(network, self.recipe, mean, std, self.data.train.rows)
-        return best, judge.evaluate(((batch.images, batch.labels) for batch in self.streams.val.epoch(0)), views)
+        batches = ((batch.images, batch.labels) for batch in self.streams.val.epoch(0))
+        return best, self.trainer.evaluate(batches, views, network)
 
     def _summarise(self) -> None:
         """Judge the best network once more, with the recipe's views if it has any, and write what came of it all."""

@@ -132,8 +132,8 @@ def test_a_speed_run_is_whitened_by_its_pictures_resumes_exactly_and_is_seen_in_
     calm, stopped, evaluate = tmp_path / "calm", tmp_path / "stopped", Trainer.evaluate
     shares: dict[str, list[str]] = {}
 
-    def noting(self: Trainer, batches: Any, views: str = "none") -> Any:
-        evaluation = evaluate(self, batches, views)
+    def noting(self: Trainer, batches: Any, views: str = "none", network: Any = None) -> Any:
+        evaluation = evaluate(self, batches, views, network)
         shares.setdefault(views, []).append(f"{evaluation.accuracy:.2%}")
         return evaluation
 

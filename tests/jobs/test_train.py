@@ -680,3 +680,21 @@ def test_classes_may_be_balanced(
     assert 'class_weights = "balanced"' in (run_dir / "config.toml").read_text()
     wrong = logpose("train", dataset, tmp_path / "other", *RECIPE, "--set", "loss.class_weights=fair")
     assert wrong.code == 2 and "expected a list such as [0.1, 0.2] or one of 'balanced', found 'fair'" in wrong.err
+
+
+def test_the_moving_average_is_what_is_saved_judged_and_seen_in_views(
+    logpose: Logpose, dataset: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    arguments = (*RECIPE, "--set", "ema.horizon=0.2", "--set", "train.views=mirror")
+    assert logpose("train", dataset, run_dir, *arguments).code == 0
+    summary = json.loads((run_dir / "summary.json").read_text())
+    predictor = Predictor(run_dir / "model.safetensors", pick_backend("cpu"))
+    val = Dataset.open(dataset).val
+    images = val.read(0, val.rows)
+    logits = predictor.logits(images)
+    seen = logits + predictor.logits(np.ascontiguousarray(images[:, :, ::-1]))
+    assert summary["accuracy"] == Evaluation(0.0, logits, val.labels).accuracy
+    assert summary["accuracy_with_views"] == Evaluation(0.0, seen, val.labels).accuracy
+    tensors = load_checkpoint(run_dir / "model.safetensors").tensors
+    assert any((tensors[name] != tensor).any() for name, tensor in weights(run_dir).items() if name in tensors)
