@@ -89,8 +89,10 @@ class Augment:
 
         Each acts on a pixel's (red, green, blue, 1), normalised by `mean` and `std` (3,). In real colours it
         multiplies by a brightness, then moves them from the mean colour by a contrast, then from the pixel's own luma
-        by a saturation: factors from 1 - x to 1 + x, each as likely. They are those of torchvision's ColorJitter, but
-        always in this order, and nothing is clipped, so that all of it is one matrix. A function of (key, row).
+        by a saturation: factors from 1 - x to 1 + x, each as likely. So does torchvision's
+        ColorJitter, but for the order, which is always this one, the mean colour, which there is the picture's own
+        mean grey, and values beyond black and white, which are not clipped: all of it is one matrix. A function of
+        (key, row).
         """
         reach = np.array([self.brightness, self.contrast, self.saturation])  # (3,)
         if not reach.any():

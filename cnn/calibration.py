@@ -10,9 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+LEAST_ROWS = 10  # with fewer pictures there is nothing to calibrate by
 _BINS = 15
-_LEAST, _MOST = 0.02, 50.0  # temperatures; where all pictures are right, or none, there is no best one
-_ENOUGH_ROWS = 20_000
+_LEAST, _MOST = 0.02, 50.0  # temperatures
+_ENOUGH_ROWS = 10_000  # to choose one by
+_BLOCK = 4096  # rows whose probabilities are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,28 @@ class Reliability(NamedTuple):
         return float((gaps * self.pictures[some]).sum() / max(self.pictures.sum(), 1))
 
 
-def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = _BINS) -> Reliability:
-    """From each class's probability (N, C) and the true classes (N,)."""
-    confidence = probabilities.max(axis=1).astype(np.float64)  # (N,)
-    right = probabilities.argmax(axis=1) == labels  # (N,)
+def calibrate(outputs: np.ndarray, labels: np.ndarray) -> Calibration:
+    """For outputs (N, C) before the softmax and true classes (N,), in random order."""
+    temperatures = np.empty(len(labels))  # (N,)
+    halves = slice(None, None, 2), slice(1, None, 2)
+    for half, other in (halves, halves[::-1]):
+        temperatures[half] = fit_temperature(outputs[other], labels[other])
+    return Calibration(
+        fit_temperature(outputs, labels),
+        reliability(outputs, labels).error,
+        reliability(outputs, labels, temperatures).error,
+    )
+
+
+def reliability(
+    outputs: np.ndarray, labels: np.ndarray, temperature: float | np.ndarray = 1.0, bins: int = _BINS
+) -> Reliability:
+    """How often outputs (N, C) are right about the true classes (N,), by how sure they are.
+
+    They are divided by a temperature, () or one for each, (N,).
+    """
+    confidence = sureness(outputs, temperature)  # (N,)
+    right = outputs.argmax(axis=1) == labels  # (N,)
     which = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)  # (N,); a bin includes its upper end
     pictures = np.bincount(which, minlength=bins)  # (B,)
     sums = (np.bincount(which, weights, bins) for weights in (confidence, right))
@@ -54,35 +74,34 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = _BINS
     )
 
 
-def calibrate(outputs: np.ndarray, labels: np.ndarray) -> Calibration:
-    """For outputs (N, C) before the softmax and true classes (N,), in random order, at least one."""
-    halves = slice(None, None, 2), slice(1, None, 2)
-    scaled = np.empty(outputs.shape)  # (N, C)
-    for half, other in (halves, halves[::-1]):
-        scaled[half] = softmax(outputs[half] / fit_temperature(outputs[other], labels[other]))
-    return Calibration(
-        fit_temperature(outputs, labels),
-        reliability(softmax(outputs), labels).error,
-        reliability(scaled, labels).error,
-    )
+def sureness(outputs: np.ndarray, temperature: float | np.ndarray = 1.0) -> np.ndarray:
+    """The probability of the likeliest class by outputs (N, C), divided by a temperature, () or (N,): float64 (N,)."""
+    each = np.broadcast_to(temperature, len(outputs))  # (N,)
+    blocks = (slice(first, first + _BLOCK) for first in range(0, len(outputs), _BLOCK))
+    found = [softmax(outputs[at] / each[at, None]).max(axis=1) for at in blocks]  # (B,) each
+    return np.concatenate([np.empty(0), *found])
 
 
 def fit_temperature(outputs: np.ndarray, labels: np.ndarray) -> float:
     """The temperature with the least cross-entropy for outputs (N, C) and true classes (N,); 1 if there are none.
 
-    In 1 / temperature the cross-entropy is convex: its slope is zero in one place, found by halving.
+    In 1 / temperature the cross-entropy is convex: its slope is zero in one place, found by halving. One more picture
+    is thought of, of which every class is as likely: or else, where all are right, no temperature would be low enough
+    (as Platt, 1999, has it for two classes).
     """
     z = outputs[:_ENOUGH_ROWS].astype(np.float64)  # (N, C)
     if not len(z):
         return 1.0
+    thought = 1.0 / (len(z) + 1)
     own = np.take_along_axis(z, labels[: len(z), None], axis=1)[:, 0]  # (N,)
+    target = (1.0 - thought) * own + thought * z.mean(axis=1)  # (N,)
 
     def slope(temperature: float) -> float:
         expected = (softmax(z / temperature) * z).sum(axis=1)  # (N,)
-        return float((expected - own).mean())
+        return float((expected - target).mean())
 
     low, high = np.log(_LEAST), np.log(_MOST)
-    for _ in range(24):  # to a millionth
+    for _ in range(16):  # to a part in ten thousand
         middle = (low + high) / 2
         if slope(float(np.exp(middle))) > 0.0:  # too sure of itself
             low = middle

@@ -169,10 +169,12 @@ class Trainer:
         if not joins and step % self.epoch_steps:
             return
         kept = lookahead.kept(step, total) if joins else 1.0
+        # With fewer epochs than it began with, a training may be beyond that step already.
+        begins = step == lookahead.first(total) or not self.slots["average"].any()
         network = self.network
         for name, arena in (("average", network.parameters), ("average_state", network.state)):
             average, now = self.slots[name], arena.flat  # (size,) each
-            if step == lookahead.first(total):
+            if begins:
                 average[...] = now
             else:
                 average += (1.0 - kept) * (now - average)
@@ -223,7 +225,7 @@ class Trainer:
         return sum(outputs[1:], outputs[0])
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """All that an exact resume needs beside `step`: parameters, state, the optimizer's memory and lookahead's."""
+        """All that an exact resume needs beside `step`: parameters, state, the optimizer's memory and the averages."""
         memory = {f"optimizer.{name}": self.backend.to_host(slot) for name, slot in self.slots.items()}
         return self.network.tensors() | memory
 

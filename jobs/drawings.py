@@ -17,9 +17,10 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from jobs.files import written_atomically
-from jobs.metrics import EpochRow
+from jobs.metrics import EpochRow, is_better
 
 TRAIN, VAL, RATE = "#8aa4c8", "#c2410c", "#9ca3af"  # one colour for each thing, in every picture
+NAMED_CLASSES = 100  # beyond, names would hide each other, and take long
 INK, GRID = "#1f2937", "#e5e7eb"
 # Names in scripts that matplotlib's own font lacks are drawn with one of these, where one is installed.
 WIDE_FONTS = ("Noto Sans CJK JP", "Noto Sans JP", "Hiragino Sans", "Yu Gothic", "IPAGothic")
@@ -76,10 +77,13 @@ def _headroom(rows: Sequence[EpochRow]) -> float:
 
 def _mark_best(axes: Axes, rows: Sequence[EpochRow]) -> None:
     """The number to quote, at the point it belongs to."""
-    known = [(row.val_accuracy, row.epoch) for row in rows if row.val_accuracy is not None]
-    if not known:
+    row: EpochRow | None = None
+    for each in rows:
+        if each.val_accuracy is not None and is_better(each, row):
+            row = each
+    if row is None or row.val_accuracy is None:
         return
-    best, epoch = max(known, key=lambda pair: (pair[0], -pair[1]))
+    best, epoch = row.val_accuracy, row.epoch
     axes.plot([epoch], [best], "o", color=VAL, markersize=8, markerfacecolor="none")
     last = max(row.epoch for row in rows)
     axes.annotate(
@@ -111,7 +115,7 @@ def draw_confusion(path: Path, confusion: np.ndarray, class_names: Sequence[str]
     names = [_drawable(_shortened(name)) for name in class_names]
 
     # Room for a cell to be read, and for the longest name beside and beneath the matrix.
-    cell = 0.95 if classes <= 5 else 0.62 if classes <= 12 else 0.46 if classes <= 24 else 0.24
+    cell = 0.95 if classes <= 5 else 0.62 if classes <= 12 else 0.46 if classes <= 24 else min(0.24, 24 / classes)
     margin = 0.1 * max(map(len, names)) + 1.2
     side = max(cell * classes, 2.6)
     figure = new_figure(side + margin + 0.8, side + margin)
@@ -120,16 +124,18 @@ def draw_confusion(path: Path, confusion: np.ndarray, class_names: Sequence[str]
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.6, vmin=0, vmax=1))
     size = 9 if classes <= 24 else 7
     slanted: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    _label(axes.set_xticks(range(classes), names, fontsize=size, **slanted))
-    _label(axes.set_yticks(range(classes), names, fontsize=size))
+    named = classes <= NAMED_CLASSES
+    _label(axes.set_xticks(range(classes) if named else [], names if named else [], fontsize=size, **slanted))
+    _label(axes.set_yticks(range(classes) if named else [], names if named else [], fontsize=size))
     axes.set_xlabel("predicted", color=INK, fontweight="bold")
     axes.set_ylabel("true", color=INK, fontweight="bold")
     axes.set_title(title, loc="left", color=INK, fontweight="bold", fontsize=11)
     axes.tick_params(colors=INK, length=0)
     axes.spines[:].set_visible(False)
-    axes.set_xticks(np.arange(-0.5, classes), minor=True)
-    axes.set_yticks(np.arange(-0.5, classes), minor=True)
-    axes.grid(which="minor", color="white", linewidth=1)
+    if named:
+        axes.set_xticks(np.arange(-0.5, classes), minor=True)
+        axes.set_yticks(np.arange(-0.5, classes), minor=True)
+        axes.grid(which="minor", color="white", linewidth=1)
     axes.tick_params(which="minor", length=0)
     bar = figure.colorbar(image, ax=axes, shrink=0.6, aspect=30, format=PercentFormatter(1.0, decimals=0))
     bar.set_label("share of the true class", color=INK)

@@ -97,11 +97,11 @@ def find_lr(
         test = range_test(trainer, stream, steps, on_step)
     suggestion = suggest(test)
     print("\n".join(table(test, suggestion)))
+    where = f" (drawn into {plot})" if plot else ""
+    print(f"the loss is low from {suggestion.lowest:.2g} to {suggestion.highest:.2g}{where}; train with:")
+    print(_command(data.path, wishes, device, suggestion.lr), flush=True)
     if plot:
         draw_range_test(plot, test, suggestion)
-        print(f"drawn into {plot}")
-    print(f"the loss is low from {suggestion.lowest:.2g} to {suggestion.highest:.2g}; train with:")
-    print(_command(data.path, wishes, device, suggestion.lr))
     return 0
 
 

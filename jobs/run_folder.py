@@ -22,6 +22,7 @@ class TrainingState:
 
     recipe: str  # TOML
     content_hash: str  # of the dataset
+    init: str = ""  # the model file it started from, if it did
     dataset: str = ""  # where it was when we last trained on it; an older training does not say
     epoch: int = 1
     batches: int = 0

@@ -46,11 +46,12 @@ def summary_lines(summary: Summary) -> list[str]:
     parts = [f"{summary.accuracy:.2%} of {plural(summary.val_pictures, 'picture')} ({interval})"]
     if summary.top5 is not None:
         parts.append(f"top-5 {summary.top5:.2%}")
-    parts.append(f"macro F1 {summary.macro_f1:.2%}")
+    if summary.macro_f1 is not None:
+        parts.append(f"macro F1 {summary.macro_f1:.2%}")
     lines = [f"epoch {summary.epoch}: {', '.join(parts)}"]
-    if summary.temperature is not None:
-        errors = f"{summary.calibration_error:.1%}, {summary.calibration_error_scaled:.1%}"
-        lines.append(f"calibration error {errors} with the model's temperature of {summary.temperature:.2f}")
+    if summary.calibration_error is not None and summary.calibration_error_scaled is not None:
+        errors = f"{summary.calibration_error:.1%}, {summary.calibration_error_scaled:.1%} once scaled"
+        lines.append(f"calibration error {errors}; the model's temperature is {summary.temperature:.2f}")
     if summary.accuracy_with_views is not None:
         seen = f"{summary.accuracy_with_views:.2%}, {summary.accuracy:.2%} without"
         lines.append(f"with views {summary.views}: validation accuracy {seen}")

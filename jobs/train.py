@@ -59,7 +59,7 @@ def train(
     if data.attributes.copies is not None and data.attributes.copies.leaks:
         leaks = f"{data.attributes.copies.leaks:,} of the {plural(data.val.rows, 'picture')} to validate"
         print(f"{leaks} are copies of some to train on, so that the accuracy flatters: see {dataset / COPIES_FILE}")
-    if is_finished(state, recipe):
+    if is_finished(state, recipe) and folder.summary.exists():
         done = plural(len(state.history), "epoch")
         what = "--epochs" if len(state.history) >= recipe.epochs else "--patience"
         print(f"{run_dir} is finished ({done}{_best(state)}); to go on, give more {what}")
@@ -74,11 +74,15 @@ def train(
     print(backend.description)
     print(f"{card.model}, {trainer.network.parameters.size:,} parameters")
     print(describe(recipe))
+    if recipe.patience and not data.val.rows:
+        print("patience has no effect: without pictures to validate no epoch is better than another")
     if checkpoint:
         trainer.load_tensors(checkpoint.tensors, state.step)
         steps = f", after {plural(state.batches, 'step')} of it" if state.batches else ""
-        print(f"going on with epoch {state.epoch}{steps}")
+        over = is_finished(state, recipe)
+        print("all epochs are done; its summary is missing" if over else f"going on with epoch {state.epoch}{steps}")
     elif start:
+        state.init = str(start.path.resolve())
         print(f"starting from {start.path}")
         for note in initialise_from(trainer.network, card, start):
             print(note)
@@ -89,7 +93,8 @@ def train(
         if not checkpoint:
             folder.clear()
         write_text_atomically(folder.config, to_toml(recipe))
-        folder.summary.unlink(missing_ok=True)  # what it says ends here
+        for file in (folder.summary, folder.report):  # what they say ends here
+            file.unlink(missing_ok=True)
         if state.history:
             write_metrics(folder.metrics, state.history)
         training = Training(data, folder, card, trainer, state, streams, checkpoint_minutes, checkpoint_steps)
@@ -98,7 +103,8 @@ def train(
         except NonFiniteError as error:
             kept = f"{folder.model} keeps the best so far" if state.best else "no model is saved yet"
             raise NonFiniteError(f"{error}, and start again with --overwrite; {kept}") from error
-    print(f"done{_best(state)}; see {folder.model}, {folder.curves.name} and {folder.confusion.name}")
+    drawn = [path.name for path in (folder.curves, folder.confusion) if path.exists()]
+    print(f"done{_best(state)}; see {folder.model}, {' and '.join(drawn)}")
     if state.best and state.best.val_accuracy is not None:
         print(f"where it is wrong, with pictures: {shlex.join(['logpose', 'report', str(run_dir)])}")
     return 0

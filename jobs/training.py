@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cnn.calibration import calibrate
+from cnn.calibration import LEAST_ROWS, calibrate
 from cnn.checkpoint import ModelCard, load_checkpoint
 from cnn.losses import Loss, SoftmaxCrossEntropy
 from cnn.metrics import Evaluation, wilson_interval
@@ -68,13 +68,15 @@ class Training:
         if not self.state.step:
             self._save_last()  # from here on there always is a point to go on from
         with CtrlC() as self.ctrl_c:
-            try:
-                while not is_finished(self.state, self.recipe):
+            while not is_finished(self.state, self.recipe):
+                try:
                     self._train_epoch(self.state.epoch)
-                    self._end_epoch(self.state.epoch, self._validate())
-            except PipelineError:  # the data is at fault, not what was learned: once it is mended, we go on
-                self._save_last()
-                raise
+                    judged = self._validate()
+                except PipelineError:  # the data is at fault, not what was learned: once it is mended, we go on
+                    self._save_last()
+                    raise
+                self._end_epoch(self.state.epoch, *judged)
+            self._conclude()
 
     def _train_epoch(self, epoch: int) -> None:
         state, stream = self.state, self.streams.train
@@ -96,13 +98,15 @@ class Training:
                 self._save_if_due()
             self._charge_data(before)
 
-    def _validate(self) -> Evaluation | None:
+    def _validate(self) -> tuple[Evaluation | None, dict[str, Any]]:
+        """What the network makes of the validation part, and the columns of metrics.csv that come from it."""
         if self.streams.val is None:
-            return None
+            return None, {"val_loss": None, "val_accuracy": None}
         with bar("validating", "pictures", self.data.val.rows, ends=False) as progress:
             evaluation = self.trainer.evaluate(self._val_batches(self.streams.val, progress))
+        figures = _judgement(evaluation, self.recipe.loss)
         self.state.times.validation_seconds += self._lap()
-        return evaluation
+        return evaluation, figures
 
     def _val_batches(self, stream: BatchStream, progress: Bar) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         done = 0
@@ -113,11 +117,11 @@ class Training:
             self.state.times.validation_seconds += self._lap()
             self._save_if_due()  # with all batches of the epoch done: resuming validates again
 
-    def _end_epoch(self, epoch: int, evaluation: Evaluation | None) -> None:
+    def _end_epoch(self, epoch: int, evaluation: Evaluation | None, figures: dict[str, Any]) -> None:
         """Keep the best, save where we are, and tell. What that takes is charged to the next epoch."""
         state = self.state
         self._lap()
-        row = self._row(epoch, evaluation)
+        row = self._row(epoch, figures)
         best = is_better(row, state.best)
         if best:
             # Before the point to resume from: should we be killed in between, this epoch is judged again.
@@ -131,27 +135,24 @@ class Training:
         finished = is_finished(state, self.recipe)
         left = 0.0 if finished else (self.recipe.epochs - epoch) * row.seconds
         lines = [_epoch_line(row, self.recipe.epochs, best and evaluation is not None, left), *time_lines(row)]
-        told = "\n".join(lines)
-        if finished:
-            self._draw()
-            write_metrics(self.folder.metrics, state.history)
-            print(told, flush=True)
-            self._summarise()
-            self._save_last()  # at the very end: from here on a rerun has nothing more to do
-        else:
+        if not finished:
             self._save_last()
             write_metrics(self.folder.metrics, state.history)
             if time.monotonic() - self.drawn >= self.drawing_took / DRAWING_SHARE:
                 self._draw()
-            print(told, flush=True)
-        self._charge_saving()
+            self._charge_saving()
+        print("\n".join(lines), flush=True)
 
-    def _row(self, epoch: int, evaluation: Evaluation | None) -> EpochRow:
+    def _conclude(self) -> None:
+        """Write all that there is at the end; should we be killed in between, the end of the last epoch comes again."""
+        self._draw()
+        write_metrics(self.folder.metrics, self.state.history)
+        self._summarise()
+        self._save_last()  # at the very end: from here on a rerun has nothing more to do
+
+    def _row(self, epoch: int, figures: dict[str, Any]) -> EpochRow:
         """The figures of an epoch that is over."""
         state = self.state
-        figures: dict[str, Any] = {"val_loss": None, "val_accuracy": None}
-        if evaluation:
-            figures = _judgement(evaluation, self.recipe.loss)
         return EpochRow(
             epoch=epoch,
             step=state.step,
@@ -189,7 +190,8 @@ class Training:
         began = time.monotonic()
         draw_curves(self.folder.curves, self.state.history)
         best = self.state.best
-        if self.judged is None and best and best.val_loss is not None and self.state.confusion_epoch != best.epoch:
+        drawn = self.state.confusion_epoch if self.folder.classes.exists() else 0
+        if self.judged is None and best and best.val_loss is not None and drawn != best.epoch:
             self.judged = self._judge_again(best)  # a kill came before this could be drawn
         if self.judged:
             row, evaluation = self.judged
@@ -230,7 +232,8 @@ class Training:
             if views != "none" and (judged := self._judge_again(best, views)):
                 summary = replace(summary, views=views, accuracy_with_views=judged[1].accuracy)
         write_summary(self.folder.summary, summary)
-        print("\n".join(summary_lines(summary)), flush=True)
+        for line in summary_lines(summary):
+            print(line)
 
     def _lap(self) -> float:
         """Seconds since the last lap: of the epoch in any case, of a part of it if the caller says so."""
@@ -265,7 +268,7 @@ def _judgement(evaluation: Evaluation, loss: Loss) -> dict[str, float]:
     figures = {"val_loss": evaluation.loss, "val_accuracy": evaluation.accuracy, "val_macro_f1": evaluation.macro_f1}
     if outputs.shape[1] > 5:
         figures["val_top5"] = evaluation.top(5)
-    if isinstance(loss, SoftmaxCrossEntropy):
+    if isinstance(loss, SoftmaxCrossEntropy) and len(labels) >= LEAST_ROWS:
         calibration = calibrate(outputs, labels)
         figures["temperature"] = calibration.temperature
         figures["val_calibration_error"] = calibration.error

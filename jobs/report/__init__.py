@@ -15,8 +15,7 @@ from jobs.progress import plural
 from jobs.report.gather import TrainedRun, gather_run, open_dataset
 from jobs.report.judge import judge
 from jobs.report.page import render
-
-NAME = "report.html"
+from jobs.run_folder import RunFolder
 
 
 def report(
@@ -33,7 +32,7 @@ def report(
     what the network says of each.
     Raises JobError, ModelFileError, DatasetError: what is missing, damaged, or does not belong together.
     """
-    place = out or run_dir / NAME
+    place = out or RunFolder(run_dir).report
     if place.suffix.lower() not in (".html", ".htm"):
         raise JobError(f"--out {place}: expected a name that ends in .html; choose such a one")
     run, state = gather_run(run_dir)

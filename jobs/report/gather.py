@@ -22,7 +22,8 @@ class TrainedRun:
     """A training, as far as it has come.
 
     best      the figures of the epoch that the model is of
-    finished  whether it would go on if it were resumed
+    finished  whether there is nothing more to do
+    init      the model file it started from; empty if it started from scratch
     saved     when the model was, in seconds since 1970
     """
 
@@ -34,6 +35,7 @@ class TrainedRun:
     recipe_toml: str
     finished: bool
     saved: float
+    init: str
 
     @property
     def seconds(self) -> float:
@@ -59,14 +61,15 @@ def gather_run(run_dir: Path) -> tuple[TrainedRun, TrainingState]:
     model = load_checkpoint(folder.model)
     state = _state(folder)
     recipe = resolve(Wishes(), state.recipe, str(folder.config))
+    finished = is_finished(state, recipe)
     # The model may be of an epoch that was not noted any more, as after a kill right behind it.
     best = next((row for row in state.history if row.epoch == model.progress.get("epoch")), None)
     if best is None:
         best = _row(model.progress, folder.model)
         state.history.append(best)
     run = TrainedRun(
-        folder, model, state.history, best, recipe, state.recipe, is_finished(state, recipe),
-        folder.model.stat().st_mtime,
+        folder, model, state.history, best, recipe, state.recipe, finished,
+        folder.model.stat().st_mtime, state.init,
     )  # fmt: skip
     return run, state
 
@@ -122,11 +125,18 @@ def _state(folder: RunFolder) -> TrainingState:
 
 
 def _read_metrics(path: Path) -> list[EpochRow]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return [_row({key: _number(key, text) for key, text in row.items()}, path) for row in csv.DictReader(file)]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [{key: _number(key, text) for key, text in row.items()} for row in csv.DictReader(file)]
+    except (ValueError, TypeError) as error:
+        raise JobError(f"expected numbers for each epoch in {path}, found others ({error}); copy it again") from error
+    return [_row(row, path) for row in rows]
 
 
-def _number(column: str, text: str) -> float | None:
+def _number(column: str, text: str | None) -> float | None:
+    """Empty is no number; a row that ends early has None instead, one that is too long a list."""
+    if text is None:
+        raise ValueError(f"a row without {column}")
     if not text:
         return None
     return int(text) if column in ("epoch", "step") else float(text)

@@ -1,12 +1,13 @@
 """The trained network on the validation part: what it says of every picture, and which are worth a look."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
-from cnn.calibration import Calibration, Reliability, calibrate, reliability, softmax
+from cnn.calibration import LEAST_ROWS, Calibration, Reliability, calibrate, reliability
 from cnn.losses import SoftmaxCrossEntropy
 from cnn.metrics import Evaluation, wilson_interval
 from cnn.predict import Predictor
@@ -54,12 +55,14 @@ class Judgement:
 
     @cached_property
     def calibration(self) -> Calibration | None:
-        """None where the loss is another than cross-entropy."""
-        return calibrate(self.evaluation.outputs, self.evaluation.labels) if self.cross_entropy else None
+        """None where the loss is another than cross-entropy, or there are too few pictures."""
+        if not self.cross_entropy or self.evaluation.rows < LEAST_ROWS:
+            return None
+        return calibrate(self.evaluation.outputs, self.evaluation.labels)
 
     def reliability(self, temperature: float) -> Reliability:
         """How often the network is right, by how sure it is with this temperature."""
-        return reliability(softmax(self.evaluation.outputs / temperature), self.evaluation.labels)
+        return reliability(self.evaluation.outputs, self.evaluation.labels, temperature)
 
     def worst(self, most: int) -> list[int]:
         """Rows of mistaken pictures, those first whose label the network believes in least."""
@@ -94,18 +97,17 @@ def judge(predictor: Predictor, val: Part, workers: int) -> Judgement:
     loss, backend = predictor.loss, predictor.backend
     outputs = np.empty((val.rows, len(predictor.card.class_names)), np.float32)  # (N, C)
     named, true = np.empty(val.rows, np.float32), np.empty(val.rows, np.float32)  # (N,) each
-    loss_sum, temperature = 0.0, predictor.card.temperature
+    temperature = predictor.card.temperature
     stream = BatchStream(val, BATCH_SIZE, seed=0, shuffle=False, workers=workers)
     with bar("validating", "pictures", val.rows, ends=False) as progress:
         for batch in stream.epoch(0):
             logits = predictor.logits(batch.images)  # (B, C)
-            on_device, labels = backend.asarray(logits), backend.asarray(batch.labels)
-            loss_sum += float(loss.forward(backend, on_device, labels, 1)[0])
-            probabilities = backend.to_host(loss.probabilities(backend, on_device / temperature))  # (B, C)
+            scaled = backend.asarray(logits) / temperature  # (B, C)
+            probabilities = backend.to_host(loss.probabilities(backend, scaled))  # (B, C)
             outputs[batch.rows] = logits
             each = np.arange(len(logits))
             named[batch.rows] = probabilities[each, logits.argmax(axis=1)]
             true[batch.rows] = probabilities[each, batch.labels]
             progress.update(int(batch.rows[-1]) + 1)
-    evaluation = Evaluation(loss_sum / val.rows, outputs, val.labels)
+    evaluation = Evaluation(math.nan, outputs, val.labels)  # nobody asks for its loss
     return Judgement(evaluation, named, true, temperature, isinstance(loss, SoftmaxCrossEntropy))

@@ -127,7 +127,7 @@ def _again(run: TrainedRun, data: Dataset) -> list[str]:
         place = place.resolve()
     return [
         "logpose", "train", str(data.path), str(place.with_name(f"{place.name}-again")),
-        "--config", str(run.folder.config),
+        "--config", str(run.folder.config), *(("--init", run.init) if run.init else ()),
     ]  # fmt: skip
 
 

@@ -1,9 +1,10 @@
 """What each part of a recipe gives: train without it, several seeds each, beside the recipe as it is.
 
-    python -m tests.bench.ablation DATASET.zarr RUNS --recipe NAME [--epochs N] [--seeds N] [--only WORDS] [--set a.b=v]
+    python -m tests.bench.ablation DATASET.zarr RUNS --recipe NAME [--epochs N] [--seeds N] [--only WORDS] [--set ...]
 
 Every training is a `logpose train` into a folder of RUNS; run again, it goes on where it stopped. Ends with a table:
-accuracy with the recipe's views after the last epoch, its mean over the seeds, and what is lost without each part.
+the last epoch's accuracy and the best epoch's with the recipe's views, the means over the seeds, and what is lost
+without each part.
 """
 
 import argparse
@@ -29,6 +30,10 @@ WITHOUT = {
     },
     "best": {
         "as it is": (),
+        "none of all this but flips": (
+            "mix.kind=none", "augment.brightness=0", "augment.contrast=0", "augment.saturation=0",
+            "augment.crop_scale=1", "ema.horizon=0", "loss.label_smoothing=0",
+        ),
         "no mixup, no cutmix": ("mix.kind=none",),
         "no change of colours": ("augment.brightness=0", "augment.contrast=0", "augment.saturation=0"),
         "no random crops": ("augment.crop_scale=1",),
@@ -69,7 +74,9 @@ def main() -> None:
             given += ["--epochs", str(arguments.epochs)] if arguments.epochs else []
             for each in (*arguments.set, *sets):
                 given += ["--set", each]
-            run_dir = arguments.runs / f"{'-'.join(sets) or 'as-it-is'}-{seed}".replace("=", "-")
+            changes = [*arguments.set, *(sets or ["as-it-is"])]
+            words = [arguments.recipe, str(arguments.epochs or "all"), *changes, str(seed)]
+            run_dir = arguments.runs / "-".join(words).replace("=", "-")
             row = np.array(outcome(run_dir, [arguments.dataset, *given]))  # (2,)
             found[name] = np.vstack([found.get(name, np.empty((0, 2))), row])
     whole = found["as it is"].mean(axis=0)  # (2,)

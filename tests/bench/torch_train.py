@@ -11,6 +11,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,9 @@ from torch.nn import functional
 
 from cnn.augment import VIEWS, Maps, by_turns
 from cnn.backend import pick_backend
+from cnn.ema import EMA
 from cnn.losses import SoftmaxCrossEntropy
+from cnn.mix import Mix
 from cnn.network import Network
 from cnn.optim import SGD, AdamW
 from cnn.rng import key_of
@@ -144,6 +147,8 @@ def main() -> None:
     wishes = Wishes(recipe=arguments.recipe) if named else Wishes(file=Path(arguments.recipe))
     recipe = resolve(wishes._replace(sets=arguments.set))
     assert isinstance(recipe.loss, SoftmaxCrossEntropy) and not recipe.loss.class_weights and not recipe.clip
+    assert recipe.mix == Mix() and recipe.ema == EMA() and not recipe.patience, "these have no counterpart here"
+    assert recipe.augment == replace(recipe.augment, brightness=0.0, contrast=0.0, saturation=0.0), "nor have colours"
     training = TorchTraining(data, recipe)
     train = BatchStream(data.train, recipe.batch_size, seed=recipe.seed)
     val = BatchStream(data.val, recipe.batch_size, seed=recipe.seed, shuffle=False)
@@ -168,7 +173,7 @@ def main() -> None:
         )
     last = {"best": max(accuracies), "last": accuracies[-1]}
     if recipe.views != "none":
-        last["with_views"] = accuracy(recipe.views)
+        last["last_with_views"] = accuracy(recipe.views)
     times = {"median_epoch_s": float(np.median(seconds)), "total_s": sum(seconds)}
     print(json.dumps({"torch": torch.__version__, "threads": arguments.threads, **last, **times}))
 

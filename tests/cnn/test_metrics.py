@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from cnn.calibration import calibrate, fit_temperature, reliability, softmax
+from cnn.calibration import calibrate, fit_temperature, reliability, softmax, sureness
 from cnn.metrics import Evaluation, wilson_interval
 
 # Three classes; the last picture has two equal outputs, of which the first counts as the larger.
@@ -64,19 +64,29 @@ def test_wilsons_interval(right: int, rows: int, low: float, high: float) -> Non
 
 
 def test_who_says_what_is_so_has_no_calibration_error() -> None:
-    probabilities = np.tile([0.75, 0.25], (8, 1))  # (8, 2)
+    outputs = np.log(np.tile([0.75, 0.25], (8, 1)))  # (8, 2)
     labels = np.array([0, 0, 0, 1] * 2)  # (8,)
-    assert reliability(probabilities, labels).error == pytest.approx(0.0)
-    assert reliability(probabilities, 1 - labels).error == pytest.approx(0.5)
+    assert reliability(outputs, labels).error == pytest.approx(0.0)
+    assert reliability(outputs, 1 - labels).error == pytest.approx(0.5)
 
 
 def test_errors_of_opposite_sign_in_two_bins_do_not_cancel() -> None:
-    probabilities = np.array([[0.9, 0.1]] * 2 + [[0.6, 0.4]] * 2)  # (4, 2)
-    found = reliability(probabilities, np.array([0, 1, 0, 0]), bins=10)
-    assert found.error == pytest.approx((0.4 + 0.4) / 2)
-    assert found.pictures.sum() == 4 and found.pictures[8] == 2 and found.pictures[5] == 2  # upper ends included
-    assert found.accuracy[8] == 0.5 and found.confidence[8] == pytest.approx(0.9)
+    outputs = np.log(np.array([[0.88, 0.12]] * 2 + [[0.58, 0.42]] * 2))  # (4, 2)
+    found = reliability(outputs, np.array([0, 1, 0, 0]), bins=10)
+    assert found.error == pytest.approx((0.38 + 0.42) / 2)
+    assert found.pictures.sum() == 4 and found.pictures[8] == 2 and found.pictures[5] == 2
+    assert found.accuracy[8] == 0.5 and found.confidence[8] == pytest.approx(0.88)
     assert np.isnan(found.accuracy[0])
+    assert reliability(np.zeros((3, 2)), np.array([0, 1, 0]), bins=2).pictures[0] == 3  # 0.5: upper ends are included
+
+
+def test_each_row_may_have_its_temperature_and_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = np.random.default_rng(0).normal(size=(11, 4)) * 3  # (11, 4)
+    temperatures = np.linspace(0.5, 3.0, 11)  # (11,)
+    expected = [softmax(row[None] / each).max() for row, each in zip(outputs, temperatures, strict=True)]
+    monkeypatch.setattr("cnn.calibration._BLOCK", 4)
+    np.testing.assert_allclose(sureness(outputs, temperatures), expected)
+    np.testing.assert_allclose(sureness(outputs), softmax(outputs).max(axis=1))
 
 
 def drawn(rows: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
@@ -95,7 +105,7 @@ def test_the_temperature_is_found_and_mends_it(temperature: float) -> None:
     assert found.temperature == pytest.approx(temperature, rel=0.06)
     assert found.error_scaled < 0.025
     assert found.error > 0.1 or temperature == 1.0
-    assert found.error == pytest.approx(reliability(softmax(outputs), labels).error)
+    assert found.error == pytest.approx(reliability(outputs, labels).error)
 
 
 def test_the_temperature_has_the_least_cross_entropy() -> None:
@@ -115,8 +125,10 @@ def test_a_half_is_not_scaled_with_its_own_temperature() -> None:
     assert calibrate(outputs, labels).error_scaled > 0.1
 
 
-def test_where_all_is_right_or_none_there_the_temperature_is_bounded() -> None:
-    outputs = np.eye(3, dtype=np.float32) * 5.0  # (3, 3)
-    assert 0.0 < fit_temperature(outputs, np.arange(3)) < 0.03
-    assert 40.0 < fit_temperature(outputs, np.array([1, 2, 0])) < 60.0
+def test_where_all_are_right_or_none_the_temperature_stays_sensible() -> None:
+    outputs = np.tile(np.eye(3, dtype=np.float32) * 2.0, (10, 1))  # (30, 3)
+    right = np.tile(np.arange(3), 10)  # (30,)
+    assert 0.3 < fit_temperature(outputs, right) < 0.9
+    assert softmax(outputs / fit_temperature(outputs, right)).max() == pytest.approx(1 - 2 / 3 / 31, abs=1e-3)
+    assert 10.0 < fit_temperature(outputs, (right + 1) % 3) < 60.0
     assert fit_temperature(np.empty((0, 3), np.float32), np.empty(0, np.int64)) == 1.0

@@ -111,6 +111,17 @@ def test_divergence_is_an_error_and_leaves_the_weights_finite() -> None:
     assert all(np.isfinite(tensor).all() for name, tensor in one.tensors().items() if "weight" in name)
 
 
+def test_lookahead_that_is_behind_its_beginning_begins_at_once() -> None:
+    """As in a training that goes on with fewer epochs than it began with: the average would be of nothing."""
+    one = trainer(lookahead=Lookahead(every=2, start=0.9), epochs=6)
+    train(one, 20)
+    fewer = trainer(lookahead=Lookahead(every=2, start=0.1), epochs=6)
+    fewer.load_tensors(one.tensors(), one.step)
+    before = float(np.linalg.norm(fewer.network.parameters.flat))
+    train(fewer, 4)
+    assert float(np.linalg.norm(fewer.network.parameters.flat)) > 0.9 * before
+
+
 def test_the_moving_average_is_judged_and_kept_while_training_goes_on_without() -> None:
     one, plain = trainer(ema=EMA(horizon=0.1), epochs=2), trainer(epochs=2)  # 14 steps: it reaches back 1.4
     assert plain.outcome is plain.network

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from cnn.backend import pick_backend
 from cnn.calibration import calibrate, softmax
-from cnn.checkpoint import load_checkpoint
+from cnn.checkpoint import load_checkpoint, save_checkpoint
 from cnn.metrics import Evaluation, wilson_interval
 from cnn.optim import AdamW
 from cnn.predict import Predictor
@@ -26,7 +26,7 @@ from cnn.train import Recipe
 from jobs import training as job
 from jobs.cli import main
 from jobs.train import _open_streams
-from pipeline.errors import Damage, DamageError, OptionError
+from pipeline.errors import Damage, DamageError, DatasetError, OptionError
 from pipeline.place import only_one
 from pipeline.store import Dataset, Part
 from pipeline.stream import BatchStream
@@ -698,3 +698,59 @@ def test_the_moving_average_is_what_is_saved_judged_and_seen_in_views(
     assert summary["accuracy_with_views"] == Evaluation(0.0, seen, val.labels).accuracy
     tensors = load_checkpoint(run_dir / "model.safetensors").tensors
     assert any((tensors[name] != tensor).any() for name, tensor in weights(run_dir).items() if name in tensors)
+
+
+def test_a_finished_training_without_a_summary_gets_one(
+    logpose: Logpose, dataset: Path, trained: Path, unfinished: Path
+) -> None:
+    """As one from before there were any; its rows lack the columns that came with it."""
+    (unfinished / "summary.json").unlink()
+    (unfinished / "classes.csv").unlink()
+    checkpoint = load_checkpoint(unfinished / "last.safetensors")
+    for row in checkpoint.progress["history"]:
+        for name in ("val_macro_f1", "val_top5", "temperature", "val_calibration_error"):
+            del row[name]
+        del row["val_calibration_error_scaled"]
+    del checkpoint.progress["dataset"], checkpoint.progress["init"]
+    save_checkpoint(unfinished / "last.safetensors", checkpoint.card, checkpoint.tensors, checkpoint.progress)
+    outcome = logpose("train", dataset, unfinished, "--resume", "--device", "cpu")
+    assert (outcome.code, outcome.err) == (0, "") and "all epochs are done" in outcome.out
+    same_weights(unfinished, trained)
+    one, other = (json.loads((path / "summary.json").read_text()) for path in (unfinished, trained))
+    assert one["accuracy"] == other["accuracy"] and one["macro_f1"] is None
+    assert (unfinished / "classes.csv").read_text() == (trained / "classes.csv").read_text()
+    assert "is finished" in logpose("train", dataset, unfinished, "--resume").out
+
+
+def test_what_an_earlier_end_said_goes_when_training_goes_on(logpose: Logpose, dataset: Path, unfinished: Path) -> None:
+    (unfinished / "report.html").write_text("of three epochs")
+    assert logpose("train", dataset, unfinished, "--resume", "--epochs", 4, "--device", "cpu").code == 0
+    assert not (unfinished / "report.html").exists()
+    assert json.loads((unfinished / "summary.json").read_text())["epochs"] == 4
+
+
+def test_damage_found_while_summing_up_leaves_a_training_to_go_on_with(
+    logpose: Logpose, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = tmp_path / "run"
+    arguments = (*RECIPE, "--set", "train.views=mirror")
+
+    def damaged(*arguments: Any) -> Any:
+        raise DatasetError("the pictures to validate are damaged")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job.Training, "_judge_again", damaged)
+        assert logpose("train", dataset, run_dir, *arguments).code != 0
+    assert not (run_dir / "summary.json").exists()
+    outcome = logpose("train", dataset, run_dir, "--resume", "--device", "cpu")
+    assert outcome.code == 0 and "going on with epoch" in outcome.out
+    assert json.loads((run_dir / "summary.json").read_text())["accuracy_with_views"] is not None
+
+
+def test_patience_without_pictures_to_validate_is_said_to_be_in_vain(
+    logpose: Logpose, pictures: Path, tmp_path: Path
+) -> None:
+    assert logpose("build", pictures, tmp_path / "all.zarr", "--size", 16, "--val", 0).code == 0
+    outcome = logpose("train", tmp_path / "all.zarr", tmp_path / "run", *RECIPE, "--epochs", 2, "--patience", 1)
+    assert outcome.code == 0 and "patience has no effect" in outcome.out
+    assert len(metrics(tmp_path / "run")) == 2 and "confusion.png" not in outcome.out
