@@ -12,6 +12,7 @@ from jobs.cores import usable_cores
 from jobs.errors import JobError
 from jobs.flags import CREWS, draw_flags
 from jobs.progress import bar, plural
+from jobs.report import report
 from jobs.train import train
 from pipeline.errors import DatasetError
 from pipeline.store import Dataset
@@ -58,9 +59,12 @@ def demo(folder: Path) -> int:
     _announce("classify", new, model, out, "--topk 2 --overwrite")
     classify(new, model, out, topk=2, overwrite=True)
 
+    _announce("report", run_dir)
+    report(run_dir)
+
     print("\nWhere to look")
     _show(out)
-    for name, what in (("curves.png", "how it learned"), ("confusion.png", "what it takes for what")):
+    for name, what in (("curves.png", "how it learned"), ("report.html", "how good it is, and where it is wrong")):
         print(f"  {run_dir / name}: {what}")
     return 0
 
