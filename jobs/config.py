@@ -58,7 +58,7 @@ class Wishes(NamedTuple):
 
     file: Path | None = None  # --config
     sets: Sequence[str] = ()  # --set
-    options: Mapping[str, Any] = {}  # `section.key` -> value, of options such as --lr
+    options: Mapping[str, Any] = {}  # `section.key` -> value, of options such as --lr; None is not given
     recipe: str | None = None  # --recipe
 
 
@@ -70,7 +70,7 @@ def resolve(wishes: Wishes, base: str = "", base_name: str = "") -> Recipe:
         _from_file(wishes.file) if wishes.file else [],
         [
             *(_from_argument(argument) for argument in wishes.sets),
-            *(_from_option(key, value) for key, value in wishes.options.items()),
+            *(_from_option(key, value) for key, value in wishes.options.items() if value is not None),
         ],
     ]
     settings: dict[str, dict[str, Setting]] = {}

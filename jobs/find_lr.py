@@ -244,7 +244,7 @@ def _command(dataset: Path, wishes: Wishes, device: str, lr: float) -> str:
     for setting in wishes.sets:
         if not setting.startswith("optimizer.lr="):
             words += ["--set", setting]
-    for key, value in wishes.options.items():
+    for key, value in ((key, value) for key, value in wishes.options.items() if value is not None):
         words += [OPTIONS[key], str(value)] if key in OPTIONS else ["--set", f"{key}={value}"]
     if device != "auto":
         words += ["--device", device]

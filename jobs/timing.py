@@ -1,6 +1,7 @@
 """Where an epoch's time goes: every moment is charged once, and a line says how the parts share it."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jobs.metrics import EpochRow
@@ -62,10 +63,26 @@ def time_lines(row: EpochRow) -> list[str]:
     }
     parts["other"] = max(0.0, row.seconds - sum(parts.values()))  # rounding may leave a little less than nothing
     shares = ", ".join(f"{name} {100 * seconds / row.seconds:.1f} %" for name, seconds in parts.items())
-    behind = {"reading": row.read_seconds, "decoding": row.decode_seconds, "copying": row.copy_seconds}
+    behind = _behind([row])
     threads = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in behind.items() if seconds >= 0.005)
     lines = [f"{INDENT}time: {shares}" + (f"; behind it: {threads}" if threads else "")]
-    if row.wait_seconds > BOTTLENECK * row.seconds:
-        most = max(behind, key=behind.__getitem__)
+    if most := bottleneck([row]):
         lines.append(f"{INDENT}data is the bottleneck: {most} takes most of the readers' time; {REMEDIES[most]}")
     return lines
+
+
+def bottleneck(rows: Sequence[EpochRow]) -> str:
+    """What takes the readers longest, a key of REMEDIES, if these epochs have waited for their data; else empty."""
+    if sum(row.wait_seconds for row in rows) <= BOTTLENECK * sum(row.seconds for row in rows):
+        return ""
+    behind = _behind(rows)
+    return max(behind, key=behind.__getitem__)
+
+
+def _behind(rows: Sequence[EpochRow]) -> dict[str, float]:
+    """Seconds of the threads that fetch the pictures."""
+    return {
+        "reading": sum(row.read_seconds for row in rows),
+        "decoding": sum(row.decode_seconds for row in rows),
+        "copying": sum(row.copy_seconds for row in rows),
+    }

@@ -154,11 +154,10 @@ def train(
             "train.seed": seed,
             "train.patience": patience,
         }
-        given = {key: value for key, value in options.items() if value is not None}
         return run(
             dataset,
             run_dir,
-            Wishes(config, set_ or [], given, recipe),
+            Wishes(config, set_ or [], options, recipe),
             device=device.value,
             workers=workers,
             resume=resume,

@@ -75,10 +75,9 @@ def find_lr(
         from jobs.find_lr import find_lr as run
 
         options = {"model.name": model, "train.batch_size": batch_size, "train.seed": seed}
-        given = {key: value for key, value in options.items() if value is not None}
         return run(
             dataset,
-            Wishes(config, set_ or [], given, recipe),
+            Wishes(config, set_ or [], options, recipe),
             device=device.value,
             workers=workers,
             steps=steps,

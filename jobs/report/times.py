@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from jobs.metrics import EpochRow
-from jobs.timing import BOTTLENECK, REMEDIES
+from jobs.timing import REMEDIES, bottleneck
 
 # The parts of an epoch, and what a person calls them; see timing.EpochTimes.
 PARTS = {
@@ -49,12 +49,5 @@ def shares(rows: Sequence[EpochRow]) -> list[Part]:
 
 def remedy(rows: Sequence[EpochRow]) -> str:
     """What would help, if the training has waited for its data; else empty."""
-    if sum(row.wait_seconds for row in rows) <= BOTTLENECK * sum(row.seconds for row in rows):
-        return ""
-    behind = {
-        "reading": sum(row.read_seconds for row in rows),
-        "decoding": sum(row.decode_seconds for row in rows),
-        "copying": sum(row.copy_seconds for row in rows),
-    }
-    most = max(behind, key=behind.__getitem__)
-    return f"Data was the bottleneck: {most} took most of the readers' time; {REMEDIES[most]}."
+    most = bottleneck(rows)
+    return f"Data was the bottleneck: {most} took most of the readers' time; {REMEDIES[most]}." if most else ""
