@@ -6,7 +6,7 @@ normalised pictures (`Backend.blend`), and which turns class numbers into target
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -14,7 +14,8 @@ from cnn.augment import span
 from cnn.errors import RecipeError, UnknownNameError
 from cnn.rng import key_of, uniform
 
-KINDS = ("none", "mixup", "cutmix", "either")
+Kind = Literal["none", "mixup", "cutmix", "either"]
+KINDS: tuple[str, ...] = get_args(Kind)
 
 
 class Blend(NamedTuple):
@@ -43,7 +44,7 @@ class Mix:
     share: the share of the steps that mix at all.
     """
 
-    kind: Literal["none", "mixup", "cutmix", "either"] = "none"
+    kind: Kind = "none"
     alpha: float = 1.0
     share: float = 1.0
 

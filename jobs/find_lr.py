@@ -19,12 +19,12 @@ from cnn.errors import NonFiniteError
 from cnn.lookahead import Lookahead
 from cnn.schedules import Constant
 from cnn.train import Recipe, Trainer
-from jobs.config import Wishes, describe, resolve
+from jobs.config import Wishes, resolve
 from jobs.cores import usable_cores
 from jobs.drawings import GRID, INK, TRAIN, VAL, new_figure, plain_axes, save_figure
 from jobs.errors import Interrupted, JobError, WorkFailedError
 from jobs.interrupts import CtrlC
-from jobs.opening import card_of, describe_data, measure, trainer_of
+from jobs.opening import card_of, describe_data, describe_training, measure, trainer_of
 from jobs.progress import bar, plural
 from pipeline.store import Dataset
 from pipeline.stream import Batch, BatchStream
@@ -80,12 +80,9 @@ def find_lr(
         raise JobError("optimizer.lr: expected more than 0, since rates around it are tried, found 0; leave it out")
     print(describe_data(data))
     stream = BatchStream(data.train, recipe.batch_size, seed=recipe.seed, workers=workers or usable_cores())
-    backend = pick_backend(device)
     card = card_of(data, recipe)
-    trainer = trainer_of(card, recipe, backend, data)
-    print(backend.description)
-    print(f"{card.model}, {trainer.network.parameters.size:,} parameters")
-    print(describe(wished))
+    trainer = trainer_of(card, recipe, pick_backend(device), data)
+    print(describe_training(card, trainer, wished))
     measure(trainer, data)
     with bar("trying rates", "steps", steps, ends=False) as progress, CtrlC() as ctrl_c:
 

@@ -8,7 +8,7 @@ from cnn.backend import Backend
 from cnn.checkpoint import ModelCard
 from cnn.losses import SoftmaxCrossEntropy
 from cnn.train import Recipe, Trainer
-from jobs.config import loss_of, model_of
+from jobs.config import describe, loss_of, model_of
 from jobs.progress import plural
 from pipeline.store import Dataset
 
@@ -46,6 +46,12 @@ def describe_data(data: Dataset) -> str:
     classes = plural(len(data.class_names), "class", "classes")
     pictures = plural(data.train.rows, "picture")
     return f"{data.path}: {classes}, {width}×{height} ({data.fit}); {pictures} to train on, {val}"
+
+
+def describe_training(card: ModelCard, trainer: Trainer, recipe: Recipe) -> str:
+    """On what device, which network and by which recipe: three lines."""
+    network = trainer.network
+    return f"{network.backend.description}\n{card.model}, {network.parameters.size:,} parameters\n{describe(recipe)}"
 
 
 def measure(trainer: Trainer, data: Dataset) -> None:

@@ -7,12 +7,12 @@ from cnn.backend import pick_backend
 from cnn.checkpoint import initialise_from, load_checkpoint
 from cnn.errors import NonFiniteError
 from cnn.train import Recipe
-from jobs.config import Wishes, describe, differences, model_toml, resolve, to_toml
+from jobs.config import Wishes, differences, model_toml, resolve, to_toml
 from jobs.cores import usable_cores
 from jobs.errors import JobError
 from jobs.files import write_text_atomically
 from jobs.metrics import write_metrics
-from jobs.opening import card_of, describe_data, measure, trainer_of
+from jobs.opening import card_of, describe_data, describe_training, measure, trainer_of
 from jobs.progress import plural
 from jobs.run_folder import RunFolder, TrainingState
 from jobs.training import Streams, Training, is_finished
@@ -68,12 +68,9 @@ def train(
 
     workers = workers or usable_cores()
     streams = _open_streams(data, recipe, workers, ram_budget)
-    backend = pick_backend(device)
     card = card_of(data, recipe)
-    trainer = trainer_of(card, recipe, backend, data)
-    print(backend.description)
-    print(f"{card.model}, {trainer.network.parameters.size:,} parameters")
-    print(describe(recipe))
+    trainer = trainer_of(card, recipe, pick_backend(device), data)
+    print(describe_training(card, trainer, recipe))
     if recipe.patience and not data.val.rows:
         print("patience has no effect: without pictures to validate no epoch is better than another")
     if checkpoint:

@@ -1,0 +1,75 @@
+"""What small JPEG files cost a network: train on pictures as they are, and on the same through JPEG.
+
+    python -m tests.bench.jpeg_cost DATASET.zarr FOLDER [--quality 75] [--recipe quick] [--epochs N] [--seeds N]
+
+DATASET is built small (`--size 32`) from large pictures, so that its pixels hardly know of any JPEG. FOLDER gets two
+copies of it, both as PNG in DATASET's split: `clean`, and `jpeg`, which went through JPEG of that quality with colours
+at half the resolution, as CIFAR-10 in JPEG files did. Ends with a line a seed and the means.
+"""
+
+import argparse
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from jobs.cli import main as logpose
+from pipeline.store import Dataset
+
+
+def through_jpeg(picture: np.ndarray, quality: int) -> np.ndarray:
+    """(H, W, 3) uint8, written and read: (H, W, 3) uint8."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "jpeg", quality=quality, subsampling="4:2:0")
+    return np.asarray(Image.open(file).convert("RGB"))
+
+
+def write_pictures(data: Dataset, folder: Path, quality: int) -> None:
+    """FOLDER/clean and FOLDER/jpeg, each with train/CLASS/ROW.png and test/CLASS/ROW.png."""
+    for part, split in (("train", data.train), ("test", data.val)):
+        images, labels = split.read(0, split.rows), split.labels  # (N, H, W, 3) uint8, (N,) int64
+        for row, (picture, label) in enumerate(zip(images, labels, strict=True)):
+            for kind, pixels in (("clean", picture), ("jpeg", through_jpeg(picture, quality))):
+                path = folder / kind / part / data.class_names[label] / f"{row:05}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--quality", type=int, default=75)
+    parser.add_argument("--recipe", default="quick")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=5)
+    arguments = parser.parse_args()
+    data, folder = Dataset.open(arguments.dataset), arguments.folder
+    if not folder.exists():
+        write_pictures(data, folder, arguments.quality)
+    last: dict[str, list[float]] = {"clean": [], "jpeg": []}  # the last epoch's accuracy, a seed each
+    for kind in last:
+        if not (built := folder / f"{kind}.zarr").exists():
+            logpose(["build", str(folder / kind), str(built), "--size", str(data.size[0])])
+    for seed in range(arguments.seeds):
+        for kind, found in last.items():
+            run = folder / f"{kind}-{arguments.recipe}-{arguments.epochs}-{seed}"
+            given = ["--recipe", arguments.recipe, "--epochs", str(arguments.epochs), "--seed", str(seed), "--resume"]
+            if code := logpose(["train", str(folder / f"{kind}.zarr"), str(run), *given]):
+                raise SystemExit(code)
+            with (run / "metrics.csv").open(newline="") as file:
+                found.append(float(list(csv.DictReader(file))[-1]["val_accuracy"]))
+    lost = np.subtract(last["clean"], last["jpeg"])  # (seeds,)
+    for seed, (clean, jpeg) in enumerate(zip(last["clean"], last["jpeg"], strict=True)):
+        print(f"seed {seed}: {clean:.2%} clean, {jpeg:.2%} through JPEG")
+    error = lost.std(ddof=1) / np.sqrt(len(lost)) if len(lost) > 1 else np.nan
+    print(
+        f"means {np.mean(last['clean']):.2%} and {np.mean(last['jpeg']):.2%}: {100 * lost.mean():.2f} points lost, "
+        f"standard error over the seeds {100 * error:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
