@@ -1,0 +1,64 @@
+"""How far the probabilities of trained networks are off, each alone and all together, beside what chance alone does.
+
+    python -m tests.bench.calibration RUN_DIR ...
+
+The calibration error of few pictures is never zero. So there is a second column: what a network would show that is as
+sure of each picture as ours and right exactly as often as it says, with labels drawn by its own probabilities.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from cnn.backend import pick_backend
+from cnn.calibration import fit_temperature, reliability, softmax
+from cnn.predict import Predictor
+from jobs.report.gather import gather_run, open_dataset
+from jobs.report.judge import judge
+
+DRAWS = 500
+
+
+def scaled(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Outputs (N, C), each half divided by the temperature that suits the other, as `calibrate` does."""
+    found = np.empty(outputs.shape)  # (N, C)
+    halves = slice(None, None, 2), slice(1, None, 2)
+    for half, other in (halves, halves[::-1]):
+        found[half] = outputs[half] / fit_temperature(outputs[other], labels[other])
+    return found
+
+
+def line(name: str, outputs: np.ndarray, labels: np.ndarray, by_halves: np.ndarray) -> str:
+    """The errors for outputs and scaled outputs (N, C) and classes (N,)."""
+    limits, last = softmax(by_halves).cumsum(axis=1), by_halves.shape[1] - 1  # (N, C), ()
+    places = np.random.default_rng(0).random((DRAWS, len(limits), 1))  # (DRAWS, N, 1), 0 to 1
+    drawn = [np.minimum((limits < each).sum(axis=1), last) for each in places]  # (N,) each
+    chance = np.array([reliability(by_halves, each).error for each in drawn])  # (DRAWS,)
+    low, high = np.percentile(chance, [5, 95])
+    before, after = reliability(outputs, labels).error, reliability(by_halves, labels).error
+    words = f"{len(labels):9,} {before:9.1%} {after:9.1%}   {chance.mean():.1%} ({low:.1%} to {high:.1%})"
+    return f"{name:24} {words}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("runs", nargs="+", type=Path)
+    runs = parser.parse_args().runs
+    everything = []
+    backend = pick_backend("cpu")
+    for run_dir in runs:
+        run, state = gather_run(run_dir)
+        val = open_dataset(run, state, None).val
+        evaluation = judge(Predictor(run.folder.model, backend), val, 1).evaluation
+        outputs, labels = evaluation.outputs, evaluation.labels
+        everything.append((outputs, labels, scaled(outputs, labels)))
+    print(f"\n{'':24} {'pictures':>9} {'unscaled':>9} {'scaled':>9}   by chance alone (nine in ten)")
+    for run_dir, found in zip(runs, everything, strict=True):
+        print(line(run_dir.name, *found))
+    if len(runs) > 1:
+        print(line("all together", *(np.concatenate(parts) for parts in zip(*everything, strict=True))))
+
+
+if __name__ == "__main__":
+    main()
