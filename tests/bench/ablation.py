@@ -32,7 +32,7 @@ WITHOUT = {
         "as it is": (),
         "none of all this but flips": (
             "mix.kind=none", "augment.brightness=0", "augment.contrast=0", "augment.saturation=0",
-            "augment.crop_scale=1", "ema.horizon=0", "loss.label_smoothing=0", "optimizer.weight_decay=0.05",
+            "augment.crop_scale=1", "ema.horizon=0", "optimizer.weight_decay=0.05",
         ),
         "no mixup, no cutmix": ("mix.kind=none",),
         "no change of colours": ("augment.brightness=0", "augment.contrast=0", "augment.saturation=0"),
@@ -40,7 +40,7 @@ WITHOUT = {
         "no flips": ("augment.flip=false",),
         "little weight decay": ("optimizer.weight_decay=0.05",),
         "no average of weights": ("ema.horizon=0",),
-        "no label smoothing": ("loss.label_smoothing=0",),
+        "label smoothing as well": ("loss.label_smoothing=0.1",),
     },
 }
 
