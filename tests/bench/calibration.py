@@ -2,8 +2,8 @@
 
     python -m tests.bench.calibration RUN_DIR ...
 
-The calibration error of few pictures is never zero. So there is a second column: what a network would show that is as
-sure of each picture as ours and right exactly as often as it says, with labels drawn by its own probabilities.
+The calibration error of few pictures is never zero. So the last column has what a network would show that is as sure of
+each picture as ours and right exactly as often as it says: labels drawn by its own probabilities, 500 times.
 """
 
 import argparse
