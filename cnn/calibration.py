@@ -46,15 +46,20 @@ class Reliability(NamedTuple):
 
 def calibrate(outputs: np.ndarray, labels: np.ndarray) -> Calibration:
     """For outputs (N, C) before the softmax and true classes (N,), in random order."""
+    return Calibration(
+        fit_temperature(outputs, labels),
+        reliability(outputs, labels).error,
+        reliability(outputs, labels, temperatures_by_halves(outputs, labels)).error,
+    )
+
+
+def temperatures_by_halves(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """For each of outputs (N, C) of true classes (N,) the temperature that suits the other half: float64 (N,)."""
     temperatures = np.empty(len(labels))  # (N,)
     halves = slice(None, None, 2), slice(1, None, 2)
     for half, other in (halves, halves[::-1]):
         temperatures[half] = fit_temperature(outputs[other], labels[other])
-    return Calibration(
-        fit_temperature(outputs, labels),
-        reliability(outputs, labels).error,
-        reliability(outputs, labels, temperatures).error,
-    )
+    return temperatures
 
 
 def reliability(

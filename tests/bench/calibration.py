@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cnn.backend import pick_backend
-from cnn.calibration import fit_temperature, reliability, softmax
+from cnn.calibration import reliability, softmax, temperatures_by_halves
 from cnn.predict import Predictor
 from jobs.report.gather import gather_run, open_dataset
 from jobs.report.judge import judge
@@ -20,23 +20,14 @@ from jobs.report.judge import judge
 DRAWS = 500
 
 
-def scaled(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Outputs (N, C), each half divided by the temperature that suits the other, as `calibrate` does."""
-    found = np.empty(outputs.shape)  # (N, C)
-    halves = slice(None, None, 2), slice(1, None, 2)
-    for half, other in (halves, halves[::-1]):
-        found[half] = outputs[half] / fit_temperature(outputs[other], labels[other])
-    return found
-
-
-def line(name: str, outputs: np.ndarray, labels: np.ndarray, by_halves: np.ndarray) -> str:
+def line(name: str, outputs: np.ndarray, labels: np.ndarray, scaled: np.ndarray) -> str:
     """The errors for outputs and scaled outputs (N, C) and classes (N,)."""
-    limits, last = softmax(by_halves).cumsum(axis=1), by_halves.shape[1] - 1  # (N, C), ()
+    limits, last = softmax(scaled).cumsum(axis=1), scaled.shape[1] - 1  # (N, C), ()
     places = np.random.default_rng(0).random((DRAWS, len(limits), 1))  # (DRAWS, N, 1), 0 to 1
     drawn = [np.minimum((limits < each).sum(axis=1), last) for each in places]  # (N,) each
-    chance = np.array([reliability(by_halves, each).error for each in drawn])  # (DRAWS,)
+    chance = np.array([reliability(scaled, each).error for each in drawn])  # (DRAWS,)
     low, high = np.percentile(chance, [5, 95])
-    before, after = reliability(outputs, labels).error, reliability(by_halves, labels).error
+    before, after = reliability(outputs, labels).error, reliability(scaled, labels).error
     words = f"{len(labels):9,} {before:9.1%} {after:9.1%}   {chance.mean():.1%} ({low:.1%} to {high:.1%})"
     return f"{name:24} {words}"
 
@@ -52,7 +43,8 @@ def main() -> None:
         val = open_dataset(run, state, None).val
         evaluation = judge(Predictor(run.folder.model, backend), val, 1).evaluation
         outputs, labels = evaluation.outputs, evaluation.labels
-        everything.append((outputs, labels, scaled(outputs, labels)))
+        scaled = outputs / temperatures_by_halves(outputs, labels)[:, None]  # (N, C)
+        everything.append((outputs, labels, scaled))
     print(f"\n{'':24} {'pictures':>9} {'unscaled':>9} {'scaled':>9}   by chance alone (nine in ten)")
     for run_dir, found in zip(runs, everything, strict=True):
         print(line(run_dir.name, *found))

@@ -8,7 +8,6 @@ at half the resolution, as CIFAR-10 in JPEG files did. Ends with a line a seed a
 """
 
 import argparse
-import csv
 import io
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from PIL import Image
 
 from jobs.cli import main as logpose
 from pipeline.store import Dataset
+from tests.bench.ablation import outcome
 
 
 def through_jpeg(picture: np.ndarray, quality: int) -> np.ndarray:
@@ -56,11 +56,8 @@ def main() -> None:
     for seed in range(arguments.seeds):
         for kind, found in last.items():
             run = folder / f"{kind}-{arguments.recipe}-{arguments.epochs}-{seed}"
-            given = ["--recipe", arguments.recipe, "--epochs", str(arguments.epochs), "--seed", str(seed), "--resume"]
-            if code := logpose(["train", str(folder / f"{kind}.zarr"), str(run), *given]):
-                raise SystemExit(code)
-            with (run / "metrics.csv").open(newline="") as file:
-                found.append(float(list(csv.DictReader(file))[-1]["val_accuracy"]))
+            given = ["--recipe", arguments.recipe, "--epochs", str(arguments.epochs), "--seed", str(seed)]
+            found.append(outcome(run, [str(folder / f"{kind}.zarr"), *given])[0])
     lost = np.subtract(last["clean"], last["jpeg"])  # (seeds,)
     for seed, (clean, jpeg) in enumerate(zip(last["clean"], last["jpeg"], strict=True)):
         print(f"seed {seed}: {clean:.2%} clean, {jpeg:.2%} through JPEG")
