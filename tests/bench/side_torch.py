@@ -34,12 +34,13 @@ class Apply(nn.Module):
 def speed_up(module: nn.Module, layout: str) -> None:
     """Make of the counterpart of ours, whose names and order of numbers are ours, what a user of PyTorch writes.
 
-    Batch norms become PyTorch's own class, which `fuse` looks for; ReLUs work in place, as in torchvision's networks;
-    flattening copies nothing.
+    Batch norms become PyTorch's own class, which `fuse` looks for, with the same parameters; ReLUs work in place, as in
+    torchvision's networks; flattening copies nothing.
     """
     for child_name, child in module.named_children():
         if isinstance(child, torch_peer.BatchNorm):
             norm = nn.BatchNorm2d(child.num_features, child.eps, child.momentum)
+            norm.weight, norm.bias = child.weight, child.bias
             setattr(module, child_name, nn.Sequential(norm, Apply(in_place(child.activation))))
         elif isinstance(child, torch_peer.FlattenChannelsLast) and layout == "contiguous":
             setattr(module, child_name, nn.Flatten())
@@ -61,6 +62,8 @@ class TorchSide:
         x, labels = self.case.batch_of_noise()
         self.x, self.labels = pictures(x), torch.from_numpy(labels)
         self.module = to_torch(self.case.layer, self.case.in_shape)
+        specs = self.case.layer.specs(self.case.in_shape).parameters
+        self.groups = parameter_groups(self.module, specs, OPTIMIZER.weight_decay)  # before the names change
         speed_up(self.module, layout)
         if layout == "channels_last":
             self.x = self.x.contiguous(memory_format=torch.channels_last)
@@ -69,8 +72,7 @@ class TorchSide:
         self.ready: dict[str, nn.Module] = {}  # for inference
 
     def make_optimizer(self, fused: bool) -> torch.optim.AdamW:
-        specs = self.case.layer.specs(self.case.in_shape).parameters
-        groups = parameter_groups(self.module, specs, OPTIMIZER.weight_decay)
+        groups = [dict(group) for group in self.groups]  # an optimizer writes its own defaults into them
         betas = (OPTIMIZER.beta1, OPTIMIZER.beta2)
         return torch.optim.AdamW(groups, OPTIMIZER.lr, betas, OPTIMIZER.epsilon, fused=fused)
 
