@@ -9,20 +9,22 @@ import numpy as np
 from cnn.backend import Array, Backend, pick_backend
 from cnn.checkpoint import load_checkpoint
 from cnn.inference import Inference
-from cnn.train import normalisation, prepare
+from cnn.train import look, normalisation
 
 
 class Predictor:
     """The model file at `path`, on `backend`. Raises `ModelFileError` where the file is not usable.
+
+    `views` is a key of cnn.augment.VIEWS: outputs are the mean over several looks at each picture.
 
     On the CPU what it says of a picture is the same to the bit, whatever the batch and the number of threads, and its
     logits are those that `Trainer.evaluate` sees. It may be called from several threads, which then wait for each
     other: `for_thread` gives each its own.
     """
 
-    def __init__(self, path: Path, backend: Backend) -> None:
+    def __init__(self, path: Path, backend: Backend, views: str = "none") -> None:
         checkpoint = load_checkpoint(path)
-        self.card, self.backend = checkpoint.card, backend
+        self.card, self.backend, self.views = checkpoint.card, backend, views
         network = self.card.build_network(backend, seed=None)
         checkpoint.load_into(network)
         self.infer = Inference(network)
@@ -55,5 +57,4 @@ class Predictor:
         return other
 
     def _outputs(self, images: np.ndarray) -> Array:
-        x = prepare(self.backend, images, None, self.mean, self.std)  # (B, H, W, 3)
-        return self.infer(x)  # (B, classes)
+        return look(self.backend, self.infer, images, self.views, self.mean, self.std)  # (B, classes)

@@ -203,7 +203,7 @@ class Trainer:
         loss_sum, infer = 0.0, Inference(network)
         for images, labels in batches:
             with np.errstate(over="ignore", invalid="ignore"):  # reported below, in words
-                outputs = self._seen(infer, images, views)  # (B, C)
+                outputs = look(self.backend, infer, images, views, self.mean, self.std)  # (B, C)
                 loss, _ = self.recipe.loss.forward(self.backend, outputs, self.backend.asarray(labels), 1)
             loss_sum += float(loss)
             seen.append(self.backend.to_host(outputs))
@@ -215,14 +215,6 @@ class Trainer:
                 f"(try {self.recipe.optimizer.lr / 10:.2g}) or set train.clip=1"
             )
         return evaluation
-
-    def _seen(self, infer: Inference, images: np.ndarray, views: str) -> Array:
-        """The mean outputs (B, C) over all `views` of uint8 pictures (B, H, W, 3)."""
-        outputs = []
-        for view in VIEWS[views]:
-            x = prepare(self.backend, images, view.maps(*images.shape[:3]), self.mean, self.std)  # (B, H, W, 3)
-            outputs.append(infer(x) * view.weight)  # (B, C)
-        return sum(outputs[1:], outputs[0])
 
     def tensors(self) -> dict[str, np.ndarray]:
         """All that an exact resume needs beside `step`: parameters, state, the optimizer's memory and the averages."""
@@ -257,3 +249,12 @@ def prepare(
     ys, xs, holes = identity_maps(*images.shape[:3]) if maps is None else maps
     arrays = [None if array is None else backend.asarray(array) for array in (ys, xs, holes, mean, std, colours)]
     return backend.resample(backend.asarray(images), *arrays)
+
+
+def look(backend: Backend, infer: Inference, images: np.ndarray, views: str, mean: Array, std: Array) -> Array:
+    """The mean outputs (B, C) over all `views`, a key of cnn.augment.VIEWS, of uint8 pictures (B, H, W, 3)."""
+    outputs = []
+    for view in VIEWS[views]:
+        x = prepare(backend, images, view.maps(*images.shape[:3]), mean, std)  # (B, H, W, 3)
+        outputs.append(infer(x) * view.weight)  # (B, C)
+    return sum(outputs[1:], outputs[0])

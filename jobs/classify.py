@@ -34,6 +34,7 @@ def classify(
     threshold: float | None = None,
     table_format: Literal["csv", "parquet"] | None = None,
     spreadsheet_safe: bool = False,
+    views: str = "none",
     batch_size: int = 32,
     device: str = "auto",
     workers: int | None = None,
@@ -44,17 +45,17 @@ def classify(
     model = model / "model.safetensors" if model.is_dir() else model
     workers = workers or usable_cores()
     backend = pick_backend(device, workers)
-    predictor = Predictor(model, backend)
+    predictor = Predictor(model, backend, views)
     card = predictor.card
     known = plural(len(card.class_names), "class", "classes")
     if topk > len(card.class_names):
         raise JobError(f"--topk {topk} asks for more labels than there are: {model} knows {known}; give less")
     options = TableOptions(topk, threshold, spreadsheet_safe, table_format or _format_of(out))
-    labelling = Labelling(model.absolute(), hash_file(model), device, batch_size, options)
+    labelling = Labelling(model.absolute(), hash_file(model), device, views, batch_size, options)
     keep(predictor, labelling)
     # On a cluster a task travels: fewer, larger ones.
     source = find_source(images, out, card, FILES_PER_PART if scheduler else batch_size)
-    identity = {"model": labelling.model_hash, "device": device if scheduler else backend.name}
+    identity = {"model": labelling.model_hash, "--views": views, "device": device if scheduler else backend.name}
     print(f"{images}: to be classified by {card.model}, which knows {known}")
     print(f"on the cluster at {scheduler}" if scheduler else backend.description)
     out.parent.mkdir(parents=True, exist_ok=True)

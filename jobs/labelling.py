@@ -30,12 +30,14 @@ class Labelling:
     """What all tasks of a classification have in common.
 
     model_hash  of the file at `model`: a worker elsewhere may see another one there
+    views       several looks at each picture: see cnn.predict
     batch_size  pictures computed at a time; decides nothing but memory and speed
     """
 
     model: Path
     model_hash: str
     device: str
+    views: str
     batch_size: int
     options: TableOptions
 
@@ -73,7 +75,7 @@ def label(labelling: Labelling, block: Block) -> list[Row]:
     """
     if isinstance(block, FailuresBlock):
         return [error_row(*failure, labelling.options.topk) for failure in zip(*block, strict=True)]
-    predictor = _predictor_of_thread(labelling.model, labelling.model_hash, labelling.device)
+    predictor = _predictor_of_thread(labelling)
     size = predictor.card.in_shape[:2]
     pixels = np.empty((len(block.names), *size, 3), np.uint8)  # (n, H, W, 3)
     reasons: list[str | None] = [None] * len(block.names)
@@ -122,16 +124,20 @@ def _rank(predictor: Predictor, pixels: np.ndarray, labelling: Labelling) -> lis
 # What a process keeps for its next tasks ----------------------------------------------------------------
 
 _of_thread = threading.local()
-_of_process: dict[tuple[Path, str, str], Predictor] = {}
+_of_process: dict[tuple[Path, str, str, str], Predictor] = {}
 _loading = threading.Lock()
 
 
-def _predictor_of_thread(model: Path, model_hash: str, device: str) -> Predictor:
-    key = (model, model_hash, device)
+def _key(labelling: Labelling) -> tuple[Path, str, str, str]:
+    return labelling.model, labelling.model_hash, labelling.device, labelling.views
+
+
+def _predictor_of_thread(labelling: Labelling) -> Predictor:
+    key = _key(labelling)
     if getattr(_of_thread, "key", None) != key:
         with _loading:
             if key not in _of_process:
-                loaded = _load(model, model_hash, device)
+                loaded = _load(labelling)
                 _of_process.clear()  # one model at a time is enough
                 _of_process[key] = loaded
             _of_thread.predictor = _of_process[key].for_thread()
@@ -144,12 +150,13 @@ def keep(predictor: Predictor, labelling: Labelling) -> None:
     """Have the tasks of this process use a predictor that is there already."""
     with _loading:
         _of_process.clear()
-        _of_process[labelling.model, labelling.model_hash, labelling.device] = predictor
+        _of_process[_key(labelling)] = predictor
 
 
-def _load(model: Path, model_hash: str, device: str) -> Predictor:
-    predictor = Predictor(model, pick_backend(device))
-    if hash_file(model) != model_hash:
+def _load(labelling: Labelling) -> Predictor:
+    model = labelling.model
+    predictor = Predictor(model, pick_backend(labelling.device), labelling.views)
+    if hash_file(model) != labelling.model_hash:
         raise JobError(
             f"expected the same model for all of a classification, found another one now, or on this machine, at"
             f" {model}; give a path at which all see the same file"

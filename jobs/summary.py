@@ -54,5 +54,5 @@ def summary_lines(summary: Summary) -> list[str]:
         lines.append(f"calibration error {errors}; the model's temperature is {summary.temperature:.2f}")
     if summary.accuracy_with_views is not None:
         seen = f"{summary.accuracy_with_views:.2%}, {summary.accuracy:.2%} without"
-        lines.append(f"with views {summary.views}: validation accuracy {seen}")
+        lines.append(f"with views {summary.views}: validation accuracy {seen}; classify --views does the same")
     return lines

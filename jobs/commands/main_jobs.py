@@ -23,6 +23,7 @@ from jobs.commands.options import (
     Scheduler,
     Seed,
     TableFormat,
+    Views,
     Workers,
     app,
 )
@@ -191,6 +192,9 @@ def classify(
     spreadsheet_safe: Annotated[
         bool, typer.Option("--spreadsheet-safe", help="Defuse cells that a spreadsheet would run as formulas.")
     ] = False,
+    views: Annotated[
+        Views, typer.Option(help="Look two or six times, also mirrored and moved; takes as much longer.")
+    ] = Views.none,
     batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures computed at a time.")] = 32,
     device: ComputeOn = Device.auto,
     workers: Workers = None,
@@ -219,6 +223,7 @@ def classify(
             threshold=threshold,
             table_format=table_format.value if table_format else None,
             spreadsheet_safe=spreadsheet_safe,
+            views=views.value,
             batch_size=batch_size,
             device=device.value,
             workers=workers,

@@ -44,6 +44,12 @@ class TableFormat(StrEnum):
     parquet = "parquet"
 
 
+class Views(StrEnum):
+    none = "none"
+    mirror = "mirror"
+    mirror_shift = "mirror_shift"
+
+
 class Device(StrEnum):
     auto = "auto"
     cpu = "cpu"

@@ -21,7 +21,7 @@ from cnn.network import Network
 from cnn.optim import SGD, AdamW
 from cnn.predict import Predictor
 from cnn.schedules import Constant
-from cnn.train import Recipe, Trainer
+from cnn.train import Recipe, Trainer, look
 
 MEAN, STD = (110.0, 120.0, 130.0), (60.0, 61.0, 62.0)
 SHAPE = (12, 12, 3)
@@ -138,7 +138,7 @@ def test_the_moving_average_is_judged_and_kept_while_training_goes_on_without() 
     images, labels = three_kinds(40, 1)
     judged = one.evaluate([(images, labels)]).outputs
     assert not np.allclose(judged, plain.evaluate([(images, labels)]).outputs, atol=1e-4)
-    np.testing.assert_array_equal(judged, one.backend.to_host(one._seen(Inference(one.outcome), images, "none")))
+    np.testing.assert_array_equal(judged, look(one.backend, Inference(one.outcome), images, "none", one.mean, one.std))
 
     again = trainer(ema=EMA(horizon=0.1), epochs=2)
     again.load_tensors(one.tensors(), one.step)

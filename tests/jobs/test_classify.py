@@ -84,7 +84,7 @@ def test_one_row_for_each_file_sorted_by_path(
 
 
 def test_a_worker_that_sees_another_model_says_so(model: Path, tmp_path: Path) -> None:
-    another = labelling.Labelling(model, "0" * 64, "cpu", 8, TableOptions())
+    another = labelling.Labelling(model, "0" * 64, "cpu", "none", 8, TableOptions())
     with pytest.raises(JobError, match=r"expected the same model for all of a classification, found another one .*at"):
         labelling.label(another, labelling.FilesBlock(str(tmp_path), ["a.png"]))
 
@@ -129,6 +129,31 @@ def test_validation_sees_what_classify_sees(
     trainer = Trainer(network, Recipe(), np.array(card.mean), np.array(card.std), 1)
     trainer.evaluate((batch.images, batch.labels) for batch in BatchStream(val, 5, seed=0, shuffle=False).epoch(0))
     assert seen == [from_files[pixels.tobytes()] for pixels in val.read(0, val.rows)]
+
+
+def test_several_views_are_those_of_the_evaluation(
+    logpose: Logpose, pictures: Path, dataset: Path, model: Path, tmp_path: Path
+) -> None:
+    """The probabilities of the mean outputs, over a picture and its mirror image, in whatever company."""
+    probs: dict[str, list[list[str]]] = {}
+    for views, batch in (("none", 7), ("mirror", 7), ("mirror", 3), ("mirror_shift", 7)):
+        out = tmp_path / f"{views}-{batch}.csv"
+        assert logpose("classify", dataset, model, out, "--views", views, "--batch-size", batch).code == 0
+        assert probs.setdefault(views, table(out)) == table(out)
+    assert probs["none"] != probs["mirror"] != probs["mirror_shift"] != probs["none"]
+    assert logpose("classify", pictures, model, tmp_path / "files.csv", "--views", "mirror").code == 0
+    assert table(tmp_path / "files.csv") == probs["mirror"]
+    labelling._of_process.clear()  # as on a worker of a cluster, which loads the model itself, for one job and the next
+    block = labelling.FilesBlock(str(pictures), [row[0] for row in probs["mirror"][1:4]])
+    for views in ("mirror", "none"):
+        job = labelling.Labelling(model, labelling.hash_file(model), "cpu", views, 8, TableOptions())
+        assert labelling.label(job, block) == probs[views][1:4]
+    predictor, val = Predictor(model, pick_backend("cpu")), Dataset.open(dataset).val
+    images = val.read(0, val.rows)  # (N, H, W, 3)
+    outputs = (predictor.logits(images) + predictor.logits(np.ascontiguousarray(images[:, :, ::-1]))) / 2  # (N, C)
+    expected = predictor.loss.probabilities(predictor.backend, outputs / predictor.card.temperature).max(axis=1)
+    prob = {row[0]: float(row[3]) for row in probs["mirror"][1:]}
+    np.testing.assert_allclose([prob[name] for name in val.paths], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_dataset_gives_the_bytes_that_its_folder_gives(
@@ -290,12 +315,15 @@ def begun(logpose: Logpose, pictures: Path, model: Path, tmp_path: Path, monkeyp
     return out
 
 
-@pytest.mark.parametrize("change", ["model", "--topk", "--threshold", "other files", "a changed file", "fewer files"])
+@pytest.mark.parametrize(
+    "change", ["model", "--topk", "--views", "--threshold", "other files", "a changed file", "fewer files"]
+)
 def test_parts_of_something_else_are_refused(
     logpose: Logpose, begun: Path, model: Path, tmp_path: Path, change: str
 ) -> None:
     root, rows = tmp_path / "pictures", 60
-    options: tuple[object, ...] = {"--topk": ("--topk", 2), "--threshold": ("--threshold", 0.5)}.get(change, ())
+    values = {"--topk": 2, "--views": "mirror", "--threshold": 0.5}
+    options: tuple[object, ...] = (change, values[change]) if change in values else ()
     message = f"holds an unfinished classification with other {change}; remove it, give --overwrite"
     if change == "model":
         checkpoint = load_checkpoint(model)

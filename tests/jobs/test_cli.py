@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from cnn.augment import VIEWS
 from jobs import cli
+from jobs.commands.options import Views
 from jobs.errors import JobError
 from jobs.sizes import parse_bytes
 from tests.jobs.conftest import Logpose, command, draw_classes, run_process
@@ -116,17 +118,18 @@ def test_options_reach_their_jobs(logpose: Logpose, monkeypatch: pytest.MonkeyPa
     for name in ("classify", "info", "train"):
         monkeypatch.setattr(f"jobs.{name}.{name}", job)
     options = ("--topk", 2, "--threshold", 0.5, "--format", "parquet", "--spreadsheet-safe", "--batch-size", 8)
+    options += ("--views", "mirror")
     assert logpose("classify", "a", "b", "c").code == 0
     assert logpose("classify", "a", "b", "c", *options, "--device", "cpu", "--workers", 3, "--overwrite").code == 0
     by_default = {
-        "topk": 1, "threshold": None, "table_format": None, "spreadsheet_safe": False, "batch_size": 32,
-        "device": "auto", "workers": None, "scheduler": None, "overwrite": False,
+        "topk": 1, "threshold": None, "table_format": None, "spreadsheet_safe": False, "views": "none",
+        "batch_size": 32, "device": "auto", "workers": None, "scheduler": None, "overwrite": False,
     }  # fmt: skip
     paths = (Path("a"), Path("b"), Path("c"))
     assert calls[0] == (paths, by_default)
     assert calls[1] == (paths, {
-        "topk": 2, "threshold": 0.5, "table_format": "parquet", "spreadsheet_safe": True, "batch_size": 8,
-        "device": "cpu", "workers": 3, "scheduler": None, "overwrite": True,
+        "topk": 2, "threshold": 0.5, "table_format": "parquet", "spreadsheet_safe": True, "views": "mirror",
+        "batch_size": 8, "device": "cpu", "workers": 3, "scheduler": None, "overwrite": True,
     })  # fmt: skip
     calls.clear()
     assert logpose("info", "a", "--shuffle", "--no-sheet").code == 0
@@ -137,6 +140,11 @@ def test_options_reach_their_jobs(logpose: Logpose, monkeypatch: pytest.MonkeyPa
     names = ("checkpoint_minutes", "checkpoint_steps", "ram_budget")
     taken = [[options[name] for name in names] for _, options in calls]
     assert taken == [[5.0, None, 10**9], [5.0, 7, 2**30]]
+
+
+def test_views_are_those_that_there_are() -> None:
+    """Said twice, so that help need not wait for NumPy."""
+    assert [each.value for each in Views] == list(VIEWS)
 
 
 def raising(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,7 +142,7 @@ def test_a_speed_run_is_whitened_by_its_pictures_resumes_exactly_and_is_seen_in_
         outcome = logpose("train", dataset, calm, *SMALL)
     assert (outcome.code, outcome.err) == (0, "")
     best = re.search(r"^epoch (\d): ([\d.]+%) of 12 pictures", outcome.out, re.MULTILINE)
-    views = r"^with views mirror_shift: validation accuracy ([\d.]+%), ([\d.]+%) without$"
+    views = r"^with views mirror_shift: validation accuracy ([\d.]+%), ([\d.]+%) without; classify --views does"
     found = re.search(views, outcome.out, re.MULTILINE)
     assert found and best and found[1] == shares["mirror_shift"][0]
     assert found[2] == best[2] == shares["none"][int(best[1]) - 1]
