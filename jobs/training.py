@@ -67,6 +67,7 @@ class Training:
         """
         if not self.state.step:
             self._save_last()  # from here on there always is a point to go on from
+        self._make_up_for_best()
         with CtrlC() as self.ctrl_c:
             while not is_finished(self.state, self.recipe):
                 try:
@@ -124,9 +125,6 @@ class Training:
         row = self._row(epoch, figures)
         best = is_better(row, state.best)
         if best:
-            # Before the point to resume from: should we be killed in between, this epoch is judged again.
-            card = replace(self.card, temperature=row.temperature or 1.0)
-            self.folder.save_best(card, self.trainer.outcome.tensors(), row)
             state.best = row
             self.judged = (row, evaluation) if evaluation else None
         state.history.append(row)
@@ -135,8 +133,10 @@ class Training:
         finished = is_finished(state, self.recipe)
         left = 0.0 if finished else (self.recipe.epochs - epoch) * row.seconds
         lines = [_epoch_line(row, self.recipe.epochs, best and evaluation is not None, left), *time_lines(row)]
+        self._save_last()
+        if best:  # after the point to go on from: should we be killed in between, it can be made from that
+            self._save_best(row)
         if not finished:
-            self._save_last()
             write_metrics(self.folder.metrics, state.history)
             if time.monotonic() - self.drawn >= self.drawing_took / DRAWING_SHARE:
                 self._draw()
@@ -144,7 +144,7 @@ class Training:
         print("\n".join(lines), flush=True)
 
     def _conclude(self) -> None:
-        """Write all that there is at the end; should we be killed in between, the end of the last epoch comes again."""
+        """Write all that there is at the end; should we be killed in between, a rerun does it again."""
         self._draw()
         write_metrics(self.folder.metrics, self.state.history)
         self._summarise()
@@ -184,6 +184,18 @@ class Training:
         self.saved, self.saved_step = time.monotonic(), self.state.step
         self._charge_saving()
 
+    def _save_best(self, row: EpochRow) -> None:
+        card = replace(self.card, temperature=row.temperature or 1.0)
+        self.folder.save_best(card, self.trainer.outcome.tensors(), row)
+
+    def _make_up_for_best(self) -> None:
+        """Save the best network where a kill came before that: it is the one to go on from."""
+        best = self.state.best
+        if best is None or best.step != self.state.step:
+            return
+        if not self.folder.model.exists() or load_checkpoint(self.folder.model).progress["epoch"] != best.epoch:
+            self._save_best(best)
+
     def _draw(self) -> None:
         if not self.undrawn:
             return
@@ -206,11 +218,11 @@ class Training:
         self.drawing_took = self.drawn - began
 
     def _judge_again(self, best: EpochRow, views: str = "none") -> tuple[EpochRow, Evaluation] | None:
-        """Validate the network of the best epoch once more; None where the file has that of a later one by now."""
+        """Validate the network of the best epoch once more; None where the file has that of another one."""
         assert self.streams.val is not None, "there is a best by validation"
         checkpoint = load_checkpoint(self.folder.model)
         if checkpoint.progress["epoch"] != best.epoch:
-            return None  # the kill came right after it was saved: that epoch will be judged and drawn
+            return None  # older versions saved the best first: after a kill, that epoch comes again, and is drawn
         network = self.card.build_network(self.trainer.backend, seed=None)
         checkpoint.load_into(network)
         batches = ((batch.images, batch.labels) for batch in self.streams.val.epoch(0))

@@ -259,7 +259,7 @@ def test_checkpoints_come_after_so_many_steps(
     logpose: Logpose, dataset: Path, tmp_path: Path, saved: list[tuple[int, int]]
 ) -> None:
     arguments = (*RECIPE, "--epochs", 2)  # of 6 steps each
-    begin, end = [(1, 0)], [(3, 0)]
+    begin, end = [(1, 0)], [(3, 0), (3, 0)]  # with the last epoch over, and with all written
     assert logpose("train", dataset, tmp_path / "four", *arguments, "--checkpoint-steps", 4).code == 0
     assert saved == [*begin, (1, 4), (2, 0), (2, 4), *end]
     saved.clear()
@@ -292,7 +292,7 @@ def test_a_training_killed_between_checkpoints_by_steps_goes_on_from_the_last(
     outcome = logpose("train", dataset, run_dir, "--resume", "--device", "cpu", "--checkpoint-steps", 5)
     assert outcome.code == 0
     assert "going on with epoch 2, after 4 steps of it" in outcome.out
-    assert saved == [(3, 0), (3, 5), (4, 0)]  # steps count from the last point to resume from
+    assert saved == [(3, 0), (3, 5), (4, 0), (4, 0)]  # steps count from the last point to resume from
     same_weights(run_dir, trained)
     assert learned(run_dir) == learned(trained)
 
@@ -306,6 +306,35 @@ def wait_for(condition: Any, folder: Path, process: "subprocess.Popen[Any]") -> 
         if (folder / "last.safetensors").exists() and condition():
             return
         time.sleep(0.005)
+
+
+@pytest.mark.parametrize(("epoch", "more"), [(1, 3), (3, 3), (3, 4), (2, 5)])
+def test_a_kill_between_the_point_to_go_on_from_and_the_best_is_made_up_for(
+    logpose: Logpose, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int, more: int
+) -> None:
+    """The best network is that of an epoch in the history, also where the training goes on with another schedule."""
+    run_dir, calm = tmp_path / "run", tmp_path / "calm"
+    monkeypatch.setattr(job, "is_better", lambda row, best: row.epoch <= epoch)
+    arguments = (*RECIPE, "--set", "ema.horizon=0.2")
+    saves = job.RunFolder.save_best
+
+    def killed(self: job.RunFolder, card: Any, tensors: Any, row: Any) -> None:
+        if row.epoch == epoch:
+            raise SystemExit("killed")
+        saves(self, card, tensors, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job.RunFolder, "save_best", killed)
+        with pytest.raises(SystemExit, match="killed"):
+            logpose("train", dataset, run_dir, *arguments)
+    resumed = logpose("train", dataset, run_dir, "--resume", "--epochs", more, "--device", "cpu")
+    assert (resumed.code, resumed.err) == (0, "")
+    assert [int(row["epoch"]) for row in metrics(run_dir)] == list(range(1, more + 1))
+    assert logpose("train", dataset, calm, *arguments).code == 0
+    one, other = (load_checkpoint(path / "model.safetensors") for path in (run_dir, calm))
+    assert one.progress["epoch"] == other.progress["epoch"] == epoch and one.card == other.card
+    for name, tensor in other.tensors.items():
+        np.testing.assert_array_equal(one.tensors[name], tensor)
 
 
 def test_ctrl_c_while_validating_validates_again(
@@ -743,7 +772,7 @@ def test_damage_found_while_summing_up_leaves_a_training_to_go_on_with(
         assert logpose("train", dataset, run_dir, *arguments).code != 0
     assert not (run_dir / "summary.json").exists()
     outcome = logpose("train", dataset, run_dir, "--resume", "--device", "cpu")
-    assert outcome.code == 0 and "going on with epoch" in outcome.out
+    assert outcome.code == 0 and "all epochs are done; its summary is missing" in outcome.out
     assert json.loads((run_dir / "summary.json").read_text())["accuracy_with_views"] is not None
 
 
