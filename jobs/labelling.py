@@ -124,24 +124,19 @@ def _rank(predictor: Predictor, pixels: np.ndarray, labelling: Labelling) -> lis
 # What a process keeps for its next tasks ----------------------------------------------------------------
 
 _of_thread = threading.local()
-_of_process: dict[tuple[Path, str, str, str], Predictor] = {}
+_of_process: dict[Labelling, Predictor] = {}
 _loading = threading.Lock()
 
 
-def _key(labelling: Labelling) -> tuple[Path, str, str, str]:
-    return labelling.model, labelling.model_hash, labelling.device, labelling.views
-
-
 def _predictor_of_thread(labelling: Labelling) -> Predictor:
-    key = _key(labelling)
-    if getattr(_of_thread, "key", None) != key:
+    if getattr(_of_thread, "labelling", None) != labelling:
         with _loading:
-            if key not in _of_process:
+            if labelling not in _of_process:
                 loaded = _load(labelling)
                 _of_process.clear()  # one model at a time is enough
-                _of_process[key] = loaded
-            _of_thread.predictor = _of_process[key].for_thread()
-            _of_thread.key = key
+                _of_process[labelling] = loaded
+            _of_thread.predictor = _of_process[labelling].for_thread()
+            _of_thread.labelling = labelling
     predictor: Predictor = _of_thread.predictor
     return predictor
 
@@ -150,7 +145,7 @@ def keep(predictor: Predictor, labelling: Labelling) -> None:
     """Have the tasks of this process use a predictor that is there already."""
     with _loading:
         _of_process.clear()
-        _of_process[_key(labelling)] = predictor
+        _of_process[labelling] = predictor
 
 
 def _load(labelling: Labelling) -> Predictor:

@@ -117,8 +117,10 @@ def test_options_reach_their_jobs(logpose: Logpose, monkeypatch: pytest.MonkeyPa
 
     for name in ("classify", "info", "train"):
         monkeypatch.setattr(f"jobs.{name}.{name}", job)
-    options = ("--topk", 2, "--threshold", 0.5, "--format", "parquet", "--spreadsheet-safe", "--batch-size", 8)
-    options += ("--views", "mirror")
+    options = (
+        "--topk", 2, "--threshold", 0.5, "--format", "parquet", "--spreadsheet-safe", "--views", "mirror",
+        "--batch-size", 8,
+    )  # fmt: skip
     assert logpose("classify", "a", "b", "c").code == 0
     assert logpose("classify", "a", "b", "c", *options, "--device", "cpu", "--workers", 3, "--overwrite").code == 0
     by_default = {
