@@ -21,9 +21,9 @@ lint: $(VENV)/.dev
 golden: $(VENV)/.bench
 	$(BIN)/python -m tests.golden.make_goldens
 
-# Ours and PyTorch in turns, on the same networks; tests/bench/train_step.py says what is timed.
+# Ours and PyTorch in turns, on the same networks; benchmarks/training/train_step.py says what is timed.
 bench: $(VENV)/.bench
-	$(BIN)/python -m tests.bench.train_step
+	$(BIN)/python -m benchmarks.training.train_step
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info build dist

@@ -1,4 +1,4 @@
-"""Sides of a benchmark that take turns, and what came of it: pictures a second, and ratios within a round."""
+"""Sides of a benchmark that take turns, and what came of it: images a second, and ratios within a round."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.bench.worker import ROOT, Worker
+from benchmarks.worker import ROOT, Worker
 
 
 class Peer(Worker):
@@ -26,7 +26,7 @@ class Peer(Worker):
 
 @dataclass(frozen=True)
 class Rates:
-    """Pictures a second of each side, round by round."""
+    """Images a second of each side, round by round."""
 
     of: dict[str, np.ndarray]  # (rounds,)
 
@@ -48,7 +48,7 @@ class Rates:
     def print(self, ours: str) -> None:
         """A table of all sides, each beside the one named."""
         wide = max(map(len, self.of))
-        print(f"\n{'':{wide}} {'pictures/s':>10}  {'of the rounds':16}  {ours} / this  of the rounds")
+        print(f"\n{'':{wide}} {'images/s':>10}  {'of the rounds':16}  {ours} / this  of the rounds")
         for side, rates in self.of.items():
             ratios = self.ratios(ours, side)  # (rounds,)
             print(
@@ -57,10 +57,10 @@ class Rates:
             )
 
 
-def in_turns(sides: Mapping[str, Callable[[], float]], pictures: Mapping[str, int], rounds: int) -> Rates:
+def in_turns(sides: Mapping[str, Callable[[], float]], images: Mapping[str, int], rounds: int) -> Rates:
     """Every side once a round, A B C A B C, after a round to warm up.
 
-    A side returns the seconds that it took for its `pictures`.
+    A side returns the seconds that it took for its `images`.
     """
     times: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(-1, rounds):
@@ -70,4 +70,4 @@ def in_turns(sides: Mapping[str, Callable[[], float]], pictures: Mapping[str, in
             if number >= 0:
                 times[side].append(seconds)
         print(f"round {number + 1} of {rounds}", file=sys.stderr)
-    return Rates({side: pictures[side] / np.array(seconds) for side, seconds in times.items()})
+    return Rates({side: images[side] / np.array(seconds) for side, seconds in times.items()})

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 # After its turn a side's idle threads may spin for some milliseconds (OpenMP's and OpenBLAS's do by default).
 PAUSE_S = 0.2
 
@@ -103,7 +103,7 @@ def _own_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
-def usable_cores() -> int:
+def available_cpus() -> int:
     """As many as this process may use, where the system says."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cnn.backend import Array, Backend
+from cnn.backends.base import Array, Backend
 
 Shape = tuple[int, ...]
 # A layer's own arrays by name; a container's are trees by the names of its children.

@@ -17,7 +17,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from cnn.backend import Backend
+from cnn.backends.base import Backend
 from cnn.errors import ModelFileError, NetworkError, UnknownNameError, WriteError
 from cnn.losses import LOSSES, Loss
 from cnn.models import MODELS, Model
@@ -35,7 +35,7 @@ class ModelCard:
     model_options: dict[str, Any]
     in_shape: tuple[int, int, int]  # (H, W, C)
     class_names: tuple[str, ...]
-    fit: str  # how pictures were brought to H by W
+    fit: str  # how images were brought to H by W
     mean: tuple[float, ...]  # per channel, in 0..255 units
     std: tuple[float, ...]
     loss: str = "softmax_cross_entropy"  # says how outputs become probabilities

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from cnn.backend import Array, Backend
+from cnn.backends.base import Array, Backend
 from cnn.errors import RecipeError
 
 
@@ -61,9 +61,9 @@ class SoftmaxCrossEntropy:
         return backend.softmax(outputs)
 
     def balanced(self, counts: np.ndarray) -> "SoftmaxCrossEntropy":
-        """The same with numbers for `balanced`, inverse to each class's number of pictures, `counts` (K,).
+        """The same with numbers for `balanced`, inverse to each class's number of images, `counts` (K,).
 
-        Over all pictures their mean is 1; a class without any has weight 0.
+        Over all images their mean is 1; a class without any has weight 0.
         """
         if self.class_weights != "balanced":
             return self

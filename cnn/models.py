@@ -1,4 +1,4 @@
-"""Named architectures, for any picture size and number of classes.
+"""Named architectures, for any image size and number of classes.
 
 A model is a frozen dataclass of options; `layers(in_shape, classes)` spells it out as layers. Its last layer is
 called `head`, the only one that depends on the classes.
@@ -34,7 +34,7 @@ from cnn.layers.activations import ACTIVATIONS
 
 class Model(Protocol):
     def layers(self, in_shape: Shape, classes: int) -> Sequential:
-        """The network for pictures of `in_shape` (H, W, C)."""
+        """The network for images of `in_shape` (H, W, C)."""
         ...
 
 
@@ -84,7 +84,7 @@ class Plain:
 class ResNet9:
     """Eight convolutions, two of the blocks residual: the network of the fast CIFAR-10 runs (Page, 2019).
 
-    Its body works at 32 to 63 pixels a side: a picture of 64 or more first passes strided 3x3 convolutions, each
+    Its body works at 32 to 63 pixels a side: an image of 64 or more first passes strided 3x3 convolutions, each
     halving it. `width` is the body's first number of channels; the last is 8 times as many.
     """
 
@@ -103,7 +103,7 @@ class ResNet9:
         side = min(in_shape[:2]) // 2**halvings
         for stage, filters in enumerate((2 * width, 4 * width, 8 * width), start=1):
             named[f"conv{stage}"] = _conv_norm(filters, act)
-            if side >= 2:  # a picture of a few pixels is not halved to nothing
+            if side >= 2:  # an image of a few pixels is not halved to nothing
                 named[f"pool{stage}"] = MaxPool(2)
                 side //= 2
             if stage != 2:
@@ -119,7 +119,7 @@ class ResNet9:
 class ResNet18:
     """Four stages of two basic residual blocks (He et al., 2016).
 
-    Pictures under 64 pixels enter through one 3x3 convolution; larger ones through a strided 7x7 and a max pool.
+    Images under 64 pixels enter through one 3x3 convolution; larger ones through a strided 7x7 and a max pool.
     """
 
     width: int = 64
@@ -150,7 +150,7 @@ class ResNet18:
 class Airbench94:
     """The network of the CIFAR-10 speed runs (Jordan, 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU").
 
-    2x2 patches are whitened, then three groups of two convolutions, each group halving the picture, and a max pool
+    2x2 patches are whitened, then three groups of two convolutions, each group halving the image, and a max pool
     over what is left. Convolutions start as the identity. Of batch norm there is only the shift, which learns
     `shift_lr_factor` times as fast. `width` is the first group's channels; the others have four times as many.
 
@@ -180,7 +180,7 @@ class Airbench94:
         side = min(in_shape[:2]) - 1
         for number, filters in enumerate((self.width, 4 * self.width, 4 * self.width), start=1):
             group: dict[str, Layer] = {"conv1": Conv2D(filters, 3, bias=False, initialise=start)}
-            if side >= 2:  # a picture of a few pixels is not halved to nothing
+            if side >= 2:  # an image of a few pixels is not halved to nothing
                 group["pool"] = MaxPool(2)
                 side //= 2
             group |= {"norm1": norm, "conv2": Conv2D(filters, 3, bias=False, initialise=start), "norm2": norm}

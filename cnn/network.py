@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 
 from cnn.arena import Arena, Shape
-from cnn.backend import Array, Backend
+from cnn.backends.base import Array, Backend
 from cnn.errors import ModelFileError
-from cnn.layers import Cache, Layer, Measured, Run, Sequential
+from cnn.layers import Cache, DataInitialised, Layer, Run, Sequential
 from cnn.rng import key_of
 
 
@@ -33,7 +33,7 @@ class Network:
 
     @property
     def first(self) -> tuple[str, Layer]:
-        """The layer that sees the pictures themselves, with the dotted name before its parameters' own."""
+        """The layer that sees the images themselves, with the dotted name before its parameters' own."""
         name, layer = "", self.layer
         while isinstance(layer, Sequential) and layer.layers:
             inner, layer = layer.layers[0]
@@ -41,14 +41,14 @@ class Network:
         return name, layer
 
     @property
-    def is_measured(self) -> bool:
-        """Whether parameters are to be computed from pictures: by `measure`, before the first step."""
-        return isinstance(self.first[1], Measured)
+    def needs_data(self) -> bool:
+        """Whether parameters are to be computed from images: by `measure`, before the first step."""
+        return isinstance(self.first[1], DataInitialised)
 
     def measure(self, x: Array) -> None:
-        """Compute what is computed from training pictures, rather than drawn, from x (N, *in_shape)."""
+        """Compute what is computed from training images, rather than drawn, from x (N, *in_shape)."""
         name, layer = self.first
-        if isinstance(layer, Measured):
+        if isinstance(layer, DataInitialised):
             for own_name, values in layer.measure(self.backend.to_host(x)).items():
                 self.parameters.assign(name + own_name, values)
 

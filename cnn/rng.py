@@ -1,7 +1,7 @@
 """Counter-based random numbers: each is a pure function of a key and a counter, with no hidden state.
 
 A draw belongs to (seed, step, row), not to the order in which things were computed: a resumed run, another batch
-size or another number of workers draws the same numbers for the same picture. The mixing function is the
+size or another number of workers draws the same numbers for the same image. The mixing function is the
 SplitMix64 finaliser (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cnn.backend import Array
+from cnn.backends.base import Array
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15

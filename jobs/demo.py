@@ -5,17 +5,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from jobs.build import build
-from jobs.classify import classify
-from jobs.config import Wishes
-from jobs.cores import usable_cores
+from jobs.classification.classify import classify
+from jobs.console.cpu_count import available_cpus
+from jobs.console.progress import bar, plural
+from jobs.datasets.build import build
 from jobs.errors import JobError
 from jobs.flags import CREWS, draw_flags
-from jobs.progress import bar, plural
+from jobs.recipes.config import Overrides
 from jobs.report import report
-from jobs.train import train
+from jobs.training.train import train
+from pipeline.dataset.store import Dataset
 from pipeline.errors import DatasetError
-from pipeline.store import Dataset
 
 # What is drawn: flags of each crew, and the seed they are drawn from. No flag is in two of them.
 TRAIN, VAL, NEW = (120, 1), (30, 2), (2, 3)
@@ -51,7 +51,7 @@ def demo(folder: Path) -> int:
 
     _announce("train", dataset, run_dir, "--resume", *(f"--set {key}={value}" for key, value in RECIPE.items()))
     try:
-        train(dataset, run_dir, Wishes(options=RECIPE), resume=True)
+        train(dataset, run_dir, Overrides(options=RECIPE), resume=True)
     except JobError as error:
         raise JobError(f"{error} (or remove {folder} and run the demo again)") from error
 
@@ -75,7 +75,7 @@ def _announce(*words: object) -> None:
 
 
 def _draw(folder: Path, count: int, seed: int) -> None:
-    workers = usable_cores()
+    workers = available_cpus()
     with bar("drawing", "flags", count * len(CREWS), ends=False) as progress:
         draw_flags(folder, count, seed, lambda done, total: progress.update(done), workers)
     print(f"  {plural(count * len(CREWS), 'flag')} in {folder}", flush=True)

@@ -1,15 +1,15 @@
-"""What can be wrong with pictures and datasets.
+"""What can be wrong with images and datasets.
 
     PipelineError             exit code 2: wrong use or bad input
-    ├── ListingError          the folder of pictures is not laid out as one
-    ├── DecodeError           one file is not a picture we can read; carries a kind and a reason
+    ├── ListingError          the folder of images is not laid out as one
+    ├── DecodeError           one file is not an image we can read; carries a kind and a reason
     ├── DatasetError          the dataset is absent, unsealed, of another version, or damaged
     │   └── DamageError       a chunk of it is damaged or missing; carries the `Damage`
     ├── OutputExistsError     the place to write to is taken
     ├── BusyError             another process is at work on the same output
     ├── OptionError           an option out of its range
     └── BuildError            exit code 1: the input was fine, the work failed (disk full, workers gone, …)
-        └── TooManyFailures   more unreadable pictures than the caller allows
+        └── TooManyFailures   more unreadable images than the caller allows
 
 Each message is one line: what was expected, what was found, where, and what to do.
 """
@@ -23,11 +23,11 @@ from typing import ClassVar, Literal
 # A closed set, so that a failures.csv can be grouped by it:
 #   unreadable     the file system would not give us the bytes (vanished, permission, directory)
 #   empty          no bytes at all
-#   not-a-picture  no decoder knows the format
+#   not-an-image  no decoder knows the format
 #   broken         a known format with damaged or missing data
 #   too-large      more pixels than the decompression-bomb limit, or than memory holds
 #   changed        the file is no longer the one that was listed when the build began
-FailureKind = Literal["unreadable", "empty", "not-a-picture", "broken", "too-large", "changed"]
+FailureKind = Literal["unreadable", "empty", "not-an-image", "broken", "too-large", "changed"]
 
 # Characters that would break a line on a terminal or in a log: C0, DEL, C1, line and paragraph separator.
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))} | {
@@ -55,7 +55,7 @@ class PipelineError(Exception):
 
 
 class ListingError(PipelineError):
-    """The folder of pictures is missing, empty, or not laid out as classes."""
+    """The folder of images is missing, empty, or not laid out as classes."""
 
 
 class DecodeError(PipelineError):
@@ -87,7 +87,7 @@ class Damage:
     rows    (start, stop) of the rows it holds
     file    where it lies: a shard, in which it is one of several, or a file of its own
     reason  what is wrong with it, one line
-    paths   the pictures that these rows were made from; empty where that cannot be read either
+    paths   the images that these rows were made from; empty where that cannot be read either
     """
 
     part: str
@@ -103,7 +103,7 @@ class Damage:
         more = len(self.paths) - 2
         made_from = ", ".join(self.paths[:2]) + (f" and {more:,} more" if more > 0 else "")
         what = f"{self.part} {self.array}, chunk {self.chunk} in {self.file}, rows {start}..{stop - 1}"
-        return printable(f"{what} ({made_from or 'of unknown pictures'}): {self.reason}")
+        return printable(f"{what} ({made_from or 'of unknown images'}): {self.reason}")
 
 
 class DamageError(DatasetError):
@@ -137,4 +137,4 @@ class BuildError(PipelineError):
 
 
 class TooManyFailures(BuildError):
-    """More pictures are unreadable than `max_failures` allows."""
+    """More images are unreadable than `max_failures` allows."""

@@ -21,9 +21,9 @@ from pathlib import Path
 import llvmlite.binding
 import safetensors.numpy
 
-from jobs.cores import usable_cores
+from jobs.console.cpu_count import available_cpus
 from jobs.flags import CREWS, draw_flags
-from pipeline.store import Dataset
+from pipeline.dataset.store import Dataset
 
 # Two epochs of each. Together they cover every kernel family, optimizer, augmentation and weight average.
 TRAININGS = {
@@ -40,7 +40,7 @@ def machine() -> dict[str, str]:
     features = llvmlite.binding.get_host_cpu_features()
     vectors = "avx512" if features.get("avx512f") else "avx2" if features.get("avx2") else "other"
     libraries = {name: version(name) for name in ("numpy", "numba", "llvmlite", "pillow")}
-    processor = f"{platform.machine()} {vectors}, {usable_cores()} cores"
+    processor = f"{platform.machine()} {vectors}, {available_cpus()} cores"
     return {"system": platform.system(), "processor": processor, **libraries}
 
 

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch", reason="PyTorch, of the extra `bench`, is n
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("name", ["plain", "resnet9"])  # a chain and one with residuals
 def test_every_parameter_moves_and_folding_changes_nothing(name: str, layout: str) -> None:
-    from tests.bench.side_torch import TorchSide
+    from benchmarks.training.side_torch import TorchSide
 
     side = TorchSide(name, layout)
     side.x, side.labels = side.x[:4], side.labels[:4]

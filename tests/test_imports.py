@@ -19,16 +19,16 @@ MAY_IMPORT = {"pipeline": set[str](), "cnn": set[str](), "jobs": {"pipeline", "c
 
 # A library with a door of its own: only these files open it.
 DOORS = {
-    "zarr": ["pipeline/store.py", "pipeline/codecs.py"],
-    "numcodecs": ["pipeline/store.py", "pipeline/codecs.py"],
-    "cupy": ["cnn/backends/gpu.py"],
-    "cupyx": ["cnn/backends/gpu.py"],
-    "numba": ["cnn/backends/cpu/*.py", "pipeline/resize.py", "pipeline/kernels.py"],
-    "llvmlite": ["cnn/backends/cpu/simd.py", "pipeline/resize.py"],
-    "dask": ["pipeline/schedule.py", "pipeline/cluster.py"],
-    "PIL": ["pipeline/decode.py", "jobs/contact_sheet.py", "jobs/report/pictures.py", "jobs/flags*"],
-    "matplotlib": ["jobs/drawings.py"],
-    "pyarrow": ["jobs/parquet.py"],
+    "zarr": ["pipeline/dataset/store.py", "pipeline/dataset/codecs.py"],
+    "numcodecs": ["pipeline/dataset/store.py", "pipeline/dataset/codecs.py"],
+    "cupy": ["cnn/backends/gpu/*.py"],
+    "cupyx": ["cnn/backends/gpu/*.py"],
+    "numba": ["cnn/backends/cpu/*.py", "pipeline/images/resize.py", "pipeline/images/pixel_sums.py"],
+    "llvmlite": ["cnn/backends/cpu/simd.py", "pipeline/images/resize.py"],
+    "dask": ["pipeline/build/scheduler.py", "pipeline/parallel/cluster.py"],
+    "PIL": ["pipeline/images/decode.py", "jobs/datasets/contact_sheet.py", "jobs/report/thumbnails.py", "jobs/flags*"],
+    "matplotlib": ["jobs/training/plots.py"],
+    "pyarrow": ["jobs/classification/parquet.py"],
     "jinja2": ["jobs/report/page.py"],
     "typer": ["jobs/cli.py", "jobs/commands/*.py"],
 }

@@ -1,6 +1,7 @@
 """What each part of a recipe gives: train without it, several seeds each, beside the recipe as it is.
 
-    python -m tests.bench.ablation DATASET.zarr RUNS --recipe NAME [--epochs N] [--seeds N] [--only WORDS] [--set ...]
+    python -m benchmarks.accuracy.ablation DATASET.zarr RUNS --recipe NAME [--epochs N]
+        [--seeds N] [--only WORDS] [--set ...]
 
 Every training is a `logpose train` into a folder of RUNS; run again, it goes on where it stopped. Ends with a table:
 the last epoch's accuracy and the best epoch's with the recipe's views, the means over the seeds, and what is lost

@@ -1,9 +1,9 @@
 """How far the probabilities of trained networks are off, each alone and all together, beside what chance alone does.
 
-    python -m tests.bench.calibration RUN_DIR ...
+    python -m benchmarks.accuracy.calibration RUN_DIR ...
 
-The calibration error of few pictures is never zero. So the last column has what a network would show that is as sure of
-each picture as ours and right exactly as often as it says: labels drawn by its own probabilities, 500 times.
+The calibration error of few images is never zero. So the last column has what a network would show that is as sure of
+each image as ours and right exactly as often as it says: labels drawn by its own probabilities, 500 times.
 """
 
 import argparse
@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cnn.backend import pick_backend
-from cnn.calibration import reliability, softmax, temperatures_by_halves
-from cnn.predict import Predictor
-from jobs.report.gather import gather_run, open_dataset
-from jobs.report.judge import judge
+from cnn.backends import pick_backend
+from cnn.evaluation.calibration import reliability, softmax, temperatures_by_halves
+from cnn.inference.predictor import Predictor
+from jobs.report.evaluation import evaluate_run
+from jobs.report.load_run import load_run, open_dataset
 
 DRAWS = 500
 
@@ -39,13 +39,13 @@ def main() -> None:
     everything = []
     backend = pick_backend("cpu")
     for run_dir in runs:
-        run, state = gather_run(run_dir)
+        run, state = load_run(run_dir)
         val = open_dataset(run, state, None).val
-        evaluation = judge(Predictor(run.folder.model, backend), val, 1).evaluation
+        evaluation = evaluate_run(Predictor(run.folder.model, backend), val, 1).evaluation
         outputs, labels = evaluation.outputs, evaluation.labels
         scaled = outputs / temperatures_by_halves(outputs, labels)[:, None]  # (N, C)
         everything.append((outputs, labels, scaled))
-    print(f"\n{'':24} {'pictures':>9} {'unscaled':>9} {'scaled':>9}   by chance alone (nine in ten)")
+    print(f"\n{'':24} {'images':>9} {'unscaled':>9} {'scaled':>9}   by chance alone (nine in ten)")
     for run_dir, found in zip(runs, everything, strict=True):
         print(line(run_dir.name, *found))
     if len(runs) > 1:

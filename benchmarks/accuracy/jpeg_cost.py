@@ -1,13 +1,13 @@
-"""What small JPEG files cost a network: train on pictures as they are, and on the same through JPEG.
+"""What small JPEG files cost a network: train on images as they are, and on the same through JPEG.
 
-    python -m tests.bench.jpeg_cost DATASET.zarr FOLDER [--quality 75] [--border N] [--recipe quick] [--epochs N]
-        [--seeds N]
+    python -m benchmarks.accuracy.jpeg_cost DATASET.zarr FOLDER [--quality 75] [--border N] [--recipe quick]
+        [--epochs N] [--seeds N]
 
-DATASET is built small (`--size 32`) from large pictures, so that its pixels hardly know of any JPEG. FOLDER gets two
+DATASET is built small (`--size 32`) from large images, so that its pixels hardly know of any JPEG. FOLDER gets two
 copies of it, both as PNG in DATASET's split: `clean`, and `jpeg`, which went through JPEG of that quality with colours
 at half the resolution, as CIFAR-10 in JPEG files did. Ends with how far that moved pixels, a line a seed and the means.
 
-Pictures that were small JPEG files already show what a second loss costs, if its blocks of 8 pixels do not fall on the
+Images that were small JPEG files already show what a second loss costs, if its blocks of 8 pixels do not fall on the
 first's (they would alter next to nothing): `--border 4` mirrors four pixels at each side on before, and cuts them off
 after.
 """
@@ -19,36 +19,36 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.accuracy.ablation import outcome
 from jobs.cli import main as logpose
-from pipeline.store import Dataset
-from tests.bench.ablation import outcome
+from pipeline.dataset.store import Dataset
 
 
-def through_jpeg(picture: np.ndarray, quality: int, border: int) -> np.ndarray:
+def through_jpeg(image: np.ndarray, quality: int, border: int) -> np.ndarray:
     """(H, W, 3) uint8, written and read: (H, W, 3) uint8."""
     file = io.BytesIO()
-    wide = np.pad(picture, ((border, border), (border, border), (0, 0)), "symmetric")  # (H + 2 border, W + 2 border, 3)
+    wide = np.pad(image, ((border, border), (border, border), (0, 0)), "symmetric")  # (H + 2 border, W + 2 border, 3)
     Image.fromarray(wide).save(file, "jpeg", quality=quality, subsampling="4:2:0")
     read = np.asarray(Image.open(file).convert("RGB"))  # (H + 2 border, W + 2 border, 3) uint8
-    return read[border : border + picture.shape[0], border : border + picture.shape[1]]
+    return read[border : border + image.shape[0], border : border + image.shape[1]]
 
 
 def moved(data: Dataset, quality: int, border: int) -> float:
-    """Root mean square of what JPEG changes in the validation pictures, in grey levels of 255."""
+    """Root mean square of what JPEG changes in the validation images, in grey levels of 255."""
     images = data.val.read(0, data.val.rows)  # (N, H, W, 3) uint8
     squares = [
-        np.mean(np.subtract(picture, through_jpeg(picture, quality, border), dtype=np.float64) ** 2)
-        for picture in images
+        np.mean(np.subtract(image, through_jpeg(image, quality, border), dtype=np.float64) ** 2)
+        for image in images
     ]
     return float(np.sqrt(np.mean(squares)))
 
 
-def write_pictures(data: Dataset, folder: Path, quality: int, border: int) -> None:
+def write_images(data: Dataset, folder: Path, quality: int, border: int) -> None:
     """FOLDER/clean and FOLDER/jpeg, each with train/CLASS/ROW.png and test/CLASS/ROW.png."""
     for part, split in (("train", data.train), ("test", data.val)):
         images, labels = split.read(0, split.rows), split.labels  # (N, H, W, 3) uint8, (N,) int64
-        for row, (picture, label) in enumerate(zip(images, labels, strict=True)):
-            for kind, pixels in (("clean", picture), ("jpeg", through_jpeg(picture, quality, border))):
+        for row, (image, label) in enumerate(zip(images, labels, strict=True)):
+            for kind, pixels in (("clean", image), ("jpeg", through_jpeg(image, quality, border))):
                 path = folder / kind / part / data.class_names[label] / f"{row:05}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels).save(path)
@@ -66,7 +66,7 @@ def main() -> None:
     arguments = parser.parse_args()
     data, folder = Dataset.open(arguments.dataset), arguments.folder
     if not folder.exists():
-        write_pictures(data, folder, arguments.quality, arguments.border)
+        write_images(data, folder, arguments.quality, arguments.border)
     last: dict[str, list[float]] = {"clean": [], "jpeg": []}  # the last epoch's accuracy, a seed each
     for kind in last:
         if not (built := folder / f"{kind}.zarr").exists():

@@ -1,8 +1,8 @@
 """Train to the end on the CPU backend and on the reference, several seeds each: do they learn the same?
 
-    python -m tests.bench.same_accuracy DATASET.zarr [--seeds N] [--epochs N] [--width N] [--threads N]
+    python -m benchmarks.accuracy.same_accuracy DATASET.zarr [--seeds N] [--epochs N] [--width N] [--threads N]
 
-The same pictures, draws and first weights on both sides; only the kernels differ, so that each pair begins alike and
+The same images, draws and first weights on both sides; only the kernels differ, so that each pair begins alike and
 drifts apart by rounding. Prints a line a run and ends with one JSON object: by backend, each seed's last validation
 accuracy, their mean and standard deviation.
 """
@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cnn.backend import pick_backend
+from cnn.backends import pick_backend
 from cnn.models import ResNet9
 from cnn.network import Network
-from cnn.train import Recipe, Trainer
-from pipeline.store import Dataset
-from pipeline.stream import BatchStream
+from cnn.training.trainer import Recipe, Trainer
+from pipeline.dataset.store import Dataset
+from pipeline.loader.stream import BatchStream
 
 
 def last_accuracy(data: Dataset, recipe: Recipe, device: str, threads: int | None) -> tuple[float, float]:

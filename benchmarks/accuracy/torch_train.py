@@ -1,8 +1,8 @@
 """Train what a run of `logpose train` trained, in PyTorch, and say how far and how fast it got.
 
-    python -m tests.bench.torch_train DATASET.zarr RECIPE [--set a.b=v] [--threads N]
+    python -m benchmarks.accuracy.torch_train DATASET.zarr RECIPE [--set a.b=v] [--threads N]
 
-RECIPE is a run's config.toml, or a recipe's name. The same pictures in the same order, the same augmentation draws,
+RECIPE is a run's config.toml, or a recipe's name. The same images in the same order, the same augmentation draws,
 first weights, optimizer, schedule, lookahead, loss, epochs and views; forward, backward and update are PyTorch's, in
 the faster of its two memory layouts (channels last). Prints a line an epoch and a JSON object at the end.
 """
@@ -19,21 +19,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cnn.augment import VIEWS, Maps, by_turns
-from cnn.backend import pick_backend
-from cnn.ema import EMA
+from benchmarks.training.torch_peer import load_ours, parameter_groups, to_torch
+from cnn.backends import pick_backend
+from cnn.inputs.augment import VIEWS, Maps, alternate_flips
+from cnn.inputs.mixup import Mix
 from cnn.losses import SoftmaxCrossEntropy
-from cnn.mix import Mix
 from cnn.network import Network
-from cnn.optim import SGD, AdamW
 from cnn.rng import key_of
-from cnn.train import Recipe, Trainer
-from jobs.config import Wishes, resolve
-from jobs.opening import measure
+from cnn.training.ema import EMA
+from cnn.training.optimizers import SGD, AdamW
+from cnn.training.trainer import Recipe, Trainer
 from jobs.recipes import recipe_names
-from pipeline.store import Dataset
-from pipeline.stream import Batch, BatchStream
-from tests.bench.torch_peer import load_ours, parameter_groups, to_torch
+from jobs.recipes.config import Overrides, resolve
+from jobs.training.setup import measure
+from pipeline.dataset.store import Dataset
+from pipeline.loader.stream import Batch, BatchStream
 
 
 def resample(images: np.ndarray, maps: Maps, mean: Tensor, std: Tensor) -> Tensor:
@@ -45,13 +45,13 @@ def resample(images: np.ndarray, maps: Maps, mean: Tensor, std: Tensor) -> Tenso
     x = functional.grid_sample(x, torch.stack([across, y], dim=3), mode="bilinear", align_corners=True)
     x = (x - mean) / std
     if maps.holes is not None:
-        for picture, (top, bottom, left, right) in zip(x, maps.holes, strict=True):
-            picture[:, top:bottom, left:right] = 0
+        for image, (top, bottom, left, right) in zip(x, maps.holes, strict=True):
+            image[:, top:bottom, left:right] = 0
     return x.contiguous(memory_format=torch.channels_last)
 
 
 class TorchTraining:
-    """What `cnn.train.Trainer` does, by PyTorch."""
+    """What `cnn.training.trainer.Trainer` does, by PyTorch."""
 
     def __init__(self, data: Dataset, recipe: Recipe) -> None:
         self.recipe, self.size = recipe, data.size
@@ -88,7 +88,7 @@ class TorchTraining:
         recipe, step = self.recipe, self.step
         maps = recipe.augment.maps(key_of(recipe.seed, "augment", step), batch.rows, *self.size)
         if recipe.augment.flip == "alternate":
-            maps = maps.mirrored(by_turns(key_of(recipe.seed, "flip"), batch.rows, step // self.epoch_steps))
+            maps = maps.mirrored(alternate_flips(key_of(recipe.seed, "flip"), batch.rows, step // self.epoch_steps))
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * group["lr_factor"] * recipe.schedule.factor(step, self.total_steps)
             for parameter in group["params"]:
@@ -101,11 +101,11 @@ class TorchTraining:
         value.backward()
         self.optimizer.step()
         self.step += 1
-        self._look_back()
+        self._apply_lookahead()
         return value.item() * len(labels), int((outputs.argmax(1) == labels).sum())
 
     @torch.no_grad()
-    def _look_back(self) -> None:
+    def _apply_lookahead(self) -> None:
         lookahead, step, total = self.recipe.lookahead, self.step, self.total_steps
         if not lookahead.every or step < lookahead.first(total):
             return
@@ -144,8 +144,8 @@ def main() -> None:
 
     data = Dataset.open(arguments.dataset)
     named = arguments.recipe in recipe_names()
-    wishes = Wishes(recipe=arguments.recipe) if named else Wishes(file=Path(arguments.recipe))
-    recipe = resolve(wishes._replace(sets=arguments.set))
+    overrides = Overrides(recipe=arguments.recipe) if named else Overrides(file=Path(arguments.recipe))
+    recipe = resolve(overrides._replace(sets=arguments.set))
     assert isinstance(recipe.loss, SoftmaxCrossEntropy) and not recipe.loss.class_weights and not recipe.clip
     assert recipe.mix == Mix() and recipe.ema == EMA() and not recipe.patience, "these have no counterpart here"
     assert recipe.augment == replace(recipe.augment, brightness=0.0, contrast=0.0, saturation=0.0), "nor have colours"

@@ -1,8 +1,8 @@
-"""The most memory that a build ever holds, by number of pictures and of workers.
+"""The most memory that a build ever holds, by number of images and of workers.
 
-    python -m tests.bench.build_memory [--counts 1000 10000 40000] [--workers 1 2 4] [--size 128]
+    python -m benchmarks.build.build_memory [--counts 1000 10000 40000] [--workers 1 2 4] [--size 128]
 
-Draws small pictures of noise, no two alike, and builds each count of them in a process of its own with two workers,
+Draws small images of noise, no two alike, and builds each count of them in a process of its own with two workers,
 and the least count with each number of workers. Peak resident memory as the system counts it, less that of a process
 that has only imported the same. One run each: memory, unlike time, hardly varies.
 """
@@ -20,8 +20,8 @@ from PIL import Image
 BUILD = """
 import json, resource, sys
 from pathlib import Path
-from pipeline.build import BuildOptions, build_dataset
-from pipeline.store import Dataset
+from pipeline.build.build import BuildOptions, build_dataset
+from pipeline.dataset.store import Dataset
 
 root, dest, size, workers = sys.argv[1:]
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -56,11 +56,11 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128)
     options = parser.parse_args()
     least = min(options.counts)
-    print("pictures  workers  shard MB  imported MB  build MB  build MB / (workers x shard)")
+    print("images  workers  shard MB  imported MB  build MB  build MB / (workers x shard)")
     for count, workers in [(count, 2) for count in options.counts] + [(least, workers) for workers in options.workers]:
         with tempfile.TemporaryDirectory() as folder:
-            draw(Path(folder) / "pictures", count)
-            found = measure(Path(folder) / "pictures", Path(folder) / "d.zarr", options.size, workers)
+            draw(Path(folder) / "images", count)
+            found = measure(Path(folder) / "images", Path(folder) / "d.zarr", options.size, workers)
         needed = found["peak"] - found["imported"]
         print(
             f"{count:8,}  {workers:7}  {found['shard']:8.1f}  {found['imported']:11.0f}  {needed:8.0f}"

@@ -1,16 +1,16 @@
-"""Other libraries turn a folder of pictures into one file of pixels: what `build_speed` puts beside `logpose build`.
+"""Other libraries turn a folder of images into one file of pixels: what `build_speed` puts beside `logpose build`.
 
-    PYTHON tests/bench/build_peers.py PEER FOLDER OUT SIZE WORKERS
+    PYTHON benchmarks/build/build_peers.py PEER FOLDER OUT SIZE WORKERS
 
 PYTHON is an interpreter with Pillow and PyTorch and, for FFCV, ffcv 1.0.2; nothing of logpose is imported. Prints one
-line of JSON: pictures and seconds, from listing the folder to the closed file, without imports. PEER is one of
+line of JSON: images and seconds, from listing the folder to the closed file, without imports. PEER is one of
 
-    ffcv        FFCV's DatasetWriter, raw RGB; pictures come from Pillow: JPEG draft and resize as logpose does them
+    ffcv        FFCV's DatasetWriter, raw RGB; images come from Pillow: JPEG draft and resize as logpose does them
     ffcv-area   the same, but Pillow only decodes, and FFCV shrinks (OpenCV's area average), as its own examples do
     dataloader  PyTorch's DataLoader; Pillow opens, converts to RGB and resizes bicubically, as torchvision does; the
                 main process writes the batches into a uint8 memory map and flushes it
 
-Proportions are kept. A memory map needs one shape, so there white fills the frame. All pictures must be readable.
+Proportions are kept. A memory map needs one shape, so there white fills the frame. All images must be readable.
 """
 
 import argparse
@@ -29,10 +29,10 @@ from PIL import Image
 BATCH = 64
 
 
-def within(picture: tuple[int, int], size: int) -> tuple[int, int]:
-    """The picture's (W, H) in proportion, its longer side `size`."""
-    ratio = size / max(picture)
-    return max(1, round(picture[0] * ratio)), max(1, round(picture[1] * ratio))
+def within(image: tuple[int, int], size: int) -> tuple[int, int]:
+    """The image's (W, H) in proportion, its longer side `size`."""
+    ratio = size / max(image)
+    return max(1, round(image[0] * ratio)), max(1, round(image[1] * ratio))
 
 
 def decoded(path: str, size: int) -> np.ndarray:
@@ -58,8 +58,8 @@ def framed(path: str, size: int) -> np.ndarray:
     return np.asarray(frame)  # (size, size, 3)
 
 
-class Pictures:
-    """An indexable dataset of (picture, label): class folders, all files in them."""
+class Images:
+    """An indexable dataset of (image, label): class folders, all files in them."""
 
     def __init__(self, folder: Path, size: int, decode: Callable[[str, int], np.ndarray]) -> None:
         classes = sorted(entry.path for entry in os.scandir(folder) if entry.is_dir())
@@ -84,10 +84,10 @@ def with_ffcv(decode: Callable[[str, int], np.ndarray]) -> Callable[..., int]:
     from ffcv.writer import DatasetWriter
 
     def write(folder: Path, out: Path, size: int, workers: int) -> int:
-        pictures = Pictures(folder, size, decode)
+        dataset_ = Images(folder, size, decode)
         fields = {"image": RGBImageField(write_mode="raw", max_resolution=size), "label": IntField()}
-        DatasetWriter(str(out), fields, num_workers=workers).from_indexed_dataset(pictures)
-        return len(pictures)
+        DatasetWriter(str(out), fields, num_workers=workers).from_indexed_dataset(dataset_)
+        return len(dataset_)
 
     return write
 
@@ -96,11 +96,11 @@ def with_dataloader() -> Callable[..., int]:
     from torch.utils.data import DataLoader
 
     def write(folder: Path, out: Path, size: int, workers: int) -> int:
-        pictures: Any = Pictures(folder, size, framed)
-        pixels = np.memmap(out, np.uint8, "w+", shape=(len(pictures), size, size, 3))
-        labels = np.empty(len(pictures), np.int64)  # (N,)
+        dataset_: Any = Images(folder, size, framed)
+        pixels = np.memmap(out, np.uint8, "w+", shape=(len(dataset_), size, size, 3))
+        labels = np.empty(len(dataset_), np.int64)  # (N,)
         start = 0
-        for images, batch_labels in DataLoader(pictures, BATCH, num_workers=workers):
+        for images, batch_labels in DataLoader(dataset_, BATCH, num_workers=workers):
             pixels[start : start + len(images)] = images.numpy()  # (n, size, size, 3)
             labels[start : start + len(images)] = batch_labels.numpy()  # (n,)
             start += len(images)
@@ -129,9 +129,9 @@ def main() -> None:
     with contextlib.redirect_stdout(sys.stderr):
         write = PEERS[arguments.peer]()
         began = time.perf_counter()
-        pictures = write(arguments.folder, arguments.out, arguments.size, arguments.workers)
+        dataset_ = write(arguments.folder, arguments.out, arguments.size, arguments.workers)
         seconds = time.perf_counter() - began
-    print(json.dumps({"pictures": pictures, "seconds": seconds}))
+    print(json.dumps({"images": dataset_, "seconds": seconds}))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Time `logpose build` beside the limit, bare Pillow, and beside other libraries: pictures a second.
+"""Time `logpose build` beside the limit, bare Pillow, and beside other libraries: images a second.
 
-    python -m tests.bench.build_speed [--pictures FOLDER ...] [--photos FOLDER] [--peers PYTHON] [--rounds N]
+    python -m benchmarks.build.build_speed [--images FOLDER ...] [--photos FOLDER] [--peers PYTHON] [--rounds N]
                                       [--size N] [--threads N]
 
 The folders are those given, of one folder per class, and 4,000 synthetic photos of 500x375 pixels, made once. Each
@@ -14,13 +14,13 @@ side works at a time, on as many threads or worker processes as the others.
     limit       bare Pillow in a pool of threads: open, JPEG draft to no less than twice the pixels, to RGB, bicubic
                 resize with a reducing gap of 3, proportions kept; the result is thrown away. It is what Pillow can
                 do, not what a processor can
-    decode      `decode_picture` in the same pool
+    decode      `decode_pixels` in the same pool
     ffcv, ffcv-area, dataloader    with --peers, an interpreter that has them (see `build_peers`), in a new process each
                 time, without imports; none of them checks its files, writes checksums, or survives being killed, and
                 FFCV does not wait for the disk
 
 Then, once a folder, the whole time of the command `logpose build`, and where a build's time goes with one worker; what
-the main thread does meanwhile overlaps, so the rest may be less than it seems. All pictures must be readable. Datasets
+the main thread does meanwhile overlaps, so the rest may be less than it seems. All images must be readable. Datasets
 go to the system's folder for temporary files. Run it on a quiet machine: the end says how busy other processes were.
 The last line is one JSON object.
 """
@@ -48,9 +48,9 @@ from unittest.mock import patch
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pipeline.build import BuildOptions, build_dataset
-from pipeline.decode import decode_picture
-from tests.bench.worker import ROOT, Neighbours, usable_cores
+from benchmarks.worker import ROOT, Neighbours, available_cpus
+from pipeline.build.build import BuildOptions, build_dataset
+from pipeline.images.decode import decode_pixels
 
 PEERS = ("ffcv", "ffcv-area", "dataloader")
 TASK_FILES = 32  # what a thread takes at once: the pool's own 20 µs a task do not count
@@ -59,17 +59,17 @@ PHOTOS, PHOTO_CLASSES, PHOTO_SIZE = 4000, 10, (500, 375)
 
 # What a build's time is attributed to; functions that a build does not have, or does not call, have no line.
 STEPS = {
-    "listing": ("pipeline.build.list_pictures",),
-    "stat of each file, split": ("pipeline.build.survey",),
-    "decode": ("pipeline.shards.frame_picture",),
-    "fingerprint": ("pipeline.shards.fingerprints",),
-    "sums": ("pipeline.shards._sums",),
-    "digest": ("pipeline.shards.shard_digest",),
-    "encode, write": ("pipeline.shards.write_shard",),
+    "listing": ("pipeline.build.build.list_images",),
+    "stat of each file, split": ("pipeline.build.build.survey",),
+    "decode": ("pipeline.build.shard_task.decode_image",),
+    "fingerprint": ("pipeline.build.shard_task.fingerprints",),
+    "sums": ("pipeline.build.shard_task._sums",),
+    "digest": ("pipeline.build.shard_task.shard_digest",),
+    "encode, write": ("pipeline.build.shard_task.write_shard",),
     "fsync": ("os.fsync",),
-    "duplicates": ("pipeline.build.find_copies",),
-    "create": ("pipeline.build.create",),
-    "seal": ("pipeline.build.seal",),
+    "duplicates": ("pipeline.build.build.find_duplicates",),
+    "create": ("pipeline.build.build.create",),
+    "seal": ("pipeline.build.build.seal",),
 }
 
 
@@ -86,9 +86,9 @@ def make_photos(folder: Path, threads: int) -> None:
     rng = np.random.default_rng(0)
     clouds = np.stack([cloud(rng) for _ in range(12)])  # (12, 1024, 1024)
     with ThreadPoolExecutor(threads) as pool:
-        for number, picture in enumerate(pool.map(partial(photo, clouds), range(PHOTOS))):
+        for number, image in enumerate(pool.map(partial(photo, clouds), range(PHOTOS))):
             path = folder / "photos" / f"class{number % PHOTO_CLASSES}" / f"{number:04}.jpg"
-            path.write_bytes(picture)
+            path.write_bytes(image)
     (folder / "whole").touch()
 
 
@@ -138,7 +138,7 @@ class Bench:
             "logpose": self.logpose,
             "ungrouped": lambda: self.logpose(group_copies=False),
             "limit": lambda: self.loop(self.bare),
-            "decode": lambda: self.loop(lambda path: decode_picture(path, (size, size), "pad")),
+            "decode": lambda: self.loop(lambda path: decode_pixels(path, (size, size), "pad")),
         }
         if peers:
             self.sides |= {name: partial(self.peer, name) for name in PEERS}
@@ -177,15 +177,15 @@ class Bench:
     def peer(self, name: str) -> float:
         """Seconds of a peer's job, without its imports; NaN, and why, where it fails."""
         with tempfile.TemporaryDirectory() as folder:
-            script, out = ROOT / "tests/bench/build_peers.py", Path(folder, "out")
+            script, out = ROOT / "benchmarks/build/build_peers.py", Path(folder, "out")
             command = [self.peers, script, name, self.folder, out, self.size, self.threads]
             done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
         if done.returncode:
             print(f"{name} failed: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
             return float("nan")
         answer = json.loads(done.stdout.splitlines()[-1])
-        if answer["pictures"] != len(self.files):
-            raise SystemExit(f"{name} wrote {answer['pictures']} pictures of {len(self.files)}")
+        if answer["images"] != len(self.files):
+            raise SystemExit(f"{name} wrote {answer['images']} images of {len(self.files)}")
         return float(answer["seconds"])
 
     def command(self) -> float:
@@ -224,7 +224,7 @@ class Clock:
 
 
 def print_profile(bench: Bench) -> dict[str, float]:
-    """Where a build's time goes on one worker: microseconds a picture by step."""
+    """Where a build's time goes on one worker: microseconds an image by step."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         for step, names in STEPS.items():
@@ -236,7 +236,7 @@ def print_profile(bench: Bench) -> dict[str, float]:
         build_dataset(bench.folder, Path(folder, "d.zarr"), bench.options(1))
         total = time.perf_counter() - began
     steps = clock.seconds | {"the rest": total - sum(clock.seconds.values())}
-    print(f"\nlogpose on one thread, {bench.folder}: {total:.2f} s\n{'':26} {'µs a picture':>12} {'of all':>7}")
+    print(f"\nlogpose on one thread, {bench.folder}: {total:.2f} s\n{'':26} {'µs an image':>12} {'of all':>7}")
     for step, seconds in steps.items():
         print(f"{step:26} {seconds / len(bench.files) * 1e6:12.1f} {seconds / total:7.1%}")
     return {step: round(seconds / len(bench.files) * 1e6, 1) for step, seconds in steps.items()}
@@ -254,7 +254,7 @@ def measure(bench: Bench, rounds: int) -> dict[str, Any]:
         print(f"{bench.folder.name}: round {number + 1} of {rounds}", file=sys.stderr)
     count = len(bench.files)
     print(f"\n{bench.folder}: {count:,} files of {bench.bytes / count / 1e3:.1f} kB on average")
-    print(f"{'':11} {'pictures/s':>10}  {'of the rounds':15}  {'ours / this':>11}  {'of the rounds':13}")
+    print(f"{'':11} {'images/s':>10}  {'of the rounds':15}  {'ours / this':>11}  {'of the rounds':13}")
     found: dict[str, Any] = {}
     for name, seconds in times.items():
         rates = count / np.array(seconds)  # (rounds,)
@@ -265,25 +265,25 @@ def measure(bench: Bench, rounds: int) -> dict[str, Any]:
         )
         found[name] = {"rate": round(float(np.median(rates)), 1), "ours_over": round(float(np.median(ratios)), 3)}
     seconds = bench.command()
-    print(f"\nthe command `logpose build`: {seconds:.2f} s, {count / seconds:.0f} pictures/s")
+    print(f"\nthe command `logpose build`: {seconds:.2f} s, {count / seconds:.0f} images/s")
     return found | {"command_s": round(seconds, 2), "profile_us": print_profile(bench)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=Path, nargs="+", default=[], metavar="FOLDER")
+    parser.add_argument("--images", type=Path, nargs="+", default=[], metavar="FOLDER")
     parser.add_argument("--photos", type=Path, default=Path(tempfile.gettempdir(), "logpose-photos"), metavar="FOLDER")
     parser.add_argument("--peers", type=Path, metavar="PYTHON")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--threads", type=int, default=usable_cores())
+    parser.add_argument("--threads", type=int, default=available_cpus())
     arguments = parser.parse_args()
     make_photos(arguments.photos, arguments.threads)
     os.sync()
 
     began, neighbours, found = time.perf_counter(), Neighbours(), {}
     print(f"{arguments.threads} threads, {arguments.rounds} rounds, {arguments.size} px")
-    for folder in [*arguments.pictures, arguments.photos / "photos"]:
+    for folder in [*arguments.images, arguments.photos / "photos"]:
         bench = Bench(folder, arguments.size, arguments.threads, arguments.peers)
         found[str(folder)] = measure(bench, arguments.rounds)
     others = round(neighbours.cores(), 2)

@@ -1,15 +1,15 @@
-"""What compressing decoded pictures would save and cost: size, writing and reading of one shard under each codec.
+"""What compressing decoded images would save and cost: size, writing and reading of one shard under each codec.
 
-    python -m tests.bench.codecs FOLDER... [--size N] [--fit FIT] [--rounds N]
+    python -m benchmarks.build.codecs FOLDER... [--size N] [--fit FIT] [--rounds N]
 
-For each folder as many of its pictures as fill one shard, in the order of a seeded draw, are decoded and written
-through zarr as `pipeline.store` does it: the shards, chunks and pixels are those of a dataset, CRC32C comes after each
-codec. Codecs take turns, A B C A B C, after one round to warm up; rates are medians over the rounds, in MB of pixels a
-second, of one caller (zarr itself may use more threads). "written" includes the wait for the disk, "handed over" does
-not; reading is from the page cache. The last number of a Blosc codec is its typesize: 3 is a pixel, 1 a byte.
+For each folder as many of its images as fill one shard, in the order of a seeded draw, are decoded and written
+through zarr as `pipeline.dataset.store` does it: the shards, chunks and pixels are those of a dataset, CRC32C comes
+after each codec. Codecs take turns, A B C A B C, after one round to warm up; rates are medians over the rounds, in
+MB of pixels a second, of one caller (zarr itself may use more threads). "written" includes the wait for the disk,
+"handed over" does not; reading is from the page cache. The last number of a Blosc codec is its typesize: 3 is a pixel, 1 a byte.
 
-With the default fit, pad, white fills the frame around pictures that are not square, and compresses to nothing:
---fit crop shows what the pictures themselves do.
+With the default fit, pad, white fills the frame around images that are not square, and compresses to nothing:
+--fit crop shows what the images themselves do.
 """
 
 import argparse
@@ -26,10 +26,10 @@ from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore
 
-from pipeline.decode import FITS, decode_picture
+from benchmarks.worker import Neighbours
+from pipeline.dataset.schema import layout
 from pipeline.errors import DecodeError
-from pipeline.schema import layout
-from tests.bench.worker import Neighbours
+from pipeline.images.decode import FITS, decode_pixels
 
 MANY_ROWS = 10**6  # of a dataset whose chunks and shards are full
 
@@ -50,13 +50,13 @@ CODECS: dict[str, tuple[BytesBytesCodec, ...]] = {
 
 
 def shard_of(folder: Path, size: int, fit: str) -> np.ndarray:
-    """The pixels of one shard, (n, size, size, 3): fewer than it takes where the folder has no more pictures."""
+    """The pixels of one shard, (n, size, size, 3): fewer than it takes where the folder has no more images."""
     rows = layout(MANY_ROWS, (size, size)).shard_rows
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     images: list[np.ndarray] = []
     for index in np.random.default_rng(0).permutation(len(files)):
         try:
-            images.append(decode_picture(files[index], (size, size), fit))
+            images.append(decode_pixels(files[index], (size, size), fit))
         except DecodeError:
             continue
         if len(images) == rows:
@@ -108,7 +108,7 @@ def measure(folder: Path, size: int, fit: str, rounds: int) -> dict[str, dict[st
             if number >= 0:  # the first round is to warm up
                 turns[name].append(found)
     megabytes = images.nbytes / 1e6
-    print(f"\n{folder}: {len(images):,} pictures of {size} px, {fit}, {megabytes:.1f} MB")
+    print(f"\n{folder}: {len(images):,} images of {size} px, {fit}, {megabytes:.1f} MB")
     print(f"{'':26} {'stored':>7}  {'handed over MB/s':>16}  {'written MB/s':>12}  {'read MB/s':>9}")
     medians = {}
     for name, rows in turns.items():

@@ -1,10 +1,10 @@
-"""Plant copies of real pictures and look for them: how many are found, what is found wrongly, and how long it takes.
+"""Plant copies of real images and look for them: how many are found, what is found wrongly, and how long it takes.
 
-    python -m tests.bench.duplicates FOLDER [--pictures N] [--sizes 128 64 32] [--workers N] [--seed N]
-    python -m tests.bench.duplicates --scale-only [--up-to N] [--workers N] [--seed N]
+    python -m benchmarks.build.duplicates FOLDER [--images N] [--sizes 128 64 32] [--workers N] [--seed N]
+    python -m benchmarks.build.duplicates --scale-only [--up-to N] [--workers N] [--seed N]
 
-Of up to N pictures, 10 kinds of copies each are saved as JPEG and read back. Found is a copy that ends up in the group
-of its original. Pictures that already have company among the untouched ones count as well, and are counted apart: they
+Of up to N images, 10 kinds of copies each are saved as JPEG and read back. Found is a copy that ends up in the group
+of its original. Images that already have company among the untouched ones count as well, and are counted apart: they
 are the folder's own near-copies, or found wrongly; only looking at them tells (--list names them).
 """
 
@@ -23,10 +23,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageEnhance, ImageOps
 
-from pipeline.decode import decode_picture
-from pipeline.duplicates import find_copies
-from pipeline.fingerprint import CONTRAST, FINGERPRINT_BYTES, LENGTH, MEAN, fingerprint
-from pipeline.matching import CROPS
+from pipeline.duplicates.find import find_duplicates
+from pipeline.duplicates.fingerprint import CONTRAST, FINGERPRINT_BYTES, LENGTH, MEAN, fingerprint
+from pipeline.duplicates.matching import CROPS
+from pipeline.images.decode import decode_pixels
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 QUALITY, POOR_QUALITY = 90, 30
@@ -99,10 +99,10 @@ KINDS: dict[str, tuple[tuple[Step, ...], int]] = {
 
 
 def opened(path: Path) -> Image.Image:
-    """The picture in full size, on white where it is transparent."""
+    """The image in full size, on white where it is transparent."""
     with Image.open(path) as image:
         size = ImageOps.exif_transpose(image).size
-    return Image.fromarray(decode_picture(path, size[::-1], "squash"))
+    return Image.fromarray(decode_pixels(path, size[::-1], "squash"))
 
 
 def copy_of(image: Image.Image, kind: str, draw: Generator) -> bytes:
@@ -115,7 +115,7 @@ def copy_of(image: Image.Image, kind: str, draw: Generator) -> bytes:
 
 
 class Prints:
-    """Fingerprints of pictures fitted into a square, and the seconds that decoding and fingerprinting took."""
+    """Fingerprints of images fitted into a square, and the seconds that decoding and fingerprinting took."""
 
     def __init__(self, side: int) -> None:
         self.side = side
@@ -124,20 +124,20 @@ class Prints:
         self.last = np.empty((1, 1, 3), np.uint8)
 
     def add(self, source: Path | bytes, size: tuple[int, int]) -> None:
-        """size: the picture's (width, height), which tells what of the square is padding"""
+        """size: the image's (width, height), which tells what of the square is padding"""
         ratio = min(self.side / size[0], self.side / size[1])
         width, height = (max(1, round(length * ratio)) for length in size)
         top, left = (self.side - height) // 2, (self.side - width) // 2
         began = time.perf_counter()
-        picture = decode_picture(source, (self.side, self.side), "pad")
+        image = decode_pixels(source, (self.side, self.side), "pad")
         decoded = time.perf_counter()
-        self.last = picture[top : top + height, left : left + width]
+        self.last = image[top : top + height, left : left + width]
         self.rows.append(fingerprint(self.last))
         self.decoding += decoded - began
         self.fingerprinting += time.perf_counter() - decoded
 
     def warm(self) -> float:
-        """Median seconds of fingerprinting one picture again and again."""
+        """Median seconds of fingerprinting one image again and again."""
         return float(np.median(timeit.repeat(lambda: fingerprint(self.last), number=10, repeat=50))) / 10
 
     def stacked(self) -> Fingerprints:
@@ -146,14 +146,14 @@ class Prints:
 
 def timed(fingerprints: Fingerprints, workers: int) -> tuple[npt.NDArray[np.int64], list[str], float]:
     began = time.perf_counter()
-    copies = find_copies(fingerprints, workers)
+    copies = find_duplicates(fingerprints, workers)
     return copies.lead, copies.how, time.perf_counter() - began
 
 
 def plant_and_find(arguments: argparse.Namespace) -> None:
     paths = sorted(path for path in arguments.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     draw = np.random.default_rng(arguments.seed)
-    picked = np.sort(draw.permutation(len(paths))[: arguments.pictures])
+    picked = np.sort(draw.permutation(len(paths))[: arguments.images])
     is_picked = np.isin(np.arange(len(paths)), picked)
     untouched = {side: Prints(side) for side in arguments.sizes}
     planted = {side: Prints(side) for side in arguments.sizes}
@@ -186,20 +186,20 @@ def report(
     alone = np.array([sizes[group] == 1 for group in lead.tolist()])
     joined = int((lead != np.arange(count)).sum())
     per = 1e3 / count
-    print(f"\n{side} px: {count} untouched pictures")
-    print(f"  decode {untouched.decoding * per:.3f} ms a picture, fingerprint {untouched.fingerprinting * per:.3f} ms "
+    print(f"\n{side} px: {count} untouched images")
+    print(f"  decode {untouched.decoding * per:.3f} ms an image, fingerprint {untouched.fingerprinting * per:.3f} ms "
           f"in between, {untouched.warm() * 1e3:.3f} ms again and again")  # fmt: skip
-    print(f"  find_copies {seconds:.2f} s: {joined} joined to an earlier picture, largest groups "
+    print(f"  find_duplicates {seconds:.2f} s: {joined} joined to an earlier image, largest groups "
           f"{[size for _, size in sizes.most_common(5)]}")  # fmt: skip
     if arguments.list:
         for index in np.flatnonzero(lead != np.arange(count)):
             print(f"    {paths[index]}  {how[index]}  {paths[lead[index]]}")
     everything = np.concatenate([own, planted.stacked()])
     lead, how, seconds = timed(everything, arguments.workers)
-    found = lead[count:].reshape(len(picked), len(KINDS)) == lead[picked][:, None]  # (pictures, kinds)
-    distinct = alone[picked]  # (pictures,)
+    found = lead[count:].reshape(len(picked), len(KINDS)) == lead[picked][:, None]  # (images, kinds)
+    distinct = alone[picked]  # (images,)
     joined_now = int((lead[:count] != np.arange(count)).sum())
-    print(f"  with {found.size} copies of {len(picked)} pictures: find_copies {seconds:.2f} s, "
+    print(f"  with {found.size} copies of {len(picked)} images: find_duplicates {seconds:.2f} s, "
           f"{joined_now} untouched joined to an earlier one")  # fmt: skip
     for number, kind in enumerate(KINDS):
         said = Counter(how[count + number :: len(KINDS)]).most_common(2)
@@ -208,7 +208,7 @@ def report(
 
 
 def made_up(count: int, draw: Generator) -> tuple[Fingerprints, npt.NDArray[np.int64]]:
-    """Fingerprints (count, FINGERPRINT_BYTES) as pictures might have them; the last 1 in 20 are copies of others (n,).
+    """Fingerprints (count, FINGERPRINT_BYTES) as images might have them; the last 1 in 20 are copies of others (n,).
 
     The copies are cropped a little, flipped or not, and noisy.
     """
@@ -243,7 +243,7 @@ def quantised(planes: npt.NDArray[np.float64]) -> Fingerprints:
 
 def scale(arguments: argparse.Namespace) -> None:
     print(f"\nmade-up fingerprints, {arguments.workers} workers")
-    print("  pictures  seconds  us a picture  copies found  wrong  peak MB")
+    print("  images  seconds  us an image  copies found  wrong  peak MB")
     for count in (1_000, 10_000, 100_000, 1_000_000):
         if count > arguments.up_to:
             break
@@ -259,7 +259,7 @@ def scale(arguments: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path, nargs="?")
-    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 64, 32])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
@@ -269,7 +269,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.scale_only:
         if arguments.folder is None:
-            parser.error("a folder of pictures is needed, or --scale-only")
+            parser.error("a folder of images is needed, or --scale-only")
         plant_and_find(arguments)
     scale(arguments)
 

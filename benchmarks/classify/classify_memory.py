@@ -1,8 +1,8 @@
 """The most memory that a classification ever holds, by number of files.
 
-    python -m tests.bench.classify_memory PICTURES [--counts 1000 50000] [--distinct 1000] [--size 128]
+    python -m benchmarks.classify.classify_memory IMAGES [--counts 1000 50000] [--distinct 1000] [--size 128]
 
-Fills one flat folder with links to a thousand of the pictures, and classifies each count of them in a process of its
+Fills one flat folder with links to a thousand of the images, and classifies each count of them in a process of its
 own, with the default network as it is before training. Peak resident memory as the system counts it, also that of a
 process that has only imported the same. The greatest count should take at most 5 % more than the least. One run each:
 memory, unlike time, hardly varies.
@@ -17,10 +17,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cnn.backend import pick_backend
+from cnn.backends import pick_backend
 from cnn.checkpoint import ModelCard, save_checkpoint
-from cnn.train import Recipe
-from jobs.config import model_of
+from cnn.training.trainer import Recipe
+from jobs.recipes.config import model_of
 
 BAR = 0.05
 
@@ -28,7 +28,7 @@ BAR = 0.05
 CLASSIFY = """
 import json, sys
 from pathlib import Path
-import jobs.classify
+import jobs.classification.classify
 from jobs.cli import main
 
 def peak():
@@ -49,11 +49,11 @@ def save_default_model(path: Path, size: int) -> None:
     save_checkpoint(path, card, card.build_network(pick_backend("cpu")).tensors(), {})
 
 
-def fill(folder: Path, pictures: list[Path], count: int) -> Path:
-    """Link to the pictures, one after the other, until there are so many links."""
+def fill(folder: Path, images: list[Path], count: int) -> Path:
+    """Link to the images, one after the other, until there are so many links."""
     folder.mkdir()
     for number in range(count):
-        source = pictures[number % len(pictures)]
+        source = images[number % len(images)]
         link = folder / f"{number:06}{source.suffix}"
         try:
             os.link(source, link)
@@ -62,9 +62,9 @@ def fill(folder: Path, pictures: list[Path], count: int) -> Path:
     return folder
 
 
-def measure(pictures: Path, model: Path, out: Path) -> dict[str, float]:
+def measure(images: Path, model: Path, out: Path) -> dict[str, float]:
     """MB after importing, and at most."""
-    command = [sys.executable, "-c", CLASSIFY, str(pictures), str(model), str(out), "--device", "cpu"]
+    command = [sys.executable, "-c", CLASSIFY, str(images), str(model), str(out), "--device", "cpu"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -72,21 +72,21 @@ def measure(pictures: Path, model: Path, out: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures", type=Path)
+    parser.add_argument("images", type=Path)
     parser.add_argument("--counts", type=int, nargs="+", default=[1000, 50_000])
     parser.add_argument("--distinct", type=int, default=1000)
     parser.add_argument("--size", type=int, default=128)
     options = parser.parse_args()
-    pictures = sorted(path for path in options.pictures.rglob("*") if path.is_file())[: options.distinct]
+    images = sorted(path for path in options.images.rglob("*") if path.is_file())[: options.distinct]
     peaks = {}
     print("   files  imported MB  peak MB")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = folder / "model.safetensors"
         save_default_model(model, options.size)
-        measure(fill(folder / "first", pictures, 1), model, folder / "first.csv")  # so that kernels are compiled
+        measure(fill(folder / "first", images, 1), model, folder / "first.csv")  # so that kernels are compiled
         for count in options.counts:
-            found = measure(fill(folder / str(count), pictures, count), model, folder / f"{count}.csv")
+            found = measure(fill(folder / str(count), images, count), model, folder / f"{count}.csv")
             peaks[count] = found["peak"]
             print(f"{count:8,}  {found['imported']:11.0f}  {found['peak']:7.0f}", flush=True)
             shutil.rmtree(folder / str(count))

@@ -1,6 +1,6 @@
-"""PyTorch classifies a folder of pictures with our network: what `classify_speed` puts beside `logpose classify`.
+"""PyTorch classifies a folder of images with our network: what `classify_speed` puts beside `logpose classify`.
 
-    PYTHON -m tests.bench.classify_peer FOLDER MODEL.npz BATCH WORKERS
+    PYTHON -m benchmarks.classify.classify_peer FOLDER MODEL.npz BATCH WORKERS
 
 PYTHON is an interpreter with Pillow and PyTorch. MODEL.npz has the model file's tensors by name and, as JSON, its card;
 `classify_speed` makes it, since a safetensors file needs a library more. A worker that is told when to write its table.
@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.build.build_peers import framed
+from benchmarks.training.side_torch import speed_up
+from benchmarks.training.torch_peer import load_ours, to_torch
+from benchmarks.worker import median_ms, serve
 from cnn.models import MODELS
-from tests.bench.build_peers import framed
-from tests.bench.side_torch import speed_up
-from tests.bench.torch_peer import load_ours, to_torch
-from tests.bench.worker import median_ms, serve
 
-Network = Callable[[Tensor], Tensor]  # uint8 pictures (B, H, W, 3) -> probabilities (B, classes)
+Network = Callable[[Tensor], Tensor]  # uint8 images (B, H, W, 3) -> probabilities (B, classes)
 
 
 def list_files(folder: Path) -> list[str]:
@@ -40,7 +40,7 @@ def list_files(folder: Path) -> list[str]:
 
 
 class Files(Dataset[np.ndarray]):
-    """The pictures at the names below a folder, uint8 (size, size, 3) each."""
+    """The images at the names below a folder, uint8 (size, size, 3) each."""
 
     def __init__(self, folder: Path, names: list[str], size: int) -> None:
         self.folder, self.names, self.size = folder, names, size
@@ -60,7 +60,7 @@ class Model:
             tensors = {name: found[name] for name in found.files}
         card = json.loads(tensors.pop("card").item())
         if card["fit"] != "pad":
-            raise SystemExit(f"expected a model of padded pictures, found fit {card['fit']!r}")
+            raise SystemExit(f"expected a model of padded images, found fit {card['fit']!r}")
         self.class_names: list[str] = card["class_names"]
         self.size: int = card["in_shape"][0]
         self.mean, self.std = (torch.tensor(card[name]).view(1, 3, 1, 1) for name in ("mean", "std"))

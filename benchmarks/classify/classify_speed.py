@@ -1,14 +1,14 @@
-"""Time `logpose classify` beside its own parts and beside PyTorch: pictures a second.
+"""Time `logpose classify` beside its own parts and beside PyTorch: images a second.
 
-    python -m tests.bench.classify_speed PICTURES MODEL [--peers PYTHON] [--rounds N] [--workers N]
+    python -m benchmarks.classify.classify_speed IMAGES MODEL [--peers PYTHON] [--rounds N] [--workers N]
 
-PICTURES is a tree of readable picture files, MODEL a model file. Files are read once before, so all come from the page
+IMAGES is a tree of readable image files, MODEL a model file. Files are read once before, so all come from the page
 cache. Sides take turns, A B C A B C, after one round to warm up, in which kernels are compiled or loaded; medians are
 over the rounds, ratios within a round: above 1, ours is faster.
 
     ours            `classify` with its defaults into a new table, from listing the files to the finished table
-    decode          the files through `frame_picture` by as many threads, 32 at a time; pixels are thrown away
-    compute, alone  the decoded pictures through a predictor of one thread in each of as many threads, batches of 32
+    decode          the files through `decode_image` by as many threads, 32 at a time; pixels are thrown away
+    compute, alone  the decoded images through a predictor of one thread in each of as many threads, batches of 32
     compute, team   the same through one predictor with a team of as many threads, batches of 64
     pytorch         with --peers, an interpreter that has it (see `classify_peer`): a DataLoader on the files and the
                     same network with the same weights, from listing the files to the finished table
@@ -37,15 +37,15 @@ from pathlib import Path
 
 import numpy as np
 
-from cnn.backend import pick_backend
+from benchmarks.turns import Peer, in_turns
+from benchmarks.worker import Neighbours, Worker, available_cpus, serve
+from cnn.backends import pick_backend
 from cnn.checkpoint import load_checkpoint
-from cnn.predict import Predictor
-from jobs.classify import classify
-from pipeline.decode import frame_picture, quiet_pillow
-from tests.bench.turns import Peer, in_turns
-from tests.bench.worker import Neighbours, Worker, serve, usable_cores
+from cnn.inference.predictor import Predictor
+from jobs.classification.classify import classify
+from pipeline.images.decode import decode_image, quiet_pillow
 
-BLOCK = 32  # pictures: what a task of ours takes
+BLOCK = 32  # images: what a task of ours takes
 TEAM_BATCH = 64
 PEER_BATCH = 64
 LEAST_AGREEMENT = 0.97
@@ -55,9 +55,9 @@ COMPUTES = ("compute, alone", "compute, team")
 class Ours:
     """Our side's process: the whole job and its parts."""
 
-    def __init__(self, pictures: Path, model: Path, workers: int) -> None:
-        self.pictures, self.model, self.workers = pictures, model, workers
-        self.files = sorted(str(path) for path in pictures.rglob("*") if path.is_file())
+    def __init__(self, image_folder: Path, model: Path, workers: int) -> None:
+        self.image_folder, self.model, self.workers = image_folder, model, workers
+        self.files = sorted(str(path) for path in image_folder.rglob("*") if path.is_file())
         self.team = Predictor(model, pick_backend("cpu", workers))
         self.size, self.fit = self.team.card.in_shape[:2], self.team.card.fit
         self.images = np.empty((len(self.files), *self.size, 3), np.uint8)  # (N, H, W, 3)
@@ -67,7 +67,7 @@ class Ours:
     def classify(self, out: str) -> float:
         with contextlib.redirect_stdout(io.StringIO()):
             began = time.perf_counter()
-            classify(self.pictures, self.model, Path(out), workers=self.workers, device="cpu")
+            classify(self.image_folder, self.model, Path(out), workers=self.workers, device="cpu")
             return time.perf_counter() - began
 
     def decode(self) -> float:
@@ -95,12 +95,12 @@ class Ours:
         for start in starts:
             with quiet_pillow():
                 for out, file in zip(pixels, self.files[start : start + BLOCK], strict=False):
-                    frame_picture(file, self.size, self.fit, out)
+                    decode_image(file, self.size, self.fit, out)
 
     def _decode_into_images(self, thread: int, starts: Iterable[int]) -> None:
         for start in starts:
             for index in range(start, min(start + BLOCK, len(self.files))):
-                frame_picture(self.files[index], self.size, self.fit, self.images[index])
+                decode_image(self.files[index], self.size, self.fit, self.images[index])
 
     def _compute(self, thread: int, starts: Iterable[int]) -> None:
         for start in starts:
@@ -120,37 +120,37 @@ def labels_of(table: Path) -> dict[str, str]:
 
 
 def agreement(ours: Path, theirs: Path) -> float:
-    """The share of pictures that have the same label in both tables."""
+    """The share of images that have the same label in both tables."""
     found, others = labels_of(ours), labels_of(theirs)
     if found.keys() != others.keys():
-        raise SystemExit(f"{len(found.keys() ^ others.keys())} pictures are in one table only")
+        raise SystemExit(f"{len(found.keys() ^ others.keys())} images are in one table only")
     return float(np.mean([found[name] == others[name] for name in found]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures", type=Path, metavar="PICTURES")
+    parser.add_argument("images", type=Path, metavar="IMAGES")
     parser.add_argument("model", type=Path, metavar="MODEL")
     parser.add_argument("--peers", type=Path, metavar="PYTHON")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=usable_cores())
+    parser.add_argument("--workers", type=int, default=available_cpus())
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)  # be the process of our side
     arguments = parser.parse_args()
-    pictures, model, workers = arguments.pictures.resolve(), arguments.model.resolve(), arguments.workers
+    image_folder, model, workers = arguments.images.resolve(), arguments.model.resolve(), arguments.workers
     if arguments.serve:
-        side = Ours(pictures, model, workers)
+        side = Ours(image_folder, model, workers)
         serve({"classify": side.classify, "decode": side.decode, "alone": side.compute_alone, "team": side.compute_team,
                "description": lambda: side.team.backend.description})  # fmt: skip
         return
 
-    files = [path for path in pictures.rglob("*") if path.is_file()]
+    files = [path for path in image_folder.rglob("*") if path.is_file()]
     for path in files:
         path.read_bytes()  # into the page cache
     neighbours = Neighbours()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        options = [str(pictures), str(model), "--serve", "--workers", str(workers)]
-        ours = stack.enter_context(Worker("tests.bench.classify_speed", *options))
+        options = [str(image_folder), str(model), "--serve", "--workers", str(workers)]
+        ours = stack.enter_context(Worker("benchmarks.classify.classify_speed", *options))
         tables = {"ours": folder / "ours.csv", "pytorch": folder / "pytorch.csv"}
 
         def table(side: str, worker: Worker) -> float:
@@ -167,7 +167,10 @@ def main() -> None:
         if arguments.peers:
             export(model, folder / "model.npz")
             peer = stack.enter_context(
-                Peer(arguments.peers, "tests.bench.classify_peer", pictures, folder / "model.npz", PEER_BATCH, workers)
+                Peer(
+                    arguments.peers, "benchmarks.classify.classify_peer", image_folder, folder / "model.npz",
+                    PEER_BATCH, workers,
+                )
             )
             sides["pytorch"] = partial(table, "pytorch", peer)
             described += f"; PyTorch: {peer.ask('fastest')}, {peer.ask('threads')} threads"
@@ -178,7 +181,7 @@ def main() -> None:
     compute = rates.best(*COMPUTES)
     rates.of["slower part"] = np.minimum(rates.of["decode"], rates.of[compute])  # (rounds,)
     rates.of["bound"] = 1 / (1 / rates.of["decode"] + 1 / rates.of[compute])  # (rounds,)
-    print(f"{pictures}: {len(files):,} files; {workers} workers, {arguments.rounds} rounds; {described}")
+    print(f"{image_folder}: {len(files):,} files; {workers} workers, {arguments.rounds} rounds; {described}")
     rates.print("ours")
     found = {
         "other_cores": others,

@@ -1,6 +1,6 @@
-"""Time `BatchStream` alone beside a memory map, the kernel's own copying, and other libraries: pictures a second.
+"""Time `BatchStream` alone beside a memory map, the kernel's own copying, and other libraries: images a second.
 
-    python -m tests.bench.loader DATASET.zarr [--repeat N] [--pictures FOLDER] [--peers PYTHON]
+    python -m benchmarks.loader.loader DATASET.zarr [--repeat N] [--images FOLDER] [--peers PYTHON]
                                  [--rounds N] [--batch N] [--workers N]
 
 One epoch of the training part, shuffled, everything in the page cache; the consumer takes the batches and does nothing
@@ -16,7 +16,7 @@ ratios of ours to the others within a round: above 1, ours is faster.
     floor         the dataset's shards read in pieces of a chunk, in random order, by as many threads, into a buffer
                   each, and nothing else: what the kernel's copying allows
     files, pixels, ffcv random, ffcv quasi    with --peers, an interpreter that has them (see `loader_peers`), a process
-                  each, with as many workers; `files` with --pictures only. None of them checks what it reads
+                  each, with as many workers; `files` with --images only. None of them checks what it reads
 
 Then where the time of our threads went, a gigabyte of pixels: what is left is waiting, for each other's lock, at the
 start of an epoch for the first window, for the plan of the next, and for the consumer to give a window back.
@@ -40,13 +40,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.plan import EpochPlan, window_chunks
-from pipeline.reader import StreamTimes
-from pipeline.schema import layout
-from pipeline.store import Dataset, Part, create, seal, shard_file, write_shard
-from pipeline.stream import BatchStream
-from tests.bench.turns import Peer, in_turns
-from tests.bench.worker import Neighbours, usable_cores
+from benchmarks.turns import Peer, in_turns
+from benchmarks.worker import Neighbours, available_cpus
+from pipeline.dataset.schema import layout
+from pipeline.dataset.store import Dataset, Split, create, seal, shard_file, write_shard
+from pipeline.loader.epoch_order import EpochOrder, window_chunks
+from pipeline.loader.reader import StreamTimes
+from pipeline.loader.stream import BatchStream
 
 SEED = 0
 KEPT = "ours, kept"
@@ -67,7 +67,7 @@ def repeated(dataset: Dataset, times: int, path: Path) -> Dataset:
     return Dataset.open(path)
 
 
-def write_pixels(part: Part, file: Path) -> None:
+def write_pixels(part: Split, file: Path) -> None:
     """The pixels of a part in one .npy file, uint8 (N, H, W, 3)."""
     pixels = np.lib.format.open_memmap(file, "w+", np.uint8, (part.rows, *part.size, 3))
     step = part.layout.shard_rows
@@ -79,7 +79,7 @@ def write_pixels(part: Part, file: Path) -> None:
 class Ours:
     """Our stream, and what its threads have done in the timed rounds."""
 
-    def __init__(self, part: Part, batch: int, workers: int, ram_budget: int | None = None) -> None:
+    def __init__(self, part: Split, batch: int, workers: int, ram_budget: int | None = None) -> None:
         self.stream = BatchStream(part, batch, seed=SEED, workers=workers, ram_budget=ram_budget)
         self.turns: list[tuple[float, StreamTimes]] = []
         # Recorded for the memory map, which gathers the same rows.
@@ -110,7 +110,7 @@ class Ours:
         part = self.stream.part
         chunks = window_chunks(part.rows, part.chunk_rows, part.size[0] * part.size[1] * 3, shuffle=True)
         began = time.perf_counter()
-        plan = EpochPlan(part.rows, part.chunk_rows, chunks, SEED, 0, shuffle=True)
+        plan = EpochOrder(part.rows, part.chunk_rows, chunks, SEED, 0, shuffle=True)
         for index in range(plan.windows):
             plan.window(index)
         return time.perf_counter() - began
@@ -141,7 +141,7 @@ class MemoryMap:
 class Floor:
     """Reads the shards of a part with bare calls of the system."""
 
-    def __init__(self, part: Part, workers: int) -> None:
+    def __init__(self, part: Split, workers: int) -> None:
         self.workers = workers
         self.piece = part.chunk_rows * part.size[0] * part.size[1] * 3  # bytes
         files = [shard_file(part.path, part.name, shard) for shard in range(part.shards)]
@@ -180,13 +180,13 @@ def check_same(ours: Ours, mapped: MemoryMap) -> int:
 def check_total(peer: Peer, total: int, **options: str) -> None:
     found = peer.ask("total", **options)
     if found != total:
-        raise SystemExit(f"a peer's pixels add up to {found}, ours to {total}: not the same pictures")
+        raise SystemExit(f"a peer's pixels add up to {found}, ours to {total}: not the same images")
 
 
-def ask_epoch(peer: Peer, pictures: int, **options: str) -> float:
+def ask_epoch(peer: Peer, images: int, **options: str) -> float:
     answer = peer.ask("epoch", **options)
-    if answer["pictures"] != pictures:
-        raise SystemExit(f"a peer gave {answer['pictures']} pictures of {pictures}")
+    if answer["images"] != images:
+        raise SystemExit(f"a peer gave {answer['images']} images of {images}")
     return float(answer["seconds"])
 
 
@@ -194,11 +194,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path, metavar="DATASET.zarr")
     parser.add_argument("--repeat", type=int, default=1, metavar="N")
-    parser.add_argument("--pictures", type=Path, metavar="FOLDER")
+    parser.add_argument("--images", type=Path, metavar="FOLDER")
     parser.add_argument("--peers", type=Path, metavar="PYTHON")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--workers", type=int, default=usable_cores())
+    parser.add_argument("--workers", type=int, default=available_cpus())
     arguments = parser.parse_args()
     batch, workers, rounds = arguments.batch, arguments.workers, arguments.rounds
 
@@ -217,29 +217,29 @@ def main() -> None:
             "ours": ours.epoch, KEPT: kept.epoch, MAPS[0]: mapped.take, MAPS[1]: mapped.index,
             "floor": Floor(part, workers).read,
         }  # fmt: skip
-        pictures = dict.fromkeys([*sides, "pixels", *FFCV], part.rows)
+        images = dict.fromkeys([*sides, "pixels", *FFCV], part.rows)
         neighbours = Neighbours()
         with ExitStack() as peers:
             if arguments.peers:
-                start = partial(Peer, arguments.peers, "tests.bench.loader_peers")
-                if arguments.pictures:
-                    files = [path for path in arguments.pictures.glob("*/**/*") if path.is_file()]
-                    pictures["files"] = len(files)
+                start = partial(Peer, arguments.peers, "benchmarks.loader.loader_peers")
+                if arguments.images:
+                    files = [path for path in arguments.images.glob("*/**/*") if path.is_file()]
+                    images["files"] = len(files)
                     for path in files:
                         path.read_bytes()  # into the page cache
-                    peer = peers.enter_context(start("files", arguments.pictures, max(part.size), batch, workers))
+                    peer = peers.enter_context(start("files", arguments.images, max(part.size), batch, workers))
                     sides["files"] = partial(ask_epoch, peer, len(files))
                 for kind, orders in (("pixels", {"pixels": "random"}), ("ffcv", FFCV)):
                     peer = peers.enter_context(start(kind, file, batch, workers))
                     for name, order in orders.items():
                         check_total(peer, total, order=order)
                         sides[name] = partial(ask_epoch, peer, part.rows, order=order)
-            rates = in_turns(sides, pictures, rounds)
+            rates = in_turns(sides, images, rounds)
         others = round(neighbours.cores(), 2)
 
     gigabytes = part.rows * part.size[0] * part.size[1] * 3 / 1e9
     print(
-        f"{part.rows:,} pictures of {part.size[0]}x{part.size[1]}, {gigabytes:.2f} GB, batches of {batch}, {workers} "
+        f"{part.rows:,} images of {part.size[0]}x{part.size[1]}, {gigabytes:.2f} GB, batches of {batch}, {workers} "
         f"workers, {rounds} rounds; in memory {ours.stream.ram_bytes / 1e6:.0f} MB"
     )
     rates.print("ours")

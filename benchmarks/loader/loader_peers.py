@@ -1,13 +1,13 @@
 """Other libraries' minibatches: what `loader` puts beside `BatchStream`.
 
-    PYTHON -m tests.bench.loader_peers files FOLDER SIZE BATCH WORKERS
-    PYTHON -m tests.bench.loader_peers pixels PIXELS.npy BATCH WORKERS
-    PYTHON -m tests.bench.loader_peers ffcv PIXELS.npy BATCH WORKERS
+    PYTHON -m benchmarks.loader.loader_peers files FOLDER SIZE BATCH WORKERS
+    PYTHON -m benchmarks.loader.loader_peers pixels PIXELS.npy BATCH WORKERS
+    PYTHON -m benchmarks.loader.loader_peers ffcv PIXELS.npy BATCH WORKERS
 
 PYTHON is an interpreter with Pillow and PyTorch and, for FFCV, ffcv 1.0.2; of logpose, only benchmarks are imported.
-A worker that is told when to run an epoch, and answers with its pictures and seconds.
+A worker that is told when to run an epoch, and answers with its images and seconds.
 
-    files   PyTorch's DataLoader on the picture files: Pillow opens, converts to RGB, resizes bicubically and pads
+    files   PyTorch's DataLoader on the image files: Pillow opens, converts to RGB, resizes bicubically and pads
     pixels  the same on decoded pixels uint8 (N, H, W, 3) in a memory map
     ffcv    FFCV's Loader on those pixels, which its DatasetWriter has put raw into a file beside them, in the orders
             that it has: `random`, with the file in the system's page cache, and `quasi`, with pages read by itself
@@ -24,12 +24,12 @@ from typing import Any
 
 import numpy as np
 
-from tests.bench.build_peers import Pictures, framed
-from tests.bench.worker import serve
+from benchmarks.build.build_peers import Images, framed
+from benchmarks.worker import serve
 
 
 class Pixels:
-    """An indexable dataset of (picture, label)."""
+    """An indexable dataset of (image, label)."""
 
     def __init__(self, file: Path) -> None:
         self._images = np.load(file, mmap_mode="c")  # (N, H, W, 3); PyTorch wants arrays that may be written to
@@ -80,10 +80,10 @@ def ffcv_loaders(file: Path, batch: int, workers: int) -> dict[str, Iterable[Any
 
 def epoch(loaders: dict[str, Iterable[Any]], order: str = "random") -> dict[str, float]:
     """Take all batches, and do nothing with them."""
-    began, pictures = time.perf_counter(), 0
+    began, count = time.perf_counter(), 0
     for images, _ in loaders[order]:
-        pictures += len(images)
-    return {"pictures": pictures, "seconds": time.perf_counter() - began}
+        count += len(images)
+    return {"images": count, "seconds": time.perf_counter() - began}
 
 
 def total(loaders: dict[str, Iterable[Any]], order: str = "random") -> int:
@@ -97,7 +97,7 @@ def main() -> None:
     if peer == "ffcv":
         loaders = ffcv_loaders(Path(source), batch, workers)
     else:
-        data = Pixels(Path(source)) if peer == "pixels" else Pictures(Path(source), size[0], writable)
+        data = Pixels(Path(source)) if peer == "pixels" else Images(Path(source), size[0], writable)
         loaders = {"random": dataloader(data, batch, workers)}
     serve({"epoch": partial(epoch, loaders), "total": partial(total, loaders)})
 

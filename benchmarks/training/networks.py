@@ -21,7 +21,7 @@ from cnn.layers import (
 )
 from cnn.losses import SoftmaxCrossEntropy
 from cnn.models import Model, Plain, ResNet9, ResNet18, Seed
-from cnn.optim import AdamW
+from cnn.training.optimizers import AdamW
 
 # Both sides train with the product's optimizer and loss. The rate is next to nothing, which costs as much time as any
 # other and leaves the networks as they start: trained on noise, units would saturate and numbers become subnormal.
@@ -51,7 +51,7 @@ class Airbench:
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the benchmark: a network, the side of its pictures, and how many there are in a batch."""
+    """One row of the benchmark: a network, the side of its images, and how many there are in a batch."""
 
     name: str
     model: Model
@@ -73,7 +73,7 @@ class Case:
         return self.batch * macs(self.layer, self.in_shape)
 
     def batch_of_noise(self) -> tuple[np.ndarray, np.ndarray]:
-        """Normalised pictures (B, H, W, 3) float32 and class numbers (B,), the same for every side."""
+        """Normalised images (B, H, W, 3) float32 and class numbers (B,), the same for every side."""
         rng = np.random.default_rng(0)
         x = rng.standard_normal((self.batch, *self.in_shape), np.float32)
         return x, rng.integers(0, self.classes, self.batch)
@@ -107,7 +107,7 @@ def leaves(layer: Layer, in_shape: Shape) -> Iterator[tuple[Layer, Shape]]:
 
 
 def macs(layer: Layer, in_shape: Shape) -> int:
-    """Multiplications of all convolutions and dense layers for one picture, convolutions taken as plain sums."""
+    """Multiplications of all convolutions and dense layers for one image, convolutions taken as plain sums."""
     total = 0
     for leaf, shape in leaves(layer, in_shape):
         out_shape, parameters, _ = leaf.specs(shape)

@@ -1,9 +1,9 @@
 """Our float32 error beside PyTorch's, layer by layer, both against PyTorch in float64.
 
-    python -m tests.bench.precision [--only NAME ...] [--threads N]
+    python -m benchmarks.training.precision [--only NAME ...] [--threads N]
 
 Every distinct convolution, dense, batch-norm and pool layer of the benchmark's networks, at the shapes it has there,
-and every activation once: standard normal inputs and output derivatives, our initial weights, a few pictures. The
+and every activation once: standard normal inputs and output derivatives, our initial weights, a few images. The
 error of an array is the root mean square of its difference from the float64 one over that one's own. For each layer
 and each array (`y` in training, `infer` outside, `dx`, and the parameters' derivatives) the table has both errors
 and ours over PyTorch's. The last line is one JSON object with the worst ratio.
@@ -18,8 +18,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from benchmarks.training.networks import CASES, leaves
+from benchmarks.training.torch_peer import images, load_ours, our_gradients, to_torch
 from cnn.arena import Shape
-from cnn.backend import Backend, pick_backend
+from cnn.backends import pick_backend
+from cnn.backends.base import Backend
 from cnn.layers import Layer, Run, chain
 from cnn.layers.activations import ACTIVATIONS
 from cnn.layers.convolution import Conv2D
@@ -27,14 +30,12 @@ from cnn.layers.dense import Dense
 from cnn.layers.normalisation import BatchNorm
 from cnn.layers.pooling import AveragePool, GlobalAveragePool, GlobalMaxPool, MaxPool
 from cnn.network import Network
-from tests.bench.networks import CASES, leaves
-from tests.bench.torch_peer import load_ours, our_gradients, pictures, to_torch
 
 WITH_SHAPES = (AveragePool, BatchNorm, Conv2D, Dense, GlobalAveragePool, GlobalMaxPool, MaxPool)
 BELOW_NOTICE = 1e-8  # an error under a tenth of float32's resolution is no error
 # A ReLU's derivative jumps at 0, where the last digit decides between two values: no derivative comes from there.
 NEAR_ZERO = 1e-5
-LARGE = 1 << 17  # numbers in a picture, above which there are 4 in the batch instead of 8
+LARGE = 1 << 17  # numbers in an image, above which there are 4 in the batch instead of 8
 
 Arrays = dict[str, np.ndarray]
 
@@ -73,7 +74,7 @@ def theirs(module: torch.nn.Module, names: list[str], x: np.ndarray, dy: np.ndar
 
 
 def to_their_layout(x: np.ndarray) -> torch.Tensor:
-    return pictures(x) if x.ndim == 4 else torch.from_numpy(x)
+    return images(x) if x.ndim == 4 else torch.from_numpy(x)
 
 
 def to_our_layout(x: np.ndarray) -> np.ndarray:

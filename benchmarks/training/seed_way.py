@@ -1,11 +1,11 @@
-"""Time the seed project's own way of training beside ours: one picture at a time, a Python loop over channel pairs.
+"""Time the seed project's own way of training beside ours: one image at a time, a Python loop over channel pairs.
 
-    python -m tests.bench.seed_way [--rounds N] [--threads N] [--dtype float32|float64]
+    python -m benchmarks.training.seed_way [--rounds N] [--threads N] [--dtype float32|float64]
 
 Both train the `seed` network at 256x256 with plain SGD: forward, backward, update. The seed's way calls
 `scipy.signal.correlate2d` for each pair of channels (`convolve2d` for the derivative by a layer's input) and NumPy
-for the rest, a picture a step; ours takes batches of 32. The sides take turns, each in a process of its own. First
-the loop's derivatives are compared with ours on one picture. The last line is one JSON object.
+for the rest, an image a step; ours takes batches of 32. The sides take turns, each in a process of its own. First
+the loop's derivatives are compared with ours on one image. The last line is one JSON object.
 """
 
 import argparse
@@ -15,11 +15,11 @@ import sys
 import numpy as np
 from scipy.signal import convolve2d, correlate2d
 
-from cnn.backend import pick_backend
+from benchmarks.training.networks import CASES, LOSS
+from benchmarks.worker import Neighbours, Worker, available_cpus, median_ms, serve
+from cnn.backends import pick_backend
 from cnn.layers import Run
 from cnn.network import Network
-from tests.bench.networks import CASES, LOSS
-from tests.bench.worker import Neighbours, Worker, median_ms, serve, usable_cores
 
 CASE = CASES["seed"]
 CONVOLUTIONS, DENSE = ("conv1", "conv2", "conv3"), ("dense1", "dense2", "dense3", "head")
@@ -27,7 +27,7 @@ LR = 1e-7  # the time does not depend on it
 
 
 class SeedWay:
-    """The seed network by hand. Pictures are (C, H, W), kernels (K, C, 3, 3), matrices (inputs, outputs)."""
+    """The seed network by hand. Images are (C, H, W), kernels (K, C, 3, 3), matrices (inputs, outputs)."""
 
     def __init__(self, tensors: dict[str, np.ndarray], dtype: str) -> None:
         self.weights, self.biases = {}, {}
@@ -36,9 +36,9 @@ class SeedWay:
             self.weights[name] = np.ascontiguousarray(weight.transpose(3, 2, 0, 1)) if weight.ndim == 4 else weight
             self.biases[name] = tensors[f"{name}.bias"].astype(dtype)
 
-    def gradients(self, picture: np.ndarray, label: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """The loss's derivative by the weights and by the biases, from one picture (3, H, W)."""
-        inputs, x = {}, picture
+    def gradients(self, image: np.ndarray, label: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """The loss's derivative by the weights and by the biases, from one image (3, H, W)."""
+        inputs, x = {}, image
         for name in CONVOLUTIONS:
             inputs[name] = x
             x = sigmoid(self._convolve(name, x))  # (5, OH, OW)
@@ -81,8 +81,8 @@ class SeedWay:
         ]
         return np.stack(planes)  # (C, H, W)
 
-    def step(self, picture: np.ndarray, label: int) -> None:
-        for values, gradients in zip((self.weights, self.biases), self.gradients(picture, label), strict=True):
+    def step(self, image: np.ndarray, label: int) -> None:
+        for values, gradients in zip((self.weights, self.biases), self.gradients(image, label), strict=True):
             for name, gradient in gradients.items():
                 values[name] -= LR * gradient
 
@@ -91,19 +91,19 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
 
-def first_picture(dtype: str) -> tuple[np.ndarray, int]:
+def first_image(dtype: str) -> tuple[np.ndarray, int]:
     x, labels = CASE.batch_of_noise()
     return np.ascontiguousarray(x[0].transpose(2, 0, 1), dtype), int(labels[0])
 
 
 def worst_difference() -> float:
-    """The largest difference of the loop's derivatives from ours, over the largest of that array, on one picture."""
+    """The largest difference of the loop's derivatives from ours, over the largest of that array, on one image."""
     network = Network(CASE.layer, CASE.in_shape, pick_backend("cpu"))
     x, labels = CASE.batch_of_noise()
     run = Run(network.backend, training=True, need_dx=False)
     outputs, cache = network.forward(run, x[:1])
     network.backward(run, cache, LOSS.forward(network.backend, outputs, labels[:1], 1)[1])
-    by_weight, by_bias = SeedWay(network.tensors(), "float64").gradients(*first_picture("float64"))
+    by_weight, by_bias = SeedWay(network.tensors(), "float64").gradients(*first_image("float64"))
     worst = 0.0
     for name, gradient in network.gradients.to_host().items():
         layer, kind = name.split(".")
@@ -115,14 +115,14 @@ def worst_difference() -> float:
 
 def serve_seed_way(dtype: str) -> None:
     way = SeedWay(Network(CASE.layer, CASE.in_shape, pick_backend("reference")).tensors(), dtype)
-    picture, label = first_picture(dtype)
-    serve({"train": lambda seconds, least: median_ms(lambda: way.step(picture, label), seconds, least)})
+    image, label = first_image(dtype)
+    serve({"train": lambda seconds, least: median_ms(lambda: way.step(image, label), seconds, least)})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=usable_cores())
+    parser.add_argument("--threads", type=int, default=available_cpus())
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float64", help="what the loop computes in")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -131,13 +131,13 @@ def main() -> None:
         return
 
     difference = worst_difference()
-    print(f"the loop's derivatives differ from ours by {difference:.1e} of the largest, on one picture")
+    print(f"the loop's derivatives differ from ours by {difference:.1e} of the largest, on one image")
     if not difference < 1e-3:
         sys.exit("the two ways do not compute the same")
     neighbours, loop, ours = Neighbours(), [], []
     with (
-        Worker("tests.bench.seed_way", "--worker", "--dtype", arguments.dtype) as loop_side,
-        Worker("tests.bench.side_ours", CASE.name, str(arguments.threads), "cpu", "sgd") as our_side,
+        Worker("benchmarks.training.seed_way", "--worker", "--dtype", arguments.dtype) as loop_side,
+        Worker("benchmarks.training.side_ours", CASE.name, str(arguments.threads), "cpu", "sgd") as our_side,
     ):
         for number in range(-1, arguments.rounds):
             rates = [
@@ -148,8 +148,8 @@ def main() -> None:
                 loop.append(rates[0])
                 ours.append(rates[1])
     ratio = float(np.median(np.array(ours) / np.array(loop)))
-    print(f"the seed's way: {np.median(loop):.2f} pictures/s ({1 / np.median(loop):.2f} s each, {arguments.dtype})")
-    print(f"ours: {np.median(ours):.1f} pictures/s (batches of {CASE.batch}, {arguments.threads} threads)")
+    print(f"the seed's way: {np.median(loop):.2f} images/s ({1 / np.median(loop):.2f} s each, {arguments.dtype})")
+    print(f"ours: {np.median(ours):.1f} images/s (batches of {CASE.batch}, {arguments.threads} threads)")
     closing = {
         "ratio": ratio, "ours_per_s": float(np.median(ours)), "seed_way_per_s": float(np.median(loop)),
         "other_cores": neighbours.cores(),

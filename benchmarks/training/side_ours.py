@@ -1,6 +1,6 @@
-"""Our side of `tests.bench.train_step`: a worker that trains and classifies one batch of noise over and over.
+"""Our side of `benchmarks.training.train_step`: a worker that trains and classifies one batch of noise over and over.
 
-    python -m tests.bench.side_ours NETWORK THREADS DEVICE [sgd]
+    python -m benchmarks.training.side_ours NETWORK THREADS DEVICE [sgd]
 """
 
 import sys
@@ -9,18 +9,18 @@ from unittest.mock import patch
 
 import numpy as np
 
-from cnn.backend import pick_backend
-from cnn.inference import Inference
+from benchmarks.training.networks import CASES, LOSS, OPTIMIZER
+from benchmarks.worker import median_ms, peak_mb, serve
+from cnn.backends import pick_backend
+from cnn.inference.folded import FoldedNetwork
 from cnn.network import Network
-from cnn.optim import SGD, Optimizer
-from cnn.schedules import Constant
-from cnn.train import Recipe, Trainer
-from tests.bench.networks import CASES, LOSS, OPTIMIZER
-from tests.bench.worker import median_ms, peak_mb, serve
+from cnn.training.optimizers import SGD, Optimizer
+from cnn.training.schedules import Constant
+from cnn.training.trainer import Recipe, Trainer
 
 
 class Unchanged:
-    """An `Augment` that leaves pictures alone."""
+    """An `Augment` that leaves images alone."""
 
     flip = False
 
@@ -44,7 +44,7 @@ class OurSide:
         self.x, self.rows = self.network.backend.asarray(x), np.arange(case.batch)
 
     def step(self) -> float:
-        """The trainer's step, from the normalised pictures on; its loss."""
+        """The trainer's step, from the normalised images on; its loss."""
         result = self.trainer.train_batch(self.x, self.labels, self.rows)
         return result.loss_sum / result.rows
 
@@ -52,7 +52,7 @@ class OurSide:
         return median_ms(self.step, seconds, least)
 
     def infer(self, seconds: float, least: int = 2) -> dict[str, float]:
-        infer = Inference(self.network)
+        infer = FoldedNetwork(self.network)
         return {"ours": median_ms(lambda: infer(self.x), seconds, least)}
 
 
@@ -60,8 +60,8 @@ def main() -> None:
     name, threads, device, *plain = sys.argv[1:]
     optimizer = SGD(OPTIMIZER.lr, momentum=0.0, nesterov=False, weight_decay=0.0) if plain else OPTIMIZER
     side = OurSide(name, int(threads), device, optimizer)
-    # What reaches `train_batch` here is what `prepare` would make of uint8 pictures.
-    with patch("cnn.train.prepare", lambda backend, x, maps, mean, std, colours: x):
+    # What reaches `train_batch` here is what `prepare` would make of uint8 images.
+    with patch("cnn.training.trainer.prepare", lambda backend, x, maps, mean, std, colours: x):
         serve({"loss": side.step, "train": side.train, "infer": side.infer, "peak": peak_mb})
     assert "torch" not in sys.modules
 

@@ -1,6 +1,6 @@
-"""PyTorch's side of `tests.bench.train_step`: the same batch through the same network, as its users write it.
+"""PyTorch's side of `benchmarks.training.train_step`: the same batch through the same network, as its users write it.
 
-    python -m tests.bench.side_torch NETWORK THREADS LAYOUT
+    python -m benchmarks.training.side_torch NETWORK THREADS LAYOUT
 
 LAYOUT is `contiguous` or `channels_last`. What PyTorch offers to go faster is used: the fused AdamW where it is the
 faster one, ReLUs in place, a flatten that copies nothing, and for inference also batch norm folded into convolutions.
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cnn.backend import pick_backend
+from benchmarks.training import torch_peer
+from benchmarks.training.networks import CASES, LOSS, OPTIMIZER
+from benchmarks.training.torch_peer import images, load_ours, parameter_groups, to_torch
+from benchmarks.worker import median_ms, peak_mb, serve
+from cnn.backends import pick_backend
 from cnn.network import Network
-from tests.bench import torch_peer
-from tests.bench.networks import CASES, LOSS, OPTIMIZER
-from tests.bench.torch_peer import load_ours, parameter_groups, pictures, to_torch
-from tests.bench.worker import median_ms, peak_mb, serve
 
 
 class Apply(nn.Module):
@@ -60,7 +60,7 @@ class TorchSide:
     def __init__(self, name: str, layout: str) -> None:
         self.case = CASES[name]
         x, labels = self.case.batch_of_noise()
-        self.x, self.labels = pictures(x), torch.from_numpy(labels)
+        self.x, self.labels = images(x), torch.from_numpy(labels)
         self.module = to_torch(self.case.layer, self.case.in_shape)
         specs = self.case.layer.specs(self.case.in_shape).parameters
         self.groups = parameter_groups(self.module, specs, OPTIMIZER.weight_decay)  # before the names change

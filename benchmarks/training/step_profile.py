@@ -1,6 +1,6 @@
 """Where a training step's time goes: by kind of work its time, arithmetic, memory traffic and share of the limit.
 
-    python -m tests.bench.where NETWORK [--steps N] [--threads N] [--inference]
+    python -m benchmarks.training.step_profile NETWORK [--steps N] [--threads N] [--inference]
 
 The networks are those of `train_step`. Arithmetic is that of plain convolution (2 operations a multiplication);
 bytes are those that each call must at least read and write, once. The limit is the longer of the two at the rates
@@ -18,12 +18,12 @@ from unittest.mock import patch
 
 import numpy as np
 
-from cnn.backend import Window
+from benchmarks.training.networks import CASES, OPTIMIZER
+from benchmarks.training.side_ours import OurSide
+from cnn.backends.base import Window
 from cnn.backends.cpu import convolution
 from cnn.backends.cpu.team import Team, team_of
-from cnn.inference import Inference
-from tests.bench.networks import CASES, OPTIMIZER
-from tests.bench.side_ours import OurSide
+from cnn.inference.folded import FoldedNetwork
 
 # (kind of work, operations, arrays that are read or written) of a call's arguments and result
 _Work = tuple[str, int, list[Any]]
@@ -148,8 +148,8 @@ def main() -> None:
 
         return run
 
-    with patch("cnn.train.prepare", lambda backend, x, maps, mean, std, colours: x):
-        infer = Inference(side.network)
+    with patch("cnn.training.trainer.prepare", lambda backend, x, maps, mean, std, colours: x):
+        infer = FoldedNetwork(side.network)
         step: Callable[[], Any] = (lambda: infer(side.x)) if arguments.inference else side.step
         for _ in range(3):
             step()
@@ -162,7 +162,7 @@ def main() -> None:
         total = (time.perf_counter() - began) / arguments.steps * 1e3
     what = "inference" if arguments.inference else "training step"
     print(
-        f"{arguments.network}, {what} of {len(side.x)} pictures, {arguments.threads} threads, mean of "
+        f"{arguments.network}, {what} of {len(side.x)} images, {arguments.threads} threads, mean of "
         f"{arguments.steps}; {rates[0]:.0f} GFLOP/s in products, {rates[1]:.1f} GB/s in copying"
     )
     print(f"{'':34} {'ms':>8} {'of all':>7} {'GFLOP':>8} {'MB':>8} {'share of the limit':>19}")

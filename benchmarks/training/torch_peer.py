@@ -163,7 +163,7 @@ def _their_name(name: str) -> str:
     return f"{path}.{names.get(leaf, leaf)}"
 
 
-def pictures(x: np.ndarray) -> Tensor:
+def images(x: np.ndarray) -> Tensor:
     """Our (N, H, W, C) as PyTorch's (N, C, H, W)."""
     return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
 

@@ -1,6 +1,6 @@
 """Time ours and PyTorch on the same networks: a training step, an inference pass, peak memory, the first step.
 
-    python -m tests.bench.train_step [--rounds N] [--threads N] [--only NAME ...] [--cold] [--json PATH]
+    python -m benchmarks.training.train_step [--rounds N] [--threads N] [--only NAME ...] [--cold] [--json PATH]
 
 Each side runs in a process of its own (`side_ours`, and `side_torch` once for each of PyTorch's two memory layouts)
 with the same number of threads, the same first weights and the same batch of noise. They take turns, A B A B, for
@@ -8,7 +8,7 @@ about half a second each, idle while the others work. Times are medians over the
 over ours within a round, the median over the rounds, with PyTorch's better layout (and for inference its better of
 batch norm as it is and folded). Above 1 we are faster.
 
-A training step is forward, loss, backward, check and AdamW update from normalised pictures on; inference is the
+A training step is forward, loss, backward, check and AdamW update from normalised images on; inference is the
 forward pass of the whole batch. Peak memory is what processes that only train ever held, imports included.
 
 Shares of GEMM: the step's arithmetic, by plain convolution (2 operations a multiplication, training 3 times the
@@ -32,8 +32,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.bench.networks import CASES, Case
-from tests.bench.worker import Neighbours, Worker, usable_cores
+from benchmarks.training.networks import CASES, Case
+from benchmarks.worker import Neighbours, Worker, available_cpus
 
 LAYOUTS = ("contiguous", "channels_last")
 GEMM_FLOP = 2 * 1024**3
@@ -110,8 +110,8 @@ class Bench:
 
     def side(self, case: Case, name: str, env: dict[str, str] | None = None) -> Worker:
         if name == "ours":
-            return Worker("tests.bench.side_ours", case.name, str(self.threads), self.device, env=env)
-        return Worker("tests.bench.side_torch", case.name, str(self.threads), name, env=env)
+            return Worker("benchmarks.training.side_ours", case.name, str(self.threads), self.device, env=env)
+        return Worker("benchmarks.training.side_torch", case.name, str(self.threads), name, env=env)
 
     def time(self, case: Case, gemm: Worker) -> Result:
         result = Result(case, Timing(3 * 2 * case.macs), Timing(2 * case.macs))
@@ -215,7 +215,7 @@ def print_tables(results: list[Result]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=usable_cores())
+    parser.add_argument("--threads", type=int, default=available_cpus())
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), metavar="NAME")
     parser.add_argument("--device", choices=("cpu", "reference"), default="cpu")
     parser.add_argument("--seconds", type=float, default=0.6, help="the length of a turn")
@@ -225,7 +225,7 @@ def main() -> None:
     bench = Bench(arguments.rounds, arguments.threads, arguments.seconds, arguments.device)
 
     began, neighbours, results = time.perf_counter(), Neighbours(), []
-    with Worker("tests.bench.worker", env={"OPENBLAS_NUM_THREADS": str(bench.threads)}) as gemm:
+    with Worker("benchmarks.worker", env={"OPENBLAS_NUM_THREADS": str(bench.threads)}) as gemm:
         for name in arguments.only:
             result = bench.time(CASES[name], gemm)
             bench.measure_memory(result)

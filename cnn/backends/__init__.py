@@ -1,1 +1,34 @@
-"""One file a device; `reference.py` says what every kernel means."""
+"""Devices: the protocol (base), the plain NumPy reference, and the fast backends that must agree with it."""
+
+from cnn.backends.base import Backend
+from cnn.errors import DeviceError, UnknownNameError
+
+DEVICES = ("auto", "cpu", "cuda", "reference")
+
+
+def pick_backend(device: str = "auto", threads: int | None = None) -> Backend:
+    """The backend for `device`: `auto` takes the GPU when CuPy works, else the CPU, and says why.
+
+    `threads` is the number of CPU threads, by default as many as the process may use. Raises `DeviceError`
+    where `cuda` was asked for and does not work, `UnknownNameError` for another name.
+    """
+    if device not in DEVICES:
+        raise UnknownNameError("device", device, DEVICES)
+    if threads is not None and threads < 1:
+        raise DeviceError(f"threads must be 1 or more, found {threads}; leave it out to use every core")
+    if device == "reference":
+        from cnn.backends.reference import ReferenceBackend
+
+        return ReferenceBackend()
+    reason = ""
+    if device in ("auto", "cuda"):
+        from cnn.backends.gpu import GpuBackend, why_unusable
+
+        reason = why_unusable()
+        if not reason:
+            return GpuBackend()
+        if device == "cuda":
+            raise DeviceError(f"no usable GPU: {reason}; use --device cpu, or install logpose[cuda12]")
+    from cnn.backends.cpu import CpuBackend
+
+    return CpuBackend(threads, f"no GPU: {reason}" if reason else "")

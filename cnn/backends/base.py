@@ -3,7 +3,7 @@
 Layers, losses and optimizers call these methods and never ask which device they run on. `backends/reference.py`
 is the plain NumPy meaning of every one of them; the others must agree with it.
 
-Pictures and feature maps are channels last throughout: (N, H, W, C). Methods named `*_backward` with an argument
+Images and feature maps are channels last throughout: (N, H, W, C). Methods named `*_backward` with an argument
 `d_weight` or `d_bias` *set* it, whatever it held: each parameter has one layer, and each layer one backward a step.
 """
 
@@ -12,17 +12,13 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from cnn.errors import DeviceError, UnknownNameError
-
 # A device array: numpy.ndarray or cupy.ndarray. Neither NumPy's nor CuPy's type covers both.
 Array: TypeAlias = Any
-
-DEVICES = ("auto", "cpu", "cuda", "reference")
 
 
 @dataclass(frozen=True)
 class Window:
-    """How a kernel or a pool slides over a picture: size, stride and padding, each for height and width."""
+    """How a kernel or a pool slides over an image: size, stride and padding, each for height and width."""
 
     size: tuple[int, int]
     stride: tuple[int, int]
@@ -115,37 +111,9 @@ class Backend(Protocol):
         lr: float, beta1: float, beta2: float, epsilon: float, weight_decay: float, step: int,
     ) -> None: ...
 
-    # Pictures: uint8 in, normalised floating point out; and these mixed with one another
+    # Images: uint8 in, normalised floating point out; and these mixed with one another
     def resample(
-        self, images: Array, ys: Array, xs: Array, holes: Array | None, mean: Array, deviation: Array,
+        self, images: Array, ys: Array, xs: Array, holes: Array | None, mean: Array, std: Array,
         colours: Array | None = None,
     ) -> Array: ...
     def blend(self, x: Array, partners: Array, shares: Array, boxes: Array) -> Array: ...
-
-
-def pick_backend(device: str = "auto", threads: int | None = None) -> Backend:
-    """The backend for `device`: `auto` takes the GPU when CuPy works, else the CPU, and says why.
-
-    `threads` is the number of CPU threads, by default as many as the process may use. Raises `DeviceError`
-    where `cuda` was asked for and does not work, `UnknownNameError` for another name.
-    """
-    if device not in DEVICES:
-        raise UnknownNameError("device", device, DEVICES)
-    if threads is not None and threads < 1:
-        raise DeviceError(f"threads must be 1 or more, found {threads}; leave it out to use every core")
-    if device == "reference":
-        from cnn.backends.reference import ReferenceBackend
-
-        return ReferenceBackend()
-    reason = ""
-    if device in ("auto", "cuda"):
-        from cnn.backends.gpu import GpuBackend, why_unusable
-
-        reason = why_unusable()
-        if not reason:
-            return GpuBackend()
-        if device == "cuda":
-            raise DeviceError(f"no usable GPU: {reason}; use --device cpu, or install logpose[cuda12]")
-    from cnn.backends.cpu import CpuBackend
-
-    return CpuBackend(threads, f"no GPU: {reason}" if reason else "")

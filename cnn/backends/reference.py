@@ -3,7 +3,7 @@
 Each forward stands beside its backward. The code asks only for NumPy's functions (`self.xp`), in whatever precision
 its inputs have, so that float64 checks its derivatives and CuPy runs it unchanged on a GPU.
 
-Shapes: N pictures, H by W pixels, C channels in; OH by OW pixels, K channels out; kernels (KH, KW, C, K).
+Shapes: N images, H by W pixels, C channels in; OH by OW pixels, K channels out; kernels (KH, KW, C, K).
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cnn.backend import Array, Window
+from cnn.backends.base import Array, Window
 
 GELU_SLOPE = 0.7978845608028654  # sqrt(2 / pi)
 GELU_CUBIC = 0.044715
@@ -67,7 +67,7 @@ class ReferenceBackend:
         return None if d_padded is None else _crop(d_padded, x.shape, window)  # (N, H, W, C)
 
     def pack_conv2d(self, weight: Array, bias: Array, window: Window, in_shape: tuple[int, ...]) -> Any:
-        """Kernels that will not change, for pictures of `in_shape` (H, W, C), as `conv2d_packed` wants them."""
+        """Kernels that will not change, for images of `in_shape` (H, W, C), as `conv2d_packed` wants them."""
         return weight, bias, window
 
     def conv2d_packed(self, x: Array, packed: Any, kind: str) -> Array:
@@ -137,7 +137,7 @@ class ReferenceBackend:
         return _crop(d_padded, in_shape, window)  # (N, H, W, C)
 
     def global_max_pool(self, x: Array) -> tuple[Array, Array]:
-        """Each channel's largest value over the picture, and at which pixel it was."""
+        """Each channel's largest value over the image, and at which pixel it was."""
         pixels = x.reshape(len(x), -1, x.shape[3])  # (N, H*W, C)
         return pixels.max(axis=1), pixels.argmax(axis=1)  # (N, C) each
 
@@ -294,16 +294,16 @@ class ReferenceBackend:
         root = self.xp.sqrt(second / (1.0 - beta2**step))  # (size,)
         weights -= (lr / (1.0 - beta1**step)) * first / (root + epsilon)
 
-    # Pictures
+    # Images
 
     def resample(
-        self, images: Array, ys: Array, xs: Array, holes: Array | None, mean: Array, deviation: Array,
+        self, images: Array, ys: Array, xs: Array, holes: Array | None, mean: Array, std: Array,
         colours: Array | None = None,
     ) -> Array:
         """Crop, flip, shift, normalise and recolour in one go: uint8 (N, H, W, C) -> mean's dtype (N, OH, OW, C).
 
-        Output pixel (i, j) of picture n is the bilinear sample at row `ys[n, i]`, column `xs[n, j]` (in pixels,
-        within the picture). `colours` (N, C, C + 1), one matrix a picture, act on the normalised pixel with a 1
+        Output pixel (i, j) of image n is the bilinear sample at row `ys[n, i]`, column `xs[n, j]` (in pixels,
+        within the image). `colours` (N, C, C + 1), one matrix an image, act on the normalised pixel with a 1
         after its channels. `holes` (N, 4), as top, bottom, left, right, are filled with the mean colour, which is
         zero once normalised, whatever the colours.
         """
@@ -318,7 +318,7 @@ class ReferenceBackend:
             return left * (1 - weight) + right * weight  # (N, OH, OW, C)
 
         weight = fy[:, :, None, None]  # (N, OH, 1, 1)
-        out = (row(y0) * (1 - weight) + row(y1) * weight - mean) / deviation  # (N, OH, OW, C)
+        out = (row(y0) * (1 - weight) + row(y1) * weight - mean) / std  # (N, OH, OW, C)
         if colours is not None:
             matrices = colours.astype(mean.dtype)[:, None]  # (N, 1, C, C + 1)
             out = out @ matrices[..., :-1].swapaxes(2, 3) + matrices[:, :, None, :, -1]  # (N, OH, OW, C)
@@ -327,7 +327,7 @@ class ReferenceBackend:
         return out
 
     def blend(self, x: Array, partners: Array, shares: Array, boxes: Array) -> Array:
-        """Picture n of x (N, H, W, C) mixed with picture `partners[n]`: a new array.
+        """Image n of x (N, H, W, C) mixed with image `partners[n]`: a new array.
 
         Within its box (N, 4), as top, bottom, left, right, `shares[n]` of a pixel is its own and the rest the
         partner's; outside it is as it was.
@@ -358,7 +358,7 @@ def _zeros_padded(xp: Any, shape: tuple[int, ...], window: Window, dtype: Any) -
 
 
 def _taps(window: Window, out_h: int, out_w: int) -> Iterator[tuple[int, int, tuple[slice, slice, slice]]]:
-    """Each position (a, b) of the window, and the slice of a padded picture that it sees for all outputs."""
+    """Each position (a, b) of the window, and the slice of a padded image that it sees for all outputs."""
     down, right = window.stride
     for a in range(window.size[0]):
         for b in range(window.size[1]):
@@ -368,7 +368,7 @@ def _taps(window: Window, out_h: int, out_w: int) -> Iterator[tuple[int, int, tu
 
 
 def _within(xp: Any, boxes: Array, height: int, width: int) -> Array:
-    """Which pixels lie in their picture's box (N, 4), as top, bottom, left, right: bool (N, height, width)."""
+    """Which pixels lie in their image's box (N, 4), as top, bottom, left, right: bool (N, height, width)."""
     i, j = xp.arange(height)[:, None], xp.arange(width)  # (height, 1), (width,)
     top, bottom, left, right = (boxes[:, side, None, None] for side in range(4))  # (N, 1, 1) each
     return (i >= top) & (i < bottom) & (j >= left) & (j < right)

@@ -1,8 +1,8 @@
-"""Whether a network is right as often as it says: of pictures named with 90 %, nine in ten.
+"""Whether a network is right as often as it says: of images named with 90 %, nine in ten.
 
 Networks are not, by themselves: label smoothing leaves them too timid, long training too bold. One number mends most of
 it: outputs are divided by a temperature before they become probabilities (Guo et al., 2017, "On Calibration of Modern
-Neural Networks"). No picture's label changes by it.
+Neural Networks"). No image's label changes by it.
 """
 
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-LEAST_ROWS = 10  # with fewer pictures there is nothing to calibrate by
+MIN_ROWS = 10  # with fewer images there is nothing to calibrate by
 _BINS = 15
-_LEAST, _MOST = 0.02, 50.0  # temperatures
+_MIN_ROWS, _MOST = 0.02, 50.0  # temperatures
 _ENOUGH_ROWS = 10_000  # to choose one by
 _BLOCK = 4096  # rows whose probabilities are in memory at a time
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The temperature that suits some pictures best, and the calibration error without and with one, 0 to 1.
+    """The temperature that suits some images best, and the calibration error without and with one, 0 to 1.
 
-    `error_scaled` is of pictures that the temperature was not chosen by: each half is scaled with that of the other.
+    `error_scaled` is of images that the temperature was not chosen by: each half is scaled with that of the other.
     """
 
     temperature: float
@@ -30,18 +30,18 @@ class Calibration:
 
 
 class Reliability(NamedTuple):
-    """Pictures by how sure the network is of them, in bins of equal width from 0 to 1."""
+    """Images by how sure the network is of them, in bins of equal width from 0 to 1."""
 
-    pictures: np.ndarray  # int64 (B,)
+    images: np.ndarray  # int64 (B,)
     confidence: np.ndarray  # float64 (B,): the mean probability of the label, NaN in an empty bin
     accuracy: np.ndarray  # float64 (B,): the share that is right
 
     @property
     def error(self) -> float:
-        """The expected calibration error: how far the two are apart, on average over pictures."""
-        some = self.pictures > 0
+        """The expected calibration error: how far the two are apart, on average over images."""
+        some = self.images > 0
         gaps = np.abs(self.confidence[some] - self.accuracy[some])
-        return float((gaps * self.pictures[some]).sum() / max(self.pictures.sum(), 1))
+        return float((gaps * self.images[some]).sum() / max(self.images.sum(), 1))
 
 
 def calibrate(outputs: np.ndarray, labels: np.ndarray) -> Calibration:
@@ -69,17 +69,17 @@ def reliability(
 
     They are divided by a temperature, () or one for each, (N,).
     """
-    confidence = sureness(outputs, temperature)  # (N,)
+    sure = confidence(outputs, temperature)  # (N,)
     right = outputs.argmax(axis=1) == labels  # (N,)
-    which = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)  # (N,); a bin includes its upper end
-    pictures = np.bincount(which, minlength=bins)  # (B,)
-    sums = (np.bincount(which, weights, bins) for weights in (confidence, right))
+    which = np.clip(np.ceil(sure * bins).astype(np.int64) - 1, 0, bins - 1)  # (N,); a bin includes its upper end
+    images = np.bincount(which, minlength=bins)  # (B,)
+    sums = (np.bincount(which, weights, bins) for weights in (sure, right))
     return Reliability(
-        pictures, *(np.divide(sum_, pictures, out=np.full(bins, np.nan), where=pictures > 0) for sum_ in sums)
+        images, *(np.divide(sum_, images, out=np.full(bins, np.nan), where=images > 0) for sum_ in sums)
     )
 
 
-def sureness(outputs: np.ndarray, temperature: float | np.ndarray = 1.0) -> np.ndarray:
+def confidence(outputs: np.ndarray, temperature: float | np.ndarray = 1.0) -> np.ndarray:
     """The probability of the likeliest class by outputs (N, C), divided by a temperature, () or (N,): float64 (N,)."""
     each = np.broadcast_to(temperature, len(outputs))  # (N,)
     blocks = (slice(first, first + _BLOCK) for first in range(0, len(outputs), _BLOCK))
@@ -90,7 +90,7 @@ def sureness(outputs: np.ndarray, temperature: float | np.ndarray = 1.0) -> np.n
 def fit_temperature(outputs: np.ndarray, labels: np.ndarray) -> float:
     """The temperature with the least cross-entropy for outputs (N, C) and true classes (N,); 1 if there are none.
 
-    In 1 / temperature the cross-entropy is convex: its slope is zero in one place, found by halving. One more picture
+    In 1 / temperature the cross-entropy is convex: its slope is zero in one place, found by halving. One more image
     is thought of, of which every class is as likely: or else, where all are right, no temperature would be low enough
     (as Platt, 1999, has it for two classes).
     """
@@ -105,7 +105,7 @@ def fit_temperature(outputs: np.ndarray, labels: np.ndarray) -> float:
         expected = (softmax(z / temperature) * z).sum(axis=1)  # (N,)
         return float((expected - target).mean())
 
-    low, high = np.log(_LEAST), np.log(_MOST)
+    low, high = np.log(_MIN_ROWS), np.log(_MOST)
     for _ in range(16):  # to a part in ten thousand
         middle = (low + high) / 2
         if slope(float(np.exp(middle))) > 0.0:  # too sure of itself

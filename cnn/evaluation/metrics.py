@@ -11,15 +11,15 @@ import numpy as np
 class ClassScores(NamedTuple):
     """How well each class is recognised, float64 (C,) each; NaN where there is nothing to judge by."""
 
-    precision: np.ndarray  # of the pictures taken for the class, the share that is of it
-    recall: np.ndarray  # of the pictures of the class, the share taken for it
+    precision: np.ndarray  # of the images taken for the class, the share that is of it
+    recall: np.ndarray  # of the images of the class, the share taken for it
     f1: np.ndarray  # their harmonic mean
-    pictures: np.ndarray  # int64 (C,): of the class
+    images: np.ndarray  # int64 (C,): of the class
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A network's mean loss and `outputs`, float32 (N, C), for pictures of the true classes `labels`, int64 (N,)."""
+    """A network's mean loss and `outputs`, float32 (N, C), for images of the true classes `labels`, int64 (N,)."""
 
     loss: float
     outputs: np.ndarray
@@ -31,7 +31,7 @@ class Evaluation:
 
     @cached_property
     def predicted(self) -> np.ndarray:
-        """The class of each picture's largest output: int64 (N,)."""
+        """The class of each image's largest output: int64 (N,)."""
         return self.outputs.argmax(axis=1)
 
     @cached_property
@@ -43,11 +43,11 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """The share of pictures whose largest output is their true class, 0 to 1."""
+        """The share of images whose largest output is their true class, 0 to 1."""
         return float((self.predicted == self.labels).sum()) / max(self.rows, 1)
 
     def top(self, k: int) -> float:
-        """The share of pictures whose true class is among their `k` largest outputs, 0 to 1."""
+        """The share of images whose true class is among their `k` largest outputs, 0 to 1."""
         own = np.take_along_axis(self.outputs, self.labels[:, None], axis=1)  # (N, 1)
         before = np.arange(self.outputs.shape[1]) < self.labels[:, None]  # (N, C): of equals the first comes first
         ranks = ((self.outputs > own) | ((self.outputs == own) & before)).sum(axis=1)  # (N,) from 0
@@ -56,21 +56,21 @@ class Evaluation:
     @property
     def by_class(self) -> ClassScores:
         right, taken = np.diag(self.confusion), self.confusion.sum(axis=0)  # (C,) each
-        pictures = self.confusion.sum(axis=1)  # (C,)
+        images = self.confusion.sum(axis=1)  # (C,)
         return ClassScores(
-            _share(right, taken), _share(right, pictures), _share(2 * right, taken + pictures), pictures
+            _share(right, taken), _share(right, images), _share(2 * right, taken + images), images
         )
 
     @property
     def macro_f1(self) -> float:
-        """The mean of the classes' F1, whatever their sizes; classes without pictures are left out."""
+        """The mean of the classes' F1, whatever their sizes; classes without images are left out."""
         scores = self.by_class
-        f1 = scores.f1[scores.pictures > 0]
+        f1 = scores.f1[scores.images > 0]
         return float(f1.mean()) if len(f1) else math.nan
 
 
 def wilson_interval(share: float, rows: int, z: float = 1.96) -> tuple[float, float]:
-    """Where the true share lies, with 95 % confidence, if `share` of `rows` pictures were right (Wilson, 1927)."""
+    """Where the true share lies, with 95 % confidence, if `share` of `rows` images were right (Wilson, 1927)."""
     if not rows:
         return 0.0, 1.0
     middle = (share + z * z / (2 * rows)) / (1 + z * z / rows)

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from cnn.arena import Shape, Tree
-from cnn.backend import Array, Backend
+from cnn.backends.base import Array, Backend
 from cnn.layers import BatchNorm, Conv2D, Dense, Layer, Residual, Run, Sequential
 from cnn.layers.activations import Activation
 from cnn.network import Network
@@ -20,7 +20,7 @@ from cnn.network import Network
 _Step: TypeAlias = Callable[[Backend, Array], Array]
 
 
-class Inference:
+class FoldedNetwork:
     """`network` as it is now; what training changes afterwards is not seen.
 
     On the CPU a row's outputs are the same bits whatever the batch, its place in it and the number of threads.
@@ -36,7 +36,7 @@ class Inference:
         """Outputs (N, *out_shape) for x (N, *in_shape): those of `Network.infer`, but for rounding."""
         return self._run(self._backend, x)
 
-    def on(self, backend: Backend) -> "Inference":
+    def on(self, backend: Backend) -> "FoldedNetwork":
         """The same, computed by another backend of the same device; the prepared arrays are shared."""
         other = copy(self)
         other._backend = backend

@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from cnn.arena import Tree
-from cnn.backend import Array
+from cnn.backends.base import Array
 from cnn.errors import ShapeError
 from cnn.layers import BatchNorm, Cache, Layer, Residual, Run, Sequential
 from cnn.network import Network
-from cnn.train import normalisation, prepare
+from cnn.training.trainer import normalisation, preprocess
 
 
 class _Placed(NamedTuple):
@@ -28,10 +28,10 @@ class _Placed(NamedTuple):
 
 
 class GradCam:
-    """Maps for `network` and pictures whose channels have `mean` and `std` (3,), in 0..255 units.
+    """Maps for `network` and images whose channels have `mean` and `std` (3,), in 0..255 units.
 
     The network is used as it is after training: batch norm with its running statistics, no dropout. Its gradients
-    are overwritten. Raises `ShapeError` where it never leaves the picture's rows and columns behind, or does more than
+    are overwritten. Raises `ShapeError` where it never leaves the image's rows and columns behind, or does more than
     dense layers and functions of single numbers after that.
     """
 
@@ -54,13 +54,13 @@ class GradCam:
                 raise ShapeError(f"expected only dense layers after the last feature maps, found {placed.layer}")
 
     def maps(self, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        """How much each place of uint8 pictures (N, H, W, 3) speaks for the classes (N,): (N, H, W), on the host.
+        """How much each place of uint8 images (N, H, W, 3) speaks for the classes (N,): (N, H, W), on the host.
 
-        From 0 to 1, the largest of each picture; all 0 where nothing speaks for the class. The feature maps are
-        coarser than the picture: in between, the values are interpolated.
+        From 0 to 1, the largest of each image; all 0 where nothing speaks for the class. The feature maps are
+        coarser than the image: in between, the values are interpolated.
         """
         run = Run(self.backend, training=False)
-        x = prepare(self.backend, images, None, self.mean, self.std)  # (N, H, W, 3)
+        x = preprocess(self.backend, images, None, self.mean, self.std)  # (N, H, W, 3)
         for layer, p, s, _ in self._body:
             x, _ = layer.forward(run, p, s, x)  # (N, h, w, C) in the end
         weights = self._derivative(run, x, classes).mean(axis=(1, 2))  # (N, C)
@@ -71,7 +71,7 @@ class GradCam:
         return _enlarged(found, images.shape[1:3])
 
     def _derivative(self, run: Run, x: Array, classes: np.ndarray) -> Array:
-        """Of each picture's output for its class, by its feature maps x (N, h, w, C): (N, h, w, C)."""
+        """Of each image's output for its class, by its feature maps x (N, h, w, C): (N, h, w, C)."""
         caches: list[Cache] = []
         for layer, p, s, _ in self._tail:
             x, cache = layer.forward(run, p, s, x)

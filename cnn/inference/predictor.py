@@ -1,4 +1,4 @@
-"""A trained network, ready to say what is on a picture."""
+"""A trained network, ready to say what is on an image."""
 
 from copy import copy
 from pathlib import Path
@@ -6,18 +6,19 @@ from threading import Lock
 
 import numpy as np
 
-from cnn.backend import Array, Backend, pick_backend
+from cnn.backends import pick_backend
+from cnn.backends.base import Array, Backend
 from cnn.checkpoint import load_checkpoint
-from cnn.inference import Inference
-from cnn.train import look, normalisation
+from cnn.inference.folded import FoldedNetwork
+from cnn.training.trainer import normalisation, tta_outputs
 
 
 class Predictor:
     """The model file at `path`, on `backend`. Raises `ModelFileError` where the file is not usable.
 
-    `views` is a key of cnn.augment.VIEWS: outputs are the mean over several looks at each picture.
+    `views` is a key of cnn.inputs.augment.VIEWS: outputs are the mean over several looks at each image.
 
-    On the CPU what it says of a picture is the same to the bit, whatever the batch and the number of threads, and its
+    On the CPU what it says of an image is the same to the bit, whatever the batch and the number of threads, and its
     logits are those that `Trainer.evaluate` sees. It may be called from several threads, which then wait for each
     other: `for_thread` gives each its own.
     """
@@ -27,18 +28,18 @@ class Predictor:
         self.card, self.backend, self.views = checkpoint.card, backend, views
         network = self.card.build_network(backend, seed=None)
         checkpoint.load_into(network)
-        self.infer = Inference(network)
+        self.infer = FoldedNetwork(network)
         self.loss = self.card.build_loss()
         self.mean, self.std = normalisation(network, np.array(self.card.mean), np.array(self.card.std))  # (3,)
         self._one_at_a_time = Lock()  # a backend's scratch memory serves one call at a time
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """The network's outputs, float32 (B, classes), for uint8 pictures (B, H, W, 3), on the host."""
+        """The network's outputs, float32 (B, classes), for uint8 images (B, H, W, 3), on the host."""
         with self._one_at_a_time:
             return self.backend.to_host(self._outputs(images))
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """Each class's probability, float32 (B, classes), for uint8 pictures (B, H, W, 3), on the host."""
+        """Each class's probability, float32 (B, classes), for uint8 images (B, H, W, 3), on the host."""
         with self._one_at_a_time:
             outputs = self._outputs(images) / self.card.temperature  # (B, classes)
             return self.backend.to_host(self.loss.probabilities(self.backend, outputs))
@@ -57,4 +58,4 @@ class Predictor:
         return other
 
     def _outputs(self, images: np.ndarray) -> Array:
-        return look(self.backend, self.infer, images, self.views, self.mean, self.std)  # (B, classes)
+        return tta_outputs(self.backend, self.infer, images, self.views, self.mean, self.std)  # (B, classes)

@@ -1,6 +1,6 @@
-"""Augmentation: every epoch sees each picture a little differently.
+"""Augmentation: every epoch sees each image a little differently.
 
-The draws are a function of (key, row). They become maps from output pixels to places in the source picture, and
+The draws are a function of (key, row). They become maps from output pixels to places in the source image, and
 the device then crops, shifts, flips, normalises and recolours in one pass over the uint8 pixels (`Backend.resample`).
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 from cnn.errors import RecipeError
 from cnn.rng import uniform
 
-_DRAWS = 9  # uniform numbers for each picture
+_DRAWS = 9  # uniform numbers for each image
 _LUMA = np.array([0.299, 0.587, 0.114])  # (3,): how bright red, green and blue look (Rec. 601)
 
 
@@ -25,15 +25,15 @@ class Maps(NamedTuple):
     holes: np.ndarray | None  # int64 (N, 4): top, bottom, left, right of what is cut out
 
     def mirrored(self, which: np.ndarray) -> "Maps":
-        """The same, those pictures for which `which` (N,) is true mirrored left to right."""
+        """The same, those images for which `which` (N,) is true mirrored left to right."""
         return self._replace(xs=np.where(which[:, None], self.xs[:, ::-1], self.xs))
 
 
 @dataclass(frozen=True)
 class Augment:
-    """What to vary. All sizes are shares of the picture's side, so that one recipe fits any picture size.
+    """What to vary. All sizes are shares of the image's side, so that one recipe fits any image size.
 
-    flip: mirror left to right, every other time: at random, or by turns (`alternate`, see `by_turns`).
+    flip: mirror left to right, every other time: at random, or by turns (`alternate`, see `alternate_flips`).
     shift: move by up to this share, the border reflected into what opens.
     crop_scale: the least share of the area that a random resized crop keeps (Szegedy et al., 2015); 1 is off.
     crop_stretch: the crop's height over width varies by up to this factor either way.
@@ -63,7 +63,7 @@ class Augment:
                 )
 
     def maps(self, key: int, rows: np.ndarray, height: int, width: int) -> Maps:
-        """The maps for pictures with numbers `rows` (N,): a function of (key, row). Flips by turns are not in them."""
+        """The maps for images with numbers `rows` (N,): a function of (key, row). Flips by turns are not in them."""
         draws = uniform(key, rows, _DRAWS).astype(np.float64).T  # (9, N)
         mirror, down, across, area, stretch, crop_y, crop_x, hole_y, hole_x = draws
         ys, xs = identity_maps(len(rows), height, width)[:2]  # (N, H), (N, W)
@@ -85,12 +85,12 @@ class Augment:
         return Maps(ys.astype(np.float32), np.ascontiguousarray(xs, np.float32), holes)
 
     def colours(self, key: int, rows: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray | None:
-        """Matrices for the colours of pictures with numbers `rows` (N,): float32 (N, 3, 4), None if none vary.
+        """Matrices for the colours of images with numbers `rows` (N,): float32 (N, 3, 4), None if none vary.
 
         Each acts on a pixel's (red, green, blue, 1), normalised by `mean` and `std` (3,). In real colours it
         multiplies by a brightness, then moves them from the mean colour by a contrast, then from the pixel's own luma
         by a saturation: factors from 1 - x to 1 + x, each as likely. So does torchvision's
-        ColorJitter, but for the order, which is always this one, the mean colour, which there is the picture's own
+        ColorJitter, but for the order, which is always this one, the mean colour, which there is the image's own
         mean grey, and values beyond black and white, which are not clipped: all of it is one matrix. A function of
         (key, row).
         """
@@ -115,24 +115,24 @@ def identity_maps(count: int, height: int, width: int) -> Maps:
     return Maps(np.ascontiguousarray(ys), np.ascontiguousarray(xs), None)
 
 
-def by_turns(key: int, rows: np.ndarray, epoch: int) -> np.ndarray:
+def alternate_flips(key: int, rows: np.ndarray, epoch: int) -> np.ndarray:
     """Which of `rows` are mirrored in `epoch`, from 0: bool (N,), a random half in the first, the others in the next.
 
-    So a network sees both sides of every picture in any two epochs (Jordan, 2024). `key` is the same in all epochs.
+    So a network sees both sides of every image in any two epochs (Jordan, 2024). `key` is the same in all epochs.
     """
     first = uniform(key, rows, 1)[:, 0] < 0.5  # (N,)
     return first if epoch % 2 == 0 else ~first
 
 
 class View(NamedTuple):
-    """One look at a picture, moved down and right by `shift` 32nds of its side; its outputs count with `weight`."""
+    """One look at an image, moved down and right by `shift` 32nds of its side; its outputs count with `weight`."""
 
     weight: float
     shift: int
     mirrored: bool
 
     def maps(self, count: int, height: int, width: int) -> Maps:
-        """The maps for so many pictures, the border reflected into what opens."""
+        """The maps for so many images, the border reflected into what opens."""
         ys, xs, _ = identity_maps(count, height, width)
         ys, xs = (
             _reflected(places - self.shift * max(1, round(size / 32)), size).astype(np.float32)
@@ -141,7 +141,7 @@ class View(NamedTuple):
         return Maps(ys, xs, None).mirrored(np.full(count, self.mirrored))
 
 
-# What a network may look at to judge a picture: the mean of its outputs, by weight.
+# What a network may look at to judge an image: the mean of its outputs, by weight.
 VIEWS: dict[str, tuple[View, ...]] = {
     "none": (View(1.0, 0, False),),
     "mirror": (View(0.5, 0, False), View(0.5, 0, True)),

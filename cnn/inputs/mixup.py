@@ -1,7 +1,7 @@
-"""Mixing: a training picture is blended with another of its batch, and what it shows is a bit of either class.
+"""Mixing: a training image is blended with another of its batch, and what it shows is a bit of either class.
 
 The draws are a function of (key, row). They become a `Blend`, which the device follows in one pass over the
-normalised pictures (`Backend.blend`), and which turns class numbers into targets.
+normalised images (`Backend.blend`), and which turns class numbers into targets.
 """
 
 import math
@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from cnn.augment import span
 from cnn.errors import RecipeError, UnknownNameError
+from cnn.inputs.augment import span
 from cnn.rng import key_of, uniform
 
 Kind = Literal["none", "mixup", "cutmix", "either"]
@@ -19,15 +19,15 @@ KINDS: tuple[str, ...] = get_args(Kind)
 
 
 class Blend(NamedTuple):
-    """How each picture of a batch is mixed with another; see `Backend.blend`."""
+    """How each image of a batch is mixed with another; see `Backend.blend`."""
 
-    partners: np.ndarray  # int64 (N,): which picture of the batch is mixed in
-    shares: np.ndarray  # float32 (N,): how much of a pixel within the box is the picture's own
+    partners: np.ndarray  # int64 (N,): which image of the batch is mixed in
+    shares: np.ndarray  # float32 (N,): how much of a pixel within the box is the image's own
     boxes: np.ndarray  # int64 (N, 4): top, bottom, left, right of where the partner shows
-    kept: np.ndarray  # float32 (N,): how much of the whole picture is its own
+    kept: np.ndarray  # float32 (N,): how much of the whole image is its own
 
     def targets(self, labels: np.ndarray, classes: int) -> np.ndarray:
-        """How much of each class the blended pictures show, from class numbers (N,): float32 (N, classes)."""
+        """How much of each class the blended images show, from class numbers (N,): float32 (N, classes)."""
         own = (labels[:, None] == np.arange(classes)).astype(np.float32)  # (N, classes)
         kept = self.kept[:, None]  # (N, 1)
         return kept * own + (1 - kept) * own[self.partners]  # (N, classes)
@@ -35,11 +35,11 @@ class Blend(NamedTuple):
 
 @dataclass(frozen=True)
 class Mix:
-    """How training pictures are mixed.
+    """How training images are mixed.
 
     kind: `mixup` lets the partner shine through all over (Zhang et al., 2018), `cutmix` pastes a box of it (Yun et
     al., 2019), `either` does one of the two, drawn for each step.
-    alpha: how much a picture keeps is drawn from Beta(alpha, alpha) for each picture: 1 is uniform, less is mostly
+    alpha: how much an image keeps is drawn from Beta(alpha, alpha) for each image: 1 is uniform, less is mostly
     nearly all or nearly nothing.
     share: the share of the steps that mix at all.
     """
@@ -57,7 +57,7 @@ class Mix:
             raise RecipeError(f"mix share: expected 0 to 1, found {self.share}")
 
     def draw(self, key: int, rows: np.ndarray, height: int, width: int) -> Blend | None:
-        """How to mix pictures with numbers `rows` (N,), each with the next of the batch; None for not at all.
+        """How to mix images with numbers `rows` (N,), each with the next of the batch; None for not at all.
 
         Whether to mix, and which way, is a function of `key`; shares and boxes are one of (key, row).
         """
@@ -70,7 +70,7 @@ class Mix:
         if self.kind == "mixup" or (self.kind == "either" and which < 0.5):
             shares = kept.astype(np.float32)  # (N,)
             return Blend(partners, shares, np.tile((0, height, 0, width), (len(rows), 1)), shares)
-        side = np.sqrt(1.0 - kept)  # (N,) share of the picture's
+        side = np.sqrt(1.0 - kept)  # (N,) share of the image's
         top, bottom = span(draws[2], side, height)
         left, right = span(draws[3], side, width)
         kept = 1.0 - (bottom - top) * (right - left) / (height * width)  # (N,) what the border has cut off is kept

@@ -1,7 +1,7 @@
 """Layers: frozen descriptions with a forward and a backward. One family a file; `base.py` has the protocol."""
 
 from cnn.layers.activations import GELU, ReLU, Scale, Sigmoid, SiLU, Softmax, Tanh
-from cnn.layers.base import Cache, Layer, Measured, Run
+from cnn.layers.base import Cache, DataInitialised, Layer, Run
 from cnn.layers.containers import Residual, Sequential, chain
 from cnn.layers.convolution import Conv2D
 from cnn.layers.dense import Dense, Flatten
@@ -16,6 +16,7 @@ __all__ = [
     "BatchNorm",
     "Cache",
     "Conv2D",
+    "DataInitialised",
     "Dense",
     "Dropout",
     "Flatten",
@@ -23,7 +24,6 @@ __all__ = [
     "GlobalMaxPool",
     "Layer",
     "MaxPool",
-    "Measured",
     "ReLU",
     "Residual",
     "Run",

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from cnn.arena import Shape, Tree
-from cnn.backend import Array
+from cnn.backends.base import Array
 from cnn.errors import UnknownNameError
 from cnn.layers.base import Cache, Run, Specs
 

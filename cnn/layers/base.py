@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 
 from cnn.arena import Shape, Spec, Tree
-from cnn.backend import Array, Backend
+from cnn.backends.base import Array, Backend
 from cnn.errors import ShapeError
 from cnn.rng import key_of
 
@@ -29,7 +29,7 @@ class Run:
     backend: Backend
     training: bool
     key: int = 0  # random draws are functions of this key and of the rows
-    rows: Array | None = None  # integers (N,): which pictures these are; needed by layers that draw in training
+    rows: Array | None = None  # integers (N,): which images these are; needed by layers that draw in training
     need_dx: bool = True  # whether anybody wants the derivative by this layer's input
 
     def inside(self, name: str, need_dx: bool = True) -> "Run":
@@ -53,19 +53,19 @@ class Layer(Protocol):
 
 
 @runtime_checkable
-class Measured(Protocol):
-    """A layer that computes some of its parameters from training pictures, before the first step."""
+class DataInitialised(Protocol):
+    """A layer that computes some of its parameters from training images, before the first step."""
 
-    def measure(self, pictures: np.ndarray) -> dict[str, np.ndarray]:
-        """Those parameters by name, from normalised pictures (N, H, W, C) on the host."""
+    def measure(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Those parameters by name, from normalised images (N, H, W, C) on the host."""
         ...
 
 
-def picture_shape(layer: object, in_shape: Shape) -> tuple[int, int, int]:
+def image_shape(layer: object, in_shape: Shape) -> tuple[int, int, int]:
     """`in_shape` as (H, W, C), or a `ShapeError` where it is something else."""
     if len(in_shape) != 3:
         raise ShapeError(
-            f"{layer} expects pictures (height, width, channels), found shape {in_shape}; put it before Flatten"
+            f"{layer} expects images (height, width, channels), found shape {in_shape}; put it before Flatten"
         )
     return in_shape[0], in_shape[1], in_shape[2]
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from cnn.arena import Shape, Tree
-from cnn.backend import Array
+from cnn.backends.base import Array
 from cnn.errors import ShapeError
 from cnn.layers.activations import ACTIVATIONS, check_activation
 from cnn.layers.base import Cache, Layer, Run, Specs

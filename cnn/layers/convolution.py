@@ -1,13 +1,13 @@
-"""Convolution over pictures, of any kernel size, stride and padding."""
+"""Convolution over images, of any kernel size, stride and padding."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from cnn.arena import Initialiser, Shape, Spec, Tree
-from cnn.backend import Array, Window
+from cnn.backends.base import Array, Window
 from cnn.errors import ShapeError
 from cnn.initialise import he_normal, zeros
-from cnn.layers.base import Cache, Run, Specs, pair, picture_shape
+from cnn.layers.base import Cache, Run, Specs, image_shape, pair
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Conv2D:
         return Window((kh, kw), stride, ph, ph, pw, pw)
 
     def specs(self, in_shape: Shape) -> Specs:
-        height, width, channels = picture_shape(self, in_shape)
+        height, width, channels = image_shape(self, in_shape)
         out_h, out_w = self.window.out_size(height, width)
         if out_h < 1 or out_w < 1:
             raise ShapeError(
-                f"{self} does not fit a picture of {height}x{width}; use larger pictures, or a shallower model"
+                f"{self} does not fit an image of {height}x{width}; use larger images, or a shallower model"
             )
         parameters = [Spec("weight", (*self.window.size, channels, self.filters), self.initialise, decay=True)]
         if self.bias:

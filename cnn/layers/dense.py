@@ -1,10 +1,10 @@
-"""Fully connected layers, and the step from pictures to vectors."""
+"""Fully connected layers, and the step from images to vectors."""
 
 import math
 from dataclasses import dataclass
 
 from cnn.arena import Initialiser, Shape, Spec, Tree
-from cnn.backend import Array
+from cnn.backends.base import Array
 from cnn.errors import ShapeError
 from cnn.initialise import lecun_normal, zeros
 from cnn.layers.base import Cache, Run, Specs
@@ -39,7 +39,7 @@ class Dense:
 
 @dataclass(frozen=True)
 class Flatten:
-    """Every picture as one vector: (N, H, W, C) -> (N, H*W*C)."""
+    """Every image as one vector: (N, H, W, C) -> (N, H*W*C)."""
 
     def specs(self, in_shape: Shape) -> Specs:
         return Specs((math.prod(in_shape),))

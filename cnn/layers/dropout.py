@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from cnn.arena import Shape, Tree
-from cnn.backend import Array
+from cnn.backends.base import Array
 from cnn.errors import RecipeError
 from cnn.layers.base import Cache, Run, Specs
 from cnn.rng import uniform

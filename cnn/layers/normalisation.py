@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from cnn.arena import Shape, Spec, Tree
-from cnn.backend import Array
+from cnn.backends.base import Array
 from cnn.initialise import ones, zeros
 from cnn.layers.activations import check_activation
 from cnn.layers.base import Cache, Run, Specs
@@ -45,7 +45,7 @@ class BatchNorm:
         y, mean, variance = run.backend.batch_norm_train(x, p["scale"], p["shift"], self.epsilon, self.activation)
         count = x.size // x.shape[-1]
         s["mean"] += self.momentum * (mean - s["mean"])  # (C,)
-        # The running variance is the unbiased one, as it stands for pictures not in the batch.
+        # The running variance is the unbiased one, as it stands for images not in the batch.
         s["variance"] += self.momentum * (variance * (count / max(count - 1, 1)) - s["variance"])  # (C,)
         return y, (x, mean, variance)
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from cnn.arena import Shape, Tree
-from cnn.backend import Array, Window
+from cnn.backends.base import Array, Window
 from cnn.errors import ShapeError
-from cnn.layers.base import Cache, Run, Specs, pair, picture_shape
+from cnn.layers.base import Cache, Run, Specs, image_shape, pair
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,11 @@ class _Pool:
         return Window(pair(self.size), pair(self.size if self.stride is None else self.stride), ph, ph, pw, pw)
 
     def specs(self, in_shape: Shape) -> Specs:
-        height, width, channels = picture_shape(self, in_shape)
+        height, width, channels = image_shape(self, in_shape)
         window = self.window
         out_h, out_w = window.out_size(height, width)
         if out_h < 1 or out_w < 1:
-            raise ShapeError(f"{self} does not fit a picture of {height}x{width}; use larger pictures")
+            raise ShapeError(f"{self} does not fit an image of {height}x{width}; use larger images")
         if 2 * window.top > window.size[0] or 2 * window.left > window.size[1]:
             raise ShapeError(f"{self} has windows of padding alone; padding may be at most half the size")
         return Specs((out_h, out_w, channels))
@@ -58,10 +58,10 @@ class AveragePool(_Pool):
 
 @dataclass(frozen=True)
 class GlobalAveragePool:
-    """Each channel's mean over the picture: (N, H, W, C) -> (N, C)."""
+    """Each channel's mean over the image: (N, H, W, C) -> (N, C)."""
 
     def specs(self, in_shape: Shape) -> Specs:
-        return Specs((picture_shape(self, in_shape)[2],))
+        return Specs((image_shape(self, in_shape)[2],))
 
     def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]:
         return run.backend.global_average_pool(x), x.shape  # (N, C)
@@ -72,10 +72,10 @@ class GlobalAveragePool:
 
 @dataclass(frozen=True)
 class GlobalMaxPool:
-    """Each channel's largest value over the picture: (N, H, W, C) -> (N, C)."""
+    """Each channel's largest value over the image: (N, H, W, C) -> (N, C)."""
 
     def specs(self, in_shape: Shape) -> Specs:
-        return Specs((picture_shape(self, in_shape)[2],))
+        return Specs((image_shape(self, in_shape)[2],))
 
     def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]:
         y, winner = run.backend.global_max_pool(x)  # (N, C) each

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from cnn.arena import Arena
-from cnn.backend import Array, Backend
+from cnn.backends.base import Array, Backend
 from cnn.errors import RecipeError
 
 

@@ -7,21 +7,21 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from cnn.augment import VIEWS, Augment, Maps, by_turns, identity_maps
-from cnn.backend import Array, Backend
-from cnn.ema import EMA
+from cnn.backends.base import Array, Backend
 from cnn.errors import ModelFileError, NonFiniteError, RecipeError, UnknownNameError
-from cnn.inference import Inference
+from cnn.evaluation.metrics import Evaluation
+from cnn.inference.folded import FoldedNetwork
+from cnn.inputs.augment import VIEWS, Augment, Maps, alternate_flips, identity_maps
+from cnn.inputs.mixup import Mix
 from cnn.layers import Run
-from cnn.lookahead import Lookahead
 from cnn.losses import Loss, SoftmaxCrossEntropy
-from cnn.metrics import Evaluation
-from cnn.mix import Mix
 from cnn.models import Model, ResNet9
 from cnn.network import Network
-from cnn.optim import AdamW, Optimizer
 from cnn.rng import key_of
-from cnn.schedules import Cosine, Schedule
+from cnn.training.ema import EMA
+from cnn.training.lookahead import Lookahead
+from cnn.training.optimizers import AdamW, Optimizer
+from cnn.training.schedules import Cosine, Schedule
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Recipe:
 
     `patience`, if it is not 0, is the number of epochs without a better one after which training stops.
 
-    `views` names what the trained network looks at when it is evaluated once more, at the end: see cnn.augment.VIEWS.
+    `views` names what the trained network looks at when it is evaluated once more, at the end: see
+    cnn.inputs.augment.VIEWS.
     """
 
     model: Model = field(default_factory=ResNet9)
@@ -65,9 +66,9 @@ class BatchResult(NamedTuple):
 
 
 class Trainer:
-    """Trains `network` by `recipe` on pictures whose channels have `mean` and `std` (3,), in 0..255 units.
+    """Trains `network` by `recipe` on images whose channels have `mean` and `std` (3,), in 0..255 units.
 
-    `train_rows` is the number of pictures in an epoch, from which the schedule knows the number of steps.
+    `train_rows` is the number of images in an epoch, from which the schedule knows the number of steps.
     """
 
     def __init__(
@@ -100,17 +101,17 @@ class Trainer:
         return self.step / self.total_steps
 
     def measure(self, images: np.ndarray) -> None:
-        """Compute what the network computes from training pictures, uint8 (N, H, W, 3), before the first step."""
-        self.network.measure(prepare(self.backend, images, None, self.mean, self.std))
+        """Compute what the network computes from training images, uint8 (N, H, W, 3), before the first step."""
+        self.network.measure(preprocess(self.backend, images, None, self.mean, self.std))
 
     def train_batch(self, images: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> BatchResult:
         """One update from uint8 images (B, H, W, 3), class numbers (B,) and row numbers (B,).
 
-        Of mixed pictures, `correct` counts those whose heavier class was said. Raises `NonFiniteError`, with the
+        Of mixed images, `correct` counts those whose heavier class was said. Raises `NonFiniteError`, with the
         weights as before, where the loss or the gradient is not finite.
         """
         recipe, backend, network = self.recipe, self.backend, self.network
-        x, targets = self._varied(images, labels, rows)  # (B, H, W, 3) and (B,) or (B, classes)
+        x, targets = self._augmented(images, labels, rows)  # (B, H, W, 3) and (B,) or (B, classes)
         key = key_of(recipe.seed, "layers", self.step)
         run = Run(backend, training=True, key=key, rows=backend.asarray(rows), need_dx=False)
         moving = network.parameters.moving(self.progress)
@@ -135,17 +136,17 @@ class Trainer:
         recipe.optimizer.update(
             backend, network.parameters, network.gradients.flat, self.slots, scale, lr, self.step, progress
         )
-        self._look_back()
-        self._average()
+        self._apply_lookahead()
+        self._update_ema()
         heavier = targets if targets.ndim == 1 else targets.argmax(axis=1)  # (B,)
         correct = int((outputs.argmax(axis=1) == heavier).sum())
         return BatchResult(float(loss) * len(labels), correct, len(labels))
 
-    def _varied(self, images: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> tuple[Array, Array]:
+    def _augmented(self, images: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> tuple[Array, Array]:
         """What the network is to see, (B, H, W, 3), and to say: class numbers (B,), or shares of them (B, classes)."""
         seed, backend, size = self.recipe.seed, self.backend, images.shape[1:3]
         colours = self.recipe.augment.colours(key_of(seed, "colours", self.step), rows, *self.normal)
-        x = prepare(backend, images, self._maps(rows, *size), self.mean, self.std, colours)  # (B, H, W, 3)
+        x = preprocess(backend, images, self._maps(rows, *size), self.mean, self.std, colours)  # (B, H, W, 3)
         blend = self.recipe.mix.draw(key_of(seed, "mix", self.step), rows, *size)
         if blend is None:
             return x, backend.asarray(labels)
@@ -153,14 +154,14 @@ class Trainer:
         return x, backend.asarray(blend.targets(labels, self.network.out_shape[0]))
 
     def _maps(self, rows: np.ndarray, height: int, width: int) -> Maps:
-        """Where the pixels of this step's pictures come from."""
+        """Where the pixels of this step's images come from."""
         seed, augment = self.recipe.seed, self.recipe.augment
         maps = augment.maps(key_of(seed, "augment", self.step), rows, height, width)
         if augment.flip == "alternate":
-            maps = maps.mirrored(by_turns(key_of(seed, "flip"), rows, self.step // self.epoch_steps))
+            maps = maps.mirrored(alternate_flips(key_of(seed, "flip"), rows, self.step // self.epoch_steps))
         return maps
 
-    def _look_back(self) -> None:
+    def _apply_lookahead(self) -> None:
         """What lookahead does after a step: weights and state join their average, and go on from there."""
         lookahead, step, total = self.recipe.lookahead, self.step, self.total_steps
         if not lookahead.every or step < lookahead.first(total):
@@ -180,7 +181,7 @@ class Trainer:
                 average += (1.0 - kept) * (now - average)
                 now[...] = average
 
-    def _average(self) -> None:
+    def _update_ema(self) -> None:
         """What the moving average does after a step."""
         if not self.recipe.ema.horizon:
             return
@@ -194,16 +195,16 @@ class Trainer:
         """What `outcome` makes of batches of (images uint8 (B, H, W, 3), class numbers (B,)), not augmented.
 
         Another `network` of the same kind is judged in its place, if one is given. `views` is a key of
-        cnn.augment.VIEWS: outputs are the mean over several looks at each picture.
+        cnn.inputs.augment.VIEWS: outputs are the mean over several looks at each image.
         Raises `NonFiniteError` where the loss is not finite.
         """
         network = network or self.outcome
         seen = [np.empty((0, *network.out_shape), network.dtype)]  # (B, C) each
         true = [np.empty(0, np.int64)]  # (B,) each
-        loss_sum, infer = 0.0, Inference(network)
+        loss_sum, infer = 0.0, FoldedNetwork(network)
         for images, labels in batches:
             with np.errstate(over="ignore", invalid="ignore"):  # reported below, in words
-                outputs = look(self.backend, infer, images, views, self.mean, self.std)  # (B, C)
+                outputs = tta_outputs(self.backend, infer, images, views, self.mean, self.std)  # (B, C)
                 loss, _ = self.recipe.loss.forward(self.backend, outputs, self.backend.asarray(labels), 1)
             loss_sum += float(loss)
             seen.append(self.backend.to_host(outputs))
@@ -242,19 +243,21 @@ def normalisation(network: Network, mean: np.ndarray, std: np.ndarray) -> tuple[
     return move(np.asarray(mean, dtype)), move(np.where(np.asarray(std) > 0, std, 1).astype(dtype))
 
 
-def prepare(
+def preprocess(
     backend: Backend, images: np.ndarray, maps: Maps | None, mean: Array, std: Array, colours: np.ndarray | None = None
 ) -> Array:
-    """uint8 pictures (B, H, W, 3) as a network's normalised input: (B, H, W, 3)."""
+    """uint8 images (B, H, W, 3) as a network's normalised input: (B, H, W, 3)."""
     ys, xs, holes = identity_maps(*images.shape[:3]) if maps is None else maps
     arrays = [None if array is None else backend.asarray(array) for array in (ys, xs, holes, mean, std, colours)]
     return backend.resample(backend.asarray(images), *arrays)
 
 
-def look(backend: Backend, infer: Inference, images: np.ndarray, views: str, mean: Array, std: Array) -> Array:
-    """The mean outputs (B, C) over all `views`, a key of cnn.augment.VIEWS, of uint8 pictures (B, H, W, 3)."""
+def tta_outputs(
+    backend: Backend, infer: FoldedNetwork, images: np.ndarray, views: str, mean: Array, std: Array
+) -> Array:
+    """The mean outputs (B, C) over all `views`, a key of cnn.inputs.augment.VIEWS, of uint8 images (B, H, W, 3)."""
     outputs = []
     for view in VIEWS[views]:
-        x = prepare(backend, images, view.maps(*images.shape[:3]), mean, std)  # (B, H, W, 3)
+        x = preprocess(backend, images, view.maps(*images.shape[:3]), mean, std)  # (B, H, W, 3)
         outputs.append(infer(x) * view.weight)  # (B, C)
     return sum(outputs[1:], outputs[0])

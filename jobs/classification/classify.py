@@ -1,4 +1,4 @@
-"""A tree of pictures, or a dataset -> a table with one row for each.
+"""A tree of images, or a dataset -> a table with one row for each.
 
     list ──parts──▶ decode and compute ──rows, in order──▶ finished parts ──▶ OUT.csv
 
@@ -13,16 +13,16 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from cnn.backend import pick_backend
-from cnn.predict import Predictor
-from jobs.cores import usable_cores
+from cnn.backends import pick_backend
+from cnn.inference.predictor import Predictor
+from jobs.classification.inputs import FILES_PER_PART, Source, Work, find_inputs
+from jobs.classification.table import PartedTable, TableOptions
+from jobs.classification.task import Block, ClassificationTask, hash_file, keep, label
+from jobs.console.cpu_count import available_cpus
+from jobs.console.progress import bar, plural
 from jobs.errors import JobError
-from jobs.labelling import Block, Labelling, hash_file, keep, label
-from jobs.progress import bar, plural
-from jobs.results import PartedTable, TableOptions
-from jobs.sources import FILES_PER_PART, Source, Work, find_source
-from pipeline.ordered import in_order_on_cluster, in_order_on_threads
-from pipeline.place import only_one
+from pipeline.build.destination import exclusive_lock
+from pipeline.parallel.ordered import in_order_on_cluster, in_order_on_threads
 
 
 def classify(
@@ -41,9 +41,9 @@ def classify(
     scheduler: str | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Write the label of every picture at `images` to `out`; a finished part of an earlier run is kept."""
+    """Write the label of every image at `images` to `out`; a finished part of an earlier run is kept."""
     model = model / "model.safetensors" if model.is_dir() else model
-    workers = workers or usable_cores()
+    workers = workers or available_cpus()
     backend = pick_backend(device, workers)
     predictor = Predictor(model, backend, views)
     card = predictor.card
@@ -51,18 +51,18 @@ def classify(
     if topk > len(card.class_names):
         raise JobError(f"--topk {topk} asks for more labels than there are: {model} knows {known}; give less")
     options = TableOptions(topk, threshold, spreadsheet_safe, table_format or _format_of(out))
-    labelling = Labelling(model.absolute(), hash_file(model), device, views, batch_size, options)
-    keep(predictor, labelling)
+    task = ClassificationTask(model.absolute(), hash_file(model), device, views, batch_size, options)
+    keep(predictor, task)
     # On a cluster a task travels: fewer, larger ones.
-    source = find_source(images, out, card, FILES_PER_PART if scheduler else batch_size)
-    identity = {"model": labelling.model_hash, "--views": views, "device": device if scheduler else backend.name}
+    source = find_inputs(images, out, card, FILES_PER_PART if scheduler else batch_size)
+    identity = {"model": task.model_hash, "--views": views, "device": device if scheduler else backend.name}
     print(f"{images}: to be classified by {card.model}, which knows {known}")
     print(f"on the cluster at {scheduler}" if scheduler else backend.description)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with only_one(out.with_name(f".{out.name}.lock"), f"classification into {out}"):
+    with exclusive_lock(out.with_name(f".{out.name}.lock"), f"classification into {out}"):
         table = PartedTable(out, identity, options, overwrite=overwrite)
         run = _Run(source, table)
-        do = partial(label, labelling)
+        do = partial(label, task)
         try:
             with source.opened(table.scratch):
                 if scheduler:
@@ -76,7 +76,7 @@ def classify(
             raise
         ok, bad = table.finish(run.parts, merge=source.merge)
     unread = f", {plural(bad, 'file')} could not be read (status 'error' in the table)" if bad else ""
-    print(f"{plural(ok, 'picture')} classified{unread}: {out}")
+    print(f"{plural(ok, 'image')} classified{unread}: {out}")
     return 0
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from cnn.checkpoint import ModelCard
+from jobs.classification.task import Block, FailuresBlock, FilesBlock, RowsBlock, hash_names
 from jobs.errors import JobError
-from jobs.labelling import Block, FailuresBlock, FilesBlock, RowsBlock, hash_names
-from pipeline.roll import Roll
-from pipeline.schema import FAILURES_FILE
-from pipeline.store import Dataset, Part
+from pipeline.dataset.schema import FAILURES_FILE
+from pipeline.dataset.store import Dataset, Split
+from pipeline.scan.file_index import FileIndex
 
 FILES_PER_PART = 512  # at most this much work of a worker is lost when a run is killed
 ROWS_PER_PART = 4096  # more, since the rows of a dataset have to be merged into the order of their names
@@ -30,7 +30,7 @@ class Work(NamedTuple):
 
 
 class Source(Protocol):
-    """Where the pictures come from.
+    """Where the images come from.
 
     merge  whether the parts are in another order than the table's: each is sorted then
     """
@@ -56,10 +56,10 @@ class Folder:
     def __init__(self, root: Path, out: Path, block: int) -> None:
         self.root, self.block = root, block
         self.own = _relative_names(root, out)
-        self.roll: Roll | None = None
+        self.roll: FileIndex | None = None
 
     def opened(self, scratch: Path) -> AbstractContextManager[object]:
-        self.roll = Roll(self.root, scratch, FILES_PER_PART, self.own.__contains__)
+        self.roll = FileIndex(self.root, scratch, FILES_PER_PART, self.own.__contains__)
         return self.roll
 
     def parts(self) -> Iterator[Work]:
@@ -82,7 +82,7 @@ class Folder:
 class Rows:
     """All rows of a dataset, and the files that it left out.
 
-    Raises JobError where its pictures have another form than those that the model knows.
+    Raises JobError where its images have another form than those that the model knows.
     """
 
     merge = True
@@ -95,7 +95,7 @@ class Rows:
         if (self.data.size, self.data.fit) != (size, card.fit):
             (height, width), (h, w) = self.data.size, size
             raise JobError(
-                f"expected pictures of {w}×{h} ({card.fit}), as the model was trained on, found {width}×{height}"
+                f"expected images of {w}×{h} ({card.fit}), as the model was trained on, found {width}×{height}"
                 f" ({self.data.fit}) in {dataset}; classify what it was built from, {self.data.attributes.source}"
             )
         self.failures = _failures(dataset / FAILURES_FILE)
@@ -109,7 +109,7 @@ class Rows:
             names, reasons = (list(column) for column in zip(*self.failures, strict=True))
             yield Work(hash_names([*names, *reasons]), len(names), [FailuresBlock(names, reasons)])
 
-    def _of_part(self, part: Part) -> Iterator[Work]:
+    def _of_part(self, part: Split) -> Iterator[Work]:
         step = -(-ROWS_PER_PART // part.layout.shard_rows) * part.layout.shard_rows
         block = max(1, self.block // part.chunk_rows) * part.chunk_rows  # whole chunks
         for start in range(0, part.rows, step):
@@ -126,8 +126,8 @@ class Rows:
         return self.data.train.rows + self.data.val.rows + len(self.failures)
 
 
-def find_source(images: Path, out: Path, card: ModelCard, block: int) -> Folder | Rows:
-    """The pictures at `images`, in blocks of about `block`, for a model with this card."""
+def find_inputs(images: Path, out: Path, card: ModelCard, block: int) -> Folder | Rows:
+    """The images at `images`, in blocks of about `block`, for a model with this card."""
     return Rows(images, card, block) if (images / "zarr.json").is_file() else Folder(images, out, block)
 
 

@@ -30,7 +30,7 @@ from jobs.files import write_text_atomically, written_atomically
 
 # Names of files may hold bytes that are no UTF-8; they come out of the CSV as they went in.
 ERRORS = "surrogateescape"
-UNKNOWN = "unknown"  # the label of a picture whose best probability is below the threshold
+UNKNOWN = "unknown"  # the label of an image whose best probability is below the threshold
 FINGERPRINT = "fingerprint.json"
 PART = re.compile(r"part-(\d{6,})-([0-9a-f]+)\.csv")
 TAG = 16  # hex digits of a part's digest that go into its name: 64 bits, for a few thousand parts
@@ -79,7 +79,7 @@ def header(topk: int) -> list[str]:
 
 
 def ok_row(filename: str, ranked: Sequence[tuple[str, float]], options: TableOptions) -> list[str]:
-    """The row of a picture: its `topk` likeliest labels with their probabilities, best first."""
+    """The row of an image: its `topk` likeliest labels with their probabilities, best first."""
     (label, share), *others = ranked
     prob = f"{share:.6f}"
     # What is printed decides, so that the table agrees with itself: float32(0.9) is a little below 0.9.
@@ -247,7 +247,7 @@ class PartedTable:
 def _saver(options: TableOptions) -> Callable[[IO[bytes], Sequence[str], Iterable[Sequence[str]]], None]:
     """What writes a table of this format. pyarrow, which is optional, comes in only here."""
     if options.format == "parquet":
-        from jobs.parquet import write_parquet
+        from jobs.classification.parquet import write_parquet
 
         return write_parquet
     return _write_defused_csv if options.spreadsheet_safe else _write_csv

@@ -1,6 +1,6 @@
-"""Some pictures -> their rows of the table. What a thread, or a worker of a cluster, does of a classification.
+"""Some images -> their rows of the table. What a thread, or a worker of a cluster, does of a classification.
 
-A task decodes its pictures and computes them right away, on one core: the pixels are still in its cache, and threads
+A task decodes its images and computes them right away, on one core: the pixels are still in its cache, and threads
 need not wait for each other.
 """
 
@@ -14,24 +14,24 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from cnn.backend import pick_backend
-from cnn.predict import Predictor
+from cnn.backends import pick_backend
+from cnn.inference.predictor import Predictor
+from jobs.classification.table import TableOptions, error_row, ok_row
 from jobs.errors import JobError
-from jobs.results import TableOptions, error_row, ok_row
-from pipeline.decode import frame_picture, quiet_pillow
+from pipeline.dataset.store import Dataset, Split
 from pipeline.errors import DecodeError
-from pipeline.store import Dataset, Part
+from pipeline.images.decode import decode_image, quiet_pillow
 
 Row: TypeAlias = list[str]
 
 
 @dataclass(frozen=True)
-class Labelling:
+class ClassificationTask:
     """What all tasks of a classification have in common.
 
     model_hash  of the file at `model`: a worker elsewhere may see another one there
-    views       several looks at each picture: see cnn.predict
-    batch_size  pictures computed at a time; decides nothing but memory and speed
+    views       several looks at each image: see cnn.inference.predictor
+    batch_size  images computed at a time; decides nothing but memory and speed
     """
 
     model: Path
@@ -68,14 +68,14 @@ class FailuresBlock(NamedTuple):
 Block: TypeAlias = FilesBlock | RowsBlock | FailuresBlock
 
 
-def label(labelling: Labelling, block: Block) -> list[Row]:
+def label(task: ClassificationTask, block: Block) -> list[Row]:
     """A row for each name of the block, in its order.
 
     Raises DamageError where a dataset is damaged, JobError where the model here is another one.
     """
     if isinstance(block, FailuresBlock):
-        return [error_row(*failure, labelling.options.topk) for failure in zip(*block, strict=True)]
-    predictor = _predictor_of_thread(labelling)
+        return [error_row(*failure, task.options.topk) for failure in zip(*block, strict=True)]
+    predictor = _predictor_of_thread(task)
     size = predictor.card.in_shape[:2]
     pixels = np.empty((len(block.names), *size, 3), np.uint8)  # (n, H, W, 3)
     reasons: list[str | None] = [None] * len(block.names)
@@ -83,11 +83,11 @@ def label(labelling: Labelling, block: Block) -> list[Row]:
         _open_part(block.dataset, block.part).read_into(pixels, block.start, block.start + len(block.names))
     else:
         pixels, reasons = _decode(block, predictor.card.fit, pixels)  # (readable, H, W, 3)
-    rankings = iter(_rank(predictor, pixels, labelling))
+    rankings = iter(_rank(predictor, pixels, task))
     return [
-        ok_row(name, next(rankings), labelling.options)
+        ok_row(name, next(rankings), task.options)
         if reason is None
-        else error_row(name, reason, labelling.options.topk)
+        else error_row(name, reason, task.options.topk)
         for name, reason in zip(block.names, reasons, strict=True)
     ]
 
@@ -99,7 +99,7 @@ def _decode(block: FilesBlock, fit: str, pixels: np.ndarray) -> tuple[np.ndarray
     with quiet_pillow():
         for name in block.names:
             try:
-                frame_picture(f"{block.folder}/{name}", pixels.shape[1:3], fit, pixels[readable])
+                decode_image(f"{block.folder}/{name}", pixels.shape[1:3], fit, pixels[readable])
             except DecodeError as error:
                 reasons.append(str(error))
             else:
@@ -108,13 +108,13 @@ def _decode(block: FilesBlock, fit: str, pixels: np.ndarray) -> tuple[np.ndarray
     return pixels[:readable], reasons
 
 
-def _rank(predictor: Predictor, pixels: np.ndarray, labelling: Labelling) -> list[list[tuple[str, float]]]:
-    """The likeliest classes of each picture of (n, H, W, 3), with their probabilities, best first."""
+def _rank(predictor: Predictor, pixels: np.ndarray, task: ClassificationTask) -> list[list[tuple[str, float]]]:
+    """The likeliest classes of each image of (n, H, W, 3), with their probabilities, best first."""
     classes = predictor.card.class_names
     ranked = []
-    for start in range(0, len(pixels), labelling.batch_size):
-        probabilities = predictor.probabilities(pixels[start : start + labelling.batch_size])  # float32 (B, C)
-        order = np.argsort(-probabilities, axis=1, kind="stable")[:, : labelling.options.topk]  # (B, K)
+    for start in range(0, len(pixels), task.batch_size):
+        probabilities = predictor.probabilities(pixels[start : start + task.batch_size])  # float32 (B, C)
+        order = np.argsort(-probabilities, axis=1, kind="stable")[:, : task.options.topk]  # (B, K)
         best = np.take_along_axis(probabilities, order, axis=1)  # (B, K)
         for indices, probs in zip(order.tolist(), best.tolist(), strict=True):
             ranked.append([(classes[index], prob) for index, prob in zip(indices, probs, strict=True)])
@@ -124,34 +124,34 @@ def _rank(predictor: Predictor, pixels: np.ndarray, labelling: Labelling) -> lis
 # What a process keeps for its next tasks ----------------------------------------------------------------
 
 _of_thread = threading.local()
-_of_process: dict[Labelling, Predictor] = {}
+_of_process: dict[ClassificationTask, Predictor] = {}
 _loading = threading.Lock()
 
 
-def _predictor_of_thread(labelling: Labelling) -> Predictor:
-    if getattr(_of_thread, "labelling", None) != labelling:
+def _predictor_of_thread(task: ClassificationTask) -> Predictor:
+    if getattr(_of_thread, "labelling", None) != task:
         with _loading:
-            if labelling not in _of_process:
-                loaded = _load(labelling)
+            if task not in _of_process:
+                loaded = _load(task)
                 _of_process.clear()  # one model at a time is enough
-                _of_process[labelling] = loaded
-            _of_thread.predictor = _of_process[labelling].for_thread()
-            _of_thread.labelling = labelling
+                _of_process[task] = loaded
+            _of_thread.predictor = _of_process[task].for_thread()
+            _of_thread.task = task
     predictor: Predictor = _of_thread.predictor
     return predictor
 
 
-def keep(predictor: Predictor, labelling: Labelling) -> None:
+def keep(predictor: Predictor, task: ClassificationTask) -> None:
     """Have the tasks of this process use a predictor that is there already."""
     with _loading:
         _of_process.clear()
-        _of_process[labelling] = predictor
+        _of_process[task] = predictor
 
 
-def _load(labelling: Labelling) -> Predictor:
-    model = labelling.model
-    predictor = Predictor(model, pick_backend(labelling.device), labelling.views)
-    if hash_file(model) != labelling.model_hash:
+def _load(task: ClassificationTask) -> Predictor:
+    model = task.model
+    predictor = Predictor(model, pick_backend(task.device), task.views)
+    if hash_file(model) != task.model_hash:
         raise JobError(
             f"expected the same model for all of a classification, found another one now, or on this machine, at"
             f" {model}; give a path at which all see the same file"
@@ -160,7 +160,7 @@ def _load(labelling: Labelling) -> Predictor:
 
 
 @cache
-def _open_part(dataset: Path, part: str) -> Part:
+def _open_part(dataset: Path, part: str) -> Split:
     data = Dataset.open(dataset)
     return data.train if part == data.train.name else data.val
 

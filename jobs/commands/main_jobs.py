@@ -27,8 +27,8 @@ from jobs.commands.options import (
     Workers,
     app,
 )
-from jobs.prompts import choose, interactive, path_argument
-from jobs.sizes import parse_bytes
+from jobs.console.prompts import choose, interactive, path_argument
+from jobs.console.sizes import parse_bytes
 
 
 @app.command()
@@ -36,7 +36,7 @@ def build(
     images: Images = None,
     dataset: Annotated[Path | None, typer.Argument(metavar="DATASET.zarr", help="Where to write.")] = None,
     size: Annotated[
-        str, typer.Option(metavar="N | WIDTHxHEIGHT", help="Pixels of every picture in the dataset.")
+        str, typer.Option(metavar="N | WIDTHxHEIGHT", help="Pixels of every image in the dataset.")
     ] = "128",
     fit: Annotated[Fit, typer.Option(help="Add a border, cut off, or distort to get there.")] = Fit.pad,
     val: Annotated[
@@ -45,7 +45,7 @@ def build(
     ] = 0.1,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the split and of the order of rows.")] = 0,
     group_copies: Annotated[
-        bool, typer.Option(help="Find copies of the same picture, and keep them on one side of the split.")
+        bool, typer.Option(help="Find copies of the same image, and keep them on one side of the split.")
     ] = True,
     codec: Annotated[Codec, typer.Option(help="How pixels are compressed; photographs hardly are.")] = Codec.none,
     workers: Workers = None,
@@ -56,20 +56,20 @@ def build(
     ] = None,
     overwrite: Overwrite = False,
 ) -> Job:
-    """Turn a folder of pictures into a dataset.
+    """Turn a folder of images into a dataset.
 
-    Pictures that cannot be read are left out and listed in failures.csv inside the dataset; copies of the
-    same picture, however resized, recompressed, mirrored, turned, recoloured or cropped, in duplicates.csv.
+    Images that cannot be read are left out and listed in failures.csv inside the dataset; copies of the
+    same image, however resized, recompressed, mirrored, turned, recoloured or cropped, in duplicates.csv.
 
     \b
-    Example: logpose build pictures flags.zarr --size 128 --val 0.2
+    Example: logpose build images flags.zarr --size 128 --val 0.2
     """
-    images = path_argument(images, "IMAGES", "Folder of pictures, one folder per class inside", "build")
+    images = path_argument(images, "IMAGES", "Folder of images, one folder per class inside", "build")
     default = f"{images.resolve().name}.zarr"
     dataset = path_argument(dataset, "DATASET.zarr", "Dataset to write", "build", default)
 
     def job() -> int:
-        from jobs.build import build as run
+        from jobs.datasets.build import build as run
 
         return run(
             images,
@@ -94,7 +94,7 @@ def train(
     dataset: Built = None,
     run_dir: Annotated[Path | None, typer.Argument(metavar="RUN_DIR", help="Folder for the results.")] = None,
     model: ModelName = None,
-    epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Times to see each picture.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Times to see each image.")] = None,
     batch_size: BatchSize = None,
     lr: Annotated[float | None, typer.Option(metavar="X", help="Learning rate at its peak.")] = None,
     seed: Seed = None,
@@ -117,7 +117,7 @@ def train(
         int | None, typer.Option(min=1, metavar="N", help="Or after so many steps, whichever comes first.")
     ] = None,
     ram_budget: Annotated[
-        str, typer.Option(metavar="SIZE", help="Memory for pictures; if all fit in, they are read once.")
+        str, typer.Option(metavar="SIZE", help="Memory for images; if all fit in, they are read once.")
     ] = "1GB",
     overwrite: Overwrite = False,
 ) -> Job:
@@ -144,8 +144,8 @@ def train(
             init = path_argument(None, "MODEL", "Model to start from", "train")
 
     def job() -> int:
-        from jobs.config import Wishes
-        from jobs.train import train as run
+        from jobs.recipes.config import Overrides
+        from jobs.training.train import train as run
 
         options = {
             "model.name": model,
@@ -158,7 +158,7 @@ def train(
         return run(
             dataset,
             run_dir,
-            Wishes(config, set_ or [], options, recipe),
+            Overrides(config, set_ or [], options, recipe),
             device=device.value,
             workers=workers,
             resume=resume,
@@ -180,7 +180,7 @@ def classify(
     ] = None,
     out: Annotated[Path | None, typer.Argument(metavar="OUT.csv", help="Where to write.")] = None,
     topk: Annotated[
-        int, typer.Option(min=1, metavar="K", help="Labels for each picture, the likeliest first.")
+        int, typer.Option(min=1, metavar="K", help="Labels for each image, the likeliest first.")
     ] = 1,
     threshold: Annotated[
         float | None,
@@ -195,7 +195,7 @@ def classify(
     views: Annotated[
         Views, typer.Option(help="Look two or six times, also mirrored and moved; takes as much longer.")
     ] = Views.none,
-    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures computed at a time.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images computed at a time.")] = 32,
     device: ComputeOn = Device.auto,
     workers: Workers = None,
     scheduler: Scheduler = None,
@@ -208,12 +208,12 @@ def classify(
     \b
     Example: logpose classify new runs/flags/model.safetensors out.csv --topk 3
     """
-    images = path_argument(images, "IMAGES", "Folder of pictures to classify", "classify")
+    images = path_argument(images, "IMAGES", "Folder of images to classify", "classify")
     model = path_argument(model, "MODEL", "Model", "classify")
     out = path_argument(out, "OUT.csv", "Table to write", "classify", f"{images.resolve().stem}.csv")
 
     def job() -> int:
-        from jobs.classify import classify as run
+        from jobs.classification.classify import classify as run
 
         return run(
             images,

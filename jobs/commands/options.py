@@ -12,10 +12,10 @@ Job = Callable[[], int]  # does the work, returns the exit code
 
 app = typer.Typer(
     name="logpose",
-    help="""From a folder of pictures to a CSV of labels, with a network written from scratch.
+    help="""From a folder of images to a CSV of labels, with a network written from scratch.
 
 \b
-  logpose build    pictures flags.zarr        decode and resize once
+  logpose build    images flags.zarr        decode and resize once
   logpose train    flags.zarr runs/flags      train a network on it
   logpose classify new runs/flags/model.safetensors out.csv
 
@@ -58,7 +58,7 @@ class Device(StrEnum):
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a finished output.")]
 Workers = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Threads at work on the pictures; all cores if not given.")
+    int | None, typer.Option(min=1, metavar="N", help="Threads at work on the images; all cores if not given.")
 ]
 Scheduler = Annotated[
     str | None, typer.Option(metavar="tcp://HOST:PORT", help="A Dask cluster to work on, not threads here.")
@@ -68,11 +68,11 @@ Images = Annotated[
     Path | None, typer.Argument(metavar="IMAGES", help="One folder per class, or train/ and val/ of such.")
 ]
 AnyImages = Annotated[
-    Path | None, typer.Argument(metavar="IMAGES", help="A folder, however deep, one picture, or a DATASET.zarr.")
+    Path | None, typer.Argument(metavar="IMAGES", help="A folder, however deep, one image, or a DATASET.zarr.")
 ]
 Built = Annotated[Path | None, typer.Argument(metavar="DATASET.zarr", help="From 'logpose build'.")]
 ModelName = Annotated[str | None, typer.Option(metavar="NAME", help="Architecture, such as resnet9.")]
-BatchSize = Annotated[int | None, typer.Option(min=1, metavar="N", help="Pictures a step.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, metavar="N", help="Images a step.")]
 Seed = Annotated[int | None, typer.Option(min=0, metavar="N", help="Of weights, order and augmentation.")]
 RecipeName = Annotated[str | None, typer.Option(metavar="NAME", help="Recipe by name, see 'logpose recipes'.")]
 RecipeFile = Annotated[

@@ -19,7 +19,7 @@ from jobs.commands.options import (
     Workers,
     app,
 )  # fmt: skip
-from jobs.prompts import path_argument
+from jobs.console.prompts import path_argument
 
 
 @app.command()
@@ -71,13 +71,13 @@ def find_lr(
     dataset = path_argument(dataset, "DATASET.zarr", "Dataset to try rates on", "find-lr")
 
     def job() -> int:
-        from jobs.config import Wishes
-        from jobs.find_lr import find_lr as run
+        from jobs.recipes.config import Overrides
+        from jobs.training.find_lr import find_lr as run
 
         options = {"model.name": model, "train.batch_size": batch_size, "train.seed": seed}
         return run(
             dataset,
-            Wishes(config, set_ or [], options, recipe),
+            Overrides(config, set_ or [], options, recipe),
             device=device.value,
             workers=workers,
             steps=steps,
@@ -91,7 +91,7 @@ def find_lr(
 def verify(
     dataset: Built = None,
     report: Annotated[
-        Path | None, typer.Option(metavar="FILE.csv", help="Write each picture in a damaged chunk to this file.")
+        Path | None, typer.Option(metavar="FILE.csv", help="Write each image in a damaged chunk to this file.")
     ] = None,
 ) -> Job:
     """Read every chunk of a dataset and check it.
@@ -104,7 +104,7 @@ def verify(
     dataset = path_argument(dataset, "DATASET.zarr", "Dataset to check", "verify")
 
     def job() -> int:
-        from jobs.verify import verify as run
+        from jobs.datasets.verify import verify as run
 
         return run(dataset, report_to=report)
 
@@ -121,7 +121,7 @@ def info(
         typer.Option("--shuffle", help="Measure how well an epoch shuffles, against a true permutation."),
     ] = False,
 ) -> Job:
-    """Say what is in a dataset, and draw some pictures of every class into its contact-sheet.png.
+    """Say what is in a dataset, and draw some images of every class into its contact-sheet.png.
 
     \b
     Example: logpose info flags.zarr
@@ -129,7 +129,7 @@ def info(
     dataset = path_argument(dataset, "DATASET.zarr", "Dataset to look at", "info")
 
     def job() -> int:
-        from jobs.info import info as run
+        from jobs.datasets.info import info as run
 
         return run(dataset, sheet=sheet, no_sheet=no_sheet, shuffle=shuffle)
 
@@ -146,10 +146,10 @@ def report(
     device: ComputeOn = Device.auto,
     workers: Workers = None,
 ) -> Job:
-    """Say how good a trained network is and where it is wrong, with pictures, in one HTML file.
+    """Say how good a trained network is and where it is wrong, with images, in one HTML file.
 
     RUN_DIR/report.html holds all it shows and needs no network: curves, classes, the commonest mistakes, labels that
-    may be wrong, copies among the pictures, and the command to train once more.
+    may be wrong, copies among the images, and the command to train once more.
 
     \b
     Example: logpose report runs/flags

@@ -3,7 +3,7 @@
 import os
 
 
-def usable_cores() -> int:
+def available_cpus() -> int:
     """The cores this process may use: fewer than the machine has, in a container or under taskset."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
         return len(os.sched_getaffinity(0))

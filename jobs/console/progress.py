@@ -27,7 +27,7 @@ def bar(what: str, unit: str, total: int, *, done: int = 0, ends: bool = True) -
 
     In a pipe the first and the last state are printed too, unless `ends` is false.
     """
-    if on_terminal():
+    if is_terminal():
         with _RichBar(what, unit, total, done) as shown:
             yield shown
     else:
@@ -36,13 +36,13 @@ def bar(what: str, unit: str, total: int, *, done: int = 0, ends: bool = True) -
         lines.finish()
 
 
-def on_terminal() -> bool:
+def is_terminal() -> bool:
     """Whether somebody watches who can see a bar move."""
     return sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
 
 
 def plural(count: int, one: str, many: str = "") -> str:
-    """`1 picture`, `2 pictures`, `12,000 pictures`."""
+    """`1 image`, `2 images`, `12,000 images`."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 

@@ -1,14 +1,14 @@
-"""A folder of pictures -> a dataset, with what was left out and why."""
+"""A folder of images -> a dataset, with what was left out and why."""
 
 import re
 from pathlib import Path
 
-from jobs.cores import usable_cores
+from jobs.console.cpu_count import available_cpus
+from jobs.console.progress import bar, duration, plural
 from jobs.errors import JobError
-from jobs.progress import bar, duration, plural
-from pipeline.build import BuildOptions, BuildReport, build_dataset
-from pipeline.place import Found
-from pipeline.schema import COPIES_FILE, FAILURES_FILE
+from pipeline.build.build import BuildOptions, BuildReport, build_dataset
+from pipeline.build.destination import DestinationState
+from pipeline.dataset.schema import DUPLICATES_FILE, FAILURES_FILE
 
 
 def build(
@@ -26,7 +26,7 @@ def build(
     max_failures: str | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Build `dataset` from the pictures in `images`; an unfinished one of the same source goes on."""
+    """Build `dataset` from the images in `images`; an unfinished one of the same source goes on."""
     options = BuildOptions(
         size=parse_size(size),
         fit=fit,
@@ -34,17 +34,17 @@ def build(
         seed=seed,
         group_copies=group_copies,
         codec=codec,
-        workers=workers or usable_cores(),
+        workers=workers or available_cpus(),
         scheduler=scheduler,
         max_failures=parse_limit(max_failures),
         overwrite=overwrite,
     )
-    with bar("building", "pictures", 0) as progress:
-        read = [0, 0]  # pictures, of how many
+    with bar("building", "images", 0) as progress:
+        read = [0, 0]  # images, of how many
 
         def show(done: int, total: int, what: str, failed: int) -> None:
             notes = [f"{failed:,} unreadable"] if failed else []
-            if what == "pictures":
+            if what == "images":
                 read[:] = done, total
             else:
                 notes.append(f"looking for copies: {done / total:.0%}")
@@ -53,11 +53,11 @@ def build(
         report = build_dataset(images, dataset, options, show)
 
     classes = plural(len(report.class_names), "class", "classes")
-    rows = f"{plural(report.rows['train'], 'picture')} to train on, {report.rows['val']:,} to validate"
+    rows = f"{plural(report.rows['train'], 'image')} to train on, {report.rows['val']:,} to validate"
     took = {
-        Found.NOTHING: f"took {duration(report.seconds)}",
-        Found.BEGUN: f"took {duration(report.seconds)}, going on with what was there",
-        Found.FINISHED: "was finished already, nothing to do",
+        DestinationState.NOTHING: f"took {duration(report.seconds)}",
+        DestinationState.BEGUN: f"took {duration(report.seconds)}, going on with what was there",
+        DestinationState.FINISHED: "was finished already, nothing to do",
     }
     print(f"{dataset}: {classes}, {rows}; {took[report.found]}")
     for line in _remarks(report):
@@ -66,7 +66,7 @@ def build(
 
 
 def _remarks(report: BuildReport) -> list[str]:
-    """What a careful person would want to be told of the pictures."""
+    """What a careful person would want to be told of the images."""
     lines = []
     if report.skipped:
         shown, others = ", ".join(report.skipped[:5]), len(report.skipped) - 5
@@ -76,8 +76,8 @@ def _remarks(report: BuildReport) -> list[str]:
         lines.append(f"{failures} could not be read and left out; the reasons are in {report.path / FAILURES_FILE}")
     copies = report.copies
     if copies is not None and copies.groups:
-        found = [f"{plural(copies.pictures, 'picture')} in {plural(copies.groups, 'group')} of copies"]
-        if not report.has_parts:
+        found = [f"{plural(copies.images, 'image')} in {plural(copies.groups, 'group')} of copies"]
+        if not report.has_splits:
             found.append("each group on one side of the split")
         elif copies.leaks:
             found.append(f"{copies.leaks:,} of {report.rows['val']:,} to validate are copies of some to train on")
@@ -85,7 +85,7 @@ def _remarks(report: BuildReport) -> list[str]:
             found.append("none across train and val")
         if copies.labels_differ:
             found.append(f"{plural(copies.labels_differ, 'group')} with different labels")
-        lines.append(f"{'; '.join(found)}: see {report.path / COPIES_FILE}")
+        lines.append(f"{'; '.join(found)}: see {report.path / DUPLICATES_FILE}")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""The contact sheet: a few pictures of every class, as the network will see them."""
+"""The contact sheet: a few images of every class, as the network will see them."""
 
 import os
 import unicodedata
@@ -15,20 +15,20 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from jobs.console.progress import plural
 from jobs.errors import JobError
 from jobs.files import written_atomically
-from jobs.progress import plural
+from pipeline.dataset.store import Dataset, Split
 from pipeline.errors import printable
-from pipeline.store import Dataset, Part
 
-MOST_CLASSES = 60  # nobody looks at more
-COLUMNS = {"train": 12, "val": 2}  # pictures of a class
+MAX_CLASSES = 60  # nobody looks at more
+COLUMNS = {"train": 12, "val": 2}  # images of a class
 HEADINGS = {"train": "training", "val": "validation"}
-CELL = 96  # pixels of the longer side of a picture
+CELL = 96  # pixels of the longer side of an image
 
 PAPER, INK, FAINT, RULE = "#ebebe9", "#1f2937", "#6b7280", "#d3d4d6"
 MARGIN, HEAD = 36, 78  # around the sheet; from the title's top to the names of the columns
-GAP, GUTTER = 6, 30  # between pictures; between the names, those to train on, and those to validate
+GAP, GUTTER = 6, 30  # between images; between the names, those to train on, and those to validate
 TITLE, NAME, SMALL = 24, 16, 13  # sizes of letters
 WIDEST_NAME = 280
 
@@ -75,18 +75,18 @@ def write_sheet(path: Path, dataset: Dataset) -> None:
 
 
 def draw_sheet(dataset: Dataset) -> Image.Image:
-    """A row for each of the first MOST_CLASSES classes: name, counts, pictures to train on and to validate.
+    """A row for each of the first MAX_CLASSES classes: name, counts, images to train on and to validate.
 
-    Raises DamageError where a chunk with one of these pictures is damaged.
+    Raises DamageError where a chunk with one of these images is damaged.
     """
     parts = [part for part in (dataset.train, dataset.val) if part.rows]
-    names = [_shortened(name) for name in dataset.class_names[:MOST_CLASSES]]
+    names = [_shortened(name) for name in dataset.class_names[:MAX_CLASSES]]
     counts = [_counts(parts, label) for label in range(len(names))]
     title, subtitle = _drawable(dataset.path.resolve().name), _subtitle(dataset)
     width, height = _cell(dataset.size)
 
     widest = max(*(_length(name, NAME) for name in names), *(_length(text, SMALL) for text in counts))
-    left = {}  # where the pictures of each part begin
+    left = {}  # where the images of each part begin
     edge = MARGIN + widest
     for part in parts:
         left[part.name] = edge + GUTTER
@@ -111,14 +111,14 @@ def draw_sheet(dataset: Dataset) -> Image.Image:
         _write(pen, (MARGIN, middle - 3), name, NAME, INK)
         _write(pen, (MARGIN, middle + SMALL + 6), text, SMALL, FAINT)
     for part in parts:
-        for row, column, picture in _pictures(part, len(names)):
+        for row, column, image in _images(part, len(names)):
             place = (left[part.name] + column * (width + GAP), top + row * step + (step - 2 * GAP - height) // 2)
-            sheet.paste(_thumbnail(picture, (width, height)), place)
+            sheet.paste(_thumbnail(image, (width, height)), place)
     return sheet
 
 
-def _pictures(part: Part, classes: int) -> Iterator[tuple[int, int, npt.NDArray[np.uint8]]]:
-    """Class, place in its row, and pixels (H, W, 3) of each picture to be shown.
+def _images(part: Split, classes: int) -> Iterator[tuple[int, int, npt.NDArray[np.uint8]]]:
+    """Class, place in its row, and pixels (H, W, 3) of each image to be shown.
 
     The first of a class in stored order are as good as any: the order is random. Only chunks that hold one of
     them are read, each once and one at a time.
@@ -135,7 +135,7 @@ def _pictures(part: Part, classes: int) -> Iterator[tuple[int, int, npt.NDArray[
 
 
 def _cell(size: tuple[int, int]) -> tuple[int, int]:
-    """Width and height that pictures of size (H, W) are shown at: enlarged by a whole number, or reduced."""
+    """Width and height that images of size (H, W) are shown at: enlarged by a whole number, or reduced."""
     height, width = size
     longer = max(size)
     if longer <= CELL:
@@ -143,22 +143,22 @@ def _cell(size: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(width * CELL / longer)), max(1, round(height * CELL / longer))
 
 
-def _thumbnail(picture: npt.NDArray[np.uint8], cell: tuple[int, int]) -> Image.Image:
-    """A picture (H, W, 3) at the size of a cell; when it is enlarged, each pixel stays a square to be seen."""
-    enlarged = max(cell) >= max(picture.shape[:2])
-    return Image.fromarray(picture).resize(cell, Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS)
+def _thumbnail(image: npt.NDArray[np.uint8], cell: tuple[int, int]) -> Image.Image:
+    """An image (H, W, 3) at the size of a cell; when it is enlarged, each pixel stays a square to be seen."""
+    enlarged = max(cell) >= max(image.shape[:2])
+    return Image.fromarray(image).resize(cell, Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS)
 
 
-def _counts(parts: Sequence[Part], label: int) -> str:
+def _counts(parts: Sequence[Split], label: int) -> str:
     return " · ".join(f"{np.count_nonzero(part.labels == label):,} {part.name}" for part in parts)
 
 
 def _subtitle(dataset: Dataset) -> str:
     classes, (height, width) = len(dataset.class_names), dataset.size
     shown = plural(classes, "class", "classes")
-    if classes > MOST_CLASSES:
-        shown = f"the first {MOST_CLASSES} of {shown}"
-    rows = f"{plural(dataset.train.rows, 'picture')} to train on, {dataset.val.rows:,} to validate"
+    if classes > MAX_CLASSES:
+        shown = f"the first {MAX_CLASSES} of {shown}"
+    rows = f"{plural(dataset.train.rows, 'image')} to train on, {dataset.val.rows:,} to validate"
     return f"{shown} · {rows} · {width}×{height} ({dataset.fit})"
 
 

@@ -1,4 +1,4 @@
-"""What is in a dataset, for a person: figures on the console, and a contact sheet of its pictures."""
+"""What is in a dataset, for a person: figures on the console, and a contact sheet of its images."""
 
 import csv
 from collections import Counter
@@ -9,18 +9,18 @@ import numpy as np
 import numpy.typing as npt
 from rich.cells import cell_len
 
-from jobs.contact_sheet import MOST_CLASSES, check_place, count_undrawable, write_sheet
+from jobs.console.progress import plural
+from jobs.datasets.contact_sheet import MAX_CLASSES, check_place, count_undrawable, write_sheet
 from jobs.errors import JobError
-from jobs.progress import plural
+from pipeline.dataset.disk_usage import Storage, measure_storage
+from pipeline.dataset.schema import DUPLICATES_FILE, FAILURES_FILE, FORMAT, FORMAT_VERSION, SHEET_FILE
+from pipeline.dataset.store import Dataset, Split
 from pipeline.errors import printable
-from pipeline.schema import COPIES_FILE, FAILURES_FILE, FORMAT, FORMAT_VERSION, SHEET_FILE
-from pipeline.shuffle import PERMUTATIONS, compare, epoch_order
-from pipeline.storage import Storage, measure_storage
-from pipeline.store import Dataset, Part
-from pipeline.stream import BatchStream
+from pipeline.loader.shuffle_quality import PERMUTATIONS, compare, epoch_order
+from pipeline.loader.stream import BatchStream
 
 KEY = 10  # places before the values
-FEW = 10  # with fewer pictures to train on, a class is hardly learned
+FEW = 10  # with fewer images to train on, a class is hardly learned
 
 
 def info(dataset: Path, *, sheet: Path | None = None, no_sheet: bool = False, shuffle: bool = False) -> int:
@@ -61,7 +61,7 @@ def _form(data: Dataset) -> list[str]:
 
 
 def _classes(data: Dataset) -> list[str]:
-    """The pictures of each class, and how uneven they are."""
+    """The images of each class, and how uneven they are."""
     classes = len(data.class_names)
     train = np.bincount(data.train.labels, minlength=classes)  # (C,)
     val = np.bincount(data.val.labels, minlength=classes)  # (C,)
@@ -75,7 +75,7 @@ def _balance(names: Sequence[str], train: npt.NDArray[np.int64], counts: npt.NDA
     largest, smallest = int(counts.argmax()), int(counts.argmin())
     most, least = int(counts[largest]), int(counts[smallest])
     ends = f"largest class {most:,} ({names[largest]}), smallest {least:,} ({names[smallest]})"
-    said = f"every class has {plural(most, 'picture')}" if most == least else f"{ends}, {most / least:.2f} times"
+    said = f"every class has {plural(most, 'image')}" if most == least else f"{ends}, {most / least:.2f} times"
     few = [f"{names[i]} ({train[i]})" for i in np.flatnonzero(train < FEW).tolist()]
     if few:
         others = f" and {len(few) - 5:,} more" if len(few) > 5 else ""
@@ -107,7 +107,7 @@ def _megabytes(count: int) -> str:
 
 
 def _origin(data: Dataset) -> list[str]:
-    """Where the pictures came from, which did not come along, and which are there more than once."""
+    """Where the images came from, which did not come along, and which are there more than once."""
     return [
         _line("source", data.attributes.source),
         _line("content", data.content_hash),
@@ -135,16 +135,16 @@ def _copies(data: Dataset) -> list[str]:
     if not copies.groups:
         return [_line("copies", "none")]
     groups = plural(copies.groups, "group")
-    lines = [_line("copies", f"{plural(copies.pictures, 'picture')} in {groups}; see {data.path / COPIES_FILE}")]
+    lines = [_line("copies", f"{plural(copies.images, 'image')} in {groups}; see {data.path / DUPLICATES_FILE}")]
     if copies.labels_differ:
         lines.append(_line("", f"{plural(copies.labels_differ, 'group')} with more than one label"))
     if data.val.rows:
-        leaks = plural(copies.leaks, "validation picture") if copies.leaks else "no validation picture"
+        leaks = plural(copies.leaks, "validation image") if copies.leaks else "no validation image"
         lines.append(_line("", f"{leaks} with a copy in the training part"))
     return lines
 
 
-def _shuffle(part: Part) -> list[str]:
+def _shuffle(part: Split) -> list[str]:
     """How an epoch's order compares with true permutations of its rows."""
     stream = BatchStream(part, batch_size=1, seed=0)
     order = epoch_order(stream.plan(1))  # (N,)
@@ -169,9 +169,9 @@ def _shuffle(part: Part) -> list[str]:
 
 def _sheet(place: Path, names: Sequence[str]) -> list[str]:
     """Where the contact sheet is, and what of the dataset is not on it."""
-    shown = f", the first {MOST_CLASSES} of {len(names):,} classes" if len(names) > MOST_CLASSES else ""
+    shown = f", the first {MAX_CLASSES} of {len(names):,} classes" if len(names) > MAX_CLASSES else ""
     lines = [_line("sheet", f"{place}{shown}")]
-    if boxes := count_undrawable(names[:MOST_CLASSES]):
+    if boxes := count_undrawable(names[:MAX_CLASSES]):
         have = plural(boxes, "name has", "names have")
         lines.append(_line("", f"{have} letters that no font here has: install one that does, such as Noto Sans CJK"))
     return lines

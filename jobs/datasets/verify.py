@@ -5,10 +5,10 @@ import io
 from collections.abc import Iterable
 from pathlib import Path
 
+from jobs.console.progress import bar, plural
 from jobs.files import write_text_atomically
-from jobs.progress import bar, plural
+from pipeline.dataset.verify import verify_dataset
 from pipeline.errors import Damage
-from pipeline.verify import verify_dataset
 
 SHOWN = 20  # damaged chunks on the screen; a lost disk has thousands
 REPORT_HEADER = ("part", "array", "chunk", "file", "row", "path", "reason")
@@ -17,7 +17,7 @@ REPORT_HEADER = ("part", "array", "chunk", "file", "row", "path", "reason")
 def verify(dataset: Path, *, report_to: Path | None = None) -> int:
     """Read every chunk of `dataset`; returns 1 if one of them is damaged.
 
-    `report_to` gets a CSV with a row for each picture that lies in a damaged chunk.
+    `report_to` gets a CSV with a row for each image that lies in a damaged chunk.
     """
     with bar("verifying", "chunks", 0, ends=False) as progress:
         report = verify_dataset(dataset, lambda done, total: progress.update(done, total=total))
@@ -29,8 +29,8 @@ def verify(dataset: Path, *, report_to: Path | None = None) -> int:
         print(f"missing: {path}")
     if report_to is not None:
         _write_report(report_to, report.damage)
-        print(f"each picture in a damaged chunk: {report_to}")
-    rows = f"{report.rows['train']:,} + {report.rows['val']:,} pictures in {plural(report.chunks, 'chunk')}"
+        print(f"each image in a damaged chunk: {report_to}")
+    rows = f"{report.rows['train']:,} + {report.rows['val']:,} images in {plural(report.chunks, 'chunk')}"
     if report.ok:
         print(f"{dataset} is whole: {rows}")
         return 0

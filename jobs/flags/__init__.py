@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from jobs.flags.emblems import EMBLEMS
-from jobs.flags.scene import picture
+from jobs.flags.scene import image
 
 __all__ = ["CREWS", "draw_flag", "draw_flags"]
 
@@ -30,7 +30,7 @@ BATCH = 16  # flags a worker draws between two reports
 
 def draw_flag(crew: str, seed: int, index: int, size: int = SIZE) -> Image.Image:
     """Draws flag `index` of a crew, size x size, RGB. Another seed gives another set of flags."""
-    return picture(crew, _dice(crew, seed, index), size)
+    return image(crew, _dice(crew, seed, index), size)
 
 
 def draw_flags(

@@ -19,7 +19,7 @@ Points = Sequence[tuple[float, float]] | NDArray[np.float64]  # (n, 2)
 Ink = tuple[int, int, int]
 Part = Callable[["Pen"], None]
 
-# A stencil is an RGB picture whose channels say how much of each ink covers a pixel.
+# A stencil is an RGB image whose channels say how much of each ink covers a pixel.
 # Black is bare cloth, so that sockets and gaps show whatever the flag is made of.
 CLOTH: Ink = (0, 0, 0)
 BONE: Ink = (255, 0, 0)
@@ -389,7 +389,7 @@ EMBLEMS: dict[str, Emblem] = {
 
 @lru_cache(maxsize=64)
 def stencil(crew: str, size: int) -> Image.Image:
-    """A crew's emblem as a size x size RGB picture of ink coverage: red BONE, green DYE, blue SHADE."""
+    """A crew's emblem as a size x size RGB image of ink coverage: red BONE, green DYE, blue SHADE."""
     side = size * SUPERSAMPLING
     sheet = Image.new("RGB", (side, side), CLOTH)
     unit = side / 2.3  # the tallest tops reach a little beyond -1..1

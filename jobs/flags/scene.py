@@ -1,4 +1,4 @@
-"""A picture of a flag: weather behind it, wind in it, something in front of it, and a mediocre camera.
+"""An image of a flag: weather behind it, wind in it, something in front of it, and a mediocre camera.
 
 Everything a stencil leaves open is drawn at random here, for every crew alike: a network that learns
 anything from this page has learnt the wrong thing.
@@ -24,7 +24,7 @@ DAY, DAWN, WATER, WOOD = (0.5, 0.65), (-0.1, 0.14), (0.42, 0.66), (0.04, 0.12)  
 CELLS = 12  # the warp is exact at the corners of CELLS x CELLS cells, and bilinear inside one
 
 
-def picture(crew: str, rng: Rng, size: int) -> Image.Image:
+def image(crew: str, rng: Rng, size: int) -> Image.Image:
     """A crew's flag somewhere at sea, size x size, RGB."""
     scene = background(rng, size)
     pose = Pose.random(rng, size)
@@ -120,7 +120,7 @@ def pattern(pen: ImageDraw.ImageDraw, tint: Colour, rng: Rng) -> None:
 
 @dataclass(frozen=True)
 class Pose:
-    """Where the corners of a flag are in the picture: hoist top, fly top, fly bottom, hoist bottom."""
+    """Where the corners of a flag are in the image: hoist top, fly top, fly bottom, hoist bottom."""
 
     corners: NDArray[np.float64]  # (4, 2)
 

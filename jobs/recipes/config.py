@@ -1,14 +1,14 @@
 """A recipe from a TOML file, `--set a.b=v` and options, and back to TOML.
 
     [model]                 one of cnn.models.MODELS by `name`, and its fields
-    [optimizer]             one of cnn.optim.OPTIMIZERS
-    [schedule]              one of cnn.schedules.SCHEDULES
+    [optimizer]             one of cnn.training.optimizers.OPTIMIZERS
+    [schedule]              one of cnn.training.schedules.SCHEDULES
     [loss]                  one of cnn.losses.LOSSES
-    [augment]               the fields of cnn.augment.Augment
-    [mix]                   the fields of cnn.mix.Mix
-    [lookahead]             the fields of cnn.lookahead.Lookahead
-    [ema]                   the field of cnn.ema.EMA
-    [train]                 the other fields of cnn.train.Recipe: epochs, batch_size, seed, …
+    [augment]               the fields of cnn.inputs.augment.Augment
+    [mix]                   the fields of cnn.inputs.mixup.Mix
+    [lookahead]             the fields of cnn.training.lookahead.Lookahead
+    [ema]                   the field of cnn.training.ema.EMA
+    [train]                 the other fields of cnn.training.trainer.Recipe: epochs, batch_size, seed, …
 
 Later beats earlier: the defaults of the dataclasses (there is no second list of them), the saved model or
 training that is gone on from, the recipe by name (`recipes/`), the file, the command line. Where one of them gives a
@@ -28,11 +28,11 @@ import tomli_w
 from cnn.errors import NetworkError
 from cnn.losses import LOSSES
 from cnn.models import MODELS
-from cnn.optim import OPTIMIZERS
-from cnn.schedules import SCHEDULES
-from cnn.train import Recipe
+from cnn.training.optimizers import OPTIMIZERS
+from cnn.training.schedules import SCHEDULES
+from cnn.training.trainer import Recipe
+from jobs.console.progress import plural
 from jobs.errors import JobError, nearest
-from jobs.progress import plural
 from jobs.recipes import recipe_text
 
 REGISTRIES: dict[str, Mapping[str, type]] = {
@@ -53,7 +53,7 @@ class Setting(NamedTuple):
     where: str
 
 
-class Wishes(NamedTuple):
+class Overrides(NamedTuple):
     """What somebody asked for on the command line."""
 
     file: Path | None = None  # --config
@@ -62,15 +62,15 @@ class Wishes(NamedTuple):
     recipe: str | None = None  # --recipe
 
 
-def resolve(wishes: Wishes, base: str = "", base_name: str = "") -> Recipe:
+def resolve(overrides: Overrides, base: str = "", base_name: str = "") -> Recipe:
     """The recipe that is wished for, over `base`: TOML that comes from the file called `base_name`."""
     layers = [
         _from_toml(base, base_name),
-        _from_toml(recipe_text(wishes.recipe), f"--recipe {wishes.recipe}") if wishes.recipe else [],
-        _from_file(wishes.file) if wishes.file else [],
+        _from_toml(recipe_text(overrides.recipe), f"--recipe {overrides.recipe}") if overrides.recipe else [],
+        _from_file(overrides.file) if overrides.file else [],
         [
-            *(_from_argument(argument) for argument in wishes.sets),
-            *(_from_option(key, value) for key, value in wishes.options.items() if value is not None),
+            *(_from_argument(argument) for argument in overrides.sets),
+            *(_from_option(key, value) for key, value in overrides.options.items() if value is not None),
         ],
     ]
     settings: dict[str, dict[str, Setting]] = {}

@@ -4,18 +4,18 @@ from pathlib import Path
 
 import numpy as np
 
-from cnn.backend import pick_backend
+from cnn.backends import pick_backend
 from cnn.errors import ShapeError
-from cnn.gradcam import GradCam
-from cnn.predict import Predictor
-from jobs.cores import usable_cores
+from cnn.inference.gradcam import GradCam
+from cnn.inference.predictor import Predictor
+from jobs.console.cpu_count import available_cpus
+from jobs.console.progress import plural
 from jobs.errors import JobError
 from jobs.files import written_atomically
-from jobs.progress import plural
-from jobs.report.gather import TrainedRun, gather_run, open_dataset
-from jobs.report.judge import judge
+from jobs.report.evaluation import evaluate_run
+from jobs.report.load_run import TrainedRun, load_run, open_dataset
 from jobs.report.page import render
-from jobs.run_folder import RunFolder
+from jobs.training.run_folder import RunFolder
 
 
 def report(
@@ -28,29 +28,29 @@ def report(
 ) -> int:
     """Write the report on the training in `run_dir` to `out`, or into its folder; an earlier one is replaced.
 
-    `dataset` says where its dataset is, unless it is where it was. Memory does not grow with the pictures, only with
+    `dataset` says where its dataset is, unless it is where it was. Memory does not grow with the images, only with
     what the network says of each.
     Raises JobError, ModelFileError, DatasetError: what is missing, damaged, or does not belong together.
     """
     place = out or RunFolder(run_dir).report
     if place.suffix.lower() not in (".html", ".htm"):
         raise JobError(f"--out {place}: expected a name that ends in .html; choose such a one")
-    run, state = gather_run(run_dir)
+    run, state = load_run(run_dir)
     data = open_dataset(run, state, dataset)
-    judgement = cam = None
+    results = cam = None
     if data.val.rows:
         backend = pick_backend(device)
         print(backend.description)
         predictor = Predictor(run.folder.model, backend)
-        judgement = judge(predictor, data.val, workers or usable_cores())
+        results = evaluate_run(predictor, data.val, workers or available_cpus())
         cam = _cam(run, predictor)
-    html = render(run, data, judgement, cam).encode()
+    html = render(run, data, results, cam).encode()
     with written_atomically(place) as file:
         file.write(html)
-    if judgement:
-        low, high = judgement.interval
+    if results:
+        low, high = results.interval
         print(
-            f"accuracy {judgement.evaluation.accuracy:.2%} of {plural(data.val.rows, 'validation picture')}"
+            f"accuracy {results.evaluation.accuracy:.2%} of {plural(data.val.rows, 'validation image')}"
             f" ({low:.1%} to {high:.1%} with 95 % confidence)"
         )
     print(f"report: {place} ({len(html) / 1e6:.1f} MB)")

@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from cnn.calibration import Reliability
-from jobs.metrics import EpochRow
-from jobs.report.times import PARTS, parts_of
-from jobs.report.words import percent
+from cnn.evaluation.calibration import Reliability
+from jobs.report.format import percent
+from jobs.report.time_sections import PARTS, parts_of
+from jobs.training.metrics import EpochRow
 
 WIDTH = 440  # of every drawing, in units of its own; it is as wide as the page lets it be
 _LEFT, _RIGHT, _TOP, _BOTTOM = 42, 18, 10, 22  # around the area that is drawn in
@@ -136,24 +136,24 @@ def time_chart(history: Sequence[EpochRow]) -> Chart:
 
 def reliability_chart(title: str, found: Reliability) -> Chart:
     """How often the network is right, over how sure it is, and the diagonal on which the two would agree."""
-    bins = len(found.pictures)
+    bins = len(found.images)
     chart = Chart(title, f"Calibration error {percent(found.error)}", 260, [], [], diagonal=True)
     x, y = Scale(0.0, 1.0, chart.left, chart.right), Scale(0.0, 1.0, chart.bottom, chart.top)
     chart.x_ticks = [Tick(x(value), percent(value, 0)) for value in (0.0, 0.25, 0.5, 0.75, 1.0)]
     chart.y_ticks = [Tick(y(value), percent(value, 0)) for value in (0.0, 0.25, 0.5, 0.75, 1.0)]
-    most = int(found.pictures.max())
-    for number, (pictures, confidence, right) in enumerate(zip(*found, strict=True)):
-        if not pictures:
+    most = int(found.images.max())
+    for number, (images, confidence, right) in enumerate(zip(*found, strict=True)):
+        if not images:
             continue
         left, wide = x(number / bins) + 1, x(1 / bins) - x(0) - 2
-        count = f"{int(pictures):,} picture{'s' if pictures > 1 else ''} named with"
+        count = f"{int(images):,} image{'s' if images > 1 else ''} named with"
         what = f"{count} {percent(confidence, 0)} on average: {percent(right, 0)} right"
         ends = sorted((y(right), y(confidence)))  # the upper end first
         chart.boxes.append(Box("right", left, ends[1], wide, round(chart.bottom - ends[1], 1), what))
         kind = "timid" if right > confidence else "bold"
         chart.boxes.append(Box(kind, left, ends[0], wide, round(ends[1] - ends[0], 1), what))
-        # How many pictures that is, along the foot.
-        tall = round(26 * math.sqrt(pictures / most), 1)
+        # How many images that is, along the foot.
+        tall = round(26 * math.sqrt(images / most), 1)
         chart.boxes.append(Box("many", left + wide / 3, chart.bottom - tall, wide / 3, tall, what))
     return chart
 

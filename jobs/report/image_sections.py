@@ -1,20 +1,20 @@
-"""The pictures on the page, with what is said beneath them: mistakes, suspected labels, copies."""
+"""The images on the page, with what is said beneath them: mistakes, suspected labels, copies."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from cnn.gradcam import GradCam
-from jobs.report.copies import Copy, Group
-from jobs.report.judge import Judgement, Pair
-from jobs.report.pictures import overlay, read_rows, thumbnail
-from pipeline.schema import COLUMN_CHUNK_ROWS
-from pipeline.store import Dataset, Part
+from cnn.inference.gradcam import GradCam
+from jobs.report.evaluation import Pair, RunEvaluation
+from jobs.report.near_duplicates import Copy, Group
+from jobs.report.thumbnails import overlay, read_rows, thumbnail
+from pipeline.dataset.schema import COLUMN_CHUNK_ROWS
+from pipeline.dataset.store import Dataset, Split
 
 
-class Picture(NamedTuple):
-    """A validation picture.
+class ShownImage(NamedTuple):
+    """A validation image.
 
     named  the probability of the class it is taken for;  true  and of its label
     heat   overlays, for these two classes, if there are any
@@ -30,17 +30,17 @@ class Picture(NamedTuple):
 
 
 class PairShown(NamedTuple):
-    """A class taken for another, and pictures of that."""
+    """A class taken for another, and images of that."""
 
     true: str
     predicted: str
     times: int
     of: int
-    pictures: list[Picture]
+    images: list[ShownImage]
 
 
 class CopyShown(NamedTuple):
-    """A picture of a group of copies; `src` is empty where the dataset has it no more."""
+    """An image of a group of copies; `src` is empty where the dataset has it no more."""
 
     copy: Copy
     src: str
@@ -53,34 +53,34 @@ class GroupShown(NamedTuple):
     copies: list[CopyShown]
 
 
-def show_pairs(data: Dataset, judgement: Judgement, pairs: Sequence[Pair]) -> list[PairShown]:
-    pictures = _pictures(data, judgement, [row for pair in pairs for row in pair.rows])
+def show_pairs(data: Dataset, results: RunEvaluation, pairs: Sequence[Pair]) -> list[PairShown]:
+    shown = _images(data, results, [row for pair in pairs for row in pair.rows])
     names = data.class_names
     return [
         PairShown(
-            names[pair.true], names[pair.predicted], pair.times, pair.of, [pictures[row] for row in pair.rows]
+            names[pair.true], names[pair.predicted], pair.times, pair.of, [shown[row] for row in pair.rows]
         )
         for pair in pairs
     ]
 
 
-def show_worst(data: Dataset, judgement: Judgement, rows: Sequence[int], cam: GradCam | None) -> list[Picture]:
-    """Pictures with their overlays, or without where there is no `cam`."""
-    pictures = _pictures(data, judgement, rows)
+def show_worst(data: Dataset, results: RunEvaluation, rows: Sequence[int], cam: GradCam | None) -> list[ShownImage]:
+    """Images with their overlays, or without where there is no `cam`."""
+    shown = _images(data, results, rows)
     if not cam or not rows:
-        return [pictures[row] for row in rows]
+        return [shown[row] for row in rows]
     images = read_rows(data.val, rows)
     together = np.stack([images[row] for row in rows])  # (n, H, W, 3)
-    evaluation = judgement.evaluation
+    evaluation = results.evaluation
     maps = [cam.maps(together, which[list(rows)]) for which in (evaluation.predicted, evaluation.labels)]
     return [
-        pictures[row]._replace(heat=tuple(overlay(images[row], map_) for map_ in both))
+        shown[row]._replace(heat=tuple(overlay(images[row], map_) for map_ in both))
         for row, *both in zip(rows, *maps, strict=True)
     ]
 
 
 def show_groups(data: Dataset, groups: Sequence[Group], most: int) -> list[GroupShown]:
-    """Groups of copies with up to `most` pictures each."""
+    """Groups of copies with up to `most` images each."""
     picked = {group.number: _first_few(group.copies, most) for group in groups}
     wanted = {(copy.part, copy.path) for copies in picked.values() for copy in copies}
     sources: dict[tuple[str, str], str] = {}
@@ -96,19 +96,19 @@ def show_groups(data: Dataset, groups: Sequence[Group], most: int) -> list[Group
     ]
 
 
-def _pictures(data: Dataset, judgement: Judgement, rows: Sequence[int]) -> dict[int, Picture]:
-    """Rows of the validation part with their pictures and what is known of them, without overlays."""
-    evaluation, names, wanted = judgement.evaluation, data.class_names, set(rows)
+def _images(data: Dataset, results: RunEvaluation, rows: Sequence[int]) -> dict[int, ShownImage]:
+    """Rows of the validation part with their images and what is known of them, without overlays."""
+    evaluation, names, wanted = results.evaluation, data.class_names, set(rows)
     images = read_rows(data.val, rows)
     paths = {row: path for row, path in _paths_of(data.val) if row in wanted}
     return {
-        row: Picture(
+        row: ShownImage(
             thumbnail(images[row]),
             paths[row],
             names[int(evaluation.labels[row])],
             names[int(evaluation.predicted[row])],
-            float(judgement.named[row]),
-            float(judgement.true[row]),
+            float(results.named[row]),
+            float(results.true[row]),
         )
         for row in wanted
     }
@@ -127,7 +127,7 @@ def _first_few(copies: Sequence[Copy], most: int) -> list[Copy]:
     return [copy for copy in copies if copy in few]
 
 
-def _paths_of(part: Part) -> Iterator[tuple[int, str]]:
+def _paths_of(part: Split) -> Iterator[tuple[int, str]]:
     """All rows with their paths, of which only some are in memory at a time."""
     for start in range(0, part.rows, COLUMN_CHUNK_ROWS):
         paths = part.read_column("paths", start, min(start + COLUMN_CHUNK_ROWS, part.rows))  # (n,)

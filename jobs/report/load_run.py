@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from cnn.checkpoint import Checkpoint, load_checkpoint
-from cnn.train import Recipe
-from jobs.config import Wishes, resolve
+from cnn.training.trainer import Recipe
 from jobs.errors import JobError
-from jobs.metrics import EpochRow, is_better
-from jobs.run_folder import RunFolder, TrainingState
-from jobs.training import is_finished
+from jobs.recipes.config import Overrides, resolve
+from jobs.training.loop import is_finished
+from jobs.training.metrics import EpochRow, is_better
+from jobs.training.run_folder import RunFolder, TrainingState
+from pipeline.dataset.store import Dataset
 from pipeline.errors import DatasetError
-from pipeline.store import Dataset
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class TrainedRun:
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(self.saved))
 
 
-def gather_run(run_dir: Path) -> tuple[TrainedRun, TrainingState]:
+def load_run(run_dir: Path) -> tuple[TrainedRun, TrainingState]:
     """What `run_dir` holds. Without last.safetensors, its state is what metrics.csv and config.toml tell of it.
 
     Raises JobError where there is too little to report on, ModelFileError where a file is damaged.
@@ -60,7 +60,7 @@ def gather_run(run_dir: Path) -> tuple[TrainedRun, TrainingState]:
         raise JobError(_no_model(folder))
     model = load_checkpoint(folder.model)
     state = _state(folder)
-    recipe = resolve(Wishes(), state.recipe, str(folder.config))
+    recipe = resolve(Overrides(), state.recipe, str(folder.config))
     finished = is_finished(state, recipe)
     # The model may be of an epoch that was not noted any more, as after a kill right behind it.
     best = next((row for row in state.history if row.epoch == model.progress.get("epoch")), None)

@@ -1,4 +1,4 @@
-"""Copies among a dataset's pictures, from its duplicates.csv: which groups are worth a look."""
+"""Copies among a dataset's images, from its duplicates.csv: which groups are worth a look."""
 
 import csv
 import heapq
@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jobs.errors import JobError
-from pipeline.schema import COPIES_FILE, COPIES_HEADER
+from pipeline.dataset.schema import DUPLICATES_FILE, DUPLICATES_HEADER
 
 
 class Copy(NamedTuple):
-    """One picture of a group, and how it differs from the first of it."""
+    """One image of a group, and how it differs from the first of it."""
 
     part: str
     label: str
@@ -21,7 +21,7 @@ class Copy(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Pictures that are copies of one another."""
+    """Images that are copies of one another."""
 
     number: int
     copies: list[Copy]
@@ -41,7 +41,7 @@ def pick_groups(dataset: Path, most: int) -> list[Group]:
 
     Only as many are in memory. None where the file is gone. Raises JobError where it is not what a build writes.
     """
-    return heapq.nsmallest(most, _groups(dataset / COPIES_FILE), key=_interest)
+    return heapq.nsmallest(most, _groups(dataset / DUPLICATES_FILE), key=_interest)
 
 
 def _interest(group: Group) -> tuple[bool, bool, int, int]:
@@ -52,7 +52,7 @@ def _groups(path: Path) -> Iterator[Group]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = csv.DictReader(file)
-            if tuple(rows.fieldnames or ()) != COPIES_HEADER:
+            if tuple(rows.fieldnames or ()) != DUPLICATES_HEADER:
                 raise ValueError("other columns")
             for number, members in groupby(rows, lambda row: int(row["group"])):
                 yield Group(number, [Copy(*(row[name] for name in Copy._fields)) for row in members])

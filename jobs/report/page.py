@@ -10,23 +10,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from cnn.gradcam import GradCam
-from jobs.config import describe
-from jobs.drawings import RATE, TRAIN, VAL
-from jobs.progress import duration, plural
+from cnn.inference.gradcam import GradCam
+from jobs.console.progress import duration, plural
+from jobs.recipes.config import describe
 from jobs.report import charts
-from jobs.report.copies import pick_groups
+from jobs.report.evaluation import RunEvaluation
 from jobs.report.findings import find
-from jobs.report.gather import TrainedRun
-from jobs.report.judge import Judgement
-from jobs.report.pictures import matrix
-from jobs.report.shown import show_groups, show_pairs, show_worst
-from jobs.report.times import remedy, shares
-from jobs.report.words import percent
-from pipeline.schema import COPIES_FILE
-from pipeline.store import Dataset
+from jobs.report.format import percent
+from jobs.report.image_sections import show_groups, show_pairs, show_worst
+from jobs.report.load_run import TrainedRun
+from jobs.report.near_duplicates import pick_groups
+from jobs.report.thumbnails import matrix
+from jobs.report.time_sections import remedy, shares
+from jobs.training.plots import RATE, TRAIN, VAL
+from pipeline.dataset.schema import DUPLICATES_FILE
+from pipeline.dataset.store import Dataset
 
-PAIRS, OF_PAIR = 8, 6  # pairs of classes, and pictures of each
+PAIRS, OF_PAIR = 8, 6  # pairs of classes, and images of each
 WORST = 24
 GROUPS, OF_GROUP = 12, 6
 TABLE_CLASSES = 24  # up to which confusion is a table
@@ -40,16 +40,16 @@ class ClassRow(NamedTuple):
     precision: float
     recall: float
     f1: float
-    pictures: int
+    images: int
     training: int
 
 
-def render(run: TrainedRun, data: Dataset, judgement: Judgement | None, cam: GradCam | None) -> str:
+def render(run: TrainedRun, data: Dataset, results: RunEvaluation | None, cam: GradCam | None) -> str:
     """The page as HTML; without a validation part, `judgement` is None.
 
-    Raises DamageError where a picture to be shown is damaged, JobError where the list of copies is.
+    Raises DamageError where an image to be shown is damaged, JobError where the list of copies is.
     """
-    pairs = judgement.pairs(PAIRS, OF_PAIR) if judgement else []
+    pairs = results.pairs(PAIRS, OF_PAIR) if results else []
     context: dict[str, Any] = {
         "run": run,
         "name": run.folder.path.resolve().name,
@@ -57,8 +57,8 @@ def render(run: TrainedRun, data: Dataset, judgement: Judgement | None, cam: Gra
         "card": run.model.card,
         "parameters": _parameters(run),
         "recipe": describe(run.recipe),
-        "findings": find(run, data, judgement, pairs),
-        "judgement": judgement,
+        "findings": find(run, data, results, pairs),
+        "judgement": results,
         "loss_chart": charts.loss_chart(run.history),
         "accuracy_chart": charts.accuracy_chart(run.history, run.best),
         "rate_chart": charts.rate_chart(run.history),
@@ -66,7 +66,7 @@ def render(run: TrainedRun, data: Dataset, judgement: Judgement | None, cam: Gra
         "times": shares(run.history),
         "remedy": remedy(run.history),
         "copies": data.attributes.copies,
-        "copies_file": data.path / COPIES_FILE,
+        "copies_file": data.path / DUPLICATES_FILE,
         "groups": show_groups(data, pick_groups(data.path, GROUPS), OF_GROUP),
         "again": shlex.join(_again(run, data)),
         "go_on": shlex.join(["logpose", "train", str(data.path), str(run.folder.path), "--resume"]),
@@ -74,30 +74,30 @@ def render(run: TrainedRun, data: Dataset, judgement: Judgement | None, cam: Gra
         "colours": {"train": TRAIN, "val": VAL, "rate": RATE},
         "open_classes": OPEN_CLASSES,
     }
-    if judgement:
-        context |= _judged(data, judgement)
-        context["pairs"] = show_pairs(data, judgement, pairs)
-        context["worst"] = show_worst(data, judgement, judgement.worst(WORST), cam)
+    if results:
+        context |= _evaluated(data, results)
+        context["pairs"] = show_pairs(data, results, pairs)
+        context["worst"] = show_worst(data, results, results.worst(WORST), cam)
     return _environment().get_template("page.html.jinja").render(context)
 
 
-def _judged(data: Dataset, judgement: Judgement) -> dict[str, Any]:
+def _evaluated(data: Dataset, results: RunEvaluation) -> dict[str, Any]:
     """The figures and drawings that come from validating."""
-    evaluation, calibration = judgement.evaluation, judgement.calibration
+    evaluation, calibration = results.evaluation, results.calibration
     confusion = evaluation.confusion  # (C, C) [true, predicted]
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)  # (C, C)
     as_table = len(confusion) <= TABLE_CLASSES
     found: dict[str, Any] = {
         "evaluation": evaluation,
         "top5": evaluation.top(5) if len(confusion) > 5 else None,
-        "classes": _classes(data, judgement),
+        "classes": _classes(data, results),
         "confusion": list(zip(data.class_names, confusion.tolist(), shares.tolist(), strict=True)) if as_table else [],
-        "confusion_picture": "" if as_table else matrix(shares, TRAIN, VAL),
+        "confusion_image": "" if as_table else matrix(shares, TRAIN, VAL),
         "calibration": calibration,
         "reliability_charts": [],
     }
     if calibration:
-        before, after = judgement.reliability(1.0), judgement.reliability(calibration.temperature)
+        before, after = results.reliability(1.0), results.reliability(calibration.temperature)
         found["reliability_charts"] = [
             charts.reliability_chart("As the network says it", before),
             charts.reliability_chart(f"Divided by a temperature of {calibration.temperature:.2f}", after),
@@ -105,12 +105,12 @@ def _judged(data: Dataset, judgement: Judgement) -> dict[str, Any]:
     return found
 
 
-def _classes(data: Dataset, judgement: Judgement) -> list[ClassRow]:
-    """The worst first; classes without a picture last."""
+def _classes(data: Dataset, results: RunEvaluation) -> list[ClassRow]:
+    """The worst first; classes without an image last."""
     training = np.bincount(data.train.labels, minlength=len(data.class_names))  # (C,)
-    figures = (values.tolist() for values in (*judgement.evaluation.by_class, training))
+    figures = (values.tolist() for values in (*results.evaluation.by_class, training))
     rows = [ClassRow(*values) for values in zip(data.class_names, *figures, strict=True)]
-    return sorted(rows, key=lambda row: (not row.pictures, 0.0 if isnan(row.f1) else row.f1))
+    return sorted(rows, key=lambda row: (not row.images, 0.0 if isnan(row.f1) else row.f1))
 
 
 def _parameters(run: TrainedRun) -> int:

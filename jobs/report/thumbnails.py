@@ -1,4 +1,4 @@
-"""Pictures of a dataset as the page holds them: small JPEGs, written into its text."""
+"""Images of a dataset as the page holds them: small JPEGs, written into its text."""
 
 import base64
 import io
@@ -9,41 +9,41 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pipeline.store import Part
+from pipeline.dataset.store import Split
 
 SIDE = 128  # pixels of the longer side at most
 _QUALITY = 85
-# The colours of a map, from what hardly counts to what counts most, and how far they cover the picture.
+# The colours of a map, from what hardly counts to what counts most, and how far they cover the image.
 _HEAT = np.array([(70, 50, 160), (200, 60, 110), (245, 130, 50), (255, 225, 90)], np.float64)  # (4, 3)
 _COVER = 0.75
 
 
-def read_rows(part: Part, rows: Sequence[int]) -> dict[int, npt.NDArray[np.uint8]]:
+def read_rows(part: Split, rows: Sequence[int]) -> dict[int, npt.NDArray[np.uint8]]:
     """Some rows of a part, (H, W, 3) each. Chunks that hold none of them are not read, the others once.
 
     Raises DamageError where one of these is damaged.
     """
-    pictures: dict[int, npt.NDArray[np.uint8]] = {}
+    found: dict[int, npt.NDArray[np.uint8]] = {}
     for chunk, members in groupby(sorted(set(rows)), lambda row: row // part.chunk_rows):
         start = chunk * part.chunk_rows
         images = part.read(start, min(start + part.chunk_rows, part.rows))  # (n, H, W, 3)
-        pictures |= {row: images[row - start].copy() for row in members}
-    return pictures
+        found |= {row: images[row - start].copy() for row in members}
+    return found
 
 
-def thumbnail(picture: npt.NDArray[np.uint8]) -> str:
-    """A picture (H, W, 3) as a data URI, made smaller if need be, never larger."""
-    image = Image.fromarray(picture)
+def thumbnail(pixels: npt.NDArray[np.uint8]) -> str:
+    """An image (H, W, 3) as a data URI, made smaller if need be, never larger."""
+    image = Image.fromarray(pixels)
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     return _uri(image)
 
 
-def overlay(picture: npt.NDArray[np.uint8], heat: npt.NDArray[np.floating]) -> str:
-    """A picture (H, W, 3) in grey as a data URI, coloured by `heat` (H, W), 0 to 1; SIDE pixels large."""
+def overlay(pixels: npt.NDArray[np.uint8], heat: npt.NDArray[np.floating]) -> str:
+    """An image (H, W, 3) in grey as a data URI, coloured by `heat` (H, W), 0 to 1; SIDE pixels large."""
     height, width = heat.shape
     scale = SIDE / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    grey = np.asarray(Image.fromarray(picture).convert("L").resize(size, Image.Resampling.BICUBIC))  # (h, w)
+    grey = np.asarray(Image.fromarray(pixels).convert("L").resize(size, Image.Resampling.BICUBIC))  # (h, w)
     map_ = Image.fromarray(heat.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
     strength = np.clip(np.asarray(map_), 0.0, 1.0)[..., None]  # (h, w, 1)
     stops = np.linspace(0.0, 1.0, len(_HEAT))

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jobs.metrics import EpochRow
-from jobs.timing import REMEDIES, bottleneck
+from jobs.training.metrics import EpochRow
+from jobs.training.timing import REMEDIES, bottleneck
 
 # The parts of an epoch, and what a person calls them; see timing.EpochTimes.
 PARTS = {

@@ -14,20 +14,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cnn.backend import pick_backend
+from cnn.backends import pick_backend
 from cnn.errors import NonFiniteError
-from cnn.lookahead import Lookahead
-from cnn.schedules import Constant
-from cnn.train import Recipe, Trainer
-from jobs.config import Wishes, resolve
-from jobs.cores import usable_cores
-from jobs.drawings import GRID, INK, TRAIN, VAL, new_figure, plain_axes, save_figure
+from cnn.training.lookahead import Lookahead
+from cnn.training.schedules import Constant
+from cnn.training.trainer import Recipe, Trainer
+from jobs.console.cpu_count import available_cpus
+from jobs.console.interrupts import CtrlC
+from jobs.console.progress import bar, plural
 from jobs.errors import Interrupted, JobError, WorkFailedError
-from jobs.interrupts import CtrlC
-from jobs.opening import card_of, describe_data, describe_training, measure, trainer_of
-from jobs.progress import bar, plural
-from pipeline.store import Dataset
-from pipeline.stream import Batch, BatchStream
+from jobs.recipes.config import Overrides, resolve
+from jobs.training.plots import GRID, INK, TRAIN, VAL, new_figure, plain_axes, save_figure
+from jobs.training.setup import build_card, build_trainer, describe_data, describe_training, measure
+from pipeline.dataset.store import Dataset
+from pipeline.loader.stream import Batch, BatchStream
 
 BELOW, ABOVE = 1e-3, 1e2  # the rates that are tried, as multiples of the recipe's own
 LEAST_STEPS, MOST_STEPS = 20, 1000  # with fewer no curve is to be seen over five powers of ten
@@ -58,7 +58,7 @@ class Suggestion(NamedTuple):
 
 def find_lr(
     dataset: Path,
-    wishes: Wishes,
+    overrides: Overrides,
     *,
     device: str = "auto",
     workers: int | None = None,
@@ -74,14 +74,14 @@ def find_lr(
     if not LEAST_STEPS <= steps <= MOST_STEPS:
         raise JobError(f"expected {LEAST_STEPS} to {MOST_STEPS} --steps, found {steps}; 100 do for most networks")
     data = Dataset.open(dataset)
-    wished = resolve(wishes)
+    wished = resolve(overrides)
     recipe = _constant(wished, steps, data.train.rows)
     if not recipe.optimizer.lr:
         raise JobError("optimizer.lr: expected more than 0, since rates around it are tried, found 0; leave it out")
     print(describe_data(data))
-    stream = BatchStream(data.train, recipe.batch_size, seed=recipe.seed, workers=workers or usable_cores())
-    card = card_of(data, recipe)
-    trainer = trainer_of(card, recipe, pick_backend(device), data)
+    stream = BatchStream(data.train, recipe.batch_size, seed=recipe.seed, workers=workers or available_cpus())
+    card = build_card(data, recipe)
+    trainer = build_trainer(card, recipe, pick_backend(device), data)
     print(describe_training(card, trainer, wished))
     measure(trainer, data)
     with bar("trying rates", "steps", steps, ends=False) as progress, CtrlC() as ctrl_c:
@@ -96,7 +96,7 @@ def find_lr(
     print("\n".join(table(test, suggestion)))
     where = f" (drawn into {plot})" if plot else ""
     print(f"the loss is low from {suggestion.lowest:.2g} to {suggestion.highest:.2g}{where}; train with:")
-    print(_command(data.path, wishes, device, suggestion.lr), flush=True)
+    print(_command(data.path, overrides, device, suggestion.lr), flush=True)
     if plot:
         draw_range_test(plot, test, suggestion)
     return 0
@@ -231,17 +231,17 @@ def draw_range_test(path: Path, test: RangeTest, suggestion: Suggestion) -> None
     save_figure(figure, path)
 
 
-def _command(dataset: Path, wishes: Wishes, device: str, lr: float) -> str:
+def _command(dataset: Path, overrides: Overrides, device: str, lr: float) -> str:
     """The training that the rate is for, as a line for the shell."""
     words = ["logpose", "train", str(dataset), "RUN_DIR", "--lr", f"{lr:.2g}"]
-    if wishes.recipe:
-        words += ["--recipe", wishes.recipe]
-    if wishes.file:
-        words += ["--config", str(wishes.file)]
-    for setting in wishes.sets:
+    if overrides.recipe:
+        words += ["--recipe", overrides.recipe]
+    if overrides.file:
+        words += ["--config", str(overrides.file)]
+    for setting in overrides.sets:
         if not setting.startswith("optimizer.lr="):
             words += ["--set", setting]
-    for key, value in ((key, value) for key, value in wishes.options.items() if value is not None):
+    for key, value in ((key, value) for key, value in overrides.options.items() if value is not None):
         words += [OPTIONS[key], str(value)] if key in OPTIONS else ["--set", f"{key}={value}"]
     if device != "auto":
         words += ["--device", device]

@@ -8,29 +8,29 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cnn.calibration import LEAST_ROWS, calibrate
 from cnn.checkpoint import ModelCard, load_checkpoint
+from cnn.evaluation.calibration import MIN_ROWS, calibrate
+from cnn.evaluation.metrics import Evaluation, wilson_interval
 from cnn.losses import Loss, SoftmaxCrossEntropy
-from cnn.metrics import Evaluation, wilson_interval
-from cnn.train import Recipe, Trainer
-from jobs.drawings import draw_confusion, draw_curves
+from cnn.training.trainer import Recipe, Trainer
+from jobs.console.interrupts import CtrlC
+from jobs.console.progress import Bar, bar, duration, plural
 from jobs.errors import Interrupted
-from jobs.interrupts import CtrlC
-from jobs.metrics import EpochRow, is_better, write_classes, write_metrics
-from jobs.progress import Bar, bar, duration, plural
-from jobs.run_folder import RunFolder, TrainingState
-from jobs.summary import Summary, summary_lines, write_summary
-from jobs.timing import Stopwatch, time_lines
+from jobs.training.metrics import EpochRow, is_better, write_classes, write_metrics
+from jobs.training.plots import draw_confusion, draw_curves
+from jobs.training.run_folder import RunFolder, TrainingState
+from jobs.training.summary import Summary, summary_lines, write_summary
+from jobs.training.timing import Stopwatch, time_lines
+from pipeline.dataset.store import Dataset
 from pipeline.errors import PipelineError
-from pipeline.reader import StreamTimes
-from pipeline.store import Dataset
-from pipeline.stream import BatchStream
+from pipeline.loader.reader import StreamTimes
+from pipeline.loader.stream import BatchStream
 
-DRAWING_SHARE = 0.05  # of the time, at most, goes into pictures of the training
+DRAWING_SHARE = 0.05  # of the time, at most, goes into images of the training
 
 
 class Streams(NamedTuple):
-    """The pictures to train on and, if there are any, those to validate."""
+    """The images to train on and, if there are any, those to validate."""
 
     train: BatchStream
     val: BatchStream | None
@@ -58,7 +58,7 @@ class Training:
         self.drawing_took = 0.0
         self.stopwatch = Stopwatch()
         self.undrawn = bool(state.history)
-        self.judged: tuple[EpochRow, Evaluation] | None = None  # the best epoch, till it is drawn
+        self.evaluated: tuple[EpochRow, Evaluation] | None = None  # the best epoch, till it is drawn
 
     def run(self) -> None:
         """Go on to the last epoch, or till patience is lost.
@@ -72,17 +72,17 @@ class Training:
             while not is_finished(self.state, self.recipe):
                 try:
                     self._train_epoch(self.state.epoch)
-                    judged = self._validate()
+                    evaluated = self._validate()
                 except PipelineError:  # the data is at fault, not what was learned: once it is mended, we go on
                     self._save_last()
                     raise
-                self._end_epoch(self.state.epoch, *judged)
+                self._end_epoch(self.state.epoch, *evaluated)
             self._conclude()
 
     def _train_epoch(self, epoch: int) -> None:
         state, stream = self.state, self.streams.train
         what = f"epoch {epoch}/{self.recipe.epochs}"
-        with bar(what, "pictures", self.data.train.rows, done=state.rows, ends=False) as progress:
+        with bar(what, "images", self.data.train.rows, done=state.rows, ends=False) as progress:
             before = stream.times
             for batch in stream.epoch(epoch, start=state.batches):
                 before = self._charge_data(before)
@@ -103,9 +103,9 @@ class Training:
         """What the network makes of the validation part, and the columns of metrics.csv that come from it."""
         if self.streams.val is None:
             return None, {"val_loss": None, "val_accuracy": None}
-        with bar("validating", "pictures", self.data.val.rows, ends=False) as progress:
+        with bar("validating", "images", self.data.val.rows, ends=False) as progress:
             evaluation = self.trainer.evaluate(self._val_batches(self.streams.val, progress))
-        figures = _judgement(evaluation, self.recipe.loss)
+        figures = _validation_figures(evaluation, self.recipe.loss)
         self.state.times.validation_seconds += self._lap()
         return evaluation, figures
 
@@ -126,7 +126,7 @@ class Training:
         best = is_better(row, state.best)
         if best:
             state.best = row
-            self.judged = (row, evaluation) if evaluation else None
+            self.evaluated = (row, evaluation) if evaluation else None
         state.history.append(row)
         state.begin_epoch(epoch + 1)
         self.undrawn = True
@@ -203,21 +203,21 @@ class Training:
         draw_curves(self.folder.curves, self.state.history)
         best = self.state.best
         drawn = self.state.confusion_epoch if self.folder.classes.exists() else 0
-        if self.judged is None and best and best.val_loss is not None and drawn != best.epoch:
-            self.judged = self._judge_again(best)  # a kill came before this could be drawn
-        if self.judged:
-            row, evaluation = self.judged
-            right = f"{evaluation.accuracy:.1%} of {plural(evaluation.rows, 'picture')} right"
+        if self.evaluated is None and best and best.val_loss is not None and drawn != best.epoch:
+            self.evaluated = self._evaluate_best(best)  # a kill came before this could be drawn
+        if self.evaluated:
+            row, evaluation = self.evaluated
+            right = f"{evaluation.accuracy:.1%} of {plural(evaluation.rows, 'image')} right"
             title = f"Validation after epoch {row.epoch}: {right}"
             draw_confusion(self.folder.confusion, evaluation.confusion, self.data.class_names, title)
             write_classes(self.folder.classes, self.data.class_names, evaluation.by_class)
             self.state.confusion_epoch = row.epoch
-            self.judged = None
+            self.evaluated = None
         self.undrawn = False
         self.drawn = time.monotonic()
         self.drawing_took = self.drawn - began
 
-    def _judge_again(self, best: EpochRow, views: str = "none") -> tuple[EpochRow, Evaluation] | None:
+    def _evaluate_best(self, best: EpochRow, views: str = "none") -> tuple[EpochRow, Evaluation] | None:
         """Validate the network of the best epoch once more; None where the file has that of another one."""
         assert self.streams.val is not None, "there is a best by validation"
         checkpoint = load_checkpoint(self.folder.model)
@@ -241,8 +241,8 @@ class Training:
                 macro_f1=best.val_macro_f1, calibration_error=best.val_calibration_error,
                 calibration_error_scaled=best.val_calibration_error_scaled, temperature=best.temperature,
             )  # fmt: skip
-            if views != "none" and (judged := self._judge_again(best, views)):
-                summary = replace(summary, views=views, accuracy_with_views=judged[1].accuracy)
+            if views != "none" and (evaluated := self._evaluate_best(best, views)):
+                summary = replace(summary, views=views, accuracy_with_views=evaluated[1].accuracy)
         write_summary(self.folder.summary, summary)
         for line in summary_lines(summary):
             print(line)
@@ -274,13 +274,13 @@ def is_finished(state: TrainingState, recipe: Recipe) -> bool:
     return done >= recipe.epochs or 0 < recipe.patience <= done - best
 
 
-def _judgement(evaluation: Evaluation, loss: Loss) -> dict[str, float]:
+def _validation_figures(evaluation: Evaluation, loss: Loss) -> dict[str, float]:
     """The columns of metrics.csv that come from validating."""
     outputs, labels = evaluation.outputs, evaluation.labels
     figures = {"val_loss": evaluation.loss, "val_accuracy": evaluation.accuracy, "val_macro_f1": evaluation.macro_f1}
     if outputs.shape[1] > 5:
         figures["val_top5"] = evaluation.top(5)
-    if isinstance(loss, SoftmaxCrossEntropy) and len(labels) >= LEAST_ROWS:
+    if isinstance(loss, SoftmaxCrossEntropy) and len(labels) >= MIN_ROWS:
         calibration = calibrate(outputs, labels)
         figures["temperature"] = calibration.temperature
         figures["val_calibration_error"] = calibration.error
@@ -293,6 +293,6 @@ def _epoch_line(row: EpochRow, epochs: int, best: bool, left: float) -> str:
     parts.append(f"train loss {row.train_loss:.3f} accuracy {row.train_accuracy:5.1%}")
     if row.val_accuracy is not None:
         parts.append(f"val loss {row.val_loss:.3f} accuracy {row.val_accuracy:5.1%}{' best' if best else '     '}")
-    speed = f"{row.images_per_second:,.0f} pictures/s"
+    speed = f"{row.images_per_second:,.0f} images/s"
     parts.append(f"{duration(row.seconds)}, {speed}" + (f", {duration(left)} left" if left else ""))
     return "  ".join(parts)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from cnn.metrics import ClassScores
+from cnn.evaluation.metrics import ClassScores
 from jobs.files import write_text_atomically
 
 
@@ -16,8 +16,8 @@ class EpochRow:
     """One row of metrics.csv. Without a validation part, `val_loss` and `val_accuracy` are None.
 
     `seconds` and its parts are explained where they are measured, in `timing.EpochTimes`. `images_per_second`
-    counts the training part only. Calibration is explained in cnn.calibration; there is none where the loss is not
-    the cross-entropy. The columns with a default came later: older trainings have rows without.
+    counts the training part only. Calibration is explained in cnn.evaluation.calibration; there is none where the
+    loss is not the cross-entropy. The columns with a default came later: older trainings have rows without.
     """
 
     epoch: int
@@ -58,8 +58,8 @@ def write_classes(path: Path, class_names: Sequence[str], scores: ClassScores) -
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["class", *scores._fields])
-    for name, *figures, pictures in zip(class_names, *scores, strict=True):
-        writer.writerow([name, *(_number(None if math.isnan(value) else value) for value in figures), int(pictures)])
+    for name, *figures, images in zip(class_names, *scores, strict=True):
+        writer.writerow([name, *(_number(None if math.isnan(value) else value) for value in figures), int(images)])
     write_text_atomically(path, text.getvalue())
 
 

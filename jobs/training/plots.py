@@ -17,9 +17,9 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from jobs.files import written_atomically
-from jobs.metrics import EpochRow, is_better
+from jobs.training.metrics import EpochRow, is_better
 
-TRAIN, VAL, RATE = "#8aa4c8", "#c2410c", "#9ca3af"  # one colour for each thing, in every picture
+TRAIN, VAL, RATE = "#8aa4c8", "#c2410c", "#9ca3af"  # one colour for each thing, in every image
 NAMED_CLASSES = 100  # beyond, names would hide each other, and take long
 INK, GRID = "#1f2937", "#e5e7eb"
 # Names in scripts that matplotlib's own font lacks are drawn with one of these, where one is installed.
@@ -189,7 +189,7 @@ def _drawable(name: str) -> str:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty picture of so many inches, with a margin around all that will be in it."""
+    """An empty image of so many inches, with a margin around all that will be in it."""
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
     return Figure(figsize=(width, height), dpi=120, layout=layout, facecolor="white")
 

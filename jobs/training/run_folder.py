@@ -9,8 +9,8 @@ import numpy as np
 from cnn.checkpoint import Checkpoint, ModelCard, load_checkpoint, save_checkpoint
 from cnn.errors import ModelFileError
 from jobs.errors import JobError
-from jobs.metrics import EpochRow
-from jobs.timing import EpochTimes
+from jobs.training.metrics import EpochRow
+from jobs.training.timing import EpochTimes
 
 
 @dataclass

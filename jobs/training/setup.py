@@ -4,18 +4,18 @@ from dataclasses import replace
 
 import numpy as np
 
-from cnn.backend import Backend
+from cnn.backends.base import Backend
 from cnn.checkpoint import ModelCard
 from cnn.losses import SoftmaxCrossEntropy
-from cnn.train import Recipe, Trainer
-from jobs.config import describe, loss_of, model_of
-from jobs.progress import plural
-from pipeline.store import Dataset
+from cnn.training.trainer import Recipe, Trainer
+from jobs.console.progress import plural
+from jobs.recipes.config import describe, loss_of, model_of
+from pipeline.dataset.store import Dataset
 
 _MEASURED_PIXELS = 5_000 * 32 * 32  # from which a network computes what it does not learn
 
 
-def card_of(data: Dataset, recipe: Recipe) -> ModelCard:
+def build_card(data: Dataset, recipe: Recipe) -> ModelCard:
     """What a model file is to say of the network."""
     name, options = model_of(recipe)
     return ModelCard(
@@ -30,7 +30,7 @@ def card_of(data: Dataset, recipe: Recipe) -> ModelCard:
     )
 
 
-def trainer_of(card: ModelCard, recipe: Recipe, backend: Backend, data: Dataset) -> Trainer:
+def build_trainer(card: ModelCard, recipe: Recipe, backend: Backend, data: Dataset) -> Trainer:
     """A fresh network and its trainer."""
     network = card.build_network(backend, recipe.seed)
     if isinstance(recipe.loss, SoftmaxCrossEntropy):
@@ -44,8 +44,8 @@ def describe_data(data: Dataset) -> str:
     height, width = data.size
     val = f"{data.val.rows:,} to validate" if data.val.rows else "none to validate: the last epoch counts as the best"
     classes = plural(len(data.class_names), "class", "classes")
-    pictures = plural(data.train.rows, "picture")
-    return f"{data.path}: {classes}, {width}×{height} ({data.fit}); {pictures} to train on, {val}"
+    images = plural(data.train.rows, "image")
+    return f"{data.path}: {classes}, {width}×{height} ({data.fit}); {images} to train on, {val}"
 
 
 def describe_training(card: ModelCard, trainer: Trainer, recipe: Recipe) -> str:
@@ -55,8 +55,8 @@ def describe_training(card: ModelCard, trainer: Trainer, recipe: Recipe) -> str:
 
 
 def measure(trainer: Trainer, data: Dataset) -> None:
-    """Let a network that computes something from pictures see some to train on, before the first step."""
-    if not trainer.network.is_measured:
+    """Let a network that computes something from images see some to train on, before the first step."""
+    if not trainer.network.needs_data:
         return
     some = max(1, _MEASURED_PIXELS // (data.size[0] * data.size[1]))  # rows are in random order
     trainer.measure(data.train.read(0, min(data.train.rows, some)))

@@ -4,24 +4,24 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from jobs.console.progress import plural
 from jobs.files import write_text_atomically
-from jobs.progress import plural
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Shares from 0 to 1, of `val_pictures`; None where there was nothing to validate, or it has no meaning.
+    """Shares from 0 to 1, of `val_images`; None where there was nothing to validate, or it has no meaning.
 
-    `epoch` is the one that model.safetensors is from. It was chosen by the pictures that its accuracy is measured on,
+    `epoch` is the one that model.safetensors is from. It was chosen by the images that its accuracy is measured on,
     which flatters it a little. `accuracy_low` and `accuracy_high` enclose the true accuracy with 95 % confidence, as
-    far as the choice of pictures goes. The calibration error is explained in cnn.calibration.
+    far as the choice of images goes. The calibration error is explained in cnn.evaluation.calibration.
     """
 
     epoch: int
     epochs: int
     seconds: float
-    train_pictures: int
-    val_pictures: int
+    train_images: int
+    val_images: int
     accuracy: float | None = None
     accuracy_low: float | None = None
     accuracy_high: float | None = None
@@ -43,7 +43,7 @@ def summary_lines(summary: Summary) -> list[str]:
     if summary.accuracy is None:
         return []
     interval = f"{summary.accuracy_low:.1%} to {summary.accuracy_high:.1%} with 95 % confidence"
-    parts = [f"{summary.accuracy:.2%} of {plural(summary.val_pictures, 'picture')} ({interval})"]
+    parts = [f"{summary.accuracy:.2%} of {plural(summary.val_images, 'image')} ({interval})"]
     if summary.top5 is not None:
         parts.append(f"top-5 {summary.top5:.2%}")
     if summary.macro_f1 is not None:

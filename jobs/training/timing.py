@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jobs.metrics import EpochRow
+from jobs.training.metrics import EpochRow
 
 BOTTLENECK = 0.1  # of the epoch: who waits longer than that for data would train faster with faster data
 REMEDIES = {
@@ -20,19 +20,19 @@ class EpochTimes:
     """Seconds of one epoch so far; the names are columns of metrics.csv.
 
     `seconds` is the wall time, all of it: compute, wait, validation and save are parts of it, and what is left
-    are bars, sums and the clock itself. Read, decode and copy are seconds of the threads that fetch the pictures
+    are bars, sums and the clock itself. Read, decode and copy are seconds of the threads that fetch the images
     to train on. They go by beside the rest, so they are no part of the sum. What validation reads and waits for
     is within validation.
     """
 
     seconds: float = 0.0
     compute_seconds: float = 0.0  # training steps
-    wait_seconds: float = 0.0  # for pictures to train on
+    wait_seconds: float = 0.0  # for images to train on
     validation_seconds: float = 0.0
     save_seconds: float = 0.0  # within the epoch, and what the end of the epoch before wrote and drew
     read_seconds: float = 0.0
     decode_seconds: float = 0.0
-    copy_seconds: float = 0.0  # putting pictures in their order
+    copy_seconds: float = 0.0  # putting images in their order
 
     @property
     def training(self) -> float:
@@ -80,7 +80,7 @@ def bottleneck(rows: Sequence[EpochRow]) -> str:
 
 
 def _behind(rows: Sequence[EpochRow]) -> dict[str, float]:
-    """Seconds of the threads that fetch the pictures."""
+    """Seconds of the threads that fetch the images."""
     return {
         "reading": sum(row.read_seconds for row in rows),
         "decoding": sum(row.decode_seconds for row in rows),

@@ -3,30 +3,30 @@
 import shlex
 from pathlib import Path
 
-from cnn.backend import pick_backend
+from cnn.backends import pick_backend
 from cnn.checkpoint import initialise_from, load_checkpoint
 from cnn.errors import NonFiniteError
-from cnn.train import Recipe
-from jobs.config import Wishes, differences, model_toml, resolve, to_toml
-from jobs.cores import usable_cores
+from cnn.training.trainer import Recipe
+from jobs.console.cpu_count import available_cpus
+from jobs.console.progress import plural
 from jobs.errors import JobError
 from jobs.files import write_text_atomically
-from jobs.metrics import write_metrics
-from jobs.opening import card_of, describe_data, describe_training, measure, trainer_of
-from jobs.progress import plural
-from jobs.run_folder import RunFolder, TrainingState
-from jobs.training import Streams, Training, is_finished
+from jobs.recipes.config import Overrides, differences, model_toml, resolve, to_toml
+from jobs.training.loop import Streams, Training, is_finished
+from jobs.training.metrics import write_metrics
+from jobs.training.run_folder import RunFolder, TrainingState
+from jobs.training.setup import build_card, build_trainer, describe_data, describe_training, measure
+from pipeline.build.destination import exclusive_lock
+from pipeline.dataset.schema import DUPLICATES_FILE
+from pipeline.dataset.store import Dataset
 from pipeline.errors import OptionError
-from pipeline.place import only_one
-from pipeline.schema import COPIES_FILE
-from pipeline.store import Dataset
-from pipeline.stream import BatchStream
+from pipeline.loader.stream import BatchStream
 
 
 def train(
     dataset: Path,
     run_dir: Path,
-    wishes: Wishes,
+    overrides: Overrides,
     *,
     device: str = "auto",
     workers: int | None = None,
@@ -40,7 +40,7 @@ def train(
     """Train on `dataset` as `wishes` say; with `resume`, go on with what `run_dir` holds.
 
     Within an epoch the point to resume from is saved every `checkpoint_minutes` or `checkpoint_steps`,
-    whichever comes first. The buffers of pictures read ahead take `ram_budget` bytes at most.
+    whichever comes first. The buffers of images read ahead take `ram_budget` bytes at most.
     """
     data = Dataset.open(dataset)
     folder = RunFolder(run_dir)
@@ -48,17 +48,17 @@ def train(
     start = load_checkpoint(init) if init and checkpoint is None else None
     if checkpoint:
         state = TrainingState.from_json(checkpoint.progress, folder.last)
-        recipe = _same_recipe(wishes, state, folder)
+        recipe = _same_recipe(overrides, state, folder)
         _check_same_dataset(data, state, folder)
     else:
         # A saved model brings its architecture along; the recipe's other parts are free.
         base = model_toml(start.card.model, start.card.model_options) if start else ""
-        recipe = resolve(wishes, base, str(init))
+        recipe = resolve(overrides, base, str(init))
         state = TrainingState(to_toml(recipe), data.content_hash)
     print(describe_data(data))
     if data.attributes.copies is not None and data.attributes.copies.leaks:
-        leaks = f"{data.attributes.copies.leaks:,} of the {plural(data.val.rows, 'picture')} to validate"
-        print(f"{leaks} are copies of some to train on, so that the accuracy flatters: see {dataset / COPIES_FILE}")
+        leaks = f"{data.attributes.copies.leaks:,} of the {plural(data.val.rows, 'image')} to validate"
+        print(f"{leaks} are copies of some to train on, so that the accuracy flatters: see {dataset / DUPLICATES_FILE}")
     if is_finished(state, recipe) and folder.summary.exists():
         done = plural(len(state.history), "epoch")
         what = "--epochs" if len(state.history) >= recipe.epochs else "--patience"
@@ -66,13 +66,13 @@ def train(
         return 0
     state.dataset = str(data.path.resolve())
 
-    workers = workers or usable_cores()
+    workers = workers or available_cpus()
     streams = _open_streams(data, recipe, workers, ram_budget)
-    card = card_of(data, recipe)
-    trainer = trainer_of(card, recipe, pick_backend(device), data)
+    card = build_card(data, recipe)
+    trainer = build_trainer(card, recipe, pick_backend(device), data)
     print(describe_training(card, trainer, recipe))
     if recipe.patience and not data.val.rows:
-        print("patience has no effect: without pictures to validate no epoch is better than another")
+        print("patience has no effect: without images to validate no epoch is better than another")
     if checkpoint:
         trainer.load_tensors(checkpoint.tensors, state.step)
         steps = f", after {plural(state.batches, 'step')} of it" if state.batches else ""
@@ -86,7 +86,7 @@ def train(
     else:
         measure(trainer, data)
     run_dir.parent.mkdir(parents=True, exist_ok=True)
-    with only_one(run_dir.with_name(f".{run_dir.name}.lock"), f"training into {run_dir}"):
+    with exclusive_lock(run_dir.with_name(f".{run_dir.name}.lock"), f"training into {run_dir}"):
         if not checkpoint:
             folder.clear()
         write_text_atomically(folder.config, to_toml(recipe))
@@ -103,7 +103,7 @@ def train(
     drawn = [path.name for path in (folder.curves, folder.confusion) if path.exists()]
     print(f"done{_best(state)}; see {folder.model}, {' and '.join(drawn)}")
     if state.best and state.best.val_accuracy is not None:
-        print(f"where it is wrong, with pictures: {shlex.join(['logpose', 'report', str(run_dir)])}")
+        print(f"where it is wrong, with images: {shlex.join(['logpose', 'report', str(run_dir)])}")
     return 0
 
 
@@ -121,11 +121,11 @@ def _open_streams(data: Dataset, recipe: Recipe, workers: int, ram_budget: int) 
         raise OptionError(f"{error}{note}") from error
 
 
-def _same_recipe(wishes: Wishes, state: TrainingState, folder: RunFolder) -> Recipe:
+def _same_recipe(overrides: Overrides, state: TrainingState, folder: RunFolder) -> Recipe:
     """The recipe the training began with; only for how long it goes on may be wished otherwise."""
-    recipe = resolve(wishes, state.recipe, str(folder.config))
+    recipe = resolve(overrides, state.recipe, str(folder.config))
     # Read and written once more, since an older training does not say what was added to recipes since.
-    before = to_toml(resolve(Wishes(), state.recipe, str(folder.config)))
+    before = to_toml(resolve(Overrides(), state.recipe, str(folder.config)))
     free = ("train.epochs ", "train.patience ")
     changed = [line for line in differences(before, to_toml(recipe)) if not line.startswith(free)]
     if changed:

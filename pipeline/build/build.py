@@ -1,7 +1,7 @@
 """listing -> split -> shards, one Dask task per shard -> a sealed dataset.
 
 Rounds: assign files to rows, and have every shard written that does not hold its files yet. Only the first
-decodes everything. It brings to light which files cannot be read, and which pictures are copies of one
+decodes everything. It brings to light which files cannot be read, and which images are copies of one
 another; these then leave or change sides, and a second round writes the shards that this touches. A third
 finds nothing to do.
 """
@@ -21,34 +21,34 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.accounts import read_failures, write_copies, write_failures
-from pipeline.codecs import chunk_codecs
-from pipeline.decode import FITS
-from pipeline.duplicates import Copies, find_copies
-from pipeline.errors import BuildError, ListingError, OptionError, TooManyFailures, printable
-from pipeline.journal import Failure, Journal, ShardResult
-from pipeline.listing import list_pictures
-from pipeline.place import Found, alone_at, check_place, make_way
-from pipeline.rows import assign, cut, first_orders, moved
-from pipeline.schedule import run_on_cluster, run_on_threads
-from pipeline.schema import (
+from pipeline.build.destination import DestinationState, check_place, lock_destination, prepare_destination
+from pipeline.build.journal import Failure, Journal, ShardResult
+from pipeline.build.progress import BuildProgress
+from pipeline.build.reports import read_failures, write_duplicates, write_failures
+from pipeline.build.row_assignment import assign, cut, first_orders, moved
+from pipeline.build.scheduler import run_on_cluster, run_on_threads
+from pipeline.build.shard_task import ShardJob
+from pipeline.build.source_files import Source, survey
+from pipeline.build.split import split, split_by_groups
+from pipeline.dataset.codecs import chunk_codecs
+from pipeline.dataset.schema import (
     FAILURES_FILE,
     FORMAT_VERSION,
-    PARTS,
+    SPLITS,
     Attributes,
-    CopyCounts,
+    DuplicateCounts,
     build_hash,
     colour_statistics,
     content_digest,
     layout,
 )
-from pipeline.shards import ShardJob
-from pipeline.source import Source, survey
-from pipeline.split import split, split_groups
-from pipeline.store import Dataset, create, make_room, seal, shard_file
-from pipeline.tally import Tally
+from pipeline.dataset.store import Dataset, create, make_room, seal, shard_file
+from pipeline.duplicates.find import DuplicateGroups, find_duplicates
+from pipeline.errors import BuildError, ListingError, OptionError, TooManyFailures, printable
+from pipeline.images.decode import FITS
+from pipeline.scan.class_folders import list_images
 
-# done, of total, what: 'pictures' read or 'comparisons' made; and how many files could not be read.
+# done, of total, what: 'images' read or 'comparisons' made; and how many files could not be read.
 Progress = Callable[[int, int, str, int], None]
 ShardKey = tuple[str, int]  # part, number
 
@@ -57,12 +57,12 @@ ShardKey = tuple[str, int]  # part, number
 class BuildOptions:
     """How to build.
 
-    size          (H, W) of the stored pictures
-    fit           'pad', 'crop' or 'squash', see `frame_picture`
+    size          (H, W) of the stored images
+    fit           'pad', 'crop' or 'squash', see `decode_image`
     val           fraction of each class for validation; unused where the folders say train and val
     seed          of the split and of the order of rows
     group_copies  look for near-copies, keep each group of them on one side, and list them
-    codec         a name out of `pipeline.codecs.CODECS`
+    codec         a name out of `pipeline.dataset.codecs.CODECS`
     workers       threads that decode, here; a scheduler has its own workers
     scheduler     address of a Dask scheduler, whose workers see the same file system; None: this machine
     max_failures  how many unreadable files to accept: a count (int) or a fraction of all (float); None: any
@@ -87,7 +87,7 @@ class BuildReport:
 
     failures    sorted by path; the same as in failures.csv
     copies      None where nobody looked for them
-    has_parts   whether the folders said who is for training and who for validation
+    has_splits   whether the folders said who is for training and who for validation
     skipped     files and folders in the root that belong to no class
     found       what there was before: nothing, the same build begun, or the same build finished
     """
@@ -96,11 +96,11 @@ class BuildReport:
     rows: dict[str, int]  # by part
     class_names: tuple[str, ...]
     failures: tuple[Failure, ...]
-    copies: CopyCounts | None
-    has_parts: bool
+    copies: DuplicateCounts | None
+    has_splits: bool
     skipped: tuple[str, ...]
     content_hash: str
-    found: Found
+    found: DestinationState
     seconds: float
 
 
@@ -110,10 +110,10 @@ def build_dataset(
     options: BuildOptions | None = None,
     on_progress: Progress = lambda done, total, what, failed: None,
 ) -> BuildReport:
-    """Build the dataset `dest` from the pictures in `root`.
+    """Build the dataset `dest` from the images in `root`.
 
     on_progress is called in this thread, several times a second. A build that was killed goes on, if
-    pictures and options are the same, and ends with the same content; one that is finished stays as it is.
+    images and options are the same, and ends with the same content; one that is finished stays as it is.
     Raises PipelineError: ListingError, OptionError, OutputExistsError, BusyError; BuildError where the
     dataset cannot be written, as when the disk is full; TooManyFailures. After these two and after
     KeyboardInterrupt, what is done stays for the next try, and is not taken for whole.
@@ -121,14 +121,14 @@ def build_dataset(
     began = time.monotonic()
     root, dest, options = Path(root), Path(dest), options or BuildOptions()
     _check_options(options)
-    source = survey(list_pictures(root))
+    source = survey(list_images(root))
     check_place(root, dest)
     try:
-        with alone_at(dest):
+        with lock_destination(dest):
             build = _Build(dest, source, options, on_progress)
-            found = make_way(dest, build.identity, source, options.overwrite)
-            if found is not Found.FINISHED:
-                build.run(resumed=found is Found.BEGUN)
+            found = prepare_destination(dest, build.identity, source, options.overwrite)
+            if found is not DestinationState.FINISHED:
+                build.run(resumed=found is DestinationState.BEGUN)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "put that right"
@@ -148,7 +148,7 @@ def build_dataset(
         class_names=dataset.class_names,
         failures=tuple(read_failures(dest)),
         copies=dataset.attributes.copies,
-        has_parts=source.has_parts,
+        has_splits=source.has_splits,
         skipped=source.skipped,
         content_hash=dataset.content_hash,
         found=found,
@@ -159,7 +159,7 @@ def build_dataset(
 def _check_options(options: BuildOptions) -> None:
     height, width = options.size
     if height < 1 or width < 1:
-        raise OptionError(f"expected a picture size of at least 1x1, found {height}x{width}")
+        raise OptionError(f"expected an image size of at least 1x1, found {height}x{width}")
     if options.fit not in FITS:
         raise OptionError(f"expected a fit out of {', '.join(FITS)}, found {options.fit!r}")
     if options.workers < 1:
@@ -174,10 +174,10 @@ class _Build:
 
     def __init__(self, dest: Path, source: Source, options: BuildOptions, on_progress: Progress) -> None:
         self.dest, self.source, self.options = dest, source, options
-        self.tally = Tally(source)
+        self.tally = BuildProgress(source)
         # What must be the same for a build to go on; it decides every byte of the outcome.
         self.identity: dict[str, Any] = {
-            "pictures": source.hash,
+            "pictures": source.hash,  # the name on disk since version 1: renaming it would change every build_hash
             "format version": FORMAT_VERSION,
             "--size": list(options.size),
             "--fit": options.fit,
@@ -189,9 +189,9 @@ class _Build:
         self._journal = Journal(dest)
         self._run = f"{socket.gethostname()} {os.getpid()} {os.urandom(8).hex()}"
         self._on_progress = on_progress
-        self._copies: Copies | None = None
-        self._orders = first_orders(self._sides(), options.seed)
-        self._layouts = {part: layout(len(self._orders[part]), options.size) for part in PARTS}
+        self._copies: DuplicateGroups | None = None
+        self._orders = first_orders(self._validation_mask(), options.seed)
+        self._layouts = {part: layout(len(self._orders[part]), options.size) for part in SPLITS}
         self._done: dict[ShardKey, ShardResult] = {}
 
     def run(self, *, resumed: bool) -> None:
@@ -201,7 +201,7 @@ class _Build:
             printable(str(self.source.root.resolve())), build_hash(self.identity),
         )  # fmt: skip
         if not resumed:
-            create(self.dest, attributes, {part: len(self._orders[part]) for part in PARTS}, self.options.codec)
+            create(self.dest, attributes, {part: len(self._orders[part]) for part in SPLITS}, self.options.codec)
             self._journal.begin(self.identity, self.source.lines())  # last: without it there is nothing to go on with
         self._journal.take_over(self._run)
         self._copies = self._journal.copies()
@@ -216,38 +216,38 @@ class _Build:
             if not stale:
                 break
             self._write([self._job(key, wanted[key]) for key in stale])
-        self._finish(attributes, {part: [self._done[key] for key in wanted if key[0] == part] for part in PARTS})
+        self._finish(attributes, {part: [self._done[key] for key in wanted if key[0] == part] for part in SPLITS})
 
     # The rounds ---------------------------------------------------------------------------------------
 
-    def _sides(self) -> npt.NDArray[np.bool_]:
+    def _validation_mask(self) -> npt.NDArray[np.bool_]:
         """Who is for validation, (N,), as far as is known now."""
-        if self.source.has_parts:
+        if self.source.has_splits:
             return np.array([file.part == "val" for file in self.source.files], dtype=np.bool_)  # (N,)
         if self._copies is None:
             return split(self.source.labels, self.options.val, self.options.seed)
-        return split_groups(self.source.labels, self._copies.lead, self.options.val, self.options.seed)
+        return split_by_groups(self.source.labels, self._copies.lead, self.options.val, self.options.seed)
 
     def _wanted(self) -> dict[ShardKey, tuple[int, ...]]:
         """The files of each shard, as far as is known now."""
-        gone, joining = set(self.tally.failed), {part: list[int]() for part in PARTS}
+        gone, joining = set(self.tally.failed), {part: list[int]() for part in SPLITS}
         if self.options.group_copies and self._copies is None and self.tally.done == self.source.count:
             self._copies = self._find_copies()
         if self._copies is not None:
-            moving = moved(self._orders, self._sides())
-            joining = {part: [file for file in moving[part] if file not in gone] for part in PARTS}
+            moving = moved(self._orders, self._validation_mask())
+            joining = {part: [file for file in moving[part] if file not in gone] for part in SPLITS}
         wanted: dict[ShardKey, tuple[int, ...]] = {}
-        for part in PARTS:
-            leaving = gone.union(*(joining[other] for other in PARTS if other != part))
+        for part in SPLITS:
+            leaving = gone.union(*(joining[other] for other in SPLITS if other != part))
             files = assign(self._orders[part], leaving, joining[part])
             make_room(self.dest, part, len(files))
             wanted |= {(part, shard): row for shard, row in cut(files, self._layouts[part].shard_rows)}
         return wanted
 
-    def _find_copies(self) -> Copies:
-        """Compare all pictures that could be read, and note the outcome for good."""
+    def _find_copies(self) -> DuplicateGroups:
+        """Compare all images that could be read, and note the outcome for good."""
         good = np.array([file for file in range(self.source.count) if file not in self.tally.failed], dtype=np.int64)
-        copies = Copies(np.arange(self.source.count, dtype=np.int64), [""] * self.source.count)
+        copies = DuplicateGroups(np.arange(self.source.count, dtype=np.int64), [""] * self.source.count)
         if len(good):
             prints = self._journal.fingerprints(self.source.count)  # (N, FINGERPRINT_BYTES)
             if len(good) < len(prints):
@@ -256,11 +256,11 @@ class _Build:
             def progress(done: int, total: int) -> None:
                 self._on_progress(done, total, "comparisons", len(self.tally.failed))
 
-            found = find_copies(prints, self.options.workers, progress)
+            found = find_duplicates(prints, self.options.workers, progress)
             copies.lead[good] = good[found.lead]
             for file, how in zip(good.tolist(), found.how, strict=True):
                 copies.how[file] = how
-        self._journal.note_copies(copies)
+        self._journal.save_duplicates(copies)
         return copies
 
     def _job(self, key: ShardKey, wanted: tuple[int, ...]) -> ShardJob:
@@ -294,7 +294,7 @@ class _Build:
     def _look_up(self) -> None:
         """What the main thread does between waits: show the progress, and see that not too much has failed."""
         failed, limit = len(self.tally.failed), self.options.max_failures
-        self._on_progress(self.tally.done, self.source.count, "pictures", failed)
+        self._on_progress(self.tally.done, self.source.count, "images", failed)
         if limit is None or failed <= (limit * self.source.count if isinstance(limit, float) else limit):
             return
         failures = self.tally.failures()
@@ -311,24 +311,24 @@ class _Build:
     def _finish(self, attributes: Attributes, shards: dict[str, list[ShardResult]]) -> None:
         """Account for every file, check that there is enough to learn from, and seal."""
         write_failures(self.dest, self.tally.failures())
-        numbers = {part: [file for result in shards[part] for file in result.wanted] for part in PARTS}
-        labels = {part: self.source.labels[np.array(numbers[part], dtype=np.int64)] for part in PARTS}  # (n,) each
-        paths = {part: [printable(self.source.files[file].path) for file in numbers[part]] for part in PARTS}
+        numbers = {part: [file for result in shards[part] for file in result.wanted] for part in SPLITS}
+        labels = {part: self.source.labels[np.array(numbers[part], dtype=np.int64)] for part in SPLITS}  # (n,) each
+        paths = {part: [printable(self.source.files[file].path) for file in numbers[part]] for part in SPLITS}
         for index, name in enumerate(self.source.class_names):
             if index not in labels["train"]:
                 raise ListingError(
-                    f"expected a readable picture to train on in every class, found none in {name} of"
+                    f"expected a readable image to train on in every class, found none in {name} of"
                     f" {self.source.root}: see {self.dest / FAILURES_FILE}, then repair them or remove the class"
                 )
         copies = None
         if self._copies is not None:
-            copies = write_copies(self.dest, self.source, self._copies, self._sides())
+            copies = write_duplicates(self.dest, self.source, self._copies, self._validation_mask())
         pixels = len(labels["train"]) * self.options.size[0] * self.options.size[1]
         sums = [sum(result.sums[channel] for result in shards["train"]) for channel in range(3)]
         squares = [sum(result.squares[channel] for result in shards["train"]) for channel in range(3)]
         mean, std = colour_statistics(pixels, sums, squares)
         attributes = replace(attributes, copies=copies, mean=mean, std=std, sealed=True)
-        digests = {part: [result.digest for result in shards[part]] for part in PARTS}
+        digests = {part: [result.digest for result in shards[part]] for part in SPLITS}
         attributes = replace(attributes, content_hash=content_digest(attributes, digests))
         seal(self.dest, attributes, labels, paths)
         self._journal.end()

@@ -12,16 +12,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from pipeline.build.journal import FOLDER, Journal
+from pipeline.build.source_files import Source, what_changed
+from pipeline.dataset.schema import DUPLICATES_FILE, FAILURES_FILE, SHEET_FILE, SPLITS, build_hash
+from pipeline.dataset.store import read_attributes, unseal
 from pipeline.errors import BusyError, DatasetError, OptionError, OutputExistsError
-from pipeline.journal import FOLDER, Journal
-from pipeline.schema import COPIES_FILE, FAILURES_FILE, PARTS, SHEET_FILE, build_hash
-from pipeline.source import Source, what_changed
-from pipeline.store import read_attributes, unseal
 
 LOCK_FILE = ".lock"
 
 
-class Found(Enum):
+class DestinationState(Enum):
     """What there is at the place: nothing of ours any more, this build begun, or this build finished."""
 
     NOTHING = "nothing"
@@ -30,11 +30,11 @@ class Found(Enum):
 
 
 def check_place(root: Path, dest: Path) -> None:
-    """Refuse a place that is inside the pictures, or that is taken by something that is not ours."""
+    """Refuse a place that is inside the images, or that is taken by something that is not ours."""
     if dest.resolve().is_relative_to(root.resolve()):
         raise OptionError(
-            f"expected a dataset outside the pictures, found {dest} inside {root}: it would be listed as"
-            " pictures the next time; choose another place"
+            f"expected a dataset outside the images, found {dest} inside {root}: it would be listed as"
+            " images the next time; choose another place"
         )
     if not os.path.lexists(dest):
         return
@@ -48,15 +48,15 @@ def check_place(root: Path, dest: Path) -> None:
 
 
 @contextmanager
-def alone_at(dest: Path) -> Iterator[None]:
+def lock_destination(dest: Path) -> Iterator[None]:
     """Be the only build of this dataset while the block runs. Makes the folder. Raises BusyError."""
     dest.mkdir(parents=True, exist_ok=True)
-    with only_one(dest / LOCK_FILE, f"build of {dest}"):
+    with exclusive_lock(dest / LOCK_FILE, f"build of {dest}"):
         yield
 
 
 @contextmanager
-def only_one(lock_file: Path, what: str) -> Iterator[None]:
+def exclusive_lock(lock_file: Path, what: str) -> Iterator[None]:
     """Hold a lock while the block runs; the system lets go of it if we are killed.
 
     what  'build of …': for the BusyError that is raised where another process holds it
@@ -78,14 +78,14 @@ def only_one(lock_file: Path, what: str) -> Iterator[None]:
         lock.release()
 
 
-def make_way(dest: Path, identity: dict[str, Any], source: Source, overwrite: bool) -> Found:
+def prepare_destination(dest: Path, identity: dict[str, Any], source: Source, overwrite: bool) -> DestinationState:
     """Leave at a checked place the build with this identity, begun or finished, or nothing of ours.
 
     Raises OutputExistsError where that would lose a finished dataset, or an unfinished one of another
     identity, and overwrite is not set.
     """
     if not os.path.lexists(dest / "zarr.json"):
-        return Found.NOTHING
+        return DestinationState.NOTHING
     try:
         attributes = read_attributes(dest)
         sealed, same = attributes.sealed, attributes.build_hash == build_hash(identity)
@@ -94,25 +94,25 @@ def make_way(dest: Path, identity: dict[str, Any], source: Source, overwrite: bo
     journal = Journal(dest)
     former = journal.identity()
     if not sealed and former == identity:
-        return Found.BEGUN
+        return DestinationState.BEGUN
     if not overwrite and sealed and same:
         journal.end()  # it may have been killed between sealing and this
-        return Found.FINISHED
+        return DestinationState.FINISHED
     if not overwrite and sealed:
         raise OutputExistsError(
-            f"expected a free place for the dataset, found a finished one of other pictures or options at {dest}:"
+            f"expected a free place for the dataset, found a finished one of other images or options at {dest}:"
             " choose another, or replace it with --overwrite"
         )
     if not overwrite and former is not None:
         different = _difference(former, identity)
         if former["pictures"] != identity["pictures"]:
-            different.insert(0, f"other pictures: {what_changed(journal.files(), source.lines())}")
+            different.insert(0, f"other images: {what_changed(journal.files(), source.lines())}")
         raise OutputExistsError(
             f"expected to go on with the build begun at {dest}, found {' and '.join(different)}: give what it"
             " was begun with, or start over with --overwrite"
         )
     _remove(dest)
-    return Found.NOTHING
+    return DestinationState.NOTHING
 
 
 def _is_ours(dest: Path) -> bool:
@@ -121,7 +121,7 @@ def _is_ours(dest: Path) -> bool:
         read_attributes(dest)
         return True
     with suppress(OSError):
-        return b'"logpose"' in (dest / "zarr.json").read_bytes() and (dest / PARTS[0]).is_dir()
+        return b'"logpose"' in (dest / "zarr.json").read_bytes() and (dest / SPLITS[0]).is_dir()
     return False
 
 
@@ -136,8 +136,8 @@ def _remove(dest: Path) -> None:
     with suppress(DatasetError):
         if read_attributes(dest).sealed:
             unseal(dest)
-    for name in (*PARTS, FOLDER):
+    for name in (*SPLITS, FOLDER):
         shutil.rmtree(dest / name, ignore_errors=True)
-    for name in (FAILURES_FILE, COPIES_FILE, SHEET_FILE, f".{SHEET_FILE}.tmp"):
+    for name in (FAILURES_FILE, DUPLICATES_FILE, SHEET_FILE, f".{SHEET_FILE}.tmp"):
         (dest / name).unlink(missing_ok=True)
     (dest / "zarr.json").unlink()

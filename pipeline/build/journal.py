@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.duplicates import Copies
+from pipeline.duplicates.find import DuplicateGroups
+from pipeline.duplicates.fingerprint import FINGERPRINT_BYTES
 from pipeline.errors import FailureKind
 from pipeline.files import write_atomically
-from pipeline.fingerprint import FINGERPRINT_BYTES
 
 FOLDER = ".build"
 HOLE = -1
@@ -151,17 +151,17 @@ class Journal:
                     together.write(content[start : start + FINGERPRINT_BYTES])
         return np.memmap(path, dtype=np.uint8, mode="r", shape=(files, FINGERPRINT_BYTES))
 
-    def note_copies(self, copies: Copies) -> None:
+    def save_duplicates(self, copies: DuplicateGroups) -> None:
         """Note which files are copies. What follows must not change when one of them vanishes."""
         found = [(file, int(lead), copies.how[file]) for file, lead in enumerate(copies.lead) if lead != file]
         write_atomically(self._folder / "copies.json", json.dumps({"files": len(copies.lead), "copies": found}))
 
-    def copies(self) -> Copies | None:
+    def copies(self) -> DuplicateGroups | None:
         """What was noted, or None if nothing was yet."""
         entry = _read_json(self._folder / "copies.json")
         if entry is None:
             return None
-        copies = Copies(np.arange(entry["files"], dtype=np.int64), [""] * entry["files"])
+        copies = DuplicateGroups(np.arange(entry["files"], dtype=np.int64), [""] * entry["files"])
         for file, lead, how in entry["copies"]:
             copies.lead[file], copies.how[file] = lead, how
         return copies

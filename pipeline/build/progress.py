@@ -6,16 +6,16 @@ import threading
 
 import numpy as np
 
+from pipeline.build.journal import Failure, ShardResult
+from pipeline.build.source_files import Source
 from pipeline.errors import printable
-from pipeline.journal import Failure, ShardResult
-from pipeline.source import Source
 
 
 class Stopped(Exception):
     """The build is being stopped; the shard in hand is dropped."""
 
 
-class Tally:
+class BuildProgress:
     """Counts the files tried, from many threads, and stops these when told to.
 
     done    files tried

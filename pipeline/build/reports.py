@@ -11,12 +11,12 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.duplicates import Copies
+from pipeline.build.journal import Failure
+from pipeline.build.source_files import Source
+from pipeline.dataset.schema import DUPLICATES_FILE, DUPLICATES_HEADER, FAILURES_FILE, FAILURES_HEADER, DuplicateCounts
+from pipeline.duplicates.find import DuplicateGroups
 from pipeline.errors import FailureKind, printable
 from pipeline.files import write_atomically
-from pipeline.journal import Failure
-from pipeline.schema import COPIES_FILE, COPIES_HEADER, FAILURES_FILE, FAILURES_HEADER, CopyCounts
-from pipeline.source import Source
 
 
 def write_failures(dest: Path, failures: Iterable[Failure]) -> None:
@@ -31,10 +31,12 @@ def read_failures(dest: Path) -> list[Failure]:
         return [Failure(row["path"], cast(FailureKind, row["kind"]), row["reason"]) for row in csv.DictReader(file)]
 
 
-def write_copies(dest: Path, source: Source, copies: Copies, in_val: npt.NDArray[np.bool_]) -> CopyCounts:
-    """A row for each picture of which there are copies, group by group, each group's first picture first.
+def write_duplicates(
+    dest: Path, source: Source, copies: DuplicateGroups, in_val: npt.NDArray[np.bool_]
+) -> DuplicateCounts:
+    """A row for each image of which there are copies, group by group, each group's first image first.
 
-    in_val (N,) says which side a picture is on. `how` says how a picture differs from the first of its
+    in_val (N,) says which side an image is on. `how` says how an image differs from the first of its
     group, `labels` whether all of the group have the same.
     """
     groups = _groups(copies.lead)
@@ -49,8 +51,8 @@ def write_copies(dest: Path, source: Source, copies: Copies, in_val: npt.NDArray
             label = source.class_names[source.files[file].label]
             part, path = "val" if in_val[file] else "train", printable(source.files[file].path)
             rows.append((number, part, label, path, copies.how[file], "same" if same else "differ"))
-    _write(dest / COPIES_FILE, COPIES_HEADER, rows)
-    return CopyCounts(len(groups), len(rows), **counts)
+    _write(dest / DUPLICATES_FILE, DUPLICATES_HEADER, rows)
+    return DuplicateCounts(len(groups), len(rows), **counts)
 
 
 def _groups(lead: npt.NDArray[np.int64]) -> list[list[int]]:

@@ -11,14 +11,14 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.plan import permutation
-from pipeline.schema import PARTS
+from pipeline.dataset.schema import SPLITS
+from pipeline.loader.epoch_order import permutation
 
 
 def first_orders(in_val: npt.NDArray[np.bool_], seed: int) -> dict[str, list[int]]:
     """The files of each part in seeded random order: in_val (N,) -> file numbers by part."""
     orders = {}
-    for number, part in enumerate(PARTS):
+    for number, part in enumerate(SPLITS):
         members = np.flatnonzero(in_val if part == "val" else ~in_val)  # (n,)
         orders[part] = members[permutation(len(members), seed, number)].tolist()
     return orders
@@ -26,7 +26,7 @@ def first_orders(in_val: npt.NDArray[np.bool_], seed: int) -> dict[str, list[int
 
 def moved(orders: dict[str, list[int]], in_val: npt.NDArray[np.bool_]) -> dict[str, list[int]]:
     """For each part the files that join it, where in_val (N,) says otherwise than the orders; in the other's order."""
-    train, val = (orders[part] for part in PARTS)
+    train, val = (orders[part] for part in SPLITS)
     return {"train": [file for file in val if not in_val[file]], "val": [file for file in train if in_val[file]]}
 
 

@@ -15,17 +15,17 @@ from dataclasses import replace
 
 import dask
 
-from pipeline.cluster import Cluster
-from pipeline.journal import ShardResult
-from pipeline.shards import ShardJob, run_shard
-from pipeline.tally import Tally
+from pipeline.build.journal import ShardResult
+from pipeline.build.progress import BuildProgress
+from pipeline.build.shard_task import ShardJob, run_shard
+from pipeline.parallel.cluster import Cluster
 
 POLL_SECONDS = 0.1  # how often the caller looks up while the tasks work
 
 Results = Generator[ShardResult | None, None, None]
 
 
-def run_on_threads(jobs: Sequence[ShardJob], workers: int, tally: Tally) -> Results:
+def run_on_threads(jobs: Sequence[ShardJob], workers: int, tally: BuildProgress) -> Results:
     """Run the jobs on Dask's threaded scheduler. Pillow releases the GIL: processes would be no faster.
 
     The scheduler blocks its caller, so it gets a thread of its own and the caller's stays free.

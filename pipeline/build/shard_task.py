@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.decode import frame_picture, quiet_pillow
+from pipeline.build.journal import HOLE, Failure, Journal, ShardResult
+from pipeline.build.source_files import SourceFile
+from pipeline.dataset.schema import shard_digest
+from pipeline.dataset.store import open_split, read_attributes, write_shard
+from pipeline.duplicates.fingerprint import fingerprints
 from pipeline.errors import BusyError, DatasetError, DecodeError, FailureKind, printable
-from pipeline.fingerprint import fingerprints
-from pipeline.journal import HOLE, Failure, Journal, ShardResult
-from pipeline.kernels import add_colours
-from pipeline.schema import shard_digest
-from pipeline.source import SourceFile
-from pipeline.store import open_part, read_attributes, write_shard
+from pipeline.images.decode import decode_image, quiet_pillow
+from pipeline.images.pixel_sums import add_colours
 
 # Called for each file tried, with its number, and its failure if it has one. May raise, to stop: the
 # shard in hand is then dropped.
@@ -57,7 +57,7 @@ def run_shard(job: ShardJob, tick: Tick | None = None) -> ShardResult:
     kept = _copy_kept(job, images)
     # What failed here before is not asked for again, but must be remembered.
     failures = list(job.former.failures) if job.former else list[tuple[int, FailureKind, str]]()
-    inner = {}  # where in its frame the picture of a row is
+    inner = {}  # where in its frame the image of a row is
     root = str(job.root)
     with quiet_pillow():
         for row, (number, file) in enumerate(zip(job.wanted, job.files, strict=True)):
@@ -66,7 +66,7 @@ def run_shard(job: ShardJob, tick: Tick | None = None) -> ShardResult:
             failure = None
             try:
                 path, unchanged = f"{root}/{file.path}", (file.bytes, file.mtime_ns)
-                inner[row] = frame_picture(path, job.size, job.fit, images[row], unchanged).inner
+                inner[row] = decode_image(path, job.size, job.fit, images[row], unchanged).inner
             except DecodeError as error:
                 failures.append((number, error.kind, error.reason))
                 failure = Failure(printable(file.path), error.kind, error.reason)
@@ -100,7 +100,7 @@ def _copy_kept(job: ShardJob, images: npt.NDArray[np.uint8]) -> set[int]:
     if not kept:
         return kept
     try:
-        part = open_part(job.dataset, job.part, read_attributes(job.dataset))
+        part = open_split(job.dataset, job.part, read_attributes(job.dataset))
         start = job.shard * part.layout.shard_rows
         written = part.read(start, start + min(len(before), len(job.wanted)))  # (n, H, W, 3)
     except DatasetError:  # damaged since: decode all of it again

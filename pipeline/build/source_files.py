@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import printable
-from pipeline.listing import Listing, PartName
+from pipeline.scan.class_folders import Listing, SplitName
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class SourceFile:
 
     path: str  # relative to the root, with '/'
     label: int
-    part: PartName | None  # None where the folders do not say
+    part: SplitName | None  # None where the folders do not say
     bytes: int  # -1 where it could not be asked
     mtime_ns: int
 
@@ -46,8 +46,8 @@ class Source:
         return len(self.files)
 
     @property
-    def has_parts(self) -> bool:
-        """Whether the folders say which picture is for training and which for validation."""
+    def has_splits(self) -> bool:
+        """Whether the folders say which image is for training and which for validation."""
         return self.files[0].part is not None
 
     @cached_property
@@ -72,12 +72,12 @@ class Source:
 def survey(listing: Listing) -> Source:
     """Look at each listed file."""
     files = tuple(
-        _look_at(listing.root, picture.path, picture.class_index, picture.part) for picture in listing.pictures
+        _look_at(listing.root, image.path, image.class_index, image.part) for image in listing.images
     )
     return Source(listing.root, tuple(map(printable, listing.classes)), files, listing.skipped)
 
 
-def _look_at(root: Path, path: str, label: int, part: PartName | None) -> SourceFile:
+def _look_at(root: Path, path: str, label: int, part: SplitName | None) -> SourceFile:
     try:
         status = os.stat(f"{root}/{path}")  # noqa: PTH116  # in half the time of pathlib's
     except (OSError, ValueError):  # it will fail again when it is to be decoded, and be accounted for

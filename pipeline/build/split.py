@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.build.row_assignment import first_orders
 from pipeline.errors import OptionError
-from pipeline.plan import permutation
-from pipeline.rows import first_orders
+from pipeline.loader.epoch_order import permutation
 
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -31,7 +31,7 @@ def split(labels: Ints, fraction: float, seed: int) -> Mask:
     return to_val
 
 
-def split_groups(labels: Ints, lead: Ints, fraction: float, seed: int) -> Mask:
+def split_by_groups(labels: Ints, lead: Ints, fraction: float, seed: int) -> Mask:
     """The split (N,), with no group torn apart: lead (N,) names each row's group by the first row in it.
 
     Changes `split` as little as it can, since a build has stored the rows by then. Groups that it tears apart go to

@@ -1,9 +1,9 @@
 """Names, dtypes, attributes and version of the dataset; nothing here touches a disk.
 
-    pictures.zarr/            group; its attributes are `Attributes`
+    images.zarr/            group; its attributes are `Attributes`
     ├── failures.csv          each file that is not in here, and why
-    ├── duplicates.csv        each picture of which there are copies, group by group
-    ├── contact-sheet.png     a few pictures of each class, if 'logpose info' has drawn it
+    ├── duplicates.csv        each image of which there are copies, group by group
+    ├── contact-sheet.png     a few images of each class, if 'logpose info' has drawn it
     ├── train/
     │   ├── images            uint8  (N, H, W, 3)  dimensions row, y, x, channel
     │   ├── labels            int64  (N,)          index into class_names
@@ -29,14 +29,14 @@ from xxhash import xxh3_128
 from pipeline.errors import DatasetError
 
 FORMAT = "logpose"
-FORMAT_VERSION = 2  # since 2 copies of a picture are kept on one side
-PARTS = ("train", "val")
+FORMAT_VERSION = 2  # since 2 copies of an image are kept on one side
+SPLITS = ("train", "val")
 IMAGE_DIMENSIONS = ("row", "y", "x", "channel")
 FAILURES_FILE = "failures.csv"
 FAILURES_HEADER = ("path", "kind", "reason")
 SHEET_FILE = "contact-sheet.png"  # made on demand
-COPIES_FILE = "duplicates.csv"
-COPIES_HEADER = ("group", "part", "label", "path", "how", "labels")
+DUPLICATES_FILE = "duplicates.csv"
+DUPLICATES_HEADER = ("group", "part", "label", "path", "how", "labels")
 
 # A chunk is what is read at once: big enough that zarr's 0.5 ms a chunk do not count, small enough that
 # a window of them shuffles well. A shard is what is written at once, by one task, and is one file.
@@ -57,7 +57,7 @@ class Layout:
 
 
 def layout(rows: int, size: tuple[int, int]) -> Layout:
-    """The layout of a part with so many rows of pictures of size (H, W).
+    """The layout of a part with so many rows of images of size (H, W).
 
     A chunk holds a power of two of rows, at most CHUNK_BYTES. A shard holds at most SHARD_CHUNKS, evenly
     spread: 17 chunks become 9 + 8, not 16 + 1, for the workers' sake and because shards are padded.
@@ -70,19 +70,27 @@ def layout(rows: int, size: tuple[int, int]) -> Layout:
 
 
 @dataclass(frozen=True)
-class CopyCounts:
-    """What is known of near-copies among the pictures; `duplicates.csv` has them one by one.
+class DuplicateCounts:
+    """What is known of near-copies among the images; `duplicates.csv` has them one by one.
 
-    groups         how many pictures there are copies of
-    pictures       they and their copies
-    labels_differ  groups whose pictures do not all have one label
-    leaks          validation pictures with a copy in the training part
+    groups         groups of near-duplicates
+    images         images in them; called `pictures` on disk since version 1
+    labels_differ  groups whose images do not all have one label
+    leaks          validation images with a copy in the training part
     """
 
     groups: int
-    pictures: int
+    images: int
     labels_differ: int
     leaks: int
+
+    def to_json(self) -> dict[str, int]:
+        found = asdict(self)
+        return {"groups": found.pop("groups"), "pictures": found.pop("images"), **found}
+
+    @classmethod
+    def from_json(cls, found: dict[str, int]) -> DuplicateCounts:
+        return cls(found["groups"], found["pictures"], found["labels_differ"], found["leaks"])
 
 
 @dataclass(frozen=True)
@@ -95,14 +103,15 @@ class Attributes:
     seed: int
     source: str  # the folder it was built from
     build_hash: str  # of the files as they were then and of the options: would the same build give the same?
-    copies: CopyCounts | None = None  # None where nobody has looked for them
+    copies: DuplicateCounts | None = None  # None where nobody has looked for them
     mean: tuple[float, float, float] | None = None  # of the training part, in 0..255
     std: tuple[float, float, float] | None = None
     content_hash: str | None = None  # of the rows: is it still the same dataset?
     sealed: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        return {"format": FORMAT, "format_version": FORMAT_VERSION} | asdict(self)
+        copies = self.copies.to_json() if self.copies else None
+        return {"format": FORMAT, "format_version": FORMAT_VERSION} | asdict(self) | {"copies": copies}
 
     @classmethod
     def from_json(cls, found: Any, where: str) -> Attributes:
@@ -122,7 +131,7 @@ class Attributes:
                 seed=int(found["seed"]),
                 source=str(found["source"]),
                 build_hash=str(found["build_hash"]),
-                copies=None if found["copies"] is None else CopyCounts(**found["copies"]),
+                copies=None if found["copies"] is None else DuplicateCounts.from_json(found["copies"]),
                 mean=_colour(found["mean"]),
                 std=_colour(found["std"]),
                 content_hash=found["content_hash"],
@@ -182,9 +191,9 @@ def build_hash(identity: dict[str, Any]) -> str:
 def content_digest(attributes: Attributes, shard_digests: dict[str, list[str]]) -> str:
     """Hash of a whole dataset: what it says of itself, and the digests of its shards, by part, in order."""
     said = {key: value for key, value in attributes.to_json().items() if key not in _NOT_CONTENT}
-    text = json.dumps([said, [shard_digests[part] for part in PARTS]], sort_keys=True)
+    text = json.dumps([said, [shard_digests[part] for part in SPLITS]], sort_keys=True)
     return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-# The same pictures copied elsewhere give the same content, though their times and so the build differ.
+# The same images copied elsewhere give the same content, though their times and so the build differ.
 _NOT_CONTENT = {"source", "build_hash", "content_hash", "sealed"}

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from crc32c import crc32c
 
-from pipeline.codecs import Encoded, decoder, encoder
+from pipeline.dataset.codecs import Encoded, decoder, encoder
 
 ABSENT = 2**64 - 1  # the index has this for a chunk that is not there
 INDEX_ENTRY_BYTES = 16  # offset and length

@@ -20,13 +20,13 @@ import numpy.typing as npt
 import zarr
 from zarr.storage import LocalStore
 
-from pipeline.codecs import chunk_codecs
+from pipeline.dataset.codecs import chunk_codecs
+from pipeline.dataset.schema import COLUMN_CHUNK_ROWS, IMAGE_DIMENSIONS, SPLITS, Attributes, Layout, layout
+from pipeline.dataset.shard_format import ReadSeconds, ShardReader, shard_pieces
 from pipeline.errors import Damage, DamageError, DatasetError, printable
 from pipeline.files import sync, write_atomically
-from pipeline.schema import COLUMN_CHUNK_ROWS, IMAGE_DIMENSIONS, PARTS, Attributes, Layout, layout
-from pipeline.sharding import ReadSeconds, ShardReader, shard_pieces
 
-# Without it zarr leaves out a chunk that is all zeros, and a black picture would look like a missing one.
+# Without it zarr leaves out a chunk that is all zeros, and a black image would look like a missing one.
 _WRITE_ALL: Any = {"write_empty_chunks": True}
 
 
@@ -38,7 +38,7 @@ def create(path: Path, attributes: Attributes, rows: dict[str, int], codec: str 
     # Not with zarr's overwrite, which empties the folder: the lock of our build lies in it.
     root = zarr.create_group(LocalStore(path), zarr_format=3, attributes=attributes.to_json())
     height, width = attributes.size
-    for part in PARTS:
+    for part in SPLITS:
         cut = layout(rows[part], attributes.size)
         root.create_group(part).create_array(
             "images",
@@ -85,7 +85,7 @@ def seal(
     path: Path, attributes: Attributes, labels: dict[str, npt.NDArray[np.int64]], paths: dict[str, list[str]]
 ) -> None:
     """Trim the arrays to their rows, add the columns, and, once all is on the disk, mark it whole."""
-    for part in PARTS:
+    for part in SPLITS:
         images = _open_array(path, part, "images", "r+")
         images.resize((len(labels[part]), *images.shape[1:]))
         _write_column(path, part, "labels", labels[part])
@@ -129,7 +129,7 @@ def _write_column(path: Path, part: str, name: str, values: npt.NDArray[Any]) ->
 
 
 @dataclass(frozen=True)
-class Part:
+class Split:
     """The rows of train or of val. Safe to read from many threads."""
 
     path: Path  # of the dataset
@@ -250,8 +250,8 @@ class Dataset:
     mean: tuple[float, float, float]  # of the training part, a channel, in 0..255
     std: tuple[float, float, float]
     content_hash: str
-    train: Part
-    val: Part
+    train: Split
+    val: Split
     attributes: Attributes
 
     @classmethod
@@ -269,7 +269,7 @@ class Dataset:
                 f"expected mean, std and content hash, found none in {path}: the metadata is damaged,"
                 " build the dataset again with --overwrite"
             )
-        train, val = (open_part(path, part, said) for part in PARTS)
+        train, val = (open_split(path, part, said) for part in SPLITS)
         for part in (train, val):
             _check_columns(part)
         return cls(
@@ -294,7 +294,7 @@ def read_attributes(path: Path) -> Attributes:
     return Attributes.from_json(attributes, str(path))
 
 
-def open_part(path: Path, part: str, attributes: Attributes) -> Part:
+def open_split(path: Path, part: str, attributes: Attributes) -> Split:
     """Open a part, sealed or not, and check that its images have the form that the attributes promise."""
     try:
         images = _open_array(path, part, "images", "r")
@@ -311,10 +311,10 @@ def open_part(path: Path, part: str, attributes: Attributes) -> Part:
             " with --overwrite"
         ) from error
     rows = int(images.shape[0])
-    return Part(path, part, rows, attributes.size, cut, len(attributes.class_names))
+    return Split(path, part, rows, attributes.size, cut, len(attributes.class_names))
 
 
-def _check_columns(part: Part) -> None:
+def _check_columns(part: Split) -> None:
     for name in ("labels", "paths"):
         try:
             shape = _open_array(part.path, part.name, name, "r").shape

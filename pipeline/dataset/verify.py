@@ -10,9 +10,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.dataset.schema import (
+    COLUMN_CHUNK_ROWS,
+    DUPLICATES_FILE,
+    FAILURES_FILE,
+    SPLITS,
+    content_digest,
+    shard_digest,
+)
+from pipeline.dataset.store import Dataset, Split
 from pipeline.errors import Damage, DamageError
-from pipeline.schema import COLUMN_CHUNK_ROWS, COPIES_FILE, FAILURES_FILE, PARTS, content_digest, shard_digest
-from pipeline.store import Dataset, Part
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ class _Checker:
         self._done = 0
         self._on_progress = on_progress
 
-    def check(self, part: Part) -> list[str]:
+    def check(self, part: Split) -> list[str]:
         """Read all of a part. Returns the digest of each shard: to be trusted if there is no damage."""
         empty = np.empty(0, dtype=np.int64)
         labels = np.concatenate([empty, *self._read(part, "labels", part.rows)])  # (N,)
@@ -74,7 +81,7 @@ class _Checker:
             digests.append(shard_digest(images, labels[start:stop], paths[start:stop]))
         return digests
 
-    def _read(self, part: Part, array: str, stop: int, start: int = 0) -> list[npt.NDArray[Any]]:
+    def _read(self, part: Split, array: str, stop: int, start: int = 0) -> list[npt.NDArray[Any]]:
         """The blocks of rows start..stop-1 that could be read, a chunk each."""
         blocks = []
         rows = part.chunk_rows if array == "images" else COLUMN_CHUNK_ROWS
@@ -91,11 +98,11 @@ class _Checker:
 
 def _other_files(dataset: Dataset) -> Iterator[Path]:
     """What lies beside the arrays, which could not have been opened without theirs."""
-    yield from (dataset.path / part / "zarr.json" for part in PARTS)
+    yield from (dataset.path / part / "zarr.json" for part in SPLITS)
     yield dataset.path / FAILURES_FILE
     if dataset.attributes.copies is not None:
-        yield dataset.path / COPIES_FILE
+        yield dataset.path / DUPLICATES_FILE
 
 
-def _count_chunks(part: Part) -> int:
+def _count_chunks(part: Split) -> int:
     return -(-part.rows // part.chunk_rows) + 2 * -(-part.rows // COLUMN_CHUNK_ROWS)

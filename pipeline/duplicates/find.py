@@ -1,7 +1,7 @@
-"""Fingerprints -> groups of copies: pictures that are one picture, resized, recompressed, mirrored, turned, inverted,
+"""Fingerprints -> groups of copies: images that are one image, resized, recompressed, mirrored, turned, inverted,
 recoloured or slightly cropped.
 
-A train/validation split must keep a group on one side: a network that has seen a picture knows its copies.
+A train/validation split must keep a group on one side: a network that has seen an image knows its copies.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from pipeline.fingerprint import COEFFICIENTS, CONTRAST, MEAN, PLANES
-from pipeline.matching import LEFT_RIGHT, TOP_BOTTOM, TRANSPOSED, Match, coefficients, crop_index, match
-from pipeline.neighbours import Neighbours
+from pipeline.duplicates.fingerprint import COEFFICIENTS, CONTRAST, MEAN, PLANES
+from pipeline.duplicates.matching import LEFT_RIGHT, TOP_BOTTOM, TRANSPOSED, Match, coefficients, crop_index, match
+from pipeline.duplicates.neighbours import Neighbours
 
 Fingerprints = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
 
-# Correlation of two pictures' coefficients, one cropped and put upright, from which they are copies. Of planted copies
-# 2 in 1000 score less, of those of 32 px at JPEG quality 30 up to 1 in 100. Hardly any pictures that score more are no
+# Correlation of two images' coefficients, one cropped and put upright, from which they are copies. Of planted copies
+# 2 in 1000 score less, of those of 32 px at JPEG quality 30 up to 1 in 100. Hardly any images that score more are no
 # copies; down to 0.85, drawings of the same kind of thing come in, as of two guitars.
 SIMILAR = 0.9
 PROMISING = 0.7  # on the way there, before the crop is found
 
 # In levels of grey: what has less contrast is plain. So is what has few coefficients that matter, (sum of squares)**2 /
-# sum of fourth powers: any two gradients are alike, or two horizons. Of the pictures of CIFAR-10, 1 in 400 is plain.
+# sum of fourth powers: any two gradients are alike, or two horizons. Of the images of CIFAR-10, 1 in 400 is plain.
 FAINT = 6
 FEW = 10
 
-# Plain pictures must be more similar than others, of one colour, and neither inverted.
+# Plain images must be more similar than others, of one colour, and neither inverted.
 SIMILAR_PLAIN = 0.98
 SAME_COLOUR = 6  # levels that the mean colours may differ by
 SAME_FLAT_COLOUR = 2
@@ -45,7 +45,7 @@ REACH = 2  # links from the middle of a group to its ends
 
 CROPPED = 2  # hundredths of an axis, from which a copy is called cropped
 
-BLOCK = 1024  # pictures whose neighbours are looked for at a time
+BLOCK = 1024  # images whose neighbours are looked for at a time
 PAIRS = 1024  # compared at a time
 
 POSITIONS = {
@@ -61,10 +61,10 @@ POSITIONS = {
 
 
 @dataclass(frozen=True)
-class Copies:
-    """Which pictures are copies of which, of N.
+class DuplicateGroups:
+    """Which images are copies of which, of N.
 
-    lead  (N,) the first picture of each one's group; itself if it is alone
+    lead  (N,) the first image of each one's group; itself if it is alone
     how   (N,) how each differs from its lead: '' for a lead; 'same'; or what was done to it, in this order: 'flipped'
           left to right, 'turned 90', 180 or 270 degrees clockwise, 'inverted', 'cropped', 'recoloured', joined by
           commas; or 'copy of a copy', if only others of the group are alike enough to both
@@ -74,16 +74,16 @@ class Copies:
     how: list[str]
 
 
-def find_copies(
+def find_duplicates(
     fingerprints: Fingerprints, workers: int = 1, on_progress: Callable[[int, int], None] = lambda done, total: None
-) -> Copies:
-    """Group the pictures that are copies of one another.
+) -> DuplicateGroups:
+    """Group the images that are copies of one another.
 
     fingerprints  (N, FINGERPRINT_BYTES), as `fingerprint` makes them; may be a memory map
     workers       threads; the result is the same for any number
-    on_progress   called with pictures done and their total, from this thread
+    on_progress   called with images done and their total, from this thread
 
-    Needs a few hundred bytes a picture, besides the fingerprints.
+    Needs a few hundred bytes an image, besides the fingerprints.
     """
     total = len(fingerprints)
     middle, distinct = _equal(fingerprints)
@@ -96,7 +96,7 @@ def find_copies(
         done += looked_at
         on_progress(int(done), total)
     middles = _join_linked(np.concatenate(links), middle, REACH)
-    # A picture with a thousand near-equals links with but a few of them, and they fall into several groups.
+    # An image with a thousand near-equals links with but a few of them, and they fall into several groups.
     while len(links := [found for _, found in _find_links(fingerprints, middles, workers) if len(found)]):
         middles = _join_linked(np.concatenate(links), middle, 1)
     while not np.array_equal(middle, middle[middle]):
@@ -104,56 +104,56 @@ def find_copies(
     lead = np.full(total, total)  # (N,)
     np.minimum.at(lead, middle, np.arange(total))
     lead = lead[middle]
-    return Copies(lead, _how(fingerprints, lead))
+    return DuplicateGroups(lead, _how(fingerprints, lead))
 
 
-def _find_links(fingerprints: Fingerprints, pictures: Ints, workers: int) -> Iterator[tuple[int, Ints]]:
-    """Pairs (n, 2) that are copies, among some pictures: block by block, with the number of pictures of the block."""
-    neighbours = Neighbours(fingerprints, pictures)
-    blocks = _parts(pictures, BLOCK)
+def _find_links(fingerprints: Fingerprints, images: Ints, workers: int) -> Iterator[tuple[int, Ints]]:
+    """Pairs (n, 2) that are copies, among some images: block by block, with the number of images of the block."""
+    neighbours = Neighbours(fingerprints, images)
+    blocks = _parts(images, BLOCK)
     # Each worker multiplies its own matrices; with threads of the BLAS on top, all would wait for one another.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(max(1, workers)) as pool:
         for block, found in zip(blocks, pool.map(lambda b: _links(fingerprints, neighbours, b), blocks), strict=True):
             yield len(block), found
 
 
-def _parts(pictures: Ints, size: int) -> list[Ints]:
-    return [pictures[start : start + size] for start in range(0, len(pictures), size)]
+def _parts(images: Ints, size: int) -> list[Ints]:
+    return [images[start : start + size] for start in range(0, len(images), size)]
 
 
 def _equal(fingerprints: Fingerprints) -> tuple[Ints, Ints]:
-    """The first picture with the same fingerprint, of each (N,), and those first ones (n,).
+    """The first image with the same fingerprint, of each (N,), and those first ones (n,).
 
-    Of a thousand equal pictures, each would find but the others in its neighbourhood.
+    Of a thousand equal images, each would find but the others in its neighbourhood.
     """
     first: dict[bytes, int] = {}
     equal = np.empty(len(fingerprints), np.int64)  # (N,)
-    for picture in range(len(fingerprints)):
-        digest = blake2b(fingerprints[picture].tobytes(), digest_size=16).digest()
-        equal[picture] = first.setdefault(digest, picture)
+    for image in range(len(fingerprints)):
+        digest = blake2b(fingerprints[image].tobytes(), digest_size=16).digest()
+        equal[image] = first.setdefault(digest, image)
     return equal, np.fromiter(first.values(), np.int64, len(first))
 
 
 def _join_linked(links: Ints, middle: Ints, reach: int) -> Ints:
-    """Join linked pictures to the middles of groups: links (n, 2), middle (N,) -> those middles (m,), in order.
+    """Join linked images to the middles of groups: links (n, 2), middle (N,) -> those middles (m,), in order.
 
     Not all that hang together: something drawn on white matches itself moved by a little, and that moved again, until
-    all drawings are one group. Around the picture with the most links, what so many links reach is a group.
+    all drawings are one group. Around the image with the most links, what so many links reach is a group.
     """
     near: dict[int, set[int]] = {}
     for one, other in links.tolist():
         near.setdefault(one, set()).add(other)
         near.setdefault(other, set()).add(one)
     middles = []
-    for picture in sorted(near, key=lambda picture: (-len(near[picture]), picture)):
-        if picture not in near:
+    for image in sorted(near, key=lambda image: (-len(near[image]), image)):
+        if image not in near:
             continue
-        group = border = {picture}
+        group = border = {image}
         for _ in range(reach):
             border = {other for one in border for other in near[one] if other in near} - group
             group = group | border
-        middles.append(picture)
-        middle[list(group)] = picture
+        middles.append(image)
+        middle[list(group)] = image
         for member in group:
             del near[member]
     return np.array(sorted(middles), np.int64)
@@ -165,23 +165,23 @@ def _is_flat(fingerprints: Fingerprints) -> npt.NDArray[np.bool_]:
 
 
 def _join_flat(fingerprints: Fingerprints, flat: Ints, middle: Ints) -> None:
-    """Join pictures of one flat colour with the first of about that colour: not with the next, which would chain."""
+    """Join images of one flat colour with the first of about that colour: not with the next, which would chain."""
     cells: dict[tuple[int, ...], list[tuple[int, ...]]] = {}  # colours of leads, by their cell of the colour cube
     firsts: dict[tuple[int, ...], int] = {}
-    for picture in flat.tolist():
-        colour = tuple(fingerprints[picture, MEAN].tolist())
+    for image in flat.tolist():
+        colour = tuple(fingerprints[image, MEAN].tolist())
         spans = [range((value - SAME_FLAT_COLOUR) // 8, (value + SAME_FLAT_COLOUR) // 8 + 1) for value in colour]
         near = [other for cell in product(*spans) for other in cells.get(cell, ())]
         near = [o for o in near if max(abs(a - b) for a, b in zip(o, colour, strict=True)) <= SAME_FLAT_COLOUR]
         if near:
-            middle[picture] = min(firsts[other] for other in near)
+            middle[image] = min(firsts[other] for other in near)
         else:
-            firsts[colour] = picture
+            firsts[colour] = image
             cells.setdefault(tuple(value // 8 for value in colour), []).append(colour)
 
 
 def _links(fingerprints: Fingerprints, neighbours: Neighbours, block: Ints) -> Ints:
-    """Pairs (n, 2) that are copies, of the pictures of a block and any others."""
+    """Pairs (n, 2) that are copies, of the images of a block and any others."""
     candidates = neighbours.of(block)
     links = []
     for part in _parts(np.arange(len(candidates.first)), PAIRS):
@@ -224,7 +224,7 @@ def _colour_difference(first: Fingerprints, second: Fingerprints, inverted: npt.
 
 
 def _how(fingerprints: Fingerprints, lead: Ints) -> list[str]:
-    """How each picture differs from its lead."""
+    """How each image differs from its lead."""
     how = [""] * len(lead)
     for part in _parts(np.flatnonzero(lead != np.arange(len(lead))), PAIRS):
         firsts, seconds = fingerprints[lead[part]], fingerprints[part]
@@ -239,8 +239,8 @@ def _how(fingerprints: Fingerprints, lead: Ints) -> list[str]:
             found = match(coefficients(first)[:, plane], coefficients(second)[:, plane], crops, crops, PROMISING)
             alike = _alike(found, first, second, plane)
             words[rest[alike]] = _words(found.take(alike), first[alike], second[alike], reverse, plane > 0)
-        for picture, said in zip(part.tolist(), words, strict=True):
-            how[picture] = said
+        for image, said in zip(part.tolist(), words, strict=True):
+            how[image] = said
     return how
 
 

@@ -1,12 +1,12 @@
-"""Picture -> fingerprint: its lowest frequencies, in a form in which copies of it are easily compared.
+"""Image -> fingerprint: its lowest frequencies, in a form in which copies of it are easily compared.
 
-A fingerprint holds two grey versions of the picture, stretched to a square: its luma, which a greyscale copy keeps,
+A fingerprint holds two grey versions of the image, stretched to a square: its luma, which a greyscale copy keeps,
 and its lightness (greatest + least channel), which a rotation of the hues or an exchange of channels keeps. Of each
-it holds COUNT x COUNT coefficients of a cosine transform. Mirroring the picture flips the signs of every other row or
+it holds COUNT x COUNT coefficients of a cosine transform. Mirroring the image flips the signs of every other row or
 column of them, turning it also transposes them, inverting it flips them all: nothing is lost, so the comparison can
 undo it. Brightness and contrast are divided out.
 
-Equal pictures have equal fingerprints on any machine: all sums are of whole numbers and exact, whatever their order.
+Equal images have equal fingerprints on any machine: all sums are of whole numbers and exact, whatever their order.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from math import cos, pi
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.kernels import project_greys
+from pipeline.images.pixel_sums import project_greys
 
 COUNT = 16  # frequencies each way
 PLANES = 2  # luma, lightness
@@ -33,9 +33,9 @@ PROJECTION = COEFFICIENTS + 3
 # Length of a plane's vector of coefficients. A single one may be half of it; what is more is cut off.
 LENGTH = 254.0
 
-# Pictures have less of each frequency the higher it is, about 1 / frequency: unweighted, two would be alike
+# Images have less of each frequency the higher it is, about 1 / frequency: unweighted, two would be alike
 # as soon as their lowest few are. A product of a weight for the row and one for the column, so that a weighted
-# picture can be cropped by weighted matrices, one from each side.
+# image can be cropped by weighted matrices, one from each side.
 WEIGHT = np.sqrt(1.0 + np.arange(COUNT))  # (16,)
 
 # In levels of grey: what has less contrast is taken for one flat colour; its coefficients are left zero.
@@ -48,15 +48,15 @@ Cosines = npt.NDArray[np.float64]
 Box = tuple[int, int, int, int]  # top, left, bottom, right
 
 
-def fingerprint(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """The fingerprint (FINGERPRINT_BYTES,) of an upright RGB picture (h, w, 3) of any size, without padding."""
-    return fingerprints(picture[None], {0: (0, 0, *picture.shape[:2])})[0]
+def fingerprint(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The fingerprint (FINGERPRINT_BYTES,) of an upright RGB image (h, w, 3) of any size, without padding."""
+    return fingerprints(image[None], {0: (0, 0, *image.shape[:2])})[0]
 
 
 def fingerprints(frames: npt.NDArray[np.uint8], boxes: Mapping[int, Box]) -> npt.NDArray[np.uint8]:
-    """Fingerprints (len(boxes), FINGERPRINT_BYTES) of the pictures within some of the frames (n, H, W, 3).
+    """Fingerprints (len(boxes), FINGERPRINT_BYTES) of the images within some of the frames (n, H, W, 3).
 
-    boxes says which frames, and for each where in it the picture is; the result has the same order. All at once: one
+    boxes says which frames, and for each where in it the image is; the result has the same order. All at once: one
     call for each box that occurs, in which the interpreter's lock is free.
     """
     projections = np.empty((len(frames), PROJECTION))  # (n, PROJECTION)
@@ -96,9 +96,9 @@ _WEIGHTED = np.outer(_ROOT * WEIGHT, _ROOT * WEIGHT) * _UNIT  # (16, 16)
 @lru_cache(maxsize=1024)
 def _tables(height: int, width: int) -> tuple[int, npt.NDArray[np.floating], Cosines, Cosines, float]:
     """What a size needs: how many rows and columns to add up to one, cosines (16, rows) and (16, columns) for these,
-    a flat picture's coefficients (16, 16) for a first one of 1, and the factor from sums to levels of grey.
+    a flat image's coefficients (16, 16) for a first one of 1, and the factor from sums to levels of grey.
 
-    The cosines are rounded, so a flat picture has those coefficients and not only the first.
+    The cosines are rounded, so a flat image has those coefficients and not only the first.
     """
     block = min(max(1, min(height, width) // BLOCKS), 128)  # the sums of larger ones would not fit 32 bits
     down, across = _cosines(height, block), _cosines(width, block)  # (16, rows), (16, columns)

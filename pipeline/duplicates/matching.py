@@ -1,6 +1,6 @@
 """Two fingerprints -> is one a copy of the other, and how was it made?
 
-A copy is the picture in one of 8 positions (mirrored, turned), perhaps inverted, perhaps with a little cut off each
+A copy is the image in one of 8 positions (mirrored, turned), perhaps inverted, perhaps with a little cut off each
 side. Whatever the position, the coefficients keep their sizes, and only change signs and places. A crop is a matrix
 from each side: coefficients of the crop = D @ coefficients @ A.T. Both are tried out against the other's coefficients.
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.fingerprint import COEFFICIENTS, COUNT, PLANES, WEIGHT
+from pipeline.duplicates.fingerprint import COEFFICIENTS, COUNT, PLANES, WEIGHT
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -26,7 +26,7 @@ CUTS = 8
 # What the positions are told apart by: this many of the lowest frequencies, each way.
 LOW = 8
 
-# The frequencies that are compared. A cropped picture shows the higher ones at once beyond the 16 that are kept.
+# The frequencies that are compared. A cropped image shows the higher ones at once beyond the 16 that are kept.
 BAND = 14
 
 # Bits of a position, in the order in which they are undone: exchange rows and columns, then mirror.
@@ -38,7 +38,7 @@ _FLIPS = np.array([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]
 
 @dataclass(frozen=True)
 class Match:
-    """How each of P pictures, the seconds, is best made out of a first one.
+    """How each of P images, the seconds, is best made out of a first one.
 
     score     (P,) correlation of the first, cropped, with the second, put upright: at most 1
     position  (P,) 0..7: what brings the second back to the first's position
@@ -73,7 +73,7 @@ def crop_index(begin: int, end: int) -> int:
 
 
 def match(first: Floats, second: Floats, down: Ints, across: Ints, promising: float) -> Match:
-    """Find how the second pictures are made out of the first.
+    """Find how the second images are made out of the first.
 
     first, second  (P, 16, 16) coefficients of one plane
     down, across   (P,) crops to begin with
@@ -111,10 +111,10 @@ def _refine(first: Floats, second: Floats, found: Match) -> Match:
     return Match(score, found.position, found.inverted, down, across)
 
 
-def _upright(pictures: Floats, found: Match) -> Floats:
+def _upright(images: Floats, found: Match) -> Floats:
     """Undo position and inversion: (P, 16, 16) -> (P, 14, 14), without the mean."""
     transposed = found.position & TRANSPOSED != 0  # (P,)
-    result = np.where(transposed[:, None, None], pictures.swapaxes(1, 2), pictures)[:, :BAND, :BAND]  # (P, 14, 14)
+    result = np.where(transposed[:, None, None], images.swapaxes(1, 2), images)[:, :BAND, :BAND]  # (P, 14, 14)
     result *= np.where(found.inverted, -1.0, 1.0)[:, None, None]
     result *= np.where((found.position & TOP_BOTTOM != 0)[:, None], _SIGNS[:BAND], 1.0)[:, :, None]
     result *= np.where((found.position & LEFT_RIGHT != 0)[:, None], _SIGNS[:BAND], 1.0)[:, None, :]

@@ -1,8 +1,8 @@
-"""Fingerprints -> for each picture the few others that may be copies of it, found without comparing all with all.
+"""Fingerprints -> for each image the few others that may be copies of it, found without comparing all with all.
 
-Pictures are compared by what mirroring, turning and inverting leave alone: of the lowest coefficients the absolute
+Images are compared by what mirroring, turning and inverting leave alone: of the lowest coefficients the absolute
 values, those of (u, v) and (v, u) in the order of their size. Two such descriptors are never further apart than the
-coefficients are in the best position. Crops do change them, so each picture asks for several crops of itself.
+coefficients are in the best position. Crops do change them, so each image asks for several crops of itself.
 
 All values are whole numbers, held in float32 but below 2**24: a matrix product of them is exact on any machine.
 """
@@ -17,31 +17,31 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.fingerprint import COUNT, PLANES
-from pipeline.matching import CROPS, LOW, Floats, Ints, coefficients, crop_index
-from pipeline.plan import permutation
+from pipeline.duplicates.fingerprint import COUNT, PLANES
+from pipeline.duplicates.matching import CROPS, LOW, Floats, Ints, coefficients, crop_index
+from pipeline.loader.epoch_order import permutation
 
 Descriptors = npt.NDArray[np.uint8]
 _Number = TypeVar("_Number", bound=np.generic)
 
-# Crops of an axis that a picture asks for: with one of them, any crop of up to 6 % a side is at most about 2 off.
+# Crops of an axis that an image asks for: with one of them, any crop of up to 6 % a side is at most about 2 off.
 ASKED = np.array([crop_index(1, 1), crop_index(4, 2), crop_index(2, 4)])
 HYPOTHESES = len(ASKED) ** 2
 
 FAR = 4  # copies' squared distance is at most this part of a descriptor's squared length
-KEPT = 16  # neighbours of a picture that are looked at more closely
+KEPT = 16  # neighbours of an image that are looked at more closely
 KEPT_OF_CELL = 4  # the nearest to one of its crops, of one cell
 
-# Up to so many pictures, all are compared with all. Beyond, each crop only with those in the cells nearest to it, and
-# by the very lowest frequencies, which a crop changes least. Of 50,000 pictures that is 1 in 35 or so, and 99 in 100
+# Up to so many images, all are compared with all. Beyond, each crop only with those in the cells nearest to it, and
+# by the very lowest frequencies, which a crop changes least. Of 50,000 images that is 1 in 35 or so, and 99 in 100
 # cropped copies are among them.
 ONE_CELL = 1000
-CELLS = 2  # times the square root of the pictures
+CELLS = 2  # times the square root of the images
 PROBES = 8
 LOWEST = 5
 
-# How many values the digits of a hit may have: 12 bits are left for the pictures that are asked about at once.
-_WAYS, _DISTANCES, _PICTURES = 2**5, 2**16, 2**30
+# How many values the digits of a hit may have: 12 bits are left for the images that are asked about at once.
+_WAYS, _DISTANCES, _IMAGES = 2**5, 2**16, 2**30
 
 SCORES = 2**20  # computed at a time
 _UPPER, _RIGHT = np.triu_indices(LOW, 1)  # (28,)
@@ -53,7 +53,7 @@ _LOWEST = np.flatnonzero(np.concatenate([_RIGHT, _RIGHT, _DIAGONAL]) < LOWEST)  
 class Candidates:
     """P pairs that may be copies, each at most once.
 
-    first, second  (P,) pictures
+    first, second  (P,) images
     plane          (P,) in which they were found
     down, across   (P,) the crop of the first that comes nearest to the second
     """
@@ -101,32 +101,32 @@ def _questions(descriptors: Descriptors) -> npt.NDArray[np.float32]:
 
 
 class _Plane:
-    """The pictures' descriptors in one plane, sorted into cells around some of them, the leaders."""
+    """The images' descriptors in one plane, sorted into cells around some of them, the leaders."""
 
-    def __init__(self, fingerprints: npt.NDArray[np.uint8], pictures: Ints, plane: int) -> None:
-        # A flat picture has no structure to find it by.
+    def __init__(self, fingerprints: npt.NDArray[np.uint8], images: Ints, plane: int) -> None:
+        # A flat image has no structure to find it by.
         part = slice(plane * COUNT * COUNT, (plane + 1) * COUNT * COUNT)
-        has_structure = [fingerprints[chunk, part].any(axis=1) for chunk in _chunks(pictures)]
+        has_structure = [fingerprints[chunk, part].any(axis=1) for chunk in _chunks(images)]
         self.plane = plane
-        pictures = pictures[np.concatenate(has_structure)]
-        count = len(pictures)
+        images = images[np.concatenate(has_structure)]
+        count = len(images)
         leaders = np.sort(permutation(count, 0)[: CELLS * isqrt(count) if count > ONE_CELL else 1])  # (L,)
-        lowest = self._described(fingerprints, pictures[leaders])[:, _LOWEST]  # (L, 24)
+        lowest = self._described(fingerprints, images[leaders])[:, _LOWEST]  # (L, 24)
         self._leaders = _members(lowest, _squares(lowest))  # (26, L)
         descriptors = np.empty((count, LOW * LOW - 1), np.uint8)  # (n, 63)
         cells = np.empty(count, np.int64)  # (n,)
         for start in range(0, count, 4096):
-            block = self._described(fingerprints, pictures[start : start + 4096])  # (b, 63)
+            block = self._described(fingerprints, images[start : start + 4096])  # (b, 63)
             descriptors[start : start + 4096] = block
             cells[start : start + 4096] = self.nearest_cell(block)
         order = np.argsort(cells, kind="stable")  # (n,)
-        self.pictures = pictures[order]  # (n,) cell by cell
+        self.images = images[order]  # (n,) cell by cell
         self._descriptors = descriptors[order]
         self._squares = np.concatenate([_squares(part) for part in _chunks(self._descriptors)])  # (n,)
         self.bounds = np.searchsorted(cells[order], np.arange(self._leaders.shape[1] + 1))  # (L + 1,)
 
-    def _described(self, fingerprints: npt.NDArray[np.uint8], pictures: Ints) -> Descriptors:
-        return _describe(coefficients(fingerprints[pictures])[:, self.plane, :LOW, :LOW])
+    def _described(self, fingerprints: npt.NDArray[np.uint8], images: Ints) -> Descriptors:
+        return _describe(coefficients(fingerprints[images])[:, self.plane, :LOW, :LOW])
 
     def nearest_cell(self, descriptors: Descriptors) -> Ints:
         """The nearest cell (n,) of descriptors (n, 63), of two equally near the first."""
@@ -140,16 +140,16 @@ class _Plane:
         return rows[order], cells[order]
 
     def members(self, cell: int) -> tuple[Ints, npt.NDArray[np.float32]]:
-        """The pictures (m,) of a cell and their columns (65, m)."""
+        """The images (m,) of a cell and their columns (65, m)."""
         span = slice(self.bounds[cell], self.bounds[cell + 1])
-        return self.pictures[span], _members(self._descriptors[span], self._squares[span])
+        return self.images[span], _members(self._descriptors[span], self._squares[span])
 
 
-def _crops(pictures: Floats, crops: Ints) -> Floats:
-    """The lowest coefficients (n, c, c, 8, 8) of pictures (n, 16, 16), by crop down and crop across."""
+def _crops(images: Floats, crops: Ints) -> Floats:
+    """The lowest coefficients (n, c, c, 8, 8) of images (n, 16, 16), by crop down and crop across."""
     count = len(crops)
     matrix = CROPS[crops, :LOW].reshape(count * LOW, COUNT)  # (8c, 16)
-    both = matrix @ (pictures.reshape(-1, COUNT) @ matrix.T).reshape(-1, COUNT, count * LOW)  # (n, 8c, 8c)
+    both = matrix @ (images.reshape(-1, COUNT) @ matrix.T).reshape(-1, COUNT, count * LOW)  # (n, 8c, 8c)
     return both.reshape(-1, count, LOW, count, LOW).swapaxes(2, 3)
 
 
@@ -160,32 +160,32 @@ def _chunks(rows: npt.NDArray[_Number]) -> list[npt.NDArray[_Number]]:
 class Neighbours:
     """Finds candidates among some of the fingerprints (N, FINGERPRINT_BYTES)."""
 
-    def __init__(self, fingerprints: npt.NDArray[np.uint8], pictures: Ints) -> None:
+    def __init__(self, fingerprints: npt.NDArray[np.uint8], images: Ints) -> None:
         self._fingerprints = fingerprints
-        self._planes = [_Plane(fingerprints, pictures, plane) for plane in range(PLANES)]
+        self._planes = [_Plane(fingerprints, images, plane) for plane in range(PLANES)]
 
-    def of(self, pictures: Ints) -> Candidates:
-        """What may be copies of these pictures (B,), in order."""
-        own = coefficients(self._fingerprints[pictures])  # (B, 2, 16, 16)
-        found = [hits for plane in self._planes for hits in self._ask(plane, own[:, plane.plane], pictures)]
-        # Each pair where it is nearest, then of each picture the nearest pairs. One number holds all there is to know
+    def of(self, images: Ints) -> Candidates:
+        """What may be copies of these images (B,), in order."""
+        own = coefficients(self._fingerprints[images])  # (B, 2, 16, 16)
+        found = [hits for plane in self._planes for hits in self._ask(plane, own[:, plane.plane], images)]
+        # Each pair where it is nearest, then of each image the nearest pairs. One number holds all there is to know
         # of a hit, most important first, since numbers sort ten times as fast as rows of them.
         hits = np.sort(np.concatenate([np.empty(0, np.int64), *found]))  # (h,) asker, second, distance, way
         pairs = hits // (_WAYS * _DISTANCES)
         hits = hits[np.flatnonzero(np.diff(pairs, prepend=-1))]
         rest, way = np.divmod(hits, _WAYS)
         rest, distance = np.divmod(rest, _DISTANCES)
-        asker, second = np.divmod(rest, _PICTURES)
+        asker, second = np.divmod(rest, _IMAGES)
         order = np.sort((asker * _DISTANCES + distance) * len(hits) + np.arange(len(hits)))  # (h,)
         nearest = order % max(1, len(hits))
         asker, second, way = asker[nearest], second[nearest], way[nearest]
         kept = np.arange(len(asker)) - np.searchsorted(asker, asker) < KEPT
         plane, crop = np.divmod(way[kept], HYPOTHESES)
         down, across = np.divmod(crop, len(ASKED))
-        return Candidates(pictures[asker[kept]], second[kept], plane, ASKED[down], ASKED[across])
+        return Candidates(images[asker[kept]], second[kept], plane, ASKED[down], ASKED[across])
 
-    def _ask(self, plane: _Plane, own: Floats, pictures: Ints) -> Iterator[Ints]:
-        """Hits (h,), cell by cell: asker (index into the block), picture, distance as a share of the limit, and way
+    def _ask(self, plane: _Plane, own: Floats, images: Ints) -> Iterator[Ints]:
+        """Hits (h,), cell by cell: asker (index into the block), image, distance as a share of the limit, and way
         (plane and crop), each a digit of one number.
         """
         crops = _describe(_crops(own, ASKED)).reshape(len(own) * HYPOTHESES, -1)  # (9B, 63)
@@ -202,12 +202,12 @@ class Neighbours:
                 near = scores >= -limits[asking][:, None].astype(np.float32)  # (b, m)
                 row, column = _highest(scores, near, KEPT_OF_CELL + 1)  # itself among them
                 asked = asking[row]
-                other = members[column] != pictures[asked // HYPOTHESES]
+                other = members[column] != images[asked // HYPOTHESES]
                 asked, second = asked[other], members[column[other]]
                 distance = -scores[row[other], column[other]].astype(np.int64) * (_DISTANCES - 1) // limits[asked]
                 asker, crop = np.divmod(asked, HYPOTHESES)
                 way = plane.plane * HYPOTHESES + crop
-                yield ((asker * _PICTURES + second) * _DISTANCES + distance) * _WAYS + way
+                yield ((asker * _IMAGES + second) * _DISTANCES + distance) * _WAYS + way
 
 
 def _highest(scores: npt.NDArray[np.float32], among: npt.NDArray[np.bool_], count: int) -> tuple[Ints, Ints]:

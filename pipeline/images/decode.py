@@ -30,7 +30,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 
 FITS = ("pad", "crop", "squash")
 
-# Where there is no picture, it is white: behind transparent pixels, and around a padded picture. One
+# Where there is no image, it is white: behind transparent pixels, and around a padded image. One
 # rule for both, so that a logo cut out on transparency meets no seam at its frame. Repeating the edge
 # pixels would draw stripes that are in no photograph.
 WHITE = (255, 255, 255)
@@ -53,48 +53,48 @@ WHOLE_BYTES = 2**24
 
 ORIENTATION_TAG = 0x0112
 LYING = (5, 6, 7, 8)  # orientations that exchange width and height
-# Which way the upright picture's rows and columns are gone through, after that exchange, to meet the stored ones in
+# Which way the upright image's rows and columns are gone through, after that exchange, to meet the stored ones in
 # their order.
 STEPS = {2: (1, -1), 3: (-1, -1), 4: (-1, 1), 6: (-1, 1), 7: (-1, -1), 8: (1, -1)}
 
 # PNG names its transparent grey in the file's own depth; Pillow spreads the pixels to 8 bits.
 GREY_STEP = {"1": 255, "L;2": 85, "L;4": 17}
 
-# Memory that Pillow keeps for its next pictures, up to 8 blocks of 16 MiB: in a thread, new pages for each 227 px
-# picture took a fifth of its time. Not in Pillow's manual, so it may go.
+# Memory that Pillow keeps for its next images, up to 8 blocks of 16 MiB: in a thread, new pages for each 227 px
+# image took a fifth of its time. Not in Pillow's manual, so it may go.
 with suppress(Exception):
     Image.core.set_blocks_max(8)  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
-class Framed:
-    """A picture in its frame.
+class DecodedImage:
+    """An image in its frame.
 
     pixels  uint8 (H, W, 3), C-contiguous, RGB, upright
-    inner   the part of them that is picture, not filling: top, left, bottom, right
+    inner   the part of them that is image, not filling: top, left, bottom, right
     """
 
     pixels: Pixels
     inner: tuple[int, int, int, int]
 
 
-def decode_picture(source: Path | bytes, size: tuple[int, int], fit: str) -> Pixels:
-    """Decode one picture into a frame of the given size: `frame_picture`'s pixels, uint8 (H, W, 3)."""
-    return frame_picture(source, size, fit).pixels
+def decode_pixels(source: Path | bytes, size: tuple[int, int], fit: str) -> Pixels:
+    """Decode one image into a frame of the given size: `decode_image`'s pixels, uint8 (H, W, 3)."""
+    return decode_image(source, size, fit).pixels
 
 
-def frame_picture(
+def decode_image(
     source: Path | str | bytes,
     size: tuple[int, int],
     fit: str,
     out: Pixels | None = None,
     unchanged: tuple[int, int] | None = None,
-) -> Framed:
-    """Decode one picture into a frame of the given size.
+) -> DecodedImage:
+    """Decode one image into a frame of the given size.
 
     source     a file, or the bytes of one
     size       (H, W) of the result, in pixels
-    fit        'pad' keeps all of the picture and fills up with white; 'crop' fills the frame and cuts off
+    fit        'pad' keeps all of the image and fills up with white; 'crop' fills the frame and cuts off
                what hangs over, equally on both sides; 'squash' ignores the proportions
     out        where to write: uint8 (H, W, 3), C-contiguous, then the result's `pixels`; None: a new array
     unchanged  bytes and modification time in ns that the file must have, else it is a failure of kind 'changed'
@@ -106,7 +106,7 @@ def frame_picture(
     """
     height, width = size
     if height < 1 or width < 1:
-        raise OptionError(f"expected a picture size of at least 1x1, found {height}x{width}")
+        raise OptionError(f"expected an image size of at least 1x1, found {height}x{width}")
     if fit not in FITS:
         raise OptionError(f"expected a fit out of {', '.join(FITS)}, found {fit!r}")
     if out is not None and not (out.shape == (height, width, 3) and out.dtype == np.uint8 and out.flags.carray):
@@ -118,11 +118,11 @@ def frame_picture(
             with Image.open(file) as image:
                 return _decode(image, size, fit, out)
         except UnidentifiedImageError:
-            raise DecodeError("not-a-picture", _unknown_format(file)) from None
+            raise DecodeError("not-an-image", _unknown_format(file)) from None
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise DecodeError("too-large", _one_line(error)) from error
         except MemoryError as error:
-            raise DecodeError("too-large", "the decoded picture does not fit into memory") from error
+            raise DecodeError("too-large", "the decoded image does not fit into memory") from error
         except OSError as error:
             # The operating system sets errno; Pillow's own complaints about the data do not.
             if error.errno is None:
@@ -166,7 +166,7 @@ def _open(source: Path | str | bytes, unchanged: tuple[int, int] | None) -> Iter
         yield io.BytesIO(content)
 
 
-def _decode(image: Image.Image, size: tuple[int, int], fit: str, out: Pixels | None) -> Framed:
+def _decode(image: Image.Image, size: tuple[int, int], fit: str, out: Pixels | None) -> DecodedImage:
     height, width = size
     frame = (width, height)
     jpeg = isinstance(image, JpegImagePlugin.JpegImageFile)
@@ -174,7 +174,7 @@ def _decode(image: Image.Image, size: tuple[int, int], fit: str, out: Pixels | N
     box = _draft(image, _as_stored(frame, orientation), fit) if jpeg else None
     step = _grey_step(image)
     image.load()
-    if not jpeg:  # only now: some decoders (TIFF, AVIF) turn the picture themselves and drop the tag
+    if not jpeg:  # only now: some decoders (TIFF, AVIF) turn the image themselves and drop the tag
         orientation = _orientation(image)
     box = box or (0.0, 0.0, float(image.width), float(image.height))
     stored_size, box = _fitted(box, _as_stored(frame, orientation), fit)
@@ -186,14 +186,14 @@ def _decode(image: Image.Image, size: tuple[int, int], fit: str, out: Pixels | N
     _resize_into(_to_rgb(image, step), box, _stored_view(inner, orientation))
     for margin in (pixels[:top], pixels[bottom:], pixels[:, :left], pixels[:, right:]):
         margin[...] = WHITE[0]
-    return Framed(pixels, (top, left, bottom, right))
+    return DecodedImage(pixels, (top, left, bottom, right))
 
 
 def _draft(image: Image.Image, frame: tuple[int, int], fit: str) -> Box | None:
-    """Ask the JPEG decoder for fewer pixels where DRAFT_MARGIN leaves it room, for a frame as the picture is stored.
+    """Ask the JPEG decoder for fewer pixels where DRAFT_MARGIN leaves it room, for a frame as the image is stored.
 
-    Returns the box, in the pixels it will give, that the picture covers: where the size is no multiple
-    of the scale, the last row and column are only partly picture. None where it will not scale.
+    Returns the box, in the pixels it will give, that the image covers: where the size is no multiple
+    of the scale, the last row and column are only partly image. None where it will not scale.
     """
     width, height = frame if fit == "squash" else _scaled(image.size, frame, cover=fit == "crop")
     drafted = image.draft(None, (ceil(width * DRAFT_MARGIN), ceil(height * DRAFT_MARGIN)))
@@ -201,32 +201,32 @@ def _draft(image: Image.Image, frame: tuple[int, int], fit: str) -> Box | None:
 
 
 def _orientation(image: Image.Image) -> int:
-    # A picture whose EXIF block is damaged still has all its pixels: take it as it lies.
+    # An image whose EXIF block is damaged still has all its pixels: take it as it lies.
     with suppress(Exception):
         return int(image.getexif().get(ORIENTATION_TAG, 1))
     return 1
 
 
 def _as_stored(size: tuple[int, int], orientation: int) -> tuple[int, int]:
-    """An upright (W, H), as the picture that is still to be turned sees it; and the other way round."""
+    """An upright (W, H), as the image that is still to be turned sees it; and the other way round."""
     return size[::-1] if orientation in LYING else size
 
 
 def _stored_view(upright: Pixels, orientation: int) -> Pixels:
-    """The upright (h, w, 3) as a view in which rows and columns are those of the picture that is still to be turned."""
+    """The upright (h, w, 3) as a view in which rows and columns are those of the image that is still to be turned."""
     rows, columns = STEPS.get(orientation, (1, 1))
     return (upright.swapaxes(0, 1) if orientation in LYING else upright)[::rows, ::columns]
 
 
-def _scaled(picture: tuple[float, float], frame: tuple[int, int], *, cover: bool) -> tuple[int, int]:
-    """The picture's (W, H) scaled in proportion, to lie within the frame or to cover it."""
-    ratios = (frame[0] / picture[0], frame[1] / picture[1])
+def _scaled(image: tuple[float, float], frame: tuple[int, int], *, cover: bool) -> tuple[int, int]:
+    """The image's (W, H) scaled in proportion, to lie within the frame or to cover it."""
+    ratios = (frame[0] / image[0], frame[1] / image[1])
     ratio = max(ratios) if cover else min(ratios)
-    return max(1, round(picture[0] * ratio)), max(1, round(picture[1] * ratio))
+    return max(1, round(image[0] * ratio)), max(1, round(image[1] * ratio))
 
 
 def _fitted(box: Box, frame: tuple[int, int], fit: str) -> tuple[tuple[int, int], Box]:
-    """The (W, H) that the picture gets within the frame, and the part of its box that is to fill it."""
+    """The (W, H) that the image gets within the frame, and the part of its box that is to fill it."""
     right, bottom = box[2:]
     if fit == "pad":
         return _scaled((right, bottom), frame, cover=False), box
@@ -252,14 +252,14 @@ def _resize_into(image: Image.Image, box: Box, out: Pixels) -> None:
 
 @cache
 def _fast_resize() -> Callable[[Image.Image, Box, Pixels], bool] | None:
-    """`pipeline.resize.resize_into`, or None where it cannot be had.
+    """`pipeline.images.resize.resize_into`, or None where it cannot be had.
 
-    A picture must not depend on which of the two has resized it. A version of Pillow may calculate otherwise, or be set
-    to align its rows, which leaves gaps: so it has to agree on a small picture first, whose 124 bytes a row would have
+    An image must not depend on which of the two has resized it. A version of Pillow may calculate otherwise, or be set
+    to align its rows, which leaves gaps: so it has to agree on a small image first, whose 124 bytes a row would have
     such gaps. Not imported at the top: Numba takes its time.
     """
     with suppress(Exception):
-        from pipeline.resize import resize_into
+        from pipeline.images.resize import resize_into
 
         noise = Image.fromarray((np.arange(40 * 31 * 3) ** 2 // 7 % 251).astype(np.uint8).reshape(40, 31, 3))
         for size in ((13, 9), (21, 20), (50, 70)):
@@ -322,7 +322,7 @@ def _deep_grey_to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _grey_step(image: Image.Image) -> int:
-    """What one step of grey in the file is in the loaded picture: 1 but for PNGs of 1, 2 or 4 bits."""
+    """What one step of grey in the file is in the loaded image: 1 but for PNGs of 1, 2 or 4 bits."""
     tiles = getattr(image, "tile", [])
     raw_mode = tiles[0][3] if image.format == "PNG" and tiles else None
     return GREY_STEP.get(raw_mode, 1) if isinstance(raw_mode, str) else 1
@@ -339,7 +339,7 @@ _quiet_filters: warnings.catch_warnings[None] | None = None
 def quiet_pillow() -> Iterator[None]:
     """Pillow's warnings silenced, but its bomb warning raised, while any thread decodes.
 
-    Decoding does this by itself; around the decoding of many pictures, it need be done but once.
+    Decoding does this by itself; around the decoding of many images, it need be done but once.
     Python's filters are one list for all threads: were each thread to save and restore it, the last
     one to leave could restore another one's. So the first in sets it and the last out restores it.
     """

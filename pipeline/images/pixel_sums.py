@@ -17,7 +17,7 @@ _Float = TypeVar("_Float", np.float32, np.float64)
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def add_colours(image: npt.NDArray[np.uint8], sums: npt.NDArray[np.uint64], squares: npt.NDArray[np.uint64]) -> None:
-    """Add the values and their squares of a picture (H, W, 3), a channel, to sums (3,) and squares (3,)."""
+    """Add the values and their squares of an image (H, W, 3), a channel, to sums (3,) and squares (3,)."""
     height, width, _ = image.shape
     rows = image.reshape(height, 3 * width)  # (H, 3W)
     column = np.zeros(3 * width, np.uint32)  # (3W,) of 2**16 rows at most, so that they fit
@@ -38,7 +38,7 @@ def add_colours(image: npt.NDArray[np.uint8], sums: npt.NDArray[np.uint64], squa
 # Sums may be taken in any order, since all are exact.
 @njit(cache=True, error_model="numpy", fastmath={"reassoc", "contract"})
 def _sum_greys(
-    picture: npt.NDArray[np.uint8],
+    image: npt.NDArray[np.uint8],
     block: int,
     down: npt.NDArray[_Float],
     across: npt.NDArray[np.float64],
@@ -46,7 +46,7 @@ def _sum_greys(
     colours: npt.NDArray[np.uint64],
 ) -> None:
     """The sums that `project_greys` needs: out (2, F, F) of two kinds of grey, colours (3,) of red, green and blue."""
-    height, width, _ = picture.shape
+    height, width, _ = image.shape
     frequencies, rows = down.shape
     columns = across.shape[1]
     channels = np.empty((3, columns), np.uint32)  # (3, blocks across)
@@ -63,9 +63,9 @@ def _sum_greys(
                 for first in range(block):  # of each block's columns: a short loop inside would cost more
                     for column in range((width - first + block - 1) // block):
                         x = column * block + first
-                        channels[0, column] += np.uint32(picture[y, x, 0])
-                        channels[1, column] += np.uint32(picture[y, x, 1])
-                        channels[2, column] += np.uint32(picture[y, x, 2])
+                        channels[0, column] += np.uint32(image[y, x, 0])
+                        channels[1, column] += np.uint32(image[y, x, 1])
+                        channels[2, column] += np.uint32(image[y, x, 2])
             for x in range(columns):
                 red, green, blue = channels[0, x], channels[1, x], channels[2, x]
                 luma = np.uint32(77) * red + np.uint32(150) * green + np.uint32(29) * blue + np.uint32(128)
@@ -93,7 +93,7 @@ def _sum_greys(
 # Here the order does count: no fast mathematics.
 @njit(nogil=True, cache=True, error_model="numpy")
 def project_greys(
-    pictures: npt.NDArray[np.uint8],
+    images: npt.NDArray[np.uint8],
     rows: npt.NDArray[np.int64],
     block: int,
     down: npt.NDArray[_Float],
@@ -102,24 +102,24 @@ def project_greys(
     unit: float,
     out: npt.NDArray[np.float64],
 ) -> None:
-    """Project two kinds of grey of some pictures on cosines.
+    """Project two kinds of grey of some images on cosines.
 
-    pictures  (n, h, w, 3), of which those at rows (r,) are meant
+    images  (n, h, w, 3), of which those at rows (r,) are meant
     block     so many rows and columns are added up to one; what is left over at the end to a smaller one
     down      (F, blocks down), across (F, blocks across)
-    leak      (F, F) what a picture that is flat, with a first sum of 1, has of each: taken off
+    leak      (F, F) what an image that is flat, with a first sum of 1, has of each: taken off
     unit      what sums are multiplied with
     out       (n, 2 F F + 3): the sums of the luma of each block, rounded, and of its lightness, which is the mean of
               the greatest and the least of red, green and blue; then the means of these three
 
     Exact, but for the last steps, as long as sums of products with `down` fit its precision.
     """
-    _, height, width, _ = pictures.shape
+    _, height, width, _ = images.shape
     frequencies = len(down)
     sums = np.empty((2, frequencies, frequencies))  # (2, F, F)
     colours = np.empty(3, np.uint64)  # (3,)
     for row in rows:
-        _sum_greys(pictures[row], block, down, across, sums, colours)
+        _sum_greys(images[row], block, down, across, sums, colours)
         place = 0
         for plane in range(2):
             factor = unit if plane == 0 else 0.5 * unit

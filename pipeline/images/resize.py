@@ -27,14 +27,14 @@ _FOUR_FLOATS = struct.Struct("4f")
 
 LANES = 8
 PRECISION_BITS = 22  # of a weight; a sum of products with bytes then fits 32 bits, overshoot included
-REACH = 2.0  # how far the cubic extends to each side, in pixels of the coarser picture
+REACH = 2.0  # how far the cubic extends to each side, in pixels of the coarser image
 
 _BYTE, _INT32 = ir.IntType(8), ir.IntType(32)
 _INTS, _BYTES, _HALF = ir.VectorType(_INT32, LANES), ir.VectorType(_BYTE, LANES), ir.VectorType(_BYTE, LANES // 2)
 
 
-class Picture(Protocol):
-    """A picture of Pillow's; in mode RGB it has four bytes a pixel, the last one unused."""
+class SourceImage(Protocol):
+    """An image of Pillow's; in mode RGB it has four bytes a pixel, the last one unused."""
 
     @property
     def mode(self) -> str: ...
@@ -45,23 +45,23 @@ class Picture(Protocol):
     def __arrow_c_array__(self) -> tuple[object, object]: ...
 
 
-def resize_into(picture: Picture, box: Box, out: npt.NDArray[np.uint8]) -> bool:
-    """Write the box of a picture, resized, to all of `out`, as `picture.resize(size, BICUBIC, box=box)` would do it.
+def resize_into(image: SourceImage, box: Box, out: npt.NDArray[np.uint8]) -> bool:
+    """Write the box of an image, resized, to all of `out`, as `image.resize(size, BICUBIC, box=box)` would do it.
 
     out  uint8 (h, w, 3), a view of any strides; w, h >= 1
 
-    Returns False, having written nothing, for what it leaves to Pillow: a picture that is not RGB, that loses much more
+    Returns False, having written nothing, for what it leaves to Pillow: an image that is not RGB, that loses much more
     height than width, whose pixels Pillow does not show, or whose box is not within it. Safe to call from many threads.
     """
-    width, height = picture.size
+    width, height = image.size
     # Such a height Pillow 13 resizes first, while older ones always begin across; it shows in the last bits.
     tall = height - out.shape[0] > max(0, 2 * (width - out.shape[1]))
-    if tall or picture.mode != "RGB":
+    if tall or image.mode != "RGB":
         return False
     left, top, right, bottom = _FOUR_FLOATS.unpack(_FOUR_FLOATS.pack(*box))  # as Pillow rounds them
     if not (0 <= left <= right <= width and 0 <= top <= bottom <= height):
         return False
-    pixels = _Pixels.of(picture)
+    pixels = _Pixels.of(image)
     if pixels is None:
         return False
     rows = out if out.strides[1:] == (3, 1) else np.empty(out.shape, dtype=np.uint8)  # (h, w, 3)
@@ -98,21 +98,21 @@ _capsule_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c
 
 
 class _Pixels:
-    """Where a picture's rows lie, end to end, four bytes a pixel. Keeps them there as long as it lives."""
+    """Where an image's rows lie, end to end, four bytes a pixel. Keeps them there as long as it lives."""
 
     def __init__(self, address: int, owner: object) -> None:
         self.address = address
         self._owner = owner
 
     @classmethod
-    def of(cls, picture: Picture) -> _Pixels | None:
+    def of(cls, image: SourceImage) -> _Pixels | None:
         """None where Pillow does not show them, or not as expected."""
         try:
-            _, array = picture.__arrow_c_array__()
+            _, array = image.__arrow_c_array__()
         except (AttributeError, ValueError):
             return None
         pixels = _ArrowArray.from_address(_capsule_pointer(array, b"arrow_array"))
-        width, height = picture.size
+        width, height = image.size
         if (pixels.length, pixels.offset, pixels.n_children) != (width * height, 0, 1):
             return None
         values = pixels.children[0].contents

@@ -53,7 +53,7 @@ def permutation(count: int, *key: int) -> Indices:
     return np.argsort(hashes(count, *key), kind="stable").astype(np.int64, copy=False)
 
 
-def share(size: int, rank: int, world_size: int) -> tuple[int, int]:
+def rank_slice(size: int, rank: int, world_size: int) -> tuple[int, int]:
     """(start, stop): which of the `size` rows of a batch are this rank's. Together the ranks have each once."""
     return size * rank // world_size, size * (rank + 1) // world_size
 
@@ -79,7 +79,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class EpochPlan:
+class EpochOrder:
     """The order of one epoch over a part.
 
     window_chunks  the most chunks of a window

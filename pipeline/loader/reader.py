@@ -1,4 +1,4 @@
-"""Windows of pictures, filled ahead of the consumer by threads.
+"""Windows of images, filled ahead of the consumer by threads.
 
     disk ──threads, a chunk each──▶ scratch ──each row to its place──▶ window ──queue──▶ consumer
 """
@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.plan import EpochPlan, Indices, Window
-from pipeline.sharding import ReadSeconds
-from pipeline.store import Part
+from pipeline.dataset.shard_format import ReadSeconds
+from pipeline.dataset.store import Split
+from pipeline.loader.epoch_order import EpochOrder, Indices, Window
 
 PAGE = 4096
 
@@ -80,10 +80,10 @@ def aligned(shape: tuple[int, ...]) -> Pixels:
     return memory[start : start + size].reshape(shape)
 
 
-class Kept:
+class ChunkCache:
     """All pixels of a part, each chunk read when it is wanted first. Safe to use from many threads."""
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: Split) -> None:
         self._part = part
         self._pixels = aligned((part.rows, *part.size, 3))  # (N, H, W, 3); takes memory as it fills
         self._read = np.zeros(-(-part.rows // part.chunk_rows), bool)  # (chunks,)
@@ -107,7 +107,7 @@ class Reader:
     """
 
     def __init__(
-        self, part: Part, plan: EpochPlan, first: int, buffers: Buffers, kept: Kept | None, clock: Clock
+        self, part: Split, plan: EpochOrder, first: int, buffers: Buffers, kept: ChunkCache | None, clock: Clock
     ) -> None:
         self._part = part
         self._plan = plan

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.plan import EpochPlan, Indices
+from pipeline.loader.epoch_order import EpochOrder, Indices
 
 PERMUTATIONS = 400  # to know the middle 99 % of a figure
 BAND = (0.005, 0.995)
@@ -52,7 +52,7 @@ def runs_of(values: npt.NDArray[np.int64]) -> Runs:
     return Runs(len(values) - len(lengths), int(lengths.max()))
 
 
-def epoch_order(plan: EpochPlan) -> Indices:
+def epoch_order(plan: EpochOrder) -> Indices:
     """All rows (N,) of an epoch in the order in which they come."""
     return np.concatenate([plan.window(index).rows for index in range(plan.windows)])
 
@@ -62,9 +62,9 @@ def compare(values: npt.NDArray[np.int64], order: Indices, permutations: int = P
     generator = np.random.default_rng(0)
     drawn = [runs_of(generator.permutation(values)) for _ in range(permutations)]
 
-    def edge(share: float) -> Runs:
+    def edge(rank_slice: float) -> Runs:
         neighbours, longest = (
-            int(np.quantile([getattr(runs, name) for runs in drawn], share, method="nearest"))
+            int(np.quantile([getattr(runs, name) for runs in drawn], rank_slice, method="nearest"))
             for name in ("neighbours", "longest")
         )
         return Runs(neighbours, longest)

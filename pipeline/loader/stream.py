@@ -17,13 +17,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.dataset.store import Split
 from pipeline.errors import OptionError
-from pipeline.plan import EpochPlan, Indices, Window, share, window_chunks
-from pipeline.reader import Buffers, Clock, Kept, Pixels, Reader, StreamTimes, aligned
-from pipeline.store import Part
+from pipeline.loader.epoch_order import EpochOrder, Indices, Window, rank_slice, window_chunks
+from pipeline.loader.reader import Buffers, ChunkCache, Clock, Pixels, Reader, StreamTimes, aligned
 
 DEPTH = 2  # windows in memory: one to take from, one to fill
-MOST_DEPTH = 4  # more only wait for their turn
+MAX_DEPTH = 4  # more only wait for their turn
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class BatchStream:
 
     def __init__(
         self,
-        part: Part,
+        part: Split,
         batch_size: int,
         *,
         seed: int,
@@ -87,7 +87,7 @@ class BatchStream:
         self._batch_rows = -(-batch_size // world_size)  # the largest share
         self._window_chunks = window_chunks(part.rows, part.chunk_rows, self._row_bytes, shuffle)
         self.depth, self.keeps_all = self._fit(ram_budget)
-        self._kept = Kept(part) if self.keeps_all else None
+        self._kept = ChunkCache(part) if self.keeps_all else None
         self._clock = Clock()
         self._spare: Buffers | None = None  # left by the last epoch for the next
 
@@ -103,7 +103,7 @@ class BatchStream:
         return self._other_bytes + self.depth * self._window_bytes + kept
 
     @property
-    def least_bytes(self) -> int:
+    def min_bytes(self) -> int:
         """The least RAM budget: for one window, filled and used in turn."""
         return self._other_bytes + self._window_bytes
 
@@ -135,7 +135,7 @@ class BatchStream:
         most = max(1, -(-self.part.rows // max(self._window_rows, 1)))  # there are no more
         if budget is None:
             return min(DEPTH, most), False
-        least = self.least_bytes
+        least = self.min_bytes
         if budget < least:
             raise OptionError(
                 f"expected a RAM budget of at least {-(-least // 10**6)} MB for {self.part.name} of {self.part.path} in"
@@ -144,7 +144,7 @@ class BatchStream:
         left = budget - self._other_bytes
         if left >= self._part_bytes + min(DEPTH, most) * self._window_bytes:
             return min(DEPTH, most), True
-        return min(MOST_DEPTH, most, left // max(self._window_bytes, 1)), False
+        return min(MAX_DEPTH, most, left // max(self._window_bytes, 1)), False
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, from step `start` on; nothing before it is read.
@@ -157,11 +157,11 @@ class BatchStream:
             raise OptionError(f"expected a step within 0..{self.steps} of the epoch, found {start}")
         return self._batches(self.plan(number), start)
 
-    def plan(self, number: int) -> EpochPlan:
+    def plan(self, number: int) -> EpochOrder:
         """The order of one epoch."""
-        return EpochPlan(self.part.rows, self.part.chunk_rows, self._window_chunks, self.seed, number, self.shuffle)
+        return EpochOrder(self.part.rows, self.part.chunk_rows, self._window_chunks, self.seed, number, self.shuffle)
 
-    def _batches(self, plan: EpochPlan, start: int) -> Iterator[Batch]:
+    def _batches(self, plan: EpochOrder, start: int) -> Iterator[Batch]:
         if start == self.steps:
             return
         # Two epochs at a time are allowed, as when one was left half-way and lingers: each has its own.
@@ -176,7 +176,7 @@ class BatchStream:
             for _ in range(start, self.steps):
                 began = time.perf_counter()
                 size = min(self.batch_size, plan.part_rows - position)
-                begin, end = share(size, self.rank, self.world_size)
+                begin, end = rank_slice(size, self.rank, self.world_size)
                 windows.skip(behind + begin)
                 images, rows = windows.take(end - begin)  # (B, H, W, 3), (B,)
                 behind = size - end  # not to be skipped before the consumer is done with this batch

@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TypeAlias, TypeVar
 
-from pipeline.cluster import Cluster
 from pipeline.errors import OptionError
+from pipeline.parallel.cluster import Cluster
 
 T = TypeVar("T")
 R = TypeVar("R")

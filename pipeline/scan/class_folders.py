@@ -1,4 +1,4 @@
-"""A folder -> the sorted list of its pictures, with classes and parts."""
+"""A folder -> the sorted list of its images, with classes and parts."""
 
 from __future__ import annotations
 
@@ -10,44 +10,44 @@ from typing import Literal
 
 from pipeline.errors import ListingError
 
-PartName = Literal["train", "val"]
+SplitName = Literal["train", "val"]
 
 # Folders that hold a part each. Of several for val the first here is taken: where both val/ and test/
 # are there, test/ is kept for a last, honest look.
 VAL_FOLDERS = ("val", "valid", "validation", "test")
-PART_FOLDERS = ("train", *VAL_FOLDERS)
+SPLIT_FOLDERS = ("train", *VAL_FOLDERS)
 
 # What file managers and archivers leave behind. All names that begin with a dot are skipped as well.
 CLUTTER = {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin"}
 
-LAYOUT = "expected one folder of pictures per class, or train/ and val/ with one folder per class each"
+LAYOUT = "expected one folder of images per class, or train/ and val/ with one folder per class each"
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A file that lies in a class folder; whether it is a picture, only decoding tells."""
+class ImageFile:
+    """A file that lies in a class folder; whether it is an image, only decoding tells."""
 
     path: str  # relative to the root, with '/' on every system
     class_index: int
-    part: PartName | None  # None where the folders do not say
+    part: SplitName | None  # None where the folders do not say
 
 
 @dataclass(frozen=True)
 class Listing:
     root: Path
     classes: tuple[str, ...]  # sorted; a class' index is its place here
-    pictures: tuple[Picture, ...]  # sorted by path
+    images: tuple[ImageFile, ...]  # sorted by path
     skipped: tuple[str, ...]  # files and folders directly in the root that belong to no class
 
     @property
-    def has_parts(self) -> bool:
-        return self.pictures[0].part is not None
+    def has_splits(self) -> bool:
+        return self.images[0].part is not None
 
 
-def list_pictures(root: Path) -> Listing:
+def list_images(root: Path) -> Listing:
     """List the files of a folder of classes.
 
-    Every file in a class folder, however deep, is listed, whatever its name: one that is no picture is
+    Every file in a class folder, however deep, is listed, whatever its name: one that is no image is
     for the build to report, not for us to drop. Hidden files and folders, and clutter, are left out.
     Raises ListingError where the folder is not laid out as one.
     """
@@ -56,36 +56,36 @@ def list_pictures(root: Path) -> Listing:
     if not folders:
         if loose:
             raise ListingError(
-                f"{LAYOUT}; found {_count(len(loose), 'file')} and no folder in {root}: move each picture"
+                f"{LAYOUT}; found {_count(len(loose), 'file')} and no folder in {root}: move each image"
                 " into a folder named after its class"
             )
         raise ListingError(f"{LAYOUT}; found nothing in {root}: check the path")
     if folders == ["train"]:
         raise ListingError(f"{LAYOUT}; found only train/ in {root}: give {root / 'train'} itself")
-    by_part: list[tuple[PartName | None, str]] = [(None, "")]
+    by_part: list[tuple[SplitName | None, str]] = [(None, "")]
     skipped = loose
-    if "train" in folders and set(folders) <= set(PART_FOLDERS):
+    if "train" in folders and set(folders) <= set(SPLIT_FOLDERS):
         val = next(name for name in VAL_FOLDERS if name in folders)
         by_part = [("train", "train/"), ("val", f"{val}/")]
         skipped = sorted(skipped + [name for name in folders if name not in ("train", val)])
     files = {part: _files_by_class(root, prefix) for part, prefix in by_part}
     classes = _checked_classes(root, files)
-    pictures = [
-        Picture(path, classes.index(name), part)
+    images = [
+        ImageFile(path, classes.index(name), part)
         for part, by_class in files.items()
         for name, paths in by_class.items()
         for path in paths
     ]
-    pictures.sort(key=lambda picture: picture.path)
-    return Listing(root, tuple(classes), tuple(pictures), tuple(skipped))
+    images.sort(key=lambda image: image.path)
+    return Listing(root, tuple(classes), tuple(images), tuple(skipped))
 
 
 def _top(root: Path) -> tuple[list[str], list[str]]:
     """The names of folders and of files directly in the root."""
     if not os.path.lexists(root):
-        raise ListingError(f"expected a folder of pictures, found nothing at {root}: check the path")
+        raise ListingError(f"expected a folder of images, found nothing at {root}: check the path")
     if not root.is_dir():
-        raise ListingError(f"expected a folder of pictures, found a file at {root}: give the folder it is in")
+        raise ListingError(f"expected a folder of images, found a file at {root}: give the folder it is in")
     return _entries(root)
 
 
@@ -140,18 +140,18 @@ def _files_by_class(root: Path, prefix: str) -> dict[str, list[str]]:
         found = _count(len(loose), "file") if loose else "nothing"
         raise ListingError(
             f"expected one folder per class in {root / prefix}, found {found} and no folder: move each"
-            " picture into a folder named after its class"
+            " image into a folder named after its class"
         )
     return {name: list(_walk(root / prefix / name, f"{prefix}{name}/")) for name in folders}
 
 
-def _checked_classes(root: Path, files: dict[PartName | None, dict[str, list[str]]]) -> list[str]:
+def _checked_classes(root: Path, files: dict[SplitName | None, dict[str, list[str]]]) -> list[str]:
     for part, by_class in files.items():
         for name, paths in by_class.items():
             if not paths and part != "val":  # a class may have nothing to validate on
                 where = root / (part or "") / name
                 raise ListingError(
-                    f"expected pictures in every class, found none in {where}: add some or remove the folder"
+                    f"expected images in every class, found none in {where}: add some or remove the folder"
                 )
     first, *rest = files.values()
     for by_class in rest:

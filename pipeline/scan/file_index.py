@@ -15,14 +15,14 @@ from itertools import islice
 from pathlib import Path
 from types import TracebackType
 
-from pipeline.walk import FoundFile, Spool, walk_files
+from pipeline.scan.walk import FoundFile, Spool, walk_files
 
 
-class RollClosed(Exception):
+class FileIndexClosed(Exception):
     """Files were asked for outside the roll's `with`."""
 
 
-class Roll:
+class FileIndex:
     """The files of a tree, or the one file given, sorted by path. To be used in a `with`, where the thread runs.
 
     root, scratch, is_own  as for `walk_files`; is_own is called in the thread
@@ -41,12 +41,12 @@ class Roll:
         self._part_rows = part_rows
         self._is_own = is_own
         self._written = 0  # bytes of the spool; whole parts
-        self._error: BaseException | None = RollClosed()
+        self._error: BaseException | None = FileIndexClosed()
         self._grown = threading.Condition()  # of the five above that change
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="logpose-roll", daemon=True)
 
-    def __enter__(self) -> Roll:
+    def __enter__(self) -> FileIndex:
         """Begin. Raises OSError where no file can be made in `scratch`."""
         self._spool = Spool(self._scratch)
         self._error = None
@@ -59,14 +59,14 @@ class Roll:
         """End the thread, at the latest after the file it is asking the system about, and delete the spool."""
         self._stopped.set()
         self._thread.join()
-        self._error = RollClosed()
+        self._error = FileIndexClosed()
         self._spool.close()
 
     def parts(self) -> Iterator[list[FoundFile]]:
         """The parts in order, each as soon as it has been found; every call begins with the first.
 
         Raises ListingError or OSError, as `walk_files` does, as soon as the thread has met with it, whatever parts
-        are still to come; RollClosed outside the `with`.
+        are still to come; FileIndexClosed outside the `with`.
         """
         place = 0
         while (stop := self._wait_beyond(place)) > place:
@@ -112,4 +112,4 @@ class Roll:
 
     def _raise_if_stopped(self) -> None:
         if self._stopped.is_set():
-            raise RollClosed
+            raise FileIndexClosed

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.errors import ListingError
-from pipeline.listing import is_folder, visible_entries
+from pipeline.scan.class_folders import is_folder, visible_entries
 
 # Entries of a folder that are sorted in memory, about 2 MB of them.
 RUN_ENTRIES = 16_384
@@ -112,14 +112,14 @@ def walk_files(
     Raises ListingError if there is nothing, or a folder that cannot be read; OSError if `scratch` cannot be written.
     """
     if not os.path.lexists(root):
-        raise ListingError(f"expected pictures, found nothing at {root}: check the path")
+        raise ListingError(f"expected images, found nothing at {root}: check the path")
     nothing_yet = True
     with closing(_below(root, scratch, is_own) if root.is_dir() else _alone(root, is_own)) as files:
         for file in files:
             nothing_yet = False
             yield file
     if nothing_yet:
-        raise ListingError(f"expected a folder with pictures, found no file in {root}: check the path")
+        raise ListingError(f"expected a folder with images, found no file in {root}: check the path")
 
 
 def _alone(root: Path, is_own: Callable[[str], bool]) -> Generator[FoundFile, None, None]:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import strategies as st
 
 from cnn import layers
-from cnn.backend import Array, Backend, pick_backend
+from cnn.backends import pick_backend
+from cnn.backends.base import Array, Backend
 from cnn.backends.gpu import why_unusable
 from cnn.layers import Layer, Run
 from cnn.layers.activations import ACTIVATIONS
@@ -28,7 +29,7 @@ def get_backend(name: str) -> Backend:
     return pick_backend(name)
 
 
-def _pictures(least: int = 1, most: int = 8) -> st.SearchStrategy[tuple[int, int, int]]:
+def _images(least: int = 1, most: int = 8) -> st.SearchStrategy[tuple[int, int, int]]:
     return st.tuples(st.integers(least, most), st.integers(least, most), st.integers(1, 6))
 
 
@@ -37,7 +38,7 @@ def _convolutions(draw: st.DrawFn) -> Case:
     kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
     padding = draw(st.one_of(st.just("same"), st.tuples(st.integers(0, 3), st.integers(0, 3))))
     stride = draw(st.one_of(st.just(1), st.tuples(st.integers(1, 3), st.integers(1, 3))))
-    shape = draw(_pictures(5, 9))
+    shape = draw(_images(5, 9))
     return layers.Conv2D(draw(st.integers(1, 6)), kernel, stride, padding, draw(st.booleans())), shape
 
 
@@ -46,11 +47,11 @@ def _pools(draw: st.DrawFn, kind: Callable[..., Layer]) -> Case:
     size = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
     stride = draw(st.one_of(st.none(), st.integers(1, 3)))
     padding = draw(st.integers(0, min(size) // 2))
-    return kind(size, stride, padding), draw(_pictures(4, 9))
+    return kind(size, stride, padding), draw(_images(4, 9))
 
 
 def _any_shape() -> st.SearchStrategy[tuple[int, ...]]:
-    return st.one_of(_pictures(), st.tuples(st.integers(1, 12)))
+    return st.one_of(_images(), st.tuples(st.integers(1, 12)))
 
 
 def _of(layer: Callable[[], Layer], shapes: st.SearchStrategy[Any]) -> st.SearchStrategy[Case]:
@@ -67,19 +68,19 @@ def _activations() -> st.SearchStrategy[str]:
 
 @st.composite
 def _norms(draw: st.DrawFn) -> Case:
-    shape = draw(st.one_of(_pictures(2), st.tuples(st.integers(1, 8))))
+    shape = draw(st.one_of(_images(2), st.tuples(st.integers(1, 8))))
     return layers.BatchNorm(activation=draw(_activations())), shape
 
 
 @st.composite
 def _whitenings(draw: st.DrawFn) -> Case:
-    shape, kernel = draw(_pictures(3, 7)), draw(st.integers(1, 3))
+    shape, kernel = draw(_images(3, 7)), draw(st.integers(1, 3))
     return layers.Whitening(2 * kernel**2 * shape[2], kernel, bias=draw(st.booleans())), shape
 
 
 @st.composite
 def _residuals(draw: st.DrawFn) -> Case:
-    shape, activation = draw(_pictures(2, 6)), draw(_activations())
+    shape, activation = draw(_images(2, 6)), draw(_activations())
     if draw(st.booleans()):
         return layers.Residual(_small_block(shape[2]), activation=activation), shape
     filters = draw(st.integers(1, 4))
@@ -92,12 +93,12 @@ LAYERS: dict[type, st.SearchStrategy[Case]] = {
     layers.Dense: st.tuples(st.integers(1, 9), st.booleans(), st.integers(1, 9)).map(
         lambda drawn: (layers.Dense(drawn[0], drawn[1]), (drawn[2],))
     ),
-    layers.Flatten: _of(layers.Flatten, _pictures()),
+    layers.Flatten: _of(layers.Flatten, _images()),
     layers.Whitening: _whitenings(),
     layers.MaxPool: _pools(layers.MaxPool),
     layers.AveragePool: _pools(layers.AveragePool),
-    layers.GlobalAveragePool: _of(layers.GlobalAveragePool, _pictures()),
-    layers.GlobalMaxPool: _of(layers.GlobalMaxPool, _pictures()),
+    layers.GlobalAveragePool: _of(layers.GlobalAveragePool, _images()),
+    layers.GlobalMaxPool: _of(layers.GlobalMaxPool, _images()),
     layers.BatchNorm: _norms(),
     layers.Dropout: st.tuples(st.floats(0.0, 0.9), _any_shape()).map(lambda d: (layers.Dropout(d[0]), d[1])),
     layers.ReLU: _of(layers.ReLU, _any_shape()),
@@ -107,7 +108,7 @@ LAYERS: dict[type, st.SearchStrategy[Case]] = {
     layers.Tanh: _of(layers.Tanh, _any_shape()),
     layers.Scale: _of(lambda: layers.Scale(0.3), _any_shape()),
     layers.Softmax: _of(layers.Softmax, st.tuples(st.integers(1, 9))),
-    layers.Sequential: _of(lambda: layers.chain(a=_small_block(3), b=_small_block(2)), _pictures(2, 6)),
+    layers.Sequential: _of(lambda: layers.chain(a=_small_block(3), b=_small_block(2)), _images(2, 6)),
     layers.Residual: _residuals(),
 }
 

@@ -1,4 +1,4 @@
-"""Colour jitter, mixup and cutmix: what they draw, what they do to pictures and targets, and training with them."""
+"""Colour jitter, mixup and cutmix: what they draw, what they do to images and targets, and training with them."""
 
 from pathlib import Path
 
@@ -7,17 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnn.augment import Augment
 from cnn.backends.cpu import CpuBackend
 from cnn.backends.reference import ReferenceBackend
 from cnn.checkpoint import load_checkpoint, save_checkpoint
 from cnn.errors import RecipeError, UnknownNameError
+from cnn.inputs.augment import Augment
+from cnn.inputs.mixup import Blend, Mix
 from cnn.layers import Run
 from cnn.losses import LOSSES, Loss
-from cnn.mix import Blend, Mix
 from cnn.network import Network
 from cnn.rng import key_of, uniform
-from cnn.train import prepare
+from cnn.training.trainer import preprocess
 from tests.cnn.oracles import BACKENDS, directional_error, get_backend, to_device
 from tests.cnn.test_gradients import LOSS_ROWS, TOLERANCE, thorough
 from tests.cnn.test_training import CARD, MEAN, SHAPE, STD, three_kinds, train, trainer
@@ -38,12 +38,12 @@ def draw(mix: Mix, rows: np.ndarray, height: int = 12, width: int = 10, key: int
 
 @pytest.mark.parametrize("backend_name", BACKENDS)
 def test_colours_are_those_of_a_plain_computation(backend_name: str) -> None:
-    """Picture by picture, pixel by pixel, in colours from 0 to 255."""
+    """Image by image, pixel by pixel, in colours from 0 to 255."""
     backend, rows = get_backend(backend_name), np.array([4, 0, 9])
     images = np.random.default_rng(0).integers(0, 256, (3, 7, 9, 3), np.uint8)
     colours = JITTER.colours(11, rows, MEANS, DEVIATIONS)
     moved = (to_device(backend, array) for array in (MEANS.astype(np.float32), DEVIATIONS.astype(np.float32)))
-    found = backend.to_host(prepare(backend, images, None, *moved, colours))
+    found = backend.to_host(preprocess(backend, images, None, *moved, colours))
     draws = uniform(11, rows, 3).astype(np.float64)
     for n, image in enumerate(images):
         brightness, contrast, saturation = 1 + np.array([0.4, 0.3, 0.8]) * (2 * draws[n] - 1)
@@ -94,10 +94,10 @@ def test_holes_stay_the_mean_colour(backend_name: str) -> None:
     assert maps.holes is not None
     images = np.random.default_rng(0).integers(0, 256, (6, 16, 12, 3), np.uint8)
     moved = (to_device(backend, array) for array in (MEANS.astype(np.float32), DEVIATIONS.astype(np.float32)))
-    out = backend.to_host(prepare(backend, images, maps, *moved, augment.colours(3, rows, MEANS, DEVIATIONS)))
-    for picture, (top, bottom, left, right) in zip(out, maps.holes, strict=True):
-        assert (picture[top:bottom, left:right] == 0).all()
-        assert (picture == 0).all(axis=2).sum() == (bottom - top) * (right - left)
+    out = backend.to_host(preprocess(backend, images, maps, *moved, augment.colours(3, rows, MEANS, DEVIATIONS)))
+    for image, (top, bottom, left, right) in zip(out, maps.holes, strict=True):
+        assert (image[top:bottom, left:right] == 0).all()
+        assert (image == 0).all(axis=2).sum() == (bottom - top) * (right - left)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -107,15 +107,15 @@ def test_holes_stay_the_mean_colour(backend_name: str) -> None:
     dtype=st.sampled_from([np.float32, np.float64]), seed=st.integers(0, 2**32 - 1),
 )  # fmt: skip
 def test_any_channels_in_any_precision(threads: int, shape: tuple, dtype: type, seed: int) -> None:
-    """Lanes turn through the channels in other ways; many pictures, so that threads share them."""
+    """Lanes turn through the channels in other ways; many images, so that threads share them."""
     generator = np.random.default_rng(seed)
     images = np.repeat(generator.integers(0, 256, shape, np.uint8), 40, axis=0)
     channels = shape[3]
     maps = Augment().maps(seed, np.arange(len(images)), *shape[1:3])
-    mean, deviation = np.full(channels, 120, dtype), np.full(channels, 60, dtype)
+    mean, std = np.full(channels, 120, dtype), np.full(channels, 60, dtype)
     colours = generator.normal(size=(len(images), channels, channels + 1)).astype(np.float32)
-    found = CpuBackend(threads).resample(images, *maps, mean, deviation, colours)
-    expected = REFERENCE.resample(images, *maps, mean, deviation, colours)
+    found = CpuBackend(threads).resample(images, *maps, mean, std, colours)
+    expected = REFERENCE.resample(images, *maps, mean, std, colours)
     assert found.dtype == expected.dtype == dtype
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 if dtype is np.float32 else 1e-9)
 
@@ -126,7 +126,7 @@ def test_any_channels_in_any_precision(threads: int, shape: tuple, dtype: type, 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 @pytest.mark.parametrize("backend_name", BACKENDS)
 def test_targets_are_the_shares_of_the_pixels(kind: str, backend_name: str) -> None:
-    """Pictures of one number each, so that pixels say whose they are."""
+    """Images of one number each, so that pixels say whose they are."""
     backend, rows = get_backend(backend_name), np.arange(40) + 100
     blend = draw(Mix(kind), rows)  # type: ignore[arg-type]
     x = np.broadcast_to(np.arange(40, dtype=np.float32)[:, None, None, None], (40, 12, 10, 3))
@@ -157,7 +157,7 @@ def test_a_cut_box_is_anywhere_and_cut_off_at_the_border() -> None:
     top, bottom, left, right = draw(Mix("cutmix"), np.arange(3000), 20, 30).boxes.T
     assert top.min() == 0 and bottom.max() == 20 and left.min() == 0 and right.max() == 30
     inside = (top > 0) & (bottom < 20) & (left > 0) & (right < 30)
-    # Away from the border, both sides are the same share of the picture's.
+    # Away from the border, both sides are the same share of the image's.
     np.testing.assert_allclose((bottom - top)[inside] / 20, (right - left)[inside] / 30, atol=0.05)
     middle = (top + bottom)[inside] / 2
     assert abs(middle.mean() - 10) < 0.5 and middle.min() < 3 and middle.max() > 17
@@ -184,7 +184,7 @@ def test_draws_depend_on_key_and_row_alone(kind: str) -> None:
     assert (draw(mix, np.arange(10), key=6).kept != whole.kept).any()
 
 
-def test_a_picture_alone_is_mixed_with_itself() -> None:
+def test_a_image_alone_is_mixed_with_itself() -> None:
     blend = draw(Mix("mixup"), np.array([3]))
     np.testing.assert_array_equal(blend.targets(np.array([2]), 4), [[0, 0, 1, 0]])
 
@@ -277,7 +277,7 @@ EVERYTHING = {
 
 
 @pytest.mark.parametrize("changes", [{"mix": Mix("mixup")}, {"mix": Mix("cutmix", share=0.5)}, {"augment": JITTER}])
-def test_a_network_learns_from_such_pictures(changes: dict[str, object]) -> None:
+def test_a_network_learns_from_such_images(changes: dict[str, object]) -> None:
     one = trainer(**changes)
     train(one, 42)
     images, labels = three_kinds(100, 1)
@@ -285,8 +285,8 @@ def test_a_network_learns_from_such_pictures(changes: dict[str, object]) -> None
 
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
-def test_a_step_is_the_loss_of_the_blended_pictures(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Followed by hand, on the reference: recoloured, then blended; right is who says a picture's heavier class."""
+def test_a_step_is_the_loss_of_the_blended_images(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Followed by hand, on the reference: recoloured, then blended; right is who says an image's heavier class."""
     one = trainer(augment=JITTER, mix=Mix(kind))  # type: ignore[arg-type]
     train(one, 2)
     images, labels = three_kinds(32, 6)
@@ -298,7 +298,7 @@ def test_a_step_is_the_loss_of_the_blended_pictures(kind: str, monkeypatch: pyte
 
     colours = JITTER.colours(key_of(0, "colours", 2), rows, MEANS, DEVIATIONS)
     blend = draw(Mix(kind), rows, 12, 12, key_of(0, "mix", 2))  # type: ignore[arg-type]
-    x = prepare(REFERENCE, images, None, MEANS.astype(np.float32), DEVIATIONS.astype(np.float32), colours)
+    x = preprocess(REFERENCE, images, None, MEANS.astype(np.float32), DEVIATIONS.astype(np.float32), colours)
     x = REFERENCE.blend(x, *blend[:3])
     np.testing.assert_allclose(seen[0], x, atol=1e-4)
     network = Network(one.network.layer, SHAPE, REFERENCE, seed=1)

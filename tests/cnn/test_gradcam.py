@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from cnn.errors import ShapeError
-from cnn.gradcam import GradCam
+from cnn.inference.gradcam import GradCam
 from cnn.layers import (
     GELU,
     BatchNorm,
@@ -34,7 +34,7 @@ TAILS = {
 }
 
 
-def pictures(count: int, size: tuple[int, int]) -> np.ndarray:
+def random_images(count: int, size: tuple[int, int]) -> np.ndarray:
     return np.random.default_rng(3).integers(0, 256, (count, *size, 3), dtype=np.uint8)  # (N, H, W, 3)
 
 
@@ -74,7 +74,7 @@ def test_it_is_what_the_definition_says(backend_name: str, tail: str) -> None:
     network = random_network(Sequential(BODY.layers + TAILS[tail].layers), in_shape, backend, 1, np.float64)
     for name, view in network.state.views.items():  # running statistics as after a training
         network.state.assign(name, np.random.default_rng(5).uniform(0.5, 2.0, view.shape))
-    images, classes = pictures(6, in_shape[:2]), np.array([0, 1, 2, 3, 3, 0])
+    images, classes = random_images(6, in_shape[:2]), np.array([0, 1, 2, 3, 3, 0])
     body = part_of(network, BODY, in_shape)
     expected = numeric_maps(body, part_of(network, TAILS[tail], body.out_shape), images, classes)
     found = GradCam(network, MEAN, STD).maps(images, classes)
@@ -89,7 +89,7 @@ def test_every_model(model: str, side: int) -> None:
     options = {} if model == "seed" else {"width": 4}
     layers = MODELS[model](**options).layers((side, side, 3), 3)
     network = random_network(layers, (side, side, 3), get_backend("cpu"), 0, np.float32)
-    images = pictures(3, (side, side))
+    images = random_images(3, (side, side))
     by_class = [GradCam(network, MEAN, STD).maps(images, np.full(3, label)) for label in range(3)]  # (N, H, W) each
     for maps in by_class:
         assert maps.shape == (3, side, side)
@@ -98,8 +98,8 @@ def test_every_model(model: str, side: int) -> None:
     assert any(np.abs(by_class[0] - other).max() > 0.1 for other in by_class[1:]), "each class has a map of its own"
 
 
-def test_a_map_is_where_the_picture_is_bright() -> None:
-    """A network that counts red in class 0 and blue in class 1, and pictures with one corner of each."""
+def test_a_map_is_where_the_image_is_bright() -> None:
+    """A network that counts red in class 0 and blue in class 1, and images with one corner of each."""
     network = Network(chain(average=GlobalAveragePool(), head=Dense(3)), (8, 8, 3), get_backend("cpu"), seed=None)
     network.parameters.assign("head.weight", np.array([[1.0, 0, 0], [0, 0, 0], [0, 1, 0]]))  # (channels, classes)
     image = np.zeros((8, 8, 3), np.uint8)

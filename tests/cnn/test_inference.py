@@ -1,4 +1,4 @@
-"""What a network says of a picture is the same to the bit, whatever else is in the batch and however many threads."""
+"""What a network says of an image is the same to the bit, whatever else is in the batch and however many threads."""
 
 import tracemalloc
 from collections.abc import Callable
@@ -11,17 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnn.backend import Array, Backend, pick_backend
+from cnn.backends import pick_backend
+from cnn.backends.base import Array, Backend
 from cnn.backends.reference import ReferenceBackend
 from cnn.checkpoint import ModelCard, save_checkpoint
-from cnn.inference import Inference
+from cnn.inference.folded import FoldedNetwork
+from cnn.inference.predictor import Predictor
 from cnn.layers import Layer
 from cnn.layers.activations import ACTIVATIONS
 from cnn.losses import LOSSES, SoftmaxCrossEntropy
 from cnn.models import MODELS
 from cnn.network import Network
-from cnn.predict import Predictor
-from cnn.train import Recipe, Trainer
+from cnn.training.trainer import Recipe, Trainer
 from tests.cnn.oracles import LAYERS, random_network
 from tests.cnn.test_gradients import thorough
 
@@ -44,7 +45,7 @@ def check_rows(network: Network, x: np.ndarray, place: int) -> np.ndarray:
 
     Returns the outputs (N, ...).
     """
-    infer = Inference(network)
+    infer = FoldedNetwork(network)
     expected = infer(x)  # (N, ...)
     assert np.isfinite(expected).all()
     for backend in CPUS.values():
@@ -82,7 +83,7 @@ def options(name: str) -> st.SearchStrategy[dict[str, object]]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_model_gives_a_picture_the_same_bits_in_any_batch(name: str) -> None:
+def test_a_model_gives_a_image_the_same_bits_in_any_batch(name: str) -> None:
     @some
     @given(
         chosen=options(name), side=st.tuples(st.integers(8, 33), st.integers(8, 33)), classes=st.integers(2, 20),
@@ -96,7 +97,7 @@ def test_a_model_gives_a_picture_the_same_bits_in_any_batch(name: str) -> None:
         layer = MODELS[name](**chosen).layers(shape, classes)
         outputs = check_rows(trained(layer, shape, CPUS[2], seed), x, place % rows)  # (N, C)
         for backend in (CPUS[1], CPUS[3]):  # prepared by another number of threads
-            np.testing.assert_array_equal(Inference(trained(layer, shape, backend, seed))(x), outputs)
+            np.testing.assert_array_equal(FoldedNetwork(trained(layer, shape, backend, seed))(x), outputs)
 
     check()
 
@@ -121,7 +122,7 @@ def test_a_dense_layer_of_any_size(inputs: int, units: int, bias: bool) -> None:
 # Predictors
 
 
-def pictures(count: int, shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
+def random_images(count: int, shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, *shape), np.uint8)
 
 
@@ -157,7 +158,7 @@ def in_threads(predictors: list[Predictor], batches: list[np.ndarray]) -> list[n
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_probabilities_are_those_of_the_logits_in_any_batch(loss: str, save: Callable[[ModelCard], Path]) -> None:
-    path, images = save(card(loss=loss, width=8)), pictures(11, (32, 32, 3))
+    path, images = save(card(loss=loss, width=8)), random_images(11, (32, 32, 3))
     predictor = Predictor(path, CPUS[2])
     logits, probabilities = predictor.logits(images), predictor.probabilities(images)  # (B, C) each
     assert logits.dtype == probabilities.dtype == np.float32 and logits.shape == (11, 5)
@@ -181,7 +182,7 @@ class Watched(SoftmaxCrossEntropy):
 @pytest.mark.parametrize("name, side", [("seed", 17), ("plain", 20), ("resnet9", 32), ("resnet18", 32)])
 def test_evaluation_sees_the_logits_of_the_predictor(name: str, side: int, save: Callable[[ModelCard], Path]) -> None:
     of = card(name, side, **({} if name == "seed" else {"width": 6}))
-    path, images, labels = save(of), pictures(75, of.in_shape), np.arange(75) % 5
+    path, images, labels = save(of), random_images(75, of.in_shape), np.arange(75) % 5
     network = trained(of.build_model().layers(of.in_shape, 5), of.in_shape, CPUS[2], 1)
     trainer = Trainer(network, Recipe(loss=Watched()), np.array(MEAN), np.array(STD), 75)
     evaluation = trainer.evaluate([(images[:64], labels[:64]), (images[64:], labels[64:])])
@@ -193,7 +194,7 @@ def test_evaluation_sees_the_logits_of_the_predictor(name: str, side: int, save:
 @pytest.mark.parametrize("name", ["seed", "resnet9"])
 def test_predictors_work_side_by_side(name: str, save: Callable[[ModelCard], Path]) -> None:
     of = card(name, **({} if name == "seed" else {"width": 8}))
-    batches = [pictures(1 + 5 * i % 17, of.in_shape, seed=i) for i in range(24)]
+    batches = [random_images(1 + 5 * i % 17, of.in_shape, seed=i) for i in range(24)]
     for threads in (1, 2, 3):
         predictor = Predictor(save(of), CPUS[threads])
         expected = [predictor.logits(batch) for batch in batches]
@@ -213,7 +214,7 @@ def test_a_predictor_for_a_thread_has_one_thread_and_shares_the_parameters(save:
     tracemalloc.stop()
     assert allocated < 500_000  # bytes; the parameters take 1.6 MB
     assert other.backend.description == "cpu: 1 thread" and other.card == predictor.card
-    images = pictures(2, (32, 32, 3))
+    images = random_images(2, (32, 32, 3))
     np.testing.assert_array_equal(other.for_thread().probabilities(images), predictor.probabilities(images))
 
 
@@ -231,7 +232,7 @@ def test_other_devices_do_one_thing_at_a_time(save: Callable[[ModelCard], Path])
         return y
 
     predictor.infer = alone  # type: ignore[assignment]
-    assert len(in_threads([predictor.for_thread()] * 3, [pictures(4, (32, 32, 3))] * 6)) == 6
+    assert len(in_threads([predictor.for_thread()] * 3, [random_images(4, (32, 32, 3))] * 6)) == 6
 
 
 def test_a_model_file_is_loaded_without_drawing_parameters(
@@ -243,7 +244,7 @@ def test_a_model_file_is_loaded_without_drawing_parameters(
         raise AssertionError("random numbers were drawn")
 
     monkeypatch.setattr("cnn.initialise.normal", drawn)
-    assert np.isfinite(Predictor(path, CPUS[1]).logits(pictures(1, (32, 32, 3)))).all()
+    assert np.isfinite(Predictor(path, CPUS[1]).logits(random_images(1, (32, 32, 3)))).all()
     assert not card(width=4).build_network(CPUS[1], seed=None).parameters.flat.any()
     with pytest.raises(AssertionError, match="were drawn"):
         card(width=4).build_network(CPUS[1])

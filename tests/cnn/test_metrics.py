@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from cnn.calibration import calibrate, fit_temperature, reliability, softmax, sureness
-from cnn.metrics import Evaluation, wilson_interval
+from cnn.evaluation.calibration import calibrate, confidence, fit_temperature, reliability, softmax
+from cnn.evaluation.metrics import Evaluation, wilson_interval
 
-# Three classes; the last picture has two equal outputs, of which the first counts as the larger.
+# Three classes; the last image has two equal outputs, of which the first counts as the larger.
 OUTPUTS = np.array([[3, 1, 0], [2, 5, 1], [0, 4, 3], [1, 0, 2], [2, 2, 1]], np.float32)  # (5, 3)
 LABELS = np.array([0, 1, 2, 0, 1])  # (5,)
 
@@ -19,11 +19,11 @@ def test_what_is_right_is_counted_by_class() -> None:
     np.testing.assert_array_equal(evaluation.predicted, [0, 1, 1, 2, 0])
     np.testing.assert_array_equal(evaluation.confusion, [[1, 0, 1], [1, 1, 0], [0, 1, 0]])
     assert evaluation.accuracy == pytest.approx(0.4)
-    precision, recall, f1, pictures = evaluation.by_class
+    precision, recall, f1, random_images = evaluation.by_class
     np.testing.assert_allclose(precision, [1 / 2, 1 / 2, 0])
     np.testing.assert_allclose(recall, [1 / 2, 1 / 2, 0])
     np.testing.assert_allclose(f1, [1 / 2, 1 / 2, 0])
-    np.testing.assert_array_equal(pictures, [2, 2, 1])
+    np.testing.assert_array_equal(random_images, [2, 2, 1])
     assert evaluation.macro_f1 == pytest.approx(1 / 3)
 
 
@@ -42,7 +42,7 @@ def test_the_best_k_include_the_true_class_or_not() -> None:
     assert Evaluation(1.0, OUTPUTS[:, ::-1], LABELS).top(1) == pytest.approx(0.6)  # of two equals the first
 
 
-def test_a_class_without_pictures_is_left_out_of_the_mean() -> None:
+def test_a_class_without_images_is_left_out_of_the_mean() -> None:
     outputs = np.eye(3, dtype=np.float32)[[0, 1, 1]]  # (3, 3)
     evaluation = Evaluation(0.0, outputs, np.array([0, 1, 0]))
     assert math.isnan(evaluation.by_class.recall[2]) and math.isnan(evaluation.by_class.precision[2])
@@ -74,19 +74,19 @@ def test_errors_of_opposite_sign_in_two_bins_do_not_cancel() -> None:
     outputs = np.log(np.array([[0.88, 0.12]] * 2 + [[0.58, 0.42]] * 2))  # (4, 2)
     found = reliability(outputs, np.array([0, 1, 0, 0]), bins=10)
     assert found.error == pytest.approx((0.38 + 0.42) / 2)
-    assert found.pictures.sum() == 4 and found.pictures[8] == 2 and found.pictures[5] == 2
+    assert found.images.sum() == 4 and found.images[8] == 2 and found.images[5] == 2
     assert found.accuracy[8] == 0.5 and found.confidence[8] == pytest.approx(0.88)
     assert np.isnan(found.accuracy[0])
-    assert reliability(np.zeros((3, 2)), np.array([0, 1, 0]), bins=2).pictures[0] == 3  # 0.5: upper ends are included
+    assert reliability(np.zeros((3, 2)), np.array([0, 1, 0]), bins=2).images[0] == 3  # 0.5: upper ends are included
 
 
 def test_each_row_may_have_its_temperature_and_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     outputs = np.random.default_rng(0).normal(size=(11, 4)) * 3  # (11, 4)
     temperatures = np.linspace(0.5, 3.0, 11)  # (11,)
     expected = [softmax(row[None] / each).max() for row, each in zip(outputs, temperatures, strict=True)]
-    monkeypatch.setattr("cnn.calibration._BLOCK", 4)
-    np.testing.assert_allclose(sureness(outputs, temperatures), expected)
-    np.testing.assert_allclose(sureness(outputs), softmax(outputs).max(axis=1))
+    monkeypatch.setattr("cnn.evaluation.calibration._BLOCK", 4)
+    np.testing.assert_allclose(confidence(outputs, temperatures), expected)
+    np.testing.assert_allclose(confidence(outputs), softmax(outputs).max(axis=1))
 
 
 def drawn(rows: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Fast backends against the reference, in float32: every layer, loss, optimizer and picture kernel."""
+"""Fast backends against the reference, in float32: every layer, loss, optimizer and image kernel."""
 
 import numpy as np
 import pytest
@@ -6,15 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnn.arena import Arena, Spec
-from cnn.augment import Augment
-from cnn.backend import pick_backend
+from cnn.backends import pick_backend
 from cnn.backends.reference import ReferenceBackend
-from cnn.inference import Inference
+from cnn.inference.folded import FoldedNetwork
 from cnn.initialise import he_normal, zeros
+from cnn.inputs.augment import Augment
+from cnn.inputs.mixup import Mix
 from cnn.layers import BatchNorm, MaxPool, Run
-from cnn.mix import Mix
 from cnn.models import MODELS
-from cnn.optim import OPTIMIZERS
+from cnn.training.optimizers import OPTIMIZERS
 from tests.cnn.oracles import BACKENDS, LAYERS, get_backend, random_network, to_device, training_run, well_apart
 from tests.cnn.test_gradients import thorough
 
@@ -84,7 +84,7 @@ def test_inference(name: str, backend_name: str) -> None:
     for spec_name, view in network.state.views.items():
         network.state.assign(spec_name, generator.uniform(0.5, 2.0, view.shape))
     x = to_device(backend, generator.normal(size=(3, *shape)).astype(np.float32))
-    close(backend.to_host(Inference(network)(x)), backend.to_host(network.infer(x)), rtol=1e-3)
+    close(backend.to_host(FoldedNetwork(network)(x)), backend.to_host(network.infer(x)), rtol=1e-3)
 
 
 @pytest.mark.parametrize("backend_name", FAST_BACKENDS)
@@ -125,11 +125,11 @@ def test_resample(backend_name: str, shape: tuple[int, int, int], augment: Augme
     backend = get_backend(backend_name)
     images = np.random.default_rng(seed).integers(0, 256, (*shape, 3), np.uint8)
     maps = augment.maps(seed, np.arange(shape[0]), *shape[1:])
-    mean, deviation = np.array([100, 110, 120], np.float32), np.array([50, 60, 70], np.float32)
-    colours = augment.colours(seed, np.arange(shape[0]), mean, deviation)
+    mean, std = np.array([100, 110, 120], np.float32), np.array([50, 60, 70], np.float32)
+    colours = augment.colours(seed, np.arange(shape[0]), mean, std)
     out = []
     for each in (REFERENCE, backend):
-        arrays = [None if array is None else to_device(each, array) for array in (*maps, mean, deviation, colours)]
+        arrays = [None if array is None else to_device(each, array) for array in (*maps, mean, std, colours)]
         out.append(each.to_host(each.resample(to_device(each, images), *arrays)))
     close(out[1], out[0], rtol=1e-5)
 

@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 
 from cnn.arena import Arena, Group, Spec
-from cnn.augment import VIEWS, Augment, by_turns, identity_maps
-from cnn.backend import pick_backend
+from cnn.backends import pick_backend
 from cnn.backends.gpu import why_unusable
 from cnn.backends.reference import ReferenceBackend
 from cnn.errors import DeviceError, RecipeError, ShapeError, UnknownNameError
 from cnn.initialise import he_normal, identity, zeros
+from cnn.inputs.augment import VIEWS, Augment, alternate_flips, identity_maps
 from cnn.layers import GELU, Conv2D, Dense, Dropout, Flatten, MaxPool, Residual, Run, Whitening, chain
-from cnn.lookahead import Lookahead
 from cnn.losses import BinaryCrossEntropy, MeanSquaredError, SoftmaxCrossEntropy
 from cnn.models import MODELS
 from cnn.network import Network
-from cnn.optim import SGD, AdamW
 from cnn.rng import key_of, normal, uniform
-from cnn.schedules import SCHEDULES, Constant, Cosine, Step, Triangular
+from cnn.training.lookahead import Lookahead
+from cnn.training.optimizers import SGD, AdamW
+from cnn.training.schedules import SCHEDULES, Constant, Cosine, Step, Triangular
 
 REFERENCE = ReferenceBackend()
 
@@ -80,7 +80,7 @@ def test_parameters_that_are_trained_alike_lie_together_and_what_stays_comes_las
 # How parameters start
 
 
-def test_an_identity_passes_pictures_on_and_its_other_filters_are_small() -> None:
+def test_an_identity_passes_images_on_and_its_other_filters_are_small() -> None:
     x = np.random.default_rng(0).normal(size=(2, 5, 5, 3))
     for filters in (2, 3, 7):
         network = Network(Conv2D(filters, 3, bias=False, initialise=identity), (5, 5, 3), REFERENCE, 0, np.float64)
@@ -95,7 +95,7 @@ def test_whitened_patches_are_uncorrelated_and_of_one_size() -> None:
     smooth = np.random.default_rng(0).normal(size=(70, 9, 8, 3)).cumsum(axis=1).cumsum(axis=2)  # neighbours are alike
     layer = Whitening(24, epsilon=0.0)
     network = Network(chain(inner=chain(whiten=layer, gelu=GELU())), (9, 8, 3), REFERENCE, 0, np.float64)
-    assert network.is_measured
+    assert network.needs_data
     network.measure(smooth)
     weight = network.tensors()["inner.whiten.weight"]
     y = REFERENCE.conv2d(smooth, weight, None, layer.window).reshape(-1, 24)
@@ -112,7 +112,7 @@ def test_whitened_patches_are_uncorrelated_and_of_one_size() -> None:
 def test_a_network_without_a_measured_layer_is_left_alone() -> None:
     network = Network(chain(conv=Conv2D(2), whiten=Whitening(16)), (5, 5, 1), REFERENCE)
     before = network.parameters.flat.copy()
-    assert not network.is_measured
+    assert not network.needs_data
     network.measure(np.ones((2, 5, 5, 1)))
     np.testing.assert_array_equal(network.parameters.flat, before)
 
@@ -281,12 +281,12 @@ def test_flip_mirrors_about_half() -> None:
 
 def test_flips_by_turns_mirror_a_random_half_and_then_the_others() -> None:
     rows = np.arange(1000)
-    sides = [by_turns(7, rows, epoch) for epoch in range(4)]
+    sides = [alternate_flips(7, rows, epoch) for epoch in range(4)]
     assert 450 < sides[0].sum() < 550
     np.testing.assert_array_equal(sides[1], ~sides[0])
     np.testing.assert_array_equal(sides[2:], sides[:2])
-    np.testing.assert_array_equal(by_turns(7, rows[[9, 3]], 0), sides[0][[9, 3]])
-    assert 400 < (by_turns(8, rows, 0) ^ sides[0]).sum() < 600
+    np.testing.assert_array_equal(alternate_flips(7, rows[[9, 3]], 0), sides[0][[9, 3]])
+    assert 400 < (alternate_flips(8, rows, 0) ^ sides[0]).sum() < 600
 
 
 def test_maps_mirror_whom_they_are_told_to() -> None:
@@ -301,11 +301,11 @@ def test_views_are_what_they_say() -> None:
     images = _some_images(3, 32)
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
     plain = [images, padded[:, :32, :32], padded[:, 2:, 2:]]
-    expected = [side for picture in plain for side in (picture, picture[:, :, ::-1])]
+    expected = [side for image in plain for side in (image, image[:, :, ::-1])]
     views = VIEWS["mirror_shift"]
-    for view, picture in zip(views, expected, strict=True):
+    for view, image in zip(views, expected, strict=True):
         out = REFERENCE.resample(images, *view.maps(3, 32, 32), np.zeros(3), np.ones(3))
-        np.testing.assert_array_equal(out, picture)
+        np.testing.assert_array_equal(out, image)
     assert [view.weight for view in views] == [0.25, 0.25, 0.125, 0.125, 0.125, 0.125]
     assert views[:2] == tuple(view._replace(weight=view.weight / 2) for view in VIEWS["mirror"])
     assert all(sum(view.weight for view in some) == 1.0 for some in VIEWS.values())
@@ -366,7 +366,7 @@ def test_dropout_keeps_the_mean_and_does_nothing_outside_training() -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("shape", [(8, 8, 3), (9, 17, 3), (32, 32, 3), (65, 64, 3), (130, 100, 3)])
-def test_models_take_any_picture_and_any_classes(name: str, shape: tuple[int, int, int]) -> None:
+def test_models_take_any_image_and_any_classes(name: str, shape: tuple[int, int, int]) -> None:
     model = MODELS[name](**({} if name == "seed" else {"width": 8}))
     for classes in (2, 11):
         network = Network(model.layers(shape, classes), shape, pick_backend("reference"))
@@ -378,7 +378,7 @@ def test_models_take_any_picture_and_any_classes(name: str, shape: tuple[int, in
 
 
 def test_the_seed_is_the_seed() -> None:
-    """Three 3x3 convolutions of 5 channels on 256x256 pictures, then dense 128, 64, 18 and 18 classes."""
+    """Three 3x3 convolutions of 5 channels on 256x256 images, then dense 128, 64, 18 and 18 classes."""
     specs = MODELS["seed"]().layers((256, 256, 3), 18).specs((256, 256, 3)).parameters
     weights = {spec.name: spec.shape for spec in specs if spec.name.endswith("weight")}
     assert list(weights.values()) == [
@@ -403,7 +403,7 @@ def test_airbench94_is_that_of_the_speed_runs() -> None:
     assert [(group.lr_factor, group.trained) for group in network.parameters.groups] == [
         (1.0, 1.0), (64.0, 1.0), (1.0, 0.3), (1.0, 0.0)
     ]  # fmt: skip
-    assert network.is_measured and network.parameters.moving(0.0)[-1].last == 1_971_352
+    assert network.needs_data and network.parameters.moving(0.0)[-1].last == 1_971_352
     centre = network.tensors()["group2.conv1.weight"][1, 1, :, :64]
     np.testing.assert_array_equal(centre, np.eye(64))
 
@@ -411,19 +411,19 @@ def test_airbench94_is_that_of_the_speed_runs() -> None:
 def test_airbench94_may_learn_its_first_layer_and_start_at_random() -> None:
     layers = MODELS["airbench94"](whiten=False, identity=False).layers((32, 32, 3), 10)  # type: ignore[call-arg]
     network = Network(layers, (32, 32, 3), REFERENCE)
-    assert not network.is_measured and network.parameters.views["conv.weight"].shape == (2, 2, 3, 24)
+    assert not network.needs_data and network.parameters.views["conv.weight"].shape == (2, 2, 3, 24)
     assert {spec.trained for spec in network.parameters.specs if spec.name.startswith("conv.")} == {1.0}
     assert abs(network.tensors()["group2.conv1.weight"]).max() < 0.1
 
 
 def test_shapes_that_do_not_fit_are_explained() -> None:
     for layer, shape, words in (
-        (Conv2D(4, 5, padding=0), (3, 3, 1), "does not fit a picture of 3x3"),
-        (Conv2D(4), (12,), "expects pictures"),
+        (Conv2D(4, 5, padding=0), (3, 3, 1), "does not fit an image of 3x3"),
+        (Conv2D(4), (12,), "expects images"),
         (Dense(3), (4, 4, 1), "put Flatten or a global pool before"),
-        (MaxPool(4), (2, 2, 1), "use larger pictures"),
+        (MaxPool(4), (2, 2, 1), "use larger images"),
         (MaxPool(2, padding=2), (8, 8, 1), "padding may be at most half"),
-        (Whitening(24), (8, 8, 1), "needs 8 filters for pictures of 1 channels"),
+        (Whitening(24), (8, 8, 1), "needs 8 filters for images of 1 channels"),
         (Residual(chain(flatten=Flatten())), (2, 2, 1), "give the shortcut a 1x1 convolution"),
     ):
         with pytest.raises(ShapeError, match=words):

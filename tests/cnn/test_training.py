@@ -7,21 +7,21 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from cnn.augment import Augment
-from cnn.backend import pick_backend
+from cnn.backends import pick_backend
 from cnn.checkpoint import ModelCard, initialise_from, load_checkpoint, save_checkpoint
-from cnn.ema import EMA
 from cnn.errors import ModelFileError, NetworkError, NonFiniteError, RecipeError, UnknownNameError, WriteError
-from cnn.inference import Inference
+from cnn.inference.folded import FoldedNetwork
+from cnn.inference.predictor import Predictor
+from cnn.inputs.augment import Augment
 from cnn.layers import Whitening
-from cnn.lookahead import Lookahead
 from cnn.losses import SoftmaxCrossEntropy
 from cnn.models import Airbench94, Plain
 from cnn.network import Network
-from cnn.optim import SGD, AdamW
-from cnn.predict import Predictor
-from cnn.schedules import Constant
-from cnn.train import Recipe, Trainer, look
+from cnn.training.ema import EMA
+from cnn.training.lookahead import Lookahead
+from cnn.training.optimizers import SGD, AdamW
+from cnn.training.schedules import Constant
+from cnn.training.trainer import Recipe, Trainer, tta_outputs
 
 MEAN, STD = (110.0, 120.0, 130.0), (60.0, 61.0, 62.0)
 SHAPE = (12, 12, 3)
@@ -29,7 +29,7 @@ CARD = ModelCard("plain", {"width": 8}, SHAPE, ("dot", "stripe", "frame"), "pad"
 
 
 def three_kinds(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Noisy pictures of three easy kinds: uint8 (count, 12, 12, 3) and class numbers (count,)."""
+    """Noisy images of three easy kinds: uint8 (count, 12, 12, 3) and class numbers (count,)."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, 3, count)
     images = generator.integers(0, 120, (count, *SHAPE))
@@ -136,9 +136,10 @@ def test_the_moving_average_is_judged_and_kept_while_training_goes_on_without() 
             average = average + (later - average) / 1.4
         np.testing.assert_allclose(found, average, rtol=1e-5, atol=1e-6)
     images, labels = three_kinds(40, 1)
-    judged = one.evaluate([(images, labels)]).outputs
-    assert not np.allclose(judged, plain.evaluate([(images, labels)]).outputs, atol=1e-4)
-    np.testing.assert_array_equal(judged, look(one.backend, Inference(one.outcome), images, "none", one.mean, one.std))
+    evaluated = one.evaluate([(images, labels)]).outputs
+    assert not np.allclose(evaluated, plain.evaluate([(images, labels)]).outputs, atol=1e-4)
+    expected = tta_outputs(one.backend, FoldedNetwork(one.outcome), images, "none", one.mean, one.std)
+    np.testing.assert_array_equal(evaluated, expected)
 
     again = trainer(ema=EMA(horizon=0.1), epochs=2)
     again.load_tensors(one.tensors(), one.step)
@@ -214,7 +215,7 @@ def test_what_is_frozen_does_not_count_in_the_gradients_norm() -> None:
     assert np.linalg.norm((one.network.parameters.flat - before) / factors) == pytest.approx(1e-3, rel=1e-2)
 
 
-def test_whitening_is_measured_as_pictures_are_trained_on() -> None:
+def test_whitening_is_measured_as_images_are_trained_on() -> None:
     one, images = trainer(**SPEED_RUN), three_kinds(60, 4)[0]
     one.measure(images)
     x = (images - np.array(MEAN)) / np.array(STD)
@@ -243,7 +244,7 @@ def test_several_views_are_averaged_before_they_are_judged() -> None:
     images, labels = three_kinds(40, 5)
     alone = one.evaluate([(images, labels)])
     assert alone.loss == one.evaluate([(images, labels)], "none").loss
-    infer = Inference(one.network)
+    infer = FoldedNetwork(one.network)
     x = ((images - np.array(MEAN)) / np.array(STD)).astype(np.float32)
     outputs = (infer(x) + infer(np.ascontiguousarray(x[:, :, ::-1]))) / 2
     loss, _ = one.recipe.loss.forward(one.backend, outputs, labels, 40)

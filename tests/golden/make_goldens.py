@@ -1,6 +1,6 @@
 """Writes the golden files with PyTorch: `make golden`. The tests read them and need no PyTorch.
 
-A file holds the pictures and class numbers of ten batches, the first weights, and what PyTorch makes of them in
+A file holds the images and class numbers of ten batches, the first weights, and what PyTorch makes of them in
 float32: the ten losses, the gradients of the first step, and the logits of the first batch after the last.
 """
 
@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from cnn.backend import pick_backend
+from benchmarks.training.torch_peer import load_ours, our_gradients, parameter_groups, random_images, to_torch
+from cnn.backends import pick_backend
 from cnn.losses import SoftmaxCrossEntropy
 from cnn.network import Network
-from cnn.optim import SGD
-from tests.bench.torch_peer import load_ours, our_gradients, parameter_groups, pictures, to_torch
+from cnn.training.optimizers import SGD
 from tests.golden.trajectory import CLASSES, MEAN, STD, TRAJECTORIES, Trajectory
 
 
@@ -28,7 +28,7 @@ def make(trajectory: Trajectory) -> None:
     groups = parameter_groups(module, specs, optimizer.weight_decay)
     sgd = torch.optim.SGD(groups, optimizer.lr, optimizer.momentum, nesterov=optimizer.nesterov)
     images, labels = trajectory.batches()
-    inputs = [pictures(((batch - MEAN) / STD).astype(np.float32)) for batch in images]
+    inputs = [random_images(((batch - MEAN) / STD).astype(np.float32)) for batch in images]
     losses, gradients = [], {}
     names = [spec.name for spec in specs]
     for x, targets in zip(inputs, torch.from_numpy(labels), strict=True):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cnn.network import Network
-from cnn.train import Trainer
+from cnn.training.trainer import Trainer
 from tests.cnn.oracles import BACKENDS, get_backend
 from tests.golden.trajectory import BATCH, CLASSES, MEAN, STD, STEPS, TRAJECTORIES, Trajectory
 

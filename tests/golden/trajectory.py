@@ -1,15 +1,15 @@
-"""The trainings that the golden files record: two small networks, ten steps of fixed pictures."""
+"""The trainings that the golden files record: two small networks, ten steps of fixed images."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from cnn.augment import Augment
+from cnn.inputs.augment import Augment
 from cnn.models import Model, ResNet9, Seed
-from cnn.optim import SGD
-from cnn.schedules import Constant
-from cnn.train import Recipe
+from cnn.training.optimizers import SGD
+from cnn.training.schedules import Constant
+from cnn.training.trainer import Recipe
 
 STEPS, BATCH, CLASSES = 10, 8, 10
 MEAN, STD = np.full(3, 127.5), np.full(3, 64.0)
@@ -17,7 +17,7 @@ MEAN, STD = np.full(3, 127.5), np.full(3, 64.0)
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One network and its pictures' size; `path` is its golden file."""
+    """One network and its images' size; `path` is its golden file."""
 
     model: Model
     size: int

@@ -1,4 +1,4 @@
-"""Pictures, a dataset and a model that are made once, in seconds, and shared by all tests of the jobs."""
+"""Images, a dataset and a model that are made once, in seconds, and shared by all tests of the jobs."""
 
 import subprocess
 import sys
@@ -66,7 +66,7 @@ def run_process(*arguments: object, cwd: Path | None = None) -> Outcome:
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
-def draw_picture(path: Path, channel: int, seed: int, side: int = 16) -> None:
+def draw_image(path: Path, channel: int, seed: int, side: int = 16) -> None:
     """Noise that is a little stronger in one colour."""
     pixels = np.random.default_rng(seed).integers(0, 160, (side, side, 3), dtype=np.uint8)  # (H, W, 3)
     pixels[..., channel] += 60
@@ -75,22 +75,22 @@ def draw_picture(path: Path, channel: int, seed: int, side: int = 16) -> None:
 
 
 def draw_classes(root: Path, per_class: int, classes: Sequence[str] = CLASSES) -> Path:
-    """A folder with one folder of pictures per class."""
+    """A folder with one folder of images per class."""
     for channel, name in enumerate(classes):
         for number in range(per_class):
-            draw_picture(root / name / f"{number:03}.png", channel % 3, 1000 * channel + number)
+            draw_image(root / name / f"{number:03}.png", channel % 3, 1000 * channel + number)
     return root
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw_classes(tmp_path_factory.mktemp("pictures") / "colours", 20)
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_classes(tmp_path_factory.mktemp("images") / "colours", 20)
 
 
 @pytest.fixture(scope="session")
-def dataset(pictures: Path) -> Path:
-    path = pictures.parent / "colours.zarr"
-    assert main(["build", str(pictures), str(path), "--size", "16", "--val", "0.2"]) == 0
+def dataset(image_folder: Path) -> Path:
+    path = image_folder.parent / "colours.zarr"
+    assert main(["build", str(image_folder), str(path), "--size", "16", "--val", "0.2"]) == 0
     return path
 
 

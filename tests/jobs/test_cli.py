@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from cnn.augment import VIEWS
+from cnn.inputs.augment import VIEWS
 from jobs import cli
 from jobs.commands.options import Views
+from jobs.console.sizes import parse_bytes
 from jobs.errors import JobError
-from jobs.sizes import parse_bytes
 from tests.jobs.conftest import Logpose, command, draw_classes, run_process
 
 COMMANDS = ("build", "train", "recipes", "find-lr", "classify", "verify", "info", "report", "demo")
@@ -115,8 +115,8 @@ def test_options_reach_their_jobs(logpose: Logpose, monkeypatch: pytest.MonkeyPa
         calls.append((arguments, options))
         return 0
 
-    for name in ("classify", "info", "train"):
-        monkeypatch.setattr(f"jobs.{name}.{name}", job)
+    for name in ("classification.classify.classify", "datasets.info.info", "training.train.train"):
+        monkeypatch.setattr(f"jobs.{name}", job)
     options = (
         "--topk", 2, "--threshold", 0.5, "--format", "parquet", "--spreadsheet-safe", "--views", "mirror",
         "--batch-size", 8,
@@ -153,7 +153,7 @@ def raising(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     def verify(dataset: Path, report_to: Path | None = None) -> int:
         raise error
 
-    monkeypatch.setattr("jobs.verify.verify", verify)
+    monkeypatch.setattr("jobs.datasets.verify.verify", verify)
 
 
 @pytest.mark.parametrize(
@@ -256,11 +256,11 @@ def terminal(cwd: Path, *arguments: object) -> Iterator[Terminal]:
 def test_missing_arguments_are_asked_for_and_a_bar_moves(tmp_path: Path) -> None:
     draw_classes(tmp_path / "colours", 4)
     with terminal(tmp_path, "build", "--size", "16") as person:
-        person.answer("Folder of pictures, one folder per class inside: ", "colours")
+        person.answer("Folder of images, one folder per class inside: ", "colours")
         person.answer("Dataset to write [colours.zarr]: ", "")
         assert person.finish() == 0
     assert "\x1b[" in person.text  # the bar
-    assert "colours.zarr: 3 classes, 9 pictures to train on, 3 to validate" in person.text
+    assert "colours.zarr: 3 classes, 9 images to train on, 3 to validate" in person.text
 
 
 def test_a_training_that_is_there_asks_continue_or_scratch(tmp_path: Path, dataset: Path, trained: Path) -> None:

@@ -53,10 +53,10 @@ def test_large_and_negative_seeds_are_seeds_too() -> None:
 
 
 def test_emblems_differ_even_in_a_mirror() -> None:
-    """Flags are seen from both sides, and training may flip pictures: no crew is another's mirror image."""
+    """Flags are seen from both sides, and training may flip images: no crew is another's mirror image."""
 
-    def coverage(picture: Image.Image) -> NDArray[np.float64]:
-        return np.asarray(picture, dtype=np.float64) / 255  # (48, 48, 3)
+    def coverage(image: Image.Image) -> NDArray[np.float64]:
+        return np.asarray(image, dtype=np.float64) / 255  # (48, 48, 3)
 
     stencils = {crew: stencil(crew, 48) for crew in CREWS}
     for one, other in combinations(CREWS, 2):
@@ -85,9 +85,9 @@ def test_draws_files_that_do_not_depend_on_the_workers(tmp_path: Path, workers: 
     assert seen[-1] == (18, 18)
     assert seen == sorted(seen)
     for crew in CREWS:
-        with Image.open(tmp_path / crew / f"{crew}-0000.jpg") as picture:
-            assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", (256, 256))
-            lossy = np.asarray(picture, dtype=np.float64)  # (256, 256, 3)
+        with Image.open(tmp_path / crew / f"{crew}-0000.jpg") as image:
+            assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (256, 256))
+            lossy = np.asarray(image, dtype=np.float64)  # (256, 256, 3)
         assert np.abs(lossy - pixels(crew, 7, 0, 256)).mean() < 16
 
 
@@ -124,11 +124,11 @@ def test_flags_of_another_seed_are_replaced(tmp_path: Path) -> None:
 def test_an_interrupted_drawing_leaves_only_whole_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save = Image.Image.save
 
-    def cut_off(picture: Image.Image, path: Path, **options: object) -> None:
+    def cut_off(image: Image.Image, path: Path, **options: object) -> None:
         if path.name.startswith(CREWS[2]):
             path.write_bytes(b"half a pict")
             raise KeyboardInterrupt
-        save(picture, path, **options)
+        save(image, path, **options)
 
     monkeypatch.setattr(Image.Image, "save", cut_off)
     with pytest.raises(KeyboardInterrupt):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from jobs import progress
-from jobs.progress import bar, duration, plural
+from jobs.console import progress
+from jobs.console.progress import bar, duration, plural
 
 
 def test_a_pipe_gets_the_first_and_the_last_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The report on a training: what it says, which pictures it shows, and what it refuses."""
+"""The report on a training: what it says, which images it shows, and what it refuses."""
 
 import base64
 import csv
@@ -17,20 +17,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnn.backend import pick_backend
-from cnn.calibration import Reliability, calibrate
+from cnn.backends import pick_backend
 from cnn.checkpoint import load_checkpoint, save_checkpoint
-from cnn.metrics import Evaluation, wilson_interval
-from cnn.predict import Predictor
+from cnn.evaluation.calibration import Reliability, calibrate
+from cnn.evaluation.metrics import Evaluation, wilson_interval
+from cnn.inference.predictor import Predictor
 from jobs.cli import main
-from jobs.metrics import EpochRow
 from jobs.report import charts
-from jobs.report.copies import pick_groups
-from jobs.report.pictures import matrix, overlay, read_rows
-from jobs.report.times import parts_of, remedy
-from pipeline.schema import COPIES_FILE
-from pipeline.store import Dataset, Part
-from tests.jobs.conftest import RECIPE, Logpose, draw_classes, draw_picture
+from jobs.report.near_duplicates import pick_groups
+from jobs.report.thumbnails import matrix, overlay, read_rows
+from jobs.report.time_sections import parts_of, remedy
+from jobs.training.metrics import EpochRow
+from pipeline.dataset.schema import DUPLICATES_FILE
+from pipeline.dataset.store import Dataset, Split
+from tests.jobs.conftest import RECIPE, Logpose, draw_classes, draw_image
 
 STRANGE = "<b>&\"'"
 CLASSES = (STRANGE, "green", "red")
@@ -79,16 +79,16 @@ class Page(HTMLParser):
         return [[Page(cell).text.strip() for cell in re.findall(r"<t[dh].*?>(.*?)</t[dh]>", row)] for row in rows]
 
 
-def picture_of(uri: str) -> np.ndarray:
+def image_of(uri: str) -> np.ndarray:
     kind, _, text = uri.partition(";base64,")
     assert kind in ("data:image/jpeg", "data:image/png")
-    with Image.open(io.BytesIO(base64.b64decode(text, validate=True))) as picture:
-        return np.asarray(picture)  # (H, W, 3), or 4
+    with Image.open(io.BytesIO(base64.b64decode(text, validate=True))) as thumbnail:
+        return np.asarray(thumbnail)  # (H, W, 3), or 4
 
 
-def nearest_path(uri: str, part: Part) -> str:
-    """The path of the picture of a part that one on the page looks like most."""
-    shown = picture_of(uri).astype(np.float64)  # (H, W, 3)
+def nearest_path(uri: str, part: Split) -> str:
+    """The path of the image of a part that one on the page looks like most."""
+    shown = image_of(uri).astype(np.float64)  # (H, W, 3)
     distances = np.abs(part.read(0, part.rows) - shown).mean(axis=(1, 2, 3))  # (N,)
     nearest, next_one = np.sort(distances)[:2]
     assert nearest < 14 and nearest < next_one / 2, "it is one of them, and no doubt which"
@@ -102,10 +102,10 @@ def percent(share: float, digits: int = 1) -> str:
 @pytest.fixture(scope="module")
 def strange(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset of three classes, in which many are not of their class, and one file's name is as strange."""
-    root = draw_classes(tmp_path_factory.mktemp("report") / "pictures", 30, CLASSES)
+    root = draw_classes(tmp_path_factory.mktemp("report") / "images", 30, CLASSES)
     for number in range(12):
-        draw_picture(root / "red" / f"<i>{number:02}.png", 0, 5000 + number)
-        draw_picture(root / "green" / f"&amp;{number:02}.png", 2, 6000 + number)
+        draw_image(root / "red" / f"<i>{number:02}.png", 0, 5000 + number)
+        draw_image(root / "green" / f"&amp;{number:02}.png", 2, 6000 + number)
     path = root.parent / "a <dataset>.zarr"
     assert main(["build", str(root), str(path), "--size", "16", "--val", "0.4"]) == 0
     return path
@@ -127,7 +127,7 @@ def page(run_dir: Path) -> Page:
 
 @pytest.fixture(scope="module")
 def evaluation(strange: Path, run_dir: Path) -> Evaluation:
-    """What the page should say, found in another way: all pictures at once."""
+    """What the page should say, found in another way: all images at once."""
     val = Dataset.open(strange).val
     outputs = Predictor(run_dir / "model.safetensors", pick_backend("cpu")).logits(val.read(0, val.rows))
     return Evaluation(0.0, outputs, val.labels)
@@ -176,8 +176,8 @@ def test_names_are_escaped(page: Page) -> None:
     assert any("<i>" in alt for alt in shown) and any("&amp;" in alt for alt in shown)
 
 
-def test_pictures_are_small(page: Page) -> None:
-    assert max(max(picture_of(image["src"]).shape) for image in page.all("img")) <= 128
+def test_images_are_small(page: Page) -> None:
+    assert max(max(image_of(image["src"]).shape) for image in page.all("img")) <= 128
 
 
 # The figures ------------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ def test_the_figures(page: Page, evaluation: Evaluation, run_dir: Path) -> None:
     with (run_dir / "metrics.csv").open(newline="") as file:
         noted = list(csv.DictReader(file))
     best = max(noted, key=lambda row: (float(row["val_accuracy"]), -float(row["val_loss"])))
-    (shown,) = re.findall(r"<b>(.*?)</b>\s*<p>of (\d+) validation pictures", page.html)
+    (shown,) = re.findall(r"<b>(.*?)</b>\s*<p>of (\d+) validation images", page.html)
     assert shown == (percent(float(best["val_accuracy"])), str(evaluation.rows))
     assert f"best epoch{best['epoch']} of 6" in heads.replace("\n", "")
     assert f"temperature of {float(best['temperature']):.2f}" in page.section("calibration").text
@@ -210,7 +210,7 @@ def test_the_classes_are_sorted(page: Page, evaluation: Evaluation, strange: Pat
     expected = [
         [
             CLASSES[i], percent(scores.precision[i]), percent(scores.recall[i]), percent(scores.f1[i]),
-            str(scores.pictures[i]), str((data.train.labels == i).sum()),
+            str(scores.images[i]), str((data.train.labels == i).sum()),
         ]
         for i in order
     ]  # fmt: skip
@@ -226,49 +226,49 @@ def test_the_confusion(page: Page, evaluation: Evaluation) -> None:
 
 
 def test_more_classes_than_fit_in_a_table(logpose: Logpose, tmp_path: Path) -> None:
-    root = draw_classes(tmp_path / "pictures", 4, [f"class {number:02}" for number in range(33)])
+    root = draw_classes(tmp_path / "images", 4, [f"class {number:02}" for number in range(33)])
     logpose("build", root, tmp_path / "d.zarr", "--size", 16, "--val", 0.25)
     logpose("train", tmp_path / "d.zarr", tmp_path / "run", *RECIPE, "--epochs", 1)
     assert logpose("report", tmp_path / "run").code == 0
     page = written(tmp_path / "run")
-    (picture,) = page.section("confusion").all("img")
-    assert picture_of(picture["src"]).shape == (33, 33, 4)
+    (thumbnail,) = page.section("confusion").all("img")
+    assert image_of(thumbnail["src"]).shape == (33, 33, 4)
     table = page.section("classes")
     assert len(table.rows) == 33 + 2 and "3 more classes" in table.text
     assert "top 5" in page.text
 
 
-def test_a_matrix_as_a_picture() -> None:
+def test_a_matrix_as_a_image() -> None:
     shares = np.array([[1.0, 0.0], [0.25, 0.75]])
-    pixels = picture_of(matrix(shares, "#0000ff", "#ff0000")).tolist()  # (2, 2, 4)
+    pixels = image_of(matrix(shares, "#0000ff", "#ff0000")).tolist()  # (2, 2, 4)
     assert pixels[0][0] == [0, 0, 255, 255] and pixels[0][1][3] == 0
     assert pixels[1][0] == [255, 0, 0, 128] and pixels[1][1][:3] == [0, 0, 255]
 
 
-# The pictures -----------------------------------------------------------------------------------------
+# The images -----------------------------------------------------------------------------------------
 
 
-def test_the_right_pictures_are_in_the_right_pairs(page: Page, evaluation: Evaluation, strange: Path) -> None:
+def test_the_right_images_are_in_the_right_pairs(page: Page, evaluation: Evaluation, strange: Path) -> None:
     val, confusion = Dataset.open(strange).val, evaluation.confusion.copy()
     np.fill_diagonal(confusion, 0)
-    blocks = re.findall(r"<h3>(.*?)</h3>\s*<ul class=\"pictures\">(.*?)</ul>", page.section("pairs").html, re.DOTALL)
+    blocks = re.findall(r"<h3>(.*?)</h3>\s*<ul class=\"images\">(.*?)</ul>", page.section("pairs").html, re.DOTALL)
     assert len(blocks) == (confusion > 0).sum() >= 2
     counts = []
-    for heading, pictures in blocks:
+    for heading, image_folder in blocks:
         found = re.fullmatch(r"(.*) → (.*) (\d+) of (\d+) \(.*\)", Page(heading).text)
         assert found
         true, predicted = CLASSES.index(found[1]), CLASSES.index(found[2])
         counts.append(int(found[3]))
         assert counts[-1] == confusion[true, predicted]
         assert int(found[4]) == (evaluation.labels == true).sum()
-        images = Page(pictures).all("img")
+        images = Page(image_folder).all("img")
         assert len(images) == min(6, counts[-1])
         for image in images:
             path = nearest_path(image["src"], val)
             assert image["alt"] == path
             row = val.paths.index(path)
             assert (evaluation.labels[row], evaluation.predicted[row]) == (true, predicted)
-        sure = [float(text) for text in re.findall(r'class="cap">(\d+)', pictures)]
+        sure = [float(text) for text in re.findall(r'class="cap">(\d+)', image_folder)]
         assert sure == sorted(sure, reverse=True)
     assert counts == sorted(counts, reverse=True)
 
@@ -283,38 +283,38 @@ def test_the_worst_losses_come_first(page: Page, evaluation: Evaluation, strange
     figures = re.findall(r"<figure>(.*?)</figure>", page.section("worst").html, re.DOTALL)
     assert len(figures) == len(expected)
     for figure, row in zip(figures, expected, strict=True):
-        picture, *heat = Page(figure).all("img")
-        assert nearest_path(picture["src"], val) == val.paths[row]
+        thumbnail, *heat = Page(figure).all("img")
+        assert nearest_path(thumbnail["src"], val) == val.paths[row]
         label, predicted = CLASSES[evaluation.labels[row]], CLASSES[evaluation.predicted[row]]
         said = f"labelled {label} {percent(true[row])}taken for {predicted} {percent(probabilities[row].max())}"
         assert said + val.paths[row] in Page(figure).text
         assert [image["alt"] for image in heat] == [f"What speaks for {name}" for name in (predicted, label)]
-        assert all(picture_of(image["src"]).shape == (128, 128, 3) for image in heat)
+        assert all(image_of(image["src"]).shape == (128, 128, 3) for image in heat)
         assert heat[0]["src"] != heat[1]["src"]
 
 
 def test_heat_is_where_the_map_is() -> None:
     heat = np.zeros((20, 40))
     heat[:10, :20] = 1.0
-    pixels = picture_of(overlay(np.full((20, 40, 3), (200, 40, 90), np.uint8), heat)).astype(int)  # (64, 128, 3)
+    pixels = image_of(overlay(np.full((20, 40, 3), (200, 40, 90), np.uint8), heat)).astype(int)  # (64, 128, 3)
     assert pixels.shape == (64, 128, 3)
     colourful = np.ptp(pixels, axis=2)  # (64, 128)
     assert colourful[:28, :60].min() > 80, "the corner is coloured"
     assert colourful[:, 70:].max() < 12 and colourful[38:].max() < 12, "all else is grey"
 
 
-def test_only_the_chunks_of_these_pictures_are_read_again(
+def test_only_the_chunks_of_these_images_are_read_again(
     tmp_path: Path, logpose: Logpose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.schema.CHUNK_BYTES", 4 * 8 * 8 * 3)
-    logpose("build", draw_classes(tmp_path / "pictures", 40), tmp_path / "d.zarr", "--size", 8, "--val", 0.9)
-    val, read, chunks = Dataset.open(tmp_path / "d.zarr").val, Part.read, []
+    monkeypatch.setattr("pipeline.dataset.schema.CHUNK_BYTES", 4 * 8 * 8 * 3)
+    logpose("build", draw_classes(tmp_path / "images", 40), tmp_path / "d.zarr", "--size", 8, "--val", 0.9)
+    val, read, chunks = Dataset.open(tmp_path / "d.zarr").val, Split.read, []
 
-    def counted(part: Part, start: int, stop: int) -> np.ndarray:
+    def counted(part: Split, start: int, stop: int) -> np.ndarray:
         chunks.append((start, stop))
         return read(part, start, stop)
 
-    monkeypatch.setattr(Part, "read", counted)
+    monkeypatch.setattr(Split, "read", counted)
     found = read_rows(val, [9, 2, 8, val.rows - 1])
     assert chunks == [(0, 4), (8, 12), (val.rows - 4, val.rows)] and val.rows == 108
     assert list(found) == [2, 8, 9, 107]
@@ -322,12 +322,12 @@ def test_only_the_chunks_of_these_pictures_are_read_again(
     assert all(np.array_equal(found[row], images[row]) for row in found)
 
 
-def test_pictures_that_are_not_square(logpose: Logpose, pictures: Path, tmp_path: Path) -> None:
-    logpose("build", pictures, tmp_path / "d.zarr", "--size", "200x50", "--fit", "squash", "--val", 0.2)
+def test_images_that_are_not_square(logpose: Logpose, image_folder: Path, tmp_path: Path) -> None:
+    logpose("build", image_folder, tmp_path / "d.zarr", "--size", "200x50", "--fit", "squash", "--val", 0.2)
     logpose("train", tmp_path / "d.zarr", tmp_path / "run", *RECIPE, "--epochs", 1)
     assert logpose("report", tmp_path / "run").code == 0
     images = written(tmp_path / "run").section("worst").all("img")
-    assert images and {picture_of(image["src"]).shape for image in images} == {(32, 128, 3)}
+    assert images and {image_of(image["src"]).shape for image in images} == {(32, 128, 3)}
 
 
 # Copies -----------------------------------------------------------------------------------------------
@@ -337,7 +337,7 @@ def with_copies(dataset: Path, place: Path, groups: list[list[tuple[str, int]]])
     """The dataset as if these rows, by part, were copies, and the label of every group's last were another."""
     path = Path(shutil.copytree(dataset, place))
     data = Dataset.open(path)
-    with (path / COPIES_FILE).open("w", newline="", encoding="utf-8") as file:
+    with (path / DUPLICATES_FILE).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["group", "part", "label", "path", "how", "labels"])
         for number, members in enumerate(groups, 1):
@@ -352,7 +352,7 @@ def with_copies(dataset: Path, place: Path, groups: list[list[tuple[str, int]]])
     return path
 
 
-def rows_of(part: Part, label: int) -> list[int]:
+def rows_of(part: Split, label: int) -> list[int]:
     return [int(row) for row in np.flatnonzero(part.labels == label)]
 
 
@@ -371,21 +371,21 @@ def test_copies(logpose: Logpose, strange: Path, copy: Path, tmp_path: Path) -> 
     assert logpose("report", copy, "--dataset", path).code == 0
     page = written(copy)
     assert "1 group of copies has more than one label." in page.text
-    assert f"2 of the {data.val.rows} validation pictures have a copy among those to train on" in page.text
+    assert f"2 of the {data.val.rows} validation images have a copy among those to train on" in page.text
     section = page.section("copies")
-    assert "15 pictures in 4 groups" in section.text
+    assert "15 images in 4 groups" in section.text
     headings = [Page(found).text for found in re.findall("<h3>(.*?)</h3>", section.html, re.DOTALL)]
-    assert headings[0] == "Group 4 2 pictures labels differ" and headings[1] == "Group 2 2 pictures on both sides"
+    assert headings[0] == "Group 4 2 images labels differ" and headings[1] == "Group 2 2 images on both sides"
     images = section.all("img")
     assert len(images) == 2 + 2 + 6 + 3, "of eight, six are shown"
     by_path = dict.fromkeys(data.train.paths, data.train) | dict.fromkeys(data.val.paths, data.val)
     for image in images:
         assert nearest_path(image["src"], by_path[image["alt"]]) == image["alt"]
-    (path / COPIES_FILE).unlink()
+    (path / DUPLICATES_FILE).unlink()
     assert logpose("report", copy, "--dataset", path).code == 0
     assert "duplicates.csv, is gone" in written(copy).section("copies").text
-    (path / COPIES_FILE).write_text("a,b\n1,2\n")
-    assert str(path / COPIES_FILE) in logpose("report", copy, "--dataset", path).error
+    (path / DUPLICATES_FILE).write_text("a,b\n1,2\n")
+    assert str(path / DUPLICATES_FILE) in logpose("report", copy, "--dataset", path).error
 
 
 # What is drawn ----------------------------------------------------------------------------------------
@@ -437,8 +437,8 @@ def test_reliability_is_drawn_against_the_diagonal() -> None:
     (timid,), (bold,) = by_kind["timid"], by_kind["bold"]
     assert timid.height / tall == pytest.approx(0.2, abs=0.01) and bold.height / tall == pytest.approx(0.2, abs=0.01)
     assert timid.x < bold.x
-    assert by_kind["many"][1].height == 2 * by_kind["many"][0].height, "areas' sides: four times as many pictures"
-    assert "16 pictures named with" in bold.title
+    assert by_kind["many"][1].height == 2 * by_kind["many"][0].height, "areas' sides: four times as many images"
+    assert "16 images named with" in bold.title
 
 
 # Other trainings --------------------------------------------------------------------------------------
@@ -464,8 +464,8 @@ def test_a_model_of_an_epoch_that_was_not_noted(logpose: Logpose, copy: Path) ->
     assert f"The training noted an accuracy of {percent(0.123)} for this epoch, it is" in page.text
 
 
-def test_without_validation(logpose: Logpose, pictures: Path, tmp_path: Path) -> None:
-    logpose("build", pictures, tmp_path / "d.zarr", "--size", 16, "--val", 0)
+def test_without_validation(logpose: Logpose, image_folder: Path, tmp_path: Path) -> None:
+    logpose("build", image_folder, tmp_path / "d.zarr", "--size", 16, "--val", 0)
     logpose("train", tmp_path / "d.zarr", tmp_path / "run", *RECIPE)
     outcome = logpose("report", tmp_path / "run")
     assert outcome.code == 0 and "accuracy" not in outcome.out
@@ -508,7 +508,7 @@ def test_without_the_state_to_resume_from(logpose: Logpose, strange: Path, copy:
 
 
 def test_small_and_useless(logpose: Logpose, strange: Path, copy: Path, page: Page) -> None:
-    assert "validation pictures tell no more than" in page.text
+    assert "validation images tell no more than" in page.text
     found = load_checkpoint(copy / "model.safetensors")
     zeros = {name: np.zeros_like(tensor) for name, tensor in found.tensors.items()}
     save_checkpoint(copy / "model.safetensors", found.card, zeros, found.progress)
@@ -614,7 +614,7 @@ def test_a_dataset_that_does_not_belong(logpose: Logpose, copy: Path, dataset: P
     assert "found nothing at" in logpose("report", copy, "--dataset", copy / "none").error
 
 
-def test_a_damaged_picture(logpose: Logpose, copy: Path, strange: Path, tmp_path: Path) -> None:
+def test_a_damaged_image(logpose: Logpose, copy: Path, strange: Path, tmp_path: Path) -> None:
     data = Path(shutil.copytree(strange, tmp_path / "d.zarr"))
     shard = data / "val" / "images" / "c" / "0" / "0" / "0" / "0"
     content = bytearray(shard.read_bytes())
@@ -660,8 +660,8 @@ def test_a_browser_shows_it(browse: Browse, page: Page, run_dir: Path, tmp_path:
     shot = tmp_path / "shot.png"
     _, complaints = browse(run_dir / "report.html", f"--screenshot={shot}", "--window-size=1200,1600")
     assert complaints == "", "its own policy lets it do all it does"
-    with Image.open(shot) as picture:
-        colours = np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)  # (K, 3)
+    with Image.open(shot) as thumbnail:
+        colours = np.unique(np.asarray(thumbnail.convert("RGB")).reshape(-1, 3), axis=0)  # (K, 3)
     assert len(colours) > 500, "it is not blank"
     measured = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.html).replace("</body>", MEASURE)
     (tmp_path / "measured.html").write_text(measured, encoding="utf-8")

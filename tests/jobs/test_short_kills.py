@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs.kill_classifications import Classifications, kill_classifications, kill_workers, scatter
-from tests.jobs.kill_trainings import Trainings, kill_trainings
+from tests.jobs.classification.kill_classifications import Classifications, kill_classifications, kill_workers, scatter
+from tests.jobs.training.kill_trainings import Trainings, kill_trainings
 
 FILES, BROKEN = 1300, 9  # three parts
 
 
 @pytest.mark.usefixtures("trained")  # so that kernels are compiled
 def test_trainings_killed_at_random_moments(dataset: Path, tmp_path: Path) -> None:
-    """A short version of `python -m tests.jobs.kill_trainings`."""
+    """A short version of `python -m tests.jobs.training.kill_trainings`."""
     trainings = Trainings(dataset, epochs=2, batch_size=1, checkpoint_steps=3)
     done, steps = kill_trainings(trainings, kills=3, seed=56, folder=tmp_path, most_kills=3)
     assert steps == 2 * 48
@@ -24,19 +24,19 @@ def test_trainings_killed_at_random_moments(dataset: Path, tmp_path: Path) -> No
 
 
 @pytest.fixture
-def classifications(pictures: Path, model: Path, tmp_path: Path) -> Classifications:
-    names = scatter(pictures, tmp_path / "tree", FILES, BROKEN, random.Random(0))
+def classifications(image_folder: Path, model: Path, tmp_path: Path) -> Classifications:
+    names = scatter(image_folder, tmp_path / "tree", FILES, BROKEN, random.Random(0))
     return Classifications(tmp_path / "tree", model, names, BROKEN, tmp_path)
 
 
 def test_classifications_killed_at_random_moments(classifications: Classifications) -> None:
-    """A short version of `python -m tests.jobs.kill_classifications`."""
+    """A short version of `python -m tests.jobs.classification.kill_classifications`."""
     done = kill_classifications(classifications, kills=3, seed=68, most_kills=3)
     assert sum(len(outcome.hits) for outcome in done) == 3
     assert [outcome.wrong for outcome in done] == [[]] * len(done)
 
 
 def test_a_cluster_that_loses_a_worker_classifies_all(classifications: Classifications) -> None:
-    """A short version of `python -m tests.jobs.kill_classifications --cluster`."""
+    """A short version of `python -m tests.jobs.classification.kill_classifications --cluster`."""
     done = kill_workers(classifications, kills=1, seed=0)
     assert [outcome.wrong for outcome in done] == [[]] * len(done)

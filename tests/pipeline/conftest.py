@@ -1,4 +1,4 @@
-"""Folders of small pictures, made on the fly."""
+"""Folders of small images, made on the fly."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.build import BuildOptions, BuildReport, build_dataset
-from pipeline.store import Dataset, Part
+from pipeline.build.build import BuildOptions, BuildReport, build_dataset
+from pipeline.dataset.store import Dataset, Split
 
 SIZE = (8, 12)
 
@@ -34,7 +34,7 @@ def failing_after(seconds: int = 120) -> Iterator[None]:
 
 
 def colour_of(name: str) -> tuple[int, int, int]:
-    """A flat colour that tells each picture from the others."""
+    """A flat colour that tells each image from the others."""
     number = int(name)
     return number % 7 * 40, number // 7 % 7 * 40, 20 + number // 49 * 60
 
@@ -44,20 +44,20 @@ def draw(path: Path, colour: tuple[int, int, int]) -> None:
     Image.fromarray(np.full((*SIZE, 3), colour, dtype=np.uint8)).save(path)
 
 
-def check_rows(part: Part, class_names: tuple[str, ...]) -> None:
+def check_rows(part: Split, class_names: tuple[str, ...]) -> None:
     """Each row shows the colour of the file it says it came from, and has the class of its folder."""
     images = part.read(0, part.rows)
     for image, label, path in zip(images, part.labels, part.paths, strict=True):
         folder, name = path.split("/")[-2:]
         assert class_names[label] == folder
-        assert (image == colour_of(name.split(".")[0])).all(), f"{path} shows another picture"
+        assert (image == colour_of(name.split(".")[0])).all(), f"{path} shows another image"
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Callable[..., Path]:
-    """pictures(a=5, b=3) -> a folder with a/0000.png … ; every picture has its own colour."""
+def image_folder(tmp_path: Path) -> Callable[..., Path]:
+    """images(a=5, b=3) -> a folder with a/0000.png … ; every image has its own colour."""
 
-    def make(root: str = "pictures", **counts: int) -> Path:
+    def make(root: str = "images", **counts: int) -> Path:
         number = 0
         for name, count in counts.items():
             for _ in range(count):
@@ -70,34 +70,34 @@ def pictures(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def build(tmp_path: Path) -> Callable[..., BuildReport]:
-    """build(root, val=0.2) -> the report of a dataset built at tmp_path/'pictures.zarr'."""
+    """build(root, val=0.2) -> the report of a dataset built at tmp_path/'images.zarr'."""
 
     def run(root: Path, dest: Path | None = None, **options: object) -> BuildReport:
         chosen = BuildOptions(**({"size": SIZE, "workers": 2} | options))  # type: ignore[arg-type]
-        return build_dataset(root, dest or tmp_path / "pictures.zarr", chosen)
+        return build_dataset(root, dest or tmp_path / "images.zarr", chosen)
 
     return run
 
 
 def cut_small(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("pipeline.schema.CHUNK_BYTES", 4 * SIZE[0] * SIZE[1] * 3)
-    patch.setattr("pipeline.schema.SHARD_CHUNKS", 2)
+    patch.setattr("pipeline.dataset.schema.CHUNK_BYTES", 4 * SIZE[0] * SIZE[1] * 3)
+    patch.setattr("pipeline.dataset.schema.SHARD_CHUNKS", 2)
 
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of 4 rows and shards of 8, so that a few pictures make many of both."""
+    """Chunks of 4 rows and shards of 8, so that a few images make many of both."""
     cut_small(monkeypatch)
 
 
 def built_once(factory: pytest.TempPathFactory, rows: int, val: float) -> Dataset:
     folder = factory.mktemp("built")
     for number in range(rows):
-        draw(folder / "pictures" / "ab"[number % 2] / f"{number}.png", colour_of(str(number)))
+        draw(folder / "images" / "ab"[number % 2] / f"{number}.png", colour_of(str(number)))
     with pytest.MonkeyPatch.context() as patch:
         cut_small(patch)
-        build_dataset(folder / "pictures", folder / "pictures.zarr", BuildOptions(SIZE, val=val))
-    return Dataset.open(folder / "pictures.zarr")
+        build_dataset(folder / "images", folder / "images.zarr", BuildOptions(SIZE, val=val))
+    return Dataset.open(folder / "images.zarr")
 
 
 @pytest.fixture(scope="session")

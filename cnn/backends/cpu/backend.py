@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from cnn.backend import Array, Window
-from cnn.backends.cpu import convolution, dense, elementwise, losses, norm, optimizers, pictures, pooling
+from cnn.backends.base import Array, Window
+from cnn.backends.cpu import convolution, dense, elementwise, losses, norm, optimizers, pooling, preprocess
 from cnn.backends.cpu.team import team_of
 from cnn.backends.cpu.workspace import Workspace
 from cnn.backends.reference import ReferenceBackend
@@ -113,11 +113,11 @@ class CpuBackend(ReferenceBackend):
         return pooling.average_pool_backward(dy, in_shape, window, self._team)
 
     def global_max_pool(self, x: Array) -> tuple[Array, Array]:
-        y, winner = pooling.max_pool(x, pooling.whole_picture(x.shape), self._team)
+        y, winner = pooling.max_pool(x, pooling.whole_image(x.shape), self._team)
         return y[:, 0, 0], winner
 
     def global_max_pool_backward(self, dy: Array, winner: Array, in_shape: tuple[int, ...]) -> Array:
-        window = pooling.whole_picture(in_shape)
+        window = pooling.whole_image(in_shape)
         return pooling.max_pool_backward(dy[:, None, None], winner, in_shape, window, self._team)
 
     # Losses
@@ -149,16 +149,16 @@ class CpuBackend(ReferenceBackend):
             self._team,
         )
 
-    # Pictures
+    # Images
 
     def resample(
-        self, images: Array, ys: Array, xs: Array, holes: Array | None, mean: Array, deviation: Array,
+        self, images: Array, ys: Array, xs: Array, holes: Array | None, mean: Array, std: Array,
         colours: Array | None = None,
     ) -> Array:
-        return pictures.resample(images, ys, xs, holes, mean, deviation, colours, self._team)
+        return preprocess.resample(images, ys, xs, holes, mean, std, colours, self._team)
 
     def blend(self, x: Array, partners: Array, shares: Array, boxes: Array) -> Array:
-        return pictures.blend(np.ascontiguousarray(x), partners, shares, boxes, self._team)
+        return preprocess.blend(np.ascontiguousarray(x), partners, shares, boxes, self._team)
 
 
 def _keep_freed_memory() -> None:

@@ -3,7 +3,7 @@
 3x3 at stride 1 goes by Winograd where there are enough channels to pay for the transforms, everything else directly.
 `choose` decides from a count of multiply-adds; the constants in it were measured (docs/performance.md).
 
-N pictures, C channels in, K filters out, T threads.
+N images, C channels in, K filters out, T threads.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cnn.backend import Array, Window
+from cnn.backends.base import Array, Window
 from cnn.backends.cpu import direct, winograd
 from cnn.backends.cpu.direct import Slide, Units
 from cnn.backends.cpu.gemm import COLUMNS, ROWS
@@ -24,23 +24,23 @@ _TRANSFORM = {4: 900, 2: 400}
 _KERNEL = {0: 400, 4: 1500, 2: 600}
 _TILES = 48  # in a block
 _TILES_OF_MANY_SUMS = 96  # where each block adds to gradients that lie in slower memory
-_UNIT_BYTES = 192 << 10  # of padded pictures that a unit of direct convolution takes: fits into a core's L2
+_UNIT_BYTES = 192 << 10  # of padded images that a unit of direct convolution takes: fits into a core's L2
 _UNIT_PIXELS = 96  # and the fewest results it should make, so that the packed kernels are not fetched for a few
-_MOST_SUMS = 1 << 19  # numbers of weight gradient that each thread may sum up for itself
+_MAX_SUMS = 1 << 19  # numbers of weight gradient that each thread may sum up for itself
 
 
 def choose(window: Window, shape: tuple[int, ...], filters: int, packed: bool = False) -> int:
-    """The side of Winograd's tiles, 4 or 2, for pictures of `shape` (N, H, W, C), or 0 for direct convolution.
+    """The side of Winograd's tiles, 4 or 2, for images of `shape` (N, H, W, C), or 0 for direct convolution.
 
     `packed` says that the kernels are brought into form once for many batches, which then costs nothing.
     """
     if window.size != (3, 3) or window.stride != (1, 1):
         return 0
     out_h, out_w = window.out_size(*shape[1:3])
-    pictures, channels = shape[0], shape[3]
-    costs = {0: pictures * out_h * out_w * 9 * channels * filters}
+    images, channels = shape[0], shape[3]
+    costs = {0: images * out_h * out_w * 9 * channels * filters}
     for m, transform in _TRANSFORM.items():
-        tiles = pictures * -(-out_h // m) * -(-out_w // m)
+        tiles = images * -(-out_h // m) * -(-out_w // m)
         costs[m] = tiles * ((m + 2) ** 2 * channels * filters + transform * (channels + filters))
     if not packed:
         costs = {way: cost + _KERNEL[way] * channels * filters for way, cost in costs.items()}
@@ -70,7 +70,7 @@ class Packed(NamedTuple):
 
 
 def pack(weight: Array, bias: Array, window: Window, shape: tuple[int, ...], work: Workspace) -> Packed:
-    """For pictures of `shape` (H, W, C)."""
+    """For images of `shape` (H, W, C)."""
     channels, filters = weight.shape[2:]
     m = choose(window, (1, *shape), filters, packed=True)
     columns = _up(filters, LANES)
@@ -131,8 +131,8 @@ def _up(number: int, multiple: int) -> int:
 
 
 def _share(threads: int, sums: int, filters: int) -> tuple[int, int]:
-    """Among how many threads to split the pictures, and the filters: the filters where sums are too many to double."""
-    if sums > _MOST_SUMS and threads <= _up(filters, COLUMNS) // COLUMNS:
+    """Among how many threads to split the images, and the filters: the filters where sums are too many to double."""
+    if sums > _MAX_SUMS and threads <= _up(filters, COLUMNS) // COLUMNS:
         return 1, threads
     return threads, 1
 
@@ -191,7 +191,7 @@ def _winograd_weights(m: int, dy: Array, x: Array, window: Window, d_weight: Arr
     size = _matrices(m, _up(channels, ROWS), _up(filters, LANES))
     parts = _share(threads, size, filters)
     sums = work.lend("weights", (parts[0], size), x.dtype)  # (tile parts, P matrices C6, K8)
-    most = _TILES_OF_MANY_SUMS if size > _MOST_SUMS else _TILES
+    most = _TILES_OF_MANY_SUMS if size > _MAX_SUMS else _TILES
     block = _block(most, _tiles(m, dy), parts[0])
     scratch = work.lend("tiles", (threads, _tile_scratch(m, block, channels, filters)), x.dtype)  # (T, size)
     work.team.run(winograd.weight_gradient, m, x, dy, window.top, window.left, block, sums, scratch)
@@ -201,15 +201,15 @@ def _winograd_weights(m: int, dy: Array, x: Array, window: Window, d_weight: Arr
 # Direct
 
 
-def _units(slide: Slide, pictures: int, channels: int, item: int, threads: int) -> Units:
-    """Bands that fit the cache, or several pictures where one has few pixels; enough of them for all threads."""
+def _units(slide: Slide, images: int, channels: int, item: int, threads: int) -> Units:
+    """Bands that fit the cache, or several images where one has few pixels; enough of them for all threads."""
     rows, across = slide.results
     line = ((across - 1) * slide.stride[1] + slide.size[1]) * channels * item * slide.stride[0]  # bytes a result row
     if rows * across < _UNIT_PIXELS:
-        together = min(-(-_UNIT_PIXELS // (rows * across)), -(-pictures // threads))
+        together = min(-(-_UNIT_PIXELS // (rows * across)), -(-images // threads))
         return Units(max(1, together), rows)
     most = max(1, _UNIT_BYTES // line, -(-_UNIT_PIXELS // across))
-    return Units(1, min(rows, most, max(1, rows * pictures // threads)))
+    return Units(1, min(rows, most, max(1, rows * images // threads)))
 
 
 def _direct(

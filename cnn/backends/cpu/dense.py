@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from cnn.backend import Array
+from cnn.backends.base import Array
 from cnn.backends.cpu.gemm import COLUMNS, ROWS, block
 from cnn.backends.cpu.simd import LANES, like, load_up_to, pointer, shift, store, whole
 from cnn.backends.cpu.team import Team, kernel, team_of

@@ -1,12 +1,12 @@
-"""Convolution of any size and stride without a matrix of windows: register blocks read the picture itself.
+"""Convolution of any size and stride without a matrix of windows: register blocks read the image itself.
 
 With channels last, a window's row is KW * C numbers side by side, so that a block of six output pixels by sixteen
-filters sums over KH such runs, straight from a band of the picture that was copied once with its padding.
+filters sums over KH such runs, straight from a band of the image that was copied once with its padding.
 
 The derivative by the input is the same kernel again. At stride s, every s-th pixel of dx (a *phase*) sees the same
 taps, so that each phase is a stride-1 convolution of dy with its own part of the turned kernels (`phases`).
 
-A *unit* of work is a band of output rows of one picture, or several small pictures whole. N pictures, H by W pixels,
+A *unit* of work is a band of output rows of one image, or several small images whole. N images, H by W pixels,
 C channels in; OH by OW pixels, K channels out; K8: K rounded up to whole lanes.
 """
 
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cnn.backend import Window
+from cnn.backends.base import Window
 from cnn.backends.cpu.gemm import COLUMNS, ROWS, block, outer_product
 from cnn.backends.cpu.simd import (
     LANES,
@@ -35,7 +35,7 @@ from cnn.backends.cpu.team import kernel
 
 
 class Slide(NamedTuple):
-    """How windows of `size` slide over pictures, and where each result goes in the output."""
+    """How windows of `size` slide over images, and where each result goes in the output."""
 
     size: tuple[int, int]
     stride: tuple[int, int]
@@ -53,9 +53,9 @@ class Slide(NamedTuple):
 
 
 class Units(NamedTuple):
-    """How the work is cut: `rows` output rows of a picture at a time, or `pictures` whole ones."""
+    """How the work is cut: `rows` output rows of an image at a time, or `images` whole ones."""
 
-    pictures: int
+    images: int
     rows: int
 
 
@@ -65,7 +65,7 @@ def forward_slide(window: Window, out_h: int, out_w: int) -> Slide:
 
 
 def phases(window: Window, height: int, width: int) -> list[Slide]:
-    """The adjoint of `window` over pictures of (height, width), as slides over dy that fill dx between them."""
+    """The adjoint of `window` over images of (height, width), as slides over dy that fill dx between them."""
     found = []
     for row in range(min(window.stride[0], height)):
         for column in range(min(window.stride[1], width)):
@@ -89,15 +89,15 @@ def phases(window: Window, height: int, width: int) -> list[Slide]:
 
 
 def band_size(slide: Slide, units: Units, channels: int) -> int:
-    """The numbers of a unit's pictures with their padding, and a little that is read in vain."""
+    """The numbers of a unit's images with their padding, and a little that is read in vain."""
     (kh, kw), (down, right) = slide.size, slide.stride
     lines, columns = (units.rows - 1) * down + kh, (slide.results[1] - 1) * right + kw
-    return units.pictures * lines * columns * channels + 2 * LANES
+    return units.images * lines * columns * channels + 2 * LANES
 
 
 def unit_results(slide: Slide, units: Units) -> int:
     """The most results of a unit."""
-    return units.pictures * units.rows * slide.results[1]
+    return units.images * units.rows * slide.results[1]
 
 
 @inner
@@ -130,7 +130,7 @@ def _clear(to, count):  # type: ignore[no-untyped-def]
 
 @inner
 def _fill_band(x, height, width, channels, line, column, lines, columns, to):  # type: ignore[no-untyped-def]
-    """`lines` by `columns` pixels of a picture from (line, column) on, zero outside it, to `to`."""
+    """`lines` by `columns` pixels of an image from (line, column) on, zero outside it, to `to`."""
     before = min(max(0, -column), columns)
     inside = max(0, min(columns, width - column) - before)
     for i in range(lines):
@@ -176,7 +176,7 @@ def pack_weights(t, threads, weight, slide_vector, turned, packed):  # type: ign
 
 @inner
 def _list_places(counts, x_steps, x_at, y_steps, y_at):  # type: ignore[no-untyped-def]
-    """Where each result of a grid (pictures, rows, pixels) reads and writes; the last ones repeated to fill a block."""
+    """Where each result of a grid (images, rows, pixels) reads and writes; the last ones repeated to fill a block."""
     done = 0
     for g in range(counts[0]):
         for i in range(counts[1]):
@@ -215,17 +215,17 @@ def _products(x, x_at, line_step, kh, run, packed, columns, y, y_at, total, filt
 
 
 @inner
-def _unit_places(unit, bands, units, pictures, results):  # type: ignore[no-untyped-def]
-    """The first picture, the number of pictures, the first row and the number of rows of a unit."""
-    first, row = unit // bands * units.pictures, unit % bands * units.rows
-    return first, min(units.pictures, pictures - first), row, min(units.rows, results - row)
+def _unit_places(unit, bands, units, images, results):  # type: ignore[no-untyped-def]
+    """The first image, the number of images, the first row and the number of rows of a unit."""
+    first, row = unit // bands * units.images, unit % bands * units.rows
+    return first, min(units.images, images - first), row, min(units.rows, results - row)
 
 
 @inner
 def _place_of_unit(x, sizes, first, count, line, column, lines, columns, within, band):  # type: ignore[no-untyped-def]
-    """Where a unit's pictures begin, and how far apart their lines and the pictures lie.
+    """Where a unit's images begin, and how far apart their lines and the images lie.
 
-    `lines` by `columns` pixels from (line, column) on, of `count` pictures of x (sizes: H, W, C): in x itself where
+    `lines` by `columns` pixels from (line, column) on, of `count` images of x (sizes: H, W, C): in x itself where
     none is padding and `within` allows it, else copied to `band` with their padding.
     """
     height, width, channels = sizes
@@ -235,8 +235,8 @@ def _place_of_unit(x, sizes, first, count, line, column, lines, columns, within,
         return here, width * channels, height * width * channels
     line_step = columns * channels
     for g in range(count):
-        picture, to = shift(x, (first + g) * height * width * channels), shift(band, g * lines * line_step)
-        _fill_band(picture, height, width, channels, line, column, lines, columns, to)
+        image, to = shift(x, (first + g) * height * width * channels), shift(band, g * lines * line_step)
+        _fill_band(image, height, width, channels, line, column, lines, columns, to)
     return band, line_step, lines * line_step
 
 
@@ -247,26 +247,26 @@ def convolve(t, threads, x, packed, bias, relu, y, slide_vector, bands, places):
     bias (K16,), K rounded up to sixteens; bands (T, size) and places (T, 2, unit results + 6) are scratch.
     """
     slide, units = _slide_of(slide_vector)
-    pictures, height, width, channels = x.shape
+    images, height, width, channels = x.shape
     out_h, out_w, filters = y.shape[1:]
     (kh, kw), (down, right) = slide.size, slide.stride
     results, across = slide.results
     bands_each = (results + units.rows - 1) // units.rows
-    total = (pictures + units.pictures - 1) // units.pictures * bands_each
+    total = (images + units.images - 1) // units.images * bands_each
     band_columns = (across - 1) * right + kw
     source, to, band = pointer(x, whole(0)), pointer(y, whole(0)), pointer(bands, t * bands.shape[1])
     x_at, y_at = pointer(places, 2 * t * places.shape[2]), pointer(places, (2 * t + 1) * places.shape[2])
     y_steps = (out_h * out_w * filters, slide.to_step[0] * out_w * filters, slide.to_step[1] * filters)
     dense = results == out_h and across == out_w
     for unit in range(total * t // threads, total * (t + 1) // threads):
-        first, count, row, rows = _unit_places(unit, bands_each, units, pictures, results)
+        first, count, row, rows = _unit_places(unit, bands_each, units, images, results)
         lines = (rows - 1) * down + kh
         line, column = row * down - slide.padding[0], -slide.padding[1]
-        here, line_step, picture_step = _place_of_unit(
+        here, line_step, image_step = _place_of_unit(
             source, (height, width, channels), first, count, line, column, lines, band_columns, kh > 0, band
         )
         _list_places(
-            (count, rows, across), (picture_step, down * line_step, right * channels), x_at, y_steps, y_at
+            (count, rows, across), (image_step, down * line_step, right * channels), x_at, y_steps, y_at
         )
         line, column = row * slide.to_step[0] + slide.to_first[0], slide.to_first[1]
         there = shift(to, ((first * out_h + line) * out_w + column) * filters)
@@ -284,7 +284,7 @@ def weight_gradient(t, threads, x, dy, slide_vector, bands, sums):  # type: igno
     """
     filter_parts = threads // sums.shape[0]
     slide, units = _slide_of(slide_vector)
-    pictures, height, width, channels = x.shape
+    images, height, width, channels = x.shape
     filters = dy.shape[3]
     (kh, kw), (down, right) = slide.size, slide.stride
     results, across = slide.results
@@ -292,7 +292,7 @@ def weight_gradient(t, threads, x, dy, slide_vector, bands, sums):  # type: igno
     columns, run = round_up(filters, LANES), kw * channels
     run_rows = round_up(run, ROWS)
     bands_each = (results + units.rows - 1) // units.rows
-    total = (pictures + units.pictures - 1) // units.pictures * bands_each
+    total = (images + units.images - 1) // units.images * bands_each
     blocks = (columns + COLUMNS - 1) // COLUMNS
     stretch, share = t // filter_parts, t % filter_parts
     from_k = blocks * share // filter_parts * COLUMNS
@@ -303,13 +303,13 @@ def weight_gradient(t, threads, x, dy, slide_vector, bands, sums):  # type: igno
     for line in range(kh * run_rows):
         _clear(shift(sum_here, line * columns + from_k), to_k - from_k)
     for unit in range(total * stretch // unit_parts, total * (stretch + 1) // unit_parts):
-        first, count, row, rows = _unit_places(unit, bands_each, units, pictures, results)
+        first, count, row, rows = _unit_places(unit, bands_each, units, images, results)
         lines = (rows - 1) * down + kh
         line, column, columns_read = row * down - slide.padding[0], -slide.padding[1], (across - 1) * right + kw
         # Blocks read up to 5 numbers of x, and 7 of dy, more than there are: not where the array ends.
         end = (((first + count - 1) * height + line + lines - 1) * width + column + columns_read) * channels
         within, sizes = end + ROWS <= x.size, (height, width, channels)
-        here, line_step, picture_step = _place_of_unit(
+        here, line_step, image_step = _place_of_unit(
             source, sizes, first, count, line, column, lines, columns_read, within, band
         )
         end = (first + count - 1) * results + row + rows  # in lines of dy
@@ -325,7 +325,7 @@ def weight_gradient(t, threads, x, dy, slide_vector, bands, sums):  # type: igno
                         pixel = shift(dy_here, g * dy_steps[0] + p * filters)
                         store(target, k, load_first(pixel, k, min(LANES, filters - k)))
             dy_here, dy_steps = padded, (rows * across * columns, across * columns, columns)
-        x_steps = (picture_step, down * line_step, right * channels)
+        x_steps = (image_step, down * line_step, right * channels)
         grid, dy_here = (count, rows, across), shift(dy_here, from_k)
         for a in range(kh):
             window, to = shift(here, a * line_step), shift(sum_here, a * run_rows * columns + from_k)

@@ -6,7 +6,7 @@ wherever it stands. Backward, they go through the reference's array code.
 
 import numpy as np
 
-from cnn.backend import Array
+from cnn.backends.base import Array
 from cnn.backends.cpu.functions import KINDS, activation, times_derivative, times_derivative_from_output
 from cnn.backends.cpu.simd import LANES, load, pointer, store
 from cnn.backends.cpu.team import Team, kernel, team_of

@@ -59,7 +59,7 @@ def logistic(x):  # type: ignore[no-untyped-def]
 
 
 @inner
-def tangent(x):  # type: ignore[no-untyped-def]
+def tanh(x):  # type: ignore[no-untyped-def]
     """tanh(x) = m / (m + 2) with m = e^2x - 1, which keeps its digits near zero; beyond 20 it is 1."""
     two_x = larger(smaller(x + x, like(x, 40)), like(x, -40))
     scale, p = _split(two_x)
@@ -85,7 +85,7 @@ def activation(kind, x):  # type: ignore[no-untyped-def]
     if kind == SIGMOID:
         return logistic(x)
     if kind == TANH:
-        return tangent(x)
+        return tanh(x)
     return x
 
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from cnn.backend import Array
+from cnn.backends.base import Array
 from cnn.backends.cpu.functions import exponential
 from cnn.backends.cpu.simd import LANES, fma, inner, like, load_first, number_at, pointer, put_number, store_first
 from cnn.backends.cpu.team import Team, kernel

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from cnn.backend import Array
+from cnn.backends.base import Array
 from cnn.backends.cpu.functions import KINDS, activation, times_derivative
 from cnn.backends.cpu.simd import LANES, fma, like, load, pointer, shift, store, widened
 from cnn.backends.cpu.team import Team, kernel, team_of
 from cnn.backends.reference import ReferenceBackend
 
-_LEAST_WIDTH = 64  # numbers; a row that is too short is all overhead
+_MIN_WIDTH = 64  # numbers; a row that is too short is all overhead
 _BLOCK = 64  # wide rows, a multiple of 4, summed in the arrays' own precision before they join the float64 total
 _REFERENCE = ReferenceBackend()
 
@@ -99,14 +99,14 @@ def backward(
         team.run(_gradient_sums, KINDS[kind], flat_dy[:whole], flat[:whole], *wide, scratch, totals)
 
     rest, rest_dz = (values[whole:].reshape(-1, channels) for values in (flat, flat_dy))  # (a few, C) each
-    deviation = rest - mean  # (a few, C)
+    std = rest - mean  # (a few, C)
     if kind:
-        z = deviation * factor + shift  # (a few, C)
+        z = std * factor + shift  # (a few, C)
         rest_dz = _REFERENCE.activate_backward(kind, rest_dz, z, _REFERENCE.activate(kind, z))
 
     sum_dz, sum_dz_x = totals.sum(axis=0).reshape(2, -1, channels).sum(axis=1)  # (C,) each
     sum_dz += rest_dz.sum(axis=0)
-    sum_dz_x += (rest_dz * deviation).sum(axis=0)
+    sum_dz_x += (rest_dz * std).sum(axis=0)
     d_scale[...] = sum_dz_x * inverse
     d_shift[...] = sum_dz
 
@@ -115,14 +115,14 @@ def backward(
     if whole:
         wide += [_repeated(values, width, x.dtype) for values in (slope, offset)]
         team.run(_input_gradient, KINDS[kind], flat_dy[:whole], flat[:whole], *wide, dx.reshape(-1)[:whole])
-    dx.reshape(-1)[whole:] = (factor * rest_dz - slope * deviation - offset).reshape(-1)
+    dx.reshape(-1)[whole:] = (factor * rest_dz - slope * std - offset).reshape(-1)
     return dx
 
 
 def _row_width(channels: int) -> int:
     """The least number of whole pixels that fills whole lanes and is not too short, in numbers."""
     least = math.lcm(channels, LANES)
-    return -(-_LEAST_WIDTH // least) * least
+    return -(-_MIN_WIDTH // least) * least
 
 
 def _whole_rows(x: Array) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from cnn.backend import Array
+from cnn.backends.base import Array
 from cnn.backends.cpu.simd import LANES, fma, like, load, pointer, square_root, store, widened
 from cnn.backends.cpu.team import Team, kernel
 from cnn.backends.reference import ReferenceBackend

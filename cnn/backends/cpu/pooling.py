@@ -1,16 +1,16 @@
 """Max and average pools of any window, eight channels at a time.
 
 Every thread has lines of its own to write: forward the outputs' N*OH, each looking at its windows; backward the
-inputs' N*H, each looking at the windows that cover it. A global pool is one whose window is the whole picture.
+inputs' N*H, each looking at the windows that cover it. A global pool is one whose window is the whole image.
 
-N pictures, H by W pixels, C channels in; OH by OW pixels out.
+N images, H by W pixels, C channels in; OH by OW pixels out.
 """
 
 import math
 
 import numpy as np
 
-from cnn.backend import Array, Window
+from cnn.backends.base import Array, Window
 from cnn.backends.cpu.simd import (
     LANES,
     inner,
@@ -66,8 +66,8 @@ def average_pool_backward(dy: Array, in_shape: tuple[int, ...], window: Window, 
     return dx
 
 
-def whole_picture(shape: tuple[int, ...]) -> Window:
-    """The window of a global pool over pictures (N, H, W, C)."""
+def whole_image(shape: tuple[int, ...]) -> Window:
+    """The window of a global pool over images (N, H, W, C)."""
     return Window((shape[1], shape[2]), (1, 1))
 
 
@@ -76,19 +76,19 @@ def _outputs(x: Array, window: Window) -> Array:
 
 
 def _halves(window: Window, maps: Array) -> bool:
-    """Whether this is the pool that halves pictures, with whole lanes of channels: it has kernels of its own."""
+    """Whether this is the pool that halves images, with whole lanes of channels: it has kernels of its own."""
     return window == Window((2, 2), (2, 2)) and maps.shape[3] % LANES == 0
 
 
 @kernel
 def _halve(t, threads, x, y, winner):  # type: ignore[no-untyped-def]
     """The largest of each 2 by 2 of x (N, H, W, C) and which it was, 0 to 3: y and winner (N, OH, OW, C)."""
-    pictures, height, width, channels = x.shape
+    images, height, width, channels = x.shape
     out_h, out_w = y.shape[1:3]
     below = width * channels
     one, two, three = like(pointer(x, 0), 1), like(pointer(x, 0), 2), like(pointer(x, 0), 3)
     zero = one - one
-    for line in range(pictures * out_h * t // threads, pictures * out_h * (t + 1) // threads):
+    for line in range(images * out_h * t // threads, images * out_h * (t + 1) // threads):
         source = pointer(x, (line // out_h * height + line % out_h * 2) * below)
         to, which = pointer(y, line * out_w * channels), pointer(winner, line * out_w * channels)
         for _ in range(out_w):
@@ -105,13 +105,13 @@ def _halve(t, threads, x, y, winner):  # type: ignore[no-untyped-def]
 @kernel
 def _halve_backward(t, threads, dy, winner, dx):  # type: ignore[no-untyped-def]
     """dx (N, H, W, C): dy (N, OH, OW, C) where it won, else zero; an odd last row or column has no window."""
-    pictures, height, width, channels = dx.shape
+    images, height, width, channels = dx.shape
     out_h, out_w = dy.shape[1:3]
     one, two, three = like(pointer(dx, 0), 1), like(pointer(dx, 0), 2), like(pointer(dx, 0), 3)
     zero = one - one
     below = width * channels
     lines = out_h + height % 2
-    for line in range(pictures * lines * t // threads, pictures * lines * (t + 1) // threads):
+    for line in range(images * lines * t // threads, images * lines * (t + 1) // threads):
         n, i = line // lines, line % lines
         to = pointer(dx, (n * height + 2 * i) * below)
         if i == out_h:
@@ -137,10 +137,10 @@ def _halve_backward(t, threads, dy, winner, dx):  # type: ignore[no-untyped-def]
 @kernel
 def _max_pool(t, threads, x, size, stride, top, left, y, winner):  # type: ignore[no-untyped-def]
     """x (N, H, W, C); y and winner (N, OH, OW, C) are written."""
-    pictures, height, width, channels = x.shape
+    images, height, width, channels = x.shape
     out_h, out_w = y.shape[1:3]
     lanes = channels // LANES * LANES
-    for line in range(pictures * out_h * t // threads, pictures * out_h * (t + 1) // threads):
+    for line in range(images * out_h * t // threads, images * out_h * (t + 1) // threads):
         n, up = line // out_h, line % out_h * stride[0] - top
         first_a, last_a = max(0, -up), min(size[0], height - up)
         for j in range(out_w):
@@ -172,10 +172,10 @@ def _max_pool(t, threads, x, size, stride, top, left, y, winner):  # type: ignor
 @kernel
 def _max_pool_backward(t, threads, dy, winner, size, stride, top, left, dx):  # type: ignore[no-untyped-def]
     """dx (N, H, W, C) = the sum of dy (N, OH, OW, C) over the windows that each number has won."""
-    pictures, height, width, channels = dx.shape
+    images, height, width, channels = dx.shape
     out_h, out_w = dy.shape[1:3]
     lanes = channels // LANES * LANES
-    for line in range(pictures * height * t // threads, pictures * height * (t + 1) // threads):
+    for line in range(images * height * t // threads, images * height * (t + 1) // threads):
         n, row = line // height, line % height
         dx[n, row] = 0
         first_i, last_i = _windows(row + top, size[0], stride[0], out_h)
@@ -191,18 +191,19 @@ def _max_pool_backward(t, threads, dy, winner, size, stride, top, left, dx):  # 
                         here = b * channels + c
                         store(to, here, load(to, here) + where_equal(won, like(to, first_tap + b), values))
                 for c in range(lanes, channels):
-                    column = int(winner[n, i, j, c]) - first_tap
-                    if 0 <= column < size[1]:
-                        dx[n, row, first_column + column, c] += dy[n, i, j, c]
+                    tap = int(winner[n, i, j, c]) - first_tap
+                    # A window that lies in the padding altogether has a winner outside of the image.
+                    if 0 <= tap < size[1] and 0 <= first_column + tap < width:
+                        dx[n, row, first_column + tap, c] += dy[n, i, j, c]
 
 
 @kernel
 def _average_pool(t, threads, x, size, stride, top, left, y):  # type: ignore[no-untyped-def]
     """x (N, H, W, C); y (N, OH, OW, C) is written."""
-    pictures, height, width, channels = x.shape
+    images, height, width, channels = x.shape
     out_h, out_w = y.shape[1:3]
     share = like(pointer(y, 0), 1 / (size[0] * size[1]))
-    for line in range(pictures * out_h * t // threads, pictures * out_h * (t + 1) // threads):
+    for line in range(images * out_h * t // threads, images * out_h * (t + 1) // threads):
         up = line % out_h * stride[0] - top
         for j in range(out_w):
             across = j * stride[1] - left
@@ -218,10 +219,10 @@ def _average_pool(t, threads, x, size, stride, top, left, y):  # type: ignore[no
 @kernel
 def _average_pool_backward(t, threads, dy, size, stride, top, left, dx):  # type: ignore[no-untyped-def]
     """dx (N, H, W, C) = the sum of dy (N, OH, OW, C) over the windows that cover each number, over their size."""
-    pictures, height, width, channels = dx.shape
+    images, height, width, channels = dx.shape
     out_h, out_w = dy.shape[1:3]
     share = like(pointer(dx, 0), 1 / (size[0] * size[1]))
-    for line in range(pictures * height * t // threads, pictures * height * (t + 1) // threads):
+    for line in range(images * height * t // threads, images * height * (t + 1) // threads):
         n, down = line // height, line % height + top
         first_i, last_i = _windows(down, size[0], stride[0], out_h)
         for column in range(width):

@@ -4,7 +4,7 @@ A thread takes `block` tiles through all three stages before it goes to the next
 multiplied by the transformed kernels point by point (M), and transformed to outputs. The tables of 36 (or 16)
 matrices never leave the cache. `transforms.py` has the mathematics, `gemm.py` the inner loops.
 
-N pictures, H by W pixels, C channels in, OH by OW pixels, K channels out; m by m outputs and n by n points a tile,
+N images, H by W pixels, C channels in, OH by OW pixels, K channels out; m by m outputs and n by n points a tile,
 n = m + 2; P = n * n; B tiles a block; C8, K8: channels rounded up to whole lanes; T threads.
 """
 
@@ -52,7 +52,7 @@ def header_size(channels, filters):  # type: ignore[no-untyped-def]
 
 @inner
 def _fetch(source, height, width, channels, line, column, size, patch, row):  # type: ignore[no-untyped-def]
-    """size by size pixels of a picture from (line, column) on, zero outside it: patch (size, size, row)."""
+    """size by size pixels of an image from (line, column) on, zero outside it: patch (size, size, row)."""
     zero = like(source, 0)
     full = channels // LANES * LANES
     for i in range(size):
@@ -71,7 +71,7 @@ def _fetch(source, height, width, channels, line, column, size, patch, row):  # 
 
 @inner
 def _tiles_in(kind, m, source, sizes, top, left, first, stop, from_channel, to_channel, to, row, scratch):  # type: ignore[no-untyped-def]
-    """Transform the patches of tiles first..stop of pictures `source` (sizes: H, W, C, tiles down, tiles across).
+    """Transform the patches of tiles first..stop of images `source` (sizes: H, W, C, tiles down, tiles across).
 
     INPUT reads n by n patches (top and left: the padding), OUTPUT_ADJOINT m by m ones.
     Row t of the matrices (P, B, row) becomes tile first + t's channels from_channel..to_channel.
@@ -82,9 +82,9 @@ def _tiles_in(kind, m, source, sizes, top, left, first, stop, from_channel, to_c
     plane = plane_size(round_up(stop - first, ROWS), row)
     patch, patch_row = shift(scratch, 36 * LANES), round_up(channels, LANES)
     for tile in range(first, stop):
-        picture, rest = tile // (down * across), tile % (down * across)
+        image, rest = tile // (down * across), tile % (down * across)
         line, column = rest // across * m - top, rest % across * m - left
-        here = shift(source, picture * height * width * channels)
+        here = shift(source, image * height * width * channels)
         inside = line >= 0 and column >= 0 and line + size <= height and column + size <= width
         if inside and patch_row == channels:
             here = shift(here, (line * width + column) * channels)
@@ -108,10 +108,10 @@ def _tiles_out(m, source, row, rows, sizes, first, stop, y, bias, relu, scratch)
     patch, offsets = shift(scratch, 36 * LANES), pointer(bias, whole(0))
     plain = bias.size == 0 and not relu
     for tile in range(first, stop):
-        picture, rest = tile // (down * across), tile % (down * across)
+        image, rest = tile // (down * across), tile % (down * across)
         line, column = rest // across * m, rest % across * m
         lines, columns = min(m, height - line), min(m, width - column)
-        base = shift(y, ((picture * height + line) * width + column) * channels)
+        base = shift(y, ((image * height + line) * width + column) * channels)
         for channel in range(0, channels, LANES):
             matrix, count = shift(source, (tile - first) * row + channel), min(LANES, channels - channel)
             if plain and lines == m and columns == m and count == LANES:
@@ -182,10 +182,10 @@ def forward(t, threads, m, x, u, bias, relu, y, top, left, block, scratch):  # t
 
     bias (K,) or (0,); blocks of `block` tiles; scratch (T, size) is the threads' own.
     """
-    pictures, height, width, channels = x.shape
+    images, height, width, channels = x.shape
     out_h, out_w, filters = y.shape[1:]
     down, across = (out_h + m - 1) // m, (out_w + m - 1) // m
-    tiles, points = pictures * down * across, (m + 2) * (m + 2)
+    tiles, points = images * down * across, (m + 2) * (m + 2)
     columns, v_row = round_up(filters, LANES), round_up(channels, LANES)
     local = pointer(scratch, t * scratch.shape[1])
     v = shift(local, header_size(channels, filters))
@@ -212,10 +212,10 @@ def weight_gradient(t, threads, m, x, dy, top, left, block, sums, scratch):  # t
 
     scratch (T, size) is the threads' own. Threads beyond the parts share them, each for its own filters.
     """
-    pictures, height, width, channels = x.shape
+    images, height, width, channels = x.shape
     out_h, out_w, filters = dy.shape[1:]
     down, across = (out_h + m - 1) // m, (out_w + m - 1) // m
-    tiles, points = pictures * down * across, (m + 2) * (m + 2)
+    tiles, points = images * down * across, (m + 2) * (m + 2)
     columns, v_row, c_rows = round_up(filters, LANES), round_up(channels, LANES), round_up(channels, ROWS)
     parts, filter_parts = sums.shape[0], threads // sums.shape[0]
     part, share = t // filter_parts, t % filter_parts

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from cnn.backend import Array
+from cnn.backends.base import Array
 from cnn.backends.cpu.team import Team
 
 

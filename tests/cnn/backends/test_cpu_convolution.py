@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnn.backend import Window
+from cnn.backends.base import Window
 from cnn.backends.cpu import convolution, direct
 from cnn.backends.cpu.team import team_of
 from cnn.backends.cpu.workspace import Workspace
@@ -114,8 +114,8 @@ def check_all(window: Window, shape: tuple, filters: int, dtype: type, threads: 
     close(d_weight, expected_d_weight)
 
 
-def test_bands_and_groups_of_pictures() -> None:
-    """Pictures larger than a unit of work, and several in one; more threads than filters in a block."""
+def test_bands_and_groups_of_images() -> None:
+    """Images larger than a unit of work, and several in one; more threads than filters in a block."""
     for shape, stride in (((2, 40, 300, 24), 1), ((9, 4, 4, 40), 2), ((1, 64, 64, 9), 2)):
         check_all(Window((3, 3), (stride, stride), 1, 1, 1, 1), shape, 24, np.float32, 3, 0)
         check_all(Window((5, 5), (stride, stride), 2, 2, 2, 2), shape, 24, np.float32, 3, 0)
@@ -123,13 +123,13 @@ def test_bands_and_groups_of_pictures() -> None:
 
 def test_weight_gradients_too_large_to_have_twice() -> None:
     """Threads then share one sum, each for its own filters."""
-    with patch.object(convolution, "_MOST_SUMS", 0):
+    with patch.object(convolution, "_MAX_SUMS", 0):
         for way in (0, 2, 4):
             with patch.object(convolution, "choose", lambda *args, way=way, **kwargs: way):
                 check_all(Window((3, 3), (1, 1), 1, 1, 1, 1), (3, 9, 10, 33), 56, np.float32, 3, 0)
 
 
-def test_phases_fill_the_picture_once() -> None:
+def test_phases_fill_the_image_once() -> None:
     """Every pixel of dx that some window sees belongs to one phase."""
     window, height, width = Window((3, 2), (2, 3), 1, 0, 1, 1), 7, 8
     seen = np.zeros((height, width), int)

@@ -10,13 +10,13 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cnn.augment import Augment
-from cnn.backend import Window
+from cnn.backends.base import Window
 from cnn.backends.cpu import CpuBackend, dense, norm, team
 from cnn.backends.reference import ReferenceBackend
+from cnn.inputs.augment import Augment
 from cnn.layers.activations import ACTIVATIONS
 from tests.cnn.test_gradients import thorough
 
@@ -107,6 +107,7 @@ def test_activations_keep_nan_and_infinity(kind: str, dtype: type) -> None:
 
 
 @thorough
+@example((1, 4, 4), 1, np.float32, Window((1, 1), (1, 1), left=1), 1, 0)  # some windows see nothing but padding
 @given(
     shape=st.tuples(st.integers(1, 4), st.integers(4, 11), st.integers(4, 11)), channels=CHANNELS, dtype=DTYPES,
     window=st.one_of(
@@ -227,15 +228,15 @@ def test_dense(
     shape=st.tuples(st.integers(1, 5), st.integers(1, 20), st.integers(1, 40)), channels=st.integers(1, 12),
     crop=st.sampled_from([1.0, 0.3]), cutout=st.sampled_from([0.0, 0.5]), dtype=DTYPES, threads=THREADS, seed=SEEDS,
 )  # fmt: skip
-def test_pictures(
+def test_images(
     shape: tuple[int, int, int], channels: int, crop: float, cutout: float, dtype: type, threads: int, seed: int
 ) -> None:
     generator = np.random.default_rng(seed)
     images = generator.integers(0, 256, (*shape, channels), np.uint8)
     maps = Augment(crop_scale=crop, cutout=cutout).maps(seed, np.arange(len(images)), *shape[1:])
-    mean, deviation = generator.uniform(50, 200, (2, channels)).astype(dtype)
-    found = CpuBackend(threads).resample(images, *maps, mean, deviation)
-    close(found, REFERENCE.resample(images, *maps, mean, deviation), dtype)
+    mean, std = generator.uniform(50, 200, (2, channels)).astype(dtype)
+    found = CpuBackend(threads).resample(images, *maps, mean, std)
+    close(found, REFERENCE.resample(images, *maps, mean, std), dtype)
 
 
 def test_a_pixel_that_is_not_moved_is_not_changed() -> None:

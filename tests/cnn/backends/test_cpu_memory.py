@@ -8,11 +8,11 @@ import pytest
 STEPS = """
 import resource
 import numpy as np
-from cnn.backend import pick_backend
-from cnn.inference import Inference
+from cnn.backends import pick_backend
+from cnn.inference.folded import FoldedNetwork
 from cnn.models import ResNet9
 from cnn.network import Network
-from cnn.train import Recipe, Trainer
+from cnn.training.trainer import Recipe, Trainer
 
 recipe = Recipe(model=ResNet9(width=16))
 network = Network(recipe.model.layers((32, 32, 3), 4), (32, 32, 3), pick_backend("cpu", 2))
@@ -22,7 +22,7 @@ pages = []
 for _ in range(6):
     trainer.train_batch(images, np.arange(64) % 4, np.arange(64))
     pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-infer, x = Inference(network), np.zeros((64, 32, 32, 3), np.float32)
+infer, x = FoldedNetwork(network), np.zeros((64, 32, 32, 3), np.float32)
 for _ in range(4):
     infer(x)
     pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)

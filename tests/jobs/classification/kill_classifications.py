@@ -1,9 +1,10 @@
 """Kill classifications at random moments, run them again, and see that the table is the same to the byte.
 
-    python -m tests.jobs.kill_classifications PICTURES MODEL [--files 5000] [--broken 200] [--kills 50] [--seed 0]
+    python -m tests.jobs.classification.kill_classifications IMAGES MODEL [--files 5000] [--broken 200] [--kills 50]
+        [--seed 0]
                                               [--cluster]
 
-Makes a tree of so many files, links to the pictures or copies, with names that a table may stumble over; some broken.
+Makes a tree of so many files, links to the images or copies, with names that a table may stumble over; some broken.
 Each classification of it is killed with SIGKILL once to four times, anywhere from the start of its process to the end
 of the assembly, and run again, each time with other --workers and another --batch-size. The table must be that of an
 undisturbed one, with a row for each file, and alone in its folder. What is classified more than once must be less
@@ -29,10 +30,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from jobs.sources import FILES_PER_PART
-from pipeline.ordered import AHEAD_PER_THREAD
+from jobs.classification.inputs import FILES_PER_PART
+from pipeline.parallel.ordered import AHEAD_PER_THREAD
 from tests.jobs.killing import Aim, NotedRun
-from tests.pipeline.test_cluster import Cluster
+from tests.pipeline.parallel.test_cluster import Cluster
 
 MOST_WORKERS, MOST_BATCH = 4, 64
 MOST_KILLS = 4  # of one classification
@@ -44,24 +45,24 @@ NAMES = (
 NO_TEXT = ("caf\udce9", "\udcff\udcfe") if sys.platform == "linux" else ()  # bytes that are no UTF-8
 
 MARKS = {
-    "p": ("jobs.results:PartedTable", "__init__"),
-    "f": ("jobs.results:PartedTable", "finish"),
-    "w": ("jobs.results:PartedTable", "write"),
-    "l": ("pipeline.roll:Spool", "append"),
-    "x": ("jobs.labelling", "frame_picture"),
+    "p": ("jobs.classification.table:PartedTable", "__init__"),
+    "f": ("jobs.classification.table:PartedTable", "finish"),
+    "w": ("jobs.classification.table:PartedTable", "write"),
+    "l": ("pipeline.scan.file_index:Spool", "append"),
+    "x": ("jobs.classification.task", "decode_image"),
 }
 
 BREAKS: tuple[Callable[[bytes], bytes], ...] = (
     lambda data: b"",
     lambda data: data[: len(data) // 2],
-    lambda data: b"no picture\n",
+    lambda data: b"no image\n",
     lambda data: bytes(16) + data[16:],
 )
 
 
-def scatter(pictures: Path, root: Path, files: int, broken: int, draw: random.Random) -> set[str]:
-    """Fill `root` with pictures, some of them broken; returns the names of all, relative to it."""
-    sources = sorted(path for path in pictures.rglob("*") if path.is_file())
+def scatter(image_folder: Path, root: Path, files: int, broken: int, draw: random.Random) -> set[str]:
+    """Fill `root` with images, some of them broken; returns the names of all, relative to it."""
+    sources = sorted(path for path in image_folder.rglob("*") if path.is_file())
     bad = set(draw.sample(range(files), broken))
     names = set()
     for number in range(files):
@@ -97,7 +98,7 @@ class Outcome:
 
 
 class Times(NamedTuple):
-    """Of an undisturbed classification: seconds to the first picture, and of the assembly."""
+    """Of an undisturbed classification: seconds to the first image, and of the assembly."""
 
     start: float
     assembly: float
@@ -246,7 +247,7 @@ def kill_workers(classifications: Classifications, kills: int, seed: int) -> lis
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures", type=Path)
+    parser.add_argument("images", type=Path)
     parser.add_argument("model", type=Path)
     parser.add_argument("--files", type=int, default=5000)
     parser.add_argument("--broken", type=int, default=200)
@@ -256,7 +257,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        names = scatter(options.pictures, folder / "tree", options.files, options.broken, random.Random(options.seed))
+        dice = random.Random(options.seed)
+        names = scatter(options.images, folder / "tree", options.files, options.broken, dice)
         classifications = Classifications(folder / "tree", options.model, names, options.broken, folder)
         kill = kill_workers if options.cluster else kill_classifications
         done = kill(classifications, options.kills, options.seed)

@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import example, settings
 from hypothesis import strategies as st
 
-from jobs.results import PartedTable, TableOptions, error_row, ok_row
+from jobs.classification.table import PartedTable, TableOptions, error_row, ok_row
 
 IDENTITY: dict[str, str | int | float | bool | None] = {"model": "abc", "fit": "pad", "scale": 0.1, "seed": None}
 PLAIN = TableOptions()
@@ -49,14 +49,14 @@ def left(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def picture(name: str, label: str = "a", prob: float = 0.75) -> list[str]:
+def image(name: str, label: str = "a", prob: float = 0.75) -> list[str]:
     return ok_row(name, [(label, prob)], PLAIN)
 
 
-PARTS = [
-    [picture("a.png"), error_row("b.png", "empty: no bytes", 1)],
-    [picture("c\r.png", "red, green"), picture("caf\udce9.png")],
-    [picture("z.png")],
+SPLITS = [
+    [image("a.png"), error_row("b.png", "empty: no bytes", 1)],
+    [image("c\r.png", "red, green"), image("caf\udce9.png")],
+    [image("z.png")],
 ]
 TABLE = (
     b"filename,status,label,prob,error\na.png,ok,a,0.750000,\nb.png,error,,,empty: no bytes\n"

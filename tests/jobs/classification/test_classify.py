@@ -16,18 +16,19 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from cnn.backend import pick_backend
+from cnn.backends import pick_backend
 from cnn.checkpoint import load_checkpoint, save_checkpoint
+from cnn.inference.predictor import Predictor
 from cnn.losses import SoftmaxCrossEntropy
-from cnn.predict import Predictor
-from cnn.train import Recipe, Trainer
-from jobs import labelling, sources
+from cnn.training.trainer import Recipe, Trainer
+from jobs.classification import inputs as sources
+from jobs.classification import task as task
+from jobs.classification.table import TableOptions
 from jobs.errors import JobError
-from jobs.results import TableOptions
-from pipeline.place import only_one
-from pipeline.store import Dataset, shard_file
-from pipeline.stream import BatchStream
-from tests.jobs.conftest import CLASSES, Logpose, draw_classes, draw_picture
+from pipeline.build.destination import exclusive_lock
+from pipeline.dataset.store import Dataset, shard_file
+from pipeline.loader.stream import BatchStream
+from tests.jobs.conftest import CLASSES, Logpose, draw_classes, draw_image
 
 HEADER = ["filename", "status", "label", "prob", "error"]
 ODD_NAMES = ("comma, here.png", 'quo"te.png', "new\nline.png", " space .png", "ünïcödé ルフィ.png", "=1+1.png", "#.png")
@@ -40,13 +41,13 @@ def table(path: Path) -> list[list[str]]:
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
-    """Pictures of all sorts of names in folders, some of them broken."""
+    """Images of all sorts of names in folders, some of them broken."""
     root = tmp_path / "mixed"
     for number, name in enumerate(ODD_NAMES):
-        draw_picture(root / name, number % 3, number)
-    draw_picture(root / "deep" / "er" / "still.png", 1, 100)
+        draw_image(root / name, number % 3, number)
+    draw_image(root / "deep" / "er" / "still.png", 1, 100)
     (root / "broken.jpg").write_bytes(b"")
-    (root / "deep" / "notes.txt").write_text("no picture")
+    (root / "deep" / "notes.txt").write_text("no image")
     (root / "deep" / "cut.png").write_bytes((root / "#.png").read_bytes()[:200])
     return root
 
@@ -63,7 +64,7 @@ def test_one_row_for_each_file_sorted_by_path(
     monkeypatch.setattr(Predictor, "probabilities", lambda s, x: computed.append(len(x)) or whole(s, x))
     outcome = logpose("classify", mixed, model, out, "--topk", 3, "--batch-size", 4)
     assert (outcome.code, outcome.err) == (0, "")
-    assert "8 pictures classified, 3 files could not be read (status 'error' in the table)" in outcome.out
+    assert "8 images classified, 3 files could not be read (status 'error' in the table)" in outcome.out
     header, *rows = table(out)
     assert header == [*HEADER, "label_2", "prob_2", "label_3", "prob_3"]
     assert [row[0] for row in rows] == found(mixed)
@@ -84,23 +85,23 @@ def test_one_row_for_each_file_sorted_by_path(
 
 
 def test_a_worker_that_sees_another_model_says_so(model: Path, tmp_path: Path) -> None:
-    another = labelling.Labelling(model, "0" * 64, "cpu", "none", 8, TableOptions())
+    another = task.ClassificationTask(model, "0" * 64, "cpu", "none", 8, TableOptions())
     with pytest.raises(JobError, match=r"expected the same model for all of a classification, found another one .*at"):
-        labelling.label(another, labelling.FilesBlock(str(tmp_path), ["a.png"]))
+        task.label(another, task.FilesBlock(str(tmp_path), ["a.png"]))
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="the file system takes only UTF-8")
 def test_names_that_are_no_utf8_survive(logpose: Logpose, model: Path, tmp_path: Path) -> None:
-    draw_picture(tmp_path / "odd" / "a.png", 0, 0)
+    draw_image(tmp_path / "odd" / "a.png", 0, 0)
     os.rename(tmp_path / "odd" / "a.png", os.fsencode(tmp_path / "odd") + b"/caf\xe9.png")  # noqa: PTH104
     assert logpose("classify", tmp_path / "odd", model, tmp_path / "out.csv").code == 0
     assert b"\ncaf\xe9.png,ok," in (tmp_path / "out.csv").read_bytes()
 
 
 def test_validation_sees_what_classify_sees(
-    logpose: Logpose, pictures: Path, dataset: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    logpose: Logpose, image_folder: Path, dataset: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same bits: logits from a picture's file, in whatever company, and in the evaluation from the dataset."""
+    """The same bits: logits from an image's file, in whatever company, and in the evaluation from the dataset."""
     from_files: dict[bytes, bytes] = {}  # by the pixels
     probabilities = Predictor.probabilities
 
@@ -112,7 +113,7 @@ def test_validation_sees_what_classify_sees(
     with monkeypatch.context() as patch:
         patch.setattr(Predictor, "probabilities", spied)
         options = ("--batch-size", 7, "--device", "cpu")
-        assert logpose("classify", pictures, model, tmp_path / "out.csv", *options).code == 0
+        assert logpose("classify", image_folder, model, tmp_path / "out.csv", *options).code == 0
 
     val, seen = Dataset.open(dataset).val, []
     loss_of = SoftmaxCrossEntropy.forward
@@ -132,22 +133,22 @@ def test_validation_sees_what_classify_sees(
 
 
 def test_several_views_are_those_of_the_evaluation(
-    logpose: Logpose, pictures: Path, dataset: Path, model: Path, tmp_path: Path
+    logpose: Logpose, image_folder: Path, dataset: Path, model: Path, tmp_path: Path
 ) -> None:
-    """The probabilities of the mean outputs, over a picture and its mirror image, in whatever company."""
+    """The probabilities of the mean outputs, over an image and its mirror image, in whatever company."""
     probs: dict[str, list[list[str]]] = {}
     for views, batch in (("none", 7), ("mirror", 7), ("mirror", 3), ("mirror_shift", 7)):
         out = tmp_path / f"{views}-{batch}.csv"
         assert logpose("classify", dataset, model, out, "--views", views, "--batch-size", batch).code == 0
         assert probs.setdefault(views, table(out)) == table(out)
     assert probs["none"] != probs["mirror"] != probs["mirror_shift"] != probs["none"]
-    assert logpose("classify", pictures, model, tmp_path / "files.csv", "--views", "mirror").code == 0
+    assert logpose("classify", image_folder, model, tmp_path / "files.csv", "--views", "mirror").code == 0
     assert table(tmp_path / "files.csv") == probs["mirror"]
-    labelling._of_process.clear()  # as on a worker of a cluster, which loads the model itself, for one job and the next
-    block = labelling.FilesBlock(str(pictures), [row[0] for row in probs["mirror"][1:4]])
+    task._of_process.clear()  # as on a worker of a cluster, which loads the model itself, for one job and the next
+    block = task.FilesBlock(str(image_folder), [row[0] for row in probs["mirror"][1:4]])
     for views in ("mirror", "none"):
-        job = labelling.Labelling(model, labelling.hash_file(model), "cpu", views, 8, TableOptions())
-        assert labelling.label(job, block) == probs[views][1:4]
+        job = task.ClassificationTask(model, task.hash_file(model), "cpu", views, 8, TableOptions())
+        assert task.label(job, block) == probs[views][1:4]
     predictor, val = Predictor(model, pick_backend("cpu")), Dataset.open(dataset).val
     images = val.read(0, val.rows)  # (N, H, W, 3)
     outputs = (predictor.logits(images) + predictor.logits(np.ascontiguousarray(images[:, :, ::-1]))) / 2  # (N, C)
@@ -170,11 +171,13 @@ def test_a_dataset_gives_the_bytes_that_its_folder_gives(
     assert len(table(outs[0])) == 62
 
 
-def test_a_dataset_of_another_size_is_refused(logpose: Logpose, pictures: Path, model: Path, tmp_path: Path) -> None:
-    assert logpose("build", pictures, tmp_path / "small.zarr", "--size", 8).code == 0
+def test_a_dataset_of_another_size_is_refused(
+    logpose: Logpose, image_folder: Path, model: Path, tmp_path: Path
+) -> None:
+    assert logpose("build", image_folder, tmp_path / "small.zarr", "--size", 8).code == 0
     outcome = logpose("classify", tmp_path / "small.zarr", model, tmp_path / "out.csv")
     assert outcome.code == 2
-    assert "expected pictures of 16×16 (pad), as the model was trained on, found 8×8 (pad) in" in outcome.error
+    assert "expected images of 16×16 (pad), as the model was trained on, found 8×8 (pad) in" in outcome.error
     assert not list(tmp_path.glob("out.csv*"))
 
 
@@ -189,10 +192,10 @@ def test_damage_in_a_dataset_stops_a_classification(
 
 
 def test_below_the_threshold_the_label_is_unknown(
-    logpose: Logpose, pictures: Path, model: Path, tmp_path: Path
+    logpose: Logpose, image_folder: Path, model: Path, tmp_path: Path
 ) -> None:
-    assert logpose("classify", pictures, model, tmp_path / "all.csv").code == 0
-    assert logpose("classify", pictures, model, tmp_path / "sure.csv", "--threshold", 0.6).code == 0
+    assert logpose("classify", image_folder, model, tmp_path / "all.csv").code == 0
+    assert logpose("classify", image_folder, model, tmp_path / "sure.csv", "--threshold", 0.6).code == 0
     rows = list(zip(table(tmp_path / "all.csv")[1:], table(tmp_path / "sure.csv")[1:], strict=True))
     assert {float(row[3]) >= 0.6 for row, _ in rows} == {True, False}, "the threshold tells them apart"
     for row, sure in rows:
@@ -216,10 +219,10 @@ def test_a_parquet_table(logpose: Logpose, mixed: Path, model: Path, tmp_path: P
         assert prob == "" if row["prob"] is None else row["prob"] == pytest.approx(float(prob), abs=1e-6)
 
 
-def test_one_picture_alone_and_a_run_folder_as_model(
-    logpose: Logpose, pictures: Path, trained: Path, tmp_path: Path
+def test_one_image_alone_and_a_run_folder_as_model(
+    logpose: Logpose, image_folder: Path, trained: Path, tmp_path: Path
 ) -> None:
-    one = pictures / "red" / "000.png"
+    one = image_folder / "red" / "000.png"
     assert logpose("classify", one, trained, tmp_path / "out.csv").code == 0
     header, row = table(tmp_path / "out.csv")
     assert header == HEADER
@@ -232,14 +235,14 @@ def test_a_batch_without_any_readable_file(logpose: Logpose, model: Path, tmp_pa
         (tmp_path / "broken" / f"{number}.png").write_bytes(b"")
     outcome = logpose("classify", tmp_path / "broken", model, tmp_path / "out.csv", "--batch-size", 2)
     assert outcome.code == 0
-    assert "0 pictures classified, 5 files could not be read" in outcome.out
+    assert "0 images classified, 5 files could not be read" in outcome.out
     assert [row[1] for row in table(tmp_path / "out.csv")[1:]] == ["error"] * 5
 
 
-def test_results_among_the_pictures_are_not_pictures(
-    logpose: Logpose, pictures: Path, model: Path, tmp_path: Path
+def test_results_among_the_images_are_not_images(
+    logpose: Logpose, image_folder: Path, model: Path, tmp_path: Path
 ) -> None:
-    root = Path(shutil.copytree(pictures, tmp_path / "copy"))
+    root = Path(shutil.copytree(image_folder, tmp_path / "copy"))
     out = root / "out.csv"
     assert logpose("classify", root, model, out).code == 0
     assert logpose("classify", root, model, out, "--overwrite").code == 0
@@ -251,10 +254,10 @@ def test_results_among_the_pictures_are_not_pictures(
 
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
-    """800 names for a few pictures."""
+    """800 names for a few images."""
     root = tmp_path / "many"
     for number in range(10):
-        draw_picture(root / f"{number:04}.png", number % 3, number)
+        draw_image(root / f"{number:04}.png", number % 3, number)
     for number in range(10, 800):
         os.link(root / f"{number % 10:04}.png", root / f"{number:04}.png")
     return root
@@ -266,7 +269,10 @@ def test_a_killed_classification_goes_on_to_the_same_file(
     monkeypatch.setattr(sources, "FILES_PER_PART", 32)
     killed, calm = tmp_path / "killed.csv", tmp_path / "calm.csv"
     arguments = ["classify", str(many), str(model), str(killed), "--batch-size", "16", "--device", "cpu"]
-    script = f"from jobs import cli, sources; sources.FILES_PER_PART = 32; cli.main({arguments!r})"
+    script = (
+        "from jobs import cli; from jobs.classification import inputs; inputs.FILES_PER_PART = 32;"
+        f" cli.main({arguments!r})"
+    )
     parts = tmp_path / "killed.csv.parts"
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL) as process:
         limit = time.monotonic() + 300
@@ -290,9 +296,9 @@ def test_a_killed_classification_goes_on_to_the_same_file(
 
 
 @pytest.fixture
-def begun(logpose: Logpose, pictures: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """OUT.csv of a classification that was interrupted with some parts done; the pictures are beside it."""
-    shutil.copytree(pictures, tmp_path / "pictures")
+def begun(logpose: Logpose, image_folder: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """OUT.csv of a classification that was interrupted with some parts done; the images are beside it."""
+    shutil.copytree(image_folder, tmp_path / "images")
     monkeypatch.setattr(sources, "FILES_PER_PART", 16)
     out = tmp_path / "out.csv"
     calls = []
@@ -309,7 +315,7 @@ def begun(logpose: Logpose, pictures: Path, model: Path, tmp_path: Path, monkeyp
     whole = Predictor.probabilities
     with monkeypatch.context() as patch:
         patch.setattr(Predictor, "probabilities", interrupted)
-        outcome = logpose("classify", tmp_path / "pictures", model, out, "--batch-size", 16, "--workers", 1)
+        outcome = logpose("classify", tmp_path / "images", model, out, "--batch-size", 16, "--workers", 1)
     assert (outcome.code, outcome.err) == (130, "interrupted: run the same command again to go on\n")
     assert not out.exists()
     return out
@@ -321,7 +327,7 @@ def begun(logpose: Logpose, pictures: Path, model: Path, tmp_path: Path, monkeyp
 def test_parts_of_something_else_are_refused(
     logpose: Logpose, begun: Path, model: Path, tmp_path: Path, change: str
 ) -> None:
-    root, rows = tmp_path / "pictures", 60
+    root, rows = tmp_path / "images", 60
     values = {"--topk": 2, "--views": "mirror", "--threshold": 0.5}
     options: tuple[object, ...] = (change, values[change]) if change in values else ()
     message = f"holds an unfinished classification with other {change}; remove it, give --overwrite"
@@ -332,10 +338,10 @@ def test_parts_of_something_else_are_refused(
     elif not options:
         message = "holds an unfinished classification of other files"
         if change == "other files":
-            draw_picture(root / "aaa.png", 0, 777)
+            draw_image(root / "aaa.png", 0, 777)
             rows = 61
         elif change == "a changed file":
-            draw_picture(root / "blue" / "000.png", 0, 777)
+            draw_image(root / "blue" / "000.png", 0, 777)
         else:
             shutil.rmtree(root / "green")
             shutil.rmtree(root / "red")
@@ -355,35 +361,35 @@ def test_other_threads_and_batches_go_on_to_the_same_bytes(
     logpose: Logpose, begun: Path, model: Path, tmp_path: Path
 ) -> None:
     calm = tmp_path / "calm.csv"
-    assert logpose("classify", tmp_path / "pictures", model, calm, "--batch-size", 7, "--workers", 1).code == 0
-    outcome = logpose("classify", tmp_path / "pictures", model, begun, "--batch-size", 5, "--workers", 3)
+    assert logpose("classify", tmp_path / "images", model, calm, "--batch-size", 7, "--workers", 1).code == 0
+    outcome = logpose("classify", tmp_path / "images", model, begun, "--batch-size", 5, "--workers", 3)
     assert outcome.code == 0
     assert "going on: 32 of them were classified before" in outcome.out
     assert begun.read_bytes() == calm.read_bytes()
 
 
 def test_two_at_a_time_into_one_table_are_refused(
-    logpose: Logpose, pictures: Path, model: Path, tmp_path: Path
+    logpose: Logpose, image_folder: Path, model: Path, tmp_path: Path
 ) -> None:
-    with only_one(tmp_path / ".out.csv.lock", "test"):
-        outcome = logpose("classify", pictures, model, tmp_path / "out.csv")
+    with exclusive_lock(tmp_path / ".out.csv.lock", "test"):
+        outcome = logpose("classify", image_folder, model, tmp_path / "out.csv")
         assert outcome.code == 2
         assert "expected to be the only classification into" in outcome.error
         assert not (tmp_path / "out.csv").exists()
-    assert logpose("classify", pictures, model, tmp_path / "out.csv").code == 0
+    assert logpose("classify", image_folder, model, tmp_path / "out.csv").code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
 
 
 def test_a_finished_csv_is_not_overwritten_without_being_told(
-    logpose: Logpose, pictures: Path, model: Path, tmp_path: Path
+    logpose: Logpose, image_folder: Path, model: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.csv"
     out.write_text("mine")
-    outcome = logpose("classify", pictures, model, out)
+    outcome = logpose("classify", image_folder, model, out)
     assert outcome.code == 2
     assert "is there already; give --overwrite" in outcome.error
     assert out.read_text() == "mine"
-    assert logpose("classify", pictures, model, out, "--overwrite").code == 0
+    assert logpose("classify", image_folder, model, out, "--overwrite").code == 0
     assert len(table(out)) == 61
 
 
@@ -393,7 +399,7 @@ def test_a_full_disk_leaves_no_csv_and_the_rerun_goes_on(
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    arguments = ("classify", tmp_path / "pictures", model, begun)
+    arguments = ("classify", tmp_path / "images", model, begun)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         outcome = logpose(*arguments)
@@ -423,7 +429,7 @@ def test_a_full_disk_leaves_no_csv_and_the_rerun_goes_on(
     ],
 )
 def test_a_model_that_cannot_be_used(
-    logpose: Logpose, pictures: Path, model: Path, tmp_path: Path, damage: str, message: str
+    logpose: Logpose, image_folder: Path, model: Path, tmp_path: Path, damage: str, message: str
 ) -> None:
     broken = Path(shutil.copy(model, tmp_path / "broken.safetensors"))
     content = bytearray(model.read_bytes())
@@ -439,7 +445,7 @@ def test_a_model_that_cannot_be_used(
     elif damage == "not ours":
         save_file({"weight": np.zeros(3)}, broken)
     elif damage == "no safetensors":
-        shutil.copy(pictures / "red" / "000.png", broken)
+        shutil.copy(image_folder / "red" / "000.png", broken)
     elif damage == "other shape":
         tensors["head.weight"] = tensors["head.weight"][:, :2]
         save_checkpoint(broken, checkpoint.card, tensors, {})
@@ -449,7 +455,7 @@ def test_a_model_that_cannot_be_used(
     else:
         object.__setattr__(checkpoint.card, "model", "resnet8")
         save_checkpoint(broken, checkpoint.card, tensors, {})
-    outcome = logpose("classify", pictures, broken, tmp_path / "out.csv")
+    outcome = logpose("classify", image_folder, broken, tmp_path / "out.csv")
     assert outcome.code == 2
     assert message in outcome.error
     assert not list(tmp_path.glob("out.csv*"))
@@ -473,14 +479,14 @@ def test_arguments_that_cannot_be_used(
     logpose: Logpose, model: Path, tmp_path: Path, images: str, out: str, options: tuple[object, ...], message: str
 ) -> None:
     (tmp_path / "empty").mkdir()
-    draw_picture(tmp_path / "some" / "a.png", 0, 0)
+    draw_image(tmp_path / "some" / "a.png", 0, 0)
     outcome = logpose("classify", tmp_path / images, model, tmp_path / out, *options)
     assert outcome.code == 2
     assert message in outcome.error
     assert {path.name for path in tmp_path.iterdir()} == {"empty", "some"}
 
 
-def test_pictures_of_another_size_are_brought_to_the_models(
+def test_images_of_another_size_are_brought_to_the_models(
     logpose: Logpose, model: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "wide").mkdir()

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs.classification.table import PartedTable, TableOptions, error_row, header, ok_row
 from jobs.errors import JobError
-from jobs.results import PartedTable, TableOptions, error_row, header, ok_row
 from pipeline.errors import printable
-from tests.jobs.tables import IDENTITY, PARQUET, PLAIN, all_odd, left, lone, names, picture, save, texts
+from tests.jobs.classification.tables import IDENTITY, PARQUET, PLAIN, all_odd, image, left, lone, names, save, texts
 
 
 def parquet(path: Path, parts: Sequence[Sequence[Sequence[str]]], topk: int = 1, *, merge: bool = False) -> pa.Table:
@@ -46,7 +46,7 @@ def test_names_and_labels_survive_parquet(
     tmp_path_factory: pytest.TempPathFactory, cells: list[tuple[str, str]]
 ) -> None:
     path = tmp_path_factory.mktemp("parquet") / "out.parquet"
-    rows = [picture(name, label) for name, label in cells]
+    rows = [image(name, label) for name, label in cells]
     rows += [error_row(name, reason, 1) for name, reason in cells]
     found = parquet(path, [rows[:3], rows[3:]])
     shown = pd.read_parquet(path)
@@ -65,8 +65,8 @@ def test_names_and_labels_survive_parquet(
 
 
 def test_parquet_has_the_same_bytes_however_the_rows_were_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.parquet.ROWS_PER_GROUP", 30)
-    rows = [picture(f"{number:03}", random.Random(number).choice("abc"), number / 100) for number in range(100)]
+    monkeypatch.setattr("jobs.classification.parquet.ROWS_PER_GROUP", 30)
+    rows = [image(f"{number:03}", random.Random(number).choice("abc"), number / 100) for number in range(100)]
     tens = [rows[start : start + 10] for start in range(0, 100, 10)]
     cuts = {"all": [rows], "two": [rows[:41], rows[41:]], "tens": tens}
     for name, parts in cuts.items():
@@ -80,7 +80,7 @@ def test_parquet_has_the_same_bytes_however_the_rows_were_cut(tmp_path: Path, mo
 
 def test_without_pyarrow_parquet_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    monkeypatch.delitem(sys.modules, "jobs.parquet", raising=False)
+    monkeypatch.delitem(sys.modules, "jobs.classification.parquet", raising=False)
     with pytest.raises(JobError, match=r"found it cannot be imported \(.*\): run pip install 'logpose\[parquet\]'"):
         PartedTable(tmp_path / "out.parquet", IDENTITY, PARQUET, overwrite=False)
     assert left(tmp_path) == []
@@ -88,7 +88,7 @@ def test_without_pyarrow_parquet_is_refused_before_any_work(tmp_path: Path, monk
 
 
 def test_csv_does_not_import_pyarrow() -> None:
-    script = "import sys, jobs.results; print('pyarrow' in sys.modules)"
+    script = "import sys, jobs.classification.table; print('pyarrow' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert found.stdout == "False\n"
 

@@ -12,21 +12,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs import results
+from jobs.classification import table as results
+from jobs.classification.table import PartedTable, TableOptions, error_row, header, ok_row
 from jobs.errors import JobError
-from jobs.results import PartedTable, TableOptions, error_row, header, ok_row
-from tests.jobs.tables import (
+from tests.jobs.classification.tables import (
     IDENTITY,
     PARQUET,
-    PARTS,
     PLAIN,
+    SPLITS,
     TABLE,
     all_odd,
     digest,
+    image,
     left,
     lone,
     names,
-    picture,
     read,
     save,
     texts,
@@ -62,7 +62,7 @@ def test_below_the_threshold_only_the_first_label_is_unknown(prob: float, label:
 @given(cells=st.lists(st.tuples(names, texts), min_size=1, max_size=20))
 def test_names_and_labels_survive_csv(tmp_path_factory: pytest.TempPathFactory, cells: list[tuple[str, str]]) -> None:
     folder = tmp_path_factory.mktemp("csv")
-    rows = [picture(name, label) for name, label in cells]
+    rows = [image(name, label) for name, label in cells]
     rows += [error_row(name, reason, 1) for name, reason in cells]
     assert save(PartedTable(folder / "out.csv", IDENTITY, PLAIN, overwrite=False), [rows]) == (len(cells), len(cells))
     assert read(folder / "out.csv") == [header(1), *rows]
@@ -75,7 +75,7 @@ def test_names_and_labels_survive_csv(tmp_path_factory: pytest.TempPathFactory, 
 
 def test_the_bytes_are_those_we_document(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "er" / "out.csv"
-    assert save(PartedTable(out, IDENTITY, PLAIN, overwrite=False), PARTS) == (4, 1)
+    assert save(PartedTable(out, IDENTITY, PLAIN, overwrite=False), SPLITS) == (4, 1)
     assert out.read_bytes() == TABLE
     assert left(out.parent) == ["out.csv"]
 
@@ -100,7 +100,7 @@ def test_cells_that_a_spreadsheet_would_run(tmp_path: Path) -> None:
 
 
 def test_defusing_does_not_change_the_order(tmp_path: Path) -> None:
-    rows = [picture(name) for name in sorted(["=a", "#a", "+a", "0", "'a"])]
+    rows = [image(name) for name in sorted(["=a", "#a", "+a", "0", "'a"])]
     table = PartedTable(tmp_path / "out.csv", IDENTITY, TableOptions(spreadsheet_safe=True), overwrite=False)
     save(table, [rows[::2], rows[1::2]], merge=True)
     assert [row[0] for row in read(tmp_path / "out.csv")[1:]] == ["#a", "'a", "'+a", "0", "'=a"]
@@ -110,7 +110,7 @@ def test_a_part_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatc
     table = PartedTable(tmp_path / "out.csv", IDENTITY, PLAIN, overwrite=False)
     synced = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(left(table.scratch)))
-    table.write(0, digest(0), PARTS[0])
+    table.write(0, digest(0), SPLITS[0])
     part = f"part-000000-{digest(0)[:16]}.csv"
     assert synced == [[f".{part}.tmp", "fingerprint.json"], ["fingerprint.json", part]]
 
@@ -125,7 +125,7 @@ def test_merged_parts_are_in_the_order_of_sorted(
 ) -> None:
     folder = tmp_path_factory.mktemp("merged")
     table = PartedTable(folder / "out.csv", IDENTITY, PLAIN, overwrite=False)
-    rows = [[picture(name) for name in sorted(part)] for part in parts]
+    rows = [[image(name) for name in sorted(part)] for part in parts]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(results, "FILES_OPEN", 2)
         patch.setattr(os, "fsync", lambda descriptor: None)  # a disk would take seconds for them all
@@ -137,7 +137,7 @@ def test_merged_parts_are_in_the_order_of_sorted(
 MANY = """
 import os, resource, sys
 from pathlib import Path
-from jobs.results import PartedTable, TableOptions, ok_row
+from jobs.classification.table import PartedTable, TableOptions, ok_row
 
 os.fsync = lambda descriptor: None
 resource.setrlimit(resource.RLIMIT_NOFILE, (96, 96))
@@ -165,14 +165,14 @@ def test_two_thousand_parts_do_not_take_two_thousand_open_files(tmp_path: Path, 
 def test_memory_does_not_grow_with_the_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: TableOptions
 ) -> None:
-    monkeypatch.setattr("jobs.parquet.ROWS_PER_GROUP", 100)
+    monkeypatch.setattr("jobs.classification.parquet.ROWS_PER_GROUP", 100)
     monkeypatch.setattr(results, "FILES_OPEN", 4)
 
     def peak(count: int, merge: bool) -> int:
         """Bytes that Python held at most while 10 parts of `count` rows were put together."""
         table = PartedTable(tmp_path / f"{count}-{merge}.out", IDENTITY, options, overwrite=False)
         for number in range(10):
-            rows = [picture(f"{row:06}-{number}" + 50 * "x") for row in range(count)]
+            rows = [image(f"{row:06}-{number}" + 50 * "x") for row in range(count)]
             table.write(number, digest(number), rows)
         del rows
         tracemalloc.start()
@@ -194,7 +194,7 @@ def begun(tmp_path: Path) -> Path:
     """A table of which two parts are finished."""
     table = PartedTable(tmp_path / "out.csv", IDENTITY, PLAIN, overwrite=False)
     for number in range(2):
-        table.write(number, digest(number), PARTS[number])
+        table.write(number, digest(number), SPLITS[number])
     return table.path
 
 
@@ -203,7 +203,7 @@ def test_finished_parts_are_kept(begun: Path) -> None:
     assert {path.name for path in written} == {f"part-00000{n}-{digest(n)[:16]}.csv" for n in range(2)}
     table = PartedTable(begun, IDENTITY, PLAIN, overwrite=False)
     assert [table.finished(number, digest(number)) for number in range(3)] == [True, True, False]
-    table.write(2, digest(2), PARTS[2])
+    table.write(2, digest(2), SPLITS[2])
     assert table.finished(2, digest(2))
     assert all(path.stat().st_mtime_ns == time for path, time in written.items())
     assert not begun.exists()
@@ -248,7 +248,7 @@ def test_parts_of_changed_files_are_refused(begun: Path) -> None:
     assert table.finished(1, digest(1))
     table = PartedTable(begun, IDENTITY, PLAIN, overwrite=True)
     assert not table.finished(1, digest(7))
-    table.write(1, digest(7), [picture("other.png")])
+    table.write(1, digest(7), [image("other.png")])
     assert table.finish(2) == (2, 1)
     assert [row[0] for row in read(begun)[1:]] == ["a.png", "b.png", "other.png"]
 
@@ -275,7 +275,7 @@ def test_the_old_table_stays_until_the_new_one_replaces_it(tmp_path: Path) -> No
     out.write_text("mine")
     table = PartedTable(out, IDENTITY, PLAIN, overwrite=True)
     for number in range(3):
-        table.write(number, digest(number), PARTS[number])
+        table.write(number, digest(number), SPLITS[number])
         assert out.read_text() == "mine"
     table.finish(3)
     assert out.read_bytes() == TABLE
@@ -304,5 +304,5 @@ def test_what_the_job_puts_into_scratch_goes_with_the_parts(tmp_path: Path) -> N
     (table.scratch / "runs").mkdir()
     (table.scratch / "runs" / "0.txt").write_text("sorted names")
     (table.scratch / "linked").symlink_to(tmp_path)
-    assert save(table, PARTS) == (4, 1)
+    assert save(table, SPLITS) == (4, 1)
     assert left(tmp_path) == ["out.csv"]

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from jobs import results
+from jobs.classification import table as results
+from jobs.classification.table import PartedTable, TableOptions
 from jobs.errors import JobError
-from jobs.results import PartedTable, TableOptions
-from tests.jobs.tables import IDENTITY, PARQUET, PARTS, PLAIN, TABLE, digest, left, read, save
+from tests.jobs.classification.tables import IDENTITY, PARQUET, PLAIN, SPLITS, TABLE, digest, left, read, save
 
 
 class Killed(BaseException):
@@ -57,7 +57,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
 
 
 def command(out: Path, options: TableOptions, *, overwrite: bool = False) -> tuple[int, int]:
-    return save(PartedTable(out, IDENTITY, options, overwrite=overwrite), PARTS, merge=True)
+    return save(PartedTable(out, IDENTITY, options, overwrite=overwrite), SPLITS, merge=True)
 
 
 @pytest.mark.parametrize("options", [PLAIN, PARQUET], ids=["csv", "parquet"])
@@ -94,7 +94,7 @@ def test_killed_again_while_cleaning_up_after_a_kill(tmp_path: Path, machine: Ma
         for second in range(1000):
             out = tmp_path / f"{first}-{second}" / "out"
             table = PartedTable(out, IDENTITY, PLAIN, overwrite=False)
-            for number, rows in enumerate(PARTS):
+            for number, rows in enumerate(SPLITS):
                 table.write(number, digest(number), rows)
             if not machine.kills(first, lambda table=table: table.finish(3)):
                 return
@@ -114,7 +114,7 @@ def uncleaned(tmp_path: Path, machine: Machine) -> Path:
     for steps in range(1000):
         out = tmp_path / f"{steps}" / "out.csv"
         table = PartedTable(out, IDENTITY, PLAIN, overwrite=False)
-        assert machine.kills(steps, lambda table=table: save(table, PARTS))
+        assert machine.kills(steps, lambda table=table: save(table, SPLITS))
         if out.exists() and len(list(table.scratch.glob("part-*"))) == 1:
             return out
     raise AssertionError("no step leaves one part")
@@ -153,7 +153,7 @@ def test_overwriting_a_table_whose_parts_are_half_removed(uncleaned: Path, chang
     identity = {**IDENTITY, "model": "other"} if change == "model" else IDENTITY
     table = PartedTable(uncleaned, identity, PLAIN, overwrite=True)
     digests = [digest(number + 10 * (change == "files")) for number in range(3)]
-    for number, rows in enumerate(PARTS[::-1]):
+    for number, rows in enumerate(SPLITS[::-1]):
         assert not table.finished(number, digests[number])
         table.write(number, digests[number], rows)
     assert table.finish(3) == (4, 1)

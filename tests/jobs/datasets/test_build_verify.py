@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store import Dataset
-from tests.jobs.conftest import RECIPE, Logpose, draw_classes, draw_picture
+from pipeline.dataset.store import Dataset
+from tests.jobs.conftest import RECIPE, Logpose, draw_classes, draw_image
 
 
 def test_build_says_what_was_built_and_what_was_left_out(logpose: Logpose, tmp_path: Path) -> None:
@@ -17,7 +17,7 @@ def test_build_says_what_was_built_and_what_was_left_out(logpose: Logpose, tmp_p
     (root / "readme.txt").write_text("not a class")
     outcome = logpose("build", root, tmp_path / "d.zarr", "--size", "20x12", "--val", 0.2)
     assert (outcome.code, outcome.err) == (0, "")
-    assert re.search(r"d\.zarr: 3 classes, \d+ pictures to train on, \d to validate; took ", outcome.out)
+    assert re.search(r"d\.zarr: 3 classes, \d+ images to train on, \d to validate; took ", outcome.out)
     assert "not in a class folder, so left out: readme.txt" in outcome.out
     assert f"1 file could not be read and left out; the reasons are in {tmp_path / 'd.zarr'}" in outcome.out
     assert "building: " in outcome.out and "\x1b" not in outcome.out
@@ -30,16 +30,16 @@ def test_build_says_what_was_built_and_what_was_left_out(logpose: Logpose, tmp_p
 
 
 def test_a_finished_dataset_is_not_overwritten_without_being_told(
-    logpose: Logpose, pictures: Path, tmp_path: Path
+    logpose: Logpose, image_folder: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "d.zarr"
-    arguments = ("build", pictures, path, "--size", 8)
+    arguments = ("build", image_folder, path, "--size", 8)
     assert logpose(*arguments).code == 0
     before = Dataset.open(path).content_hash
     again = logpose(*arguments)
     assert (again.code, again.err) == (0, "")
     assert again.out.splitlines() == [
-        f"{path}: 3 classes, 54 pictures to train on, 6 to validate; was finished already, nothing to do"
+        f"{path}: 3 classes, 54 images to train on, 6 to validate; was finished already, nothing to do"
     ]
     outcome = logpose(*arguments, "--seed", 1)
     assert outcome.code == 2
@@ -56,21 +56,21 @@ def test_a_finished_dataset_is_not_overwritten_without_being_told(
         ("empty", "found nothing in"),
         ("no folders", "found 1 file and no folder"),
         ("one class", "expected at least two classes, found only red"),
-        ("an empty class", "expected pictures in every class, found none in"),
-        ("a class of broken pictures", "expected a readable picture to train on in every class, found none in blue"),
+        ("an empty class", "expected images in every class, found none in"),
+        ("a class of broken images", "expected a readable image to train on in every class, found none in blue"),
     ],
 )
 def test_folders_that_are_no_classes(logpose: Logpose, tmp_path: Path, sort: str, message: str) -> None:
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     if sort != "missing":
         root.mkdir()
     if sort == "no folders":
-        draw_picture(root / "a.png", 0, 0)
-    if sort in ("one class", "an empty class", "a class of broken pictures"):
+        draw_image(root / "a.png", 0, 0)
+    if sort in ("one class", "an empty class", "a class of broken images"):
         draw_classes(root, 3, ("red",) if sort == "one class" else ("red", "green"))
-    if sort in ("an empty class", "a class of broken pictures"):
+    if sort in ("an empty class", "a class of broken images"):
         (root / "blue").mkdir()
-    if sort == "a class of broken pictures":
+    if sort == "a class of broken images":
         (root / "blue" / "a.png").write_bytes(b"\x89PNG")
     outcome = logpose("build", root, tmp_path / "d.zarr", "--size", 8)
     assert outcome.code == 2
@@ -79,7 +79,7 @@ def test_folders_that_are_no_classes(logpose: Logpose, tmp_path: Path, sort: str
 
 
 @pytest.mark.parametrize("limit", ["1", "20%"])
-def test_too_many_broken_pictures_stop_the_build(logpose: Logpose, tmp_path: Path, limit: str) -> None:
+def test_too_many_broken_images_stop_the_build(logpose: Logpose, tmp_path: Path, limit: str) -> None:
     root = draw_classes(tmp_path / "colours", 2)
     for number in range(2):
         (root / "red" / f"broken{number}.png").write_bytes(b"")
@@ -92,7 +92,7 @@ def test_too_many_broken_pictures_stop_the_build(logpose: Logpose, tmp_path: Pat
 def test_verify_a_whole_dataset(logpose: Logpose, dataset: Path) -> None:
     outcome = logpose("verify", dataset)
     assert (outcome.code, outcome.err) == (0, "")
-    assert f"{dataset} is whole: 48 + 12 pictures in " in outcome.out
+    assert f"{dataset} is whole: 48 + 12 images in " in outcome.out
 
 
 def test_verify_names_each_damage_and_exits_with_1(logpose: Logpose, dataset: Path, tmp_path: Path) -> None:
@@ -114,12 +114,12 @@ def test_verify_names_each_damage_and_exits_with_1(logpose: Logpose, dataset: Pa
     trained = logpose("train", broken, tmp_path / "run", "--device", "cpu")
     assert trained.code == 2
     assert damaged[0].removeprefix("damaged: ") in trained.error, "training says the same of it"
-    assert "1 damage in 48 + 12 pictures" in outcome.out
+    assert "1 damage in 48 + 12 images" in outcome.out
     assert "--overwrite" in outcome.out
 
 
-def test_verify_what_is_no_dataset(logpose: Logpose, pictures: Path, tmp_path: Path) -> None:
-    assert "no zarr.json in it" in logpose("verify", pictures).error
+def test_verify_what_is_no_dataset(logpose: Logpose, image_folder: Path, tmp_path: Path) -> None:
+    assert "no zarr.json in it" in logpose("verify", image_folder).error
     assert "found nothing at" in logpose("verify", tmp_path / "nowhere").error
 
 
@@ -130,15 +130,15 @@ def test_build_says_what_copies_it_has_found(logpose: Logpose, tmp_path: Path) -
     listed = tmp_path / "d.zarr" / "duplicates.csv"
     outcome = logpose("build", root, tmp_path / "d.zarr", "--size", 16)
     assert (
-        "4 pictures in 2 groups of copies; each group on one side of the split; 1 group with different labels: see"
+        "4 images in 2 groups of copies; each group on one side of the split; 1 group with different labels: see"
         f" {listed}" in outcome.out.splitlines()
     )
     shutil.move(root, tmp_path / "set" / "train")
     shutil.copytree(tmp_path / "set" / "train", tmp_path / "set" / "val")
     outcome = logpose("build", tmp_path / "set", tmp_path / "d.zarr", "--size", 16, "--overwrite")
-    assert "40 pictures in 18 groups of copies; 20 of 20 to validate are copies of some to train on; " in outcome.out
+    assert "40 images in 18 groups of copies; 20 of 20 to validate are copies of some to train on; " in outcome.out
     trained = logpose("train", tmp_path / "d.zarr", tmp_path / "run", *RECIPE)
-    flatters = "20 of the 20 pictures to validate are copies of some to train on, so that the accuracy flatters: see"
+    flatters = "20 of the 20 images to validate are copies of some to train on, so that the accuracy flatters: see"
     assert f"{flatters} {listed}" in trained.out.splitlines()
     outcome = logpose("build", tmp_path / "set", tmp_path / "e.zarr", "--no-group-copies")
     assert "of copies" not in outcome.out

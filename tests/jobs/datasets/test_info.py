@@ -1,4 +1,4 @@
-"""What a dataset is said to hold, and the pictures that are shown of it."""
+"""What a dataset is said to hold, and the images that are shown of it."""
 
 import csv
 import json
@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 from rich.cells import cell_len
 
-from pipeline.schema import SHEET_FILE
-from pipeline.store import Dataset, Part
+from pipeline.dataset.schema import SHEET_FILE
+from pipeline.dataset.store import Dataset, Split
 from tests.jobs.conftest import CLASSES, Logpose, draw_classes
 
 
 @pytest.fixture
 def copy(dataset: Path, tmp_path: Path) -> Path:
-    """A copy of the dataset, to draw into and to damage: 3 classes of 16 + 4 pictures of 16 by 16."""
+    """A copy of the dataset, to draw into and to damage: 3 classes of 16 + 4 images of 16 by 16."""
     return Path(shutil.copytree(dataset, tmp_path / "copy.zarr"))
 
 
@@ -30,13 +30,13 @@ def value(out: str, key: str) -> str:
 
 
 def sheet_of(path: Path) -> npt.NDArray[np.uint8]:
-    with Image.open(path) as picture:
-        return np.asarray(picture)  # (H, W, 3)
+    with Image.open(path) as image:
+        return np.asarray(image)  # (H, W, 3)
 
 
-def find(sheet: npt.NDArray[np.uint8], picture: npt.NDArray[np.uint8], times: int) -> list[tuple[int, int]]:
-    """Where (y, x) a picture (H, W, 3) is on a sheet (H, W, 3), each of its pixels enlarged so many times."""
-    large = picture.repeat(times, axis=0).repeat(times, axis=1)  # (H·times, W·times, 3)
+def find(sheet: npt.NDArray[np.uint8], image: npt.NDArray[np.uint8], times: int) -> list[tuple[int, int]]:
+    """Where (y, x) an image (H, W, 3) is on a sheet (H, W, 3), each of its pixels enlarged so many times."""
+    large = image.repeat(times, axis=0).repeat(times, axis=1)  # (H·times, W·times, 3)
     height, width = large.shape[:2]
     corners = np.argwhere((sheet == large[0, 0]).all(axis=2)).tolist()
     return [(y, x) for y, x in corners if np.array_equal(sheet[y : y + height, x : x + width], large)]
@@ -56,7 +56,7 @@ def test_what_is_said(logpose: Logpose, copy: Path) -> None:
         train, val = (np.count_nonzero(part.labels == label) for part in (data.train, data.val))
         assert (train, val) == (16, 4)
         assert classes[1 + label].split() == [name, "16", "4"]
-    assert classes[4:] == ["3 classes     48   12", "every class has 20 pictures"]
+    assert classes[4:] == ["3 classes     48   12", "every class has 20 images"]
     assert value(outcome.out, "dataset") == str(copy)
     assert value(outcome.out, "size") == "16×16 (pad)"
     assert value(outcome.out, "seed") == "0"
@@ -80,9 +80,9 @@ def test_storage_is_in_megabytes(logpose: Logpose, copy: Path) -> None:
 
 
 def test_uneven_and_small_classes(logpose: Logpose, tmp_path: Path) -> None:
-    draw_classes(tmp_path / "pictures", 24, ("many",))
-    draw_classes(tmp_path / "pictures", 5, ("few", "also few"))
-    logpose("build", tmp_path / "pictures", tmp_path / "d.zarr", "--size", 8, "--val", 0.2)
+    draw_classes(tmp_path / "images", 24, ("many",))
+    draw_classes(tmp_path / "images", 5, ("few", "also few"))
+    logpose("build", tmp_path / "images", tmp_path / "d.zarr", "--size", 8, "--val", 0.2)
     out = logpose("info", tmp_path / "d.zarr", "--no-sheet").out
     (line,) = [line for line in out.splitlines() if line.startswith("largest")]
     assert line.startswith("largest class 24 (many), smallest 5 (also few), 4.80 times; ")
@@ -90,16 +90,16 @@ def test_uneven_and_small_classes(logpose: Logpose, tmp_path: Path) -> None:
 
 
 def test_failures_are_counted_by_kind(logpose: Logpose, tmp_path: Path) -> None:
-    root = draw_classes(tmp_path / "pictures", 4)
+    root = draw_classes(tmp_path / "images", 4)
     for name in ("1.png", "2.png"):
         (root / "red" / name).write_bytes(b"")
-    (root / "blue" / "3.jpg").write_bytes(b"no picture at all")
+    (root / "blue" / "3.jpg").write_bytes(b"no image at all")
     logpose("build", root, tmp_path / "d.zarr", "--size", 8)
     file = tmp_path / "d.zarr" / "failures.csv"
     with file.open(newline="") as rows:
         assert len(list(csv.DictReader(rows))) == 3
     said = value(logpose("info", tmp_path / "d.zarr").out, "failures")
-    assert said == f"3 files left out: 2 empty, 1 not-a-picture; see {file}"
+    assert said == f"3 files left out: 2 empty, 1 not-an-image; see {file}"
     file.unlink()
     assert value(logpose("info", tmp_path / "d.zarr").out, "failures") == f"unknown: {file} is not there"
 
@@ -109,13 +109,13 @@ def test_failures_are_counted_by_kind(logpose: Logpose, tmp_path: Path) -> None:
     [
         (None, ["not looked for"]),
         ((0, 0, 0, 0), ["none"]),
-        ((1, 2, 0, 0), ["2 pictures in 1 group; see {}", "no validation picture with a copy in the training part"]),
+        ((1, 2, 0, 0), ["2 images in 1 group; see {}", "no validation image with a copy in the training part"]),
         (
             (12, 1300, 1, 3),
             [
-                "1,300 pictures in 12 groups; see {}",
+                "1,300 images in 12 groups; see {}",
                 "1 group with more than one label",
-                "3 validation pictures with a copy in the training part",
+                "3 validation images with a copy in the training part",
             ],
         ),
     ],
@@ -134,7 +134,7 @@ def test_copies(logpose: Logpose, copy: Path, copies: tuple[int, ...] | None, li
 # The sheet --------------------------------------------------------------------------------------------
 
 
-def test_the_right_pictures_are_in_the_right_rows(logpose: Logpose, copy: Path) -> None:
+def test_the_right_images_are_in_the_right_rows(logpose: Logpose, copy: Path) -> None:
     logpose("info", copy)
     sheet, data = sheet_of(copy / SHEET_FILE), Dataset.open(copy)
     places = {}
@@ -153,11 +153,13 @@ def test_the_right_pictures_are_in_the_right_rows(logpose: Logpose, copy: Path) 
         assert x == left + column * 102 + (0 if part == "train" else 12 * 102 - 6 + 30)
     assert sheet.shape == (top + 3 * 108 - 12 + 36, places["val", 0, 1][1] + 96 + 36, 3)
     before = sheet[:, : left - 1].reshape(-1, 3)
-    assert len(np.unique(before, axis=0)) > 10, "names and counts stand before the pictures"
+    assert len(np.unique(before, axis=0)) > 10, "names and counts stand before the images"
 
 
-def test_a_sheet_without_validation_is_narrower(logpose: Logpose, pictures: Path, copy: Path, tmp_path: Path) -> None:
-    logpose("build", pictures, tmp_path / "d.zarr", "--size", 16, "--val", 0)
+def test_a_sheet_without_validation_is_narrower(
+    logpose: Logpose, image_folder: Path, copy: Path, tmp_path: Path
+) -> None:
+    logpose("build", image_folder, tmp_path / "d.zarr", "--size", 16, "--val", 0)
     for path in (copy, tmp_path / "d.zarr"):
         logpose("info", path)
     with_val, without = sheet_of(copy / SHEET_FILE), sheet_of(tmp_path / "d.zarr" / SHEET_FILE)
@@ -168,14 +170,14 @@ def test_a_sheet_without_validation_is_narrower(logpose: Logpose, pictures: Path
 @pytest.mark.parametrize(
     ("size", "cell"), [("200x100", (96, 48)), ("100x300", (32, 96)), ("64x60", (64, 60)), ("40x48", (80, 96))]
 )
-def test_pictures_are_shown_at_a_size_to_look_at(
+def test_images_are_shown_at_a_size_to_look_at(
     logpose: Logpose, tmp_path: Path, size: str, cell: tuple[int, int]
 ) -> None:
     for name in ("a", "b"):
-        (tmp_path / "pictures" / name).mkdir(parents=True)
+        (tmp_path / "images" / name).mkdir(parents=True)
         for number in range(3):
-            Image.new("RGB", (20, 20), "#ff0000").save(tmp_path / "pictures" / name / f"{number}.png")
-    logpose("build", tmp_path / "pictures", tmp_path / "d.zarr", "--size", size, "--fit", "squash", "--val", 0)
+            Image.new("RGB", (20, 20), "#ff0000").save(tmp_path / "images" / name / f"{number}.png")
+    logpose("build", tmp_path / "images", tmp_path / "d.zarr", "--size", size, "--fit", "squash", "--val", 0)
     logpose("info", tmp_path / "d.zarr")
     red = (sheet_of(tmp_path / "d.zarr" / SHEET_FILE) == (255, 0, 0)).all(axis=2)  # (H, W)
     assert np.count_nonzero(red.any(axis=0)) == 3 * cell[0]
@@ -183,8 +185,8 @@ def test_pictures_are_shown_at_a_size_to_look_at(
 
 
 def test_many_classes_are_cut_off_and_said(logpose: Logpose, tmp_path: Path) -> None:
-    draw_classes(tmp_path / "pictures", 1, [f"class {number:02}" for number in range(62)])
-    logpose("build", tmp_path / "pictures", tmp_path / "d.zarr", "--size", 16, "--val", 0)
+    draw_classes(tmp_path / "images", 1, [f"class {number:02}" for number in range(62)])
+    logpose("build", tmp_path / "images", tmp_path / "d.zarr", "--size", 16, "--val", 0)
     out = logpose("info", tmp_path / "d.zarr").out
     assert value(out, "class 61").split() == ["1", "0"]
     assert re.search(r"; fewer than 10 to train on: .* and 57 more$", out, re.MULTILINE)
@@ -198,17 +200,17 @@ def test_many_classes_are_cut_off_and_said(logpose: Logpose, tmp_path: Path) -> 
 def test_only_the_chunks_that_are_needed_are_read(
     logpose: Logpose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.schema.CHUNK_BYTES", 4 * 8 * 8 * 3)
-    draw_classes(tmp_path / "pictures", 100, ("a", "b"))
-    logpose("build", tmp_path / "pictures", tmp_path / "d.zarr", "--size", 8, "--val", 0)
-    read, chunks = Part.read, []
+    monkeypatch.setattr("pipeline.dataset.schema.CHUNK_BYTES", 4 * 8 * 8 * 3)
+    draw_classes(tmp_path / "images", 100, ("a", "b"))
+    logpose("build", tmp_path / "images", tmp_path / "d.zarr", "--size", 8, "--val", 0)
+    read, chunks = Split.read, []
 
-    def counted(part: Part, start: int, stop: int) -> npt.NDArray[np.uint8]:
+    def counted(part: Split, start: int, stop: int) -> npt.NDArray[np.uint8]:
         assert (start % 4, stop) == (0, start + 4), "whole chunks"
         chunks.append(start // 4)
         return read(part, start, stop)
 
-    monkeypatch.setattr(Part, "read", counted)
+    monkeypatch.setattr(Split, "read", counted)
     assert logpose("info", tmp_path / "d.zarr").code == 0
     assert chunks == sorted(set(chunks))
     assert 6 <= len(chunks) < 20, "of 50: the first 12 of either class"
@@ -254,25 +256,25 @@ def test_a_sheet_elsewhere(logpose: Logpose, copy: Path, tmp_path: Path) -> None
     assert not (copy / SHEET_FILE).exists()
 
 
-@pytest.mark.parametrize("sort", ["a picture", "a folder", "no PNG", "both options"])
+@pytest.mark.parametrize("sort", ["an image", "a folder", "no PNG", "both options"])
 def test_places_that_are_refused(logpose: Logpose, copy: Path, tmp_path: Path, sort: str) -> None:
     place = tmp_path / ("sheet.jpg" if sort == "no PNG" else "mine.png")
-    if sort == "a picture":
+    if sort == "an image":
         Image.new("RGB", (400, 400), "red").save(place)
     if sort == "a folder":
         place.mkdir()
-    before = sorted(tmp_path.rglob("*")), place.read_bytes() if sort == "a picture" else b""
+    before = sorted(tmp_path.rglob("*")), place.read_bytes() if sort == "an image" else b""
     outcome = logpose("info", copy, "--sheet", place, *(["--no-sheet"] if sort == "both options" else []))
     assert (outcome.code, outcome.out) == (2, "")
     assert str(place) in outcome.error
-    assert before == (sorted(tmp_path.rglob("*")), place.read_bytes() if sort == "a picture" else b"")
+    assert before == (sorted(tmp_path.rglob("*")), place.read_bytes() if sort == "an image" else b"")
 
 
 def test_a_folder_that_cannot_be_written_to(logpose: Logpose, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("jobs.contact_sheet.written_atomically", refuse)
+    monkeypatch.setattr("jobs.datasets.contact_sheet.written_atomically", refuse)
     outcome = logpose("info", copy)
     assert (outcome.code, outcome.err) == (0, "")
     said = value(outcome.out, "sheet")
@@ -282,12 +284,12 @@ def test_a_folder_that_cannot_be_written_to(logpose: Logpose, copy: Path, monkey
     assert "permission denied" in outcome.error
 
 
-def test_a_dataset_with_a_sheet_is_a_dataset(logpose: Logpose, pictures: Path, copy: Path) -> None:
+def test_a_dataset_with_a_sheet_is_a_dataset(logpose: Logpose, image_folder: Path, copy: Path) -> None:
     logpose("info", copy)
     assert logpose("verify", copy).code == 0
     assert logpose("info", copy).code == 0
-    assert logpose("build", pictures, copy, "--size", 8, "--overwrite").code == 0
-    assert not (copy / SHEET_FILE).exists(), "it showed the former pictures"
+    assert logpose("build", image_folder, copy, "--size", 8, "--overwrite").code == 0
+    assert not (copy / SHEET_FILE).exists(), "it showed the former images"
     assert Dataset.open(copy).size == (8, 8)
 
 
@@ -303,8 +305,8 @@ def test_a_damaged_chunk(logpose: Logpose, copy: Path) -> None:
     assert logpose("info", copy, "--no-sheet").code == 0
 
 
-def test_what_is_no_dataset(logpose: Logpose, copy: Path, pictures: Path, tmp_path: Path) -> None:
-    assert "no zarr.json in it" in logpose("info", pictures).error
+def test_what_is_no_dataset(logpose: Logpose, copy: Path, image_folder: Path, tmp_path: Path) -> None:
+    assert "no zarr.json in it" in logpose("info", image_folder).error
     assert "found nothing at" in logpose("info", tmp_path / "nowhere").error
     node = json.loads((copy / "zarr.json").read_bytes())
     node["attributes"]["sealed"] = False

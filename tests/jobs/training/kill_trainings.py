@@ -1,6 +1,6 @@
 """Kill trainings at random moments, resume them, and see that nothing is lost.
 
-    python -m tests.jobs.kill_trainings DATASET.zarr [--kills 50] [--epochs 3] [--batch-size 8]
+    python -m tests.jobs.training.kill_trainings DATASET.zarr [--kills 50] [--epochs 3] [--batch-size 8]
                                         [--checkpoint-steps 5] [--seed 0]
 
 Each training is killed with SIGKILL once to four times, at any moment from the start of its process to its end, and
@@ -28,9 +28,9 @@ from unittest.mock import patch
 from safetensors.numpy import load_file
 
 from cnn.checkpoint import load_checkpoint
-from pipeline import plan
-from pipeline.store import Dataset
-from pipeline.stream import MOST_DEPTH, BatchStream
+from pipeline.dataset.store import Dataset
+from pipeline.loader import epoch_order as plan
+from pipeline.loader.stream import MAX_DEPTH, BatchStream
 from tests.jobs.killing import Aim, NotedRun
 
 MODEL = ("--model", "plain", "--set", "model.width=4", "--device", "cpu")  # what is tested is what goes on around it
@@ -39,12 +39,12 @@ MOST_WORKERS = 4
 MOST_KILLS = 4  # of one training
 
 MARKS = {
-    "s": ("jobs.run_folder:RunFolder", "save_last"),
-    "b": ("jobs.run_folder:RunFolder", "save_best"),
-    "m": ("jobs.training", "write_metrics"),
-    "d": ("jobs.training:Training", "_draw"),
-    "v": ("cnn.train:Trainer", "evaluate"),
-    "t": ("cnn.train:Trainer", "train_batch"),
+    "s": ("jobs.training.run_folder:RunFolder", "save_last"),
+    "b": ("jobs.training.run_folder:RunFolder", "save_best"),
+    "m": ("jobs.training.loop", "write_metrics"),
+    "d": ("jobs.training.loop:Training", "_draw"),
+    "v": ("cnn.training.trainer:Trainer", "evaluate"),
+    "t": ("cnn.training.trainer:Trainer", "train_batch"),
 }
 # By mark, the innermost first.
 PHASES = {
@@ -100,17 +100,17 @@ class Trainings:
         recipe = (*MODEL, "--epochs", self.epochs, "--batch-size", self.batch_size)
         often = ("--checkpoint-steps", self.checkpoint_steps, "--resume")
         arguments = ("train", self.dataset, run_dir, *recipe, *often, *options)
-        settings = {"pipeline.plan:WINDOW_BYTES": WINDOW_BYTES}
+        settings = {"pipeline.loader.epoch_order:WINDOW_BYTES": WINDOW_BYTES}
         return NotedRun(run_dir.parent / "notes", MARKS, *arguments, settings=settings)
 
     def budgets(self) -> list[int]:
-        """Bytes that suffice, for any number of workers, for one window of pictures in memory, for two, …, for all."""
+        """Bytes that suffice, for any number of workers, for one window of images in memory, for two, …, for all."""
         data = Dataset.open(self.dataset)
         val = BatchStream(data.val, self.batch_size, seed=0, shuffle=False, workers=MOST_WORKERS)
         with patch.object(plan, "WINDOW_BYTES", WINDOW_BYTES):
             train = BatchStream(data.train, self.batch_size, seed=0, workers=MOST_WORKERS)
-        window = (train.ram_bytes - train.least_bytes) // max(1, train.depth - 1)
-        windows = [val.ram_bytes + train.least_bytes + more * window for more in range(MOST_DEPTH)]
+        window = (train.ram_bytes - train.min_bytes) // max(1, train.depth - 1)
+        windows = [val.ram_bytes + train.min_bytes + more * window for more in range(MAX_DEPTH)]
         return [*windows, 2**40]
 
     def kill_and_finish(self, run_dir: Path, kills: int, times: Times, draw: random.Random) -> Outcome:

@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 
 from cnn.checkpoint import load_checkpoint, save_checkpoint
-from cnn.train import BatchResult
-from jobs import training as job
-from jobs.metrics import EpochRow, write_metrics
-from jobs.progress import _Lines
-from jobs.run_folder import RunFolder, TrainingState
-from jobs.timing import EpochTimes, Stopwatch, time_lines
-from pipeline.reader import StreamTimes
-from pipeline.sharding import ReadSeconds
-from pipeline.store import Part
-from pipeline.stream import Batch, BatchStream
+from cnn.training.trainer import BatchResult
+from jobs.console.progress import _Lines
+from jobs.training import loop as job
+from jobs.training.metrics import EpochRow, write_metrics
+from jobs.training.run_folder import RunFolder, TrainingState
+from jobs.training.timing import EpochTimes, Stopwatch, time_lines
+from pipeline.dataset.shard_format import ReadSeconds
+from pipeline.dataset.store import Split
+from pipeline.loader.reader import StreamTimes
+from pipeline.loader.stream import Batch, BatchStream
 from tests.jobs.conftest import RECIPE, Logpose
 
 COLUMNS = [
@@ -115,7 +115,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """A clock by which all that a training does takes exactly so long, in powers of two: sums are exact."""
     clock = Clock()
-    monkeypatch.setattr("jobs.timing.time", clock)
+    monkeypatch.setattr("jobs.training.timing.time", clock)
 
     class SlowStream(BatchStream):
         """1 s to wait for every batch; behind it, 4 s of reading, 2 s of decoding and 0.5 s of copying.
@@ -138,7 +138,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
             self.epochs += 1
             clock.tick(0.25)
 
-    monkeypatch.setattr("jobs.train.BatchStream", SlowStream)
+    monkeypatch.setattr("jobs.training.train.BatchStream", SlowStream)
 
     def takes(seconds: float, owner: Any, name: str) -> None:
         """Let a method take so long, beside what is called within."""
@@ -202,9 +202,9 @@ def test_saving_within_the_epoch_is_no_training_and_no_validation(
 
 
 def test_without_validation_nothing_is_charged_to_it(
-    logpose: Logpose, pictures: Path, tmp_path: Path, clock: Clock
+    logpose: Logpose, image_folder: Path, tmp_path: Path, clock: Clock
 ) -> None:
-    assert logpose("build", pictures, tmp_path / "whole.zarr", "--size", 16, "--val", 0).code == 0
+    assert logpose("build", image_folder, tmp_path / "whole.zarr", "--size", 16, "--val", 0).code == 0
     assert logpose("train", tmp_path / "whole.zarr", tmp_path / "run", *RECIPE, "--epochs", 1).code == 0
     found = times(metrics(tmp_path / "run")[0])
     assert found["validation_seconds"] == 0.0
@@ -239,12 +239,12 @@ def test_real_parts_are_no_more_than_the_whole(trained: Path) -> None:
 
 @pytest.mark.parametrize(("slow", "words"), [("read", "reading takes most"), ("decode", "decoding takes most")])
 def test_slow_data_is_seen_and_said(
-    logpose: Logpose, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: str, words: str
+    logpose: Logpose, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: str, words: str
 ) -> None:
     """Real clocks, a step that takes no time, and half a second for each chunk."""
-    reads = Part.read_into
+    reads = Split.read_into
 
-    def slowly(self: Part, *arguments: Any) -> ReadSeconds:
+    def slowly(self: Split, *arguments: Any) -> ReadSeconds:
         seconds = reads(self, *arguments)
         time.sleep(0.5)
         return seconds._replace(**{slow: 0.5})
@@ -253,9 +253,9 @@ def test_slow_data_is_seen_and_said(
         self.step += 1
         return BatchResult(1.0, 1, len(rows))
 
-    monkeypatch.setattr(Part, "read_into", slowly)
+    monkeypatch.setattr(Split, "read_into", slowly)
     monkeypatch.setattr(job.Trainer, "train_batch", at_once)
-    assert logpose("build", pictures, tmp_path / "whole.zarr", "--size", 16, "--val", 0).code == 0
+    assert logpose("build", image_folder, tmp_path / "whole.zarr", "--size", 16, "--val", 0).code == 0
     outcome = logpose("train", tmp_path / "whole.zarr", tmp_path / "run", *RECIPE, "--epochs", 1)
     assert (outcome.code, outcome.err) == (0, "")
     assert f"data is the bottleneck: {words}" in outcome.out

@@ -8,24 +8,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnn.backend import pick_backend
+from cnn.backends import pick_backend
 from cnn.errors import NonFiniteError
-from cnn.lookahead import Lookahead
-from cnn.optim import SGD
-from cnn.schedules import Constant
-from cnn.train import Recipe, Trainer
-from jobs import find_lr as job
-from jobs.config import Wishes, resolve
+from cnn.training.lookahead import Lookahead
+from cnn.training.optimizers import SGD
+from cnn.training.schedules import Constant
+from cnn.training.trainer import Recipe, Trainer
+from jobs.console.interrupts import CtrlC
 from jobs.errors import Interrupted, JobError, WorkFailedError
-from jobs.find_lr import RangeTest, find_lr, range_test, smooth, suggest, table
-from jobs.interrupts import CtrlC
-from jobs.opening import card_of, trainer_of
-from pipeline.store import Dataset
-from pipeline.stream import BatchStream
+from jobs.recipes.config import Overrides, resolve
+from jobs.training import find_lr as job
+from jobs.training.find_lr import RangeTest, find_lr, range_test, smooth, suggest, table
+from jobs.training.setup import build_card, build_trainer
+from pipeline.dataset.store import Dataset
+from pipeline.loader.stream import BatchStream
 from tests.jobs.conftest import Logpose
 
 # A network that learns its three colours in a blink.
-WISHES = Wishes(sets=["model.width=4"], options={"model.name": "plain", "train.batch_size": 8})
+WISHES = Overrides(sets=["model.width=4"], options={"model.name": "plain", "train.batch_size": 8})
 
 
 def curve(falls_at: float, climbs_at: float, noise: float = 0.0) -> RangeTest:
@@ -36,10 +36,10 @@ def curve(falls_at: float, climbs_at: float, noise: float = 0.0) -> RangeTest:
     return RangeTest(rates, losses + noise * np.random.default_rng(0).standard_normal(100), True)
 
 
-def run(dataset: Path, capsys: pytest.CaptureFixture[str], wishes: Wishes = WISHES, steps: int = 30) -> list[str]:
+def run(dataset: Path, capsys: pytest.CaptureFixture[str], overrides: Overrides = WISHES, steps: int = 30) -> list[str]:
     """The lines that the job prints."""
     capsys.readouterr()
-    assert find_lr(dataset, wishes, device="cpu", workers=1, steps=steps) == 0
+    assert find_lr(dataset, overrides, device="cpu", workers=1, steps=steps) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
     return captured.out.splitlines()
@@ -47,12 +47,12 @@ def run(dataset: Path, capsys: pytest.CaptureFixture[str], wishes: Wishes = WISH
 
 def trainer_and_stream(dataset: Path, recipe: Recipe) -> tuple[Trainer, BatchStream]:
     data = Dataset.open(dataset)
-    trainer = trainer_of(card_of(data, recipe), recipe, pick_backend("cpu"), data)
+    trainer = build_trainer(build_card(data, recipe), recipe, pick_backend("cpu"), data)
     return trainer, BatchStream(data.train, recipe.batch_size, seed=recipe.seed, workers=1)
 
 
-def constant(wishes: Wishes = WISHES) -> Recipe:
-    return dataclasses.replace(resolve(wishes), schedule=Constant(), epochs=50)
+def constant(overrides: Overrides = WISHES) -> Recipe:
+    return dataclasses.replace(resolve(overrides), schedule=Constant(), epochs=50)
 
 
 # The curve ----------------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def test_the_job_says_what_it_found_and_leaves_nothing(
     monkeypatch.chdir(tmp_path)
     before = sorted(dataset.parent.iterdir())
     lines = run(dataset, capsys)
-    assert "3 classes, 16×16 (pad); 48 pictures to train on" in lines[0]
+    assert "3 classes, 16×16 (pad); 48 images to train on" in lines[0]
     assert lines[2].startswith("plain, ")
     assert lines[3].startswith("plain (width 4), adamw, cosine")
     assert sum(line.endswith("<- suggested") for line in lines) == 1
@@ -192,14 +192,14 @@ def test_the_printed_command_trains_with_the_same_recipe(
     toml.write_text('[loss]\nname = "softmax_cross_entropy"\nlabel_smoothing = 0.3\n')
     sets = ["optimizer.lr=0.01", "model.width=4", "train.epochs=1"]
     options = {"model.name": "plain", "train.batch_size": 8, "train.seed": 3, "optimizer.weight_decay": 0.25}
-    words = shlex.split(run(dataset, capsys, Wishes(toml, sets, options, "quick"))[-1])
+    words = shlex.split(run(dataset, capsys, Overrides(toml, sets, options, "quick"))[-1])
     assert "optimizer.lr=0.01" not in words
     assert words[-2:] == ["--device", "cpu"]
     lr = words[words.index("--lr") + 1]
     run_dir = tmp_path / "run"
     assert logpose(*(run_dir if word == "RUN_DIR" else word for word in words[1:]), "--workers", 1).code == 0
-    trained = resolve(Wishes(run_dir / "config.toml"))
-    wished = Wishes(toml, sets, {**options, "optimizer.lr": float(lr)}, "quick")
+    trained = resolve(Overrides(run_dir / "config.toml"))
+    wished = Overrides(toml, sets, {**options, "optimizer.lr": float(lr)}, "quick")
     assert trained == resolve(wished)
 
 
@@ -218,19 +218,19 @@ def test_a_plot(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     path = tmp_path / "rates.png"
     assert find_lr(dataset, WISHES, device="cpu", workers=1, steps=30, plot=path) == 0
     assert f"drawn into {path}" in capsys.readouterr().out
-    with Image.open(path) as picture:
-        assert picture.width > 800
+    with Image.open(path) as image:
+        assert image.width > 800
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_network_that_is_measured_and_lookahead(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A recipe whose network computes its first layer from pictures; the average would hide what a rate does."""
+    """A recipe whose network computes its first layer from images; the average would hide what a rate does."""
     sets = ["model.width=4", "lookahead.start=0"]
-    wishes = Wishes(sets=sets, options={"train.batch_size": 16}, recipe="cifar-speedrun")
-    assert resolve(wishes).lookahead.every
-    lines = run(dataset, capsys, wishes, steps=60)
+    overrides = Overrides(sets=sets, options={"train.batch_size": 16}, recipe="cifar-speedrun")
+    assert resolve(overrides).lookahead.every
+    lines = run(dataset, capsys, overrides, steps=60)
     assert lines[-1].split("--recipe ")[1].startswith("cifar-speedrun --set model.width=4 --set lookahead.start=0")
-    constant = job._constant(resolve(wishes), 1000, 48)
+    constant = job._constant(resolve(overrides), 1000, 48)
     assert constant.lookahead == Lookahead(every=0)
     assert constant.epochs * 6 >= 1000
 
@@ -240,7 +240,7 @@ def test_what_is_refused(dataset: Path) -> None:
         with pytest.raises(JobError, match=f"expected 20 to 1000 --steps, found {steps}"):
             find_lr(dataset, WISHES, steps=steps)
     with pytest.raises(JobError, match=r"optimizer.lr: expected more than 0"):
-        find_lr(dataset, Wishes(sets=["optimizer.lr=0"]))
+        find_lr(dataset, Overrides(sets=["optimizer.lr=0"]))
 
 
 def test_ctrl_c_ends_it_after_the_step(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The figures and pictures of a training."""
+"""The figures and images of a training."""
 
 import csv
 from pathlib import Path
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.drawings import draw_confusion, draw_curves
-from jobs.metrics import EpochRow, is_better, write_metrics
+from jobs.training.metrics import EpochRow, is_better, write_metrics
+from jobs.training.plots import draw_confusion, draw_curves
 
 
 def row(epoch: int, accuracy: float | None = 0.5, loss: float | None = 1.0) -> EpochRow:
@@ -39,8 +39,8 @@ def test_the_best_epoch_is_by_accuracy_then_by_loss_then_the_earlier() -> None:
 def test_curves(tmp_path: Path, epochs: int, validated: bool) -> None:
     rows = [row(n, n / epochs if validated else None, 1 / n if validated else None) for n in range(1, epochs + 1)]
     draw_curves(tmp_path / "curves.png", rows)
-    with Image.open(tmp_path / "curves.png") as picture:
-        assert picture.width > 800
+    with Image.open(tmp_path / "curves.png") as image:
+        assert image.width > 800
 
 
 @pytest.mark.parametrize("classes", [2, 10, 18, 40, 400])
@@ -50,6 +50,6 @@ def test_confusion(tmp_path: Path, classes: int) -> None:
     confusion = np.random.default_rng(0).integers(0, 30, (classes, classes))
     confusion[0] = 0  # a class with nothing to validate
     draw_confusion(tmp_path / "confusion.png", confusion, names, "Validation: $5 of 7")
-    with Image.open(tmp_path / "confusion.png") as picture:
-        width, height = picture.size
+    with Image.open(tmp_path / "confusion.png") as image:
+        width, height = image.size
     assert 300 < height <= width * 1.2 < 4500

@@ -10,22 +10,22 @@ import numpy as np
 import pytest
 import tomli_w
 
-from cnn.augment import Augment
 from cnn.checkpoint import load_checkpoint
+from cnn.inputs.augment import Augment
 from cnn.layers import Whitening
-from cnn.lookahead import Lookahead
 from cnn.losses import SoftmaxCrossEntropy
 from cnn.models import MODELS
-from cnn.optim import OPTIMIZERS, SGD
-from cnn.schedules import SCHEDULES, Triangular
-from cnn.train import Recipe, Trainer
+from cnn.training.lookahead import Lookahead
+from cnn.training.optimizers import OPTIMIZERS, SGD
+from cnn.training.schedules import SCHEDULES, Triangular
+from cnn.training.trainer import Recipe, Trainer
 from jobs.cli import main
-from jobs.config import REGISTRIES, Wishes, describe, differences, resolve, to_toml
 from jobs.errors import JobError
 from jobs.recipes import recipe_names, recipe_summary
-from jobs.run_folder import RunFolder, TrainingState
-from jobs.train import _same_recipe
-from pipeline.store import Dataset
+from jobs.recipes.config import REGISTRIES, Overrides, describe, differences, resolve, to_toml
+from jobs.training.run_folder import RunFolder, TrainingState
+from jobs.training.train import _same_recipe
+from pipeline.dataset.store import Dataset
 from tests.jobs.conftest import Logpose
 
 
@@ -36,12 +36,12 @@ def file(tmp_path: Path, text: str) -> Path:
 
 
 def test_nothing_wished_is_the_dataclasses_own_defaults() -> None:
-    assert resolve(Wishes()) == Recipe()
+    assert resolve(Overrides()) == Recipe()
 
 
 def test_file_set_and_options_in_their_order(tmp_path: Path) -> None:
     path = file(tmp_path, "[optimizer]\nlr = 0.5\nweight_decay = 0.25\n[train]\nepochs = 7\nseed = 3\n")
-    recipe = resolve(Wishes(path, ["train.epochs=8", "optimizer.lr=1"], {"train.epochs": 9}))
+    recipe = resolve(Overrides(path, ["train.epochs=8", "optimizer.lr=1"], {"train.epochs": 9}))
     assert (recipe.epochs, recipe.seed, recipe.optimizer.lr) == (9, 3, 1.0)
     assert recipe.optimizer == type(recipe.optimizer)(lr=1.0, weight_decay=0.25)
     assert isinstance(recipe.optimizer.lr, float)
@@ -49,22 +49,22 @@ def test_file_set_and_options_in_their_order(tmp_path: Path) -> None:
 
 def test_another_name_forgets_what_belonged_to_the_old_one(tmp_path: Path) -> None:
     path = file(tmp_path, '[optimizer]\nname = "sgd"\nlr = 0.5\nmomentum = 0.5\n')
-    assert resolve(Wishes(path, ["optimizer.name=adamw"])).optimizer == OPTIMIZERS["adamw"]()
-    assert resolve(Wishes(path, ["optimizer.name=sgd"])).optimizer == OPTIMIZERS["sgd"](lr=0.5, momentum=0.5)
-    recipe = resolve(Wishes(path, ["model.width=4"], {"model.name": "plain"}))
+    assert resolve(Overrides(path, ["optimizer.name=adamw"])).optimizer == OPTIMIZERS["adamw"]()
+    assert resolve(Overrides(path, ["optimizer.name=sgd"])).optimizer == OPTIMIZERS["sgd"](lr=0.5, momentum=0.5)
+    recipe = resolve(Overrides(path, ["model.width=4"], {"model.name": "plain"}))
     assert recipe.model == MODELS["plain"](width=4)
 
 
 def test_a_saved_model_is_the_base_that_a_file_builds_on(tmp_path: Path) -> None:
     path = file(tmp_path, "[train]\nepochs = 7\n")
-    recipe = resolve(Wishes(path), '[model]\nname = "plain"\nwidth = 4\n', "a model")
+    recipe = resolve(Overrides(path), '[model]\nname = "plain"\nwidth = 4\n', "a model")
     assert recipe == Recipe(model=MODELS["plain"](width=4), epochs=7)
 
 
 def test_lists_words_and_switches() -> None:
-    assert resolve(Wishes(sets=["augment.flip=alternate"])).augment.flip == "alternate"
-    wishes = ["schedule.name=step", "schedule.milestones=[0.3, 1]", "augment.flip=false", 'model.activation="gelu"']
-    recipe = resolve(Wishes(sets=wishes))
+    assert resolve(Overrides(sets=["augment.flip=alternate"])).augment.flip == "alternate"
+    overrides = ["schedule.name=step", "schedule.milestones=[0.3, 1]", "augment.flip=false", 'model.activation="gelu"']
+    recipe = resolve(Overrides(sets=overrides))
     assert recipe.schedule == SCHEDULES["step"](milestones=(0.3, 1.0))
     assert recipe.augment.flip is False
     assert recipe.model == MODELS["resnet9"](activation="gelu")
@@ -73,8 +73,8 @@ def test_lists_words_and_switches() -> None:
 @pytest.mark.parametrize("section", REGISTRIES)
 def test_every_choice_survives_the_way_through_toml(section: str, tmp_path: Path) -> None:
     for name in REGISTRIES[section]:
-        recipe = resolve(Wishes(sets=[f"{section}.name={name}", "train.seed=5"]))
-        assert resolve(Wishes(file(tmp_path, to_toml(recipe)))) == recipe
+        recipe = resolve(Overrides(sets=[f"{section}.name={name}", "train.seed=5"]))
+        assert resolve(Overrides(file(tmp_path, to_toml(recipe)))) == recipe
         assert name in describe(recipe)
 
 
@@ -82,11 +82,11 @@ def test_every_choice_survives_the_way_through_toml(section: str, tmp_path: Path
 
 
 def test_quick_is_what_is_done_without_a_recipe() -> None:
-    assert resolve(Wishes(recipe="quick")) == Recipe()
+    assert resolve(Overrides(recipe="quick")) == Recipe()
 
 
 def test_the_speed_run_is_the_papers() -> None:
-    recipe = resolve(Wishes(recipe="cifar-speedrun"))
+    recipe = resolve(Overrides(recipe="cifar-speedrun"))
     assert recipe.model == MODELS["airbench94"]()  # whose defaults are the paper's
     assert recipe.optimizer == SGD(11.5, 0.85, True, 0.0153, decoupled=True)
     assert recipe.schedule == Triangular(warmup=0.23, floor=0.07, start=0.2)
@@ -98,15 +98,15 @@ def test_the_speed_run_is_the_papers() -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_recipes_survive_the_way_through_toml_and_say_what_they_are(name: str, tmp_path: Path) -> None:
-    recipe = resolve(Wishes(recipe=name))
-    assert resolve(Wishes(file(tmp_path, to_toml(recipe)))) == recipe
+    recipe = resolve(Overrides(recipe=name))
+    assert resolve(Overrides(file(tmp_path, to_toml(recipe)))) == recipe
     assert 20 < len(recipe_summary(name)) <= 120 and "#" not in recipe_summary(name)
 
 
 def test_file_set_and_options_beat_a_recipe_which_beats_a_saved_model(tmp_path: Path) -> None:
     path = file(tmp_path, "[optimizer]\nlr = 9\nmomentum = 0.5\n[train]\nepochs = 7\n")
-    wishes = Wishes(path, ["optimizer.momentum=0.6"], {"train.batch_size": 8}, "cifar-speedrun")
-    recipe = resolve(wishes, '[model]\nname = "plain"\nwidth = 4\n', "a model")
+    overrides = Overrides(path, ["optimizer.momentum=0.6"], {"train.batch_size": 8}, "cifar-speedrun")
+    recipe = resolve(overrides, '[model]\nname = "plain"\nwidth = 4\n', "a model")
     assert recipe.optimizer == SGD(9.0, 0.6, True, 0.0153, decoupled=True)
     assert (recipe.epochs, recipe.batch_size, recipe.model) == (7, 8, MODELS["airbench94"]())
 
@@ -115,18 +115,18 @@ def test_a_training_from_before_a_setting_was_added_goes_on(tmp_path: Path) -> N
     older = tomllib.loads(to_toml(Recipe()))
     del older["lookahead"], older["train"]["views"]
     state = TrainingState(tomli_w.dumps(older), "hash")
-    assert _same_recipe(Wishes(options={"train.epochs": 30}), state, RunFolder(tmp_path)) == Recipe(epochs=30)
+    assert _same_recipe(Overrides(options={"train.epochs": 30}), state, RunFolder(tmp_path)) == Recipe(epochs=30)
     with pytest.raises(JobError, match=r"begun with another recipe: lookahead\.every was 0, now 5; leave that out"):
-        _same_recipe(Wishes(sets=["lookahead.every=5"]), state, RunFolder(tmp_path))
+        _same_recipe(Overrides(sets=["lookahead.every=5"]), state, RunFolder(tmp_path))
 
 
-# A training by the speed run's recipe, on pictures of 16 pixels
+# A training by the speed run's recipe, on images of 16 pixels
 
 SMALL = ("--recipe", "cifar-speedrun", "--epochs", "3", "--batch-size", "8", "--device", "cpu", "--workers", "2",
          "--set", "model.width=4", "--set", "optimizer.lr=0.5", "--set", "lookahead.every=4")  # fmt: skip
 
 
-def test_a_speed_run_is_whitened_by_its_pictures_resumes_exactly_and_is_seen_in_views(
+def test_a_speed_run_is_whitened_by_its_images_resumes_exactly_and_is_seen_in_views(
     logpose: Logpose, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calm, stopped, evaluate = tmp_path / "calm", tmp_path / "stopped", Trainer.evaluate
@@ -141,7 +141,7 @@ def test_a_speed_run_is_whitened_by_its_pictures_resumes_exactly_and_is_seen_in_
         patch.setattr(Trainer, "evaluate", noting)
         outcome = logpose("train", dataset, calm, *SMALL)
     assert (outcome.code, outcome.err) == (0, "")
-    best = re.search(r"^epoch (\d): ([\d.]+%) of 12 pictures", outcome.out, re.MULTILINE)
+    best = re.search(r"^epoch (\d): ([\d.]+%) of 12 images", outcome.out, re.MULTILINE)
     views = r"^with views mirror_shift: validation accuracy ([\d.]+%), ([\d.]+%) without; classify --views does"
     found = re.search(views, outcome.out, re.MULTILINE)
     assert found and best and found[1] == shares["mirror_shift"][0]
@@ -171,7 +171,7 @@ def test_a_speed_run_is_whitened_by_its_pictures_resumes_exactly_and_is_seen_in_
 
 def test_an_unknown_recipe_is_named() -> None:
     with pytest.raises(JobError, match="no recipe is called 'cifar'; known are best, cifar-speedrun, quick"):
-        resolve(Wishes(recipe="cifar"))
+        resolve(Overrides(recipe="cifar"))
 
 
 def test_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -181,13 +181,13 @@ def test_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str], tmp_
     assert listed[2] == f"quick           {recipe_summary('quick')}"
     assert main(["recipes", "cifar-speedrun"]) == 0
     printed = file(tmp_path, capsys.readouterr().out)
-    assert resolve(Wishes(printed)) == resolve(Wishes(recipe="cifar-speedrun"))
+    assert resolve(Overrides(printed)) == resolve(Overrides(recipe="cifar-speedrun"))
     assert main(["recipes", "cifar-speedrnu"]) == 2
     assert "did you mean 'cifar-speedrun'?" in capsys.readouterr().err
 
 
 def test_differences_name_both_values() -> None:
-    before, after = resolve(Wishes()), resolve(Wishes(sets=["train.seed=5", "model.name=plain"]))
+    before, after = resolve(Overrides()), resolve(Overrides(sets=["train.seed=5", "model.name=plain"]))
     assert differences(to_toml(before), to_toml(before)) == []
     found = differences(to_toml(before), to_toml(after))
     assert "train.seed was 0, now 5" in found
@@ -218,7 +218,7 @@ def test_differences_name_both_values() -> None:
 )
 def test_mistakes_are_named_with_their_place(argument: str, message: str) -> None:
     with pytest.raises(JobError) as error:
-        resolve(Wishes(sets=[argument]))
+        resolve(Overrides(sets=[argument]))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert error.value.exit_code == 2
@@ -235,11 +235,11 @@ def test_mistakes_are_named_with_their_place(argument: str, message: str) -> Non
 )
 def test_mistakes_in_a_file_name_file_and_key(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(JobError) as error:
-        resolve(Wishes(file(tmp_path, text)))
+        resolve(Overrides(file(tmp_path, text)))
     assert message in str(error.value)
     assert "recipe.toml" in str(error.value)
 
 
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(JobError, match=r"cannot read the recipe nowhere\.toml: no such file"):
-        resolve(Wishes(Path("nowhere.toml")))
+        resolve(Overrides(Path("nowhere.toml")))

@@ -16,20 +16,20 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from cnn.backend import pick_backend
-from cnn.calibration import calibrate, softmax
+from cnn.backends import pick_backend
 from cnn.checkpoint import load_checkpoint, save_checkpoint
-from cnn.metrics import Evaluation, wilson_interval
-from cnn.optim import AdamW
-from cnn.predict import Predictor
-from cnn.train import Recipe
-from jobs import training as job
+from cnn.evaluation.calibration import calibrate, softmax
+from cnn.evaluation.metrics import Evaluation, wilson_interval
+from cnn.inference.predictor import Predictor
+from cnn.training.optimizers import AdamW
+from cnn.training.trainer import Recipe
 from jobs.cli import main
-from jobs.train import _open_streams
+from jobs.training import loop as job
+from jobs.training.train import _open_streams
+from pipeline.build.destination import exclusive_lock
+from pipeline.dataset.store import Dataset, Split
 from pipeline.errors import Damage, DamageError, DatasetError, OptionError
-from pipeline.place import only_one
-from pipeline.store import Dataset, Part
-from pipeline.stream import BatchStream
+from pipeline.loader.stream import BatchStream
 from tests.jobs.conftest import CLASSES, RECIPE, Logpose, command, draw_classes
 
 RESULTS = {
@@ -85,7 +85,7 @@ def test_the_first_lines_say_what_is_trained_on_what(logpose: Logpose, dataset: 
     outcome = logpose("train", dataset, tmp_path / "run", *RECIPE, "--epochs", 1)
     assert (outcome.code, outcome.err) == (0, "")
     lines = outcome.out.splitlines()
-    assert "3 classes, 16×16 (pad); 48 pictures to train on, 12 to validate" in lines[0]
+    assert "3 classes, 16×16 (pad); 48 images to train on, 12 to validate" in lines[0]
     assert lines[1].startswith("cpu: ")
     assert lines[2].startswith("plain, ") and lines[2].endswith(" parameters")
     assert lines[3].startswith("plain (width 4), adamw, cosine, softmax_cross_entropy; 1 epoch, batches of 8, seed 0")
@@ -105,10 +105,10 @@ def test_config_toml_alone_repeats_the_run(
 
 
 def test_without_a_validation_part_the_last_epoch_is_the_best(
-    logpose: Logpose, pictures: Path, tmp_path: Path
+    logpose: Logpose, image_folder: Path, tmp_path: Path
 ) -> None:
     whole = tmp_path / "whole.zarr"
-    assert logpose("build", pictures, whole, "--size", 16, "--val", 0).code == 0
+    assert logpose("build", image_folder, whole, "--size", 16, "--val", 0).code == 0
     outcome = logpose("train", whole, tmp_path / "run", *RECIPE, "--epochs", 2)
     assert outcome.code == 0
     assert "none to validate: the last epoch counts as the best" in outcome.out
@@ -186,11 +186,11 @@ def test_ctrl_c_saves_and_says_how_to_go_on(logpose: Logpose, dataset: Path, tmp
 
 
 @pytest.fixture
-def windows(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A dataset whose pictures to train on are read in several windows."""
-    monkeypatch.setattr("pipeline.plan.WINDOW_BYTES", 10**6)
+def windows(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A dataset whose images to train on are read in several windows."""
+    monkeypatch.setattr("pipeline.loader.epoch_order.WINDOW_BYTES", 10**6)
     path = tmp_path / "windows.zarr"
-    assert main(["build", str(pictures), str(path), "--size", "96", "--val", "0.1"]) == 0
+    assert main(["build", str(image_folder), str(path), "--size", "96", "--val", "0.1"]) == 0
     return path
 
 
@@ -395,12 +395,12 @@ def test_the_best_epochs_confusion_is_drawn_though_a_kill_came_between(
     assert len(metrics(run_dir)) == 1
     assert logpose("train", dataset, run_dir, "--resume", "--device", "cpu").code == 0
     accuracy = float(metrics(run_dir)[0]["val_accuracy"])
-    assert titles == [f"Validation after epoch 1: {accuracy:.1%} of 12 pictures right"]
+    assert titles == [f"Validation after epoch 1: {accuracy:.1%} of 12 images right"]
 
 
 def test_two_at_a_time_into_one_folder_are_refused(logpose: Logpose, dataset: Path, unfinished: Path) -> None:
     before = (unfinished / "last.safetensors").read_bytes()
-    with only_one(unfinished.with_name(".run.lock"), "test"):
+    with exclusive_lock(unfinished.with_name(".run.lock"), "test"):
         outcome = logpose("train", dataset, unfinished, "--resume", "--epochs", 4, "--device", "cpu")
         assert outcome.code == 2
         assert "expected to be the only training into" in outcome.error
@@ -466,9 +466,9 @@ def test_resuming_with_another_recipe_says_what_differs(
 
 
 def test_resuming_with_another_dataset_is_refused(
-    logpose: Logpose, unfinished: Path, pictures: Path, tmp_path: Path
+    logpose: Logpose, unfinished: Path, image_folder: Path, tmp_path: Path
 ) -> None:
-    assert logpose("build", pictures, tmp_path / "b.zarr", "--size", 16, "--seed", 9).code == 0
+    assert logpose("build", image_folder, tmp_path / "b.zarr", "--size", 16, "--seed", 9).code == 0
     outcome = logpose("train", tmp_path / "b.zarr", unfinished, "--resume", "--epochs", 9)
     assert outcome.code == 2
     assert "was begun with another dataset" in outcome.error
@@ -590,21 +590,21 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_model(
 def test_damage_in_mid_training_stops_it_and_loses_nothing(
     logpose: Logpose, dataset: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_dir, steps, read = tmp_path / "run", job.Trainer.train_batch, Part.read_into
+    run_dir, steps, read = tmp_path / "run", job.Trainer.train_batch, Split.read_into
     done: list[int] = []
 
     def counted(self: job.Trainer, *arguments: Any) -> Any:
         done.append(self.step)
         return steps(self, *arguments)
 
-    def damaged(self: Part, out: np.ndarray, start: int, stop: int) -> Any:
+    def damaged(self: Split, out: np.ndarray, start: int, stop: int) -> Any:
         if len(done) >= 8:  # in the second epoch
             raise DamageError(Damage("train", "images", 0, (0, 48), Path("shard"), "a bit has flipped", ()), self.path)
         return read(self, out, start, stop)
 
     with monkeypatch.context() as patch:
         patch.setattr(job.Trainer, "train_batch", counted)
-        patch.setattr(Part, "read_into", damaged)
+        patch.setattr(Split, "read_into", damaged)
         outcome = logpose("train", dataset, run_dir, *RECIPE)
     assert outcome.code == 2
     assert "found damage in train images, chunk 0 in shard" in outcome.error
@@ -678,14 +678,14 @@ def test_the_model_keeps_the_temperature_that_its_probabilities_are_right_with(
     assert float(best["val_calibration_error"]) == pytest.approx(calibration.error, rel=1e-4)
     assert float(best["val_calibration_error_scaled"]) == pytest.approx(calibration.error_scaled, rel=1e-4)
     summary = json.loads((trained / "summary.json").read_text())
-    assert (summary["epoch"], summary["epochs"], summary["val_pictures"]) == (int(best["epoch"]), 3, val.rows)
+    assert (summary["epoch"], summary["epochs"], summary["val_images"]) == (int(best["epoch"]), 3, val.rows)
     assert summary["accuracy"] == evaluation.accuracy and summary["views"] == "none"
     assert (summary["accuracy_low"], summary["accuracy_high"]) == wilson_interval(evaluation.accuracy, val.rows)
     assert summary["temperature"] == checkpoint.card.temperature and summary["accuracy_with_views"] is None
     with (trained / "classes.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["class"] for row in rows] == list(CLASSES)
-    assert [int(row["pictures"]) for row in rows] == np.bincount(val.labels).tolist()
+    assert [int(row["images"]) for row in rows] == np.bincount(val.labels).tolist()
     for row, f1 in zip(rows, evaluation.by_class.f1, strict=True):
         assert row["f1"] == ("" if np.isnan(f1) else f"{f1:.6g}")
 
@@ -765,10 +765,10 @@ def test_damage_found_while_summing_up_leaves_a_training_to_go_on_with(
     arguments = (*RECIPE, "--set", "train.views=mirror")
 
     def damaged(*arguments: Any) -> Any:
-        raise DatasetError("the pictures to validate are damaged")
+        raise DatasetError("the images to validate are damaged")
 
     with monkeypatch.context() as patch:
-        patch.setattr(job.Training, "_judge_again", damaged)
+        patch.setattr(job.Training, "_evaluate_best", damaged)
         assert logpose("train", dataset, run_dir, *arguments).code != 0
     assert not (run_dir / "summary.json").exists()
     outcome = logpose("train", dataset, run_dir, "--resume", "--device", "cpu")
@@ -776,10 +776,10 @@ def test_damage_found_while_summing_up_leaves_a_training_to_go_on_with(
     assert json.loads((run_dir / "summary.json").read_text())["accuracy_with_views"] is not None
 
 
-def test_patience_without_pictures_to_validate_is_said_to_be_in_vain(
-    logpose: Logpose, pictures: Path, tmp_path: Path
+def test_patience_without_images_to_validate_is_said_to_be_in_vain(
+    logpose: Logpose, image_folder: Path, tmp_path: Path
 ) -> None:
-    assert logpose("build", pictures, tmp_path / "all.zarr", "--size", 16, "--val", 0).code == 0
+    assert logpose("build", image_folder, tmp_path / "all.zarr", "--size", 16, "--val", 0).code == 0
     outcome = logpose("train", tmp_path / "all.zarr", tmp_path / "run", *RECIPE, "--epochs", 2, "--patience", 1)
     assert outcome.code == 0 and "patience has no effect" in outcome.out
     assert len(metrics(tmp_path / "run")) == 2 and "confusion.png" not in outcome.out

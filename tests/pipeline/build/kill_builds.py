@@ -1,6 +1,6 @@
 """Kill builds at random moments, run them again, and see that nothing is lost.
 
-    python -m tests.pipeline.kill_builds PICTURES [--kills 100] [--size 128] [--workers 2] [--seed 0]
+    python -m tests.pipeline.build.kill_builds IMAGES [--kills 100] [--size 128] [--workers 2] [--seed 0]
 
 Each dataset's build is killed with SIGKILL once to three times, at any moment from the listing of the folder to the
 end of the process, and run again until it ends. Every dataset must have the content hash of an undisturbed one and no
@@ -21,25 +21,26 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.store import Dataset
+from pipeline.dataset.store import Dataset
 
 # A build in a process of its own, as `logpose build` runs it, that notes each file it decodes.
 BUILD = """
 import os, sys
 from pathlib import Path
-from pipeline import schema, shards
-from pipeline.build import BuildOptions, build_dataset
+from pipeline.dataset import schema
+from pipeline.build import shard_task as shards
+from pipeline.build.build import BuildOptions, build_dataset
 
 root, dest, log, size, workers, chunk_bytes, shard_chunks = sys.argv[1:]
 schema.CHUNK_BYTES, schema.SHARD_CHUNKS = int(chunk_bytes), int(shard_chunks)
 note = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-decode = shards.frame_picture
+decode = shards.decode_image
 
 def decode_and_note(path, *rest):
     os.write(note, b"x")
     return decode(path, *rest)
 
-shards.frame_picture = decode_and_note
+shards.decode_image = decode_and_note
 print("begins", flush=True)
 build_dataset(Path(root), Path(dest), BuildOptions((int(size),) * 2, workers=int(workers)))
 """
@@ -57,7 +58,7 @@ class Kills:
 
 @dataclass(frozen=True)
 class Builder:
-    """How to build: CHUNK_BYTES and SHARD_CHUNKS of the schema as given, so that few pictures make many shards."""
+    """How to build: CHUNK_BYTES and SHARD_CHUNKS of the schema as given, so that few images make many shards."""
 
     root: Path
     size: int
@@ -130,13 +131,13 @@ def kill_builds(builder: Builder, kills: int, seed: int, folder: Path) -> tuple[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures", type=Path)
+    parser.add_argument("images", type=Path)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    builder = Builder(options.pictures, options.size, options.workers, 2**20, 4)
+    builder = Builder(options.images, options.size, options.workers, 2**20, 4)
     with tempfile.TemporaryDirectory() as folder:
         done, decodes, rows = kill_builds(builder, options.kills, options.seed, Path(folder))
     kills = sum(kill.hits for kill in done)

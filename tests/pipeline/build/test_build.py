@@ -13,9 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import build as build_module
-from pipeline import shards
-from pipeline.build import BuildOptions, BuildReport, build_dataset
+from pipeline.build import build as build_module
+from pipeline.build import shard_task as shards
+from pipeline.build.build import BuildOptions, BuildReport, build_dataset
+from pipeline.build.destination import DestinationState
+from pipeline.build.journal import FOLDER
+from pipeline.dataset.store import Dataset
 from pipeline.errors import (
     DatasetError,
     ListingError,
@@ -24,12 +27,9 @@ from pipeline.errors import (
     PipelineError,
     TooManyFailures,
 )
-from pipeline.journal import FOLDER
-from pipeline.place import Found
-from pipeline.store import Dataset
 from tests.pipeline.conftest import SIZE, check_rows
 
-Pictures = Callable[..., Path]
+Images = Callable[..., Path]
 Build = Callable[..., BuildReport]
 
 
@@ -39,8 +39,8 @@ def failures_in(dest: Path) -> list[list[str]]:
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_every_picture_is_in_the_dataset_once(pictures: Pictures, build: Build) -> None:
-    report = build(pictures(b=25, a=12, c=2), val=0.25)
+def test_every_image_is_in_the_dataset_once(image_folder: Images, build: Build) -> None:
+    report = build(image_folder(b=25, a=12, c=2), val=0.25)
     dataset = Dataset.open(report.path)
     assert dataset.class_names == report.class_names == ("a", "b", "c")
     assert (dataset.train.rows, dataset.val.rows) == (29, 10) == (report.rows["train"], report.rows["val"])
@@ -58,8 +58,8 @@ def test_every_picture_is_in_the_dataset_once(pictures: Pictures, build: Build) 
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_content_depends_on_pictures_and_options_alone(pictures: Pictures, build: Build, tmp_path: Path) -> None:
-    root = pictures(a=20, b=20)
+def test_content_depends_on_images_and_options_alone(image_folder: Images, build: Build, tmp_path: Path) -> None:
+    root = image_folder(a=20, b=20)
     hashes = [
         build(root, tmp_path / f"{number}.zarr", **options).content_hash
         for number, options in enumerate(
@@ -73,16 +73,16 @@ def test_content_depends_on_pictures_and_options_alone(pictures: Pictures, build
     )
 
 
-def test_parts_of_the_folder_are_used_as_they_are(pictures: Pictures, build: Build, tmp_path: Path) -> None:
-    pictures("set/train", a=4, b=3)
-    pictures("set/test", a=2, b=1)
+def test_parts_of_the_folder_are_used_as_they_are(image_folder: Images, build: Build, tmp_path: Path) -> None:
+    image_folder("set/train", a=4, b=3)
+    image_folder("set/test", a=2, b=1)
     dataset = Dataset.open(build(tmp_path / "set", val=0.5).path)
     assert {path.split("/")[0] for path in dataset.train.paths} == {"train"}
     assert {path.split("/")[0] for path in dataset.val.paths} == {"test"}
 
 
-def test_no_validation_part(pictures: Pictures, build: Build) -> None:
-    dataset = Dataset.open(build(pictures(a=3, b=3), val=0).path)
+def test_no_validation_part(image_folder: Images, build: Build) -> None:
+    dataset = Dataset.open(build(image_folder(a=3, b=3), val=0).path)
     assert dataset.val.rows == 0
     assert dataset.val.read(0, 0).shape == (0, *SIZE, 3)
     assert dataset.val.labels.tolist() == dataset.val.paths == []
@@ -94,11 +94,11 @@ def test_no_validation_part(pictures: Pictures, build: Build) -> None:
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(broken=st.sets(st.integers(0, 39), max_size=34))
 @pytest.mark.usefixtures("small_chunks")
-def test_each_file_is_a_row_or_a_failure(broken: set[int], pictures: Pictures, build: Build, tmp_path: Path) -> None:
-    root = pictures(f"of {len(broken)}", a=20, b=20)
+def test_each_file_is_a_row_or_a_failure(broken: set[int], image_folder: Images, build: Build, tmp_path: Path) -> None:
+    root = image_folder(f"of {len(broken)}", a=20, b=20)
     files = sorted(root.rglob("*.png"))
     for number in broken - {0, 20}:
-        files[number].write_bytes(b"" if number % 2 else b"no picture")
+        files[number].write_bytes(b"" if number % 2 else b"no image")
     report = build(root, val=0.2, overwrite=True)
     dataset = Dataset.open(report.path)
     for part in (dataset.train, dataset.val):
@@ -113,20 +113,20 @@ def test_each_file_is_a_row_or_a_failure(broken: set[int], pictures: Pictures, b
     assert sum(report.rows.values()) == 40 - len(expected)
 
 
-def test_failures_have_kind_and_reason_and_odd_names(pictures: Pictures, build: Build) -> None:
-    root = pictures(a=3, b=3)
+def test_failures_have_kind_and_reason_and_odd_names(image_folder: Images, build: Build) -> None:
+    root = image_folder(a=3, b=3)
     (root / "a" / 'comma, "quote"\nline.png').touch()
     (root / "b" / "no utf-8 \udcff.png").write_bytes(b"x")
     report = build(root)
     assert failures_in(report.path)[1:] == [
         ["a/comma, \"quote\"\\x0aline.png", "empty", "the file has no bytes"],
-        ["b/no utf-8 \\udcff.png", "not-a-picture",
+        ["b/no utf-8 \\udcff.png", "not-an-image",
          "no known format, or a damaged header (the file begins with b'x')"],
     ]  # fmt: skip
 
 
-def test_names_that_are_no_ascii_come_back(pictures: Pictures, build: Build) -> None:
-    root = pictures(a=3, ルフィ=3)
+def test_names_that_are_no_ascii_come_back(image_folder: Images, build: Build) -> None:
+    root = image_folder(a=3, ルフィ=3)
     (root / "a" / "0000.png").rename(root / "a" / "é\udcff.png")
     dataset = Dataset.open(build(root, val=0).path)
     assert dataset.class_names == ("a", "ルフィ")
@@ -135,9 +135,9 @@ def test_names_that_are_no_ascii_come_back(pictures: Pictures, build: Build) -> 
 
 
 def test_a_file_that_changes_or_goes_during_the_build_is_a_failure(
-    pictures: Pictures, build: Build, monkeypatch: pytest.MonkeyPatch
+    image_folder: Images, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = pictures(a=4, b=4)
+    root = image_folder(a=4, b=4)
     survey = build_module.survey
 
     def meddle(*arguments: object) -> object:
@@ -154,8 +154,8 @@ def test_a_file_that_changes_or_goes_during_the_build_is_a_failure(
 
 
 @pytest.mark.parametrize(("limit", "stops"), [(2, False), (1, True), (0.2, False), (0.1, True), (None, False)])
-def test_too_many_failures(pictures: Pictures, build: Build, limit: float | None, stops: bool) -> None:
-    root = pictures(a=5, b=5)
+def test_too_many_failures(image_folder: Images, build: Build, limit: float | None, stops: bool) -> None:
+    root = image_folder(a=5, b=5)
     for name in ("a/0000.png", "b/0005.png"):
         (root / name).write_bytes(b"")
     if not stops:
@@ -164,17 +164,17 @@ def test_too_many_failures(pictures: Pictures, build: Build, limit: float | None
     with pytest.raises(TooManyFailures, match=r"unreadable files, found 2: a/0000.png .empty., b/0005.png") as caught:
         build(root, max_failures=limit)
     assert caught.value.exit_code == 1
-    dest = root.parent / "pictures.zarr"
+    dest = root.parent / "images.zarr"
     assert len(failures_in(dest)) == 3
     with pytest.raises(DatasetError, match="run the same 'logpose build' again"):
         Dataset.open(dest)
     report = build(root, max_failures=2)
-    assert report.found is Found.BEGUN
+    assert report.found is DestinationState.BEGUN
     assert len(report.failures) == 2
 
 
-def test_a_class_with_no_readable_picture(pictures: Pictures, build: Build) -> None:
-    root = pictures(a=3, b=2)
+def test_a_class_with_no_readable_image(image_folder: Images, build: Build) -> None:
+    root = image_folder(a=3, b=2)
     for file in (root / "b").iterdir():
         file.write_bytes(b"x")
     with pytest.raises(ListingError, match=r"found none in b of .*: see .*failures.csv") as caught:
@@ -185,8 +185,8 @@ def test_a_class_with_no_readable_picture(pictures: Pictures, build: Build) -> N
 # Places
 
 
-def test_a_finished_dataset_is_kept_without_overwrite(pictures: Pictures, build: Build) -> None:
-    root = pictures(a=3, b=3)
+def test_a_finished_dataset_is_kept_without_overwrite(image_folder: Images, build: Build) -> None:
+    root = image_folder(a=3, b=3)
     first = build(root)
     with pytest.raises(OutputExistsError, match=r"found a finished one of .*: choose another, or replace it with"):
         build(root, seed=1)
@@ -194,8 +194,8 @@ def test_a_finished_dataset_is_kept_without_overwrite(pictures: Pictures, build:
     assert build(root, seed=1, overwrite=True).content_hash != first.content_hash
 
 
-def test_what_is_no_dataset_is_never_touched(pictures: Pictures, build: Build, tmp_path: Path) -> None:
-    root = pictures(a=3, b=3)
+def test_what_is_no_dataset_is_never_touched(image_folder: Images, build: Build, tmp_path: Path) -> None:
+    root = image_folder(a=3, b=3)
     thesis = tmp_path / "thesis" / "chapter.txt"
     thesis.parent.mkdir()
     thesis.write_text("years of work")
@@ -208,24 +208,24 @@ def test_what_is_no_dataset_is_never_touched(pictures: Pictures, build: Build, t
     build(root, empty)
 
 
-def test_a_dataset_inside_its_pictures_is_refused(pictures: Pictures, build: Build) -> None:
-    root = pictures(a=3, b=3)
-    with pytest.raises(OptionError, match=r"found .* inside .*: it would be listed as pictures"):
+def test_a_dataset_inside_its_images_is_refused(image_folder: Images, build: Build) -> None:
+    root = image_folder(a=3, b=3)
+    with pytest.raises(OptionError, match=r"found .* inside .*: it would be listed as images"):
         build(root, root / "data.zarr")
 
 
 @pytest.mark.parametrize("killed_after", ["create", "nothing"])
 def test_a_dataset_without_a_journal_is_begun_again(
-    pictures: Pictures, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after: str
+    image_folder: Images, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after: str
 ) -> None:
-    root, dest = pictures(a=3, b=3), tmp_path / "pictures.zarr"
+    root, dest = image_folder(a=3, b=3), tmp_path / "images.zarr"
     if killed_after == "create":
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(build_module.Journal, "begin", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             build(root)
     else:
         dest.mkdir()
-    assert build(root).found is Found.NOTHING
+    assert build(root).found is DestinationState.NOTHING
 
 
 @pytest.mark.parametrize(
@@ -234,30 +234,30 @@ def test_a_dataset_without_a_journal_is_begun_again(
      ({"val": 1.0}, r"in \[0, 1\), found 1.0"), ({"workers": 0}, "at least one worker, found 0"),
      ({"max_failures": -1}, "0 or more, found -1"), ({"codec": "lzma"}, "none, lz4, zstd, found 'lzma'")],
 )  # fmt: skip
-def test_options_out_of_range(pictures: Pictures, build: Build, options: dict[str, object], expected: str) -> None:
+def test_options_out_of_range(image_folder: Images, build: Build, options: dict[str, object], expected: str) -> None:
     with pytest.raises(OptionError, match=expected):
-        build(pictures(a=3, b=3), **options)
+        build(image_folder(a=3, b=3), **options)
 
 
-def test_a_scheduler_that_cannot_be_used(pictures: Pictures, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scheduler_that_cannot_be_used(image_folder: Images, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dask.distributed", None)
     with pytest.raises(OptionError, match=r"found it is not installed: run .pip install"):
-        build(pictures(a=3, b=3), scheduler="tcp://127.0.0.1:1")
+        build(image_folder(a=3, b=3), scheduler="tcp://127.0.0.1:1")
 
 
 def test_progress_is_told_in_the_main_thread_while_files_are_decoded(
-    pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    image_folder: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode = shards.frame_picture
-    monkeypatch.setattr(shards, "frame_picture", lambda *args: time.sleep(0.02) or decode(*args))
+    decode = shards.decode_image
+    monkeypatch.setattr(shards, "decode_image", lambda *args: time.sleep(0.02) or decode(*args))
     calls: list[tuple[int, int, str, int]] = []
-    root = pictures(a=20, b=20)
+    root = image_folder(a=20, b=20)
     (root / "a" / "0001.png").write_bytes(b"")
     build_dataset(root, tmp_path / "x.zarr", BuildOptions(SIZE, val=0, workers=1), lambda *call: calls.append(call))
     assert len({done for done, *_ in calls}) >= 4, "expected progress within the one shard"
-    reading = [call for call in calls if call[2] == "pictures"]
+    reading = [call for call in calls if call[2] == "images"]
     assert reading == sorted(reading)
-    assert calls[-1] == (40, 40, "pictures", 1)
+    assert calls[-1] == (40, 40, "images", 1)
 
 
 def test_every_error_has_an_exit_code() -> None:

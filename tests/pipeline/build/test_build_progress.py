@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.journal import ShardResult
-from pipeline.listing import list_pictures
-from pipeline.source import survey
-from pipeline.tally import Stopped, Tally
+from pipeline.build.journal import ShardResult
+from pipeline.build.progress import BuildProgress, Stopped
+from pipeline.build.source_files import survey
+from pipeline.scan.class_folders import list_images
 
 
 def test_a_finished_shard_is_counted_even_while_the_others_are_stopped(tmp_path: Path) -> None:
@@ -15,7 +15,7 @@ def test_a_finished_shard_is_counted_even_while_the_others_are_stopped(tmp_path:
     for name in ("a/1", "a/2", "b/1", "b/2"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    tally = Tally(survey(list_pictures(tmp_path)))
+    tally = BuildProgress(survey(list_images(tmp_path)))
     tally.stop()
     with pytest.raises(Stopped):
         tally.tick(0, None)

@@ -1,4 +1,4 @@
-"""Copies of a picture stay on one side of the split, and are accounted for."""
+"""Copies of an image stay on one side of the split, and are accounted for."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import shards
-from pipeline.build import BuildReport
+from pipeline.build import shard_task as shards
+from pipeline.build.build import BuildReport
+from pipeline.build.destination import DestinationState
+from pipeline.build.journal import FOLDER
+from pipeline.dataset.schema import DUPLICATES_FILE, DuplicateCounts
+from pipeline.dataset.store import Dataset
+from pipeline.dataset.verify import verify_dataset
 from pipeline.errors import DecodeError, PipelineError
-from pipeline.journal import FOLDER
-from pipeline.place import Found
-from pipeline.schema import COPIES_FILE, CopyCounts
-from pipeline.store import Dataset
-from pipeline.verify import verify_dataset
 
 Build = Callable[..., BuildReport]
 SIDE = 12
 
 
 def draw_noise(path: Path, seed: int) -> None:
-    """A picture like no other."""
+    """An image like no other."""
     pixels = np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)  # (H, W, 3)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
@@ -33,7 +33,7 @@ def draw_noise(path: Path, seed: int) -> None:
 
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
-    """40 pictures in a and b. Of the first 12 in a there is a copy in a too, of the next 2 one in b."""
+    """40 images in a and b. Of the first 12 in a there is a copy in a too, of the next 2 one in b."""
     root = tmp_path / "copied"
     for number in range(40):
         draw_noise(root / "ab"[number // 20] / f"{number:02}.png", number)
@@ -43,7 +43,7 @@ def copied(tmp_path: Path) -> Path:
 
 
 def sides(dataset: Dataset) -> dict[str, str]:
-    """The part of each picture."""
+    """The part of each image."""
     return {path: part.name for part in (dataset.train, dataset.val) for path in part.paths}
 
 
@@ -55,14 +55,14 @@ def check_pixels(dataset: Dataset, root: Path) -> None:
 
 
 def listed(dataset: Path) -> list[dict[str, str]]:
-    with (dataset / COPIES_FILE).open(encoding="utf-8", newline="") as file:
+    with (dataset / DUPLICATES_FILE).open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
 @pytest.mark.usefixtures("small_chunks")
 def test_copies_are_on_one_side_and_listed(copied: Path, build: Build) -> None:
     report = build(copied, size=(SIDE, SIDE), val=0.4)
-    assert report.copies == CopyCounts(groups=14, pictures=28, labels_differ=2, leaks=0)
+    assert report.copies == DuplicateCounts(groups=14, images=28, labels_differ=2, leaks=0)
     dataset = Dataset.open(report.path)
     assert dataset.attributes.copies == report.copies
     side = sides(dataset)
@@ -85,7 +85,7 @@ def test_without_grouping_copies_are_torn_apart(copied: Path, build: Build) -> N
     """Or else the tests above would show nothing."""
     report = build(copied, size=(SIDE, SIDE), val=0.4, group_copies=False)
     assert report.copies is None
-    assert not (report.path / COPIES_FILE).exists()
+    assert not (report.path / DUPLICATES_FILE).exists()
     side = sides(Dataset.open(report.path))
     assert any(side[f"a/{number:02}.png"] != side[f"a/{number:02} copy.png"] for number in range(12))
 
@@ -97,9 +97,9 @@ def test_leaks_of_a_given_split_are_reported_not_mended(build: Build, tmp_path: 
     shutil.copy(root / "train" / "a" / "0.png", root / "test" / "a" / "again.png")
     shutil.copy(root / "test" / "b" / "9.png", root / "test" / "b" / "twice.png")
     report = build(root, size=(SIDE, SIDE))
-    assert report.has_parts
+    assert report.has_splits
     assert report.rows == {"train": 8, "val": 6}
-    assert report.copies == CopyCounts(groups=2, pictures=4, labels_differ=0, leaks=1)
+    assert report.copies == DuplicateCounts(groups=2, images=4, labels_differ=0, leaks=1)
     assert sides(Dataset.open(report.path))["test/a/again.png"] == "val"
 
 
@@ -126,24 +126,24 @@ def test_going_on_ends_with_the_same_sides(
         build(copied, dest, workers=1, **options)
     assert (dest / FOLDER / "copies.json").exists() == (stopped_after >= 14), "14 shards in the first round"
     report = build(copied, dest, **options)
-    assert report.found is Found.BEGUN
+    assert report.found is DestinationState.BEGUN
     assert (report.content_hash, report.copies) == (undisturbed.content_hash, undisturbed.copies)
     assert listed(dest) == listed(undisturbed.path)
     check_pixels(Dataset.open(dest), copied)
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_a_part_that_grows_and_loses_a_picture_after_that(
+def test_a_part_that_grows_and_loses_a_image_after_that(
     build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Train gets two more than it had room for, one of which can no longer be read when it is to move."""
     root = tmp_path / "growing"
     for number in range(6):
         draw_noise(root / "a" / f"{number}.png", number)
-    for seed, name in ((10, "b"), (20, "c")):  # nothing but copies of one picture: all of it has to be in train
+    for seed, name in ((10, "b"), (20, "c")):  # nothing but copies of one image: all of it has to be in train
         draw_noise(root / name / "0.png", seed)
         shutil.copy(root / name / "0.png", root / name / "1.png")
-    decode, seen = shards.frame_picture, set[str]()
+    decode, seen = shards.decode_image, set[str]()
 
     def vanish(path: str, *rest: object) -> object:
         if path.split("/")[-2] == "b" and path in seen:
@@ -151,7 +151,7 @@ def test_a_part_that_grows_and_loses_a_picture_after_that(
         seen.add(path)
         return decode(path, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(shards, "frame_picture", vanish)
+    monkeypatch.setattr(shards, "decode_image", vanish)
     report = build(root, size=(SIDE, SIDE), val=0.2)
     assert report.rows == {"train": 8, "val": 1}
     assert [failure.path[0] for failure in report.failures] == ["b"]

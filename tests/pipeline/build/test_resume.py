@@ -16,23 +16,24 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import build as build_module
-from pipeline import schedule, shards
-from pipeline.build import BuildOptions, BuildReport, build_dataset
+from pipeline.build import build as build_module
+from pipeline.build import scheduler as schedule
+from pipeline.build import shard_task as shards
+from pipeline.build.build import BuildOptions, BuildReport, build_dataset
+from pipeline.build.destination import LOCK_FILE, DestinationState, lock_destination
+from pipeline.build.journal import FOLDER, Journal
+from pipeline.dataset.store import Dataset, shard_file
+from pipeline.dataset.verify import verify_dataset
 from pipeline.errors import (
     BuildError,
     BusyError,
     DatasetError,
     OutputExistsError,
 )
-from pipeline.journal import FOLDER, Journal
-from pipeline.place import LOCK_FILE, Found, alone_at
-from pipeline.store import Dataset, shard_file
-from pipeline.verify import verify_dataset
+from tests.pipeline.build.kill_builds import Builder, kill_builds
 from tests.pipeline.conftest import SIZE, check_rows
-from tests.pipeline.kill_builds import Builder, kill_builds
 
-Pictures = Callable[..., Path]
+Images = Callable[..., Path]
 Build = Callable[..., BuildReport]
 
 
@@ -57,28 +58,28 @@ def build_and_stop(root: Path, dest: Path, after: int, monkeypatch: pytest.Monke
 def count_decoding(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """A list that each file is added to when it is decoded."""
     decoded: list[Path] = []
-    decode = shards.frame_picture
+    decode = shards.decode_image
 
     def count(path: Path, *rest: object) -> object:
         decoded.append(path)
         return decode(path, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(shards, "frame_picture", count)
+    monkeypatch.setattr(shards, "decode_image", count)
     return decoded
 
 
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("after", [0, 1, 3, 5, 6, 7])
 def test_a_full_disk_then_go_on(
-    pictures: Pictures, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+    image_folder: Images, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
-    root = pictures(a=20, b=20)
+    root = image_folder(a=20, b=20)
     for number in (3, 19):  # so that there is a second round, which rewrites shards
         (root / "a" / f"{number:04d}.png").write_bytes(b"")
     undisturbed = build(root, tmp_path / "undisturbed.zarr")
     build_and_stop(root, tmp_path / "stopped.zarr", after, monkeypatch)
     report = build(root, tmp_path / "stopped.zarr")
-    assert report.found is Found.BEGUN
+    assert report.found is DestinationState.BEGUN
     assert report.content_hash == undisturbed.content_hash
     assert report.failures == undisturbed.failures
     dataset = Dataset.open(report.path)
@@ -88,9 +89,9 @@ def test_a_full_disk_then_go_on(
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("after", [3, 6])
 def test_going_on_decodes_only_what_is_missing(
-    pictures: Pictures, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+    image_folder: Images, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
-    root = pictures(a=20, b=20)
+    root = image_folder(a=20, b=20)
     broken = {root / "a" / "0003.png", root / "a" / "0019.png"}
     for file in broken if after == 6 else ():  # the five shards, and one of the second round
         file.write_bytes(b"")
@@ -103,9 +104,9 @@ def test_going_on_decodes_only_what_is_missing(
 
 @pytest.mark.usefixtures("small_chunks")
 def test_a_finished_shard_that_is_gone_since_is_written_again(
-    pictures: Pictures, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    image_folder: Images, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = pictures(a=20, b=20)
+    root = image_folder(a=20, b=20)
     for number in (3, 19):  # so that shards are read again for the second round
         (root / "a" / f"{number:04d}.png").write_bytes(b"")
     undisturbed = build(root, tmp_path / "undisturbed.zarr", val=0.0)
@@ -118,8 +119,10 @@ def test_a_finished_shard_that_is_gone_since_is_written_again(
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_a_second_round_copies_what_is_there(pictures: Pictures, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = pictures(a=20, b=20)
+def test_a_second_round_copies_what_is_there(
+    image_folder: Images, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = image_folder(a=20, b=20)
     (root / "a" / "0003.png").write_bytes(b"")
     decoded = count_decoding(monkeypatch)
     build(root, val=0.0)
@@ -129,21 +132,22 @@ def test_a_second_round_copies_what_is_there(pictures: Pictures, build: Build, m
 SLOW_BUILD = """
 import signal, sys, time
 from pathlib import Path
-from pipeline import schema, shards
-from pipeline.build import BuildOptions, build_dataset
+from pipeline.dataset import schema
+from pipeline.build import shard_task as shards
+from pipeline.build.build import BuildOptions, build_dataset
 
 schema.CHUNK_BYTES, schema.SHARD_CHUNKS = 4 * 8 * 12 * 3, 2
 signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests themselves run in the background
-decode = shards.frame_picture
-shards.frame_picture = lambda *arguments: time.sleep(0.01) or decode(*arguments)
+decode = shards.decode_image
+shards.decode_image = lambda *arguments: time.sleep(0.01) or decode(*arguments)
 build_dataset(Path(sys.argv[1]), Path(sys.argv[2]), BuildOptions((8, 12), workers=2))
 """
 
 
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("signalled", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_build_goes_on(pictures: Pictures, build: Build, tmp_path: Path, signalled: signal.Signals) -> None:
-    root, dest = pictures(a=60, b=60), tmp_path / "killed.zarr"
+def test_a_killed_build_goes_on(image_folder: Images, build: Build, tmp_path: Path, signalled: signal.Signals) -> None:
+    root, dest = image_folder(a=60, b=60), tmp_path / "killed.zarr"
     (root / "a" / "0003.png").write_bytes(b"")
     process = subprocess.Popen([sys.executable, "-c", SLOW_BUILD, root, dest], stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
@@ -157,14 +161,14 @@ def test_a_killed_build_goes_on(pictures: Pictures, build: Build, tmp_path: Path
     with pytest.raises(DatasetError, match=r"found one still being built at .*: run the same 'logpose build'"):
         Dataset.open(dest)
     report = build(root, dest)
-    assert report.found is Found.BEGUN
+    assert report.found is DestinationState.BEGUN
     assert report.content_hash == build(root, tmp_path / "undisturbed.zarr").content_hash
     assert not list(dest.rglob("*.partial"))
 
 
-def test_builds_killed_at_random_moments(pictures: Pictures, tmp_path: Path) -> None:
-    """A short version of `python -m tests.pipeline.kill_builds`."""
-    root = pictures(a=150, b=150)
+def test_builds_killed_at_random_moments(image_folder: Images, tmp_path: Path) -> None:
+    """A short version of `python -m tests.pipeline.build.kill_builds`."""
+    root = image_folder(a=150, b=150)
     for number in (3, 160, 299):
         (root / ("a" if number < 150 else "b") / f"{number:04d}.png").write_bytes(b"")
     builder = Builder(root, size=12, workers=2, chunk_bytes=4 * 12 * 12 * 3, shard_chunks=2)
@@ -174,7 +178,7 @@ def test_builds_killed_at_random_moments(pictures: Pictures, tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may mount a small disk")
-def test_a_disk_that_is_full(pictures: Pictures, build: Build, tmp_path: Path) -> None:
+def test_a_disk_that_is_full(image_folder: Images, build: Build, tmp_path: Path) -> None:
     """A real one of 2 MB, of which a file keeps most at first."""
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -182,18 +186,18 @@ def test_a_disk_that_is_full(pictures: Pictures, build: Build, tmp_path: Path) -
     if mount.returncode:
         pytest.skip(f"no small disk could be mounted: {mount.stderr.decode()}")
     try:
-        root = pictures(a=40, b=40)
+        root = image_folder(a=40, b=40)
         ballast = disk / "ballast"
         ballast.write_bytes(bytes(1_900_000))
         with pytest.raises(BuildError, match=r"found no space left on device at .*: free some space and run") as caught:
-            build(root, disk / "pictures.zarr", size=(32, 32))
+            build(root, disk / "images.zarr", size=(32, 32))
         assert caught.value.exit_code == 1
         assert not list(disk.rglob("*.partial"))
         for kept in (1_700_000, 1_500_000, 1_300_000, 0):
             ballast.write_bytes(bytes(kept))
             with suppress(BuildError):
-                build(root, disk / "pictures.zarr", size=(32, 32))
-        report = build(root, disk / "pictures.zarr", size=(32, 32))
+                build(root, disk / "images.zarr", size=(32, 32))
+        report = build(root, disk / "images.zarr", size=(32, 32))
         assert report.content_hash == build(root, tmp_path / "elsewhere.zarr", size=(32, 32)).content_hash
     finally:
         subprocess.run(["umount", disk], check=True)
@@ -203,41 +207,41 @@ def test_a_disk_that_is_full(pictures: Pictures, build: Build, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("change", "expected"),
     [({"val": 0.3}, "found --val 0.3 instead of 0.1"), ({"seed": 5}, "--seed 5 instead of 0"),
-     ({"fit": "crop"}, "--fit crop instead of pad"), (None, "other pictures: 1 changed .first a/0001.png.: give")],
+     ({"fit": "crop"}, "--fit crop instead of pad"), (None, "other images: 1 changed .first a/0001.png.: give")],
 )  # fmt: skip
 def test_another_source_or_option_does_not_go_on(
-    pictures: Pictures, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    image_folder: Images, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     change: dict[str, object] | None, expected: str,
 ) -> None:  # fmt: skip
-    root, dest = pictures(a=20, b=20), tmp_path / "stopped.zarr"
+    root, dest = image_folder(a=20, b=20), tmp_path / "stopped.zarr"
     build_and_stop(root, dest, 2, monkeypatch)
     if change is None:
         os.utime(root / "a" / "0001.png", ns=(0, 0))
     with pytest.raises(OutputExistsError, match=expected) as caught:
         build(root, dest, **(change or {}))
     assert "--overwrite" in str(caught.value)
-    assert build(root, dest, overwrite=True, **(change or {})).found is Found.NOTHING
+    assert build(root, dest, overwrite=True, **(change or {})).found is DestinationState.NOTHING
 
 
 @pytest.mark.usefixtures("small_chunks")
 def test_what_has_changed_in_the_folder_is_named(
-    pictures: Pictures, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    image_folder: Images, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root, dest = pictures(a=20, b=20), tmp_path / "stopped.zarr"
+    root, dest = image_folder(a=20, b=20), tmp_path / "stopped.zarr"
     build_and_stop(root, dest, 2, monkeypatch)
     (root / "a" / "0007.png").unlink()
     (root / "b" / "0022.png").write_bytes(b"longer than it was, or shorter")
     (root / "b" / "new 1.png").write_bytes(b"")
     (root / "b" / "new 2.png").write_bytes(b"")
-    with pytest.raises(OutputExistsError, match=r"other pictures: 1 changed, 1 gone, 2 new \(first a/0007\.png\)"):
+    with pytest.raises(OutputExistsError, match=r"other images: 1 changed, 1 gone, 2 new \(first a/0007\.png\)"):
         build(root, dest)
 
 
 @pytest.mark.parametrize("sealed", [False, True])
 def test_a_finished_build_is_finished(
-    pictures: Pictures, build: Build, monkeypatch: pytest.MonkeyPatch, sealed: bool
+    image_folder: Images, build: Build, monkeypatch: pytest.MonkeyPatch, sealed: bool
 ) -> None:
-    root = pictures(a=6, b=6)
+    root = image_folder(a=6, b=6)
     (root / "a" / "0001.png").write_bytes(b"")
     if sealed:  # and then killed, before the journal was gone
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -245,17 +249,18 @@ def test_a_finished_build_is_finished(
             build(root)
     else:
         build(root)
-    before = Dataset.open(root.parent / "pictures.zarr").content_hash
+    before = Dataset.open(root.parent / "images.zarr").content_hash
     decoded = count_decoding(monkeypatch)
     report = build(root)
-    assert (report.found, report.content_hash, decoded) == (Found.FINISHED, before, [])
+    assert (report.found, report.content_hash, decoded) == (DestinationState.FINISHED, before, [])
     assert [failure.path for failure in report.failures] == ["a/0001.png"]
     assert not [path.name for path in report.path.iterdir() if path.name.startswith(".")], "nothing is left over"
 
 
-def test_two_builds_of_one_dataset(pictures: Pictures, build: Build, tmp_path: Path) -> None:
-    root, dest = pictures(a=3, b=3), tmp_path / "pictures.zarr"
-    with alone_at(dest), pytest.raises(BusyError, match=r"found another one at work on it: wait until") as caught:
+def test_two_builds_of_one_dataset(image_folder: Images, build: Build, tmp_path: Path) -> None:
+    root, dest = image_folder(a=3, b=3), tmp_path / "images.zarr"
+    found = r"found another one at work on it: wait until"
+    with lock_destination(dest), pytest.raises(BusyError, match=found) as caught:
         build(root, dest)
     assert caught.value.exit_code == 2
     assert not dest.joinpath(LOCK_FILE).exists()
@@ -263,9 +268,9 @@ def test_two_builds_of_one_dataset(pictures: Pictures, build: Build, tmp_path: P
 
 
 def test_two_builds_of_one_dataset_while_one_is_writing(
-    pictures: Pictures, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    image_folder: Images, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root, dest = pictures(a=9, b=9), tmp_path / "pictures.zarr"
+    root, dest = image_folder(a=9, b=9), tmp_path / "images.zarr"
     writing, go_on = threading.Event(), threading.Event()
     write = shards.write_shard
 
@@ -282,17 +287,17 @@ def test_two_builds_of_one_dataset_while_one_is_writing(
             with pytest.raises(BusyError, match="found another one at work on it"):
                 build(root, dest, overwrite=overwrite)
         go_on.set()
-        assert first.result().found is Found.NOTHING
+        assert first.result().found is DestinationState.NOTHING
 
 
 def test_a_task_of_a_former_run_writes_nothing(
-    pictures: Pictures, build: Build, monkeypatch: pytest.MonkeyPatch
+    image_folder: Images, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a worker of a cluster that does not know yet that its build was killed."""
     jobs: list[shards.ShardJob] = []
     run = shards.run_shard
     monkeypatch.setattr(schedule, "run_shard", lambda job, tick: jobs.append(job) or run(job, tick))
-    dataset = Dataset.open(build(pictures(a=9, b=9), val=0.0).path)
+    dataset = Dataset.open(build(image_folder(a=9, b=9), val=0.0).path)
     file = shard_file(dataset.path, "train", 0)
     before = file.stat().st_ino
     for run_by in (None, "somebody else"):

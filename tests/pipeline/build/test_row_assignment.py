@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.build.row_assignment import assign, cut, first_orders, moved
+from pipeline.build.split import split, split_by_groups
 from pipeline.errors import OptionError
-from pipeline.rows import assign, cut, first_orders, moved
-from pipeline.split import split, split_groups
 
 LABELS = st.lists(st.integers(0, 5), min_size=1, max_size=200).map(lambda labels: np.array(labels))
 
@@ -39,7 +39,7 @@ def grouped_labels(draw: st.DrawFn) -> tuple[np.ndarray, npt.NDArray[np.int64]]:
 def test_split_is_stratified(labels: np.ndarray, fraction: float, seed: int) -> None:
     to_val = split(labels, fraction, seed)
     np.testing.assert_array_equal(to_val, split(labels, fraction, seed))
-    np.testing.assert_array_equal(to_val, split_groups(labels, alone(len(labels)), fraction, seed))
+    np.testing.assert_array_equal(to_val, split_by_groups(labels, alone(len(labels)), fraction, seed))
     for label in np.unique(labels):
         total, val = np.count_nonzero(labels == label), np.count_nonzero(to_val[labels == label])
         if fraction == 0 or total == 1:
@@ -52,7 +52,7 @@ def test_split_is_stratified(labels: np.ndarray, fraction: float, seed: int) -> 
 @given(grouped_labels(), st.floats(0, 1, exclude_max=True), st.integers(0, 99))
 def test_no_group_is_torn_apart(case: tuple[np.ndarray, npt.NDArray[np.int64]], fraction: float, seed: int) -> None:
     labels, lead = case
-    to_val = split_groups(labels, lead, fraction, seed)
+    to_val = split_by_groups(labels, lead, fraction, seed)
     np.testing.assert_array_equal(to_val, to_val[lead])
     sizes = np.bincount(lead, minlength=len(labels))
     for label in np.unique(labels):
@@ -72,7 +72,7 @@ def test_groups_change_little_of_the_split_and_the_end_of_train_most() -> None:
     labels = np.arange(3000) % 3
     lead = alone(3000)
     lead[np.arange(2000, 2100)] = np.arange(0, 100)  # of another class, mostly
-    before, after = split(labels, 0.1, 0), split_groups(labels, lead, 0.1, 0)
+    before, after = split(labels, 0.1, 0), split_by_groups(labels, lead, 0.1, 0)
     np.testing.assert_array_equal(np.bincount(labels[after]), np.bincount(labels[before]))
     changed = np.count_nonzero(before != after)
     assert 20 < changed < 50

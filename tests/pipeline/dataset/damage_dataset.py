@@ -1,6 +1,6 @@
 """Flip single bits and delete single files of a dataset, and see that `verify` finds each.
 
-    python -m tests.pipeline.damage_dataset DATASET.zarr [--flips 1000] [--deletions 100] [--seed 0]
+    python -m tests.pipeline.dataset.damage_dataset DATASET.zarr [--flips 1000] [--deletions 100] [--seed 0]
 
 Works on a copy. Bits are flipped in stored chunks and in the indexes of shards, a tenth of them in indexes; each
 must be found and named with its file and with rows that contain it. Any file may be deleted, metadata too. Ends with
@@ -16,14 +16,14 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from pipeline.dataset.store import Dataset, Split
+from pipeline.dataset.verify import verify_dataset
 from pipeline.errors import DatasetError
-from pipeline.store import Dataset, Part
-from pipeline.verify import verify_dataset
 
 INDEX_SHARE = 0.1
 
 
-def rows_at(part: Part, place: int, file: Path) -> tuple[int, int]:
+def rows_at(part: Split, place: int, file: Path) -> tuple[int, int]:
     """The rows whose chunk, or whose shard's index, has the byte at this place of a shard without compression."""
     shard = int(file.relative_to(part.path).parts[3])
     start = shard * part.layout.shard_rows

@@ -9,21 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.dataset.disk_usage import Storage, measure_storage
+from pipeline.dataset.store import Dataset, create, shard_file, write_shard
 from pipeline.errors import DatasetError
-from pipeline.storage import Storage, measure_storage
-from pipeline.store import Dataset, create, shard_file, write_shard
 from tests.pipeline.conftest import SIZE
 
-PICTURE = SIZE[0] * SIZE[1] * 3  # bytes
+IMAGE = SIZE[0] * SIZE[1] * 3  # bytes
 
 
 def test_images_as_they_are_stored(forty: Dataset) -> None:
     files = [path for path in (forty.path / "train" / "images").rglob("*") if path.is_file()]
     assert len(files) == 1 + 4, "zarr.json and the shards"
     train, val = (measure_storage(forty.path, part) for part in ("train", "val"))
-    assert train == Storage(sum(map(len, map(Path.read_bytes, files))), 28 * PICTURE, 28, 4, 8, ("bytes", "crc32c"))
+    assert train == Storage(sum(map(len, map(Path.read_bytes, files))), 28 * IMAGE, 28, 4, 8, ("bytes", "crc32c"))
     assert (train.chunks, train.shards) == (7, 4)
-    assert (val.rows, val.chunks, val.shards, val.raw_bytes) == (12, 3, 2, 12 * PICTURE)
+    assert (val.rows, val.chunks, val.shards, val.raw_bytes) == (12, 3, 2, 12 * IMAGE)
 
 
 @pytest.mark.parametrize(("codec", "name"), [("zstd", "zstd"), ("lz4", "blosc lz4")])

@@ -18,25 +18,25 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.build import BuildReport
-from pipeline.codecs import CODECS
+from pipeline.build.build import BuildReport
+from pipeline.dataset.codecs import CODECS
+from pipeline.dataset.schema import CHUNK_BYTES, SHARD_CHUNKS, Attributes, colour_statistics, layout
+from pipeline.dataset.store import Dataset, create, shard_file, write_shard
+from pipeline.dataset.verify import verify_dataset
 from pipeline.errors import Damage, DamageError, DatasetError
-from pipeline.schema import CHUNK_BYTES, SHARD_CHUNKS, Attributes, colour_statistics, layout
-from pipeline.store import Dataset, create, shard_file, write_shard
-from pipeline.verify import verify_dataset
 from tests.pipeline.conftest import SIZE, draw
-from tests.pipeline.damage_dataset import delete_and_verify, flip_and_verify
+from tests.pipeline.dataset.damage_dataset import delete_and_verify, flip_and_verify
 
-Pictures = Callable[..., Path]
+Images = Callable[..., Path]
 Build = Callable[..., BuildReport]
 
 CHUNK = 4 * SIZE[0] * SIZE[1] * 3 + 4  # bytes of a stored chunk with its checksum, under small_chunks
 
 
 @pytest.fixture
-def dataset(pictures: Pictures, build: Build, small_chunks: None) -> Dataset:
+def dataset(image_folder: Images, build: Build, small_chunks: None) -> Dataset:
     """28 rows to train on in 4 shards of 2 chunks, the last half empty; 12 to validate."""
-    return Dataset.open(build(pictures(a=20, b=20), val=0.3).path)
+    return Dataset.open(build(image_folder(a=20, b=20), val=0.3).path)
 
 
 def test_xarray_opens_it(forty: Dataset) -> None:
@@ -79,7 +79,7 @@ def test_shards_are_what_zarr_writes(tmp_path: Path, small_chunks: None, codec: 
     assert len(written["ours"]) == -(-rows // 8)
 
 
-def test_black_pictures_are_pictures(tmp_path: Path, build: Build, small_chunks: None) -> None:
+def test_black_images_are_images(tmp_path: Path, build: Build, small_chunks: None) -> None:
     for name in "ab":
         for number in range(10):
             draw(tmp_path / "black" / name / f"{number}.png", (0, 0, 0))
@@ -132,7 +132,7 @@ def test_every_flipped_bit_is_found(data: st.DataObject, forty: Dataset) -> None
 
 
 def test_random_damage_is_found(forty: Dataset, tmp_path: Path) -> None:
-    """A short version of `python -m tests.pipeline.damage_dataset`."""
+    """A short version of `python -m tests.pipeline.dataset.damage_dataset`."""
     copy = Dataset.open(Path(shutil.copytree(forty.path, tmp_path / "copy.zarr")))
     draw_at = random.Random(0)
     assert [flip_and_verify(copy, draw_at) for _ in range(30)] == [""] * 30
@@ -176,15 +176,15 @@ def test_damage_is_named_with_chunk_and_rows(dataset: Dataset) -> None:
         _ = dataset.val.labels
 
 
-def test_damage_without_the_names_of_the_pictures(dataset: Dataset) -> None:
+def test_damage_without_the_names_of_the_images(dataset: Dataset) -> None:
     shard_file(dataset.path, "train", 2).unlink()
     (dataset.path / "train" / "paths" / "c" / "0").write_bytes(b"what")
-    with pytest.raises(DamageError, match=r"rows 16\.\.19 \(of unknown pictures\): no such file"):
+    with pytest.raises(DamageError, match=r"rows 16\.\.19 \(of unknown images\): no such file"):
         dataset.train.read(16, 18)
     assert [damage.array for damage in verify_dataset(dataset.path).damage] == ["paths", "images", "images"]
 
 
-def test_a_chunk_that_is_missing_in_its_shard_is_no_black_picture(dataset: Dataset) -> None:
+def test_a_chunk_that_is_missing_in_its_shard_is_no_black_image(dataset: Dataset) -> None:
     from crc32c import crc32c
 
     file = shard_file(dataset.path, "train", 0)

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline import decode
-from pipeline.decode import decode_picture, frame_picture
 from pipeline.errors import DecodeError, OptionError
+from pipeline.images import decode
+from pipeline.images.decode import decode_image, decode_pixels
 
 RNG = np.random.default_rng(0)
 
@@ -34,7 +34,7 @@ def flat(mode: str, colour: object, form: str = "PNG", **options: object) -> byt
 
 
 def smooth(height: int, width: int) -> Image.Image:
-    """A picture that differs in all four corners, smooth enough for a JPEG."""
+    """An image that differs in all four corners, smooth enough for a JPEG."""
     y, x = np.mgrid[0:height, 0:width]
     red, green = 255 * y / height, 255 * x / width
     return Image.fromarray(np.stack([red, green, (red + green) / 2], axis=-1).astype(np.uint8))
@@ -103,7 +103,7 @@ def palette_png(**options: object) -> bytes:
     ],
 )  # fmt: skip
 def test_mode(data: bytes, expected: tuple[int, int, int]) -> None:
-    pixels = decode_picture(data, (4, 6), "squash")
+    pixels = decode_pixels(data, (4, 6), "squash")
     assert pixels.shape == (4, 6, 3)
     assert pixels.dtype == np.uint8
     assert pixels.flags.c_contiguous
@@ -118,7 +118,7 @@ def test_premultiplied_and_palette_alpha() -> None:
 
 def test_deep_grey_spans_its_own_range_where_none_is_usual() -> None:
     values = np.array([[-51.0, 0.0, 204.0, np.nan]], dtype=np.float32)
-    pixels = decode_picture(encoded(Image.fromarray(values), "TIFF"), (1, 4), "squash")
+    pixels = decode_pixels(encoded(Image.fromarray(values), "TIFF"), (1, 4), "squash")
     assert pixels[0, :, 0].tolist() == [0, 51, 255, 0]
 
 
@@ -127,7 +127,7 @@ def test_first_frame_of_animation() -> None:
     for frame in frames:
         frame.putpalette([250, 0, 0, 0, 250, 0])
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert decode_picture(data, (5, 5), "pad")[0, 0].tolist() == [250, 0, 0]
+    assert decode_pixels(data, (5, 5), "pad")[0, 0].tolist() == [250, 0, 0]
 
 
 # Frames
@@ -137,12 +137,12 @@ def test_pad_crop_squash() -> None:
     half = np.zeros((10, 20, 3), dtype=np.uint8)  # left black, right grey
     half[:, 10:] = 100
     data = encoded(Image.fromarray(half))
-    padded = decode_picture(data, (20, 20), "pad")
+    padded = decode_pixels(data, (20, 20), "pad")
     assert (padded[:5] == 255).all(), "expected white above"
     assert (padded[15:] == 255).all(), "expected white below"
     np.testing.assert_array_equal(padded[5:15], half)
-    np.testing.assert_array_equal(decode_picture(data, (10, 10), "crop"), half[:, 5:15])
-    squashed = decode_picture(data, (10, 10), "squash")
+    np.testing.assert_array_equal(decode_pixels(data, (10, 10), "crop"), half[:, 5:15])
+    squashed = decode_pixels(data, (10, 10), "squash")
     assert (squashed[:, 0] == 0).all()
     assert (squashed[:, 9] == 100).all()
 
@@ -150,7 +150,7 @@ def test_pad_crop_squash() -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 24), st.integers(1, 24), st.sampled_from(decode.FITS))
 def test_any_size_fits_any_frame(h: int, w: int, height: int, width: int, fit: str) -> None:
-    pixels = decode_picture(encoded(Image.new("RGB", (w, h), (0, 0, 0))), (height, width), fit)
+    pixels = decode_pixels(encoded(Image.new("RGB", (w, h), (0, 0, 0))), (height, width), fit)
     assert pixels.shape == (height, width, 3)
     if fit != "pad":
         assert not pixels.any(), "only padding is white"
@@ -160,9 +160,9 @@ def test_any_size_fits_any_frame(h: int, w: int, height: int, width: int, fit: s
 @pytest.mark.parametrize("fit", decode.FITS)
 def test_draft_is_close_to_the_full_decode(size: tuple[int, int], fit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(smooth(*size), "JPEG", quality=95)
-    drafted = decode_picture(data, (48, 64), fit).astype(int)
+    drafted = decode_pixels(data, (48, 64), fit).astype(int)
     monkeypatch.setattr(decode, "DRAFT_MARGIN", 1e9)
-    full = decode_picture(data, (48, 64), fit).astype(int)
+    full = decode_pixels(data, (48, 64), fit).astype(int)
     assert np.abs(drafted - full).max() <= 4
 
 
@@ -171,9 +171,9 @@ def test_draft_does_not_stretch_what_is_no_multiple_of_the_scale(
     size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = encoded(Image.new("L", size[::-1]), "JPEG")  # black, so that white shows where the frame begins
-    drafted = decode_picture(data, (48, 64), "pad")
+    drafted = decode_pixels(data, (48, 64), "pad")
     monkeypatch.setattr(decode, "DRAFT_MARGIN", 1e9)
-    np.testing.assert_array_equal(drafted, decode_picture(data, (48, 64), "pad"))
+    np.testing.assert_array_equal(drafted, decode_pixels(data, (48, 64), "pad"))
 
 
 # Orientation
@@ -200,14 +200,14 @@ def test_orientation(form: str, orientation: int, shape: tuple[int, int]) -> Non
     exif[0x0112] = orientation
     data = encoded(stored, form, exif=exif, **({"quality": 95} if form != "PNG" else {}))
     for fit in decode.FITS:
-        found = decode_picture(data, (60, 44), fit).astype(int)
-        expected = decode_picture(encoded(upright), (60, 44), fit).astype(int)
+        found = decode_pixels(data, (60, 44), fit).astype(int)
+        expected = decode_pixels(encoded(upright), (60, 44), fit).astype(int)
         assert np.abs(found - expected).max() <= 8, f"orientation {orientation}, fit {fit}"
 
 
-def test_damaged_exif_is_no_reason_to_drop_a_picture() -> None:
+def test_damaged_exif_is_no_reason_to_drop_a_image() -> None:
     data = encoded(smooth(40, 40), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
-    assert decode_picture(data, (40, 40), "pad").shape == (40, 40, 3)
+    assert decode_pixels(data, (40, 40), "pad").shape == (40, 40, 3)
 
 
 # Failures
@@ -215,7 +215,7 @@ def test_damaged_exif_is_no_reason_to_drop_a_picture() -> None:
 
 def failure(source: Path | bytes) -> DecodeError:
     with pytest.raises(DecodeError) as caught:
-        decode_picture(source, (8, 8), "pad")
+        decode_pixels(source, (8, 8), "pad")
     assert "\n" not in str(caught.value)
     assert caught.value.reason
     return caught.value
@@ -232,7 +232,7 @@ def test_kinds_of_failure(tmp_path: Path) -> None:
     assert failure(tmp_path).kind == "unreadable"
     assert failure(pipe).kind == "unreadable"
     assert failure(Path("null\0byte")).kind == "unreadable"
-    assert failure(b"hello, world").kind == "not-a-picture"
+    assert failure(b"hello, world").kind == "not-an-image"
     whole = encoded(Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)))
     assert failure(whole[: len(whole) // 2]).kind == "broken"
     jpeg = encoded(smooth(64, 64), "JPEG")
@@ -268,35 +268,35 @@ def test_damage_gives_pixels_or_a_typed_failure(data: st.DataObject) -> None:
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     cut = data.draw(st.integers(1, len(whole)))
     try:
-        assert decode_picture(bytes(whole[:cut]), (8, 8), "crop").shape == (8, 8, 3)
+        assert decode_pixels(bytes(whole[:cut]), (8, 8), "crop").shape == (8, 8, 3)
     except DecodeError as error:
         assert error.reason and "\n" not in str(error)
 
 
 def test_pixels_go_where_they_are_wanted() -> None:
     images = np.full((3, 20, 10, 3), 7, dtype=np.uint8)  # (n, H, W, 3)
-    framed = frame_picture(encoded(smooth(30, 30)), (20, 10), "pad", images[1])
-    np.testing.assert_array_equal(images[1], decode_picture(encoded(smooth(30, 30)), (20, 10), "pad"))
+    framed = decode_image(encoded(smooth(30, 30)), (20, 10), "pad", images[1])
+    np.testing.assert_array_equal(images[1], decode_pixels(encoded(smooth(30, 30)), (20, 10), "pad"))
     assert framed.inner == (5, 0, 15, images.shape[2])
     assert (images[[0, 2]] == 7).all()
     with pytest.raises(DecodeError):
-        frame_picture(encoded(smooth(64, 64), "JPEG")[:900], (20, 10), "pad", images[2])
-    assert (images[2] == 7).all(), "a picture that fails leaves the place as it was"
+        decode_image(encoded(smooth(64, 64), "JPEG")[:900], (20, 10), "pad", images[2])
+    assert (images[2] == 7).all(), "an image that fails leaves the place as it was"
     for wrong in (images[:, 0], images[0, :, ::-1], images[0].astype(np.int8), images[0, :19]):
         with pytest.raises(OptionError, match=r"writable C-contiguous uint8 array \(20, 10, 3\)"):
-            frame_picture(encoded(smooth(30, 30)), (20, 10), "pad", wrong)
+            decode_image(encoded(smooth(30, 30)), (20, 10), "pad", wrong)
 
 
 def test_wrong_arguments() -> None:
     with pytest.raises(OptionError, match="expected a fit out of pad, crop, squash, found 'fill'"):
-        decode_picture(b"x", (8, 8), "fill")
+        decode_pixels(b"x", (8, 8), "fill")
     with pytest.raises(OptionError, match="at least 1x1, found 0x8"):
-        decode_picture(b"x", (0, 8), "pad")
+        decode_pixels(b"x", (0, 8), "pad")
 
 
 def test_threads_neither_leak_nor_lose_warnings() -> None:
     before = list(warnings.filters)
     noisy = palette_png(transparency=b"\xff\x33")  # Pillow warns at these
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: decode_picture(noisy, (8, 8), "pad"), range(200)))
+        list(pool.map(lambda _: decode_pixels(noisy, (8, 8), "pad"), range(200)))
     assert list(warnings.filters) == before

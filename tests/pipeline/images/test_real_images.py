@@ -1,4 +1,4 @@
-"""Real, odd pictures: skipped unless LOGPOSE_DATA names the folder with odd-images.tar.xz."""
+"""Real, odd images: skipped unless LOGPOSE_DATA names the folder with odd-images.tar.xz."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.decode import decode_picture
 from pipeline.errors import DecodeError
+from pipeline.images.decode import decode_pixels
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +25,11 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return unpacked
 
 
-def test_valid_pictures_all_decode(odd: Path) -> None:
+def test_valid_images_all_decode(odd: Path) -> None:
     files = sorted((odd / "valid").iterdir())
     assert len(files) > 70
     for file in files:
-        pixels = decode_picture(file, (64, 64), "pad")
+        pixels = decode_pixels(file, (64, 64), "pad")
         # Transparent black on white may leave nothing to see; PngSuite has one such file.
         assert pixels.std() > 1 or file.name == "ftbbn0g01.png", f"{file.name} came out blank"
 
@@ -37,15 +37,15 @@ def test_valid_pictures_all_decode(odd: Path) -> None:
 @pytest.mark.parametrize("name", ["Landscape", "Portrait"])
 def test_orientations_all_come_out_upright(odd: Path, name: str) -> None:
     # The photographs differ by the digit drawn in the middle, and by JPEG noise.
-    pictures = [
-        decode_picture(odd / "exif-orientation" / f"{name}_{turn}.jpg", (96, 96), "pad").astype(float)
+    image_folder = [
+        decode_pixels(odd / "exif-orientation" / f"{name}_{turn}.jpg", (96, 96), "pad").astype(float)
         for turn in range(9)
     ]
-    for turn, picture in enumerate(pictures):
-        assert np.abs(picture - pictures[1]).mean() < 3, f"{name}_{turn} is not upright"
+    for turn, image in enumerate(image_folder):
+        assert np.abs(image - image_folder[1]).mean() < 3, f"{name}_{turn} is not upright"
 
 
-def test_broken_pictures_decode_as_pillow_does_or_fail_with_a_reason(odd: Path) -> None:
+def test_broken_images_decode_as_pillow_does_or_fail_with_a_reason(odd: Path) -> None:
     files = sorted((odd / "broken").iterdir())
     assert len(files) == 6
     for file in files:
@@ -54,8 +54,8 @@ def test_broken_pictures_decode_as_pillow_does_or_fail_with_a_reason(odd: Path) 
                 expected = np.array(image.convert("RGB"))  # (H, W, 3)
         except (OSError, SyntaxError, ValueError):
             with pytest.raises(DecodeError) as caught:
-                decode_picture(file, (32, 32), "pad")
+                decode_pixels(file, (32, 32), "pad")
             assert caught.value.reason
         else:
-            found = decode_picture(file, (expected.shape[0], expected.shape[1]), "pad")
+            found = decode_pixels(file, (expected.shape[0], expected.shape[1]), "pad")
             np.testing.assert_array_equal(found, expected, err_msg=file.name)

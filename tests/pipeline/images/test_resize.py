@@ -13,9 +13,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image, JpegImagePlugin
 
-from pipeline import decode, resize
-from pipeline.decode import Box, decode_picture, frame_picture
-from pipeline.resize import resize_into
+from pipeline.images import decode, resize
+from pipeline.images.decode import Box, decode_image, decode_pixels
+from pipeline.images.resize import resize_into
 
 needs_arrow = pytest.mark.skipif(
     not hasattr(Image.Image, "__arrow_c_array__"), reason="this version of Pillow does not show its pixels"
@@ -130,7 +130,7 @@ def test_what_is_left_to_pillow_is_left_untouched() -> None:
 
 
 def reference(data: bytes, size: tuple[int, int], fit: str) -> npt.NDArray[np.uint8]:
-    """`decode_picture`'s pixels by Pillow alone: turned as a picture, pasted on white."""
+    """`decode_pixels`'s pixels by Pillow alone: turned as an image, pasted on white."""
     height, width = size
     with Image.open(io.BytesIO(data)) as image:
         is_jpeg = isinstance(image, JpegImagePlugin.JpegImageFile)
@@ -138,8 +138,8 @@ def reference(data: bytes, size: tuple[int, int], fit: str) -> npt.NDArray[np.ui
         box = decode._draft(image, stored, fit) if is_jpeg else None
         image.load()
         orientation = decode._orientation(image)
-        picture = decode._to_rgb(image, 1)
-    right, bottom = (box or whole(picture))[2:]
+        upright = decode._to_rgb(image, 1)
+    right, bottom = (box or whole(upright))[2:]
     frame = (height, width) if orientation in decode.LYING else (width, height)
     ratios = (frame[0] / right, frame[1] / bottom)
     box, stored = (0.0, 0.0, right, bottom), frame
@@ -148,16 +148,16 @@ def reference(data: bytes, size: tuple[int, int], fit: str) -> npt.NDArray[np.ui
     elif fit == "crop":
         over_x, over_y = max(0.0, right - frame[0] / max(ratios)), max(0.0, bottom - frame[1] / max(ratios))
         box = (over_x / 2, over_y / 2, right - over_x / 2, bottom - over_y / 2)
-    picture = Image.fromarray(by_pillow(picture, box, stored, decode.REDUCING_GAP))
+    upright = Image.fromarray(by_pillow(upright, box, stored, decode.REDUCING_GAP))
     turns = {
         2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_90,
     }  # fmt: skip
     if orientation in turns:
-        picture = picture.transpose(turns[orientation])
+        upright = upright.transpose(turns[orientation])
     canvas = Image.new("RGB", (width, height), (255, 255, 255))
-    canvas.paste(picture, ((width - picture.width) // 2, (height - picture.height) // 2))
+    canvas.paste(upright, ((width - upright.width) // 2, (height - upright.height) // 2))
     return np.array(canvas)
 
 
@@ -174,7 +174,7 @@ def file_of(image: Image.Image, form: str, orientation: int) -> bytes:
     st.integers(1, 120), st.integers(1, 120), st.integers(1, 40), st.integers(1, 40), st.sampled_from(decode.FITS),
     st.sampled_from(["RGB JPEG", "L JPEG", "RGB PNG", "RGBA PNG", "P PNG"]), st.integers(0, 9),
 )  # fmt: skip
-def test_pictures_are_those_of_pillow(
+def test_images_are_those_of_pillow(
     height: int, width: int, out_height: int, out_width: int, fit: str, kind: str, orientation: int
 ) -> None:
     mode, form = kind.split()
@@ -187,7 +187,7 @@ def test_pictures_are_those_of_pillow(
         expected = reference(data, (out_height, out_width), fit)
     except ValueError:  # Pillow refuses some boxes that are all but empty
         assume(False)
-    framed = frame_picture(data, (out_height, out_width), fit, out[1])
+    framed = decode_image(data, (out_height, out_width), fit, out[1])
     np.testing.assert_array_equal(framed.pixels, expected)
     assert np.shares_memory(framed.pixels, out[1])
     assert (out[[0, 2]] == CANARY).all(), "written beyond its part"
@@ -200,16 +200,16 @@ def test_the_fast_way_is_taken(fresh: None, monkeypatch: pytest.MonkeyPatch) -> 
     for orientation in (1, 6):
         for size in ((60, 50), (501, 377)):
             done.clear()
-            decode_picture(file_of(noise(*size), "JPEG", orientation), (32, 32), "pad")
+            decode_pixels(file_of(noise(*size), "JPEG", orientation), (32, 32), "pad")
             assert done[-1]
 
 
 def test_an_old_pillow_gives_the_same_pixels(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [file_of(noise(50, 81 - turn), "PNG", turn) for turn in range(1, 9)]
-    before = [decode_picture(data, (33, 29), fit) for data in files for fit in decode.FITS]
+    before = [decode_pixels(data, (33, 29), fit) for data in files for fit in decode.FITS]
     monkeypatch.delattr(Image.Image, "__arrow_c_array__", raising=False)
     decode._fast_resize.cache_clear()
-    after = [decode_picture(data, (33, 29), fit) for data in files for fit in decode.FITS]
+    after = [decode_pixels(data, (33, 29), fit) for data in files for fit in decode.FITS]
     np.testing.assert_array_equal(after, before)
     assert not resize_into(noise(8, 8), (0.0, 0.0, 8.0, 8.0), np.zeros((4, 4, 3), dtype=np.uint8))
 

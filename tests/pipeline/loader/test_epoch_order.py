@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.plan import EpochPlan, permutation, share
-from pipeline.shuffle import epoch_order
+from pipeline.loader.epoch_order import EpochOrder, permutation, rank_slice
+from pipeline.loader.shuffle_quality import epoch_order
 
 PLANS = st.builds(
-    EpochPlan,
+    EpochOrder,
     part_rows=st.integers(1, 300),
     chunk_rows=st.integers(1, 20),
     window_chunks=st.integers(1, 8),
@@ -45,7 +45,7 @@ def test_permutation_depends_on_each_word_of_the_key_and_looks_random() -> None:
 
 
 @given(PLANS)
-def test_an_epoch_has_each_row_once(plan: EpochPlan) -> None:
+def test_an_epoch_has_each_row_once(plan: EpochOrder) -> None:
     windows = [plan.window(index) for index in range(plan.windows)]
     rows = np.concatenate([window.rows for window in windows])
     assert sorted(rows) == list(range(plan.part_rows))
@@ -63,13 +63,13 @@ def test_an_epoch_has_each_row_once(plan: EpochPlan) -> None:
 
 def test_an_order_is_the_same_for_good() -> None:
     # Written down once, like the permutation.
-    plan = EpochPlan(part_rows=22, chunk_rows=4, window_chunks=3, seed=7, epoch=3, shuffle=True)
+    plan = EpochOrder(part_rows=22, chunk_rows=4, window_chunks=3, seed=7, epoch=3, shuffle=True)
     assert [plan.window(index).rows.tolist() for index in range(plan.windows)] == ORDER
 
 
 @given(st.integers(0, 10_000), st.integers(1, 64))
 def test_the_shares_of_all_ranks_are_the_batch(size: int, world_size: int) -> None:
-    shares = [share(size, rank, world_size) for rank in range(world_size)]
+    shares = [rank_slice(size, rank, world_size) for rank in range(world_size)]
     assert [row for start, stop in shares for row in range(start, stop)] == list(range(size))
     lengths = {stop - start for start, stop in shares}
     assert max(lengths) - min(lengths) <= 1
@@ -82,15 +82,15 @@ def test_the_shares_of_all_ranks_are_the_batch(size: int, world_size: int) -> No
 def test_global_batches_are_the_same_for_any_number_of_ranks(
     part_rows: int, chunk_rows: int, window_chunks: int, batch: int, world_size: int, seed: int
 ) -> None:
-    order = epoch_order(EpochPlan(part_rows, chunk_rows, window_chunks, seed, 0, True))  # (N,)
+    order = epoch_order(EpochOrder(part_rows, chunk_rows, window_chunks, seed, 0, True))  # (N,)
     assert sorted(order) == list(range(part_rows))
     for start in range(0, part_rows, batch):
         rows = order[start : start + batch]  # (B,)
-        shares = [rows[slice(*share(len(rows), rank, world_size))] for rank in range(world_size)]
+        shares = [rows[slice(*rank_slice(len(rows), rank, world_size))] for rank in range(world_size)]
         np.testing.assert_array_equal(np.concatenate(shares), rows)
 
 
 @pytest.mark.parametrize("chunk_rows", [4, 64])
 def test_epochs_and_seeds_differ(chunk_rows: int) -> None:
-    plans = [EpochPlan(64, chunk_rows, 4, seed, epoch, True) for seed in range(4) for epoch in range(4)]
+    plans = [EpochOrder(64, chunk_rows, 4, seed, epoch, True) for seed in range(4) for epoch in range(4)]
     assert len({tuple(plan.window(0).rows.tolist()) for plan in plans}) == 16

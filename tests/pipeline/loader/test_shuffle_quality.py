@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.plan import WINDOW_BYTES, EpochPlan, window_chunks
-from pipeline.shuffle import compare, epoch_order, runs_of
+from pipeline.loader.epoch_order import WINDOW_BYTES, EpochOrder, window_chunks
+from pipeline.loader.shuffle_quality import compare, epoch_order, runs_of
 
 ROW_BYTES = 128 * 128 * 3
 CHUNK_ROWS = 16
@@ -28,9 +28,9 @@ def test_runs_are_counted_as_by_hand(values: list[int]) -> None:
     assert found.longest == max(lengths, default=0)
 
 
-def plan_of(seed: int, epoch: int) -> EpochPlan:
-    """An epoch over 60,000 pictures of 128 px, as the stream would have it."""
-    return EpochPlan(ROWS, CHUNK_ROWS, window_chunks(ROWS, CHUNK_ROWS, ROW_BYTES, True), seed, epoch, True)
+def plan_of(seed: int, epoch: int) -> EpochOrder:
+    """An epoch over 60,000 images of 128 px, as the stream would have it."""
+    return EpochOrder(ROWS, CHUNK_ROWS, window_chunks(ROWS, CHUNK_ROWS, ROW_BYTES, True), seed, epoch, True)
 
 
 def test_two_windows_are_less_than_a_twentieth_of_such_a_part() -> None:
@@ -59,7 +59,7 @@ def test_any_two_rows_are_neighbours_as_often_as_in_a_permutation() -> None:
     rows, epochs = 400, 300
     counts = np.zeros((rows, rows))
     for epoch in range(epochs):
-        order = epoch_order(EpochPlan(rows, 4, 25, 0, epoch, True))
+        order = epoch_order(EpochOrder(rows, 4, 25, 0, epoch, True))
         np.add.at(counts, (order[:-1], order[1:]), 1)
     expected = epochs / rows  # of each ordered pair
     chunk = np.arange(rows) // 4
@@ -69,7 +69,7 @@ def test_any_two_rows_are_neighbours_as_often_as_in_a_permutation() -> None:
 
 
 def test_the_measure_sees_a_poor_shuffle() -> None:
-    order = epoch_order(EpochPlan(ROWS, CHUNK_ROWS, 85, 0, 0, False))
+    order = epoch_order(EpochOrder(ROWS, CHUNK_ROWS, 85, 0, 0, False))
     labels = np.arange(ROWS) * 10 // ROWS
     for values in (np.arange(ROWS) // CHUNK_ROWS, labels):
         seen = compare(values, order, permutations=20)

@@ -13,18 +13,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import plan
-from pipeline.build import BuildReport
+from pipeline.build.build import BuildReport
+from pipeline.dataset.store import Dataset, Split, shard_file
 from pipeline.errors import DamageError, OptionError
-from pipeline.store import Dataset, Part, shard_file
-from pipeline.stream import BatchStream
+from pipeline.loader import epoch_order as plan
+from pipeline.loader.stream import BatchStream
 from tests.pipeline.conftest import SIZE, failing_after
 
 ROWS = 70
 
 
 @pytest.fixture(scope="module")
-def part(seventy: Dataset) -> Part:
+def part(seventy: Dataset) -> Split:
     """70 rows in 18 chunks of 4; three chunks a window."""
     return seventy.train
 
@@ -57,8 +57,8 @@ def rows_of(batches: object) -> list[list[int]]:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 80), st.integers(0, 9), st.integers(0, 9), st.booleans(), st.integers(1, 4), st.integers(1, 20))
-def test_every_row_comes_once_with_its_picture(
-    part: Part, batch_size: int, seed: int, epoch: int, shuffle: bool, workers: int, window: int
+def test_every_row_comes_once_with_its_image(
+    part: Split, batch_size: int, seed: int, epoch: int, shuffle: bool, workers: int, window: int
 ) -> None:
     everything = part.read(0, ROWS)
     with pytest.MonkeyPatch.context() as patch:
@@ -83,29 +83,29 @@ def test_every_row_comes_once_with_its_picture(
 
 @pytest.mark.parametrize("batch_size", [1, 7, 12, 13, 35, 70, 100])
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_from_any_step_on_the_same_batches(part: Part, batch_size: int, shuffle: bool) -> None:
+def test_from_any_step_on_the_same_batches(part: Split, batch_size: int, shuffle: bool) -> None:
     batches = BatchStream(part, batch_size, seed=3, shuffle=shuffle)
     undisturbed = rows_of(batches.epoch(5))
     for start in range(0, batches.steps + 1, max(1, batches.steps // 10)):
         assert rows_of(batches.epoch(5, start)) == undisturbed[start:]
 
 
-def test_starting_late_reads_nothing_before(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_starting_late_reads_nothing_before(part: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[int] = []
-    read = Part.read_into
-    monkeypatch.setattr(Part, "read_into", lambda self, out, a, b: reads.append(a) or read(self, out, a, b))
+    read = Split.read_into
+    monkeypatch.setattr(Split, "read_into", lambda self, out, a, b: reads.append(a) or read(self, out, a, b))
     batches = BatchStream(part, 10, seed=0)
     next(batches.epoch(0, 6))
     assert len(reads) <= 6, "two windows of three chunks at most"
 
 
-def test_orders_differ_by_epoch_and_seed_and_repeat(part: Part) -> None:
+def test_orders_differ_by_epoch_and_seed_and_repeat(part: Split) -> None:
     order = {(s, e): rows_of(BatchStream(part, 8, seed=s).epoch(e)) for s in (0, 1) for e in (0, 1)}
     assert order[0, 0] == rows_of(BatchStream(part, 8, seed=0, workers=4).epoch(0))
     assert len({str(rows) for rows in order.values()}) == 4
 
 
-def test_buffers_are_reused(part: Part) -> None:
+def test_buffers_are_reused(part: Split) -> None:
     batches = BatchStream(part, 10, seed=0)
     buffers = batches._allocate()
     batches._spare = buffers
@@ -116,7 +116,7 @@ def test_buffers_are_reused(part: Part) -> None:
     assert batches._spare is buffers
 
 
-def test_two_epochs_at_a_time_do_not_disturb_each_other(part: Part) -> None:
+def test_two_epochs_at_a_time_do_not_disturb_each_other(part: Split) -> None:
     batches = BatchStream(part, 10, seed=0)
     expected = [rows_of(batches.epoch(0)), rows_of(batches.epoch(1))]
     everything = part.read(0, ROWS)
@@ -126,7 +126,7 @@ def test_two_epochs_at_a_time_do_not_disturb_each_other(part: Part) -> None:
 
 
 @pytest.mark.parametrize(("megabytes", "depth"), [(None, 2), (0.02, 3), (0.025, 4)])
-def test_never_more_in_memory_than_the_budget(part: Part, megabytes: float | None, depth: int) -> None:
+def test_never_more_in_memory_than_the_budget(part: Split, megabytes: float | None, depth: int) -> None:
     budget = None if megabytes is None else int(megabytes * 1e6)
     batches = BatchStream(part, 4, seed=0, ram_budget=budget)
     assert batches.depth == depth
@@ -139,11 +139,11 @@ def test_never_more_in_memory_than_the_budget(part: Part, megabytes: float | Non
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_with_room_for_all_pixels_they_are_read_once(
-    part: Part, shuffle: bool, monkeypatch: pytest.MonkeyPatch
+    part: Split, shuffle: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads: list[int] = []
-    read = Part.read_into
-    monkeypatch.setattr(Part, "read_into", lambda self, out, a, b: reads.append(a) or read(self, out, a, b))
+    read = Split.read_into
+    monkeypatch.setattr(Split, "read_into", lambda self, out, a, b: reads.append(a) or read(self, out, a, b))
     kept = BatchStream(part, 9, seed=4, shuffle=shuffle, ram_budget=10**6)
     plain = BatchStream(part, 9, seed=4, shuffle=shuffle)
     assert (kept.keeps_all, plain.keeps_all) == (True, False)
@@ -157,7 +157,7 @@ def test_with_room_for_all_pixels_they_are_read_once(
         assert sorted(reads) == (list(range(0, ROWS, 4)) if epoch == 0 else [])
 
 
-def test_a_budget_for_less_than_a_window_is_refused(part: Part) -> None:
+def test_a_budget_for_less_than_a_window_is_refused(part: Split) -> None:
     with pytest.raises(OptionError, match=r"at least 1 MB for train of .* in batches of 4, found 0 MB:"):
         BatchStream(part, 4, seed=0, ram_budget=1000)
 
@@ -165,7 +165,7 @@ def test_a_budget_for_less_than_a_window_is_refused(part: Part) -> None:
 @pytest.mark.parametrize("batch_size", [7, 12, 35, 100])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
 def test_ranks_share_each_batch_whatever_their_threads_and_buffers(
-    part: Part, batch_size: int, world_size: int
+    part: Split, batch_size: int, world_size: int
 ) -> None:
     alone = rows_of(BatchStream(part, batch_size, seed=1).epoch(2))
     everything = part.read(0, ROWS)
@@ -184,9 +184,9 @@ def test_ranks_share_each_batch_whatever_their_threads_and_buffers(
             np.testing.assert_array_equal(batch.labels, part.labels[batch.rows])
 
 
-def test_waiting_is_counted(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = Part.read_into
-    monkeypatch.setattr(Part, "read_into", lambda self, *its: time.sleep(0.02) or read(self, *its))
+def test_waiting_is_counted(part: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Split.read_into
+    monkeypatch.setattr(Split, "read_into", lambda self, *its: time.sleep(0.02) or read(self, *its))
     batches = BatchStream(part, 35, seed=0, workers=1)
     began = time.perf_counter()
     for _ in batches.epoch(0):
@@ -200,11 +200,11 @@ def test_waiting_is_counted(part: Part, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("reader", ["reading", "waiting for a free window"])
 @pytest.mark.parametrize("how", ["close", "del", "break", "error"])
 def test_leaving_early_frees_everything_at_once(
-    part: Part, how: str, reader: str, monkeypatch: pytest.MonkeyPatch
+    part: Split, how: str, reader: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if reader == "reading":
-        read = Part.read_into
-        monkeypatch.setattr(Part, "read_into", lambda self, *its: time.sleep(0.01) or read(self, *its))
+        read = Split.read_into
+        monkeypatch.setattr(Split, "read_into", lambda self, *its: time.sleep(0.01) or read(self, *its))
     batches = BatchStream(part, 5, seed=0)
     epoch = batches.epoch(0)
     next(epoch)
@@ -225,7 +225,7 @@ def test_leaving_early_frees_everything_at_once(
     assert sorted(row for rows in rows_of(batches.epoch(0)) for row in rows) == list(range(ROWS))
 
 
-def test_an_epoch_that_is_never_begun_costs_nothing(part: Part) -> None:
+def test_an_epoch_that_is_never_begun_costs_nothing(part: Split) -> None:
     before = threading.active_count()
     epoch = BatchStream(part, 5, seed=0).epoch(0)
     assert threading.active_count() == before
@@ -234,16 +234,16 @@ def test_an_epoch_that_is_never_begun_costs_nothing(part: Part) -> None:
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_what_goes_wrong_in_reading_reaches_the_consumer(
-    part: Part, workers: int, monkeypatch: pytest.MonkeyPatch
+    part: Split, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = Part.read_into
+    read = Split.read_into
 
-    def fail(self: Part, out: np.ndarray, start: int, stop: int) -> object:
+    def fail(self: Split, out: np.ndarray, start: int, stop: int) -> object:
         if start == 40:
             raise SystemExit("the disk has gone")  # not even an Exception
         return read(self, out, start, stop)
 
-    monkeypatch.setattr(Part, "read_into", fail)
+    monkeypatch.setattr(Split, "read_into", fail)
     batches = BatchStream(part, 5, seed=0, shuffle=False, workers=workers)
     seen = []
     with pytest.raises(SystemExit, match="the disk has gone"):
@@ -252,16 +252,16 @@ def test_what_goes_wrong_in_reading_reaches_the_consumer(
     assert seen == list(range(len(seen))) and len(seen) <= 35, "nothing out of the window that failed"
 
 
-def test_what_goes_wrong_is_heard_of_before_its_turn(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, failed = Part.read_into, threading.Event()
+def test_what_goes_wrong_is_heard_of_before_its_turn(part: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, failed = Split.read_into, threading.Event()
 
-    def fail(self: Part, out: np.ndarray, start: int, stop: int) -> object:
+    def fail(self: Split, out: np.ndarray, start: int, stop: int) -> object:
         if start == 12:  # the second window of three chunks
             failed.set()
             raise OSError("the disk has gone")
         return read(self, out, start, stop)
 
-    monkeypatch.setattr(Part, "read_into", fail)
+    monkeypatch.setattr(Split, "read_into", fail)
     epoch = BatchStream(part, 2, seed=0, shuffle=False).epoch(0)
     assert next(epoch).rows.tolist() == [0, 1]
     assert failed.wait(60)
@@ -272,18 +272,18 @@ def test_what_goes_wrong_is_heard_of_before_its_turn(part: Part, monkeypatch: py
 
 
 def test_damage_reaches_the_consumer_by_name(
-    pictures: Callable[..., Path], build: Callable[..., BuildReport], small_chunks: None
+    image_folder: Callable[..., Path], build: Callable[..., BuildReport], small_chunks: None
 ) -> None:
-    dataset = Dataset.open(build(pictures(a=20, b=20), val=0).path)
+    dataset = Dataset.open(build(image_folder(a=20, b=20), val=0).path)
     shard_file(dataset.path, "train", 3).unlink()
     with pytest.raises(DamageError, match=r"found damage in train images, chunk .* in .*c/3.*no such file"):
         rows_of(BatchStream(dataset.train, 6, seed=0).epoch(0))
 
 
 def test_empty_parts_and_wrong_arguments(
-    part: Part, pictures: Callable[..., Path], build: Callable[..., BuildReport]
+    part: Split, image_folder: Callable[..., Path], build: Callable[..., BuildReport]
 ) -> None:
-    empty = BatchStream(Dataset.open(build(pictures(a=2, b=2), val=0).path).val, 4, seed=0)
+    empty = BatchStream(Dataset.open(build(image_folder(a=2, b=2), val=0).path).val, 4, seed=0)
     assert empty.steps == 0
     assert rows_of(empty.epoch(0)) == []
     with pytest.raises(OptionError, match="batch size of at least 1, found 0"):

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import store
-from pipeline.schema import Attributes, layout
+from pipeline.dataset import store
+from pipeline.dataset.schema import Attributes, layout
 
 SIZE = (128, 128)
 BUDGET = 16_000_000
@@ -19,9 +19,9 @@ BUDGET = 16_000_000
 STREAM = f"""
 import json, sys
 from pathlib import Path
-from pipeline import plan
-from pipeline.store import Dataset
-from pipeline.stream import BatchStream
+from pipeline.loader import epoch_order as plan
+from pipeline.dataset.store import Dataset
+from pipeline.loader.stream import BatchStream
 
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -38,7 +38,7 @@ print(json.dumps({{"rows": rows, "depth": stream.depth, "grown": peak() - before
 
 
 def make_dataset(path: Path, rows: int, codec: str) -> None:
-    """Noise of 128 px, without the pictures that a build would need."""
+    """Noise of 128 px, without the images that a build would need."""
     attributes = Attributes(
         class_names=("a", "b"), size=SIZE, fit="pad", seed=0, source="", build_hash="",
         mean=(127.0,) * 3, std=(73.0,) * 3, content_hash="0", sealed=True,

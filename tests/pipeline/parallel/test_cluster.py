@@ -17,28 +17,28 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cluster as clusters
-from pipeline import schedule
-from pipeline.build import BuildReport
+from pipeline.build import scheduler as schedule
+from pipeline.build.build import BuildReport
+from pipeline.build.journal import FOLDER
+from pipeline.dataset.store import Dataset
+from pipeline.dataset.verify import verify_dataset
 from pipeline.errors import BuildError, OptionError
-from pipeline.journal import FOLDER
-from pipeline.ordered import AHEAD_PER_THREAD, in_order_on_cluster
-from pipeline.store import Dataset
-from pipeline.verify import verify_dataset
+from pipeline.parallel import cluster as clusters
+from pipeline.parallel.ordered import AHEAD_PER_THREAD, in_order_on_cluster
 from tests.pipeline.conftest import failing_after
 
-Pictures = Callable[..., Path]
+Images = Callable[..., Path]
 Build = Callable[..., BuildReport]
 
 # Loaded into each worker: a cluster so slow that there is time to kill a part of it.
 SLOW = """
 import time
-from pipeline import shards
+from pipeline.build import shard_task as shards
 
 def slowed(decode):
     return lambda *arguments: time.sleep(0.02) or decode(*arguments)
 
-shards.frame_picture = slowed(shards.frame_picture)
+shards.decode_image = slowed(shards.decode_image)
 """
 
 
@@ -108,9 +108,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.mark.usefixtures("small_chunks")
 def test_a_worker_that_vanishes_is_made_up_for(
-    cluster: Cluster, pictures: Pictures, build: Build, tmp_path: Path
+    cluster: Cluster, image_folder: Images, build: Build, tmp_path: Path
 ) -> None:
-    root, dest = pictures(a=60, b=60), tmp_path / "cluster.zarr"
+    root, dest = image_folder(a=60, b=60), tmp_path / "cluster.zarr"
     (root / "a" / "0003.png").write_bytes(b"")
     here = build(root, tmp_path / "here.zarr")
     cluster.add_worker()
@@ -132,9 +132,9 @@ def test_a_worker_that_vanishes_is_made_up_for(
 
 @pytest.mark.usefixtures("small_chunks")
 def test_a_cluster_without_workers_is_an_error_and_a_rerun_goes_on(
-    cluster: Cluster, pictures: Pictures, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, image_folder: Images, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root, dest = pictures(a=20, b=20), tmp_path / "cluster.zarr"
+    root, dest = image_folder(a=20, b=20), tmp_path / "cluster.zarr"
     monkeypatch.setattr(clusters, "PATIENCE_SECONDS", 0.5)
     with pytest.raises(BuildError, match=r"found none for 0 s: start some with 'dask worker tcp://") as caught:
         build(root, dest, scheduler=cluster.address)
@@ -144,14 +144,14 @@ def test_a_cluster_without_workers_is_an_error_and_a_rerun_goes_on(
     assert Dataset.open(dest).train.rows == 36
 
 
-def test_no_scheduler_there(pictures: Pictures, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_scheduler_there(image_folder: Images, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OptionError, match=r"expected a Dask scheduler at nonsense://x, found none .*'dask scheduler'"):
-        build(pictures(a=3, b=3), scheduler="nonsense://x")
+        build(image_folder(a=3, b=3), scheduler="nonsense://x")
 
 
 @pytest.mark.usefixtures("small_chunks")
 def test_a_build_whose_last_tasks_lose_their_worker_does_not_wait_for_ever(
-    cluster: Cluster, pictures: Pictures, build: Build, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, image_folder: Images, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def kill_worker(_: object) -> None:
         import os
@@ -165,7 +165,7 @@ def test_a_build_whose_last_tasks_lose_their_worker_does_not_wait_for_ever(
     monkeypatch.setattr(clusters, "ASK_SECONDS", 0.1)
     monkeypatch.setattr(schedule, "run_shard", kill_worker)
     with pytest.raises(BuildError, match=r"expected workers at tcp://.*, found none for 0 s"):
-        build(pictures(a=3, b=3), scheduler=cluster.address)
+        build(image_folder(a=3, b=3), scheduler=cluster.address)
 
 
 # In order -------------------------------------------------------------------------------------------------

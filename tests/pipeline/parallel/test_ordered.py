@@ -14,7 +14,7 @@ from itertools import count
 import pytest
 
 from pipeline.errors import OptionError
-from pipeline.ordered import AHEAD_PER_THREAD, in_order_on_threads
+from pipeline.parallel.ordered import AHEAD_PER_THREAD, in_order_on_threads
 from tests.pipeline.conftest import failing_after
 
 PATIENCE = 20  # a hang, not a slow machine

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ListingError, printable
-from pipeline.listing import list_pictures
+from pipeline.scan.class_folders import list_images
 
 
 def tree(root: Path, *paths: str) -> Path:
@@ -18,39 +18,39 @@ def tree(root: Path, *paths: str) -> Path:
     return root
 
 
-def test_classes_and_pictures_are_sorted_and_nested_folders_followed(tmp_path: Path) -> None:
-    listing = list_pictures(tree(tmp_path, "zoro/b.jpg", "zoro/a.txt", "luffy/deep/er/c.png", "notes.txt"))
+def test_classes_and_images_are_sorted_and_nested_folders_followed(tmp_path: Path) -> None:
+    listing = list_images(tree(tmp_path, "zoro/b.jpg", "zoro/a.txt", "luffy/deep/er/c.png", "notes.txt"))
     assert listing.classes == ("luffy", "zoro")
-    assert [(p.path, p.class_index, p.part) for p in listing.pictures] == [
+    assert [(p.path, p.class_index, p.part) for p in listing.images] == [
         ("luffy/deep/er/c.png", 0, None), ("zoro/a.txt", 1, None), ("zoro/b.jpg", 1, None)
     ]  # fmt: skip
     assert listing.skipped == ("notes.txt",)
-    assert not listing.has_parts
+    assert not listing.has_splits
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "validation", "test"])
 def test_parts(tmp_path: Path, val: str) -> None:
-    listing = list_pictures(tree(tmp_path, "train/a/1", "train/b/2", "train/c/5", f"{val}/a/3", f"{val}/b/4"))
+    listing = list_images(tree(tmp_path, "train/a/1", "train/b/2", "train/c/5", f"{val}/a/3", f"{val}/b/4"))
     assert listing.classes == ("a", "b", "c")
-    assert {(p.path, p.part) for p in listing.pictures} == {
+    assert {(p.path, p.part) for p in listing.images} == {
         ("train/a/1", "train"), ("train/b/2", "train"), ("train/c/5", "train"),
         (f"{val}/a/3", "val"), (f"{val}/b/4", "val"),
     }  # fmt: skip
 
 
 def test_of_val_and_test_val_is_taken_and_test_named_as_skipped(tmp_path: Path) -> None:
-    listing = list_pictures(tree(tmp_path, "train/a/1", "train/b/2", "val/a/3", "test/a/4"))
-    assert "val/a/3" in {p.path for p in listing.pictures}
+    listing = list_images(tree(tmp_path, "train/a/1", "train/b/2", "val/a/3", "test/a/4"))
+    assert "val/a/3" in {p.path for p in listing.images}
     assert listing.skipped == ("test",)
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
-    assert list_pictures(tree(tmp_path, "train/1", "car/2")).classes == ("car", "train")
+    assert list_images(tree(tmp_path, "train/1", "car/2")).classes == ("car", "train")
 
 
 def test_clutter_and_hidden_files_are_left_out(tmp_path: Path) -> None:
     tree(tmp_path, "a/1", "b/2", "a/.DS_Store", "a/Thumbs.db", ".git/x/y", "__MACOSX/a/1", "b/.hidden/3")
-    assert [p.path for p in list_pictures(tmp_path).pictures] == ["a/1", "b/2"]
+    assert [p.path for p in list_images(tmp_path).images] == ["a/1", "b/2"]
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
@@ -58,15 +58,15 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     (tmp_path / "a/round").symlink_to(tmp_path / "a", target_is_directory=True)
     (tmp_path / "b/dangling").symlink_to(tmp_path / "nowhere")
     (tmp_path / "b/itself").symlink_to(tmp_path / "b/itself")
-    assert [p.path for p in list_pictures(tmp_path).pictures] == ["a/1", "b/2", "b/dangling", "b/itself"]
+    assert [p.path for p in list_images(tmp_path).images] == ["a/1", "b/2", "b/dangling", "b/itself"]
 
 
 WRONG = {
     "missing": ((), "found nothing at {root}: check the path"),
     "empty": (("",), "found nothing in {root}: check the path"),
-    "loose": (("1.jpg", "2.jpg"), "found 2 files and no folder in {root}: move each picture into a folder"),
+    "loose": (("1.jpg", "2.jpg"), "found 2 files and no folder in {root}: move each image into a folder"),
     "one class": (("a/1",), "at least two classes, found only a in {root}: give the folder above"),
-    "empty class": (("a/1", "b/"), "pictures in every class, found none in {root}/b: add some or remove"),
+    "empty class": (("a/1", "b/"), "images in every class, found none in {root}/b: add some or remove"),
     "only train": (("train/a/1",), "found only train/ in {root}: give {root}/train itself"),
     "only in val": (("train/a/1", "train/b/2", "val/c/3"), "found c only in val of {root}: add it to train"),
     "flat val": (("train/a/1", "train/b/2", "val/3"), "one folder per class in {root}/val, found 1 file"),
@@ -77,14 +77,14 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_layouts(tmp_path: Path, case: str) -> None:
     paths, expected = WRONG[case]
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     for path in paths:
         if path.endswith("/") or not path:
             (root / path).mkdir(parents=True, exist_ok=True)
         else:
             tree(root, path)
     with pytest.raises(ListingError) as caught:
-        list_pictures(root)
+        list_images(root)
     assert expected.format(root=root) in str(caught.value)
     assert str(caught.value).startswith("expected ")
     assert caught.value.exit_code == 2
@@ -93,7 +93,7 @@ def test_wrong_layouts(tmp_path: Path, case: str) -> None:
 def test_a_file_instead_of_a_folder(tmp_path: Path) -> None:
     tree(tmp_path, "a.jpg")
     with pytest.raises(ListingError, match=r"found a file at .*: give the folder it is in"):
-        list_pictures(tmp_path / "a.jpg")
+        list_images(tmp_path / "a.jpg")
 
 
 def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,11 +107,11 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(ListingError, match=r"found permission denied at .*b: check its rights"):
-        list_pictures(tmp_path)
+        list_images(tmp_path)
 
 
 def test_messages_are_one_line_of_valid_text(tmp_path: Path) -> None:
     with pytest.raises(ListingError) as caught:
-        list_pictures(tmp_path / "two\nlines \udcff")
+        list_images(tmp_path / "two\nlines \udcff")
     assert "two\\x0alines \\udcff" in str(caught.value)
     assert printable("ünï 写真") == "ünï 写真"

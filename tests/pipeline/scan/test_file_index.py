@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import walk
 from pipeline.errors import ListingError
-from pipeline.roll import Roll, RollClosed
-from pipeline.walk import walk_files
+from pipeline.scan import walk
+from pipeline.scan.file_index import FileIndex, FileIndexClosed
+from pipeline.scan.walk import walk_files
 from tests.pipeline.conftest import failing_after
-from tests.pipeline.test_listing import tree
-from tests.pipeline.test_walk import open_files
+from tests.pipeline.scan.test_class_folders import tree
+from tests.pipeline.scan.test_walk import open_files
 
 PATIENCE = 10  # seconds until a test fails rather than hangs
 
@@ -53,7 +53,7 @@ class Gate:
 @pytest.mark.parametrize("part_rows", [1, 5, 23, 100])
 def test_parts_are_full_but_the_last_and_can_be_asked_for_again(root: Path, tmp_path: Path, part_rows: int) -> None:
     expected = list(walk_files(root, tmp_path))
-    with Roll(root, tmp_path, part_rows) as roll:
+    with FileIndex(root, tmp_path, part_rows) as roll:
         for _ in range(2):
             parts = list(roll.parts())
             assert [file for part in parts for file in part] == expected
@@ -63,7 +63,7 @@ def test_parts_are_full_but_the_last_and_can_be_asked_for_again(root: Path, tmp_
 
 def test_what_is_found_can_be_worked_on_while_the_rest_is_not_found(root: Path, tmp_path: Path) -> None:
     gate = Gate("2/20")
-    with Roll(root, tmp_path, 5, gate) as roll:
+    with FileIndex(root, tmp_path, 5, gate) as roll:
         parts = roll.parts()
         assert [next(parts)[0].name for _ in range(4)] == ["0/00", "0/05", "1/10", "1/15"]
         assert gate.reached.wait(PATIENCE)
@@ -75,14 +75,14 @@ def test_what_is_found_can_be_worked_on_while_the_rest_is_not_found(root: Path, 
 
 
 def test_the_jobs_own_files_are_left_out(root: Path, tmp_path: Path) -> None:
-    with Roll(root, tmp_path, 100, lambda name: name in ("0", "1/11")) as roll:
+    with FileIndex(root, tmp_path, 100, lambda name: name in ("0", "1/11")) as roll:
         (part,) = roll.parts()
     assert [file.name for file in part][:3] == ["1/10", "1/12", "1/13"]
 
 
 def test_nothing_found(tmp_path: Path) -> None:
     for root in (tmp_path, tmp_path / "nowhere"):
-        with Roll(root, tmp_path, 5) as roll:
+        with FileIndex(root, tmp_path, 5) as roll:
             with pytest.raises(ListingError, match="check the path"):
                 next(roll.parts())
             assert (roll.found, roll.complete) == (0, False)
@@ -101,7 +101,7 @@ def test_an_error_comes_before_the_parts_that_are_left(
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with Roll(root, tmp_path, 5) as roll:
+    with FileIndex(root, tmp_path, 5) as roll:
         parts = roll.parts()
         assert [file.name for file in next(parts)] == ["0/00", "0/01", "0/02", "0/03", "0/04"]
         gate.opened.set()
@@ -123,14 +123,14 @@ def test_a_full_disk_reaches_the_reader(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "pwrite", full)
-    with Roll(root, tmp_path, 5) as roll, pytest.raises(OSError, match="No space left") as caught:
+    with FileIndex(root, tmp_path, 5) as roll, pytest.raises(OSError, match="No space left") as caught:
         next(roll.parts())
     assert caught.value.errno == errno.ENOSPC
 
 
 def test_a_full_disk_reaches_a_reader_that_waits(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate("2/20")
-    with Roll(root, tmp_path, 5, gate) as roll:
+    with FileIndex(root, tmp_path, 5, gate) as roll:
         parts = roll.parts()
         for _ in range(4):
             next(parts)
@@ -148,12 +148,12 @@ def test_an_error_of_the_callers_own_function_is_raised_too(root: Path, tmp_path
     def fail(name: str) -> bool:
         raise ZeroDivisionError(name)
 
-    with Roll(root, tmp_path, 5, fail) as roll, pytest.raises(ZeroDivisionError):
+    with FileIndex(root, tmp_path, 5, fail) as roll, pytest.raises(ZeroDivisionError):
         next(roll.parts())
 
 
 def test_a_folder_for_the_spool_that_is_not_there(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), Roll(root, tmp_path / "nowhere", 5):
+    with pytest.raises(FileNotFoundError), FileIndex(root, tmp_path / "nowhere", 5):
         pass
 
 
@@ -166,7 +166,7 @@ def test_leaving_early_ends_the_walk_also_amid_a_folder(root: Path, tmp_path: Pa
         asked.append(name)
         return gate(name)
 
-    roll = Roll(root, tmp_path, 5, is_own)
+    roll = FileIndex(root, tmp_path, 5, is_own)
     gate.opened = roll._stopped
     with roll:
         assert gate.reached.wait(PATIENCE)
@@ -175,15 +175,15 @@ def test_leaving_early_ends_the_walk_also_amid_a_folder(root: Path, tmp_path: Pa
 
 
 def test_outside_its_with_a_roll_gives_nothing_and_does_not_hang(root: Path, tmp_path: Path) -> None:
-    roll = Roll(root, tmp_path, 5)
-    with pytest.raises(RollClosed):
+    roll = FileIndex(root, tmp_path, 5)
+    with pytest.raises(FileIndexClosed):
         next(roll.parts())
     with roll:
         begun = roll.parts()
         next(begun)
         assert len(list(roll.parts())) == 5  # so that all has been found
     for parts in (begun, roll.parts()):
-        with pytest.raises(RollClosed):
+        with pytest.raises(FileIndexClosed):
             next(parts)
 
 
@@ -191,13 +191,13 @@ def test_a_reader_in_another_thread_is_told_that_the_roll_was_left(root: Path, t
     gate = Gate("2/20")
     told: list[BaseException] = []
 
-    def read(roll: Roll) -> None:
+    def read(roll: FileIndex) -> None:
         try:
             list(roll.parts())
-        except RollClosed as error:
+        except FileIndexClosed as error:
             told.append(error)
 
-    roll = Roll(root, tmp_path, 5, gate)
+    roll = FileIndex(root, tmp_path, 5, gate)
     gate.opened = roll._stopped
     with roll:
         reader = threading.Thread(target=read, args=(roll,))
@@ -216,7 +216,7 @@ def test_nothing_stays_on_the_disk_or_open(
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     before = open_files()
-    with Roll(root, scratch, 5) as roll:
+    with FileIndex(root, scratch, 5) as roll:
         next(roll.parts())
         assert list(scratch.iterdir()) == []
     assert open_files() == before

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline import walk
 from pipeline.errors import ListingError
-from pipeline.walk import FoundFile, Spool, walk_files
+from pipeline.scan import walk
+from pipeline.scan.walk import FoundFile, Spool, walk_files
 from tests.pipeline.conftest import failing_after
-from tests.pipeline.test_listing import tree
+from tests.pipeline.scan.test_class_folders import tree
 
 
 def names(root: Path, scratch: Path) -> list[str]:
@@ -32,8 +32,8 @@ def names(root: Path, scratch: Path) -> list[str]:
 CHARACTERS = ["a", "b", "0", "-", ".", " ", "!", "\n", "\x01", "é", "写", "🏴"]
 if sys.platform == "linux":
     CHARACTERS.append("\udcff")
-PARTS = st.text(st.sampled_from(CHARACTERS), min_size=1, max_size=3).filter(lambda name: name[0] != ".")
-PATHS = st.lists(st.lists(PARTS, min_size=1, max_size=3).map("/".join), min_size=1, max_size=25)
+SPLITS = st.text(st.sampled_from(CHARACTERS), min_size=1, max_size=3).filter(lambda name: name[0] != ".")
+PATHS = st.lists(st.lists(SPLITS, min_size=1, max_size=3).map("/".join), min_size=1, max_size=25)
 
 
 def make(root: Path, paths: list[str]) -> list[str]:
@@ -141,7 +141,7 @@ def test_what_is_the_jobs_own_is_left_out(tmp_path: Path) -> None:
 
 def test_nothing_to_list(tmp_path: Path) -> None:
     tree(tmp_path, "hidden/.x", "own/1", "folders/a/b/.x")
-    with pytest.raises(ListingError, match=r"^expected pictures, found nothing at .*nowhere: check the path$"):
+    with pytest.raises(ListingError, match=r"^expected images, found nothing at .*nowhere: check the path$"):
         names(tmp_path / "nowhere", tmp_path)
     for root in ("hidden", "folders"):
         with pytest.raises(ListingError, match=rf"^expected .* found no file in .*{root}: check the path$"):

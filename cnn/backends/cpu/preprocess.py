@@ -1,11 +1,11 @@
-"""Crop, flip, shift, normalise and recolour uint8 pictures in one pass; mix pictures with one another in another.
+"""Crop, flip, shift, normalise and recolour uint8 images in one pass; mix images with one another in another.
 
-N pictures, H by W pixels, C channels; OH by OW out.
+N images, H by W pixels, C channels; OH by OW out.
 """
 
 import numpy as np
 
-from cnn.backend import Array
+from cnn.backends.base import Array
 from cnn.backends.cpu.simd import (
     LANES,
     fma,
@@ -27,28 +27,28 @@ from cnn.backends.reference import ReferenceBackend
 
 
 def resample(
-    images: Array, ys: Array, xs: Array, holes: Array | None, mean: Array, deviation: Array, colours: Array | None,
+    images: Array, ys: Array, xs: Array, holes: Array | None, mean: Array, std: Array, colours: Array | None,
     team: Team,
 ) -> Array:
     """See `ReferenceBackend.resample`."""
     count, _, width, channels = images.shape
     if width * channels < LANES:
-        return ReferenceBackend().resample(images, ys, xs, holes, mean, deviation, colours)
+        return ReferenceBackend().resample(images, ys, xs, holes, mean, std, colours)
     out = np.empty((count, ys.shape[1], xs.shape[1], channels), mean.dtype)  # (N, OH, OW, C)
     images = np.ascontiguousarray(images).reshape(count, -1, width * channels)  # (N, H, W * C)
     padded = np.zeros((2, channels + LANES), mean.dtype)  # (2, C and more)
-    padded[:, :channels] = mean, 1 / deviation
+    padded[:, :channels] = mean, 1 / std
     team = team.worth(out.size)
     lines = np.zeros((team.threads, 2, (max(width, xs.shape[1]) + 1) * channels + LANES), mean.dtype)
     team.run(_resample, images, *_split(ys, mean), *_split(xs, mean), *padded, _in_lanes(colours, mean), lines, out)
-    for picture, hole in zip(out, () if holes is None else holes, strict=False):
+    for image, hole in zip(out, () if holes is None else holes, strict=False):
         top, bottom, left, right = hole
-        picture[top:bottom, left:right] = 0
+        image[top:bottom, left:right] = 0
     return out
 
 
 def _in_lanes(colours: Array | None, mean: Array) -> Array:
-    """Matrices (N, C, C + 1) as `_recoloured` wants them: (N, 2C, C * LANES), for no picture where there are none."""
+    """Matrices (N, C, C + 1) as `_recoloured` wants them: (N, 2C, C * LANES), for no image where there are none."""
     channels = len(mean)
     if colours is None:
         return np.zeros((0, 2 * channels, channels * LANES), mean.dtype)
@@ -92,17 +92,17 @@ def _recoloured(line, k, colours, channels):  # type: ignore[no-untyped-def]
 
 @kernel
 def _resample(t, threads, images, y_first, downs, x_first, acrosses, mean, factor, colours, lines, out):  # type: ignore[no-untyped-def]
-    """Each output line is blended from two of the picture's, then each of its pixels from two of that line's.
+    """Each output line is blended from two of the image's, then each of its pixels from two of that line's.
 
     images (N, H, W * C); y_first and downs (N, OH), x_first and acrosses (N, OW): the upper or left of the two, and the
     other's weight; mean and factor (C and more,); colours (N or none, 2C, C * LANES): see `_in_lanes`; lines (T, 2, a
     line and more) is scratch, of finite numbers, since those beside a line are multiplied by zero; out is written. A
     pixel's lanes reach into the next one's, which comes after it.
     """
-    pictures, height, length = images.shape
+    count, height, length = images.shape
     columns, channels = out.shape[2:]
     source, to = pointer(lines, 2 * t * lines.shape[2]), pointer(lines, (2 * t + 1) * lines.shape[2])
-    for n in range(pictures * t // threads, pictures * (t + 1) // threads):
+    for n in range(count * t // threads, count * (t + 1) // threads):
         for i in range(out.shape[1]):
             y0 = y_first[n, i]
             y1, down = min(y0 + 1, height - 1), like(source, downs[n, i])
@@ -141,9 +141,9 @@ def _copy(source, first, last, to):  # type: ignore[no-untyped-def]
 @kernel
 def _blend(t, threads, x, partners, shares, boxes, out):  # type: ignore[no-untyped-def]
     """x and out (N, H, W, C), boxes (N, 4). Line by line, so that what lies outside of a box is copied meanwhile."""
-    pictures, height, columns, channels = x.shape
+    count, height, columns, channels = x.shape
     length = columns * channels
-    for n in range(pictures * t // threads, pictures * (t + 1) // threads):
+    for n in range(count * t // threads, count * (t + 1) // threads):
         top, bottom, left, right = boxes[n, 0], boxes[n, 1], boxes[n, 2] * channels, boxes[n, 3] * channels
         for i in range(height):
             own, line = pointer(x, (n * height + i) * length), pointer(out, (n * height + i) * length)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cnn.backend import Array
+from cnn.backends.base import Array
 from cnn.backends.reference import ReferenceBackend
 
 
