@@ -4,10 +4,8 @@ The description is JSON in the file's own header: what classify needs (`ModelCar
 (`progress`), and a checksum of the tensors, so that a damaged file is refused instead of believed.
 """
 
-import contextlib
 import errno
 import json
-import os
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from cnn.errors import ModelFileError, NetworkError, UnknownNameError, WriteErro
 from cnn.losses import LOSSES, Loss
 from cnn.models import MODELS, Model
 from cnn.network import Network
+from logpose.common.files import write_atomically
 
 FORMAT_VERSION = 1
 _ENTRY = "logpose"
@@ -87,21 +86,9 @@ def save_checkpoint(
     payload = safetensors.numpy.save(
         {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, {_ENTRY: json.dumps(header)}
     )
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)  # the rename itself must survive a power cut
-        finally:
-            os.close(directory)
+        write_atomically(path, payload)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "free some space and run again with --resume" if full else "check the folder and its permissions"
         raise WriteError(f"could not write {path}: {error.strerror}; {remedy}") from None

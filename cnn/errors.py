@@ -1,13 +1,12 @@
 """What can be wrong with networks, recipes and model files. Every message is one line ending in a remedy."""
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+
+from logpose.common.errors import LogposeError, suggest
 
 
-class NetworkError(Exception):
-    """Root of this package's errors. `exit_code` is what a command line should exit with."""
-
-    exit_code = 2
+class NetworkError(LogposeError):
+    """Root of the errors of `cnn`."""
 
 
 class ShapeError(NetworkError):
@@ -22,10 +21,7 @@ class UnknownNameError(RecipeError):
     """A name that is in no registry."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        choices = sorted(known)
-        near = get_close_matches(name, choices, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of: {', '.join(choices)}"
-        super().__init__(f"no {kind} is called {name!r}; {hint}")
+        super().__init__(f"no {kind} is called '{name}'; {suggest(name, known)}")
 
 
 class DeviceError(NetworkError):

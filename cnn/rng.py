@@ -1,8 +1,7 @@
 """Counter-based random numbers: each is a pure function of a key and a counter, with no hidden state.
 
 A draw belongs to (seed, step, row), not to the order in which things were computed: a resumed run, another batch
-size or another number of workers draws the same numbers for the same image. The mixing function is the
-SplitMix64 finaliser (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
+size or another number of workers draws the same numbers for the same image.
 """
 
 import hashlib
@@ -11,11 +10,9 @@ from typing import Any
 import numpy as np
 
 from cnn.backends.base import Array
+from logpose.common.splitmix64 import GOLDEN_GAMMA, MASK, mix
 
-_MASK = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15
 _BLOCK = 1 << 18  # numbers drawn at a time; even, since normal ones come in pairs
-_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 
 def key_of(*parts: int | str) -> int:
@@ -24,26 +21,15 @@ def key_of(*parts: int | str) -> int:
     return int.from_bytes(digest, "little")
 
 
-def _mix(z: Any) -> Any:
-    """SplitMix64 finaliser of a uint64 array, elementwise, in place."""
-    u64 = z.dtype.type
-    z ^= z >> u64(30)
-    z *= u64(_MULTIPLIERS[0])
-    z ^= z >> u64(27)
-    z *= u64(_MULTIPLIERS[1])
-    z ^= z >> u64(31)
-    return z
-
-
 def uniform(key: int, rows: Array, count: int, xp: Any = np) -> Array:
     """`count` uniform numbers in [0, 1) for each row: float32 (N, count), a function of (key, row, column).
 
     `rows` are integers (N,); `xp` is the array module that `rows` belongs to.
     """
-    row_keys = rows.astype(xp.uint64) * xp.uint64(_GOLDEN)  # (N,)
-    row_keys = _mix(row_keys + xp.uint64(key & _MASK))  # (N,)
-    columns = xp.arange(1, count + 1, dtype=xp.uint64) * xp.uint64(_GOLDEN)  # (count,)
-    bits = _mix(row_keys[:, None] + columns)  # (N, count)
+    row_keys = rows.astype(xp.uint64) * xp.uint64(GOLDEN_GAMMA)  # (N,)
+    row_keys = mix(row_keys + xp.uint64(key & MASK))  # (N,)
+    columns = xp.arange(1, count + 1, dtype=xp.uint64) * xp.uint64(GOLDEN_GAMMA)  # (count,)
+    bits = mix(row_keys[:, None] + columns)  # (N, count)
     # The top 24 bits fill a float32's significand exactly, so 1.0 is never reached.
     return (bits >> xp.uint64(40)).astype(xp.float32) * xp.float32(2.0**-24)  # (N, count)
 

@@ -15,7 +15,8 @@ import typer
 from cnn.errors import NetworkError
 from jobs.commands import app
 from jobs.errors import Interrupted, JobError
-from pipeline.errors import PipelineError, printable
+from logpose.common.errors import printable
+from pipeline.errors import PipelineError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

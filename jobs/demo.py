@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from jobs.classification.classify import classify
-from jobs.console.cpu_count import available_cpus
 from jobs.console.progress import bar, plural
 from jobs.datasets.build import build
 from jobs.errors import JobError
@@ -14,6 +13,7 @@ from jobs.flags import CREWS, draw_flags
 from jobs.recipes.config import Overrides
 from jobs.report import report
 from jobs.training.train import train
+from logpose.common.cpus import available_cpus
 from pipeline.dataset.store import Dataset
 from pipeline.errors import DatasetError
 

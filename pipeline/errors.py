@@ -18,40 +18,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
+
+from logpose.common.errors import LogposeError, printable
 
 # A closed set, so that a failures.csv can be grouped by it:
 #   unreadable     the file system would not give us the bytes (vanished, permission, directory)
 #   empty          no bytes at all
-#   not-an-image  no decoder knows the format
+#   not-an-image   no decoder knows the format
 #   broken         a known format with damaged or missing data
 #   too-large      more pixels than the decompression-bomb limit, or than memory holds
 #   changed        the file is no longer the one that was listed when the build began
 FailureKind = Literal["unreadable", "empty", "not-an-image", "broken", "too-large", "changed"]
 
-# Characters that would break a line on a terminal or in a log: C0, DEL, C1, line and paragraph separator.
-_CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))} | {
-    0x2028: "\\u2028",
-    0x2029: "\\u2029",
-}
-
-
-def printable(text: str) -> str:
-    """The text as one line of valid UTF-8.
-
-    File names may hold newlines, or bytes that are no UTF-8 at all (Python keeps those as lone
-    surrogates). Both are written as backslash escapes; everything else stays as it is.
-    """
-    return text.encode("utf-8", "backslashreplace").decode("utf-8").translate(_CONTROL)
-
-
-class PipelineError(Exception):
-    """Root of all errors of `pipeline` that a user can do something about."""
-
-    exit_code: ClassVar[int] = 2
-
-    def __str__(self) -> str:
-        return printable(super().__str__())
+class PipelineError(LogposeError):
+    """Root of the errors of `pipeline`."""
 
 
 class ListingError(PipelineError):

@@ -21,8 +21,8 @@ from pathlib import Path
 import llvmlite.binding
 import safetensors.numpy
 
-from jobs.console.cpu_count import available_cpus
 from jobs.flags import CREWS, draw_flags
+from logpose.common.cpus import available_cpus
 from pipeline.dataset.store import Dataset
 
 # Two epochs of each. Together they cover every kernel family, optimizer, augmentation and weight average.

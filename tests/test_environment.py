@@ -30,7 +30,7 @@ def test_environment_lists_only_python_pip_and_this_project() -> None:
     environment = yaml.safe_load(_read("environment.yml"))
     conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
     pip = [entry for entry in environment["dependencies"] if isinstance(entry, dict)]
-    assert environment["name"] == PROJECT["name"]
+    assert environment["name"] == "logpose"
     assert conda == [f"python{PROJECT['requires-python']}", "pip"]
     assert pip == [{"pip": ["--editable .[dev]"]}]
 

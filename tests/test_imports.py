@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("pipeline", "cnn", "jobs")
+PACKAGES = ("logpose", "pipeline", "cnn", "jobs")
 FILES = sorted(path.relative_to(ROOT).as_posix() for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
 
-# What each package may import of the other two.
-MAY_IMPORT = {"pipeline": set[str](), "cnn": set[str](), "jobs": {"pipeline", "cnn"}}
+# What each package may import of the others; `logpose.common` is below all of them, the rest of `logpose` above.
+MAY_IMPORT = {"pipeline": set[str](), "cnn": set[str](), "jobs": {"pipeline", "cnn"}, "logpose": set(PACKAGES)}
+MAX_FILES = 15  # in a folder; the kernels of a backend excepted, which are one a file
 
 # A library with a door of its own: only these files open it.
 DOORS = {
@@ -58,15 +59,62 @@ def imported_libraries(path: str) -> set[str]:
     return {module.partition(".")[0] for module in imported_modules(path)}
 
 
-def test_the_three_packages_are_found() -> None:
+def test_the_packages_are_found() -> None:
     assert {path.partition("/")[0] for path in FILES} == set(PACKAGES)
 
 
 @pytest.mark.parametrize("path", FILES)
 def test_only_jobs_imports_both(path: str) -> None:
     package = path.partition("/")[0]
-    others = imported_libraries(path) & (set(PACKAGES) - {package})
-    assert others <= MAY_IMPORT[package], f"{path} imports {sorted(others - MAY_IMPORT[package])}"
+    others = {module for module in imported_modules(path) if module.partition(".")[0] in set(PACKAGES) - {package}}
+    others = {module for module in others if not module.startswith("logpose.common")}
+    forbidden = {module for module in others if module.partition(".")[0] not in MAY_IMPORT[package]}
+    assert not forbidden, f"{path} imports {sorted(forbidden)}"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.startswith("logpose/common/")])
+def test_what_all_share_imports_none_of_them(path: str) -> None:
+    ours = {module for module in imported_modules(path) if module.partition(".")[0] in PACKAGES}
+    assert all(module.startswith("logpose.common") for module in ours), f"{path} imports {sorted(ours)}"
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    """No cycle among all files, imports inside of functions included."""
+    files = set(FILES)
+    arrows = {path: sorted({_file_of(module, files) for module in _targets(path)} - {None, path}) for path in FILES}
+    done: set[str] = set()
+
+    def visit(path: str, above: tuple[str, ...]) -> None:
+        assert path not in above, " -> ".join([*above[above.index(path) :], path])
+        if path not in done:
+            for target in arrows[path]:
+                visit(target, (*above, path))  # type: ignore[arg-type]
+            done.add(path)
+
+    for path in FILES:
+        visit(path, ())
+
+
+def _targets(path: str) -> Iterator[str]:
+    """The modules that a file imports from, `from a.b import c` being a.b.c where that is a module."""
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"), path)):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for name in node.names:
+                inner = f"{node.module}.{name.name}"
+                yield inner if _file_of(inner, set(FILES)) else node.module
+
+
+def _file_of(module: str, files: set[str]) -> str | None:
+    stem = module.replace(".", "/")
+    return next((path for path in (f"{stem}.py", f"{stem}/__init__.py") if path in files), None)
+
+
+@pytest.mark.parametrize("folder", sorted({str(Path(path).parent) for path in FILES}))
+def test_a_folder_holds_few_files(folder: str) -> None:
+    count = sum(path.suffix in (".py", ".jinja", ".css", ".toml", ".cu") for path in (ROOT / folder).iterdir())
+    assert count <= MAX_FILES or folder == "cnn/backends/cpu", f"{folder} has {count} files"
 
 
 @pytest.mark.parametrize("path", FILES)

@@ -6,7 +6,8 @@ For each folder as many of its images as fill one shard, in the order of a seede
 through zarr as `pipeline.dataset.store` does it: the shards, chunks and pixels are those of a dataset, CRC32C comes
 after each codec. Codecs take turns, A B C A B C, after one round to warm up; rates are medians over the rounds, in
 MB of pixels a second, of one caller (zarr itself may use more threads). "written" includes the wait for the disk,
-"handed over" does not; reading is from the page cache. The last number of a Blosc codec is its typesize: 3 is a pixel, 1 a byte.
+"handed over" does not; reading is from the page cache. The last number of a Blosc codec is its typesize: 3 is a pixel,
+1 a byte.
 
 With the default fit, pad, white fills the frame around images that are not square, and compresses to nothing:
 --fit crop shows what the images themselves do.

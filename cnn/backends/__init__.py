@@ -28,7 +28,7 @@ def pick_backend(device: str = "auto", threads: int | None = None) -> Backend:
         if not reason:
             return GpuBackend()
         if device == "cuda":
-            raise DeviceError(f"no usable GPU: {reason}; use --device cpu, or install logpose[cuda12]")
+            raise DeviceError(f"no usable GPU: {reason}; use --device cpu, or install the extra cuda12")
     from cnn.backends.cpu import CpuBackend
 
     return CpuBackend(threads, f"no GPU: {reason}" if reason else "")

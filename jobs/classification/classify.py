@@ -18,9 +18,9 @@ from cnn.inference.predictor import Predictor
 from jobs.classification.inputs import FILES_PER_PART, Source, Work, find_inputs
 from jobs.classification.table import PartedTable, TableOptions
 from jobs.classification.task import Block, ClassificationTask, hash_file, keep, label
-from jobs.console.cpu_count import available_cpus
 from jobs.console.progress import bar, plural
 from jobs.errors import JobError
+from logpose.common.cpus import available_cpus
 from pipeline.build.destination import exclusive_lock
 from pipeline.parallel.ordered import in_order_on_cluster, in_order_on_threads
 

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import IO, Any
 
 from jobs.errors import JobError
-from pipeline.errors import printable
+from logpose.common.errors import printable
 
 try:
     import pyarrow as pa
@@ -20,7 +20,7 @@ try:
 except ImportError as error:
     raise JobError(
         f"expected the package pyarrow for --format parquet, found it cannot be imported"
-        f" ({printable(str(error))}): run pip install 'logpose[parquet]'"
+        f" ({printable(str(error))}): run pip install pyarrow"
     ) from error
 
 # The rows in memory at a time. Fixed, so that the bytes of the file do not depend on how the rows came.

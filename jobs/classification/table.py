@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
 from jobs.errors import JobError
-from jobs.files import write_text_atomically, written_atomically
+from logpose.common.files import atomic_writer, write_atomically
 
 # Names of files may hold bytes that are no UTF-8; they come out of the CSV as they went in.
 ERRORS = "surrogateescape"
@@ -137,7 +137,7 @@ class PartedTable:
                 raise self._is_there()
             self._refuse_others()
         self.scratch.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(self.scratch / FINGERPRINT, json.dumps(self._fingerprint, indent=1) + "\n")
+        write_atomically(self.scratch / FINGERPRINT, json.dumps(self._fingerprint, indent=1) + "\n")
         self._tags = self._found_tags()  # of each finished part by its number
 
     def finished(self, number: int, digest: str) -> bool:
@@ -160,7 +160,7 @@ class PartedTable:
     def write(self, number: int, digest: str, rows: Iterable[Sequence[str]]) -> None:
         """Finish one part: its rows are on the disk, under a name with their files' hex digest, or nothing is."""
         tag = digest[:TAG]
-        write_text_atomically(self.scratch / f"part-{number:06}-{tag}.csv", "".join(map(_line, rows)))
+        write_atomically(self.scratch / f"part-{number:06}-{tag}.csv", "".join(map(_line, rows)))
         self._tags[number] = tag
 
     def finish(self, parts: int, *, merge: bool = False) -> tuple[int, int]:
@@ -189,13 +189,13 @@ class PartedTable:
         paths = [self._part(number) for number in range(parts)]
         rows = _merged(paths, self.scratch) if merge else (row for path in paths for row in _rows(path))
         statuses: Counter[str] = Counter()
-        with written_atomically(self.path) as file:
+        with atomic_writer(self.path) as file:
             self._save(file, self._columns, _counted(rows, statuses))
             file.flush()
             tags = [self._tags[number] for number in range(parts)]
             hashed = _hash(Path(file.name))
             note = _Note(self._fingerprint, tags, statuses["ok"], statuses["error"], hashed)
-            write_text_atomically(self._note_path, json.dumps(note._asdict()) + "\n")
+            write_atomically(self._note_path, json.dumps(note._asdict()) + "\n")
         return note
 
     def _part(self, number: int) -> Path:

@@ -85,7 +85,7 @@ RecipeValues = Annotated[
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(f"logpose {version('logpose')}")
+        print(f"logpose {version('logpose-cnn')}")
         raise typer.Exit
 
 

@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-from jobs.console.cpu_count import available_cpus
 from jobs.console.progress import bar, duration, plural
 from jobs.errors import JobError
+from logpose.common.cpus import available_cpus
 from pipeline.build.build import BuildOptions, BuildReport, build_dataset
 from pipeline.build.destination import DestinationState
 from pipeline.dataset.schema import DUPLICATES_FILE, FAILURES_FILE

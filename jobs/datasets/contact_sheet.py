@@ -17,9 +17,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from jobs.console.progress import plural
 from jobs.errors import JobError
-from jobs.files import written_atomically
+from logpose.common.errors import printable
+from logpose.common.files import atomic_writer
 from pipeline.dataset.store import Dataset, Split
-from pipeline.errors import printable
 
 MAX_CLASSES = 60  # nobody looks at more
 COLUMNS = {"train": 12, "val": 2}  # images of a class
@@ -67,7 +67,7 @@ def write_sheet(path: Path, dataset: Dataset) -> None:
     sheet = draw_sheet(dataset)
     said = PngInfo()
     said.add_text("Software", SOFTWARE)
-    with written_atomically(path) as file:
+    with atomic_writer(path) as file:
         sheet.save(file, format="PNG", pnginfo=said)
 
 

@@ -12,10 +12,10 @@ from rich.cells import cell_len
 from jobs.console.progress import plural
 from jobs.datasets.contact_sheet import MAX_CLASSES, check_place, count_undrawable, write_sheet
 from jobs.errors import JobError
+from logpose.common.errors import printable
 from pipeline.dataset.disk_usage import Storage, measure_storage
 from pipeline.dataset.schema import DUPLICATES_FILE, FAILURES_FILE, FORMAT, FORMAT_VERSION, SHEET_FILE
 from pipeline.dataset.store import Dataset, Split
-from pipeline.errors import printable
 from pipeline.loader.shuffle_quality import PERMUTATIONS, compare, epoch_order
 from pipeline.loader.stream import BatchStream
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from jobs.console.progress import bar, plural
-from jobs.files import write_text_atomically
+from logpose.common.files import write_atomically
 from pipeline.dataset.verify import verify_dataset
 from pipeline.errors import Damage
 
@@ -49,4 +49,4 @@ def _write_report(path: Path, damages: Iterable[Damage]) -> None:
         start, stop = damage.rows
         for row, made_from in zip(range(start, stop), damage.paths or [""] * (stop - start), strict=True):
             writer.writerow((damage.part, damage.array, damage.chunk, damage.file, row, made_from, damage.reason))
-    write_text_atomically(path, text.getvalue())
+    write_atomically(path, text.getvalue())

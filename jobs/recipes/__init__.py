@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.errors import JobError, nearest
+from jobs.errors import JobError
+from logpose.common.errors import suggest
 
 _FOLDER = Path(__file__).parent
 
@@ -17,7 +18,7 @@ def recipe_text(name: str) -> str:
     """The file of the recipe `name`, TOML with comments. Raises JobError where there is none."""
     names = recipe_names()
     if name not in names:
-        raise JobError(f"no recipe is called '{name}'; {nearest(name, names)}")
+        raise JobError(f"no recipe is called '{name}'; {suggest(name, names)}")
     return (_FOLDER / f"{name}.toml").read_text(encoding="utf-8")
 
 

@@ -32,8 +32,9 @@ from cnn.training.optimizers import OPTIMIZERS
 from cnn.training.schedules import SCHEDULES
 from cnn.training.trainer import Recipe
 from jobs.console.progress import plural
-from jobs.errors import JobError, nearest
+from jobs.errors import JobError
 from jobs.recipes import recipe_text
+from logpose.common.errors import suggest
 
 REGISTRIES: dict[str, Mapping[str, type]] = {
     "model": MODELS,
@@ -203,7 +204,7 @@ def _default_fields() -> dict[str, list[str]]:
 def _known_section(setting: Setting) -> str:
     sections = _default_fields()
     if setting.section not in sections:
-        hint = nearest(setting.section, sections)
+        hint = suggest(setting.section, sections)
         raise JobError(f"no section is called '{setting.section}' ({setting.where}); {hint}")
     return setting.section
 
@@ -238,7 +239,7 @@ def _pick(section: str, setting: Setting | None, default: Recipe) -> type:
     if setting is None:
         return type(getattr(default, section))
     if setting.value not in registry:
-        hint = nearest(str(setting.value), registry)
+        hint = suggest(str(setting.value), registry)
         raise JobError(f"no {section} is called '{setting.value}' ({setting.where}); {hint}")
     return registry[setting.value]
 
@@ -264,7 +265,7 @@ def _checked_values(kind: type, given: Mapping[str, Setting], section: str) -> d
         keys = _default_fields()["train"]
     for key, setting in given.items():
         if key not in keys:
-            hint = nearest(key, keys) if keys else "it has no options"
+            hint = suggest(key, keys) if keys else "it has no options"
             raise JobError(f"[{section}] has no '{key}' ({setting.where}); {hint}")
     return {key: _checked(setting, hints[key]) for key, setting in given.items()}
 

@@ -8,14 +8,14 @@ from cnn.backends import pick_backend
 from cnn.errors import ShapeError
 from cnn.inference.gradcam import GradCam
 from cnn.inference.predictor import Predictor
-from jobs.console.cpu_count import available_cpus
 from jobs.console.progress import plural
 from jobs.errors import JobError
-from jobs.files import written_atomically
 from jobs.report.evaluation import evaluate_run
 from jobs.report.load_run import TrainedRun, load_run, open_dataset
 from jobs.report.page import render
 from jobs.training.run_folder import RunFolder
+from logpose.common.cpus import available_cpus
+from logpose.common.files import atomic_writer
 
 
 def report(
@@ -45,7 +45,7 @@ def report(
         results = evaluate_run(predictor, data.val, workers or available_cpus())
         cam = _cam(run, predictor)
     html = render(run, data, results, cam).encode()
-    with written_atomically(place) as file:
+    with atomic_writer(place) as file:
         file.write(html)
     if results:
         low, high = results.interval

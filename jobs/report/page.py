@@ -70,7 +70,7 @@ def render(run: TrainedRun, data: Dataset, results: RunEvaluation | None, cam: G
         "groups": show_groups(data, pick_groups(data.path, GROUPS), OF_GROUP),
         "again": shlex.join(_again(run, data)),
         "go_on": shlex.join(["logpose", "train", str(data.path), str(run.folder.path), "--resume"]),
-        "versions": f"logpose {version('logpose')}, Python {platform.python_version()}, NumPy {np.__version__}",
+        "versions": f"logpose {version('logpose-cnn')}, Python {platform.python_version()}, NumPy {np.__version__}",
         "colours": {"train": TRAIN, "val": VAL, "rate": RATE},
         "open_classes": OPEN_CLASSES,
     }

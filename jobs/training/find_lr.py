@@ -19,13 +19,13 @@ from cnn.errors import NonFiniteError
 from cnn.training.lookahead import Lookahead
 from cnn.training.schedules import Constant
 from cnn.training.trainer import Recipe, Trainer
-from jobs.console.cpu_count import available_cpus
 from jobs.console.interrupts import CtrlC
 from jobs.console.progress import bar, plural
 from jobs.errors import Interrupted, JobError, WorkFailedError
 from jobs.recipes.config import Overrides, resolve
 from jobs.training.plots import GRID, INK, TRAIN, VAL, new_figure, plain_axes, save_figure
 from jobs.training.setup import build_card, build_trainer, describe_data, describe_training, measure
+from logpose.common.cpus import available_cpus
 from pipeline.dataset.store import Dataset
 from pipeline.loader.stream import Batch, BatchStream
 

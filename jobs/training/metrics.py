@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from cnn.evaluation.metrics import ClassScores
-from jobs.files import write_text_atomically
+from logpose.common.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def write_metrics(path: Path, rows: Sequence[EpochRow]) -> None:
     writer.writerow(field.name for field in fields(EpochRow))
     for row in rows:
         writer.writerow(_number(value) for value in asdict(row).values())
-    write_text_atomically(path, text.getvalue())
+    write_atomically(path, text.getvalue())
 
 
 def write_classes(path: Path, class_names: Sequence[str], scores: ClassScores) -> None:
@@ -60,7 +60,7 @@ def write_classes(path: Path, class_names: Sequence[str], scores: ClassScores) -
     writer.writerow(["class", *scores._fields])
     for name, *figures, images in zip(class_names, *scores, strict=True):
         writer.writerow([name, *(_number(None if math.isnan(value) else value) for value in figures), int(images)])
-    write_text_atomically(path, text.getvalue())
+    write_atomically(path, text.getvalue())
 
 
 def _number(value: float | None) -> str:

@@ -16,8 +16,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from jobs.files import written_atomically
 from jobs.training.metrics import EpochRow, is_better
+from logpose.common.files import atomic_writer
 
 TRAIN, VAL, RATE = "#8aa4c8", "#c2410c", "#9ca3af"  # one colour for each thing, in every image
 NAMED_CLASSES = 100  # beyond, names would hide each other, and take long
@@ -195,6 +195,6 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    with written_atomically(path) as file:
+    with atomic_writer(path) as file:
         FigureCanvasAgg(figure)  # attaches itself: no window system is ever asked for
         figure.savefig(file, format="png")

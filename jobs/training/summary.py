@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from jobs.console.progress import plural
-from jobs.files import write_text_atomically
+from logpose.common.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Summary:
 
 
 def write_summary(path: Path, summary: Summary) -> None:
-    write_text_atomically(path, json.dumps(asdict(summary), indent=2) + "\n")
+    write_atomically(path, json.dumps(asdict(summary), indent=2) + "\n")
 
 
 def summary_lines(summary: Summary) -> list[str]:

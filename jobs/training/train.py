@@ -7,15 +7,15 @@ from cnn.backends import pick_backend
 from cnn.checkpoint import initialise_from, load_checkpoint
 from cnn.errors import NonFiniteError
 from cnn.training.trainer import Recipe
-from jobs.console.cpu_count import available_cpus
 from jobs.console.progress import plural
 from jobs.errors import JobError
-from jobs.files import write_text_atomically
 from jobs.recipes.config import Overrides, differences, model_toml, resolve, to_toml
 from jobs.training.loop import Streams, Training, is_finished
 from jobs.training.metrics import write_metrics
 from jobs.training.run_folder import RunFolder, TrainingState
 from jobs.training.setup import build_card, build_trainer, describe_data, describe_training, measure
+from logpose.common.cpus import available_cpus
+from logpose.common.files import write_atomically
 from pipeline.build.destination import exclusive_lock
 from pipeline.dataset.schema import DUPLICATES_FILE
 from pipeline.dataset.store import Dataset
@@ -89,7 +89,7 @@ def train(
     with exclusive_lock(run_dir.with_name(f".{run_dir.name}.lock"), f"training into {run_dir}"):
         if not checkpoint:
             folder.clear()
-        write_text_atomically(folder.config, to_toml(recipe))
+        write_atomically(folder.config, to_toml(recipe))
         for file in (folder.summary, folder.report):  # what they say ends here
             file.unlink(missing_ok=True)
         if state.history:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from logpose.common.errors import printable
 from pipeline.build.destination import DestinationState, check_place, lock_destination, prepare_destination
 from pipeline.build.journal import Failure, Journal, ShardResult
 from pipeline.build.progress import BuildProgress
@@ -44,7 +45,7 @@ from pipeline.dataset.schema import (
 )
 from pipeline.dataset.store import Dataset, create, make_room, seal, shard_file
 from pipeline.duplicates.find import DuplicateGroups, find_duplicates
-from pipeline.errors import BuildError, ListingError, OptionError, TooManyFailures, printable
+from pipeline.errors import BuildError, ListingError, OptionError, TooManyFailures
 from pipeline.images.decode import FITS
 from pipeline.scan.class_folders import list_images
 

@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from logpose.common.files import write_atomically
 from pipeline.duplicates.find import DuplicateGroups
 from pipeline.duplicates.fingerprint import FINGERPRINT_BYTES
 from pipeline.errors import FailureKind
-from pipeline.files import write_atomically
 
 FOLDER = ".build"
 HOLE = -1
@@ -79,8 +79,9 @@ class Journal:
         """Start a journal for the build with this identity, of files described by a line each."""
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
-        write_atomically(self._folder / "files.txt", "\n".join(files))
-        write_atomically(self._folder / "build.json", json.dumps(identity, indent=1))  # last: now there is a journal
+        write_atomically(self._folder / "files.txt", "\n".join(files), shared=True)
+        content = json.dumps(identity, indent=1)
+        write_atomically(self._folder / "build.json", content, shared=True)  # last: now there is a journal
 
     def identity(self) -> dict[str, Any] | None:
         """What is being built here, or None if nothing is."""
@@ -96,7 +97,7 @@ class Journal:
 
     def take_over(self, run: str) -> None:
         """From now on only the workers of this run may write."""
-        write_atomically(self._folder / "run", run)
+        write_atomically(self._folder / "run", run, shared=True)
 
     def is_run_by(self, run: str) -> bool:
         """Whether no later run has taken over, and none has finished."""
@@ -112,8 +113,8 @@ class Journal:
         if files:
             numbers = np.array(files, dtype="<i8").tobytes()
             name = f"{blake2b(numbers, digest_size=8).hexdigest()}.fingerprints"
-            write_atomically(self._folder / name, numbers + fingerprints.tobytes())
-        write_atomically(self._file(result.part, result.shard), json.dumps(asdict(result)))
+            write_atomically(self._folder / name, numbers + fingerprints.tobytes(), shared=True)
+        write_atomically(self._file(result.part, result.shard), json.dumps(asdict(result)), shared=True)
 
     def results(self) -> dict[tuple[str, int], ShardResult]:
         """The finished shards by part and number. What cannot be read is as good as not finished."""
@@ -154,7 +155,8 @@ class Journal:
     def save_duplicates(self, copies: DuplicateGroups) -> None:
         """Note which files are copies. What follows must not change when one of them vanishes."""
         found = [(file, int(lead), copies.how[file]) for file, lead in enumerate(copies.lead) if lead != file]
-        write_atomically(self._folder / "copies.json", json.dumps({"files": len(copies.lead), "copies": found}))
+        content = json.dumps({"files": len(copies.lead), "copies": found})
+        write_atomically(self._folder / "copies.json", content, shared=True)
 
     def copies(self) -> DuplicateGroups | None:
         """What was noted, or None if nothing was yet."""

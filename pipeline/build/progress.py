@@ -6,9 +6,9 @@ import threading
 
 import numpy as np
 
+from logpose.common.errors import printable
 from pipeline.build.journal import Failure, ShardResult
 from pipeline.build.source_files import Source
-from pipeline.errors import printable
 
 
 class Stopped(Exception):

@@ -11,12 +11,13 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
+from logpose.common.errors import printable
+from logpose.common.files import write_atomically
 from pipeline.build.journal import Failure
 from pipeline.build.source_files import Source
 from pipeline.dataset.schema import DUPLICATES_FILE, DUPLICATES_HEADER, FAILURES_FILE, FAILURES_HEADER, DuplicateCounts
 from pipeline.duplicates.find import DuplicateGroups
-from pipeline.errors import FailureKind, printable
-from pipeline.files import write_atomically
+from pipeline.errors import FailureKind
 
 
 def write_failures(dest: Path, failures: Iterable[Failure]) -> None:
@@ -68,4 +69,4 @@ def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) 
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
-    write_atomically(path, text.getvalue())
+    write_atomically(path, text.getvalue(), shared=True)

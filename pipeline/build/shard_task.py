@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from logpose.common.errors import printable
 from pipeline.build.journal import HOLE, Failure, Journal, ShardResult
 from pipeline.build.source_files import SourceFile
 from pipeline.dataset.schema import shard_digest
 from pipeline.dataset.store import open_split, read_attributes, write_shard
 from pipeline.duplicates.fingerprint import fingerprints
-from pipeline.errors import BusyError, DatasetError, DecodeError, FailureKind, printable
+from pipeline.errors import BusyError, DatasetError, DecodeError, FailureKind
 from pipeline.images.decode import decode_image, quiet_pillow
 from pipeline.images.pixel_sums import add_colours
 

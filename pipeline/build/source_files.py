@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import printable
+from logpose.common.errors import printable
 from pipeline.scan.class_folders import Listing, SplitName
 
 

@@ -20,11 +20,12 @@ import numpy.typing as npt
 import zarr
 from zarr.storage import LocalStore
 
+from logpose.common.errors import printable
+from logpose.common.files import sync, write_atomically
 from pipeline.dataset.codecs import chunk_codecs
 from pipeline.dataset.schema import COLUMN_CHUNK_ROWS, IMAGE_DIMENSIONS, SPLITS, Attributes, Layout, layout
 from pipeline.dataset.shard_format import ReadSeconds, ShardReader, shard_pieces
-from pipeline.errors import Damage, DamageError, DatasetError, printable
-from pipeline.files import sync, write_atomically
+from pipeline.errors import Damage, DamageError, DatasetError
 
 # Without it zarr leaves out a chunk that is all zeros, and a black image would look like a missing one.
 _WRITE_ALL: Any = {"write_empty_chunks": True}
@@ -78,7 +79,7 @@ def write_shard(
     """
     place = shard_file(path, part, shard)
     place.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(place, shard_pieces(images, _metadata(path, part)), still_wanted)
+    write_atomically(place, shard_pieces(images, _metadata(path, part)), shared=True, before_rename=still_wanted)
 
 
 def seal(

@@ -18,30 +18,23 @@ from itertools import accumulate
 import numpy as np
 import numpy.typing as npt
 
+from logpose.common.splitmix64 import GOLDEN_GAMMA, MASK, mix
+
 Indices = npt.NDArray[np.int64]
 
 # Bytes of a window. A seed means another order with another number here. In stored order nothing is gained by much.
 WINDOW_BYTES = 64 * 2**20
 UNSHUFFLED_BYTES = 8 * 2**20
 
-_GOLDEN = 0x9E3779B97F4A7C15
-_MASK = 2**64 - 1
 _TRIES = 64  # places to look at for one that a row may move to
-
-
-def _mix(value: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finalizer of SplitMix64: each bit of the input flips about half of the output."""
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
 
 
 def hashes(count: int, *key: int) -> npt.NDArray[np.uint64]:
     """Random numbers (count,) of 64 bits that depend on the key and on nothing else."""
     state = np.zeros(1, dtype=np.uint64)
     for word in key:
-        state = _mix(state + np.array([(word + _GOLDEN) & _MASK], dtype=np.uint64))
-    return _mix(state + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GOLDEN))
+        state = mix(state + np.array([(word + GOLDEN_GAMMA) & MASK], dtype=np.uint64))
+    return mix(state + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(GOLDEN_GAMMA))
 
 
 def permutation(count: int, *key: int) -> Indices:
@@ -150,7 +143,7 @@ def _spread(order: Indices, chunk: Indices, natural: float, key: tuple[int, ...]
     """
     ordered = chunk[order]  # (n,)
     pairs = np.flatnonzero(ordered[1:] == ordered[:-1]) + 1  # (pairs,)
-    limit = np.uint64(min(int(natural * 2.0**64), _MASK))
+    limit = np.uint64(min(int(natural * 2.0**64), MASK))
     moving = pairs[hashes(len(pairs), *key, 1) > limit]  # (moving,)
     if natural >= 1 or not len(moving):
         return

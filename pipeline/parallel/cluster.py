@@ -101,7 +101,7 @@ def connect(address: str) -> Any:
     except ImportError as error:
         raise OptionError(
             "expected the package distributed for --scheduler, found it is not installed: run"
-            " \"pip install 'logpose[cluster]'\", or leave out --scheduler"
+            " \"pip install 'dask[distributed]'\", or leave out --scheduler"
         ) from error
     for name in ("distributed", "distributed.client"):  # of a lost connection we tell in one line
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -4,7 +4,6 @@ What is not overridden here is inherited from the reference: small, or rare.
 """
 
 import ctypes
-import os
 import sys
 from typing import Any
 
@@ -16,6 +15,7 @@ from cnn.backends.cpu import convolution, dense, elementwise, losses, norm, opti
 from cnn.backends.cpu.team import team_of
 from cnn.backends.cpu.workspace import Workspace
 from cnn.backends.reference import ReferenceBackend
+from logpose.common.cpus import available_cpus
 
 
 class CpuBackend(ReferenceBackend):
@@ -24,7 +24,7 @@ class CpuBackend(ReferenceBackend):
     name = "cpu"
 
     def __init__(self, threads: int | None = None, why: str = "") -> None:
-        self.threads = threads or _usable_cores()
+        self.threads = threads or available_cpus()
         threadpool_limits(1, user_api="blas")
         _keep_freed_memory()
         plural = "" if self.threads == 1 else "s"
@@ -168,8 +168,3 @@ def _keep_freed_memory() -> None:
         if mallopt is not None:  # musl has none
             mallopt(-4, 0)  # M_MMAP_MAX: large arrays come from the heap too
             mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: which keeps what is freed
-
-
-def _usable_cores() -> int:
-    """As many as this process may use, where the system says."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

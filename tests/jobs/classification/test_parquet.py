@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from jobs.classification.table import PartedTable, TableOptions, error_row, header, ok_row
 from jobs.errors import JobError
-from pipeline.errors import printable
+from logpose.common.errors import printable
 from tests.jobs.classification.tables import IDENTITY, PARQUET, PLAIN, all_odd, image, left, lone, names, save, texts
 
 

@@ -274,7 +274,7 @@ def test_a_folder_that_cannot_be_written_to(logpose: Logpose, copy: Path, monkey
     def refuse(path: Path) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("jobs.datasets.contact_sheet.written_atomically", refuse)
+    monkeypatch.setattr("jobs.datasets.contact_sheet.atomic_writer", refuse)
     outcome = logpose("info", copy)
     assert (outcome.code, outcome.err) == (0, "")
     said = value(outcome.out, "sheet")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ListingError, printable
+from logpose.common.errors import printable
+from pipeline.errors import ListingError
 from pipeline.scan.class_folders import list_images
 
 

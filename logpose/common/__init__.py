@@ -1,0 +1,1 @@
+"""Shared by pipeline, cnn and jobs, and independent of all three."""

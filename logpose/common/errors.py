@@ -1,0 +1,49 @@
+"""The root of every error that a user can do something about, and what their messages share.
+
+    LogposeError
+    ├── pipeline.errors.PipelineError   images and datasets
+    ├── cnn.errors.NetworkError         networks, recipes and model files
+    └── jobs.errors.JobError            the use of a job
+
+Every message is one line: what was expected, what was found, where, and what to do about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import ClassVar
+
+# Characters that would break a line on a terminal or in a log: C0, DEL, C1, line and paragraph separator.
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))} | {
+    0x2028: "\\u2028",
+    0x2029: "\\u2029",
+}
+
+
+class LogposeError(Exception):
+    """Root of logpose's errors. `exit_code` is what the command line exits with."""
+
+    exit_code: ClassVar[int] = 2
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+def printable(text: str) -> str:
+    """Return the text as one line of valid UTF-8.
+
+    File names may hold newlines, or bytes that are not valid UTF-8 (Python keeps those as lone surrogates). Both are
+    written as backslash escapes; everything else stays as it is.
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8").translate(_CONTROL)
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return the remedy for an unknown name: the known name most like it, or the list of all."""
+    names = sorted(known)
+    matches = get_close_matches(name.lower(), [candidate.lower() for candidate in names], n=1, cutoff=0.6)
+    if matches:
+        meant = next(candidate for candidate in names if candidate.lower() == matches[0])
+        return f"did you mean '{meant}'?"
+    return f"choose one of: {', '.join(names)}"
