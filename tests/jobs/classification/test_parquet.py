@@ -81,7 +81,7 @@ def test_parquet_has_the_same_bytes_however_the_rows_were_cut(tmp_path: Path, mo
 def test_without_pyarrow_parquet_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.delitem(sys.modules, "jobs.classification.parquet", raising=False)
-    with pytest.raises(JobError, match=r"found it cannot be imported \(.*\): run pip install 'logpose\[parquet\]'"):
+    with pytest.raises(JobError, match=r"found it cannot be imported \(.*\): run pip install pyarrow"):
         PartedTable(tmp_path / "out.parquet", IDENTITY, PARQUET, overwrite=False)
     assert left(tmp_path) == []
     PartedTable(tmp_path / "out.csv", IDENTITY, PLAIN, overwrite=False)
