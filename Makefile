@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 
 demo: $(VENV)/.base
 	$(BIN)/logpose demo
+	@echo "To use logpose in this shell: . $(BIN)/activate && logpose --help"
 
 test: $(VENV)/.dev
 	$(BIN)/ruff check .

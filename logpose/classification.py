@@ -1,0 +1,64 @@
+"""Classify whole folders from Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from jobs.classification.classify import classify as classify_job
+from jobs.console.output import Verbosity, verbosity_of
+from jobs.options import ClassifyOptions
+
+
+def classify(
+    images: str | Path,
+    model: str | Path,
+    out: str | Path,
+    *,
+    topk: int = 1,
+    threshold: float | None = None,
+    format: Literal["csv", "parquet"] | None = None,
+    spreadsheet_safe: bool = False,
+    views: Literal["none", "mirror", "mirror_shift"] = "none",
+    batch_size: int = 32,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    workers: int | None = None,
+    scheduler: str | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Path:
+    """Classify every file of a folder, or every image of a dataset, into a table; return the table's path.
+
+    One row per file, sorted by path; a file that cannot be read is a row with the reason. A classification that was
+    interrupted resumes.
+
+    Args:
+        images: A folder, however deep, one image, or a dataset.
+        model: A model file, or the folder of a training.
+        out: The table to write.
+        topk: Labels per image, the most likely first.
+        threshold: Below this probability the label is "unknown".
+        format: Format of the table; None: by the ending of `out`.
+        spreadsheet_safe: Escape cells that a spreadsheet would run as formulas.
+        views: Test-time augmentation: average over 2 ("mirror") or 6 ("mirror_shift") views of each image.
+        batch_size: Images computed at a time.
+        device: Where to compute; "auto" takes a GPU if one works.
+        workers: Threads that decode and compute; None: one per CPU.
+        scheduler: Address of a Dask cluster to work on instead.
+        overwrite: Replace a finished table.
+        quiet: Print nothing.
+
+    Raises:
+        LogposeError: The model, the images or the destination cannot be used.
+
+    >>> table = logpose.classify("images", "runs/colours", "colours.csv", quiet=True)
+    >>> table.read_text().splitlines()[0]
+    'filename,status,label,prob,error'
+    """
+    options = ClassifyOptions(
+        topk=topk, threshold=threshold, format=format, spreadsheet_safe=spreadsheet_safe, views=views,
+        batch_size=batch_size, device=device, workers=workers, scheduler=scheduler, overwrite=overwrite,
+    )  # fmt: skip
+    with verbosity_of(Verbosity.QUIET if quiet else Verbosity.NORMAL):
+        classify_job(Path(images), Path(model), Path(out), options)
+    return Path(out)

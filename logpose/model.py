@@ -1,0 +1,161 @@
+"""Load a trained network and classify images from Python."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from cnn.backends import pick_backend
+from cnn.errors import InputError
+from cnn.inference.predictor import Predictor
+from pipeline.images.decode import decode_pixels
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
+
+# One image: a file, an image opened with Pillow, or pixels of the model's own size, uint8 (H, W, 3).
+ImageLike: TypeAlias = "str | Path | npt.NDArray[np.uint8] | PILImage"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most likely class of an image.
+
+    label        name of the class
+    probability  of that class, calibrated by the model's temperature
+    top          (label, probability) of the `topk` most likely classes, the most likely first
+
+    >>> logpose.Prediction("dog", 0.93, (("dog", 0.93), ("horse", 0.05)))
+    Prediction(dog 93.0%, horse 5.0%)
+    """
+
+    label: str
+    probability: float
+    top: tuple[tuple[str, float], ...]
+
+    def __repr__(self) -> str:
+        return f"Prediction({', '.join(f'{label} {probability:.1%}' for label, probability in self.top)})"
+
+
+class Model:
+    """A trained network with its class names and preprocessing. `load` makes one.
+
+    path         of the model file
+    class_names  in the order of the outputs
+    size         (H, W) of the images it takes, in pixels
+
+    >>> logpose.load("runs/colours")
+    Model(plain: 3 classes, 16×16 pixels, cpu, runs/colours/model.safetensors)
+    """
+
+    def __init__(self, path: Path, predictor: Predictor) -> None:
+        self.path, self._predictor = path, predictor
+        self.class_names: tuple[str, ...] = predictor.card.class_names
+        self.size: tuple[int, int] = predictor.card.in_shape[:2]
+
+    def __repr__(self) -> str:
+        card, (height, width) = self._predictor.card, self.size
+        device = self._predictor.backend.name
+        return f"Model({card.model}: {len(self.class_names)} classes, {width}×{height} pixels, {device}, {self.path})"
+
+    @overload
+    def predict(self, images: ImageLike, *, topk: int = 1) -> Prediction: ...
+    @overload
+    def predict(self, images: Sequence[ImageLike], *, topk: int = 1) -> list[Prediction]: ...
+    def predict(self, images: ImageLike | Sequence[ImageLike], *, topk: int = 1) -> Prediction | list[Prediction]:
+        """Predict the class of one image, or of each image of a list or of an array (N, H, W, 3).
+
+        Raises:
+            LogposeError: A file cannot be read, or an array is not uint8 of the model's size.
+
+        >>> model = logpose.load("runs/colours")
+        >>> model.predict("images/red/000.png").label in model.class_names
+        True
+        >>> len(model.predict(["images/red/000.png", "images/blue/000.png"], topk=2))
+        2
+        """
+        if not 1 <= topk <= len(self.class_names):
+            raise InputError(f"topk: expected 1 to {len(self.class_names)}, the number of classes, found {topk}")
+        single = _is_single(images)
+        probabilities = self.probabilities(images)  # (N, C)
+        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :topk]  # (N, K)
+        found = []
+        for row, indices in zip(probabilities, order.tolist(), strict=True):
+            top = tuple((self.class_names[index], float(row[index])) for index in indices)
+            found.append(Prediction(*top[0], top))
+        return found[0] if single else found
+
+    def probabilities(self, images: ImageLike | Sequence[ImageLike]) -> npt.NDArray[np.float32]:
+        """Return each class's probability, float32 (N, classes), for the images that `predict` takes.
+
+        Raises:
+            LogposeError: As for `predict`.
+
+        >>> logpose.load("runs/colours").probabilities("images/red/000.png").shape
+        (1, 3)
+        """
+        return self._predictor.probabilities(self._pixels(images))
+
+    def _pixels(self, images: ImageLike | Sequence[ImageLike]) -> npt.NDArray[np.uint8]:
+        """The images as the network takes them: uint8 (N, H, W, 3)."""
+        if isinstance(images, np.ndarray) and images.ndim == 4:
+            return images
+        listed = [images] if _is_single(images) else list(images)  # type: ignore[arg-type]
+        pixels = np.empty((len(listed), *self.size, 3), np.uint8)  # (N, H, W, 3)
+        for number, image in enumerate(listed):
+            pixels[number] = self._one(image)  # type: ignore[arg-type]
+        return pixels
+
+    def _one(self, image: ImageLike) -> npt.NDArray[np.uint8]:
+        """One image as the network takes it: uint8 (H, W, 3)."""
+        fit = self._predictor.card.fit
+        if isinstance(image, str | Path):
+            if Path(image).is_dir():
+                raise InputError(
+                    f"expected an image, found the folder {image}: classify it into a table with logpose.classify"
+                )
+            return decode_pixels(Path(image), self.size, fit)
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.shape != (*self.size, 3):
+                raise InputError(
+                    f"expected pixels of {np.dtype(np.uint8)} {(*self.size, 3)}, found {image.dtype} {image.shape}:"
+                    " give the file's path, or PIL.Image.fromarray(array), which are resized as in training"
+                )
+            return image
+        if hasattr(image, "save") and hasattr(image, "mode"):  # Pillow's, resized by the one decoder that there is
+            file = io.BytesIO()
+            image.save(file, "PNG")
+            return decode_pixels(file.getvalue(), self.size, fit)
+        raise InputError(
+            f"expected a path, an array or a Pillow image, found {type(image).__name__}: give one of these, or a list"
+        )
+
+
+def _is_single(images: object) -> bool:
+    """Whether this is one image rather than several."""
+    if isinstance(images, np.ndarray):
+        return images.ndim != 4
+    return not isinstance(images, list | tuple)
+
+
+def load(path: str | Path, *, device: Literal["auto", "cpu", "cuda"] = "auto") -> Model:
+    """Load a trained network: a model file, or the folder of a training.
+
+    A model file never runs code: a network of your own must be registered before, by importing its module.
+
+    Raises:
+        LogposeError: The file is missing, damaged, or of a network that is not registered.
+
+    >>> model = logpose.load("runs/colours")
+    >>> model.class_names, model.size
+    (('blue', 'green', 'red'), (16, 16))
+    """
+    path = Path(path)
+    file = path / "model.safetensors" if path.is_dir() else path
+    return Model(file, Predictor(file, pick_backend(device)))

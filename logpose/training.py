@@ -1,0 +1,239 @@
+"""Train a network from Python, and look at how it went."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from itertools import chain, count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from cnn.losses import Loss
+from cnn.models import Model as Architecture
+from cnn.training.optimizers import Optimizer
+from cnn.training.recipe import Recipe
+from cnn.training.schedules import Schedule
+from jobs.console.output import Verbosity, verbosity_of
+from jobs.errors import JobError
+from jobs.options import ReportOptions, TrainOptions
+from jobs.recipes.config import resolve, to_toml
+from jobs.training.metrics import EpochRow
+from jobs.training.run_folder import RunFolder
+from jobs.training.summary import Summary
+from jobs.training.train import train as train_job
+from logpose.model import Model, load
+from pipeline.dataset.dataset import Dataset
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class History(Sequence[EpochRow]):
+    """The epochs of a training, one `EpochRow` each; `history["val_accuracy"]` is a column.
+
+    A notebook shows it as its curves.
+
+    >>> history = logpose.load_run("runs/colours").history
+    >>> len(history), history[-1].epoch, len(history["train_loss"])
+    (3, 3, 3)
+    """
+
+    def __init__(self, rows: Sequence[EpochRow]) -> None:
+        self._rows = tuple(rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[EpochRow]:
+        return iter(self._rows)
+
+    @overload
+    def __getitem__(self, key: int) -> EpochRow: ...
+    @overload
+    def __getitem__(self, key: slice) -> History: ...
+    @overload
+    def __getitem__(self, key: str) -> list[Any]: ...
+    def __getitem__(self, key: int | slice | str) -> EpochRow | History | list[Any]:
+        if isinstance(key, slice):
+            return History(self._rows[key])
+        if isinstance(key, str):
+            columns = [field.name for field in fields(EpochRow)]
+            if key not in columns:
+                raise KeyError(f"no column is called '{key}'; there are {', '.join(columns)}")
+            return [getattr(row, key) for row in self._rows]
+        return self._rows[key]
+
+    def __repr__(self) -> str:
+        lines = ["epoch  train loss  train acc  val loss  val acc"]
+        for row in self._rows:
+            val = "" if row.val_accuracy is None else f"  {row.val_loss:8.3f}  {row.val_accuracy:7.1%}"
+            lines.append(f"{row.epoch:5}  {row.train_loss:10.3f}  {row.train_accuracy:9.1%}{val}")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        """Return the columns by name, as `pandas.DataFrame` takes them."""
+        return {field.name: self[field.name] for field in fields(EpochRow)}
+
+    def plot(self) -> Figure:
+        """Plot loss and accuracy by epoch; return the Matplotlib figure."""
+        from jobs.drawing.plots import curves_figure
+
+        return curves_figure(self._rows)
+
+    def _repr_png_(self) -> bytes | None:
+        if not self._rows:
+            return None
+        file = io.BytesIO()
+        self.plot().savefig(file, format="png")
+        return file.getvalue()
+
+
+class TrainingRun:
+    """The folder of a training, and what is in it. `train` and `load_run` return one.
+
+    path     of the folder
+    history  figures of each epoch so far; plots itself
+    summary  figures of the best epoch, once the training is finished; else None
+    model    the best network so far, ready to predict
+
+    >>> run = logpose.load_run("runs/colours")
+    >>> run.path.name, run.summary.epochs, run.model.class_names
+    ('colours', 3, ('blue', 'green', 'red'))
+    """
+
+    def __init__(self, folder: RunFolder, dataset: Path | None = None) -> None:
+        self._folder, self._dataset = folder, dataset
+
+    @property
+    def path(self) -> Path:
+        return self._folder.path
+
+    @property
+    def history(self) -> History:
+        return History(self._folder.read_history())
+
+    @property
+    def summary(self) -> Summary | None:
+        return self._folder.read_summary()
+
+    @property
+    def model(self) -> Model:
+        return load(self.path)
+
+    def report(self, out: str | Path | None = None, *, quiet: bool = False) -> Path:
+        """Write the HTML report of the training; return its path. Raises LogposeError where there is no model yet."""
+        from jobs.report import report
+
+        with verbosity_of(Verbosity.QUIET if quiet else Verbosity.NORMAL):
+            return report(self.path, ReportOptions(Path(out) if out else None, self._dataset))
+
+    def __repr__(self) -> str:
+        summary = self.summary
+        if summary is None:
+            return f"TrainingRun({self.path}: {len(self.history)} epochs, not finished)"
+        accuracy = "" if summary.accuracy is None else f", accuracy {summary.accuracy:.1%} on validation"
+        return f"TrainingRun({self.path}: {summary.epochs} epochs, best {summary.epoch}{accuracy})"
+
+
+def load_run(path: str | Path) -> TrainingRun:
+    """Open the folder of a training.
+
+    Raises:
+        LogposeError: There is no training in it.
+
+    >>> logpose.load_run("runs/colours").history[0].epoch
+    1
+    """
+    folder = RunFolder(Path(path))
+    if not folder.last.exists() and not folder.model.exists():
+        raise JobError(
+            f"expected the folder of a training, found no model in {path}; train one first, or check the path"
+        )
+    return TrainingRun(folder)
+
+
+def train(
+    data: Dataset | str | Path,
+    run_dir: str | Path | None = None,
+    *,
+    model: Architecture | str | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    seed: int | None = None,
+    patience: int | None = None,
+    optimizer: Optimizer | str | None = None,
+    schedule: Schedule | str | None = None,
+    loss: Loss | str | None = None,
+    recipe: Recipe | str | Path | None = None,
+    values: Mapping[str, Any] | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    workers: int | None = None,
+    resume: bool = False,
+    init: str | Path | None = None,
+    ram_budget: int = 10**9,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> TrainingRun:
+    """Train a network on a dataset.
+
+    Interrupted with Ctrl-C, it saves and raises `LogposeError`; `resume=True` then ends with the same weights, bit for
+    bit, as if it had not been interrupted.
+
+    Args:
+        data: The dataset, or its path.
+        run_dir: Folder for the results; None: the first free one of runs/NAME, runs/NAME-2, …
+        model: Architecture: a name such as "resnet9", or an object such as one of a class with `register_model`.
+        epochs, batch_size, lr, seed, patience: Values of the recipe; None: the recipe's own.
+        optimizer, schedule, loss: Names such as "sgd", or objects such as `logpose.optimizers.SGD(lr=0.1)`.
+        recipe: What to start from: a name such as "best", a TOML file, or a `Recipe`.
+        values: More values of the recipe, such as {"augment.cutout": 0.3}.
+        device: Where to compute; "auto" takes a GPU if one works.
+        workers: Threads that read and decode images; None: one per CPU.
+        resume: Resume the training in `run_dir`; start if there is none.
+        init: A saved model to start from; its classes may differ.
+        ram_budget: Bytes for images; if all fit in, they are read once.
+        overwrite: Replace a finished training.
+        quiet: Print nothing.
+
+    Raises:
+        LogposeError: The recipe or the dataset cannot be used, or training diverged or was interrupted.
+
+    >>> run = logpose.train("colours.zarr", "runs/sgd", model="plain", epochs=2, optimizer="sgd", quiet=True)
+    >>> len(run.history), run.model.size
+    (2, (16, 16))
+    """
+    path = data.path if isinstance(data, Dataset) else Path(data)
+    folder = Path(run_dir) if run_dir is not None else _free_folder(path)
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "loss": loss}
+    texts = {f"{name}.name": part for name, part in parts.items() if isinstance(part, str) and name != "model"}
+    objects = {name: part for name, part in parts.items() if part is not None and not isinstance(part, str)}
+    options = TrainOptions(
+        model=model if isinstance(model, str) else None, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed,
+        patience=patience, set=tuple(f"{key}={_toml(value)}" for key, value in {**texts, **(values or {})}.items()),
+        recipe=recipe if isinstance(recipe, str) else None, config=recipe if isinstance(recipe, Path) else None,
+        device=device, workers=workers, resume=resume, init=Path(init) if init else None, ram_budget=ram_budget,
+        overwrite=overwrite,
+    )  # fmt: skip
+    whole = None  # the recipe, where objects say what text cannot
+    if isinstance(recipe, Recipe) or objects:
+        base = to_toml(recipe) if isinstance(recipe, Recipe) else ""
+        whole = replace(resolve(options, base, "recipe"), **objects)
+        if lr is not None:
+            whole = replace(whole, optimizer=replace(whole.optimizer, lr=lr))  # type: ignore[type-var]
+    with verbosity_of(Verbosity.QUIET if quiet else Verbosity.NORMAL):
+        return TrainingRun(train_job(path, folder, options, whole))
+
+
+def _free_folder(dataset: Path) -> Path:
+    """The first of runs/NAME, runs/NAME-2, … that does not exist."""
+    first = Path("runs") / dataset.resolve().stem
+    numbered = (first.with_name(f"{first.name}-{number}") for number in count(2))
+    return next(folder for folder in chain([first], numbered) if not folder.exists())
+
+
+def _toml(value: Any) -> str:
+    """A recipe's value as TOML; `none` where there is none."""
+    return "none" if value is None else json.dumps(list(value) if isinstance(value, tuple) else value)

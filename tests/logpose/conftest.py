@@ -1,0 +1,29 @@
+"""A folder as a user of the Python interface has it: images, a dataset and a finished training."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import logpose
+from tests.jobs.conftest import draw_classes
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """images/ (3 classes of 20), colours.zarr (16 pixels) and runs/colours (3 epochs). Copy it, or only read it."""
+    folder = tmp_path_factory.mktemp("python")
+    draw_classes(folder / "images", 20)
+    data = logpose.build(folder / "images", folder / "colours.zarr", size=16, val=0.2, quiet=True)
+    values = {"model.width": 4}
+    options = {"model": "plain", "epochs": 3, "batch_size": 8, "device": "cpu", "workers": 2}
+    logpose.train(data, folder / "runs" / "colours", values=values, quiet=True, **options)
+    return folder
+
+
+@pytest.fixture
+def workspace(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the folder, which is the current one."""
+    shutil.copytree(finished, tmp_path / "workspace")
+    monkeypatch.chdir(tmp_path / "workspace")
+    return tmp_path / "workspace"

@@ -1,0 +1,88 @@
+"""Folders and files of everyday names beside the user do not break the command line."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import logpose
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment with logpose installed from a wheel, and our dependencies beside it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
+    if tracked.returncode:
+        pytest.skip("not a git checkout: there is no list of the files to build from")
+    for name in filter(None, tracked.stdout.decode().split("\0")):
+        if (ROOT / name).is_file() and not name.startswith(("tests/", "benchmarks/")):
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, source / name)
+    build = "from setuptools import build_meta; print(build_meta.build_wheel('..'))"
+    done = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
+    python = folder / "venv" / "bin" / "python"
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    place = Path(subprocess.run([python, "-c", where], capture_output=True, text=True, check=True).stdout.strip())
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+        wheel.extractall(place)
+    (place / "dependencies.pth").write_text(sysconfig.get_path("purelib"))  # their own .pth files are not read there
+    return python
+
+
+def run(python: Path, folder: Path, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(python), *map(str, arguments)], cwd=folder, capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, "MPLBACKEND": "agg", **environment},
+    )  # fmt: skip
+
+
+def test_a_wheel_runs_the_demo_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+    few = "demo.TRAIN, demo.VAL, demo.NEW = (3, 1), (1, 2), (1, 3); demo.RECIPE['train.epochs'] = 1"
+    script = f"import sys; from jobs import demo; {few}; from logpose.__main__ import main; sys.exit(main(['demo']))"
+    done = run(installed, tmp_path, "-c", script)
+    assert done.returncode == 0, done.stderr
+    assert {"new.csv", "flags.zarr", "run"} <= {path.name for path in (tmp_path / "demo").iterdir()}
+    files = run(installed, tmp_path, "-c", "import logpose, jobs, cnn; print(logpose.__file__, jobs.__file__)")
+    assert str(ROOT) not in files.stdout, "the wheel was not what ran"
+
+
+@pytest.mark.parametrize("path", ["", "."])
+def test_packages_and_modules_of_the_same_name_do_no_harm(
+    installed: Path, finished: Path, tmp_path: Path, path: str
+) -> None:
+    for name in ("jobs", "cnn", "pipeline"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong package')")
+    (tmp_path / "numpy.py").write_text("raise SystemExit('the wrong module')")
+    for python in (installed, Path(sys.executable)):
+        out = tmp_path / f"{python.parent.parent.name}.csv"
+        command = ("-m", "logpose", "classify", finished / "images", finished / "runs/colours", out, "--device", "cpu")
+        done = run(python, tmp_path, *command, PYTHONPATH=path)
+        assert done.returncode == 0, done.stderr + done.stdout
+        assert len(out.read_text().splitlines()) == 61
+
+
+def test_import_says_what_shadows_it(tmp_path: Path) -> None:
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "__init__.py").touch()
+    done = run(Path(sys.executable), tmp_path, "-c", "import logpose; logpose.load", PYTHONPATH=str(ROOT))
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and last.startswith("ImportError: expected logpose's own package 'jobs'"), done.stderr
+    assert str(tmp_path / "jobs") in last
+
+
+def test_version_is_the_distributions() -> None:
+    from importlib.metadata import version
+
+    assert logpose.__version__ == version("logpose-cnn")
