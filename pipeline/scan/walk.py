@@ -104,7 +104,7 @@ def walk_files(
     """Yield the files of a tree, or the one file given, sorted by path as Python sorts strings.
 
     scratch   a folder for unnamed temporary files; used where a folder holds RUN_ENTRIES or more
-    exclude    called once with the path of each file and folder relative to the root; True excludes it, and all below it
+    exclude   called once with the path of each file and folder relative to the root; True leaves it out, with all below
 
     Leaves out hidden files and folders, and clutter. Follows links, but not in cycles. Holds in memory at most
     RUN_ENTRIES entries of each folder on the way to the current file.
