@@ -1,0 +1,1 @@
+"""Data pipeline: from a folder of images to a chunked Zarr dataset, and from there to batches."""

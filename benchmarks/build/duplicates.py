@@ -24,8 +24,8 @@ import numpy.typing as npt
 from PIL import Image, ImageEnhance, ImageOps
 
 from pipeline.duplicates.find import find_duplicates
-from pipeline.duplicates.fingerprint import CONTRAST, FINGERPRINT_BYTES, LENGTH, MEAN, fingerprint
-from pipeline.duplicates.matching import CROPS
+from pipeline.duplicates.fingerprint import CONTRAST, FINGERPRINT_BYTES, MEAN, NORM, fingerprint
+from pipeline.duplicates.matching import CROP_MATRICES
 from pipeline.images.decode import decode_pixels
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
@@ -147,7 +147,7 @@ class Prints:
 def timed(fingerprints: Fingerprints, workers: int) -> tuple[npt.NDArray[np.int64], list[str], float]:
     began = time.perf_counter()
     copies = find_duplicates(fingerprints, workers)
-    return copies.lead, copies.how, time.perf_counter() - began
+    return copies.representative, copies.transforms, time.perf_counter() - began
 
 
 def plant_and_find(arguments: argparse.Namespace) -> None:
@@ -224,8 +224,8 @@ def made_up(count: int, draw: Generator) -> tuple[Fingerprints, npt.NDArray[np.i
     for start in range(0, copies, 4096):
         chosen = originals[start : start + 4096]
         planes = result[chosen, : 2 * 256].view(np.int8).reshape(-1, 2, 16, 16).astype(np.float64)
-        down, across = draw.integers(0, len(CROPS) - 8, (2, len(chosen)))  # each end loses 0 to 7 hundredths
-        planes = CROPS[down][:, None] @ planes @ CROPS[across][:, None].swapaxes(-1, -2)
+        down, across = draw.integers(0, len(CROP_MATRICES) - 8, (2, len(chosen)))  # each end loses 0 to 7 hundredths
+        planes = CROP_MATRICES[down][:, None] @ planes @ CROP_MATRICES[across][:, None].swapaxes(-1, -2)
         planes *= np.where(draw.random(len(chosen)) < 0.5, 1.0, -1.0)[:, None, None, None] ** np.arange(16)
         planes += draw.standard_normal(planes.shape) * 2
         result[count - copies + start : count - copies + start + len(chosen), : 2 * 256] = quantised(planes)
@@ -237,7 +237,7 @@ def made_up(count: int, draw: Generator) -> tuple[Fingerprints, npt.NDArray[np.i
 def quantised(planes: npt.NDArray[np.float64]) -> Fingerprints:
     """(n, 2, 16, 16) -> (n, 512)"""
     planes[..., 0, 0] = 0
-    planes *= LENGTH / np.sqrt((planes * planes).sum((2, 3), keepdims=True))
+    planes *= NORM / np.sqrt((planes * planes).sum((2, 3), keepdims=True))
     return np.rint(planes).clip(-127, 127).astype(np.int8).reshape(len(planes), -1).view(np.uint8)
 
 

@@ -48,5 +48,5 @@ def _write_report(path: Path, damages: Iterable[Damage]) -> None:
     for damage in damages:
         start, stop = damage.rows
         for row, made_from in zip(range(start, stop), damage.paths or [""] * (stop - start), strict=True):
-            writer.writerow((damage.part, damage.array, damage.chunk, damage.file, row, made_from, damage.reason))
+            writer.writerow((damage.split, damage.array, damage.chunk, damage.file, row, made_from, damage.reason))
     write_atomically(path, text.getvalue())

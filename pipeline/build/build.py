@@ -44,7 +44,8 @@ from pipeline.dataset.schema import (
     layout,
 )
 from pipeline.dataset.store import Dataset, create, make_room, seal, shard_file
-from pipeline.duplicates.find import DuplicateGroups, find_duplicates
+from pipeline.duplicates.find import find_duplicates
+from pipeline.duplicates.groups import DuplicateGroups
 from pipeline.errors import BuildError, ListingError, OptionError, TooManyFailures
 from pipeline.images.decode import FITS
 from pipeline.scan.class_folders import list_images
@@ -227,7 +228,7 @@ class _Build:
             return np.array([file.part == "val" for file in self.source.files], dtype=np.bool_)  # (N,)
         if self._copies is None:
             return split(self.source.labels, self.options.val, self.options.seed)
-        return split_by_groups(self.source.labels, self._copies.lead, self.options.val, self.options.seed)
+        return split_by_groups(self.source.labels, self._copies.representative, self.options.val, self.options.seed)
 
     def _wanted(self) -> dict[ShardKey, tuple[int, ...]]:
         """The files of each shard, as far as is known now."""
@@ -258,9 +259,9 @@ class _Build:
                 self._on_progress(done, total, "comparisons", len(self.tally.failed))
 
             found = find_duplicates(prints, self.options.workers, progress)
-            copies.lead[good] = good[found.lead]
-            for file, how in zip(good.tolist(), found.how, strict=True):
-                copies.how[file] = how
+            copies.representative[good] = good[found.representative]
+            for file, how in zip(good.tolist(), found.transforms, strict=True):
+                copies.transforms[file] = how
         self._journal.save_duplicates(copies)
         return copies
 

@@ -27,8 +27,8 @@ import numpy as np
 import numpy.typing as npt
 
 from logpose.common.files import write_atomically
-from pipeline.duplicates.find import DuplicateGroups
 from pipeline.duplicates.fingerprint import FINGERPRINT_BYTES
+from pipeline.duplicates.groups import DuplicateGroups
 from pipeline.errors import FailureKind
 
 FOLDER = ".build"
@@ -154,8 +154,9 @@ class Journal:
 
     def save_duplicates(self, copies: DuplicateGroups) -> None:
         """Note which files are copies. What follows must not change when one of them vanishes."""
-        found = [(file, int(lead), copies.how[file]) for file, lead in enumerate(copies.lead) if lead != file]
-        content = json.dumps({"files": len(copies.lead), "copies": found})
+        members = np.flatnonzero(copies.representative != np.arange(len(copies.representative))).tolist()
+        found = [(file, int(copies.representative[file]), copies.transforms[file]) for file in members]
+        content = json.dumps({"files": len(copies.representative), "copies": found})
         write_atomically(self._folder / "copies.json", content, shared=True)
 
     def copies(self) -> DuplicateGroups | None:
@@ -165,7 +166,7 @@ class Journal:
             return None
         copies = DuplicateGroups(np.arange(entry["files"], dtype=np.int64), [""] * entry["files"])
         for file, lead, how in entry["copies"]:
-            copies.lead[file], copies.how[file] = lead, how
+            copies.representative[file], copies.transforms[file] = lead, how
         return copies
 
     # The end ------------------------------------------------------------------------------------------

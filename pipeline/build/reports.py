@@ -16,7 +16,7 @@ from logpose.common.files import write_atomically
 from pipeline.build.journal import Failure
 from pipeline.build.source_files import Source
 from pipeline.dataset.schema import DUPLICATES_FILE, DUPLICATES_HEADER, FAILURES_FILE, FAILURES_HEADER, DuplicateCounts
-from pipeline.duplicates.find import DuplicateGroups
+from pipeline.duplicates.groups import DuplicateGroups
 from pipeline.errors import FailureKind
 
 
@@ -40,7 +40,7 @@ def write_duplicates(
     in_val (N,) says which side an image is on. `how` says how an image differs from the first of its
     group, `labels` whether all of the group have the same.
     """
-    groups = _groups(copies.lead)
+    groups = _groups(copies.representative)
     rows = []
     counts = {"labels_differ": 0, "leaks": 0}
     for number, members in enumerate(groups, 1):
@@ -51,7 +51,7 @@ def write_duplicates(
         for file in members:
             label = source.class_names[source.files[file].label]
             part, path = "val" if in_val[file] else "train", printable(source.files[file].path)
-            rows.append((number, part, label, path, copies.how[file], "same" if same else "differ"))
+            rows.append((number, part, label, path, copies.transforms[file], "same" if same else "differ"))
     _write(dest / DUPLICATES_FILE, DUPLICATES_HEADER, rows)
     return DuplicateCounts(len(groups), len(rows), **counts)
 

@@ -72,7 +72,7 @@ class Source:
 def survey(listing: Listing) -> Source:
     """Look at each listed file."""
     files = tuple(
-        _look_at(listing.root, image.path, image.class_index, image.part) for image in listing.images
+        _look_at(listing.root, image.path, image.class_index, image.split) for image in listing.images
     )
     return Source(listing.root, tuple(map(printable, listing.classes)), files, listing.skipped)
 

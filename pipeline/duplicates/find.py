@@ -1,14 +1,15 @@
-"""Fingerprints -> groups of copies: images that are one image, resized, recompressed, mirrored, turned, inverted,
-recoloured or slightly cropped.
+"""Group near-duplicates by their fingerprints: images that differ only by resizing, recompression, mirroring,
+rotation by quarter turns, inversion, recolouring or slight cropping.
 
-A train/validation split must keep a group on one side: a network that has seen an image knows its copies.
+    fingerprints ──identical ones──▶ one of each ──candidates, matched──▶ links ──star clusters──▶ groups
+
+A train/validation split must not separate the images of a group: a network that was trained on one recognises the rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import product
 
@@ -17,146 +18,134 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from pipeline.duplicates.fingerprint import COEFFICIENTS, CONTRAST, MEAN, PLANES
+from pipeline.duplicates.groups import DuplicateGroups
 from pipeline.duplicates.matching import LEFT_RIGHT, TOP_BOTTOM, TRANSPOSED, Match, coefficients, crop_index, match
-from pipeline.duplicates.neighbours import Neighbours
+from pipeline.duplicates.neighbours import Neighbours, blocks
 
 Fingerprints = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
 
-# Correlation of two images' coefficients, one cropped and put upright, from which they are copies. Of planted copies
-# 2 in 1000 score less, of those of 32 px at JPEG quality 30 up to 1 in 100. Hardly any images that score more are no
-# copies; down to 0.85, drawings of the same kind of thing come in, as of two guitars.
-SIMILAR = 0.9
-PROMISING = 0.7  # on the way there, before the crop is found
+# Two images are near-duplicates from this correlation of their coefficients on, one cropped and reoriented to match
+# the other. Of planted duplicates 2 in 1000 score less, of those of 32 px at JPEG quality 30 up to 1 in 100. Hardly any
+# other pair scores more; down to 0.85, drawings of similar objects come in, as of two guitars.
+MIN_CORRELATION = 0.9
+MIN_COARSE_CORRELATION = 0.7  # before the crop is found
 
-# In levels of grey: what has less contrast is plain. So is what has few coefficients that matter, (sum of squares)**2 /
-# sum of fourth powers: any two gradients are alike, or two horizons. Of the images of CIFAR-10, 1 in 400 is plain.
-FAINT = 6
-FEW = 10
+# An image has low texture if its contrast is below MIN_TEXTURE_CONTRAST levels of grey, or if few coefficients matter:
+# their participation ratio, (sum of squares)**2 / sum of fourth powers, is below MIN_PARTICIPATION_RATIO. Any two
+# gradients correlate, or two horizons. Of the images of CIFAR-10, 1 in 400 has low texture.
+MIN_TEXTURE_CONTRAST = 6
+MIN_PARTICIPATION_RATIO = 10
 
-# Plain images must be more similar than others, of one colour, and neither inverted.
-SIMILAR_PLAIN = 0.98
-SAME_COLOUR = 6  # levels that the mean colours may differ by
-SAME_FLAT_COLOUR = 2
+# Low-texture images must correlate more, have the same mean colour, and not be inverted.
+MIN_LOW_TEXTURE_CORRELATION = 0.98
+MAX_COLOUR_DIFFERENCE = 6  # of mean colours, in levels
+MAX_FLAT_COLOUR_DIFFERENCE = 2  # where there is no texture at all
 
-# In levels: from such a difference of mean colours on, a copy is called recoloured. A crop alone shifts them a little.
-RECOLOURED, RECOLOURED_CROP = 8, 20
-REACH = 2  # links from the middle of a group to its ends
+# Mean colours that differ by so many levels are reported as recoloured. A crop alone shifts them a little.
+MIN_RECOLOURING, MIN_RECOLOURING_CROPPED = 8, 20
+MIN_CROP = 2  # hundredths of an axis, from which an image is reported as cropped
 
-CROPPED = 2  # hundredths of an axis, from which a copy is called cropped
+RADIUS = 2  # links from the centre of a group to its farthest members
 
-BLOCK = 1024  # images whose neighbours are looked for at a time
-PAIRS = 1024  # compared at a time
+BLOCK_IMAGES = 1024  # images whose neighbours are searched at a time
+BLOCK_PAIRS = 1024  # matched at a time
 
-POSITIONS = {
+ORIENTATION_NAMES = {
     0: (),
     LEFT_RIGHT: ("flipped",),
-    TOP_BOTTOM: ("flipped", "turned 180"),
-    LEFT_RIGHT | TOP_BOTTOM: ("turned 180",),
-    TRANSPOSED: ("flipped", "turned 270"),
-    TRANSPOSED | LEFT_RIGHT: ("turned 270",),
-    TRANSPOSED | TOP_BOTTOM: ("turned 90",),
-    TRANSPOSED | LEFT_RIGHT | TOP_BOTTOM: ("flipped", "turned 90"),
+    TOP_BOTTOM: ("flipped", "rotated 180"),
+    LEFT_RIGHT | TOP_BOTTOM: ("rotated 180",),
+    TRANSPOSED: ("flipped", "rotated 270"),
+    TRANSPOSED | LEFT_RIGHT: ("rotated 270",),
+    TRANSPOSED | TOP_BOTTOM: ("rotated 90",),
+    TRANSPOSED | LEFT_RIGHT | TOP_BOTTOM: ("flipped", "rotated 90"),
 }
-
-
-@dataclass(frozen=True)
-class DuplicateGroups:
-    """Which images are copies of which, of N.
-
-    lead  (N,) the first image of each one's group; itself if it is alone
-    how   (N,) how each differs from its lead: '' for a lead; 'same'; or what was done to it, in this order: 'flipped'
-          left to right, 'turned 90', 180 or 270 degrees clockwise, 'inverted', 'cropped', 'recoloured', joined by
-          commas; or 'copy of a copy', if only others of the group are alike enough to both
-    """
-
-    lead: Ints
-    how: list[str]
 
 
 def find_duplicates(
     fingerprints: Fingerprints, workers: int = 1, on_progress: Callable[[int, int], None] = lambda done, total: None
 ) -> DuplicateGroups:
-    """Group the images that are copies of one another.
+    """Group the images that are near-duplicates of one another.
 
-    fingerprints  (N, FINGERPRINT_BYTES), as `fingerprint` makes them; may be a memory map
+    fingerprints  (N, FINGERPRINT_BYTES), as made by `pipeline.duplicates.fingerprint`; may be a memory map
     workers       threads; the result is the same for any number
-    on_progress   called with images done and their total, from this thread
+    on_progress   called with the number of images done and their total, from the calling thread
 
     Needs a few hundred bytes an image, besides the fingerprints.
     """
     total = len(fingerprints)
-    middle, distinct = _equal(fingerprints)
-    flat = np.concatenate([_is_flat(fingerprints[part]) for part in _parts(distinct, BLOCK)] or [np.empty(0, np.bool_)])
-    _join_flat(fingerprints, distinct[flat], middle)
+    centre, distinct = _group_identical(fingerprints)
+    flat = np.concatenate([_is_flat(fingerprints[block]) for block in blocks(distinct, BLOCK_IMAGES)])  # (n,)
+    _group_flat(fingerprints, distinct[flat], centre)
     links = [np.empty((0, 2), np.int64)]
     done = total - np.count_nonzero(~flat)
-    for looked_at, found in _find_links(fingerprints, distinct[~flat], workers):
+    for searched, found in _find_links(fingerprints, distinct[~flat], workers):
         links.append(found)
-        done += looked_at
+        done += searched
         on_progress(int(done), total)
-    middles = _join_linked(np.concatenate(links), middle, REACH)
-    # An image with a thousand near-equals links with but a few of them, and they fall into several groups.
-    while len(links := [found for _, found in _find_links(fingerprints, middles, workers) if len(found)]):
-        middles = _join_linked(np.concatenate(links), middle, 1)
-    while not np.array_equal(middle, middle[middle]):
-        middle = middle[middle]
-    lead = np.full(total, total)  # (N,)
-    np.minimum.at(lead, middle, np.arange(total))
-    lead = lead[middle]
-    return DuplicateGroups(lead, _how(fingerprints, lead))
+    centres = _group_linked(np.concatenate(links), centre, RADIUS)
+    # An image with a thousand near-equals is linked to only a few of them, so they fall into several groups: merge
+    # groups by their centres until none are linked.
+    while len(links := [found for _, found in _find_links(fingerprints, centres, workers) if len(found)]):
+        centres = _group_linked(np.concatenate(links), centre, 1)
+    while not np.array_equal(centre, centre[centre]):
+        centre = centre[centre]
+    representative = np.full(total, total)  # (N,)
+    np.minimum.at(representative, centre, np.arange(total))
+    representative = representative[centre]
+    return DuplicateGroups(representative, _describe_transforms(fingerprints, representative))
 
 
 def _find_links(fingerprints: Fingerprints, images: Ints, workers: int) -> Iterator[tuple[int, Ints]]:
-    """Pairs (n, 2) that are copies, among some images: block by block, with the number of images of the block."""
+    """Yield the number of images of each block, and its pairs (n, 2) of near-duplicates among `images`."""
+    if not len(images):
+        return
     neighbours = Neighbours(fingerprints, images)
-    blocks = _parts(images, BLOCK)
-    # Each worker multiplies its own matrices; with threads of the BLAS on top, all would wait for one another.
+    parts = blocks(images, BLOCK_IMAGES)
+    # Each worker multiplies matrices of its own; with BLAS threads on top, they would all wait for one another.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(max(1, workers)) as pool:
-        for block, found in zip(blocks, pool.map(lambda b: _links(fingerprints, neighbours, b), blocks), strict=True):
+        for block, found in zip(parts, pool.map(lambda b: _links(fingerprints, neighbours, b), parts), strict=True):
             yield len(block), found
 
 
-def _parts(images: Ints, size: int) -> list[Ints]:
-    return [images[start : start + size] for start in range(0, len(images), size)]
+def _group_identical(fingerprints: Fingerprints) -> tuple[Ints, Ints]:
+    """The first image with the same fingerprint, for each image (N,); and these first images (n,).
 
-
-def _equal(fingerprints: Fingerprints) -> tuple[Ints, Ints]:
-    """The first image with the same fingerprint, of each (N,), and those first ones (n,).
-
-    Of a thousand equal images, each would find but the others in its neighbourhood.
+    Without this step, the neighbours of each of a thousand identical images would only be others of them.
     """
     first: dict[bytes, int] = {}
-    equal = np.empty(len(fingerprints), np.int64)  # (N,)
+    identical = np.empty(len(fingerprints), np.int64)  # (N,)
     for image in range(len(fingerprints)):
         digest = blake2b(fingerprints[image].tobytes(), digest_size=16).digest()
-        equal[image] = first.setdefault(digest, image)
-    return equal, np.fromiter(first.values(), np.int64, len(first))
+        identical[image] = first.setdefault(digest, image)
+    return identical, np.fromiter(first.values(), np.int64, len(first))
 
 
-def _join_linked(links: Ints, middle: Ints, reach: int) -> Ints:
-    """Join linked images to the middles of groups: links (n, 2), middle (N,) -> those middles (m,), in order.
+def _group_linked(links: Ints, centre: Ints, radius: int) -> Ints:
+    """Set the `centre` (N,) of linked images, links (n, 2), to that of their group; return the centres (m,), sorted.
 
-    Not all that hang together: something drawn on white matches itself moved by a little, and that moved again, until
-    all drawings are one group. Around the image with the most links, what so many links reach is a group.
+    Star clustering (Aslam, Pelekhov and Rus, 2004) with a radius in links: the image with the most links is a centre,
+    and all that `radius` links reach from it is its group; then the same among the rest. Connected components would be
+    too large: a shape on white matches itself moved a little, and that moved again, until all drawings are one group.
     """
-    near: dict[int, set[int]] = {}
+    linked: dict[int, set[int]] = {}
     for one, other in links.tolist():
-        near.setdefault(one, set()).add(other)
-        near.setdefault(other, set()).add(one)
-    middles = []
-    for image in sorted(near, key=lambda image: (-len(near[image]), image)):
-        if image not in near:
+        linked.setdefault(one, set()).add(other)
+        linked.setdefault(other, set()).add(one)
+    centres = []
+    for image in sorted(linked, key=lambda image: (-len(linked[image]), image)):
+        if image not in linked:
             continue
         group = border = {image}
-        for _ in range(reach):
-            border = {other for one in border for other in near[one] if other in near} - group
+        for _ in range(radius):
+            border = {other for one in border for other in linked[one] if other in linked} - group
             group = group | border
-        middles.append(image)
-        middle[list(group)] = image
+        centres.append(image)
+        centre[list(group)] = image
         for member in group:
-            del near[member]
-    return np.array(sorted(middles), np.int64)
+            del linked[member]
+    return np.array(sorted(centres), np.int64)
 
 
 def _is_flat(fingerprints: Fingerprints) -> npt.NDArray[np.bool_]:
@@ -164,105 +153,114 @@ def _is_flat(fingerprints: Fingerprints) -> npt.NDArray[np.bool_]:
     return np.all(fingerprints[:, :COEFFICIENTS] == 0, axis=1)
 
 
-def _join_flat(fingerprints: Fingerprints, flat: Ints, middle: Ints) -> None:
-    """Join images of one flat colour with the first of about that colour: not with the next, which would chain."""
-    cells: dict[tuple[int, ...], list[tuple[int, ...]]] = {}  # colours of leads, by their cell of the colour cube
+def _group_flat(fingerprints: Fingerprints, flat: Ints, centre: Ints) -> None:
+    """Group images of one flat colour with the first of about that colour, which cannot form chains."""
+    cells: dict[tuple[int, ...], list[tuple[int, ...]]] = {}  # colours of centres, by their cell of the colour cube
     firsts: dict[tuple[int, ...], int] = {}
     for image in flat.tolist():
         colour = tuple(fingerprints[image, MEAN].tolist())
-        spans = [range((value - SAME_FLAT_COLOUR) // 8, (value + SAME_FLAT_COLOUR) // 8 + 1) for value in colour]
+        limit = MAX_FLAT_COLOUR_DIFFERENCE
+        spans = [range((value - limit) // 8, (value + limit) // 8 + 1) for value in colour]
         near = [other for cell in product(*spans) for other in cells.get(cell, ())]
-        near = [o for o in near if max(abs(a - b) for a, b in zip(o, colour, strict=True)) <= SAME_FLAT_COLOUR]
+        near = [other for other in near if max(abs(a - b) for a, b in zip(other, colour, strict=True)) <= limit]
         if near:
-            middle[image] = min(firsts[other] for other in near)
+            centre[image] = min(firsts[other] for other in near)
         else:
             firsts[colour] = image
             cells.setdefault(tuple(value // 8 for value in colour), []).append(colour)
 
 
 def _links(fingerprints: Fingerprints, neighbours: Neighbours, block: Ints) -> Ints:
-    """Pairs (n, 2) that are copies, of the images of a block and any others."""
-    candidates = neighbours.of(block)
+    """Pairs (n, 2) of near-duplicates: an image of the block, and any other."""
+    candidates = neighbours.candidates(block)
     links = []
-    for part in _parts(np.arange(len(candidates.first)), PAIRS):
-        first, second = fingerprints[candidates.first[part]], fingerprints[candidates.second[part]]
-        plane = candidates.plane[part]
-        rows = np.arange(len(part))
+    for pairs in blocks(np.arange(len(candidates.first)), BLOCK_PAIRS):
+        first, second = fingerprints[candidates.first[pairs]], fingerprints[candidates.second[pairs]]
+        plane = candidates.plane[pairs]
+        rows = np.arange(len(pairs))
         found = match(
             coefficients(first)[rows, plane],
             coefficients(second)[rows, plane],
-            candidates.down[part],
-            candidates.across[part],
-            PROMISING,
+            candidates.crop_y[pairs],
+            candidates.crop_x[pairs],
+            MIN_COARSE_CORRELATION,
         )
-        alike = _alike(found, first, second, plane)
-        links.append(np.stack([candidates.first[part][alike], candidates.second[part][alike]], axis=1))
-    return np.concatenate(links) if links else np.empty((0, 2), np.int64)
+        similar = _is_duplicate(found, first, second, plane)  # (p,)
+        links.append(np.stack([candidates.first[pairs][similar], candidates.second[pairs][similar]], axis=1))
+    return np.concatenate(links)
 
 
-def _alike(found: Match, first: Fingerprints, second: Fingerprints, plane: Ints | int) -> npt.NDArray[np.bool_]:
-    """Which of P pairs are copies: fingerprints (P, FINGERPRINT_BYTES), compared in a plane."""
-    as_they_are = np.zeros(len(first), np.bool_)
-    same_colour = ~found.inverted & (_colour_difference(first, second, as_they_are) <= SAME_COLOUR)  # (P,)
-    plain = _is_plain(first, plane) | _is_plain(second, plane)  # (P,)
-    return np.where(plain, same_colour & (found.score >= SIMILAR_PLAIN), found.score >= SIMILAR)
+def _is_duplicate(found: Match, first: Fingerprints, second: Fingerprints, plane: Ints | int) -> npt.NDArray[np.bool_]:
+    """Decide (P,) for pairs of fingerprints (P, FINGERPRINT_BYTES), matched in a plane."""
+    not_inverted = np.zeros(len(first), np.bool_)  # (P,)
+    same_colour = ~found.inverted & (_colour_difference(first, second, not_inverted) <= MAX_COLOUR_DIFFERENCE)  # (P,)
+    low_texture = _has_low_texture(first, plane) | _has_low_texture(second, plane)  # (P,)
+    return np.where(
+        low_texture, same_colour & (found.score >= MIN_LOW_TEXTURE_CORRELATION), found.score >= MIN_CORRELATION
+    )
 
 
-def _is_plain(fingerprints: Fingerprints, plane: Ints | int) -> npt.NDArray[np.bool_]:
+def _has_low_texture(fingerprints: Fingerprints, plane: Ints | int) -> npt.NDArray[np.bool_]:
     """(P, FINGERPRINT_BYTES) -> (P,)"""
     rows = np.arange(len(fingerprints))
     squares = np.square(coefficients(fingerprints)[rows, plane]).astype(np.int64)  # (P, 16, 16)
-    few = squares.sum((1, 2)) ** 2 < FEW * (squares * squares).sum((1, 2))  # (P,)
-    return few | (fingerprints[:, CONTRAST][rows, plane] < 2 * FAINT)
+    few = squares.sum((1, 2)) ** 2 < MIN_PARTICIPATION_RATIO * (squares * squares).sum((1, 2))  # (P,)
+    return few | (fingerprints[:, CONTRAST][rows, plane] < 2 * MIN_TEXTURE_CONTRAST)
 
 
 def _colour_difference(first: Fingerprints, second: Fingerprints, inverted: npt.NDArray[np.bool_]) -> Ints:
-    """Greatest difference (P,) of the mean colours, in levels."""
+    """Greatest difference (P,) of the mean colours over the channels, in levels."""
     means = second[:, MEAN].astype(np.int64)  # (P, 3)
     means = np.where(inverted[:, None], 255 - means, means)
     return np.abs(means - first[:, MEAN]).max(axis=1)
 
 
-def _how(fingerprints: Fingerprints, lead: Ints) -> list[str]:
-    """How each image differs from its lead."""
-    how = [""] * len(lead)
-    for part in _parts(np.flatnonzero(lead != np.arange(len(lead))), PAIRS):
-        firsts, seconds = fingerprints[lead[part]], fingerprints[part]
-        words = np.full(len(part), "copy of a copy", dtype=object)  # (n,)
-        words[(firsts == seconds).all(axis=1) | _is_flat(firsts)] = "same"
-        for plane, start, reverse in product(range(PLANES), (crop_index(0, 0), crop_index(3, 3)), (False, True)):
-            rest = np.flatnonzero(words == "copy of a copy")  # (r,)
+def _describe_transforms(fingerprints: Fingerprints, representative: Ints) -> list[str]:
+    """`DuplicateGroups.transforms` for the representatives (N,)."""
+    transforms = [""] * len(representative)
+    for members in blocks(np.flatnonzero(representative != np.arange(len(representative))), BLOCK_PAIRS):
+        firsts, seconds = fingerprints[representative[members]], fingerprints[members]
+        texts = np.full(len(members), "indirect", dtype=object)  # (n,)
+        texts[(firsts == seconds).all(axis=1) | _is_flat(firsts)] = "same"
+        for plane, crop, reverse in product(range(PLANES), (crop_index(0, 0), crop_index(3, 3)), (False, True)):
+            rest = np.flatnonzero(texts == "indirect")  # (r,)
             first, second = firsts[rest], seconds[rest]
             if reverse:
                 first, second = second, first
-            crops = np.full(len(rest), start)  # (r,)
-            found = match(coefficients(first)[:, plane], coefficients(second)[:, plane], crops, crops, PROMISING)
-            alike = _alike(found, first, second, plane)
-            words[rest[alike]] = _words(found.take(alike), first[alike], second[alike], reverse, plane > 0)
-        for image, said in zip(part.tolist(), words, strict=True):
-            how[image] = said
-    return how
+            crops = np.full(len(rest), crop)  # (r,)
+            found = match(
+                coefficients(first)[:, plane], coefficients(second)[:, plane], crops, crops, MIN_COARSE_CORRELATION
+            )
+            similar = _is_duplicate(found, first, second, plane)  # (r,)
+            texts[rest[similar]] = _name_transforms(
+                found.take(similar), first[similar], second[similar], reverse, plane > 0
+            )
+        for image, text in zip(members.tolist(), texts, strict=True):
+            transforms[image] = text
+    return transforms
 
 
-def _words(found: Match, first: Fingerprints, second: Fingerprints, reverse: bool, luma_differs: bool) -> list[str]:
-    """What was done to the second, or if reverse to the first, in words."""
-    cut = np.maximum(_cut(found.down), _cut(found.across))  # (P,)
-    limit = np.where(cut >= CROPPED, RECOLOURED_CROP, RECOLOURED)  # (P,)
+def _name_transforms(
+    found: Match, first: Fingerprints, second: Fingerprints, reverse: bool, luma_differs: bool
+) -> list[str]:
+    """The transforms from each first image to its second, or from the second to the first if `reverse`, in words."""
+    crop = np.maximum(_crop_percent(found.crop_y), _crop_percent(found.crop_x))  # (P,)
+    limit = np.where(crop >= MIN_CROP, MIN_RECOLOURING_CROPPED, MIN_RECOLOURING)  # (P,)
     recoloured = luma_differs | (_colour_difference(first, second, found.inverted) >= limit)  # (P,)
-    said = []
-    for pair, position in enumerate(found.position.tolist()):
-        if reverse and position in (TRANSPOSED | LEFT_RIGHT, TRANSPOSED | TOP_BOTTOM):
-            position ^= LEFT_RIGHT | TOP_BOTTOM  # a quarter turn, undone
-        words = [
-            *POSITIONS[position],
+    texts = []
+    for pair, orientation in enumerate(found.orientation.tolist()):
+        if reverse and orientation in (TRANSPOSED | LEFT_RIGHT, TRANSPOSED | TOP_BOTTOM):
+            orientation ^= LEFT_RIGHT | TOP_BOTTOM  # the inverse of a quarter turn; all others are their own inverses
+        names = [
+            *ORIENTATION_NAMES[orientation],
             *(["inverted"] if found.inverted[pair] else []),
-            *(["cropped"] if cut[pair] >= CROPPED else []),
+            *(["cropped"] if crop[pair] >= MIN_CROP else []),
             *(["recoloured"] if recoloured[pair] else []),
         ]
-        said.append(", ".join(words) or "same")
-    return said
+        texts.append(", ".join(names) or "same")
+    return texts
 
 
-def _cut(crops: Ints) -> Ints:
-    """Hundredths of an axis that crops lack."""
+def _crop_percent(crops: Ints) -> Ints:
+    """Hundredths of an axis that each crop removes, at both ends together."""
     return crops // crop_index(1, 0) + crops % crop_index(1, 0)

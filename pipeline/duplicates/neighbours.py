@@ -1,10 +1,14 @@
-"""Fingerprints -> for each image the few others that may be copies of it, found without comparing all with all.
+"""Approximate nearest-neighbour search over fingerprints: the few candidate near-duplicates of each image.
 
-Images are compared by what mirroring, turning and inverting leave alone: of the lowest coefficients the absolute
-values, those of (u, v) and (v, u) in the order of their size. Two such descriptors are never further apart than the
-coefficients are in the best position. Crops do change them, so each image asks for several crops of itself.
+Images are compared by descriptors that mirroring, rotation by quarter turns and inversion leave alone: the absolute
+values of the lowest coefficients, those of (u, v) and (v, u) in the order of their size. Two descriptors are never
+further apart than the coefficients are in the best orientation. Crops do change them, so each image queries with
+several crops of itself.
 
-All values are whole numbers, held in float32 but below 2**24: a matrix product of them is exact on any machine.
+Large sets are searched by cluster pruning (Manning, Raghavan and Schütze, Introduction to Information Retrieval,
+7.1.6): a random sample of the images leads a cell each, and a query is compared with the images of the nearest cells.
+
+All values are integers, held in float32 but below 2**24: a matrix product of them is exact on any machine.
 """
 
 from __future__ import annotations
@@ -17,52 +21,53 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.duplicates.fingerprint import COUNT, PLANES
-from pipeline.duplicates.matching import CROPS, LOW, Floats, Ints, coefficients, crop_index
+from pipeline.duplicates.fingerprint import FREQUENCIES, PLANES
+from pipeline.duplicates.matching import CROP_MATRICES, LOW_FREQUENCIES, Floats, Ints, coefficients, crop_index
 from pipeline.loader.epoch_order import permutation
 
 Descriptors = npt.NDArray[np.uint8]
 _Number = TypeVar("_Number", bound=np.generic)
 
-# Crops of an axis that an image asks for: with one of them, any crop of up to 6 % a side is at most about 2 off.
-ASKED = np.array([crop_index(1, 1), crop_index(4, 2), crop_index(2, 4)])
-HYPOTHESES = len(ASKED) ** 2
+# Crops of an axis that an image queries with: one of them is at most about 2 off any crop of up to 6 % a side.
+QUERY_CROPS = np.array([crop_index(1, 1), crop_index(4, 2), crop_index(2, 4)])
+QUERIES = len(QUERY_CROPS) ** 2  # of an image
 
-FAR = 4  # copies' squared distance is at most this part of a descriptor's squared length
-KEPT = 16  # neighbours of an image that are looked at more closely
-KEPT_OF_CELL = 4  # the nearest to one of its crops, of one cell
+MIN_DISTANCE_RATIO = 4  # of a query's squared norm to the squared distance of a candidate
+MAX_CANDIDATES = 16  # of an image
+MAX_CELL_CANDIDATES = 4  # of a query, in one cell
 
-# Up to so many images, all are compared with all. Beyond, each crop only with those in the cells nearest to it, and
-# by the very lowest frequencies, which a crop changes least. Of 50,000 images that is 1 in 35 or so, and 99 in 100
-# cropped copies are among them.
-ONE_CELL = 1000
-CELLS = 2  # times the square root of the images
-PROBES = 8
-LOWEST = 5
+# Up to so many images, each is compared with all. Beyond, a query only with those in the cells nearest to it by the
+# very lowest frequencies, which a crop changes least. Of 50,000 images that is about 1 in 35, and 99 % of the cropped
+# duplicates are among them.
+MAX_EXHAUSTIVE = 1000
+CELLS_FACTOR = 2  # cells, in units of the square root of the number of images
+PROBED_CELLS = 8  # of a query
+CELL_FREQUENCIES = 5
 
-# How many values the digits of a hit may have: 12 bits are left for the images that are asked about at once.
-_WAYS, _DISTANCES, _IMAGES = 2**5, 2**16, 2**30
+# Ranges of the digits in a packed hit: 12 bits are left for the querying images of a block.
+_VARIANTS, _DISTANCES, _IMAGES = 2**5, 2**16, 2**30
 
-SCORES = 2**20  # computed at a time
-_UPPER, _RIGHT = np.triu_indices(LOW, 1)  # (28,)
-_DIAGONAL = np.arange(1, LOW)  # (7,)
-_LOWEST = np.flatnonzero(np.concatenate([_RIGHT, _RIGHT, _DIAGONAL]) < LOWEST)  # (24,) where they are in a descriptor
+BLOCK = 4096  # images described at a time
+BLOCK_SCORES = 2**20  # computed at a time
+_UPPER, _RIGHT = np.triu_indices(LOW_FREQUENCIES, 1)  # (28,)
+_DIAGONAL = np.arange(1, LOW_FREQUENCIES)  # (7,)
+_CELL_VALUES = np.flatnonzero(np.concatenate([_RIGHT, _RIGHT, _DIAGONAL]) < CELL_FREQUENCIES)  # (24,) of a descriptor
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """P pairs that may be copies, each at most once.
+    """P pairs of possible near-duplicates, each at most once.
 
-    first, second  (P,) images
-    plane          (P,) in which they were found
-    down, across   (P,) the crop of the first that comes nearest to the second
+    first, second   (P,) images
+    plane           (P,) in which they were found
+    crop_y, crop_x  (P,) the crop of the first that is nearest to the second
     """
 
     first: Ints
     second: Ints
     plane: Ints
-    down: Ints
-    across: Ints
+    crop_y: Ints
+    crop_x: Ints
 
 
 def _describe(low: Floats) -> Descriptors:
@@ -73,14 +78,14 @@ def _describe(low: Floats) -> Descriptors:
     return np.concatenate([np.maximum(over, under), np.minimum(over, under), middle], axis=-1)
 
 
-def _squares(descriptors: Descriptors) -> Ints:
+def _squared_norms(descriptors: Descriptors) -> Ints:
     """(..., d) -> (...)"""
     wide = descriptors.astype(np.int64)  # (..., d)
     return (wide * wide).sum(-1)
 
 
-def _members(descriptors: Descriptors, squares: Ints) -> npt.NDArray[np.float32]:
-    """Descriptors (n, d) as columns (d + 2, n): asked by `_questions`, they answer with - squared distance."""
+def _database_columns(descriptors: Descriptors, squares: Ints) -> npt.NDArray[np.float32]:
+    """Descriptors (n, d) as columns (d + 2, n): `_query_rows` @ these = - squared distances."""
     count, length = descriptors.shape
     columns = np.empty((length + 2, count), np.float32)  # (d + 2, n)
     columns[:length] = descriptors.T
@@ -89,132 +94,136 @@ def _members(descriptors: Descriptors, squares: Ints) -> npt.NDArray[np.float32]
     return columns
 
 
-def _questions(descriptors: Descriptors) -> npt.NDArray[np.float32]:
+def _query_rows(descriptors: Descriptors) -> npt.NDArray[np.float32]:
     """(n, d) -> (n, d + 2)"""
     count, length = descriptors.shape
     rows = np.empty((count, length + 2), np.float32)  # (n, d + 2)
     rows[:, :length] = descriptors
     rows[:, :length] *= 2
     rows[:, length] = -1
-    rows[:, length + 1] = -_squares(descriptors)
+    rows[:, length + 1] = -_squared_norms(descriptors)
     return rows
 
 
-class _Plane:
+class _PlaneIndex:
     """The images' descriptors in one plane, sorted into cells around some of them, the leaders."""
 
     def __init__(self, fingerprints: npt.NDArray[np.uint8], images: Ints, plane: int) -> None:
         # A flat image has no structure to find it by.
-        part = slice(plane * COUNT * COUNT, (plane + 1) * COUNT * COUNT)
-        has_structure = [fingerprints[chunk, part].any(axis=1) for chunk in _chunks(images)]
+        values = slice(plane * FREQUENCIES**2, (plane + 1) * FREQUENCIES**2)
+        has_structure = [fingerprints[block, values].any(axis=1) for block in blocks(images, BLOCK)]
         self.plane = plane
         images = images[np.concatenate(has_structure)]
         count = len(images)
-        leaders = np.sort(permutation(count, 0)[: CELLS * isqrt(count) if count > ONE_CELL else 1])  # (L,)
-        lowest = self._described(fingerprints, images[leaders])[:, _LOWEST]  # (L, 24)
-        self._leaders = _members(lowest, _squares(lowest))  # (26, L)
-        descriptors = np.empty((count, LOW * LOW - 1), np.uint8)  # (n, 63)
-        cells = np.empty(count, np.int64)  # (n,)
-        for start in range(0, count, 4096):
-            block = self._described(fingerprints, images[start : start + 4096])  # (b, 63)
-            descriptors[start : start + 4096] = block
-            cells[start : start + 4096] = self.nearest_cell(block)
+        cell_count = CELLS_FACTOR * isqrt(count) if count > MAX_EXHAUSTIVE else 1
+        leaders = np.sort(permutation(count, 0)[:cell_count])  # (L,)
+        coarse = self._described(fingerprints, images[leaders])[:, _CELL_VALUES]  # (L, 24)
+        self._leaders = _database_columns(coarse, _squared_norms(coarse))  # (26, L)
+        descriptors = np.empty((count, LOW_FREQUENCIES**2 - 1), np.uint8)  # (n, 63)
+        squares, cells = np.empty((2, count), np.int64)  # (n,) each
+        for start in range(0, count, BLOCK):
+            span = slice(start, start + BLOCK)
+            descriptors[span] = self._described(fingerprints, images[span])
+            squares[span] = _squared_norms(descriptors[span])
+            cells[span] = self._cell_scores(descriptors[span]).argmax(1)  # of two equally near, the first
         order = np.argsort(cells, kind="stable")  # (n,)
         self.images = images[order]  # (n,) cell by cell
         self._descriptors = descriptors[order]
-        self._squares = np.concatenate([_squares(part) for part in _chunks(self._descriptors)])  # (n,)
+        self._squares = squares[order]
         self.bounds = np.searchsorted(cells[order], np.arange(self._leaders.shape[1] + 1))  # (L + 1,)
 
     def _described(self, fingerprints: npt.NDArray[np.uint8], images: Ints) -> Descriptors:
-        return _describe(coefficients(fingerprints[images])[:, self.plane, :LOW, :LOW])
+        return _describe(coefficients(fingerprints[images])[:, self.plane, :LOW_FREQUENCIES, :LOW_FREQUENCIES])
 
-    def nearest_cell(self, descriptors: Descriptors) -> Ints:
-        """The nearest cell (n,) of descriptors (n, 63), of two equally near the first."""
-        return (_questions(descriptors[:, _LOWEST]) @ self._leaders).argmax(1)
+    def _cell_scores(self, descriptors: Descriptors) -> npt.NDArray[np.float32]:
+        """- squared distances (n, L) of descriptors (n, 63) to the leaders."""
+        return _query_rows(descriptors[:, _CELL_VALUES]) @ self._leaders
 
-    def near_cells(self, descriptors: Descriptors) -> tuple[Ints, Ints]:
-        """Which of the descriptors (n, 63) should look into which cell: two (p,), in the order of the cells."""
-        scores = _questions(descriptors[:, _LOWEST]) @ self._leaders  # (n, L)
-        rows, cells = _highest(scores, np.ones(scores.shape, np.bool_), PROBES)
+    def cells_to_probe(self, descriptors: Descriptors) -> tuple[Ints, Ints]:
+        """Rows of the descriptors (n, 63), and the cells to compare them with: two (p,), in the order of the cells."""
+        scores = self._cell_scores(descriptors)  # (n, L)
+        rows, cells = _top_k(scores, np.ones(scores.shape, np.bool_), PROBED_CELLS)
         order = np.argsort(cells, kind="stable")  # (p,)
         return rows[order], cells[order]
 
     def members(self, cell: int) -> tuple[Ints, npt.NDArray[np.float32]]:
         """The images (m,) of a cell and their columns (65, m)."""
         span = slice(self.bounds[cell], self.bounds[cell + 1])
-        return self.images[span], _members(self._descriptors[span], self._squares[span])
+        return self.images[span], _database_columns(self._descriptors[span], self._squares[span])
 
 
-def _crops(images: Floats, crops: Ints) -> Floats:
-    """The lowest coefficients (n, c, c, 8, 8) of images (n, 16, 16), by crop down and crop across."""
-    count = len(crops)
-    matrix = CROPS[crops, :LOW].reshape(count * LOW, COUNT)  # (8c, 16)
-    both = matrix @ (images.reshape(-1, COUNT) @ matrix.T).reshape(-1, COUNT, count * LOW)  # (n, 8c, 8c)
-    return both.reshape(-1, count, LOW, count, LOW).swapaxes(2, 3)
+def _query_coefficients(images: Floats, crops: Ints) -> Floats:
+    """The lowest coefficients (n, c, c, 8, 8) of images (n, 16, 16), by `crop_y` and `crop_x` out of `crops` (c,)."""
+    count, low = len(crops), LOW_FREQUENCIES
+    matrix = CROP_MATRICES[crops, :low].reshape(count * low, FREQUENCIES)  # (8c, 16)
+    both = matrix @ (images.reshape(-1, FREQUENCIES) @ matrix.T).reshape(-1, FREQUENCIES, count * low)  # (n, 8c, 8c)
+    return both.reshape(-1, count, low, count, low).swapaxes(2, 3)
 
 
-def _chunks(rows: npt.NDArray[_Number]) -> list[npt.NDArray[_Number]]:
-    return [rows[start : start + 4096] for start in range(0, max(1, len(rows)), 4096)]
+def blocks(rows: npt.NDArray[_Number], size: int) -> list[npt.NDArray[_Number]]:
+    """Cut rows (n, ...) into blocks of `size`, the last one smaller; one empty block where n is 0."""
+    return [rows[start : start + size] for start in range(0, max(1, len(rows)), size)]
 
 
 class Neighbours:
-    """Finds candidates among some of the fingerprints (N, FINGERPRINT_BYTES)."""
+    """An index of some of the fingerprints (N, FINGERPRINT_BYTES): those of `images` (n,)."""
 
     def __init__(self, fingerprints: npt.NDArray[np.uint8], images: Ints) -> None:
         self._fingerprints = fingerprints
-        self._planes = [_Plane(fingerprints, images, plane) for plane in range(PLANES)]
+        self._planes = [_PlaneIndex(fingerprints, images, plane) for plane in range(PLANES)]
 
-    def of(self, images: Ints) -> Candidates:
-        """What may be copies of these images (B,), in order."""
+    def candidates(self, images: Ints) -> Candidates:
+        """Possible near-duplicates of these images (B,), in their order."""
         own = coefficients(self._fingerprints[images])  # (B, 2, 16, 16)
-        found = [hits for plane in self._planes for hits in self._ask(plane, own[:, plane.plane], images)]
-        # Each pair where it is nearest, then of each image the nearest pairs. One number holds all there is to know
-        # of a hit, most important first, since numbers sort ten times as fast as rows of them.
-        hits = np.sort(np.concatenate([np.empty(0, np.int64), *found]))  # (h,) asker, second, distance, way
-        pairs = hits // (_WAYS * _DISTANCES)
+        found = [hits for plane in self._planes for hits in self._search(plane, own[:, plane.plane], images)]
+        # Keep each pair where it is nearest, then the nearest pairs of each image. A hit is packed into one number,
+        # its most important digit first, since numbers sort ten times as fast as rows of them.
+        hits = np.sort(np.concatenate([np.empty(0, np.int64), *found]))  # (h,) query, second, distance, variant
+        pairs = hits // (_VARIANTS * _DISTANCES)
         hits = hits[np.flatnonzero(np.diff(pairs, prepend=-1))]
-        rest, way = np.divmod(hits, _WAYS)
+        rest, variant = np.divmod(hits, _VARIANTS)
         rest, distance = np.divmod(rest, _DISTANCES)
-        asker, second = np.divmod(rest, _IMAGES)
-        order = np.sort((asker * _DISTANCES + distance) * len(hits) + np.arange(len(hits)))  # (h,)
+        query, second = np.divmod(rest, _IMAGES)
+        order = np.sort((query * _DISTANCES + distance) * len(hits) + np.arange(len(hits)))  # (h,)
         nearest = order % max(1, len(hits))
-        asker, second, way = asker[nearest], second[nearest], way[nearest]
-        kept = np.arange(len(asker)) - np.searchsorted(asker, asker) < KEPT
-        plane, crop = np.divmod(way[kept], HYPOTHESES)
-        down, across = np.divmod(crop, len(ASKED))
-        return Candidates(images[asker[kept]], second[kept], plane, ASKED[down], ASKED[across])
+        query, second, variant = query[nearest], second[nearest], variant[nearest]
+        best = np.arange(len(query)) - np.searchsorted(query, query) < MAX_CANDIDATES
+        plane, crop = np.divmod(variant[best], QUERIES)
+        crop_y, crop_x = np.divmod(crop, len(QUERY_CROPS))
+        return Candidates(images[query[best]], second[best], plane, QUERY_CROPS[crop_y], QUERY_CROPS[crop_x])
 
-    def _ask(self, plane: _Plane, own: Floats, images: Ints) -> Iterator[Ints]:
-        """Hits (h,), cell by cell: asker (index into the block), image, distance as a share of the limit, and way
-        (plane and crop), each a digit of one number.
+    def _search(self, plane: _PlaneIndex, own: Floats, images: Ints) -> Iterator[Ints]:
+        """Yield packed hits (h,), cell by cell. Digits: querying image (index into the block), image found, distance as
+        a fraction of the limit, and variant (plane and crop).
         """
-        crops = _describe(_crops(own, ASKED)).reshape(len(own) * HYPOTHESES, -1)  # (9B, 63)
-        limits = np.maximum(1, _squares(crops) // FAR)  # (9B,)
-        questions = _questions(crops)  # (9B, 65)
-        rows, cells = plane.near_cells(crops)
+        crops = _describe(_query_coefficients(own, QUERY_CROPS)).reshape(len(own) * QUERIES, -1)  # (9B, 63)
+        limits = np.maximum(1, _squared_norms(crops) // MIN_DISTANCE_RATIO)  # (9B,)
+        queries = _query_rows(crops)  # (9B, 65)
+        rows, cells = plane.cells_to_probe(crops)
         bounds = np.searchsorted(cells, np.arange(len(plane.bounds)))
         for cell in np.flatnonzero(np.diff(bounds)).tolist():
             members, columns = plane.members(cell)
-            step = max(1, SCORES // max(1, len(members)))
+            step = max(1, BLOCK_SCORES // max(1, len(members)))
             for start in range(bounds[cell], bounds[cell + 1], step):
                 asking = rows[start : min(start + step, bounds[cell + 1])]  # (b,)
-                scores = questions[asking] @ columns  # (b, m)
+                scores = queries[asking] @ columns  # (b, m)
                 near = scores >= -limits[asking][:, None].astype(np.float32)  # (b, m)
-                row, column = _highest(scores, near, KEPT_OF_CELL + 1)  # itself among them
-                asked = asking[row]
-                other = members[column] != images[asked // HYPOTHESES]
-                asked, second = asked[other], members[column[other]]
-                distance = -scores[row[other], column[other]].astype(np.int64) * (_DISTANCES - 1) // limits[asked]
-                asker, crop = np.divmod(asked, HYPOTHESES)
-                way = plane.plane * HYPOTHESES + crop
-                yield ((asker * _IMAGES + second) * _DISTANCES + distance) * _WAYS + way
+                row, column = _top_k(scores, near, MAX_CELL_CANDIDATES + 1)  # including the image itself
+                hit = asking[row]
+                other = members[column] != images[hit // QUERIES]
+                hit, second = hit[other], members[column[other]]
+                distance = -scores[row[other], column[other]].astype(np.int64) * (_DISTANCES - 1) // limits[hit]
+                query, crop = np.divmod(hit, QUERIES)
+                variant = plane.plane * QUERIES + crop
+                yield ((query * _IMAGES + second) * _DISTANCES + distance) * _VARIANTS + variant
 
 
-def _highest(scores: npt.NDArray[np.float32], among: npt.NDArray[np.bool_], count: int) -> tuple[Ints, Ints]:
-    """Rows and columns of the `count` highest scores (n, m) of each row, and their equals, among some.
+def _top_k(scores: npt.NDArray[np.float32], among: npt.NDArray[np.bool_], k: int) -> tuple[Ints, Ints]:
+    """Rows and columns of the `k` highest scores (n, m) of each row, and of all that equal the last of them.
 
-    Equals are all taken: which of them a sort would prefer differs between machines. Where there are few, all are.
+    Ties are all included: which of them a sort would prefer differs between machines. If few scores are `among` the
+    eligible ones, all of these are returned.
     """
-    if scores.shape[1] > count and np.count_nonzero(among) > len(scores) * count:
-        among &= scores >= np.partition(scores, -count, axis=1)[:, -count, None]
-    return np.divmod(np.flatnonzero(among), scores.shape[1])  # as np.nonzero does it, but in half the time
+    if scores.shape[1] > k and np.count_nonzero(among) > len(scores) * k:
+        among &= scores >= np.partition(scores, -k, axis=1)[:, -k, None]
+    return np.divmod(np.flatnonzero(among), scores.shape[1])  # as np.nonzero does, in half the time

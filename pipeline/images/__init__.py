@@ -1,0 +1,1 @@
+"""Decoding, resizing and summing up of single images."""

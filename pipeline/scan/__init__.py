@@ -1,0 +1,1 @@
+"""Listing of image files: folders of classes, and trees of any size."""

@@ -126,7 +126,7 @@ def test_every_flipped_bit_is_found(data: st.DataObject, forty: Dataset) -> None
         report = verify_dataset(whole)
         part, array = file.relative_to(whole).parts[:2]
         assert report.damage, f"bit flip at {place} of {file} went unnoticed"
-        assert {(found.part, found.array) for found in report.damage} == {(part, array)}
+        assert {(found.split, found.array) for found in report.damage} == {(part, array)}
     finally:
         file.write_bytes(original)
 
@@ -167,7 +167,7 @@ def test_damage_is_named_with_chunk_and_rows(dataset: Dataset) -> None:
             dataset.train.read(start, stop)
         assert caught.value.damage == report.damage[0], "whoever reads gets told the same"
     assert str(caught.value) == (
-        f"expected whole data, found damage in train images, chunk 3 in {second}, rows 12..15 ({paths[12]},"
+        f"expected undamaged data, found damage in train images, chunk 3 in {second}, rows 12..15 ({paths[12]},"
         f" {paths[13]} and 2 more): {checksum}; run 'logpose verify {dataset.path}'"
     )
     assert pickle.loads(pickle.dumps(caught.value)).damage == report.damage[0]

@@ -1,4 +1,4 @@
-"""Every mode, every orientation, every kind of damage."""
+"""Decoding: every mode, every orientation, every kind of damage."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def flat(mode: str, colour: object, form: str = "PNG", **options: object) -> byt
 
 
 def smooth(height: int, width: int) -> Image.Image:
-    """An image that differs in all four corners, smooth enough for a JPEG."""
+    """An image with four different corners, smooth enough for a JPEG."""
     y, x = np.mgrid[0:height, 0:width]
     red, green = 255 * y / height, 255 * x / width
     return Image.fromarray(np.stack([red, green, (red + green) / 2], axis=-1).astype(np.uint8))
@@ -102,7 +102,7 @@ def palette_png(**options: object) -> bytes:
         pytest.param(flat("RGB", (9, 80, 200), "BMP"), (9, 80, 200), id="BMP"),
     ],
 )  # fmt: skip
-def test_mode(data: bytes, expected: tuple[int, int, int]) -> None:
+def test_every_mode_gives_rgb_on_white(data: bytes, expected: tuple[int, int, int]) -> None:
     pixels = decode_pixels(data, (4, 6), "squash")
     assert pixels.shape == (4, 6, 3)
     assert pixels.dtype == np.uint8
@@ -110,19 +110,19 @@ def test_mode(data: bytes, expected: tuple[int, int, int]) -> None:
     np.testing.assert_allclose(pixels, np.broadcast_to(expected, (4, 6, 3)), atol=1)
 
 
-def test_premultiplied_and_palette_alpha() -> None:
+def test_premultiplied_and_palette_alpha_are_composited_on_white() -> None:
     for image in (Image.new("RGBa", (2, 2), (51, 0, 0, 51)), Image.new("PA", (2, 2), (0, 0))):
-        white = decode._to_rgb(image, 1).getpixel((0, 0))
-        assert white == ((255, 204, 204) if image.mode == "RGBa" else (255, 255, 255))
+        pixel = decode._to_rgb(image, 1).getpixel((0, 0))
+        assert pixel == ((255, 204, 204) if image.mode == "RGBa" else (255, 255, 255))
 
 
-def test_deep_grey_spans_its_own_range_where_none_is_usual() -> None:
+def test_deep_grey_beyond_the_usual_ranges_is_scaled_from_min_to_max() -> None:
     values = np.array([[-51.0, 0.0, 204.0, np.nan]], dtype=np.float32)
     pixels = decode_pixels(encoded(Image.fromarray(values), "TIFF"), (1, 4), "squash")
     assert pixels[0, :, 0].tolist() == [0, 51, 255, 0]
 
 
-def test_first_frame_of_animation() -> None:
+def test_animation_gives_its_first_frame() -> None:
     frames = [Image.new("P", (5, 5), 0), Image.new("P", (5, 5), 1)]
     for frame in frames:
         frame.putpalette([250, 0, 0, 0, 250, 0])
@@ -167,10 +167,10 @@ def test_draft_is_close_to_the_full_decode(size: tuple[int, int], fit: str, monk
 
 
 @pytest.mark.parametrize("size", [(385, side) for side in range(521, 537, 3)])
-def test_draft_does_not_stretch_what_is_no_multiple_of_the_scale(
+def test_draft_does_not_stretch_a_size_that_is_not_a_multiple_of_the_scale(
     size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = encoded(Image.new("L", size[::-1]), "JPEG")  # black, so that white shows where the frame begins
+    data = encoded(Image.new("L", size[::-1]), "JPEG")  # black, so that white shows where the padding begins
     drafted = decode_pixels(data, (48, 64), "pad")
     monkeypatch.setattr(decode, "DRAFT_MARGIN", 1e9)
     np.testing.assert_array_equal(drafted, decode_pixels(data, (48, 64), "pad"))
@@ -193,7 +193,7 @@ TO_STORED = {
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", range(9))
 @pytest.mark.parametrize("shape", [(400, 240), (40, 64)])
-def test_orientation(form: str, orientation: int, shape: tuple[int, int]) -> None:
+def test_exif_orientation_is_applied(form: str, orientation: int, shape: tuple[int, int]) -> None:
     upright = smooth(*shape)
     stored = upright.transpose(TO_STORED[orientation]) if orientation in TO_STORED else upright
     exif = Image.Exif()
@@ -205,7 +205,7 @@ def test_orientation(form: str, orientation: int, shape: tuple[int, int]) -> Non
         assert np.abs(found - expected).max() <= 8, f"orientation {orientation}, fit {fit}"
 
 
-def test_damaged_exif_is_no_reason_to_drop_a_image() -> None:
+def test_image_with_damaged_exif_is_decoded() -> None:
     data = encoded(smooth(40, 40), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
     assert decode_pixels(data, (40, 40), "pad").shape == (40, 40, 3)
 
@@ -241,7 +241,7 @@ def test_kinds_of_failure(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("over", [1.5, 3.0])
-def test_bomb_limit_is_an_error_not_a_warning(over: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decompression_bomb_is_an_error_not_a_warning(over: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(4096 / over))
     assert failure(encoded(Image.new("L", (64, 64)))).kind == "too-large"
 
@@ -251,7 +251,9 @@ def test_bomb_limit_is_an_error_not_a_warning(over: float, monkeypatch: pytest.M
     [(MemoryError(), "too-large"), (struct.error("unpack"), "broken"), (OSError(5, "I/O error"), "unreadable"),
      (SyntaxError("not a\nTIFF file"), "broken"), (IndexError(), "broken"), (RecursionError("deep"), "broken")],
 )  # fmt: skip
-def test_whatever_a_decoder_raises(raised: Exception, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_exception_of_a_decoder_becomes_a_decode_error(
+    raised: Exception, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def load(self: object) -> None:
         raise raised
 
@@ -261,7 +263,7 @@ def test_whatever_a_decoder_raises(raised: Exception, kind: str, monkeypatch: py
 
 @settings(max_examples=80, deadline=None)
 @given(st.data())
-def test_damage_gives_pixels_or_a_typed_failure(data: st.DataObject) -> None:
+def test_damaged_bytes_give_pixels_or_a_decode_error(data: st.DataObject) -> None:
     form = data.draw(st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"]))
     whole = bytearray(encoded(smooth(24, 24).convert("P" if form == "GIF" else "RGB"), form))
     for _ in range(data.draw(st.integers(1, 6))):
@@ -273,28 +275,28 @@ def test_damage_gives_pixels_or_a_typed_failure(data: st.DataObject) -> None:
         assert error.reason and "\n" not in str(error)
 
 
-def test_pixels_go_where_they_are_wanted() -> None:
+def test_out_receives_the_pixels() -> None:
     images = np.full((3, 20, 10, 3), 7, dtype=np.uint8)  # (n, H, W, 3)
-    framed = decode_image(encoded(smooth(30, 30)), (20, 10), "pad", images[1])
+    decoded = decode_image(encoded(smooth(30, 30)), (20, 10), "pad", images[1])
     np.testing.assert_array_equal(images[1], decode_pixels(encoded(smooth(30, 30)), (20, 10), "pad"))
-    assert framed.inner == (5, 0, 15, images.shape[2])
+    assert decoded.inner == (5, 0, 15, images.shape[2])
     assert (images[[0, 2]] == 7).all()
     with pytest.raises(DecodeError):
         decode_image(encoded(smooth(64, 64), "JPEG")[:900], (20, 10), "pad", images[2])
-    assert (images[2] == 7).all(), "an image that fails leaves the place as it was"
+    assert (images[2] == 7).all(), "a failure must leave out as it was"
     for wrong in (images[:, 0], images[0, :, ::-1], images[0].astype(np.int8), images[0, :19]):
         with pytest.raises(OptionError, match=r"writable C-contiguous uint8 array \(20, 10, 3\)"):
             decode_image(encoded(smooth(30, 30)), (20, 10), "pad", wrong)
 
 
-def test_wrong_arguments() -> None:
-    with pytest.raises(OptionError, match="expected a fit out of pad, crop, squash, found 'fill'"):
+def test_wrong_arguments_raise_option_error() -> None:
+    with pytest.raises(OptionError, match="expected a fit of pad, crop, squash, found 'fill': choose one of these"):
         decode_pixels(b"x", (8, 8), "fill")
     with pytest.raises(OptionError, match="at least 1x1, found 0x8"):
         decode_pixels(b"x", (0, 8), "pad")
 
 
-def test_threads_neither_leak_nor_lose_warnings() -> None:
+def test_threads_restore_the_warning_filters() -> None:
     before = list(warnings.filters)
     noisy = palette_png(transparency=b"\xff\x33")  # Pillow warns at these
     with ThreadPoolExecutor(8) as pool:

@@ -1,4 +1,4 @@
-"""Real, odd images: skipped unless LOGPOSE_DATA names the folder with odd-images.tar.xz."""
+"""Decoding of unusual real images; skipped unless LOGPOSE_DATA names the folder with odd-images.tar.xz."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def test_valid_images_all_decode(odd: Path) -> None:
     assert len(files) > 70
     for file in files:
         pixels = decode_pixels(file, (64, 64), "pad")
-        # Transparent black on white may leave nothing to see; PngSuite has one such file.
-        assert pixels.std() > 1 or file.name == "ftbbn0g01.png", f"{file.name} came out blank"
+        # Only PngSuite's ftbbn0g01.png is blank: a transparent image on white.
+        assert pixels.std() > 1 or file.name == "ftbbn0g01.png", f"{file.name} is blank"
 
 
 @pytest.mark.parametrize("name", ["Landscape", "Portrait"])
-def test_orientations_all_come_out_upright(odd: Path, name: str) -> None:
+def test_every_orientation_is_decoded_upright(odd: Path, name: str) -> None:
     # The photographs differ by the digit drawn in the middle, and by JPEG noise.
-    image_folder = [
-        decode_pixels(odd / "exif-orientation" / f"{name}_{turn}.jpg", (96, 96), "pad").astype(float)
-        for turn in range(9)
+    images = [
+        decode_pixels(odd / "exif-orientation" / f"{name}_{orientation}.jpg", (96, 96), "pad").astype(float)
+        for orientation in range(9)
     ]
-    for turn, image in enumerate(image_folder):
-        assert np.abs(image - image_folder[1]).mean() < 3, f"{name}_{turn} is not upright"
+    for orientation, image in enumerate(images):
+        assert np.abs(image - images[1]).mean() < 3, f"{name}_{orientation} is not upright"
 
 
 def test_broken_images_decode_as_pillow_does_or_fail_with_a_reason(odd: Path) -> None:

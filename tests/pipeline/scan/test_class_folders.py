@@ -1,4 +1,4 @@
-"""What is listed, in which order, and what each wrong layout is told."""
+"""Listing a folder of classes: contents, order, and the message for each wrong layout."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def tree(root: Path, *paths: str) -> Path:
     return root
 
 
-def test_classes_and_images_are_sorted_and_nested_folders_followed(tmp_path: Path) -> None:
+def test_classes_and_images_are_sorted_and_nested_folders_listed(tmp_path: Path) -> None:
     listing = list_images(tree(tmp_path, "zoro/b.jpg", "zoro/a.txt", "luffy/deep/er/c.png", "notes.txt"))
     assert listing.classes == ("luffy", "zoro")
-    assert [(p.path, p.class_index, p.part) for p in listing.images] == [
+    assert [(image.path, image.class_index, image.split) for image in listing.images] == [
         ("luffy/deep/er/c.png", 0, None), ("zoro/a.txt", 1, None), ("zoro/b.jpg", 1, None)
     ]  # fmt: skip
     assert listing.skipped == ("notes.txt",)
@@ -30,18 +30,18 @@ def test_classes_and_images_are_sorted_and_nested_folders_followed(tmp_path: Pat
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "validation", "test"])
-def test_parts(tmp_path: Path, val: str) -> None:
+def test_split_folders(tmp_path: Path, val: str) -> None:
     listing = list_images(tree(tmp_path, "train/a/1", "train/b/2", "train/c/5", f"{val}/a/3", f"{val}/b/4"))
     assert listing.classes == ("a", "b", "c")
-    assert {(p.path, p.part) for p in listing.images} == {
+    assert {(image.path, image.split) for image in listing.images} == {
         ("train/a/1", "train"), ("train/b/2", "train"), ("train/c/5", "train"),
         (f"{val}/a/3", "val"), (f"{val}/b/4", "val"),
     }  # fmt: skip
 
 
-def test_of_val_and_test_val_is_taken_and_test_named_as_skipped(tmp_path: Path) -> None:
+def test_val_is_preferred_to_test_which_is_reported_as_skipped(tmp_path: Path) -> None:
     listing = list_images(tree(tmp_path, "train/a/1", "train/b/2", "val/a/3", "test/a/4"))
-    assert "val/a/3" in {p.path for p in listing.images}
+    assert "val/a/3" in {image.path for image in listing.images}
     assert listing.skipped == ("test",)
 
 
@@ -51,22 +51,22 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
 
 def test_clutter_and_hidden_files_are_left_out(tmp_path: Path) -> None:
     tree(tmp_path, "a/1", "b/2", "a/.DS_Store", "a/Thumbs.db", ".git/x/y", "__MACOSX/a/1", "b/.hidden/3")
-    assert [p.path for p in list_images(tmp_path).images] == ["a/1", "b/2"]
+    assert [image.path for image in list_images(tmp_path).images] == ["a/1", "b/2"]
 
 
-def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+def test_links_are_followed_but_not_in_cycles(tmp_path: Path) -> None:
     tree(tmp_path, "a/1", "b/2")
     (tmp_path / "a/round").symlink_to(tmp_path / "a", target_is_directory=True)
     (tmp_path / "b/dangling").symlink_to(tmp_path / "nowhere")
     (tmp_path / "b/itself").symlink_to(tmp_path / "b/itself")
-    assert [p.path for p in list_images(tmp_path).images] == ["a/1", "b/2", "b/dangling", "b/itself"]
+    assert [image.path for image in list_images(tmp_path).images] == ["a/1", "b/2", "b/dangling", "b/itself"]
 
 
 WRONG = {
     "missing": ((), "found nothing at {root}: check the path"),
     "empty": (("",), "found nothing in {root}: check the path"),
     "loose": (("1.jpg", "2.jpg"), "found 2 files and no folder in {root}: move each image into a folder"),
-    "one class": (("a/1",), "at least two classes, found only a in {root}: give the folder above"),
+    "one class": (("a/1",), "at least two classes, found only a in {root}: give the parent folder"),
     "empty class": (("a/1", "b/"), "images in every class, found none in {root}/b: add some or remove"),
     "only train": (("train/a/1",), "found only train/ in {root}: give {root}/train itself"),
     "only in val": (("train/a/1", "train/b/2", "val/c/3"), "found c only in val of {root}: add it to train"),
@@ -76,7 +76,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_layouts(tmp_path: Path, case: str) -> None:
+def test_wrong_layout_raises_listing_error(tmp_path: Path, case: str) -> None:
     paths, expected = WRONG[case]
     root = tmp_path / "images"
     for path in paths:
@@ -91,13 +91,13 @@ def test_wrong_layouts(tmp_path: Path, case: str) -> None:
     assert caught.value.exit_code == 2
 
 
-def test_a_file_instead_of_a_folder(tmp_path: Path) -> None:
+def test_file_instead_of_folder_raises_listing_error(tmp_path: Path) -> None:
     tree(tmp_path, "a.jpg")
     with pytest.raises(ListingError, match=r"found a file at .*: give the folder it is in"):
         list_images(tmp_path / "a.jpg")
 
 
-def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_folder_raises_listing_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree(tmp_path, "a/1", "b/2")
     scandir = os.scandir
 
@@ -107,11 +107,11 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(ListingError, match=r"found permission denied at .*b: check its rights"):
+    with pytest.raises(ListingError, match=r"found permission denied at .*b: check its permissions"):
         list_images(tmp_path)
 
 
-def test_messages_are_one_line_of_valid_text(tmp_path: Path) -> None:
+def test_messages_are_one_line_of_valid_utf8(tmp_path: Path) -> None:
     with pytest.raises(ListingError) as caught:
         list_images(tmp_path / "two\nlines \udcff")
     assert "two\\x0alines \\udcff" in str(caught.value)

@@ -1,4 +1,4 @@
-"""Every file of a tree comes once, in the order of sorted paths, and in flat memory."""
+"""Walking a tree: every file once, in the order of sorted paths, in constant memory."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def names(root: Path, scratch: Path) -> list[str]:
     return [file.name for file in walk_files(root, scratch)]
 
 
-# What sorts around '/' (0x2F): ' ' '!' '-' '.' before it, '0' after it; and a control character, the least that a name
-# can hold; one from beyond 16 bits; and, where the file system takes it, a byte that is no UTF-8.
+# Characters that sort around '/' (0x2F): ' ' '!' '-' '.' before it, '0' after it; the least control character that a
+# name can hold; one beyond 16 bits; and, where the file system accepts it, a byte that is not valid UTF-8.
 CHARACTERS = ["a", "b", "0", "-", ".", " ", "!", "\n", "\x01", "é", "写", "🏴"]
 if sys.platform == "linux":
     CHARACTERS.append("\udcff")
-SPLITS = st.text(st.sampled_from(CHARACTERS), min_size=1, max_size=3).filter(lambda name: name[0] != ".")
-PATHS = st.lists(st.lists(SPLITS, min_size=1, max_size=3).map("/".join), min_size=1, max_size=25)
+COMPONENTS = st.text(st.sampled_from(CHARACTERS), min_size=1, max_size=3).filter(lambda name: name[0] != ".")
+PATHS = st.lists(st.lists(COMPONENTS, min_size=1, max_size=3).map("/".join), min_size=1, max_size=25)
 
 
 def make(root: Path, paths: list[str]) -> list[str]:
-    """Touch each file whose name, and those of its folders, are still free; returns what there is, sorted."""
+    """Touch each file unless its path conflicts with an earlier one; return the files made, sorted."""
     made = set()
     for path in paths:
         try:
@@ -53,7 +53,7 @@ def make(root: Path, paths: list[str]) -> list[str]:
 @given(PATHS, st.sampled_from([1, 2, 3, 100]))
 @example(["a", "a-", "a b", "a!", "a0", "a.b/c", "ab/c", "a-b", "b/c", "b-/c", "b.", "b0/c", "b\x01"], 100)
 @example(["a/c", "a-", "a b/c", "a!", "a0", "a-/c", "a./c", "a\n"], 2)
-def test_the_order_is_that_of_sorted_paths(paths: list[str], run_entries: int) -> None:
+def test_order_is_that_of_sorted_paths(paths: list[str], run_entries: int) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         root, scratch = Path(folder, "tree"), Path(folder, "scratch")
         root.mkdir()
@@ -71,7 +71,7 @@ def test_long_names_and_many_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert names(tmp_path / "tree", tmp_path) == sorted([*long, *(f"deep/{name}" for name in long)])
 
 
-def test_sizes_and_times_are_those_of_the_files_also_through_links(tmp_path: Path) -> None:
+def test_sizes_and_times_are_those_of_the_files_behind_links(tmp_path: Path) -> None:
     tree(tmp_path, "tree/empty", "else")
     (tmp_path / "tree/some").write_bytes(b"12345")
     os.utime(tmp_path / "tree/some", ns=(1, 1_234_567_890_123_456_789))
@@ -93,12 +93,12 @@ def test_hidden_files_and_clutter_are_left_out(tmp_path: Path) -> None:
     assert names(tmp_path, tmp_path) == ["3", "a/1", "b/2"]
 
 
-def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+def test_links_are_followed_but_not_in_cycles(tmp_path: Path) -> None:
     tree(tmp_path, "tree/a/1", "tree/a/deep/2", "tree/b/3", "outside/4")
     (tmp_path / "tree/a/deep/round").symlink_to(tmp_path / "tree/a")
     (tmp_path / "tree/a/top").symlink_to(tmp_path / "tree")
     (tmp_path / "tree/b/out").symlink_to(tmp_path / "outside")
-    (tmp_path / "outside/back").symlink_to(tmp_path / "tree/b")  # found below what was reached by a link itself
+    (tmp_path / "outside/back").symlink_to(tmp_path / "tree/b")  # below a folder that was itself reached by a link
     (tmp_path / "tree/c").symlink_to(tmp_path / "tree/b")
     (tmp_path / "root").symlink_to(tmp_path / "tree")
     expected = ["a/1", "a/deep/2", "b/3", "b/out/4", "c/3", "c/out/4"]
@@ -107,7 +107,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
         assert names(tmp_path / "root", tmp_path) == expected
 
 
-def test_folders_may_be_nested_deeper_than_calls(tmp_path: Path) -> None:
+def test_folders_may_be_nested_deeper_than_the_recursion_limit(tmp_path: Path) -> None:
     folders = [tmp_path]
     for _ in range(sys.getrecursionlimit() + 100):
         folders.append(folders[-1] / "d")
@@ -115,11 +115,11 @@ def test_folders_may_be_nested_deeper_than_calls(tmp_path: Path) -> None:
     (folders[-1] / "end").touch()
     assert names(tmp_path, tmp_path) == ["d/" * (len(folders) - 1) + "end"]
     (folders[-1] / "end").unlink()
-    for folder in reversed(folders[1:]):  # shutil.rmtree, which pytest calls, would go too deep
+    for folder in reversed(folders[1:]):  # pytest calls shutil.rmtree, which is recursive
         folder.rmdir()
 
 
-def test_one_file_alone(tmp_path: Path) -> None:
+def test_single_file(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"123")
     (tmp_path / ".hidden.jpg").symlink_to(tmp_path / "nowhere")
     (file,) = walk_files(tmp_path / "a.jpg", tmp_path)
@@ -127,19 +127,19 @@ def test_one_file_alone(tmp_path: Path) -> None:
     assert list(walk_files(tmp_path / ".hidden.jpg", tmp_path)) == [FoundFile(".hidden.jpg", -1, 0)]
 
 
-def test_what_is_the_jobs_own_is_left_out(tmp_path: Path) -> None:
+def test_excluded_files_are_left_out(tmp_path: Path) -> None:
     tree(tmp_path, "a/1", "a/own/2", "a/own/deep/3", "b/own", "own-not/4", "own")
     asked: list[str] = []
 
-    def is_own(name: str) -> bool:
+    def exclude(name: str) -> bool:
         asked.append(name)
         return name in ("a/own", "own")
 
-    assert [file.name for file in walk_files(tmp_path, tmp_path, is_own)] == ["a/1", "b/own", "own-not/4"]
+    assert [file.name for file in walk_files(tmp_path, tmp_path, exclude)] == ["a/1", "b/own", "own-not/4"]
     assert sorted(asked) == ["a", "a/1", "a/own", "b", "b/own", "own", "own-not", "own-not/4"]
 
 
-def test_nothing_to_list(tmp_path: Path) -> None:
+def test_nothing_to_list_raises_listing_error(tmp_path: Path) -> None:
     tree(tmp_path, "hidden/.x", "own/1", "folders/a/b/.x")
     with pytest.raises(ListingError, match=r"^expected images, found nothing at .*nowhere: check the path$"):
         names(tmp_path / "nowhere", tmp_path)
@@ -151,7 +151,7 @@ def test_nothing_to_list(tmp_path: Path) -> None:
             list(walk_files(tmp_path / path, tmp_path, lambda name: name == "1"))
 
 
-def test_a_folder_that_cannot_be_read_deep_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_nested_folder_raises_listing_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree(tmp_path, "a/1", "a/deep/locked/2")
     scandir = os.scandir
 
@@ -163,7 +163,7 @@ def test_a_folder_that_cannot_be_read_deep_inside(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(os, "scandir", refuse)
     files = walk_files(tmp_path, tmp_path)
     assert next(files).name == "a/1"
-    with pytest.raises(ListingError, match=r"found permission denied at .*a/deep/locked: check its rights"):
+    with pytest.raises(ListingError, match=r"found permission denied at .*a/deep/locked: check its permissions"):
         next(files)
 
 
@@ -172,20 +172,20 @@ def open_files() -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts descriptors in /proc")
-def test_one_descriptor_for_each_folder_that_is_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_descriptor_for_each_large_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(walk, "RUN_ENTRIES", 2)
     tree(tmp_path / "tree", *(f"a/{number}" for number in range(50)), "b", "c", "d")
     (tmp_path / "scratch").mkdir()
     before = open_files()
     files = walk_files(tmp_path / "tree", tmp_path / "scratch")
     assert next(files).name == "a/0"
-    assert open_files() == before + 2  # of the root and of a/, for any number of runs
+    assert open_files() == before + 2  # for the root and for a/, whatever the number of runs
     assert list((tmp_path / "scratch").iterdir()) == []
     files.close()
     assert open_files() == before
 
 
-def test_a_full_disk_is_an_oserror_that_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_raises_oserror_with_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(walk, "RUN_ENTRIES", 2)
     tree(tmp_path / "tree", "a", "b", "c")
 
@@ -198,7 +198,7 @@ def test_a_full_disk_is_an_oserror_that_names_it(tmp_path: Path, monkeypatch: py
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path))
 
 
-def test_a_spool_takes_what_is_written_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spool_survives_short_writes_and_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pwrite = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda file, data, place: pwrite(file, data[:5], place))
     spool = Spool(tmp_path)
@@ -212,8 +212,8 @@ def test_a_spool_takes_what_is_written_in_pieces(tmp_path: Path, monkeypatch: py
     spool.close()
 
 
-def peak_of_walking(count: int, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Bytes of Python's at most, while a folder with so many files is walked."""
+def peak_memory(count: int, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Peak bytes allocated by Python while a folder of `count` files is walked."""
     status = SimpleNamespace(st_size=123_456, st_mtime_ns=1_700_000_000_123_456_789)
 
     @contextmanager
@@ -232,8 +232,8 @@ def peak_of_walking(count: int, scratch: Path, monkeypatch: pytest.MonkeyPatch) 
     return peak
 
 
-def test_memory_does_not_grow_with_the_files_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert peak_of_walking(60_000, tmp_path, monkeypatch) < 4e6
+def test_memory_does_not_grow_with_the_files_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert peak_memory(60_000, tmp_path, monkeypatch) < 4e6
     monkeypatch.setattr(walk, "RUN_ENTRIES", 4096)
-    few = peak_of_walking(6_000, tmp_path, monkeypatch)
-    assert peak_of_walking(60_000, tmp_path, monkeypatch) < 2 * few
+    few = peak_memory(6_000, tmp_path, monkeypatch)
+    assert peak_memory(60_000, tmp_path, monkeypatch) < 2 * few
