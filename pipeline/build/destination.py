@@ -31,7 +31,7 @@ class ExistingBuild(Enum):
 
 
 def check_destination(root: Path, dest: Path) -> None:
-    """Raises OptionError if `dest` is inside `root`, and OutputExistsError if something else than a dataset is there."""
+    """Raises OptionError if `dest` is inside `root`, OutputExistsError if something else than a dataset is there."""
     if dest.resolve().is_relative_to(root.resolve()):
         raise OptionError(
             f"expected a dataset outside the images, found {dest} inside {root}: the next build would list its files"

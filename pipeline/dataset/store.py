@@ -79,9 +79,9 @@ class Split:
         return f"<Split {self.name!r} of {str(self.path)!r}: images uint8 ({self.rows}, {height}, {width}, 3)>"
 
     @overload
-    def __getitem__(self, index: SupportsIndex) -> Example: ...
-    @overload
     def __getitem__(self, index: RowIndices) -> Examples: ...
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Example: ...
     def __getitem__(self, index: SupportsIndex | RowIndices) -> Example | Examples:
         """The row at an int, or the rows of a slice, a list or an array of ints, or a boolean mask (rows,).
 
@@ -280,7 +280,8 @@ class Dataset:
         """The split 'train' or 'val'. Raises KeyError for other names."""
         if name not in SPLITS:
             raise KeyError(
-                f"expected the split 'train' or 'val', found {name!r}: rows are indexed in a split, as in data['train'][0]"
+                f"expected the split 'train' or 'val', found {name!r} for {self.path}: rows have an index in their"
+                " split, as in data['train'][0]"
             )
         return self.train if name == "train" else self.val
 
