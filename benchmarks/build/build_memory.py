@@ -20,7 +20,8 @@ from PIL import Image
 BUILD = """
 import json, resource, sys
 from pathlib import Path
-from pipeline.build.build import BuildOptions, build_dataset
+from pipeline.build.build import build_dataset
+from pipeline.build.options import BuildOptions
 from pipeline.dataset.store import Dataset
 
 root, dest, size, workers = sys.argv[1:]

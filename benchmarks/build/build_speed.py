@@ -49,7 +49,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from benchmarks.worker import ROOT, Neighbours, available_cpus
-from pipeline.build.build import BuildOptions, build_dataset
+from pipeline.build.build import build_dataset
+from pipeline.build.options import BuildOptions
 from pipeline.images.decode import decode_pixels
 
 PEERS = ("ffcv", "ffcv-area", "dataloader")
@@ -60,15 +61,15 @@ PHOTOS, PHOTO_CLASSES, PHOTO_SIZE = 4000, 10, (500, 375)
 # What a build's time is attributed to; functions that a build does not have, or does not call, have no line.
 STEPS = {
     "listing": ("pipeline.build.build.list_images",),
-    "stat of each file, split": ("pipeline.build.build.survey",),
+    "stat of each file, split": ("pipeline.build.build.stat_files",),
     "decode": ("pipeline.build.shard_task.decode_image",),
     "fingerprint": ("pipeline.build.shard_task.fingerprints",),
     "sums": ("pipeline.build.shard_task._sums",),
     "digest": ("pipeline.build.shard_task.shard_digest",),
     "encode, write": ("pipeline.build.shard_task.write_shard",),
     "fsync": ("os.fsync",),
-    "duplicates": ("pipeline.build.build.find_duplicates",),
-    "create": ("pipeline.build.build.create",),
+    "duplicates": ("pipeline.build.rounds.find_duplicates",),
+    "create": ("pipeline.build.build.create_dataset",),
     "seal": ("pipeline.build.build.seal",),
 }
 

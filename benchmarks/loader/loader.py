@@ -43,7 +43,8 @@ import numpy as np
 from benchmarks.turns import Peer, in_turns
 from benchmarks.worker import Neighbours, available_cpus
 from pipeline.dataset.schema import layout
-from pipeline.dataset.store import Dataset, Split, create, seal, shard_file, write_shard
+from pipeline.dataset.store import Dataset, Split, shard_file
+from pipeline.dataset.writer import create_dataset, seal, write_shard
 from pipeline.loader.epoch_order import EpochOrder, window_chunks
 from pipeline.loader.reader import StreamTimes
 from pipeline.loader.stream import BatchStream
@@ -58,7 +59,7 @@ def repeated(dataset: Dataset, times: int, path: Path) -> Dataset:
     """A dataset whose training part has that of the other so many times over, and whose validation part is empty."""
     images = dataset.train.read(0, dataset.train.rows)  # (N, H, W, 3)
     rows = np.tile(np.arange(len(images)), times)  # (times N,)
-    create(path, replace(dataset.attributes, sealed=False), {"train": len(rows), "val": 0})
+    create_dataset(path, replace(dataset.attributes, sealed=False), {"train": len(rows), "val": 0})
     shard_rows = layout(len(rows), dataset.size).shard_rows
     for shard, start in enumerate(range(0, len(rows), shard_rows)):
         write_shard(path, "train", shard, images[rows[start : start + shard_rows]])
@@ -95,7 +96,7 @@ class Ours:
 
     def accounts(self, rounds: int) -> dict[str, float]:
         """Seconds a gigabyte of pixels, medians over the last rounds: of the consumer's wait, and of the readers."""
-        part = self.stream.part
+        part = self.stream.split
         gigabytes = part.rows * part.size[0] * part.size[1] * 3 / 1e9
         steps = np.array([
             (times.wait, times.read, times.decode, times.copy, self.stream.workers * seconds - sum(times[1:]), seconds)
@@ -107,7 +108,7 @@ class Ours:
 
     def planning(self) -> float:
         """Seconds that it takes to plan the windows of an epoch."""
-        part = self.stream.part
+        part = self.stream.split
         chunks = window_chunks(part.rows, part.chunk_rows, part.size[0] * part.size[1] * 3, shuffle=True)
         began = time.perf_counter()
         plan = EpochOrder(part.rows, part.chunk_rows, chunks, SEED, 0, shuffle=True)

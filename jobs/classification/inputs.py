@@ -3,7 +3,6 @@
 A part is what is finished at a time, and its blocks are what is done at a time.
 """
 
-import csv
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
@@ -13,7 +12,7 @@ from typing import NamedTuple, Protocol
 from cnn.checkpoint import ModelCard
 from jobs.classification.task import Block, FailuresBlock, FilesBlock, RowsBlock, hash_names
 from jobs.errors import JobError
-from pipeline.dataset.schema import FAILURES_FILE
+from pipeline.build.reports import read_failures
 from pipeline.dataset.store import Dataset, Split
 from pipeline.scan.file_index import FileIndex
 
@@ -98,7 +97,7 @@ class Rows:
                 f"expected images of {w}×{h} ({card.fit}), as the model was trained on, found {width}×{height}"
                 f" ({self.data.fit}) in {dataset}; classify what it was built from, {self.data.attributes.source}"
             )
-        self.failures = _failures(dataset / FAILURES_FILE)
+        self.failures = read_failures(dataset)
 
     def opened(self, scratch: Path) -> AbstractContextManager[object]:
         return nullcontext()
@@ -106,7 +105,8 @@ class Rows:
     def parts(self) -> Iterator[Work]:
         yield from chain.from_iterable(map(self._of_part, (self.data.train, self.data.val)))
         if self.failures:
-            names, reasons = (list(column) for column in zip(*self.failures, strict=True))
+            names = [failure.path for failure in self.failures]
+            reasons = [f"{failure.kind}: {failure.reason}" for failure in self.failures]
             yield Work(hash_names([*names, *reasons]), len(names), [FailuresBlock(names, reasons)])
 
     def _of_part(self, part: Split) -> Iterator[Work]:
@@ -137,9 +137,3 @@ def _relative_names(root: Path, out: Path) -> set[str]:
     if not root.is_dir():
         return {path.name for path in paths if path == root.absolute()}
     return {path.relative_to(root.absolute()).as_posix() for path in paths if path.is_relative_to(root.absolute())}
-
-
-def _failures(path: Path) -> list[tuple[str, str]]:
-    """(path, reason) of each file that a dataset left out, sorted by path."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return sorted((row["path"], f"{row['kind']}: {row['reason']}") for row in csv.DictReader(file))

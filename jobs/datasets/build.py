@@ -5,9 +5,9 @@ from pathlib import Path
 
 from jobs.console.progress import bar, duration, plural
 from jobs.errors import JobError
-from logpose.common.cpus import available_cpus
-from pipeline.build.build import BuildOptions, BuildReport, build_dataset
-from pipeline.build.destination import DestinationState
+from pipeline.build.build import BuildReport, build_dataset
+from pipeline.build.destination import ExistingBuild
+from pipeline.build.options import BuildOptions
 from pipeline.dataset.schema import DUPLICATES_FILE, FAILURES_FILE
 
 
@@ -29,12 +29,12 @@ def build(
     """Build `dataset` from the images in `images`; an unfinished one of the same source goes on."""
     options = BuildOptions(
         size=parse_size(size),
-        fit=fit,
+        fit=fit,  # type: ignore[arg-type]  # checked by the build
         val=val,
         seed=seed,
         group_copies=group_copies,
-        codec=codec,
-        workers=workers or available_cpus(),
+        codec=codec,  # type: ignore[arg-type]
+        workers=workers,
         scheduler=scheduler,
         max_failures=parse_limit(max_failures),
         overwrite=overwrite,
@@ -55,11 +55,11 @@ def build(
     classes = plural(len(report.class_names), "class", "classes")
     rows = f"{plural(report.rows['train'], 'image')} to train on, {report.rows['val']:,} to validate"
     took = {
-        DestinationState.NOTHING: f"took {duration(report.seconds)}",
-        DestinationState.BEGUN: f"took {duration(report.seconds)}, going on with what was there",
-        DestinationState.FINISHED: "was finished already, nothing to do",
+        ExistingBuild.NONE: f"took {duration(report.seconds)}",
+        ExistingBuild.UNFINISHED: f"took {duration(report.seconds)}, resumed",
+        ExistingBuild.FINISHED: "was finished already, nothing to do",
     }
-    print(f"{dataset}: {classes}, {rows}; {took[report.found]}")
+    print(f"{dataset}: {classes}, {rows}; {took[report.existing]}")
     for line in _remarks(report):
         print(line)
     return 0
@@ -74,7 +74,7 @@ def _remarks(report: BuildReport) -> list[str]:
     if report.failures:
         failures = plural(len(report.failures), "file")
         lines.append(f"{failures} could not be read and left out; the reasons are in {report.path / FAILURES_FILE}")
-    copies = report.copies
+    copies = report.duplicates
     if copies is not None and copies.groups:
         found = [f"{plural(copies.images, 'image')} in {plural(copies.groups, 'group')} of copies"]
         if not report.has_splits:

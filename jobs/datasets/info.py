@@ -1,6 +1,5 @@
 """What is in a dataset, for a person: figures on the console, and a contact sheet of its images."""
 
-import csv
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +12,12 @@ from jobs.console.progress import plural
 from jobs.datasets.contact_sheet import MAX_CLASSES, check_place, count_undrawable, write_sheet
 from jobs.errors import JobError
 from logpose.common.errors import printable
+from pipeline.build.reports import read_failures
 from pipeline.dataset.disk_usage import Storage, measure_storage
 from pipeline.dataset.schema import DUPLICATES_FILE, FAILURES_FILE, FORMAT, FORMAT_VERSION, SHEET_FILE
 from pipeline.dataset.store import Dataset, Split
-from pipeline.loader.shuffle_quality import PERMUTATIONS, compare, epoch_order
+from pipeline.errors import DatasetError
+from pipeline.loader.shuffle_quality import PERMUTATIONS, all_rows, compare
 from pipeline.loader.stream import BatchStream
 
 KEY = 10  # places before the values
@@ -111,17 +112,17 @@ def _origin(data: Dataset) -> list[str]:
     return [
         _line("source", data.attributes.source),
         _line("content", data.content_hash),
-        _line("failures", _failures(data.path / FAILURES_FILE)),
+        _line("failures", _failures(data)),
         *_copies(data),
     ]
 
 
-def _failures(path: Path) -> str:
+def _failures(data: Dataset) -> str:
+    path = data.path / FAILURES_FILE
     try:
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            kinds = Counter(row.get("kind") or "unknown" for row in csv.DictReader(file))
-    except FileNotFoundError:
-        return f"unknown: {path} is not there"
+        kinds = Counter(failure.kind for failure in read_failures(data.path))
+    except DatasetError:
+        return f"unknown: {path} is missing or damaged"
     if not kinds:
         return "none"
     listed = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
@@ -129,7 +130,7 @@ def _failures(path: Path) -> str:
 
 
 def _copies(data: Dataset) -> list[str]:
-    copies = data.attributes.copies
+    copies = data.attributes.duplicates
     if copies is None:
         return [_line("copies", "not looked for")]
     if not copies.groups:
@@ -147,7 +148,7 @@ def _copies(data: Dataset) -> list[str]:
 def _shuffle(part: Split) -> list[str]:
     """How an epoch's order compares with true permutations of its rows."""
     stream = BatchStream(part, batch_size=1, seed=0)
-    order = epoch_order(stream.plan(1))  # (N,)
+    order = all_rows(stream.order(1))  # (N,)
     rows = [("neighbours from", "found", "99 % have", "longest run", "99 % have", "")]
     for name, values in (("one chunk", np.arange(part.rows) // part.chunk_rows), ("one class", part.labels)):
         seen = compare(values, order)

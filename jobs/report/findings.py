@@ -29,7 +29,7 @@ def find(run: TrainedRun, data: Dataset, results: RunEvaluation | None, pairs: l
     if not run.finished:
         done = f"{len(run.history)} of {plural(run.recipe.epochs, 'epoch')}"
         found.append(Finding(f"The training is not finished: {done}.", "again", True))
-    copies = data.attributes.copies
+    copies = data.attributes.duplicates
     if results is not None:
         found += _doubts(run, data, results)
     if copies and copies.labels_differ:
@@ -43,7 +43,7 @@ def find(run: TrainedRun, data: Dataset, results: RunEvaluation | None, pairs: l
 def _doubts(run: TrainedRun, data: Dataset, results: RunEvaluation) -> list[Finding]:
     """Why the accuracy may not be what it seems."""
     found, evaluation = [], results.evaluation
-    (low, high), copies = results.interval, data.attributes.copies
+    (low, high), copies = results.interval, data.attributes.duplicates
     if copies and copies.leaks:
         leaks = f"{copies.leaks:,} of the {plural(evaluation.rows, 'validation image')}"
         found.append(Finding(f"{leaks} have a copy among those to train on: the accuracy flatters.", "copies", True))

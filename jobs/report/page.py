@@ -65,7 +65,7 @@ def render(run: TrainedRun, data: Dataset, results: RunEvaluation | None, cam: G
         "time_chart": charts.time_chart(run.history),
         "times": shares(run.history),
         "remedy": remedy(run.history),
-        "copies": data.attributes.copies,
+        "copies": data.attributes.duplicates,
         "copies_file": data.path / DUPLICATES_FILE,
         "groups": show_groups(data, pick_groups(data.path, GROUPS), OF_GROUP),
         "again": shlex.join(_again(run, data)),

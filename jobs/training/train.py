@@ -56,8 +56,8 @@ def train(
         recipe = resolve(overrides, base, str(init))
         state = TrainingState(to_toml(recipe), data.content_hash)
     print(describe_data(data))
-    if data.attributes.copies is not None and data.attributes.copies.leaks:
-        leaks = f"{data.attributes.copies.leaks:,} of the {plural(data.val.rows, 'image')} to validate"
+    if data.attributes.duplicates is not None and data.attributes.duplicates.leaks:
+        leaks = f"{data.attributes.duplicates.leaks:,} of the {plural(data.val.rows, 'image')} to validate"
         print(f"{leaks} are copies of some to train on, so that the accuracy flatters: see {dataset / DUPLICATES_FILE}")
     if is_finished(state, recipe) and folder.summary.exists():
         done = plural(len(state.history), "epoch")

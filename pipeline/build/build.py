@@ -1,36 +1,25 @@
-"""listing -> split -> shards, one Dask task per shard -> a sealed dataset.
+"""Build a dataset: list the images, split them, write the shards, seal.
 
-Rounds: assign files to rows, and have every shard written that does not hold its files yet. Only the first
-decodes everything. It brings to light which files cannot be read, and which images are copies of one
-another; these then leave or change sides, and a second round writes the shards that this touches. A third
-finds nothing to do.
+    folder ──list, stat──▶ Source ──split──▶ rows ──Rounds: a task per shard──▶ shards ──seal──▶ dataset
 """
 
 from __future__ import annotations
 
 import errno
-import os
-import socket
 import time
-from collections.abc import Callable
-from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from logpose.common.errors import printable
-from pipeline.build.destination import DestinationState, check_place, lock_destination, prepare_destination
+from pipeline.build.destination import ExistingBuild, check_destination, lock_destination, prepare_destination
 from pipeline.build.journal import Failure, Journal, ShardResult
-from pipeline.build.progress import BuildProgress
+from pipeline.build.options import BuildOptions
 from pipeline.build.reports import read_failures, write_duplicates, write_failures
-from pipeline.build.row_assignment import assign, cut, first_orders, moved
-from pipeline.build.scheduler import run_on_cluster, run_on_threads
-from pipeline.build.shard_task import ShardJob
-from pipeline.build.source_files import Source, survey
-from pipeline.build.split import split, split_by_groups
+from pipeline.build.rounds import OnProgress, Rounds
+from pipeline.build.source_files import Source, stat_files
 from pipeline.dataset.codecs import chunk_codecs
 from pipeline.dataset.schema import (
     FAILURES_FILE,
@@ -41,68 +30,35 @@ from pipeline.dataset.schema import (
     build_hash,
     colour_statistics,
     content_digest,
-    layout,
 )
-from pipeline.dataset.store import Dataset, create, make_room, seal, shard_file
-from pipeline.duplicates.find import find_duplicates
-from pipeline.duplicates.groups import DuplicateGroups
-from pipeline.errors import BuildError, ListingError, OptionError, TooManyFailures
+from pipeline.dataset.store import Dataset
+from pipeline.dataset.writer import create_dataset, seal
+from pipeline.errors import BuildError, ListingError, OptionError
 from pipeline.images.decode import FITS
 from pipeline.scan.class_folders import list_images
-
-# done, of total, what: 'images' read or 'comparisons' made; and how many files could not be read.
-Progress = Callable[[int, int, str, int], None]
-ShardKey = tuple[str, int]  # part, number
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """How to build.
-
-    size          (H, W) of the stored images
-    fit           'pad', 'crop' or 'squash', see `decode_image`
-    val           fraction of each class for validation; unused where the folders say train and val
-    seed          of the split and of the order of rows
-    group_copies  look for near-copies, keep each group of them on one side, and list them
-    codec         a name out of `pipeline.dataset.codecs.CODECS`
-    workers       threads that decode, here; a scheduler has its own workers
-    scheduler     address of a Dask scheduler, whose workers see the same file system; None: this machine
-    max_failures  how many unreadable files to accept: a count (int) or a fraction of all (float); None: any
-    overwrite     replace a finished dataset, or one that was begun from something else
-    """
-
-    size: tuple[int, int] = (128, 128)
-    fit: str = "pad"
-    val: float = 0.1
-    seed: int = 0
-    group_copies: bool = True
-    codec: str = "none"
-    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
-    scheduler: str | None = None
-    max_failures: int | float | None = None
-    overwrite: bool = False
 
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build has made.
+    """The result of a build.
 
-    failures    sorted by path; the same as in failures.csv
-    copies      None where nobody looked for them
-    has_splits   whether the folders said who is for training and who for validation
-    skipped     files and folders in the root that belong to no class
-    found       what there was before: nothing, the same build begun, or the same build finished
+    rows        number of rows by split
+    failures    files that could not be read, as in failures.csv: sorted by path
+    duplicates  None if near-duplicates were not searched for
+    has_splits  whether the folders defined the splits
+    skipped     files and folders in the root that are not in a class folder
+    existing    whether the build was new, resumed, or finished before
     """
 
     path: Path
-    rows: dict[str, int]  # by part
+    rows: dict[str, int]
     class_names: tuple[str, ...]
     failures: tuple[Failure, ...]
-    copies: DuplicateCounts | None
+    duplicates: DuplicateCounts | None
     has_splits: bool
     skipped: tuple[str, ...]
     content_hash: str
-    found: DestinationState
+    existing: ExistingBuild
     seconds: float
 
 
@@ -110,50 +66,50 @@ def build_dataset(
     root: Path,
     dest: Path,
     options: BuildOptions | None = None,
-    on_progress: Progress = lambda done, total, what, failed: None,
+    on_progress: OnProgress = lambda done, total, what, failed: None,
 ) -> BuildReport:
     """Build the dataset `dest` from the images in `root`.
 
-    on_progress is called in this thread, several times a second. A build that was killed goes on, if
-    images and options are the same, and ends with the same content; one that is finished stays as it is.
-    Raises PipelineError: ListingError, OptionError, OutputExistsError, BusyError; BuildError where the
-    dataset cannot be written, as when the disk is full; TooManyFailures. After these two and after
-    KeyboardInterrupt, what is done stays for the next try, and is not taken for whole.
+    on_progress is called in this thread, several times a second. A build that was killed or failed resumes if images
+    and options are the same, and ends with the same content; a finished one stays as it is.
+    Raises PipelineError: ListingError, OptionError, OutputExistsError, BusyError; BuildError if the dataset cannot be
+    written, for example if the disk is full; TooManyFailures. After the last two and KeyboardInterrupt, the dataset is
+    unsealed, and a rerun resumes.
     """
     began = time.monotonic()
     root, dest, options = Path(root), Path(dest), options or BuildOptions()
     _check_options(options)
-    source = survey(list_images(root))
-    check_place(root, dest)
+    source = stat_files(list_images(root))
+    check_destination(root, dest)
+    identity, rounds = _identity(source, options), Rounds(dest, source, options, on_progress)
     try:
         with lock_destination(dest):
-            build = _Build(dest, source, options, on_progress)
-            found = prepare_destination(dest, build.identity, source, options.overwrite)
-            if found is not DestinationState.FINISHED:
-                build.run(resumed=found is DestinationState.BEGUN)
+            existing = prepare_destination(dest, identity, source, options.overwrite)
+            if existing is not ExistingBuild.FINISHED:
+                _write_dataset(rounds, identity, is_new=existing is ExistingBuild.NONE)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "put that right"
+        remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "fix the cause"
         raise BuildError(
             f"expected to write the dataset, found {reason} at {error.filename or dest}: {remedy} and run the"
-            " same build again, it goes on where it stopped"
+            " same build again, it resumes where it stopped"
         ) from error
     except MemoryError as error:
         raise BuildError(
-            f"expected memory for a shard per worker, found too little for {dest}: give a smaller --size or"
+            f"expected memory for a shard per worker, found too little for {dest}: use a smaller --size or"
             " fewer --workers"
         ) from error
     dataset = Dataset.open(dest)
     return BuildReport(
         path=dest,
-        rows={part.name: part.rows for part in (dataset.train, dataset.val)},
+        rows={split: dataset[split].rows for split in SPLITS},
         class_names=dataset.class_names,
         failures=tuple(read_failures(dest)),
-        copies=dataset.attributes.copies,
+        duplicates=dataset.attributes.duplicates,
         has_splits=source.has_splits,
         skipped=source.skipped,
         content_hash=dataset.content_hash,
-        found=found,
+        existing=existing,
         seconds=time.monotonic() - began,
     )
 
@@ -161,176 +117,65 @@ def build_dataset(
 def _check_options(options: BuildOptions) -> None:
     height, width = options.size
     if height < 1 or width < 1:
-        raise OptionError(f"expected an image size of at least 1x1, found {height}x{width}")
+        raise OptionError(f"expected an image size of at least 1x1, found {height}x{width}: 128x128 is usual")
     if options.fit not in FITS:
-        raise OptionError(f"expected a fit out of {', '.join(FITS)}, found {options.fit!r}")
-    if options.workers < 1:
-        raise OptionError(f"expected at least one worker, found {options.workers}")
+        raise OptionError(f"expected one of the fits {', '.join(FITS)}, found {options.fit!r}; 'pad' is the default")
+    if options.workers is not None and options.workers < 1:
+        raise OptionError(f"expected at least one worker, found {options.workers}: leave it out for one per CPU")
     if options.max_failures is not None and options.max_failures < 0:
-        raise OptionError(f"expected max_failures of 0 or more, found {options.max_failures}")
+        raise OptionError(f"expected max_failures of 0 or more, found {options.max_failures}: leave it out for no limit")
     chunk_codecs(options.codec)
 
 
-class _Build:
-    """One build, while it runs."""
+def _identity(source: Source, options: BuildOptions) -> dict[str, Any]:
+    """Everything that determines the bytes of the dataset; a build resumes only if it is the same."""
+    return {
+        "pictures": source.hash,  # the name on disk since version 1: another would change every build_hash
+        "format version": FORMAT_VERSION,
+        "--size": list(options.size),
+        "--fit": options.fit,
+        "--val": options.val,
+        "--seed": options.seed,
+        "--codec": options.codec,
+        "--group-copies": options.group_copies,
+    }
 
-    def __init__(self, dest: Path, source: Source, options: BuildOptions, on_progress: Progress) -> None:
-        self.dest, self.source, self.options = dest, source, options
-        self.tally = BuildProgress(source)
-        # What must be the same for a build to go on; it decides every byte of the outcome.
-        self.identity: dict[str, Any] = {
-            "pictures": source.hash,  # the name on disk since version 1: renaming it would change every build_hash
-            "format version": FORMAT_VERSION,
-            "--size": list(options.size),
-            "--fit": options.fit,
-            "--val": options.val,
-            "--seed": options.seed,
-            "--codec": options.codec,
-            "--group-copies": options.group_copies,
-        }
-        self._journal = Journal(dest)
-        self._run = f"{socket.gethostname()} {os.getpid()} {os.urandom(8).hex()}"
-        self._on_progress = on_progress
-        self._copies: DuplicateGroups | None = None
-        self._orders = first_orders(self._validation_mask(), options.seed)
-        self._layouts = {part: layout(len(self._orders[part]), options.size) for part in SPLITS}
-        self._done: dict[ShardKey, ShardResult] = {}
 
-    def run(self, *, resumed: bool) -> None:
-        """Write the dataset, or the rest of it, and seal it."""
-        attributes = Attributes(
-            self.source.class_names, self.options.size, self.options.fit, self.options.seed,
-            printable(str(self.source.root.resolve())), build_hash(self.identity),
-        )  # fmt: skip
-        if not resumed:
-            create(self.dest, attributes, {part: len(self._orders[part]) for part in SPLITS}, self.options.codec)
-            self._journal.begin(self.identity, self.source.lines())  # last: without it there is nothing to go on with
-        self._journal.take_over(self._run)
-        self._copies = self._journal.copies()
-        for key, result in self._journal.results().items():
-            if shard_file(self.dest, *key).is_file():
-                self._done[key] = result
-                self.tally.add(result)
-        while True:
-            wanted = self._wanted()
-            stale = [key for key, files in wanted.items() if key not in self._done or self._done[key].files != files]
-            self._look_up()
-            if not stale:
-                break
-            self._write([self._job(key, wanted[key]) for key in stale])
-        self._finish(attributes, {part: [self._done[key] for key in wanted if key[0] == part] for part in SPLITS})
+def _write_dataset(rounds: Rounds, identity: dict[str, Any], *, is_new: bool) -> None:
+    """Write the dataset, or the rest of it, and seal it."""
+    dest, source, options, journal = rounds.dest, rounds.source, rounds.options, Journal(rounds.dest)
+    attributes = Attributes(
+        source.class_names, options.size, options.fit, options.seed,
+        printable(str(source.root.resolve())), build_hash(identity),
+    )  # fmt: skip
+    if is_new:
+        create_dataset(dest, attributes, rounds.rows, options.codec)
+        journal.begin(identity, source.lines())  # last: without a journal, a rerun starts again
+    _finish(rounds, attributes, rounds.run())
+    journal.end()
 
-    # The rounds ---------------------------------------------------------------------------------------
 
-    def _validation_mask(self) -> npt.NDArray[np.bool_]:
-        """Who is for validation, (N,), as far as is known now."""
-        if self.source.has_splits:
-            return np.array([file.part == "val" for file in self.source.files], dtype=np.bool_)  # (N,)
-        if self._copies is None:
-            return split(self.source.labels, self.options.val, self.options.seed)
-        return split_by_groups(self.source.labels, self._copies.representative, self.options.val, self.options.seed)
-
-    def _wanted(self) -> dict[ShardKey, tuple[int, ...]]:
-        """The files of each shard, as far as is known now."""
-        gone, joining = set(self.tally.failed), {part: list[int]() for part in SPLITS}
-        if self.options.group_copies and self._copies is None and self.tally.done == self.source.count:
-            self._copies = self._find_copies()
-        if self._copies is not None:
-            moving = moved(self._orders, self._validation_mask())
-            joining = {part: [file for file in moving[part] if file not in gone] for part in SPLITS}
-        wanted: dict[ShardKey, tuple[int, ...]] = {}
-        for part in SPLITS:
-            leaving = gone.union(*(joining[other] for other in SPLITS if other != part))
-            files = assign(self._orders[part], leaving, joining[part])
-            make_room(self.dest, part, len(files))
-            wanted |= {(part, shard): row for shard, row in cut(files, self._layouts[part].shard_rows)}
-        return wanted
-
-    def _find_copies(self) -> DuplicateGroups:
-        """Compare all images that could be read, and note the outcome for good."""
-        good = np.array([file for file in range(self.source.count) if file not in self.tally.failed], dtype=np.int64)
-        copies = DuplicateGroups(np.arange(self.source.count, dtype=np.int64), [""] * self.source.count)
-        if len(good):
-            prints = self._journal.fingerprints(self.source.count)  # (N, FINGERPRINT_BYTES)
-            if len(good) < len(prints):
-                prints = prints[good]  # (n, FINGERPRINT_BYTES)
-
-            def progress(done: int, total: int) -> None:
-                self._on_progress(done, total, "comparisons", len(self.tally.failed))
-
-            found = find_duplicates(prints, self.options.workers, progress)
-            copies.representative[good] = good[found.representative]
-            for file, how in zip(good.tolist(), found.transforms, strict=True):
-                copies.transforms[file] = how
-        self._journal.save_duplicates(copies)
-        return copies
-
-    def _job(self, key: ShardKey, wanted: tuple[int, ...]) -> ShardJob:
-        part, shard = key
-        return ShardJob(
-            dataset=self.dest,
-            root=self.source.root,
-            run=self._run,
-            part=part,
-            shard=shard,
-            wanted=wanted,
-            files=tuple(self.source.files[file] for file in wanted),
-            former=self._done.get(key),
-            size=self.options.size,
-            fit=self.options.fit,
-            printing=self.options.group_copies and self._copies is None,
-        )
-
-    def _write(self, jobs: list[ShardJob]) -> None:
-        if self.options.scheduler is None:
-            results = run_on_threads(jobs, self.options.workers, self.tally)
-        else:
-            results = run_on_cluster(jobs, self.options.scheduler)
-        with closing(results):
-            for result in results:
-                if result is not None:
-                    self.tally.add(result)
-                    self._done[result.part, result.shard] = result
-                self._look_up()
-
-    def _look_up(self) -> None:
-        """What the main thread does between waits: show the progress, and see that not too much has failed."""
-        failed, limit = len(self.tally.failed), self.options.max_failures
-        self._on_progress(self.tally.done, self.source.count, "images", failed)
-        if limit is None or failed <= (limit * self.source.count if isinstance(limit, float) else limit):
-            return
-        failures = self.tally.failures()
-        write_failures(self.dest, failures)
-        first = ", ".join(f"{failure.path} ({failure.kind})" for failure in failures[:3])
-        allowed = str(limit) if isinstance(limit, int) else f"{limit:.2%} of {self.source.count}"
-        raise TooManyFailures(
-            f"expected at most {allowed} unreadable files, found {failed}: {first}{', …' if failed > 3 else ''};"
-            f" see {self.dest / FAILURES_FILE}, then repair or remove them, or allow more with --max-failures"
-        )
-
-    # The end ------------------------------------------------------------------------------------------
-
-    def _finish(self, attributes: Attributes, shards: dict[str, list[ShardResult]]) -> None:
-        """Account for every file, check that there is enough to learn from, and seal."""
-        write_failures(self.dest, self.tally.failures())
-        numbers = {part: [file for result in shards[part] for file in result.wanted] for part in SPLITS}
-        labels = {part: self.source.labels[np.array(numbers[part], dtype=np.int64)] for part in SPLITS}  # (n,) each
-        paths = {part: [printable(self.source.files[file].path) for file in numbers[part]] for part in SPLITS}
-        for index, name in enumerate(self.source.class_names):
-            if index not in labels["train"]:
-                raise ListingError(
-                    f"expected a readable image to train on in every class, found none in {name} of"
-                    f" {self.source.root}: see {self.dest / FAILURES_FILE}, then repair them or remove the class"
-                )
-        copies = None
-        if self._copies is not None:
-            copies = write_duplicates(self.dest, self.source, self._copies, self._validation_mask())
-        pixels = len(labels["train"]) * self.options.size[0] * self.options.size[1]
-        sums = [sum(result.sums[channel] for result in shards["train"]) for channel in range(3)]
-        squares = [sum(result.squares[channel] for result in shards["train"]) for channel in range(3)]
-        mean, std = colour_statistics(pixels, sums, squares)
-        attributes = replace(attributes, copies=copies, mean=mean, std=std, sealed=True)
-        digests = {part: [result.digest for result in shards[part]] for part in SPLITS}
-        attributes = replace(attributes, content_hash=content_digest(attributes, digests))
-        seal(self.dest, attributes, labels, paths)
-        self._journal.end()
+def _finish(rounds: Rounds, attributes: Attributes, shards: dict[str, list[ShardResult]]) -> None:
+    """Write the reports, check that each class has training images, compute the statistics, and seal."""
+    dest, source = rounds.dest, rounds.source
+    write_failures(dest, rounds.progress.failures())
+    files = {split: [file for shard in shards[split] for file in shard.assigned] for split in SPLITS}
+    labels = {split: source.labels[np.array(files[split], dtype=np.int64)] for split in SPLITS}  # (n,) each
+    paths = {split: [printable(source.files[file].path) for file in files[split]] for split in SPLITS}
+    for index, name in enumerate(source.class_names):
+        if index not in labels["train"]:
+            raise ListingError(
+                f"expected a readable training image in every class, found none in {name} of {source.root}: see"
+                f" {dest / FAILURES_FILE}, then repair the images or remove the class"
+            )
+    duplicates = None
+    if rounds.duplicates is not None:
+        duplicates = write_duplicates(dest, source, rounds.duplicates, rounds.validation_mask())
+    pixels = len(labels["train"]) * attributes.size[0] * attributes.size[1]
+    sums = [sum(shard.sums[channel] for shard in shards["train"]) for channel in range(3)]
+    squares = [sum(shard.squares[channel] for shard in shards["train"]) for channel in range(3)]
+    mean, std = colour_statistics(pixels, sums, squares)
+    attributes = replace(attributes, duplicates=duplicates, mean=mean, std=std, sealed=True)
+    digests = {split: [shard.digest for shard in shards[split]] for split in SPLITS}
+    attributes = replace(attributes, content_hash=content_digest(attributes, digests))
+    seal(dest, attributes, labels, paths)

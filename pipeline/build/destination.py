@@ -1,4 +1,4 @@
-"""Where a dataset is to go: what is there already, whether it may go, and that nobody else is at it."""
+"""Validate, lock and prepare the folder that a dataset is built in."""
 
 from __future__ import annotations
 
@@ -13,43 +13,44 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pipeline.build.journal import FOLDER, Journal
-from pipeline.build.source_files import Source, what_changed
+from pipeline.build.source_files import Source, describe_changes
 from pipeline.dataset.schema import DUPLICATES_FILE, FAILURES_FILE, SHEET_FILE, SPLITS, build_hash
-from pipeline.dataset.store import read_attributes, unseal
+from pipeline.dataset.store import read_attributes
+from pipeline.dataset.writer import unseal
 from pipeline.errors import BusyError, DatasetError, OptionError, OutputExistsError
 
 LOCK_FILE = ".lock"
 
 
-class DestinationState(Enum):
-    """What there is at the place: nothing of ours any more, this build begun, or this build finished."""
+class ExistingBuild(Enum):
+    """The state in which a build finds its destination: the same build may be there, unfinished or finished."""
 
-    NOTHING = "nothing"
-    BEGUN = "begun"
+    NONE = "none"
+    UNFINISHED = "unfinished"
     FINISHED = "finished"
 
 
-def check_place(root: Path, dest: Path) -> None:
-    """Refuse a place that is inside the images, or that is taken by something that is not ours."""
+def check_destination(root: Path, dest: Path) -> None:
+    """Raises OptionError if `dest` is inside `root`, OutputExistsError if something else than a dataset is there."""
     if dest.resolve().is_relative_to(root.resolve()):
         raise OptionError(
-            f"expected a dataset outside the images, found {dest} inside {root}: it would be listed as"
-            " images the next time; choose another place"
+            f"expected a dataset outside the images, found {dest} inside {root}: the next build would list its files"
+            " as images; choose another path"
         )
     if not os.path.lexists(dest):
         return
     if not dest.is_dir():
-        raise OutputExistsError(f"expected a free place for the dataset, found a file at {dest}: choose another")
-    if {entry.name for entry in dest.iterdir()} - {LOCK_FILE} and not _is_ours(dest):
+        raise OutputExistsError(f"expected a new path for the dataset, found a file at {dest}: choose another")
+    if {entry.name for entry in dest.iterdir()} - {LOCK_FILE} and not _is_dataset(dest):
         raise OutputExistsError(
-            f"expected a free place for the dataset, found a folder of something else at {dest}: choose another"
-            " (what is not a dataset is never overwritten)"
+            f"expected a new path for the dataset, found a folder of something else at {dest}: choose another"
+            " (only datasets are ever overwritten)"
         )
 
 
 @contextmanager
 def lock_destination(dest: Path) -> Iterator[None]:
-    """Be the only build of this dataset while the block runs. Makes the folder. Raises BusyError."""
+    """Create the folder, and lock it against other builds while the block runs. Raises BusyError."""
     dest.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(dest / LOCK_FILE, f"build of {dest}"):
         yield
@@ -57,66 +58,67 @@ def lock_destination(dest: Path) -> Iterator[None]:
 
 @contextmanager
 def exclusive_lock(lock_file: Path, what: str) -> Iterator[None]:
-    """Hold a lock while the block runs; the system lets go of it if we are killed.
+    """Hold a lock while the block runs; the system releases it if the process is killed.
 
-    what  'build of …': for the BusyError that is raised where another process holds it
+    `what` names the work in the message of BusyError, which is raised if another process holds the lock.
     """
     lock = FileLock(lock_file, blocking=False)
     try:
         lock.acquire()
     except Timeout:
         raise BusyError(
-            f"expected to be the only {what}, found another one at work on it: wait until it has"
-            " finished, or choose another place"
+            f"expected to be the only {what}, found another process at work on it: wait until that has finished, or"
+            " choose another path"
         ) from None
     try:
         yield
     finally:
-        # While we still hold it. Who waits for nothing, as all of us do, cannot be left with a file that is gone.
-        with suppress(OSError):  # Windows deletes no file that is open: there it stays
+        # Unlink before releasing. Safe, because every process acquires without blocking: none can be left with the
+        # deleted file.
+        with suppress(OSError):  # Windows does not delete open files: the lock file stays
             lock_file.unlink()
         lock.release()
 
 
-def prepare_destination(dest: Path, identity: dict[str, Any], source: Source, overwrite: bool) -> DestinationState:
-    """Leave at a checked place the build with this identity, begun or finished, or nothing of ours.
+def prepare_destination(dest: Path, identity: dict[str, Any], source: Source, overwrite: bool) -> ExistingBuild:
+    """Find the build with this identity at a checked and locked path, or delete what is there.
 
-    Raises OutputExistsError where that would lose a finished dataset, or an unfinished one of another
-    identity, and overwrite is not set.
+    Raises OutputExistsError if that would delete a finished dataset, or an unfinished one of another identity, and
+    `overwrite` is not set.
     """
     if not os.path.lexists(dest / "zarr.json"):
-        return DestinationState.NOTHING
+        return ExistingBuild.NONE
     try:
         attributes = read_attributes(dest)
         sealed, same = attributes.sealed, attributes.build_hash == build_hash(identity)
     except DatasetError:
-        sealed, same = True, False  # damaged, or of another version: somebody's finished work, as far as we know
+        sealed, same = True, False  # damaged, or of another version: it may be valuable
     journal = Journal(dest)
-    former = journal.identity()
-    if not sealed and former == identity:
-        return DestinationState.BEGUN
+    previous = journal.identity()
+    if not sealed and previous == identity:
+        return ExistingBuild.UNFINISHED
     if not overwrite and sealed and same:
-        journal.end()  # it may have been killed between sealing and this
-        return DestinationState.FINISHED
+        journal.end()  # in case the build was killed between sealing and deleting it
+        return ExistingBuild.FINISHED
     if not overwrite and sealed:
         raise OutputExistsError(
-            f"expected a free place for the dataset, found a finished one of other images or options at {dest}:"
+            f"expected a new path for the dataset, found a finished one of other images or options at {dest}:"
             " choose another, or replace it with --overwrite"
         )
-    if not overwrite and former is not None:
-        different = _difference(former, identity)
-        if former["pictures"] != identity["pictures"]:
-            different.insert(0, f"other images: {what_changed(journal.files(), source.lines())}")
+    if not overwrite and previous is not None:
+        differences = _differing_options(previous, identity)
+        if previous["pictures"] != identity["pictures"]:
+            differences.insert(0, f"other images: {describe_changes(journal.files(), source.lines())}")
         raise OutputExistsError(
-            f"expected to go on with the build begun at {dest}, found {' and '.join(different)}: give what it"
-            " was begun with, or start over with --overwrite"
+            f"expected to resume the build at {dest}, found {' and '.join(differences)}: use the images and options"
+            " that it was started with, or start again with --overwrite"
         )
-    _remove(dest)
-    return DestinationState.NOTHING
+    _remove_dataset(dest)
+    return ExistingBuild.NONE
 
 
-def _is_ours(dest: Path) -> bool:
-    """Whether this is a dataset of logpose, though perhaps damaged or of another version."""
+def _is_dataset(dest: Path) -> bool:
+    """Whether logpose built this, though it may be damaged or of another version."""
     with suppress(DatasetError):
         read_attributes(dest)
         return True
@@ -125,14 +127,14 @@ def _is_ours(dest: Path) -> bool:
     return False
 
 
-def _difference(former: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The options in which two identities differ, for a person."""
-    options = (key for key in now if key != "pictures" and former.get(key) != now[key])
-    return [f"{key} {now[key]} instead of {former.get(key)}" for key in options]
+def _differing_options(previous: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The options in which two identities differ, for a message."""
+    options = (key for key in now if key != "pictures" and previous.get(key) != now[key])
+    return [f"{key} {now[key]} instead of {previous.get(key)}" for key in options]
 
 
-def _remove(dest: Path) -> None:
-    """Delete what is ours in the folder; if this is cut short, the rest cannot be taken for whole."""
+def _remove_dataset(dest: Path) -> None:
+    """Delete the files of a dataset, and no others; if this is interrupted, the rest is not a sealed dataset."""
     with suppress(DatasetError):
         if read_attributes(dest).sealed:
             unseal(dest)

@@ -1,4 +1,4 @@
-"""How far a build is: files tried and failed, counted from many threads."""
+"""Thread-safe progress counters of a build."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pipeline.build.journal import Failure, ShardResult
 from pipeline.build.source_files import Source
 
 
-class Stopped(Exception):
-    """The build is being stopped; the shard in hand is dropped."""
+class BuildCancelled(Exception):
+    """Raised in a task to end it: the shard that it works on is dropped."""
 
 
 class BuildProgress:
-    """Counts the files tried, from many threads, and stops these when told to.
+    """Counts the files tried, from many threads, and cancels their tasks.
 
-    done    files tried
-    failed  why those failed that did, by number
+    done    number of files tried
+    failed  the failure of each file that could not be decoded, by file number
     """
 
     def __init__(self, source: Source) -> None:
@@ -28,19 +28,17 @@ class BuildProgress:
         self._source = source
         self._tried = np.zeros(source.count, dtype=np.bool_)  # (N,)
         self._lock = threading.Lock()
-        self._stopped = threading.Event()
+        self._cancelled = threading.Event()
 
-    def tick(self, file: int, failure: Failure | None) -> None:
-        """Count one file, once, however often it is tried. Raises Stopped in a task that should end."""
+    def count_file(self, file: int, failure: Failure | None) -> None:
+        """Count a file, once however often it is tried. Raises BuildCancelled if the task should end."""
         self._count(file, failure)
-        self.raise_if_stopped()
+        self.raise_if_cancelled()
 
-    def add(self, result: ShardResult) -> None:
-        """Count a whole shard: one from a former run, or from another machine. Never raises Stopped: what is
-        finished is finished, whatever has stopped the others meanwhile.
-        """
+    def count_shard(self, result: ShardResult) -> None:
+        """Count the files of a finished shard, even if the build is being cancelled."""
         reasons = {file: (kind, reason) for file, kind, reason in result.failures}
-        for file in {*result.wanted, *reasons}:
+        for file in {*result.assigned, *reasons}:
             path = printable(self._source.files[file].path)
             self._count(file, Failure(path, *reasons[file]) if file in reasons else None)
 
@@ -52,13 +50,15 @@ class BuildProgress:
                 self.failed[file] = failure
 
     def failures(self) -> list[Failure]:
-        """Sorted by path."""
+        """All failures, sorted by path."""
         with self._lock:
             return sorted(self.failed.values(), key=lambda failure: failure.path)
 
-    def stop(self) -> None:
-        self._stopped.set()
+    def cancel(self) -> None:
+        """End all tasks as soon as they have tried their current file."""
+        self._cancelled.set()
 
-    def raise_if_stopped(self) -> None:
-        if self._stopped.is_set():
-            raise Stopped
+    def raise_if_cancelled(self) -> None:
+        """Raises BuildCancelled after `cancel`."""
+        if self._cancelled.is_set():
+            raise BuildCancelled

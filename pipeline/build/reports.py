@@ -1,4 +1,4 @@
-"""What became of the files: failures.csv and duplicates.csv in the dataset's folder."""
+"""Write and read failures.csv, and write duplicates.csv, in the folder of a dataset."""
 
 from __future__ import annotations
 
@@ -17,46 +17,57 @@ from pipeline.build.journal import Failure
 from pipeline.build.source_files import Source
 from pipeline.dataset.schema import DUPLICATES_FILE, DUPLICATES_HEADER, FAILURES_FILE, FAILURES_HEADER, DuplicateCounts
 from pipeline.duplicates.groups import DuplicateGroups
-from pipeline.errors import FailureKind
+from pipeline.errors import DatasetError, FailureKind
 
 
-def write_failures(dest: Path, failures: Iterable[Failure]) -> None:
-    """A row for each file that is not in the dataset, and why not."""
+def write_failures(dataset: Path, failures: Iterable[Failure]) -> None:
+    """Write failures.csv: a row for each file that could not be read."""
     rows = ((failure.path, failure.kind, failure.reason) for failure in failures)
-    _write(dest / FAILURES_FILE, FAILURES_HEADER, rows)
+    _write(dataset / FAILURES_FILE, FAILURES_HEADER, rows)
 
 
-def read_failures(dest: Path) -> list[Failure]:
-    """What `write_failures` has written."""
-    with (dest / FAILURES_FILE).open(encoding="utf-8", newline="") as file:
-        return [Failure(row["path"], cast(FailureKind, row["kind"]), row["reason"]) for row in csv.DictReader(file)]
+def read_failures(dataset: Path) -> list[Failure]:
+    """Read failures.csv: the files that the dataset left out, sorted by path.
+
+    Raises DatasetError if the file is missing or damaged.
+    """
+    path = dataset / FAILURES_FILE
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [Failure(row["path"], cast(FailureKind, row["kind"]), row["reason"]) for row in csv.DictReader(file)]
+    except (OSError, UnicodeError, csv.Error, KeyError) as error:
+        found = "no such file" if isinstance(error, FileNotFoundError) else f"{type(error).__name__} {error}"
+        raise DatasetError(
+            f"expected a table of {', '.join(FAILURES_HEADER)}, found {found} at {path}: restore it from a backup,"
+            " or build the dataset again with --overwrite"
+        ) from error
 
 
 def write_duplicates(
-    dest: Path, source: Source, copies: DuplicateGroups, in_val: npt.NDArray[np.bool_]
+    dataset: Path, source: Source, groups: DuplicateGroups, in_val: npt.NDArray[np.bool_]
 ) -> DuplicateCounts:
-    """A row for each image of which there are copies, group by group, each group's first image first.
+    """Write duplicates.csv: a row for each image with near-duplicates, group by group, the lead of each group first.
 
-    in_val (N,) says which side an image is on. `how` says how an image differs from the first of its
-    group, `labels` whether all of the group have the same.
+    in_val (N,) is True for the images of the validation split. In the table, `how` is how an image differs from its
+    lead, and `labels` is 'same' if all images of the group have one label, otherwise 'differ'.
     """
-    groups = _groups(copies.representative)
     rows = []
     counts = {"labels_differ": 0, "leaks": 0}
-    for number, members in enumerate(groups, 1):
+    members_of = _members(groups.representative)
+    for number, members in enumerate(members_of, 1):
         same = len({source.files[file].label for file in members}) == 1
         counts["labels_differ"] += not same
         if not in_val[members].all():
             counts["leaks"] += int(in_val[members].sum())
         for file in members:
             label = source.class_names[source.files[file].label]
-            part, path = "val" if in_val[file] else "train", printable(source.files[file].path)
-            rows.append((number, part, label, path, copies.transforms[file], "same" if same else "differ"))
-    _write(dest / DUPLICATES_FILE, DUPLICATES_HEADER, rows)
-    return DuplicateCounts(len(groups), len(rows), **counts)
+            split, path = "val" if in_val[file] else "train", printable(source.files[file].path)
+            rows.append((number, split, label, path, groups.transforms[file], "same" if same else "differ"))
+    _write(dataset / DUPLICATES_FILE, DUPLICATES_HEADER, rows)
+    return DuplicateCounts(len(members_of), len(rows), **counts)
 
 
-def _groups(lead: npt.NDArray[np.int64]) -> list[list[int]]:
+def _members(lead: npt.NDArray[np.int64]) -> list[list[int]]:
     """lead (N,) -> the members of each group of two or more, in order."""
     members: dict[int, list[int]] = {}
     for file in np.flatnonzero(lead != np.arange(len(lead))).tolist():

@@ -1,7 +1,7 @@
-"""Running the jobs of a build, each a Dask task: on threads here, or on a cluster.
+"""Run the shard tasks of a build with Dask, on threads or on a cluster.
 
-Both ways yield each result as it comes and, several times a second, None: time for the caller to look up.
-Leaving early stops what can still be stopped.
+Both functions yield each result when it is ready and, every POLL_SECONDS without one, None, so that the caller can
+report progress. Closing the generator early cancels the tasks as far as possible.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
+from typing import TypeAlias
 
 import dask
 
@@ -20,25 +21,25 @@ from pipeline.build.progress import BuildProgress
 from pipeline.build.shard_task import ShardJob, run_shard
 from pipeline.parallel.cluster import Cluster
 
-POLL_SECONDS = 0.1  # how often the caller looks up while the tasks work
+POLL_SECONDS = 0.1
 
-Results = Generator[ShardResult | None, None, None]
+Results: TypeAlias = Generator[ShardResult | None, None, None]
 
 
-def run_on_threads(jobs: Sequence[ShardJob], workers: int, tally: BuildProgress) -> Results:
-    """Run the jobs on Dask's threaded scheduler. Pillow releases the GIL: processes would be no faster.
+def run_on_threads(jobs: Sequence[ShardJob], workers: int, progress: BuildProgress) -> Results:
+    """Run the jobs on Dask's threaded scheduler. Pillow releases the GIL: processes would not be faster.
 
-    The scheduler blocks its caller, so it gets a thread of its own and the caller's stays free.
+    The scheduler blocks its caller, so it runs in a thread of its own. Raises what a task raised.
     """
     finished: queue.SimpleQueue[ShardResult | BaseException] = queue.SimpleQueue()
 
     def work(number: int) -> None:
         try:
-            tally.raise_if_stopped()
-            finished.put(run_shard(jobs[number], tally.tick))
-        except BaseException as error:  # into the caller's thread, whatever it is
+            progress.raise_if_cancelled()
+            finished.put(run_shard(jobs[number], progress.count_file))
+        except BaseException as error:  # raised again in the caller's thread
             finished.put(error)
-            tally.stop()
+            progress.cancel()
 
     def schedule() -> None:
         with ThreadPoolExecutor(workers, thread_name_prefix="logpose-build") as pool:
@@ -55,15 +56,15 @@ def run_on_threads(jobs: Sequence[ShardJob], workers: int, tally: BuildProgress)
             yield result
     finally:
         if missing:
-            tally.stop()
+            progress.cancel()
         thread.join()
 
 
 def run_on_cluster(jobs: Sequence[ShardJob], address: str) -> Results:
     """Run the jobs on a Dask cluster whose workers see the same file system.
 
-    A worker that vanishes has its tasks done by another. Raises BuildError where none is left, or a task
-    fails on several.
+    Tasks of a lost worker are run again by another. Raises what a task raised, and BuildError if no worker is left or
+    a task takes several down.
     """
     finished: queue.SimpleQueue[ShardResult | BaseException] = queue.SimpleQueue()
     waiting = [replace(job, dataset=job.dataset.resolve(), root=job.root.resolve()) for job in reversed(jobs)]
@@ -78,7 +79,7 @@ def run_on_cluster(jobs: Sequence[ShardJob], address: str) -> Results:
 
 
 def _next(finished: queue.SimpleQueue[ShardResult | BaseException]) -> ShardResult | None:
-    """The next result, or None when it is time to look up. Raises what a task raised."""
+    """The next result, or None after POLL_SECONDS without one. Raises what a task raised."""
     try:
         result = finished.get(timeout=POLL_SECONDS)
     except queue.Empty:

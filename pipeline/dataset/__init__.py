@@ -1,0 +1,1 @@
+"""The dataset on disk: its format, and opening, reading, writing, verifying and measuring it."""

@@ -1,4 +1,4 @@
-"""How a chunk is stored: what compresses it, and the checksum that always comes last."""
+"""Compression of chunks, and the checksum that always comes last."""
 
 from __future__ import annotations
 
@@ -13,42 +13,42 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from pipeline.errors import OptionError
 
-# Decoded photographs hardly compress, and decompressing would only cost time, so that is the default. Drawings,
-# and photographs with white around them, are half to three quarters the size with lz4; docs/datasets.md has figures.
+# Decoded photographs hardly compress, so the default is none. Drawings, and photographs with a white border, shrink to
+# half or three quarters with lz4: see docs/datasets.md.
 CODECS: dict[str, tuple[BytesBytesCodec, ...]] = {
     "none": (),
     "lz4": (BloscCodec(cname="lz4", clevel=5, shuffle="noshuffle", typesize=1),),
-    "zstd": (ZstdCodec(level=1),),  # level 3 takes half as long again for 2 % less
+    "zstd": (ZstdCodec(level=1),),  # level 3 takes 1.5 times as long, for 2 % less
 }
 
 Encoded: TypeAlias = bytes | npt.NDArray[np.uint8]
-# Decompresses a chunk into an array (n, H, W, 3), which it must fill exactly.
+# (stored bytes, out): decompress a chunk into `out` (n, H, W, 3), which it must fill exactly.
 Decode: TypeAlias = Callable[[npt.NDArray[np.uint8], npt.NDArray[np.uint8]], None]
 
 
 def chunk_codecs(name: str) -> tuple[BytesBytesCodec, ...]:
-    """The codecs of a chunk, from pixels to disk.
+    """The codecs of a chunk in the order of writing. Raises OptionError for a name that is not in CODECS.
 
-    CRC32C goes around the compressed bytes: a decompressor fed flipped bits often answers with wrong
-    pixels and no error. Raises OptionError for a name that is not in CODECS.
+    The CRC32C is that of the compressed bytes: a decompressor given flipped bits often returns wrong pixels without
+    an error.
     """
     if name not in CODECS:
-        raise OptionError(f"expected a codec out of {', '.join(CODECS)}, found {name!r}")
+        raise OptionError(f"expected one of the codecs {', '.join(CODECS)}, found {name!r}; 'none' is the default")
     return (*CODECS[name], Crc32cCodec())
 
 
-def encoder(described: list[dict[str, Any]]) -> Callable[[npt.NDArray[np.uint8]], Encoded]:
-    """What compresses a C-contiguous chunk as the codecs in an array's metadata say, up to the checksum."""
-    codec = _compressor(described)
+def encoder(codecs: list[dict[str, Any]]) -> Callable[[npt.NDArray[np.uint8]], Encoded]:
+    """The function that compresses a C-contiguous chunk by the codecs in an array's metadata, without the checksum."""
+    codec = _compressor(codecs)
     return (lambda chunk: chunk) if codec is None else (lambda chunk: bytes(codec.encode(chunk)))
 
 
-def decoder(described: list[dict[str, Any]]) -> Decode | None:
-    """What undoes the compression of a chunk, its checksum taken off; None where there is none.
+def decoder(codecs: list[dict[str, Any]]) -> Decode | None:
+    """The inverse of `encoder`; None if chunks are not compressed.
 
-    Raises ValueError for codecs that `chunk_codecs` never gives.
+    Raises ValueError for codecs that `chunk_codecs` never returns.
     """
-    codec = _compressor(described)
+    codec = _compressor(codecs)
     if codec is None:
         return None
 
@@ -58,11 +58,11 @@ def decoder(described: list[dict[str, Any]]) -> Decode | None:
     return decode
 
 
-def _compressor(described: list[dict[str, Any]]) -> Any:
-    """The compressing codec of an array's metadata as numcodecs has it, or None."""
-    first, *between, last = described
+def _compressor(codecs: list[dict[str, Any]]) -> Any:
+    """The numcodecs object of the compressing codec in an array's metadata, or None."""
+    first, *between, last = codecs
     if first["name"] != "bytes" or last["name"] != "crc32c" or len(between) > 1:
-        raise ValueError(f"codecs {[codec['name'] for codec in described]}")
+        raise ValueError(f"codecs {[codec['name'] for codec in codecs]}")
     if not between:
         return None
     name, options = between[0]["name"], between[0]["configuration"]

@@ -1,4 +1,4 @@
-"""What the images of a part take on the disk: read from the files, without opening one of them."""
+"""Disk usage of a split's images, from file sizes and metadata: no chunk is read."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pipeline.errors import DatasetError
 
 @dataclass(frozen=True)
 class Storage:
-    """How the images of a part are stored, and in how many bytes.
+    """Storage of a split's images.
 
-    disk_bytes  of all files of the array
-    raw_bytes   of its pixels, rows·H·W·3
-    codecs      of a chunk, from pixels to disk, as Zarr calls them
+    disk_bytes  size of all files of the array
+    raw_bytes   size of the pixels, rows·H·W·3
+    codecs      of a chunk in the order of writing, by their Zarr names
     """
 
     disk_bytes: int
@@ -30,16 +30,18 @@ class Storage:
 
     @property
     def chunks(self) -> int:
+        """Number of chunks."""
         return -(-self.rows // self.chunk_rows)
 
     @property
     def shards(self) -> int:
+        """Number of shards, each one file."""
         return -(-self.rows // self.shard_rows)
 
 
-def measure_storage(path: Path, part: str) -> Storage:
-    """What the images of a part of the dataset at `path` take. Raises DatasetError if the metadata is damaged."""
-    array = path / part / "images"
+def measure_storage(path: Path, split: str) -> Storage:
+    """Measure a split of the dataset at `path`. Raises DatasetError if the metadata is damaged."""
+    array = path / split / "images"
     try:
         node = json.loads((array / "zarr.json").read_bytes())
         (sharding,) = node["codecs"]
@@ -48,9 +50,9 @@ def measure_storage(path: Path, part: str) -> Storage:
             raw_bytes=prod(map(int, node["shape"])),
             rows=int(node["shape"][0]),
             chunk_rows=int(sharding["configuration"]["chunk_shape"][0]),
-            # What Zarr calls the chunks of a sharded array are its shards.
+            # Zarr's metadata calls the shards of a sharded array its chunks.
             shard_rows=int(node["chunk_grid"]["configuration"]["chunk_shape"][0]),
-            codecs=tuple(map(_name_of, sharding["configuration"]["codecs"])),
+            codecs=tuple(map(_codec_name, sharding["configuration"]["codecs"])),
         )
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise DatasetError(
@@ -59,11 +61,11 @@ def measure_storage(path: Path, part: str) -> Storage:
         ) from error
 
 
-def _name_of(codec: dict[str, Any]) -> str:
-    """`crc32c`; for a codec that is a choice of several, which one: `blosc lz4`."""
-    chosen = codec.get("configuration", {}).get("cname")
-    return f"{codec['name']} {chosen}" if chosen else str(codec["name"])
+def _codec_name(codec: dict[str, Any]) -> str:
+    """`crc32c`; for blosc, with the compressor inside it: `blosc lz4`."""
+    compressor = codec.get("configuration", {}).get("cname")
+    return f"{codec['name']} {compressor}" if compressor else str(codec["name"])
 
 
 def _size_of_files(folder: Path) -> int:
-    return sum(Path(where, name).stat().st_size for where, _, names in os.walk(folder) for name in names)
+    return sum(Path(parent, name).stat().st_size for parent, _, names in os.walk(folder) for name in names)

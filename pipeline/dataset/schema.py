@@ -1,16 +1,16 @@
-"""Names, dtypes, attributes and version of the dataset; nothing here touches a disk.
+"""The dataset format: names, dtypes, attributes and version. Nothing here touches the disk.
 
     images.zarr/            group; its attributes are `Attributes`
-    ├── failures.csv          each file that is not in here, and why
-    ├── duplicates.csv        each image of which there are copies, group by group
-    ├── contact-sheet.png     a few images of each class, if 'logpose info' has drawn it
+    ├── failures.csv          each file that could not be read, and why
+    ├── duplicates.csv        each image that has near-duplicates, group by group
+    ├── contact-sheet.png     a few images of each class, drawn by 'logpose info'
     ├── train/
     │   ├── images            uint8  (N, H, W, 3)  dimensions row, y, x, channel
     │   ├── labels            int64  (N,)          index into class_names
-    │   └── paths             string (N,)          where each row came from, relative to the folder
+    │   └── paths             string (N,)          source file of each row, relative to the folder of images
     └── val/                  the same
 
-Rows lie in seeded random order, so that any run of them mixes the classes.
+Rows are stored in seeded random order, so that any run of rows mixes the classes.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from xxhash import xxh3_128
 from pipeline.errors import DatasetError
 
 FORMAT = "logpose"
-FORMAT_VERSION = 2  # since 2 copies of an image are kept on one side
+FORMAT_VERSION = 2  # since 2, near-duplicates are all in one split
 SPLITS = ("train", "val")
 IMAGE_DIMENSIONS = ("row", "y", "x", "channel")
 FAILURES_FILE = "failures.csv"
 FAILURES_HEADER = ("path", "kind", "reason")
-SHEET_FILE = "contact-sheet.png"  # made on demand
+SHEET_FILE = "contact-sheet.png"
 DUPLICATES_FILE = "duplicates.csv"
 DUPLICATES_HEADER = ("group", "part", "label", "path", "how", "labels")
 
-# A chunk is what is read at once: big enough that zarr's 0.5 ms a chunk do not count, small enough that
-# a window of them shuffles well. A shard is what is written at once, by one task, and is one file.
+# A chunk is the unit of reading: large enough to make the overhead per chunk negligible, small enough that a window
+# of chunks shuffles well. A shard is the unit of writing: one file, written by one task.
 CHUNK_BYTES = 2**20
 SHARD_CHUNKS = 16
 COLUMN_CHUNK_ROWS = 2**16  # labels and paths
@@ -47,20 +47,21 @@ COLUMN_CHUNK_ROWS = 2**16  # labels and paths
 
 @dataclass(frozen=True)
 class Layout:
-    """How the rows of a part are cut into chunks, and these into shards."""
+    """Rows per chunk and per shard of a split's images."""
 
     chunk_rows: int
     shard_rows: int
 
     def shards(self, rows: int) -> int:
+        """Number of shards for this many rows."""
         return -(-rows // self.shard_rows)
 
 
 def layout(rows: int, size: tuple[int, int]) -> Layout:
-    """The layout of a part with so many rows of images of size (H, W).
+    """Choose the layout for a number of rows of images of `size` (H, W).
 
-    A chunk holds a power of two of rows, at most CHUNK_BYTES. A shard holds at most SHARD_CHUNKS, evenly
-    spread: 17 chunks become 9 + 8, not 16 + 1, for the workers' sake and because shards are padded.
+    A chunk holds a power of two of rows, at most CHUNK_BYTES where more than one fits. A shard holds at most
+    SHARD_CHUNKS, spread evenly (17 chunks become 9 + 8, not 16 + 1): tasks take equally long, and less is padded.
     """
     fitting = max(1, CHUNK_BYTES // (size[0] * size[1] * 3))
     chunk_rows = 1 << min(fitting.bit_length() - 1, max(0, rows - 1).bit_length())
@@ -71,12 +72,12 @@ def layout(rows: int, size: tuple[int, int]) -> Layout:
 
 @dataclass(frozen=True)
 class DuplicateCounts:
-    """What is known of near-copies among the images; `duplicates.csv` has them one by one.
+    """Counts of near-duplicates; `duplicates.csv` lists them.
 
     groups         groups of near-duplicates
-    images         images in them; called `pictures` on disk since version 1
-    labels_differ  groups whose images do not all have one label
-    leaks          validation images with a copy in the training part
+    images         images in these groups; named `pictures` on disk
+    labels_differ  groups whose images have more than one label
+    leaks          validation images with a near-duplicate in the training split
     """
 
     groups: int
@@ -85,37 +86,41 @@ class DuplicateCounts:
     leaks: int
 
     def to_json(self) -> dict[str, int]:
-        found = asdict(self)
-        return {"groups": found.pop("groups"), "pictures": found.pop("images"), **found}
+        """The counts by their names on disk."""
+        counts = asdict(self)
+        return {"groups": counts.pop("groups"), "pictures": counts.pop("images"), **counts}
 
     @classmethod
-    def from_json(cls, found: dict[str, int]) -> DuplicateCounts:
-        return cls(found["groups"], found["pictures"], found["labels_differ"], found["leaks"])
+    def from_json(cls, counts: dict[str, int]) -> DuplicateCounts:
+        """Inverse of `to_json`. Raises KeyError."""
+        return cls(counts["groups"], counts["pictures"], counts["labels_differ"], counts["leaks"])
 
 
 @dataclass(frozen=True)
 class Attributes:
-    """What the dataset says of itself. Before sealing, what only the end can tell is None."""
+    """Metadata of a dataset. What only a finished build knows is None until the dataset is sealed."""
 
     class_names: tuple[str, ...]
     size: tuple[int, int]  # (H, W)
     fit: str
     seed: int
     source: str  # the folder it was built from
-    build_hash: str  # of the files as they were then and of the options: would the same build give the same?
-    copies: DuplicateCounts | None = None  # None where nobody has looked for them
-    mean: tuple[float, float, float] | None = None  # of the training part, in 0..255
+    build_hash: str  # of the source files and the options: equal if the same build would be run again
+    duplicates: DuplicateCounts | None = None  # None if not searched for; named `copies` on disk
+    mean: tuple[float, float, float] | None = None  # per channel, of the training split, in 0..255
     std: tuple[float, float, float] | None = None
-    content_hash: str | None = None  # of the rows: is it still the same dataset?
+    content_hash: str | None = None  # of the rows: equal if the datasets hold the same
     sealed: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        copies = self.copies.to_json() if self.copies else None
-        return {"format": FORMAT, "format_version": FORMAT_VERSION} | asdict(self) | {"copies": copies}
+        """The attributes of the dataset's Zarr group."""
+        values = asdict(self) | {"duplicates": self.duplicates and self.duplicates.to_json()}
+        renamed = {"copies" if name == "duplicates" else name: value for name, value in values.items()}
+        return {"format": FORMAT, "format_version": FORMAT_VERSION} | renamed
 
     @classmethod
     def from_json(cls, found: Any, where: str) -> Attributes:
-        """Parse the attributes of the group at `where`. Raises DatasetError, naming what does not fit."""
+        """Parse the attributes of the group at `where`. Raises DatasetError that names what is wrong."""
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise DatasetError(f"expected a logpose dataset, found something else at {where}: check the path")
         if found.get("format_version") != FORMAT_VERSION:
@@ -124,14 +129,14 @@ class Attributes:
                 " build the dataset again with this logpose"
             )
         try:
-            attributes = cls(
+            return cls(
                 class_names=tuple(str(name) for name in found["class_names"]),
-                size=_pair(found["size"]),
+                size=_size(found["size"]),
                 fit=str(found["fit"]),
                 seed=int(found["seed"]),
                 source=str(found["source"]),
                 build_hash=str(found["build_hash"]),
-                copies=None if found["copies"] is None else DuplicateCounts.from_json(found["copies"]),
+                duplicates=None if found["copies"] is None else DuplicateCounts.from_json(found["copies"]),
                 mean=_colour(found["mean"]),
                 std=_colour(found["std"]),
                 content_hash=found["content_hash"],
@@ -142,28 +147,27 @@ class Attributes:
                 f"expected complete attributes, found {type(error).__name__} {error} in {where}: the metadata"
                 " is damaged, build the dataset again with --overwrite"
             ) from error
-        return attributes
 
 
-def _pair(found: Any) -> tuple[int, int]:
-    height, width = found
+def _size(value: Any) -> tuple[int, int]:
+    height, width = value
     return int(height), int(width)
 
 
-def _colour(found: Any) -> tuple[float, float, float] | None:
-    if found is None:
+def _colour(value: Any) -> tuple[float, float, float] | None:
+    if value is None:
         return None
-    red, green, blue = found
+    red, green, blue = value
     return float(red), float(green), float(blue)
 
 
 def colour_statistics(
     pixels: int, sums: Sequence[int], squares: Sequence[int]
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation a channel, from exact integer sums of values and of their squares.
+    """Mean and standard deviation per channel, from exact integer sums over `pixels` values and their squares.
 
-    Integers add up to the same in any order, so the figures do not depend on who finished first; and
-    n·Σx² − (Σx)² loses nothing to rounding, as it would in floating point.
+    Integer sums do not depend on the order in which shards finish, and n·Σx² − (Σx)² suffers no cancellation, as it
+    would in floating point.
     """
     mean = tuple(total / pixels for total in sums)
     std = tuple(
@@ -174,8 +178,8 @@ def colour_statistics(
 
 
 def shard_digest(images: Iterable[npt.NDArray[np.uint8]], labels: npt.NDArray[np.int64], paths: Iterable[str]) -> str:
-    """Hash of the rows of one shard: images in blocks of (n, H, W, 3), all labels (N,), all N paths."""
-    digest = xxh3_128()  # against accidents, not against an adversary: a cryptographic hash takes 20 times as long
+    """Hash the rows of one shard: images in blocks of (n, H, W, 3), all labels (N,), all N paths."""
+    digest = xxh3_128()  # detects accidents, not attacks: a cryptographic hash takes 20 times as long
     for block in images:
         digest.update(np.ascontiguousarray(block).data)
     digest.update(labels.astype("<i8").tobytes())
@@ -184,16 +188,16 @@ def shard_digest(images: Iterable[npt.NDArray[np.uint8]], labels: npt.NDArray[np
 
 
 def build_hash(identity: dict[str, Any]) -> str:
-    """Hash of what decides every byte of a dataset: its files and options."""
+    """Hash everything that determines the bytes of a dataset: its source files and options."""
     return blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def content_digest(attributes: Attributes, shard_digests: dict[str, list[str]]) -> str:
-    """Hash of a whole dataset: what it says of itself, and the digests of its shards, by part, in order."""
-    said = {key: value for key, value in attributes.to_json().items() if key not in _NOT_CONTENT}
-    text = json.dumps([said, [shard_digests[part] for part in SPLITS]], sort_keys=True)
+    """Hash a whole dataset: its attributes, and the digests of the shards of each split, in order."""
+    content = {key: value for key, value in attributes.to_json().items() if key not in _NOT_CONTENT}
+    text = json.dumps([content, [shard_digests[split] for split in SPLITS]], sort_keys=True)
     return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-# The same images copied elsewhere give the same content, though their times and so the build differ.
+# The same images in another folder have the same content, although path, file times and so the build hash differ.
 _NOT_CONTENT = {"source", "build_hash", "content_hash", "sealed"}

@@ -1,19 +1,20 @@
-"""Create / write a shard / seal / open / read rows: the one door to zarr.
+"""Open and read a dataset.
 
-Writing: `create` makes the arrays, then each task calls `write_shard` for whole shards of its own, then
-`seal` closes. Two writers in one shard would corrupt it silently, whole shards cannot. Reading: `Dataset`.
+    data = Dataset.open("flags.zarr")
+    data.train[0]           # Example(image (H, W, 3), label, path)
+    data["val"][10:20]      # Examples(images (10, H, W, 3), labels (10,), 10 paths)
 """
 
 from __future__ import annotations
 
 import json
+import operator
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, SupportsIndex, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -21,117 +22,37 @@ import zarr
 from zarr.storage import LocalStore
 
 from logpose.common.errors import printable
-from logpose.common.files import sync, write_atomically
-from pipeline.dataset.codecs import chunk_codecs
-from pipeline.dataset.schema import COLUMN_CHUNK_ROWS, IMAGE_DIMENSIONS, SPLITS, Attributes, Layout, layout
-from pipeline.dataset.shard_format import ReadSeconds, ShardReader, shard_pieces
+from pipeline.dataset.schema import COLUMN_CHUNK_ROWS, SPLITS, Attributes, Layout
+from pipeline.dataset.shard_format import ReadSeconds, ShardReader
 from pipeline.errors import Damage, DamageError, DatasetError
 
-# Without it zarr leaves out a chunk that is all zeros, and a black image would look like a missing one.
-_WRITE_ALL: Any = {"write_empty_chunks": True}
+# Otherwise zarr skips a chunk that is all zeros, and a black image would look like a missing one.
+WRITE_EMPTY_CHUNKS: Any = {"write_empty_chunks": True}
+
+MAX_NAMES_IN_REPR = 10
+
+RowIndices: TypeAlias = slice | list[int] | range | npt.NDArray[Any]
 
 
-# Writing ----------------------------------------------------------------------------------------------
+class Example(NamedTuple):
+    """One row of a split."""
+
+    image: npt.NDArray[np.uint8]  # (H, W, 3)
+    label: int
+    path: str
 
 
-def create(path: Path, attributes: Attributes, rows: dict[str, int], codec: str = "none") -> None:
-    """Make an unsealed dataset, where there is none yet, with room for so many rows a part."""
-    # Not with zarr's overwrite, which empties the folder: the lock of our build lies in it.
-    root = zarr.create_group(LocalStore(path), zarr_format=3, attributes=attributes.to_json())
-    height, width = attributes.size
-    for part in SPLITS:
-        cut = layout(rows[part], attributes.size)
-        root.create_group(part).create_array(
-            "images",
-            shape=(rows[part], height, width, 3),
-            dtype=np.uint8,
-            chunks=(cut.chunk_rows, height, width, 3),
-            shards=(cut.shard_rows, height, width, 3),
-            compressors=chunk_codecs(codec),
-            fill_value=0,
-            dimension_names=IMAGE_DIMENSIONS,
-        )
+class Examples(NamedTuple):
+    """Some rows of a split."""
 
-
-def make_room(path: Path, part: str, rows: int) -> None:
-    """Let the images of a part have at least so many rows."""
-    images = _open_array(path, part, "images", "r+")
-    if images.shape[0] < rows:
-        images.resize((rows, *images.shape[1:]))
-
-
-def shard_file(path: Path, part: str, shard: int) -> Path:
-    return Path(_shard_name(path, part, shard))
-
-
-def _shard_name(path: Path, part: str, shard: int) -> str:
-    # Not a Path: making one takes longer than opening the file, and the stream asks for every chunk.
-    return f"{path}/{part}/images/c/{shard}/0/0/0"
-
-
-def write_shard(
-    path: Path, part: str, shard: int, images: npt.NDArray[np.uint8], still_wanted: Callable[[], None] = lambda: None
-) -> None:
-    """Write the rows (n, H, W, 3) of one whole shard: all of it or, if that fails, nothing.
-
-    On return the bytes are on the disk. still_wanted() is asked right before they get the file's name, and may
-    raise. Raises OSError, as when the disk is full.
-    """
-    place = shard_file(path, part, shard)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(place, shard_pieces(images, _metadata(path, part)), shared=True, before_rename=still_wanted)
-
-
-def seal(
-    path: Path, attributes: Attributes, labels: dict[str, npt.NDArray[np.int64]], paths: dict[str, list[str]]
-) -> None:
-    """Trim the arrays to their rows, add the columns, and, once all is on the disk, mark it whole."""
-    for part in SPLITS:
-        images = _open_array(path, part, "images", "r+")
-        images.resize((len(labels[part]), *images.shape[1:]))
-        _write_column(path, part, "labels", labels[part])
-        _write_column(path, part, "paths", np.array(paths[part], dtype=np.dtypes.StringDType()))
-    for leftover in path.rglob("*.partial"):  # of a writer that was killed
-        leftover.unlink()
-    for folder, _, files in os.walk(path):
-        for name in files:
-            sync(Path(folder, name))
-        sync(Path(folder))
-    _update(path, attributes.to_json())
-
-
-def unseal(path: Path) -> None:
-    """Say that the dataset is no longer whole: before taking it apart."""
-    _update(path, {"sealed": False})
-
-
-def _update(path: Path, attributes: dict[str, Any]) -> None:
-    zarr.open_group(LocalStore(path), mode="r+").update_attributes(attributes)
-    sync(path / "zarr.json")
-    sync(path)
-
-
-def _write_column(path: Path, part: str, name: str, values: npt.NDArray[Any]) -> None:
-    array = zarr.create_array(
-        LocalStore(path),
-        name=f"{part}/{name}",
-        shape=values.shape,
-        dtype=str if name == "paths" else values.dtype,
-        chunks=(min(COLUMN_CHUNK_ROWS, max(1, len(values))),),
-        compressors=chunk_codecs("none"),
-        dimension_names=("row",),
-        config=_WRITE_ALL,
-        overwrite=True,
-    )
-    array[:] = values
-
-
-# Reading ----------------------------------------------------------------------------------------------
+    images: npt.NDArray[np.uint8]  # (n, H, W, 3)
+    labels: npt.NDArray[np.int64]  # (n,)
+    paths: list[str]
 
 
 @dataclass(frozen=True)
 class Split:
-    """The rows of train or of val. Safe to read from many threads."""
+    """The rows of train or of val. Thread-safe."""
 
     path: Path  # of the dataset
     name: str
@@ -142,32 +63,105 @@ class Split:
 
     @property
     def chunk_rows(self) -> int:
+        """Rows of a chunk."""
         return self.layout.chunk_rows
 
     @property
     def shards(self) -> int:
+        """Number of shards."""
         return self.layout.shards(self.rows)
 
+    def __len__(self) -> int:
+        return self.rows
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        return f"<Split {self.name!r} of {str(self.path)!r}: images uint8 ({self.rows}, {height}, {width}, 3)>"
+
+    @overload
+    def __getitem__(self, index: RowIndices) -> Examples: ...
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Example: ...
+    def __getitem__(self, index: SupportsIndex | RowIndices) -> Example | Examples:
+        """The row at an int, or the rows of a slice, a list or an array of ints, or a boolean mask (rows,).
+
+        Negative numbers count from the end. The first call reads all labels and paths, and caches them. Raises
+        IndexError for rows out of range, TypeError for other indices, and DamageError for damaged chunks.
+        """
+        if isinstance(index, slice):
+            rows = np.arange(*index.indices(self.rows), dtype=np.int64)  # (n,)
+        elif isinstance(index, list | range | np.ndarray) and np.ndim(index):
+            rows = self._row_numbers(np.asarray(index if len(index) else np.empty(0, np.int64)))  # (n,)
+        else:
+            try:
+                number = operator.index(index)  # type: ignore[arg-type]
+            except TypeError:
+                raise self._wrong_index(type(index).__name__) from None
+            if not -self.rows <= number < self.rows:
+                raise self._out_of_range(number)
+            row = number % self.rows
+            return Example(self.read(row, row + 1)[0], int(self.labels[row]), self.paths[row])
+        return Examples(self.read_rows(rows), self.labels[rows], [self.paths[row] for row in rows.tolist()])
+
+    def _row_numbers(self, index: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """The row numbers (n,) of an index array."""
+        if index.dtype == np.bool_ and index.shape == (self.rows,):
+            return np.flatnonzero(index)
+        if index.dtype.kind not in "iu" or index.ndim != 1:
+            raise self._wrong_index(f"an array of {index.dtype} {index.shape}")
+        outside = index[(index < -self.rows) | (index >= self.rows)]
+        if len(outside):
+            raise self._out_of_range(int(outside[0]))
+        rows = index.astype(np.int64)  # (n,)
+        return np.where(rows < 0, rows + self.rows, rows)
+
+    def _out_of_range(self, row: int) -> IndexError:
+        return IndexError(
+            f"expected one of the {self.rows} rows of {self.name}, found row {row} of {self.path}: stay below len()"
+        )
+
+    def _wrong_index(self, found: str) -> TypeError:
+        return TypeError(
+            f"expected an int, a slice or an array of ints, found {found} for {self.name} of {self.path}: index it"
+            " like [0], [:10] or [[2, 3, 5]]"
+        )
+
+    def read_rows(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Read rows (n,), in any order, as uint8 (n, H, W, 3); each chunk is read once.
+
+        The rows must be within 0..self.rows - 1. Raises DamageError.
+        """
+        if len(rows) and (np.diff(rows) == 1).all():
+            return self.read(int(rows[0]), int(rows[-1]) + 1)
+        images = np.empty((len(rows), *self.size, 3), np.uint8)  # (n, H, W, 3)
+        chunks = rows // self.chunk_rows  # (n,)
+        order = np.argsort(chunks, kind="stable")  # (n,)
+        ends = np.flatnonzero(np.diff(chunks[order])) + 1  # (chunks - 1,)
+        for places in np.split(order, ends) if len(rows) else ():
+            start, stop = int(rows[places].min()), int(rows[places].max()) + 1
+            images[places] = self.read(start, stop)[rows[places] - start]
+        return images
+
     def read(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
-        """Rows start..stop-1 as uint8 (stop - start, H, W, 3): see `read_into`."""
+        """Read rows start..stop-1 as uint8 (stop - start, H, W, 3): see `read_into`."""
         images = np.empty((max(stop - start, 0), *self.size, 3), dtype=np.uint8)  # (n, H, W, 3)
         self.read_into(images, start, stop)
         return images
 
     def read_into(self, out: npt.NDArray[np.uint8], start: int, stop: int) -> ReadSeconds:
-        """Rows start..stop-1 into out, uint8 (stop - start, H, W, 3), C-contiguous; returns where the time went.
+        """Read rows start..stop-1 into out, uint8 (stop - start, H, W, 3), C-contiguous; returns the time spent.
 
-        Whole chunks are read, so reads along chunks waste nothing. Raises DamageError where a chunk is damaged or
-        missing.
+        Whole chunks are read: aligned reads waste nothing. Raises IndexError for rows out of range, and DamageError
+        if a chunk is damaged or missing.
         """
         if not 0 <= start <= stop <= self.rows:
             raise IndexError(f"expected rows within 0..{self.rows} of {self.name}, found {start}..{stop}")
         if start % self.chunk_rows == 0 and start < stop == min(start + self.chunk_rows, self.rows):
-            return self._read_chunk(start, stop, out)  # as the stream asks
+            return self._read_chunk(start, stop, out)  # one whole chunk, as a stream reads
         read = decode = 0.0
         for first in range(start // self.chunk_rows * self.chunk_rows, stop, self.chunk_rows):
             last = min(first + self.chunk_rows, self.rows)
-            begin, end = max(first, start), min(last, stop)  # the rows of this chunk that are wanted
+            begin, end = max(first, start), min(last, stop)  # the requested rows of this chunk
             if begin == first:
                 seconds = self._read_chunk(first, last, out[begin - start : end - start])
             else:
@@ -178,7 +172,7 @@ class Split:
         return ReadSeconds(read, decode)
 
     def _read_chunk(self, first: int, last: int, out: npt.NDArray[np.uint8]) -> ReadSeconds:
-        """The first rows of the chunk of rows first..last-1 into out (n, H, W, 3)."""
+        """Read the first rows of the chunk of rows first..last-1 into out (n, H, W, 3)."""
         shard, row = divmod(first, self.layout.shard_rows)
         try:
             return self._reader.read(_shard_name(self.path, self.name, shard), row // self.chunk_rows, out)
@@ -186,18 +180,19 @@ class Split:
             raise self._damage("images", first, last, error) from error
 
     def read_column(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
-        """Rows start..stop-1 of 'labels' or 'paths'. Raises DamageError."""
-        first = start // COLUMN_CHUNK_ROWS
+        """Read rows start..stop-1 of 'labels' or 'paths', (stop - start,). Raises DamageError."""
+        chunks = range(start // COLUMN_CHUNK_ROWS, -(-stop // COLUMN_CHUNK_ROWS))
         try:
-            values = np.asarray(_open_array(self.path, self.name, name, "r")[start:stop])  # (n,)
-            for chunk in range(first, -(-stop // COLUMN_CHUNK_ROWS)):
-                self._column_file(name, chunk).stat()
+            values = np.asarray(open_array(self.path, self.name, name, "r")[start:stop])  # (n,)
+            for chunk in chunks:
+                self._column_file(name, chunk).stat()  # zarr fills in missing chunks silently
         except Exception as error:
-            if stop > (first + 1) * COLUMN_CHUNK_ROWS:  # which of the chunks was it?
-                for chunk in range(first, -(-stop // COLUMN_CHUNK_ROWS)):
-                    self.read_column(name, chunk * COLUMN_CHUNK_ROWS, min((chunk + 1) * COLUMN_CHUNK_ROWS, self.rows))
-            last = min((first + 1) * COLUMN_CHUNK_ROWS, self.rows)
-            raise self._damage(name, first * COLUMN_CHUNK_ROWS, last, error) from error
+            bounds = [(n * COLUMN_CHUNK_ROWS, min((n + 1) * COLUMN_CHUNK_ROWS, self.rows)) for n in chunks]
+            if len(bounds) > 1:  # find out which chunk it is
+                for first, last in bounds:
+                    self.read_column(name, first, last)
+            first, last = bounds[0] if bounds else (start, stop)
+            raise self._damage(name, first, last, error) from error
         return values
 
     @cached_property
@@ -213,42 +208,42 @@ class Split:
 
     @cached_property
     def paths(self) -> list[str]:
-        """Where each row came from: N paths relative to the source folder, as `printable` writes them."""
+        """The source file of each row: N paths relative to the folder of images, as `printable` writes them."""
         return [str(path) for path in self.read_column("paths", 0, self.rows)]
 
     @cached_property
     def _reader(self) -> ShardReader:
-        return ShardReader(_metadata(self.path, self.name))
+        return ShardReader(image_metadata(self.path, self.name))
 
     def _column_file(self, name: str, chunk: int) -> Path:
         return self.path / self.name / name / "c" / str(chunk)
 
     def _damage(self, array: str, start: int, stop: int, error: Exception) -> DamageError:
-        """What is wrong with the chunk of rows start..stop-1."""
+        """The error for the damaged chunk of rows start..stop-1."""
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error).split(". ")[0]
-        made_from: tuple[str, ...] = ()
+        sources: tuple[str, ...] = ()
         if array != "paths":
             with suppress(DamageError):
-                made_from = tuple(map(str, self.read_column("paths", start, stop)))
-        rows = self.chunk_rows if array == "images" else COLUMN_CHUNK_ROWS
-        chunk = start // rows
-        file = self._column_file(array, chunk)
+                sources = tuple(map(str, self.read_column("paths", start, stop)))
         if array == "images":
-            file = shard_file(self.path, self.name, start // self.layout.shard_rows)
-        damage = Damage(self.name, array, chunk, (start, stop), file, printable(reason), made_from)
+            chunk, file = start // self.chunk_rows, shard_file(self.path, self.name, start // self.layout.shard_rows)
+        else:
+            chunk = start // COLUMN_CHUNK_ROWS
+            file = self._column_file(array, chunk)
+        damage = Damage(self.name, array, chunk, (start, stop), file, printable(reason), sources)
         return DamageError(damage, self.path)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A sealed dataset: open it, and read its parts."""
+    """A sealed dataset. `len()` is the number of all images; `data["train"]` is `data.train`."""
 
     path: Path
     class_names: tuple[str, ...]
     size: tuple[int, int]  # (H, W)
     fit: str
     seed: int
-    mean: tuple[float, float, float]  # of the training part, a channel, in 0..255
+    mean: tuple[float, float, float]  # per channel, of the training split, in 0..255
     std: tuple[float, float, float]
     content_hash: str
     train: Split
@@ -256,34 +251,63 @@ class Dataset:
     attributes: Attributes
 
     @classmethod
-    def open(cls, path: Path) -> Dataset:
-        """Open a sealed dataset. Raises DatasetError, naming what is wrong with it and the remedy."""
+    def open(cls, path: str | Path) -> Dataset:
+        """Open a sealed dataset. Raises DatasetError that names what is wrong and the remedy."""
         path = Path(path)
-        said = read_attributes(path)
-        if not said.sealed:
+        found = read_attributes(path)
+        if not found.sealed:
             raise DatasetError(
-                f"expected a finished dataset, found one still being built at {path}: run the same"
-                " 'logpose build' again, it goes on where it stopped"
+                f"expected a finished dataset, found an unfinished build at {path}: run the same 'logpose build'"
+                " again, it resumes where it stopped"
             )
-        if said.mean is None or said.std is None or said.content_hash is None:
+        if found.mean is None or found.std is None or found.content_hash is None:
             raise DatasetError(
                 f"expected mean, std and content hash, found none in {path}: the metadata is damaged,"
                 " build the dataset again with --overwrite"
             )
-        train, val = (open_split(path, part, said) for part in SPLITS)
-        for part in (train, val):
-            _check_columns(part)
+        train, val = (open_split(path, split, found) for split in SPLITS)
+        for split in (train, val):
+            _check_columns(split)
         return cls(
-            path, said.class_names, said.size, said.fit, said.seed, said.mean, said.std, said.content_hash,
-            train, val, said,
+            path, found.class_names, found.size, found.fit, found.seed, found.mean, found.std, found.content_hash,
+            train, val, found,
         )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.train) + len(self.val)
+
+    def __getitem__(self, name: str) -> Split:
+        """The split 'train' or 'val'. Raises KeyError for other names."""
+        if name not in SPLITS:
+            raise KeyError(
+                f"expected the split 'train' or 'val', found {name!r} for {self.path}: rows have an index in their"
+                " split, as in data['train'][0]"
+            )
+        return self.train if name == "train" else self.val
+
+    __iter__ = None  # otherwise `for` would call __getitem__ with 0, 1, …
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        names, more = self.class_names[:MAX_NAMES_IN_REPR], len(self.class_names) - MAX_NAMES_IN_REPR
+        mean, std = (", ".join(f"{value:.1f}" for value in values) for values in (self.mean, self.std))
+        return (
+            f"<Dataset {str(self.path)!r}\n"
+            f"  train    {self.train.rows:,} images\n"
+            f"  val      {self.val.rows:,} images\n"
+            f"  images   uint8 ({height}, {width}, 3), fit {self.fit!r}\n"
+            f"  classes  {len(self.class_names):,}: {', '.join(names)}{f' and {more:,} more' if more > 0 else ''}\n"
+            f"  mean     {mean} of 255, per channel, of train\n"
+            f"  std      {std}\n"
+            f"  content  {self.content_hash}>"
+        )
 
 
 def read_attributes(path: Path) -> Attributes:
-    """What a dataset, sealed or not, says of itself. Raises DatasetError if there is none."""
+    """Read the attributes of a dataset, sealed or not. Raises DatasetError if there is none."""
     metadata = path / "zarr.json"
     if not metadata.is_file():
-        found = "nothing" if not os.path.lexists(path) else "no zarr.json in it"
+        found = "no zarr.json in it" if os.path.lexists(path) else "nothing"
         raise DatasetError(f"expected a dataset built by logpose, found {found} at {path}: check the path")
     try:
         node = json.loads(metadata.read_bytes())
@@ -295,52 +319,58 @@ def read_attributes(path: Path) -> Attributes:
     return Attributes.from_json(attributes, str(path))
 
 
-def open_split(path: Path, part: str, attributes: Attributes) -> Split:
-    """Open a part, sealed or not, and check that its images have the form that the attributes promise."""
+def open_split(path: Path, split: str, attributes: Attributes) -> Split:
+    """Open a split of a dataset, sealed or not. Raises DatasetError if its images do not match the attributes."""
     try:
-        images = _open_array(path, part, "images", "r")
+        images = open_array(path, split, "images", "r")
         shape, expected = images.shape[1:], (*attributes.size, 3)
         if shape != expected or images.dtype != np.uint8:
             raise ValueError(f"images of {images.dtype} {shape} instead of uint8 {expected}")
-        cut = Layout(images.chunks[0], _shard_rows(images))
-        if cut.shard_rows % cut.chunk_rows or images.chunks[1:] != expected:
+        if images.shards is None:
+            raise ValueError("images without shards")
+        layout = Layout(images.chunks[0], images.shards[0])
+        if layout.shard_rows % layout.chunk_rows or images.chunks[1:] != expected:
             raise ValueError(f"chunks of {images.chunks} in shards of {images.shards}")
-        ShardReader(_metadata(path, part))
+        ShardReader(image_metadata(path, split))
     except Exception as error:
-        raise DatasetError(
-            f"expected whole metadata, found {error} in {path / part}: it is damaged, build the dataset again"
-            " with --overwrite"
-        ) from error
-    rows = int(images.shape[0])
-    return Split(path, part, rows, attributes.size, cut, len(attributes.class_names))
+        raise _damaged_metadata(path / split, error) from error
+    return Split(path, split, int(images.shape[0]), attributes.size, layout, len(attributes.class_names))
 
 
-def _check_columns(part: Split) -> None:
+def _check_columns(split: Split) -> None:
     for name in ("labels", "paths"):
         try:
-            shape = _open_array(part.path, part.name, name, "r").shape
-            if shape != (part.rows,):
-                raise ValueError(f"{shape[0]} {name} for {part.rows} images")
+            shape = open_array(split.path, split.name, name, "r").shape
+            if shape != (split.rows,):
+                raise ValueError(f"{shape[0]} {name} for {split.rows} images")
         except Exception as error:
-            raise DatasetError(
-                f"expected whole metadata, found {error} in {part.path / part.name}: it is damaged, build the"
-                " dataset again with --overwrite"
-            ) from error
+            raise _damaged_metadata(split.path / split.name, error) from error
 
 
-def _metadata(path: Path, part: str) -> dict[str, Any]:
-    """What zarr.json says of the images of a part."""
-    found: dict[str, Any] = json.loads((path / part / "images" / "zarr.json").read_bytes())
-    return found
+def _damaged_metadata(where: Path, error: Exception) -> DatasetError:
+    return DatasetError(
+        f"expected complete metadata, found {error} in {where}: it is damaged, build the dataset again with --overwrite"
+    )
 
 
-def _open_array(path: Path, part: str, name: str, mode: Any) -> zarr.Array[Any]:
+def image_metadata(path: Path, split: str) -> dict[str, Any]:
+    """The zarr.json of a split's images."""
+    metadata: dict[str, Any] = json.loads((path / split / "images" / "zarr.json").read_bytes())
+    return metadata
+
+
+def open_array(path: Path, split: str, name: str, mode: Any) -> zarr.Array[Any]:
+    """Open 'images', 'labels' or 'paths' of a split in zarr's mode 'r' or 'r+'."""
     store = LocalStore(path, read_only=mode == "r")
-    array = zarr.open_array(store, path=f"{part}/{name}", mode=mode, zarr_format=3)
-    return array.with_config(_WRITE_ALL)  # open_array takes a config, and forgets it
+    array = zarr.open_array(store, path=f"{split}/{name}", mode=mode, zarr_format=3)
+    return array.with_config(WRITE_EMPTY_CHUNKS)  # zarr.open_array ignores its own config argument
 
 
-def _shard_rows(array: zarr.Array[Any]) -> int:
-    if array.shards is None:
-        raise DatasetError("expected images in shards, found none")
-    return int(array.shards[0])
+def shard_file(path: Path, split: str, shard: int) -> Path:
+    """The file of a shard of images."""
+    return Path(_shard_name(path, split, shard))
+
+
+def _shard_name(path: Path, split: str, shard: int) -> str:
+    # A str: making a Path takes longer than opening the file, and a stream does it for every chunk.
+    return f"{path}/{split}/images/c/{shard}/0/0/0"

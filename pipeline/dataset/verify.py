@@ -1,4 +1,4 @@
-"""Read all of a dataset, and name what is damaged."""
+"""Verify a dataset: read all of it, check the checksums and report the damage."""
 
 from __future__ import annotations
 
@@ -24,14 +24,13 @@ from pipeline.errors import Damage, DamageError
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What a dataset holds, and what is wrong with it.
+    """The result of a verification.
 
-    missing          files that belong to it, chunks apart, and are not there
-    content_matches  whether the rows are those that were built: their hash is the one that was recorded;
-                     None where damage keeps it from being known
+    missing          missing files, those of chunks not included
+    content_matches  whether the hash of the rows is the one recorded by the build; None if damage prevents hashing
     """
 
-    rows: dict[str, int]
+    rows: dict[str, int]  # by split
     chunks: int
     damage: tuple[Damage, ...]
     missing: tuple[Path, ...]
@@ -39,18 +38,19 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
+        """Whether the dataset is undamaged and complete."""
         return bool(self.content_matches) and not self.missing
 
 
 def verify_dataset(path: Path, on_progress: Callable[[int, int], None] = lambda done, total: None) -> VerifyReport:
     """Read every chunk of a sealed dataset, check its checksum, and hash all rows.
 
-    on_progress(done, total) counts chunks; it is called in this thread. Raises DatasetError if the
-    dataset cannot be opened at all; damage in chunks is in the report.
+    on_progress(done, total) counts chunks; it is called in this thread. Raises DatasetError if the dataset cannot be
+    opened; damaged chunks are in the report.
     """
     dataset = Dataset.open(path)
-    checker = _Checker(on_progress, sum(_count_chunks(part) for part in (dataset.train, dataset.val)))
-    digests = {part.name: checker.check(part) for part in (dataset.train, dataset.val)}
+    checker = _Checker(on_progress, sum(_count_chunks(split) for split in (dataset.train, dataset.val)))
+    digests = {split.name: checker.check(split) for split in (dataset.train, dataset.val)}
     return VerifyReport(
         rows={"train": dataset.train.rows, "val": dataset.val.rows},
         chunks=checker.total,
@@ -61,7 +61,7 @@ def verify_dataset(path: Path, on_progress: Callable[[int, int], None] = lambda 
 
 
 class _Checker:
-    """Reads chunk by chunk, and keeps what could not be read."""
+    """Reads chunk by chunk, and collects the damage."""
 
     def __init__(self, on_progress: Callable[[int, int], None], total: int) -> None:
         self.damage: list[Damage] = []
@@ -69,26 +69,26 @@ class _Checker:
         self._done = 0
         self._on_progress = on_progress
 
-    def check(self, part: Split) -> list[str]:
-        """Read all of a part. Returns the digest of each shard: to be trusted if there is no damage."""
+    def check(self, split: Split) -> list[str]:
+        """Read all of a split. Returns the digest of each shard; meaningless if there is damage."""
         empty = np.empty(0, dtype=np.int64)
-        labels = np.concatenate([empty, *self._read(part, "labels", part.rows)])  # (N,)
-        paths = [str(path) for block in self._read(part, "paths", part.rows) for path in block]
+        labels = np.concatenate([empty, *self._read(split, "labels", split.rows)])  # (N,)
+        paths = [str(path) for block in self._read(split, "paths", split.rows) for path in block]
         digests = []
-        for start in range(0, part.rows, part.layout.shard_rows):
-            stop = min(start + part.layout.shard_rows, part.rows)
-            images = self._read(part, "images", stop, start)
+        for start in range(0, split.rows, split.layout.shard_rows):
+            stop = min(start + split.layout.shard_rows, split.rows)
+            images = self._read(split, "images", stop, start)
             digests.append(shard_digest(images, labels[start:stop], paths[start:stop]))
         return digests
 
-    def _read(self, part: Split, array: str, stop: int, start: int = 0) -> list[npt.NDArray[Any]]:
-        """The blocks of rows start..stop-1 that could be read, a chunk each."""
+    def _read(self, split: Split, array: str, stop: int, start: int = 0) -> list[npt.NDArray[Any]]:
+        """The undamaged chunks of rows start..stop-1."""
         blocks = []
-        rows = part.chunk_rows if array == "images" else COLUMN_CHUNK_ROWS
+        rows = split.chunk_rows if array == "images" else COLUMN_CHUNK_ROWS
         for first in range(start, stop, rows):
             last = min(first + rows, stop)
             try:
-                blocks.append(part.read(first, last) if array == "images" else part.read_column(array, first, last))
+                blocks.append(split.read(first, last) if array == "images" else split.read_column(array, first, last))
             except DamageError as error:
                 self.damage.append(error.damage)
             self._done += 1
@@ -97,12 +97,12 @@ class _Checker:
 
 
 def _other_files(dataset: Dataset) -> Iterator[Path]:
-    """What lies beside the arrays, which could not have been opened without theirs."""
-    yield from (dataset.path / part / "zarr.json" for part in SPLITS)
+    """Files outside the arrays, whose own metadata opening has checked."""
+    yield from (dataset.path / split / "zarr.json" for split in SPLITS)
     yield dataset.path / FAILURES_FILE
-    if dataset.attributes.copies is not None:
+    if dataset.attributes.duplicates is not None:
         yield dataset.path / DUPLICATES_FILE
 
 
-def _count_chunks(part: Split) -> int:
-    return -(-part.rows // part.chunk_rows) + 2 * -(-part.rows // COLUMN_CHUNK_ROWS)
+def _count_chunks(split: Split) -> int:
+    return -(-split.rows // split.chunk_rows) + 2 * -(-split.rows // COLUMN_CHUNK_ROWS)

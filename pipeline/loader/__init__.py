@@ -1,0 +1,1 @@
+"""Minibatches for training: the order of an epoch, and threads that read ahead."""

@@ -1,4 +1,4 @@
-"""Windows of images, filled ahead of the consumer by threads.
+"""Read windows of images ahead of the consumer, in threads.
 
     disk ──threads, a chunk each──▶ scratch ──each row to its place──▶ window ──queue──▶ consumer
 """
@@ -12,7 +12,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,19 +21,19 @@ from pipeline.dataset.shard_format import ReadSeconds
 from pipeline.dataset.store import Split
 from pipeline.loader.epoch_order import EpochOrder, Indices, Window
 
-PAGE = 4096
+PAGE_BYTES = 4096
 
-Pixels = npt.NDArray[np.uint8]
-_Chunk = tuple[tuple[int, int], Indices]  # rows, and their places in the window
+Pixels: TypeAlias = npt.NDArray[np.uint8]
+_Chunk: TypeAlias = tuple[tuple[int, int], Indices]  # (start, stop) of its rows, and their places in the window
 
 
 class StreamTimes(NamedTuple):
-    """Seconds that a stream took so far.
+    """Seconds spent by a stream so far.
 
-    wait    in which the consumer waited for a batch
-    read    getting bytes from files,
-    decode  making pixels of them, checksums included, and
-    copy    putting rows in their order: these three summed over the readers, while the consumer did other things
+    wait    by the consumer, waiting for a batch
+    read    by all reading threads together, on reading bytes from files,
+    decode  on decoding them, checksums included,
+    copy    and on copying rows to their places
     """
 
     wait: float = 0.0
@@ -42,77 +42,83 @@ class StreamTimes(NamedTuple):
     copy: float = 0.0
 
     def since(self, before: StreamTimes) -> StreamTimes:
-        """What was added to an earlier reading."""
+        """The seconds added since an earlier value."""
         return StreamTimes(*(now - then for now, then in zip(self, before, strict=True)))
 
 
-class Clock:
-    """Adds up where the time goes, from several threads."""
+class StreamClock:
+    """Thread-safe sum of StreamTimes."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.times = StreamTimes()
 
     def add(self, times: StreamTimes) -> None:
+        """Add these seconds."""
         with self._lock:
-            self.times = StreamTimes(*(was + more for was, more in zip(self.times, times, strict=True)))
+            self.times = StreamTimes(*(total + more for total, more in zip(self.times, times, strict=True)))
 
 
 @dataclass
 class Buffers:
-    """What one running epoch holds."""
+    """The memory of a running epoch."""
 
     windows: tuple[Pixels, ...]  # each (window rows, H, W, 3)
-    batch: Pixels  # (batch size, H, W, 3), for a batch that begins in one window and ends in another
-    scratch: tuple[Pixels, ...]  # each (chunk rows, H, W, 3), a reading thread's own
+    batch: Pixels  # (batch size, H, W, 3), for a batch that spans two windows
+    scratch: tuple[Pixels, ...]  # each (chunk rows, H, W, 3), one per reading thread
 
 
-def aligned(shape: tuple[int, ...]) -> Pixels:
-    """An array like np.empty's that begins with a page.
+def page_aligned(shape: tuple[int, ...]) -> Pixels:
+    """An uninitialised array that begins at a page boundary.
 
-    NumPy's large arrays begin 16 bytes after. Files are copied from pages; where the destination is a few bytes
-    further into its page than the source, the processor takes each load for one that must wait for the store before
-    (4K aliasing), and copies half as fast.
+    Large arrays of NumPy begin 16 bytes after one. Copying from the page cache to there is half as fast: the processor
+    mistakes each load for one that depends on the store before it (4K aliasing).
     """
     size = prod(shape)
-    memory = np.empty(size + PAGE, np.uint8)
-    start = -memory.ctypes.data % PAGE
+    memory = np.empty(size + PAGE_BYTES, np.uint8)
+    start = -memory.ctypes.data % PAGE_BYTES
     return memory[start : start + size].reshape(shape)
 
 
 class ChunkCache:
-    """All pixels of a part, each chunk read when it is wanted first. Safe to use from many threads."""
+    """All pixels of a split, each chunk read when it is first needed. Thread-safe."""
 
-    def __init__(self, part: Split) -> None:
-        self._part = part
-        self._pixels = aligned((part.rows, *part.size, 3))  # (N, H, W, 3); takes memory as it fills
-        self._read = np.zeros(-(-part.rows // part.chunk_rows), bool)  # (chunks,)
+    def __init__(self, split: Split) -> None:
+        self._split = split
+        self._pixels = page_aligned((split.rows, *split.size, 3))  # (N, H, W, 3); takes memory as it fills
+        self._read = np.zeros(-(-split.rows // split.chunk_rows), bool)  # (chunks,)
 
     def chunk(self, start: int, stop: int) -> tuple[Pixels, ReadSeconds]:
-        """The rows of one chunk, and what it took to read them."""
-        pixels, chunk = self._pixels[start:stop], start // self._part.chunk_rows  # (n, H, W, 3)
+        """The rows start..stop-1 of one chunk, (n, H, W, 3), and the time it took to read them."""
+        pixels, chunk = self._pixels[start:stop], start // self._split.chunk_rows  # (n, H, W, 3)
         if self._read[chunk]:
             return pixels, ReadSeconds(0.0, 0.0)
-        seconds = self._part.read_into(pixels, start, stop)
+        seconds = self._split.read_into(pixels, start, stop)
         self._read[chunk] = True
         return pixels, seconds
 
 
-class Reader:
-    """Fills windows in a thread of its own, with the help of others that read their chunks.
+class WindowReader:
+    """Fills the windows of an epoch, from the one numbered `first` on, in a thread that starts one per scratch buffer.
 
-    Two queues pass the buffers round: `free` to the reader, `filled` to the consumer. Whatever goes
-    wrong in the reader ends up in `filled` too, so that the consumer cannot wait for nothing, and in `error`, so that
-    it hears of it before it has used up the windows that came before.
+    Two queues pass the buffers back and forth: `free` to the reader, `filled` to the consumer. Exceptions are put on
+    `filled`, so the consumer never blocks forever, and stored in `error`, so it sees them before it has used up
+    earlier windows.
     """
 
     def __init__(
-        self, part: Split, plan: EpochOrder, first: int, buffers: Buffers, kept: ChunkCache | None, clock: Clock
+        self,
+        split: Split,
+        order: EpochOrder,
+        first: int,
+        buffers: Buffers,
+        cache: ChunkCache | None,
+        clock: StreamClock,
     ) -> None:
-        self._part = part
-        self._plan = plan
+        self._split = split
+        self._order = order
         self._scratch = buffers.scratch
-        self._kept = kept
+        self._cache = cache
         self._clock = clock
         self.error: BaseException | None = None
         self._closed = threading.Event()
@@ -131,10 +137,11 @@ class Reader:
         return item
 
     def release(self, pixels: Pixels) -> None:
+        """Return the pixels of a window, to be filled again."""
         self._free.put(pixels)
 
     def close(self) -> None:
-        """End the thread, at the latest after the chunks it is reading."""
+        """End the threads, after the chunks that they are reading."""
         self._closed.set()
         self._free.put(None)
         # The garbage collector may close a dropped iterator in any thread, even in the reader's own.
@@ -143,10 +150,10 @@ class Reader:
 
     def _run(self, first: int) -> None:
         try:
-            # Not Dask's scheduler: its 0.1 ms a task and more, in Python, are as much as reading a chunk takes.
+            # Not Dask's scheduler: its overhead of 0.1 ms and more per task is as much as reading a chunk takes.
             with ThreadPoolExecutor(len(self._scratch), thread_name_prefix="logpose-read") as pool:
-                for index in range(first, self._plan.windows):
-                    window = self._plan.window(index)  # before there is room for it: that takes a while too
+                for index in range(first, self._order.windows):
+                    window = self._order.window(index)  # before waiting for a free buffer: this takes a while too
                     pixels = self._free.get()
                     if pixels is None:
                         return
@@ -164,7 +171,7 @@ class Reader:
             task.result()
 
     def _read(self, todo: deque[_Chunk], pixels: Pixels, scratch: Pixels) -> None:
-        """Read chunks into pixels (window rows, H, W, 3) as long as there are some that no other thread has taken."""
+        """Read chunks from the queue `todo` into pixels (window rows, H, W, 3) until it is empty."""
         read = decode = copy = 0.0
         while not self._closed.is_set():
             try:
@@ -174,7 +181,7 @@ class Reader:
             try:
                 seconds, copied = self._read_chunk(start, stop, places, pixels, scratch[: stop - start])
             except BaseException:
-                todo.clear()  # the others may stop
+                todo.clear()  # stops the other threads
                 raise
             read, decode, copy = read + seconds.read, decode + seconds.decode, copy + copied
         self._clock.add(StreamTimes(read=read, decode=decode, copy=copy))
@@ -182,13 +189,13 @@ class Reader:
     def _read_chunk(
         self, start: int, stop: int, places: Indices, pixels: Pixels, scratch: Pixels
     ) -> tuple[ReadSeconds, float]:
-        """Rows start..stop-1 to their places; returns what that took, the last being the seconds of placing them."""
-        if self._kept is not None:
-            scratch, seconds = self._kept.chunk(start, stop)
-        elif self._plan.shuffle:
-            seconds = self._part.read_into(scratch, start, stop)
-        else:  # in place
-            return self._part.read_into(pixels[places[0] : places[-1] + 1], start, stop), 0.0
+        """Put rows start..stop-1 in their places (n,); returns the seconds of reading, and those of copying."""
+        if self._cache is not None:
+            scratch, seconds = self._cache.chunk(start, stop)
+        elif self._order.shuffle:
+            seconds = self._split.read_into(scratch, start, stop)
+        else:  # stored order: read in place
+            return self._split.read_into(pixels[places[0] : places[-1] + 1], start, stop), 0.0
         began = time.perf_counter()
         pixels[places] = scratch
         return seconds, time.perf_counter() - began

@@ -1,0 +1,1 @@
+"""Tasks in parallel, on threads or on a Dask cluster."""

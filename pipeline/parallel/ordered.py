@@ -1,9 +1,9 @@
-"""A function over many items, its results in the order of the items: on threads here, or on a cluster.
+"""Parallel map with results in the order of the items: on threads here, or on a Dask cluster.
 
     items ──one at a time, as there is room──▶ tasks, in any order ──▶ early results ──in order──▶ consumer
 
-Items are taken in the consumer's thread, and only so many ahead of it that everybody is kept busy: one task
-that is slow holds up its successors instead of filling the memory with their results.
+Items are taken in the consumer's thread, and only as many ahead as keep all workers busy: a slow task holds up its
+successors instead of filling the memory with their results.
 """
 
 from __future__ import annotations
@@ -20,62 +20,60 @@ from pipeline.parallel.cluster import Cluster
 
 T = TypeVar("T")
 R = TypeVar("R")
-Outcome: TypeAlias = tuple[int, R] | BaseException  # an item's number and its result, or what a task raised
+Outcome: TypeAlias = tuple[int, R] | BaseException  # an item's number and its result, or what the task raised
 
-POLL_SECONDS = 0.1  # how often a waiting consumer looks whether there is room for another task
-AHEAD_PER_THREAD = 4  # tasks handed out or finished, whose turn has not come
+POLL_SECONDS = 0.1  # between checks for room, while waiting for a result
+AHEAD_PER_THREAD = 4  # tasks submitted and not yet yielded
 
 
 def in_order_on_threads(
     function: Callable[[T], R], items: Iterable[T], workers: int, ahead: int | None = None
 ) -> Generator[R, None, None]:
-    """function(item) of each item, in order, computed by `workers` threads; it should let go of the GIL.
+    """Yield function(item) for each item, in order, computed by `workers` threads; it should release the GIL.
 
-    At most `ahead` tasks are handed out and not yet yielded; None: 4 for each worker. Whatever a task or
-    `items` raises is raised here, at once and not when its turn comes. Then, and when the generator is left
-    early, tasks that have not begun are cancelled and those under way are waited for. Raises OptionError for
-    less than one worker, or none ahead.
+    At most `ahead` tasks are submitted and not yet yielded; None: 4 per worker. What a task or `items` raises is
+    raised at once, not when its turn comes. Then, and when the generator is closed early, waiting tasks are cancelled
+    and running ones finish first. Raises OptionError for less than one worker or task ahead.
     """
-    most = AHEAD_PER_THREAD * workers if ahead is None else ahead
+    limit = AHEAD_PER_THREAD * workers if ahead is None else ahead
     if workers < 1:
         raise OptionError(f"expected at least one worker, found {workers}")
-    if most < 1:
-        raise OptionError(f"expected at least one task ahead, found {most}")
+    if limit < 1:
+        raise OptionError(f"expected at least one task ahead, found {limit}")
     finished: queue.SimpleQueue[Outcome[R]] = queue.SimpleQueue()
-    own: set[int] = set()  # our threads
+    own: set[int] = set()  # ids of our threads
 
     def work(number: int, item: T) -> None:
         try:
             finished.put((number, function(item)))
-        except BaseException as error:  # into the consumer's thread, whatever it is
+        except BaseException as error:  # raised again in the consumer's thread
             finished.put(error)
 
     pool = ThreadPoolExecutor(workers, "logpose-task", initializer=lambda: own.add(threading.get_ident()))
     try:
         yield from _in_order(
-            items, lambda number, item: pool.submit(work, number, item), lambda held: held < most, finished
+            items, lambda number, item: pool.submit(work, number, item), lambda pending: pending < limit, finished
         )
     finally:
-        # The garbage collector may close a dropped generator in any thread, even in one of ours.
+        # The garbage collector may close a dropped generator in any thread, even in one of the pool.
         pool.shutdown(wait=threading.get_ident() not in own, cancel_futures=True)
 
 
 def in_order_on_cluster(function: Callable[[T], R], items: Iterable[T], address: str) -> Generator[R, None, None]:
-    """function(item) of each item, in order, computed by the workers of a Dask cluster.
+    """Yield function(item) for each item, in order, computed by the workers of a Dask cluster.
 
-    The function must be importable on the workers; items and results travel. Two tasks for each of the
-    cluster's threads are handed out at a time, and at most four are not yet yielded. A worker that vanishes
-    has its tasks done by another. Raises what `in_order_on_threads` raises; OptionError where there is no
-    scheduler; BuildError where no worker is left, the connection is lost, or a task takes several workers
-    down. After an error, and when the generator is left early, tasks that have not begun are cancelled;
-    nobody waits for those under way.
+    The function must be importable on the workers; items and results are pickled. At most two tasks per thread of the
+    cluster run or wait at a time, and at most four are not yet yielded. Tasks of a lost worker are run again by
+    another. Raises what `in_order_on_threads` raises; OptionError if there is no scheduler; BuildError if no worker is
+    left, the connection is lost, or a task takes several workers down. After an error, and when the generator is
+    closed early, waiting tasks are cancelled; running ones finish on their worker.
     """
     finished: queue.SimpleQueue[Outcome[R]] = queue.SimpleQueue()
     with closing(Cluster(address, finished)) as cluster:
         yield from _in_order(
             items,
             lambda number, item: cluster.submit(_on_worker, function, number, item),
-            lambda held: cluster.has_room() and held < AHEAD_PER_THREAD * cluster.threads(),
+            lambda pending: cluster.has_room() and pending < AHEAD_PER_THREAD * cluster.threads(),
             finished,
         )
 
@@ -86,14 +84,14 @@ def _in_order(
     has_room: Callable[[int], bool],
     finished: queue.SimpleQueue[Outcome[R]],
 ) -> Generator[R, None, None]:
-    """Take items and submit them while has_room(tasks not yet yielded); yield what comes of them, in order."""
+    """Submit items while has_room(number of tasks not yet yielded), and yield their results in order."""
     source = iter(items)
     more = True
     early: dict[int, R] = {}
-    taken = turn = 0  # items handed out, results yielded
+    taken = turn = 0  # items submitted, results yielded
     while more or turn < taken:
         room = has_room(taken - turn) and more
-        early.update(_arrived(finished, wait=not room and turn not in early))
+        early.update(_collect(finished, wait=not room and turn not in early))
         if room:
             try:
                 item = next(source)
@@ -107,8 +105,8 @@ def _in_order(
             turn += 1
 
 
-def _arrived(finished: queue.SimpleQueue[Outcome[R]], wait: bool) -> dict[int, R]:
-    """The results that are there, by number, after a moment's wait for one if so wished. Raises what a task raised."""
+def _collect(finished: queue.SimpleQueue[Outcome[R]], wait: bool) -> dict[int, R]:
+    """The finished results by number; with `wait`, up to POLL_SECONDS for the first. Raises what a task raised."""
     results: dict[int, R] = {}
     while True:
         try:
@@ -123,8 +121,8 @@ def _arrived(finished: queue.SimpleQueue[Outcome[R]], wait: bool) -> dict[int, R
 
 
 def _on_worker(function: Callable[[T], R], number: int, item: T) -> Outcome[R]:
-    """One task of a cluster."""
+    """A task of a cluster."""
     try:
         return number, function(item)
-    except (SystemExit, KeyboardInterrupt) as error:  # raised, either would take the worker down
+    except (SystemExit, KeyboardInterrupt) as error:  # if raised, either would end the worker
         return error

@@ -101,7 +101,7 @@ def test_failures_are_counted_by_kind(logpose: Logpose, tmp_path: Path) -> None:
     said = value(logpose("info", tmp_path / "d.zarr").out, "failures")
     assert said == f"3 files left out: 2 empty, 1 not-an-image; see {file}"
     file.unlink()
-    assert value(logpose("info", tmp_path / "d.zarr").out, "failures") == f"unknown: {file} is not there"
+    assert value(logpose("info", tmp_path / "d.zarr").out, "failures") == f"unknown: {file} is missing or damaged"
 
 
 @pytest.mark.parametrize(
@@ -311,4 +311,4 @@ def test_what_is_no_dataset(logpose: Logpose, copy: Path, image_folder: Path, tm
     node = json.loads((copy / "zarr.json").read_bytes())
     node["attributes"]["sealed"] = False
     (copy / "zarr.json").write_text(json.dumps(node))
-    assert "found one still being built" in logpose("info", copy).error
+    assert "found an unfinished build" in logpose("info", copy).error

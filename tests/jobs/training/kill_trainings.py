@@ -30,7 +30,7 @@ from safetensors.numpy import load_file
 from cnn.checkpoint import load_checkpoint
 from pipeline.dataset.store import Dataset
 from pipeline.loader import epoch_order as plan
-from pipeline.loader.stream import MAX_DEPTH, BatchStream
+from pipeline.loader.stream import MAX_WINDOWS, BatchStream
 from tests.jobs.killing import Aim, NotedRun
 
 MODEL = ("--model", "plain", "--set", "model.width=4", "--device", "cpu")  # what is tested is what goes on around it
@@ -109,8 +109,8 @@ class Trainings:
         val = BatchStream(data.val, self.batch_size, seed=0, shuffle=False, workers=MOST_WORKERS)
         with patch.object(plan, "WINDOW_BYTES", WINDOW_BYTES):
             train = BatchStream(data.train, self.batch_size, seed=0, workers=MOST_WORKERS)
-        window = (train.ram_bytes - train.min_bytes) // max(1, train.depth - 1)
-        windows = [val.ram_bytes + train.min_bytes + more * window for more in range(MAX_DEPTH)]
+        window = (train.ram_bytes - train.min_bytes) // max(1, train.buffered_windows - 1)
+        windows = [val.ram_bytes + train.min_bytes + more * window for more in range(MAX_WINDOWS)]
         return [*windows, 2**40]
 
     def kill_and_finish(self, run_dir: Path, kills: int, times: Times, draw: random.Random) -> Outcome:

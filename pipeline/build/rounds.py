@@ -1,0 +1,173 @@
+"""Rounds of shard tasks: assign files to rows, write the shards that do not show their files yet, repeat.
+
+The first round decodes everything. It finds out which files cannot be read and, by their fingerprints, which images
+are near-duplicates. Files then leave or change splits, and a second round writes the affected shards. A third finds
+nothing to do.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from logpose.common.cpus import available_cpus
+from pipeline.build.journal import Journal, ShardResult
+from pipeline.build.options import BuildOptions
+from pipeline.build.progress import BuildProgress
+from pipeline.build.reports import write_failures
+from pipeline.build.row_assignment import assign_rows, by_shard, initial_orders, joining_files
+from pipeline.build.scheduler import run_on_cluster, run_on_threads
+from pipeline.build.shard_task import ShardJob
+from pipeline.build.source_files import Source
+from pipeline.build.split import split_files, split_groups
+from pipeline.dataset.schema import FAILURES_FILE, SPLITS, layout
+from pipeline.dataset.store import shard_file
+from pipeline.dataset.writer import ensure_rows
+from pipeline.duplicates.find import find_duplicates
+from pipeline.duplicates.groups import DuplicateGroups
+from pipeline.errors import TooManyFailures
+
+# (done, total, what, failed): 'images' decoded or 'comparisons' made, and the number of files that cannot be read.
+OnProgress: TypeAlias = Callable[[int, int, str, int], None]
+ShardKey: TypeAlias = tuple[str, int]  # split, number
+
+
+class Rounds:
+    """The shards of a build in progress.
+
+    progress    counters of the files tried
+    duplicates  groups of near-duplicates; None until they are known, or if they are not searched for
+    rows        rows of each split in the first round
+    """
+
+    def __init__(self, dest: Path, source: Source, options: BuildOptions, on_progress: OnProgress) -> None:
+        self.progress = BuildProgress(source)
+        self.duplicates: DuplicateGroups | None = None
+        self.dest, self.source, self.options = dest, source, options
+        self._on_progress = on_progress
+        self._workers = available_cpus() if options.workers is None else options.workers
+        self._journal = Journal(dest)
+        self._run_id = f"{socket.gethostname()} {os.getpid()} {os.urandom(8).hex()}"
+        self._orders = initial_orders(self.validation_mask(), options.seed)
+        self.rows = {split: len(self._orders[split]) for split in SPLITS}
+        self._layouts = {split: layout(self.rows[split], options.size) for split in SPLITS}
+        self._written: dict[ShardKey, ShardResult] = {}
+
+    def run(self) -> dict[str, list[ShardResult]]:
+        """Write all shards that the journal does not have; returns those of each split, in order.
+
+        Raises TooManyFailures, and what tasks raise.
+        """
+        self._journal.claim(self._run_id)
+        self.duplicates = self._journal.duplicates()
+        for key, result in self._journal.results().items():
+            if shard_file(self.dest, *key).is_file():
+                self._add(result)
+        while True:
+            assigned = self._assign()
+            self._check_progress()
+            outdated = [
+                key for key, files in assigned.items() if key not in self._written or self._written[key].files != files
+            ]
+            if not outdated:
+                return {split: [self._written[key] for key in assigned if key[0] == split] for split in SPLITS}
+            self._write([self._job(key, assigned[key]) for key in outdated])
+
+    def validation_mask(self) -> npt.NDArray[np.bool_]:
+        """Validation mask of the files, (N,), from what is known so far."""
+        if self.source.has_splits:
+            return np.array([file.split == "val" for file in self.source.files], dtype=np.bool_)  # (N,)
+        labels, fraction, seed = self.source.labels, self.options.val, self.options.seed
+        if self.duplicates is None:
+            return split_files(labels, fraction, seed)
+        return split_groups(labels, self.duplicates.representative, fraction, seed)
+
+    def _assign(self) -> dict[ShardKey, tuple[int, ...]]:
+        """The files of each shard, from what is known so far."""
+        failed, joining = set(self.progress.failed), {split: list[int]() for split in SPLITS}
+        if self.options.group_copies and self.duplicates is None and self.progress.done == self.source.count:
+            self.duplicates = self._find_duplicates()
+            self._journal.save_duplicates(self.duplicates)
+        if self.duplicates is not None:
+            moving = joining_files(self._orders, self.validation_mask())
+            joining = {split: [file for file in moving[split] if file not in failed] for split in SPLITS}
+        assigned: dict[ShardKey, tuple[int, ...]] = {}
+        for split in SPLITS:
+            leaving = failed.union(*(joining[other] for other in SPLITS if other != split))
+            files = assign_rows(self._orders[split], leaving, joining[split])
+            ensure_rows(self.dest, split, len(files))
+            assigned |= {(split, shard): row for shard, row in by_shard(files, self._layouts[split].shard_rows)}
+        return assigned
+
+    def _find_duplicates(self) -> DuplicateGroups:
+        """Find near-duplicates among the readable images."""
+        count, failed = self.source.count, self.progress.failed
+        readable = np.array([file for file in range(count) if file not in failed], dtype=np.int64)  # (n,)
+        groups = DuplicateGroups(np.arange(count, dtype=np.int64), [""] * count)
+        if not len(readable):
+            return groups
+        prints = self._journal.fingerprints(count)  # (N, FINGERPRINT_BYTES)
+        if failed:
+            prints = prints[readable]  # (n, FINGERPRINT_BYTES)
+
+        def on_progress(done: int, total: int) -> None:
+            self._on_progress(done, total, "comparisons", len(failed))
+
+        found = find_duplicates(prints, self._workers, on_progress)
+        groups.representative[readable] = readable[found.representative]
+        for file, how in zip(readable.tolist(), found.transforms, strict=True):
+            groups.transforms[file] = how
+        return groups
+
+    def _job(self, key: ShardKey, assigned: tuple[int, ...]) -> ShardJob:
+        split, shard = key
+        return ShardJob(
+            dataset=self.dest,
+            root=self.source.root,
+            run_id=self._run_id,
+            split=split,
+            shard=shard,
+            assigned=assigned,
+            files=tuple(self.source.files[file] for file in assigned),
+            previous=self._written.get(key),
+            size=self.options.size,
+            fit=self.options.fit,
+            fingerprint=self.options.group_copies and self.duplicates is None,
+        )
+
+    def _write(self, jobs: list[ShardJob]) -> None:
+        if self.options.scheduler is None:
+            results = run_on_threads(jobs, self._workers, self.progress)
+        else:
+            results = run_on_cluster(jobs, self.options.scheduler)
+        with closing(results):
+            for result in results:
+                if result is not None:
+                    self._add(result)
+                self._check_progress()
+
+    def _add(self, result: ShardResult) -> None:
+        self.progress.count_shard(result)
+        self._written[result.split, result.shard] = result
+
+    def _check_progress(self) -> None:
+        """Report progress and enforce `max_failures`; called while waiting for tasks."""
+        failed, limit = len(self.progress.failed), self.options.max_failures
+        self._on_progress(self.progress.done, self.source.count, "images", failed)
+        if limit is None or failed <= (limit * self.source.count if isinstance(limit, float) else limit):
+            return
+        failures = self.progress.failures()
+        write_failures(self.dest, failures)
+        first = ", ".join(f"{failure.path} ({failure.kind})" for failure in failures[:3])
+        allowed = str(limit) if isinstance(limit, int) else f"{limit:.2%} of {self.source.count}"
+        raise TooManyFailures(
+            f"expected at most {allowed} unreadable files, found {failed}: {first}{', …' if failed > 3 else ''};"
+            f" see {self.dest / FAILURES_FILE}, then repair or remove them, or allow more with --max-failures"
+        )
