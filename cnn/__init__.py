@@ -1,5 +1,5 @@
-"""A convolutional network written from scratch: every forward and backward pass is ours.
+"""A small CNN library: every forward and backward pass is implemented here, without autograd.
 
-Start with `layers/`, then `network.py` and `train.py`; `backends/reference.py` holds the arithmetic in plain
-NumPy. Nothing here knows of files of images, of Zarr or of Dask.
+Start with `layers/`, then `network.py` and `training/trainer.py`; `backends/reference.py` holds the arithmetic in plain
+NumPy. Nothing here depends on image files, Zarr or Dask.
 """

@@ -1,7 +1,7 @@
 """Model files: tensors and a description in one safetensors file, never a pickle.
 
-The description is JSON in the file's own header: what classify needs (`ModelCard`), how far a training is
-(`progress`), and a checksum of the tensors, so that a damaged file is refused instead of believed.
+The description is JSON in the safetensors header: what classification needs (`ModelCard`), the state of the training
+(`progress`), and a checksum of the tensors, by which a damaged file is detected.
 """
 
 import errno
@@ -18,7 +18,7 @@ import safetensors.numpy
 from cnn.backends.base import Backend
 from cnn.errors import ModelFileError, NetworkError, UnknownNameError, WriteError
 from cnn.losses import LOSSES, Loss
-from cnn.models import MODELS, Model
+from cnn.models import MODELS, Model, build_layers
 from cnn.network import Network
 from logpose.common.files import write_atomically
 
@@ -28,48 +28,61 @@ _ENTRY = "logpose"
 
 @dataclass(frozen=True)
 class ModelCard:
-    """All that is needed to use a model file: architecture, classes and preprocessing."""
+    """What the user of a model file needs: architecture, classes and preprocessing."""
 
     model: str
     model_options: dict[str, Any]
     in_shape: tuple[int, int, int]  # (H, W, C)
     class_names: tuple[str, ...]
-    fit: str  # how images were brought to H by W
+    fit: str  # how images were resized to H by W
     mean: tuple[float, ...]  # per channel, in 0..255 units
     std: tuple[float, ...]
-    loss: str = "softmax_cross_entropy"  # says how outputs become probabilities
-    temperature: float = 1.0  # by which outputs are divided before that
+    loss: str = "softmax_cross_entropy"  # determines how outputs become probabilities
+    temperature: float = 1.0  # outputs are divided by it before they become probabilities
+    model_class: str = ""  # package.module:Class of a user's own model, for the error message only
 
     def build_model(self) -> Model:
-        """The model's options as its dataclass. Raises `UnknownNameError`, or `ModelFileError` for other options."""
+        """Return the model, an instance of its dataclass. Imports nothing.
+
+        Raises `ModelFileError` where the model is not registered, or does not have these options.
+        """
         if self.model not in MODELS:
-            raise UnknownNameError("model", self.model, MODELS)
+            path = self.model_class or "PACKAGE.MODULE:CLASS"
+            raise ModelFileError(
+                f"this model file needs the model '{self.model}', which is not registered; import "
+                f"{path.partition(':')[0]} first, or give --model {path}"
+            )
         try:
             return MODELS[self.model](**self.model_options)
         except TypeError as error:
             raise ModelFileError(f"model {self.model} does not take {self.model_options}: {error}") from None
 
     def build_loss(self) -> Loss:
+        """Return the loss with default options. Raises `UnknownNameError` for an unknown one."""
         if self.loss not in LOSSES:
             raise UnknownNameError("loss", self.loss, LOSSES)
         return LOSSES[self.loss]()
 
     def build_network(self, backend: Backend, seed: int | None = 0) -> Network:
-        """A network as this card says, freshly initialised, or without a seed all zeros."""
-        return Network(self.build_model().layers(self.in_shape, len(self.class_names)), self.in_shape, backend, seed)
+        """Return the network, initialised from `seed`, or without one all zeros.
+
+        Raises `ModelFileError` as `build_model` does, and `RecipeError` or `ShapeError` where its layers do not fit.
+        """
+        layers = build_layers(self.build_model(), self.in_shape, len(self.class_names))
+        return Network(layers, self.in_shape, backend, seed)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a model file held."""
+    """The content of a model file."""
 
     path: Path
     card: ModelCard
     tensors: dict[str, np.ndarray]
-    progress: dict[str, Any]  # where the training stands; JSON
+    progress: dict[str, Any]  # the state of the training; JSON
 
     def load_into(self, network: Network) -> None:
-        """Give `network` this file's parameters and state. Raises `ModelFileError` naming file and parameter."""
+        """Copy this file's parameters and state into `network`. Raises `ModelFileError` naming file and parameter."""
         try:
             network.load_tensors(self.tensors)
         except ModelFileError as error:
@@ -79,9 +92,12 @@ class Checkpoint:
 def save_checkpoint(
     path: Path, card: ModelCard, tensors: dict[str, np.ndarray], progress: dict[str, Any]
 ) -> None:
-    """Write the file whole or not at all: a temporary name, fsync, rename. Raises `WriteError`."""
+    """Write a model file atomically. Raises `WriteError`."""
+    fields = asdict(card)
+    if not card.model_class:
+        del fields["model_class"]
     header = {
-        "format_version": FORMAT_VERSION, "card": asdict(card), "progress": progress, "crc32": _checksum(tensors)
+        "format_version": FORMAT_VERSION, "card": fields, "progress": progress, "crc32": _checksum(tensors)
     }  # fmt: skip
     payload = safetensors.numpy.save(
         {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, {_ENTRY: json.dumps(header)}
@@ -95,7 +111,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read and check a model file. Raises `ModelFileError` where it is missing, damaged or not ours."""
+    """Read and check a model file. Raises `ModelFileError` where it is missing, damaged or from another program."""
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -104,7 +120,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ModelFileError(f"no model file at {path}; train one first, or check the name") from None
     except (OSError, safetensors.SafetensorError) as error:
         raise ModelFileError(
-            f"{path} is not a whole model file ({_first_line(error)}); it may be truncated: copy it again"
+            f"{path} is not a complete model file ({_first_line(error)}); it may be truncated: copy it again"
         ) from None
     if _ENTRY not in metadata:
         raise ModelFileError(f"{path} is a safetensors file but not logpose's; use one that `logpose train` wrote")
@@ -118,6 +134,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         fields = header["card"]
         for name in ("in_shape", "class_names", "mean", "std"):
             fields[name] = tuple(fields[name])
+        fields["model_options"] = {key: _tuples(value) for key, value in fields["model_options"].items()}
         card, progress, checksum = ModelCard(**fields), dict(header["progress"]), header["crc32"]
     except (ValueError, KeyError, TypeError) as error:
         raise ModelFileError(f"{path} has a damaged header ({_first_line(error)}); copy it again") from None
@@ -127,10 +144,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def initialise_from(network: Network, card: ModelCard, checkpoint: Checkpoint) -> list[str]:
-    """Start `network`, described by `card`, from a saved one. Returns what was not taken over, a line each.
+    """Initialise `network`, described by `card`, from a model file. Returns notes for the user, a line each.
 
-    Where the classes differ, the head keeps its fresh start. Raises `ModelFileError` where anything else does not
-    fit, naming the parameter.
+    Where the classes differ, the classifier head keeps its random initialisation. Raises `NetworkError` for a file of
+    another model, and `ModelFileError` naming the parameter where anything but the head has another shape.
     """
     saved = checkpoint.card
     if saved.model != card.model:
@@ -139,7 +156,7 @@ def initialise_from(network: Network, card: ModelCard, checkpoint: Checkpoint) -
     if saved.class_names != card.class_names:
         tensors |= {name: value for name, value in network.tensors().items() if name.startswith("head.")}
         notes.append(
-            f"the head starts afresh: {checkpoint.path} knows {len(saved.class_names)} classes, "
+            f"new classifier head: {checkpoint.path} has {len(saved.class_names)} classes, "
             f"this dataset has {len(card.class_names)} others"
         )
     Checkpoint(checkpoint.path, saved, tensors, {}).load_into(network)
@@ -147,11 +164,16 @@ def initialise_from(network: Network, card: ModelCard, checkpoint: Checkpoint) -
 
 
 def _checksum(tensors: dict[str, np.ndarray]) -> int:
-    """CRC-32 over names and bytes, in the order of the names."""
+    """CRC-32 of all names and bytes, in the order of the names."""
     crc = 0
     for name in sorted(tensors):
         crc = zlib.crc32(np.ascontiguousarray(tensors[name]).data, zlib.crc32(name.encode(), crc))
     return crc
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _first_line(error: Exception) -> str:

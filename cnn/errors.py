@@ -1,4 +1,4 @@
-"""What can be wrong with networks, recipes and model files. Every message is one line ending in a remedy."""
+"""Errors of networks, recipes and model files. Every message is one line that ends in a remedy."""
 
 from collections.abc import Iterable
 
@@ -10,30 +10,34 @@ class NetworkError(LogposeError):
 
 
 class ShapeError(NetworkError):
-    """A layer was put where its input does not fit."""
+    """A layer does not fit the shape of its input."""
+
+
+class InputError(NetworkError):
+    """An array of images or labels has the wrong type, shape or values."""
 
 
 class RecipeError(NetworkError):
-    """A hyperparameter has a value that makes no sense."""
+    """A hyperparameter has an invalid value."""
 
 
 class UnknownNameError(RecipeError):
-    """A name that is in no registry."""
+    """A name is missing from its registry."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         super().__init__(f"no {kind} is called '{name}'; {suggest(name, known)}")
 
 
 class DeviceError(NetworkError):
-    """The device asked for cannot be used here."""
+    """The requested device cannot be used on this machine."""
 
 
 class ModelFileError(NetworkError):
-    """A model file is missing, truncated, not ours, or does not fit the network."""
+    """A model file is missing, truncated, from another program, or does not fit the network."""
 
 
 class WriteError(NetworkError):
-    """A checkpoint could not be written; the one before it is untouched."""
+    """A model file could not be written; the previous one is unchanged."""
 
     exit_code = 1
 

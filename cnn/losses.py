@@ -1,7 +1,7 @@
-"""Losses: from the network's outputs and the true classes to one number and its derivative.
+"""Losses: the network's outputs and the true classes -> a number, and its gradient w.r.t. the outputs.
 
-Every loss divides by `denominator`, the number of rows in the whole (global) batch, and never by the rows at hand:
-parts of a batch can then simply be summed, however uneven they are.
+Every loss divides by `denominator`, the number of rows of the whole batch, not by the number of rows it is given:
+losses and gradients of slices of a batch then add up, whatever their sizes.
 """
 
 from dataclasses import dataclass, replace
@@ -14,25 +14,27 @@ from cnn.errors import RecipeError
 
 
 class Loss(Protocol):
-    """Frozen; `targets` are class numbers (N,), or values (N, K): how much of each class there is, of 1 in all."""
+    """A frozen dataclass; `targets` are class indices (N,), or soft labels (N, K) whose rows sum to 1."""
 
     def forward(self, backend: Backend, outputs: Array, targets: Array, denominator: int) -> tuple[Array, Array]:
-        """The loss () and its derivative by `outputs` (N, K)."""
+        """Return the loss () and its gradient w.r.t. `outputs` (N, K)."""
         ...
 
     def probabilities(self, backend: Backend, outputs: Array) -> Array:
-        """What the outputs (N, K) say of each class, from 0 to 1: (N, K)."""
+        """Return each class's probability, 0 to 1, from outputs (N, K): (N, K)."""
         ...
 
 
 @dataclass(frozen=True)
 class SoftmaxCrossEntropy:
-    """-log of the true class's softmax probability, softmax and logarithm as one function.
+    """-log of the true class's softmax probability; with soft labels, the mean over classes weighted by them.
 
-    Where targets are values, it is the mean over the classes, by these values. `label_smoothing` moves that share of
-    the target evenly to all classes (Szegedy et al., 2016). `class_weights`, one for each class, multiply the rows of
-    that class, or rows of values by their mean by these; they are not divided by their sum. `balanced` stands for
-    weights that let each class count alike: `balanced` replaces it by them.
+    label_smoothing: the fraction of the target that is spread evenly over all classes (Szegedy et al., 2016).
+    class_weights: one number per class, which multiplies the loss of the class's rows; for soft labels, their
+        weighted mean does. They are not normalised. The text 'balanced' stands for weights inverse to the classes'
+        numbers of images: the method `balanced` computes them.
+
+    Raises `RecipeError` for a value out of range.
     """
 
     label_smoothing: float = 0.1
@@ -47,7 +49,7 @@ class SoftmaxCrossEntropy:
     def forward(self, backend: Backend, outputs: Array, targets: Array, denominator: int) -> tuple[Array, Array]:
         weights = None
         if self.class_weights == "balanced":
-            raise RecipeError("class_weights: expected numbers, found 'balanced'; count the classes, and call balanced")
+            raise RecipeError("class_weights: expected numbers, found 'balanced'; call .balanced(counts) first")
         if self.class_weights:
             if len(self.class_weights) != outputs.shape[1]:
                 raise RecipeError(
@@ -61,9 +63,9 @@ class SoftmaxCrossEntropy:
         return backend.softmax(outputs)
 
     def balanced(self, counts: np.ndarray) -> "SoftmaxCrossEntropy":
-        """The same with numbers for `balanced`, inverse to each class's number of images, `counts` (K,).
+        """Replace class_weights='balanced' by weights inverse to each class's number of images, `counts` (K,).
 
-        Over all images their mean is 1; a class without any has weight 0.
+        Over all images their mean is 1; a class without images has weight 0.
         """
         if self.class_weights != "balanced":
             return self
@@ -73,12 +75,12 @@ class SoftmaxCrossEntropy:
 
 @dataclass(frozen=True)
 class BinaryCrossEntropy:
-    """Each class a yes-or-no question of its own, from logits; the sum over classes."""
+    """Binary cross-entropy of each class's sigmoid probability, computed from logits; the sum over classes."""
 
     def forward(self, backend: Backend, outputs: Array, targets: Array, denominator: int) -> tuple[Array, Array]:
         xp = backend.xp
         target = _one_hot(xp, outputs, targets)  # (N, K)
-        # log(1 + exp(z)) - z * t, written so that no exponential overflows.
+        # log(1 + exp(z)) - z * t, in a form in which no exponential overflows.
         rows = xp.maximum(outputs, 0) + xp.log1p(xp.exp(-xp.abs(outputs))) - outputs * target  # (N, K)
         return rows.sum() / denominator, (self.probabilities(backend, outputs) - target) / denominator
 
@@ -88,7 +90,7 @@ class BinaryCrossEntropy:
 
 @dataclass(frozen=True)
 class MeanSquaredError:
-    """The squared distance of the outputs from 1 for the true class and 0 for the others; the mean over classes."""
+    """Squared error of the outputs from 1 for the true class and 0 for the others; the mean over classes."""
 
     def forward(self, backend: Backend, outputs: Array, targets: Array, denominator: int) -> tuple[Array, Array]:
         error = outputs - _one_hot(backend.xp, outputs, targets)  # (N, K)
@@ -100,7 +102,7 @@ class MeanSquaredError:
 
 
 def _one_hot(xp: Any, outputs: Array, targets: Array) -> Array:
-    """Class numbers (N,) as rows of zeros with a one: (N, K); values (N, K) as they are."""
+    """Class indices (N,) as one-hot rows (N, K); soft labels (N, K) unchanged."""
     if targets.ndim == 2:
         return targets
     return (targets[:, None] == xp.arange(outputs.shape[1])).astype(outputs.dtype)

@@ -12,9 +12,9 @@ from cnn.rng import key_of
 
 
 class Network:
-    """`layer` for inputs of `in_shape` (H, W, C), its parameters drawn from `seed`, on `backend`.
+    """`layer` for inputs of `in_shape` (H, W, C), with parameters initialised from `seed`, on `backend`.
 
-    Without a seed they are all zeros, until `load_tensors` sets them.
+    Without a seed, parameters and state are zeros until `load_tensors`.
     Raises `ShapeError` where the layers do not fit the shape or each other.
     """
 
@@ -33,7 +33,7 @@ class Network:
 
     @property
     def first(self) -> tuple[str, Layer]:
-        """The layer that sees the images themselves, with the dotted name before its parameters' own."""
+        """The first layer, with the prefix of its parameters' names."""
         name, layer = "", self.layer
         while isinstance(layer, Sequential) and layer.layers:
             inner, layer = layer.layers[0]
@@ -42,28 +42,28 @@ class Network:
 
     @property
     def needs_data(self) -> bool:
-        """Whether parameters are to be computed from images: by `measure`, before the first step."""
+        """Whether parameters must be computed by `initialise_from_images` before the first step."""
         return isinstance(self.first[1], DataInitialised)
 
-    def measure(self, x: Array) -> None:
-        """Compute what is computed from training images, rather than drawn, from x (N, *in_shape)."""
+    def initialise_from_images(self, x: Array) -> None:
+        """Compute the parameters that depend on training images, from normalised images x (N, *in_shape)."""
         name, layer = self.first
         if isinstance(layer, DataInitialised):
-            for own_name, values in layer.measure(self.backend.to_host(x)).items():
+            for own_name, values in layer.parameters_from_images(self.backend.to_host(x)).items():
                 self.parameters.assign(name + own_name, values)
 
     def forward(self, run: Run, x: Array) -> tuple[Array, Cache]:
-        """Outputs (N, *out_shape) for x (N, *in_shape), and what `backward` needs."""
+        """Return outputs (N, *out_shape) for x (N, *in_shape), and the cache that `backward` needs."""
         return self.layer.forward(run, self.parameters.tree, self.state.tree, x)
 
     def backward(self, run: Run, cache: Cache, dy: Array) -> Array | None:
-        """Sets `gradients` to the derivative by the parameters; uses `cache` up. Returns dx if `run.need_dx`."""
+        """Write parameter gradients into `gradients`. Consumes `cache`. Returns dx if `run.need_dx`."""
         return self.layer.backward(
             run, self.parameters.tree, self.state.tree, self.gradients.tree, cache, dy
         )
 
     def infer(self, x: Array) -> Array:
-        """Outputs (N, *out_shape) for x (N, *in_shape), outside training."""
+        """Return outputs (N, *out_shape) for x (N, *in_shape), in inference mode."""
         return self.forward(Run(self.backend, training=False), x)[0]
 
     def tensors(self) -> dict[str, np.ndarray]:
@@ -71,9 +71,9 @@ class Network:
         return self.parameters.to_host() | self.state.to_host()
 
     def load_tensors(self, tensors: dict[str, np.ndarray]) -> None:
-        """Take parameters and state from `tensors`; other entries are left alone.
+        """Copy parameters and state from `tensors`, by name; other entries are ignored.
 
-        Raises `ModelFileError`, before anything is changed, naming the first that is missing or misshapen.
+        Raises `ModelFileError`, before anything is changed, naming the first that is missing or of another shape.
         """
         for arena in (self.parameters, self.state):
             for name, view in arena.views.items():

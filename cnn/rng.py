@@ -1,7 +1,7 @@
-"""Counter-based random numbers: each is a pure function of a key and a counter, with no hidden state.
+"""Counter-based random numbers: pure functions of a key and a counter, with no hidden state.
 
-A draw belongs to (seed, step, row), not to the order in which things were computed: a resumed run, another batch
-size or another number of workers draws the same numbers for the same image.
+A draw depends on (seed, step, row), not on the order of computation: a resumed run, or another number of workers,
+draws the same numbers for the same image.
 """
 
 import hashlib
@@ -12,19 +12,19 @@ import numpy as np
 from cnn.backends.base import Array
 from logpose.common.splitmix64 import GOLDEN_GAMMA, MASK, mix
 
-_BLOCK = 1 << 18  # numbers drawn at a time; even, since normal ones come in pairs
+_BLOCK = 1 << 18  # numbers drawn at a time; even, since normal numbers are drawn in pairs
 
 
 def key_of(*parts: int | str) -> int:
-    """A 64-bit key from numbers and names, e.g. `key_of(seed, "dropout", step)`; the same on every machine."""
+    """Hash numbers and names to a 64-bit key, as in `key_of(seed, "dropout", step)`; the same on every machine."""
     digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
 
 def uniform(key: int, rows: Array, count: int, xp: Any = np) -> Array:
-    """`count` uniform numbers in [0, 1) for each row: float32 (N, count), a function of (key, row, column).
+    """Draw `count` uniform numbers in [0, 1) per row: float32 (N, count), a function of (key, row, column).
 
-    `rows` are integers (N,); `xp` is the array module that `rows` belongs to.
+    `rows` are integers (N,), of the array module `xp`. The generator is SplitMix64.
     """
     row_keys = rows.astype(xp.uint64) * xp.uint64(GOLDEN_GAMMA)  # (N,)
     row_keys = mix(row_keys + xp.uint64(key & MASK))  # (N,)
@@ -35,9 +35,9 @@ def uniform(key: int, rows: Array, count: int, xp: Any = np) -> Array:
 
 
 def normal(key: int, count: int) -> Array:
-    """`count` standard normal numbers, float64 (count,), by the Box-Muller transform; on the host."""
-    numbers = np.empty((count + 1) // 2 * 2)  # (count, and one more where that is odd)
-    for first in range(0, len(numbers), _BLOCK):  # so that what is in between takes little memory
+    """Draw `count` standard normal numbers, float64 (count,), on the host, by the Box-Muller transform."""
+    numbers = np.empty((count + 1) // 2 * 2)  # (count,), rounded up to even
+    for first in range(0, len(numbers), _BLOCK):  # in blocks, to bound the memory of the temporaries
         block = numbers[first : first + _BLOCK]  # (up to _BLOCK,)
         rows = np.arange(first // 2, (first + len(block)) // 2)  # (len(block) / 2,)
         pairs = uniform(key, rows, 2).astype(np.float64)  # (len(block) / 2, 2)

@@ -17,7 +17,8 @@ import numpy as np
 from cnn.backends import pick_backend
 from cnn.models import ResNet9
 from cnn.network import Network
-from cnn.training.trainer import Recipe, Trainer
+from cnn.training.recipe import Recipe
+from cnn.training.trainer import Trainer
 from pipeline.dataset.store import Dataset
 from pipeline.loader.stream import BatchStream
 

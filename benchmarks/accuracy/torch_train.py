@@ -21,14 +21,16 @@ from torch.nn import functional
 
 from benchmarks.training.torch_peer import load_ours, parameter_groups, to_torch
 from cnn.backends import pick_backend
-from cnn.inputs.augment import VIEWS, Maps, alternate_flips
+from cnn.inference.tta import VIEWS
+from cnn.inputs.augment import Maps, alternate_flips
 from cnn.inputs.mixup import Mix
 from cnn.losses import SoftmaxCrossEntropy
 from cnn.network import Network
 from cnn.rng import key_of
-from cnn.training.ema import EMA
+from cnn.training.averaging import EMA
 from cnn.training.optimizers import SGD, AdamW
-from cnn.training.trainer import Recipe, Trainer
+from cnn.training.recipe import Recipe
+from cnn.training.trainer import Trainer
 from jobs.recipes import recipe_names
 from jobs.recipes.config import Overrides, resolve
 from jobs.training.setup import measure
@@ -107,13 +109,13 @@ class TorchTraining:
     @torch.no_grad()
     def _apply_lookahead(self) -> None:
         lookahead, step, total = self.recipe.lookahead, self.step, self.total_steps
-        if not lookahead.every or step < lookahead.first(total):
+        if not lookahead.every or step < lookahead.first_step(total):
             return
         now = [tensor for tensor in self.module.state_dict().values() if tensor.is_floating_point()]
-        if step == lookahead.first(total):
+        if step == lookahead.first_step(total):
             self.average = [tensor.clone() for tensor in now]
         elif step % lookahead.every == 0:
-            torch._foreach_lerp_(self.average, now, 1 - lookahead.kept(step, total))
+            torch._foreach_lerp_(self.average, now, 1 - lookahead.decay_at(step, total))
         elif step % self.epoch_steps:
             return
         torch._foreach_copy_(now, self.average)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from cnn.backends import pick_backend
 from cnn.checkpoint import ModelCard, save_checkpoint
-from cnn.training.trainer import Recipe
+from cnn.training.recipe import Recipe
 from jobs.recipes.config import model_of
 
 BAR = 0.05

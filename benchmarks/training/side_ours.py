@@ -15,8 +15,9 @@ from cnn.backends import pick_backend
 from cnn.inference.folded import FoldedNetwork
 from cnn.network import Network
 from cnn.training.optimizers import SGD, Optimizer
+from cnn.training.recipe import Recipe
 from cnn.training.schedules import Constant
-from cnn.training.trainer import Recipe, Trainer
+from cnn.training.trainer import Trainer
 
 
 class Unchanged:
@@ -60,8 +61,9 @@ def main() -> None:
     name, threads, device, *plain = sys.argv[1:]
     optimizer = SGD(OPTIMIZER.lr, momentum=0.0, nesterov=False, weight_decay=0.0) if plain else OPTIMIZER
     side = OurSide(name, int(threads), device, optimizer)
-    # What reaches `train_batch` here is what `prepare` would make of uint8 images.
-    with patch("cnn.training.trainer.prepare", lambda backend, x, maps, mean, std, colours: x):
+    # What reaches `train_batch` here is what `preprocess` would make of uint8 images.
+    preprocessed = patch("cnn.training.trainer.preprocess", lambda backend, x, maps, mean, std, colours: x)
+    with preprocessed, patch("cnn.training.trainer.check_images"):
         serve({"loss": side.step, "train": side.train, "infer": side.infer, "peak": peak_mb})
     assert "torch" not in sys.modules
 

@@ -148,7 +148,8 @@ def main() -> None:
 
         return run
 
-    with patch("cnn.training.trainer.prepare", lambda backend, x, maps, mean, std, colours: x):
+    preprocessed = patch("cnn.training.trainer.preprocess", lambda backend, x, maps, mean, std, colours: x)
+    with preprocessed, patch("cnn.training.trainer.check_images"):
         infer = FoldedNetwork(side.network)
         step: Callable[[], Any] = (lambda: infer(side.x)) if arguments.inference else side.step
         for _ in range(3):

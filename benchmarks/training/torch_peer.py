@@ -149,7 +149,7 @@ def parameter_groups(module: nn.Module, specs: Sequence[Spec], weight_decay: flo
     theirs = dict(module.named_parameters())
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for spec in specs:
-        alike = spec.decay, spec.lr_factor, spec.trained
+        alike = spec.decay, spec.lr_factor, spec.trained_until
         groups.setdefault(alike, []).append(theirs[_their_name(spec.name)])
     return [
         {"params": parameters, "weight_decay": weight_decay * decay / factor, "lr_factor": factor, "trained": trained}

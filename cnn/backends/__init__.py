@@ -1,4 +1,4 @@
-"""Devices: the protocol (base), the plain NumPy reference, and the fast backends that must agree with it."""
+"""Backends: the protocol (base), the plain NumPy reference, and the fast ones, which are tested against it."""
 
 from cnn.backends.base import Backend
 from cnn.errors import DeviceError, UnknownNameError
@@ -7,15 +7,15 @@ DEVICES = ("auto", "cpu", "cuda", "reference")
 
 
 def pick_backend(device: str = "auto", threads: int | None = None) -> Backend:
-    """The backend for `device`: `auto` takes the GPU when CuPy works, else the CPU, and says why.
+    """Return the backend of `device`: 'auto' is the GPU if CuPy works, else the CPU, with the reason described.
 
     `threads` is the number of CPU threads, by default as many as the process may use. Raises `DeviceError`
-    where `cuda` was asked for and does not work, `UnknownNameError` for another name.
+    where 'cuda' does not work or `threads` is less than 1, and `UnknownNameError` for an unknown device.
     """
     if device not in DEVICES:
         raise UnknownNameError("device", device, DEVICES)
     if threads is not None and threads < 1:
-        raise DeviceError(f"threads must be 1 or more, found {threads}; leave it out to use every core")
+        raise DeviceError(f"threads must be 1 or more, found {threads}; leave it out to use all CPUs")
     if device == "reference":
         from cnn.backends.reference import ReferenceBackend
 

@@ -1,10 +1,10 @@
-"""The one protocol between the network and a device: memory and kernels.
+"""The backend protocol: the memory and kernels of a device.
 
-Layers, losses and optimizers call these methods and never ask which device they run on. `backends/reference.py`
-is the plain NumPy meaning of every one of them; the others must agree with it.
+Layers, losses and optimizers call these methods, whatever the device. `backends/reference.py` implements each in plain
+NumPy, and the other backends are tested against it.
 
 Images and feature maps are channels last throughout: (N, H, W, C). Methods named `*_backward` with an argument
-`d_weight` or `d_bias` *set* it, whatever it held: each parameter has one layer, and each layer one backward a step.
+`d_weight` or `d_bias` *set* it: each parameter has one layer, and each layer one backward pass per step.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Window:
     right: int = 0
 
     def out_size(self, height: int, width: int) -> tuple[int, int]:
-        """The output's height and width; less than one where the window does not fit."""
+        """The output's height and width; less than 1 where the window does not fit."""
         return (
             (height + self.top + self.bottom - self.size[0]) // self.stride[0] + 1,
             (width + self.left + self.right - self.size[1]) // self.stride[1] + 1,
@@ -42,8 +42,12 @@ class Backend(Protocol):
     """
 
     name: str
-    description: str  # one line for people: the device, and why it was picked
+    description: str  # one line for the user: the device, and why it was picked
     xp: Any  # the array module: numpy or cupy
+
+    def for_thread(self) -> "Backend":
+        """Return a backend for one more thread: itself where the device does one thing at a time."""
+        ...
 
     # Memory
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array: ...
@@ -111,9 +115,9 @@ class Backend(Protocol):
         lr: float, beta1: float, beta2: float, epsilon: float, weight_decay: float, step: int,
     ) -> None: ...
 
-    # Images: uint8 in, normalised floating point out; and these mixed with one another
+    # Images: uint8 to normalised floating point, and blends of those
     def resample(
         self, images: Array, ys: Array, xs: Array, holes: Array | None, mean: Array, std: Array,
         colours: Array | None = None,
     ) -> Array: ...
-    def blend(self, x: Array, partners: Array, shares: Array, boxes: Array) -> Array: ...
+    def blend(self, x: Array, partners: Array, weights: Array, boxes: Array) -> Array: ...

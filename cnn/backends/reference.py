@@ -1,7 +1,7 @@
-"""What every kernel means, in plain array code: the oracle for the fast backends, and the text to learn from.
+"""Reference backend in plain NumPy. The other backends are tested against it. Read this first.
 
-Each forward stands beside its backward. The code asks only for NumPy's functions (`self.xp`), in whatever precision
-its inputs have, so that float64 checks its derivatives and CuPy runs it unchanged on a GPU.
+Each forward kernel is followed by its backward. The code uses only functions of `self.xp`, in the precision of its
+inputs, so that float64 tests its gradients, and CuPy runs it unchanged on a GPU.
 
 Shapes: N images, H by W pixels, C channels in; OH by OW pixels, K channels out; kernels (KH, KW, C, K).
 """
@@ -19,13 +19,16 @@ _BLOCK = 64  # rows of each product in `dense_infer`
 
 
 class ReferenceBackend:
-    """NumPy, one operation at a time."""
+    """Plain NumPy, one operation at a time."""
 
     name = "reference"
     xp: Any = np
 
     def __init__(self) -> None:
         self.description = "reference: plain NumPy, written to be read"
+
+    def for_thread(self) -> "ReferenceBackend":
+        return self
 
     # Memory
 
@@ -67,11 +70,11 @@ class ReferenceBackend:
         return None if d_padded is None else _crop(d_padded, x.shape, window)  # (N, H, W, C)
 
     def pack_conv2d(self, weight: Array, bias: Array, window: Window, in_shape: tuple[int, ...]) -> Any:
-        """Kernels that will not change, for images of `in_shape` (H, W, C), as `conv2d_packed` wants them."""
+        """Prepare constant kernels, for images of `in_shape` (H, W, C), for `conv2d_packed`."""
         return weight, bias, window
 
     def conv2d_packed(self, x: Array, packed: Any, kind: str) -> Array:
-        """The convolution and the activation after it, from what `pack_conv2d` returned."""
+        """The convolution and the activation after it, with what `pack_conv2d` returned."""
         return self.activate(kind, self.conv2d(x, *packed))  # (N, OH, OW, K)
 
     # Dense: y = x @ w + bias, over the last axis
@@ -83,10 +86,10 @@ class ReferenceBackend:
         return y  # (N, K)
 
     def dense_infer(self, x: Array, weight: Array, bias: Array | None) -> Array:
-        """As `dense`, but a row gets the same bits whatever rows are with it: every product has one shape."""
+        """As `dense`, but a row's result is bitwise independent of the other rows: every product has the same shape."""
         y = self.xp.empty((len(x), weight.shape[1]), x.dtype)  # (N, K)
         for first in range(0, len(x), _BLOCK):
-            rows = x[first : first + _BLOCK]  # (R, C), the last few rows filled up with zeros below
+            rows = x[first : first + _BLOCK]  # (R, C), padded with zero rows below
             block = self.xp.zeros((_BLOCK, x.shape[1]), x.dtype)  # (block, C)
             block[: len(rows)] = rows
             y[first : first + _BLOCK] = self.dense(block, weight, bias)[: len(rows)]
@@ -103,14 +106,14 @@ class ReferenceBackend:
     # Pooling
 
     def max_pool(self, x: Array, window: Window) -> tuple[Array, Array]:
-        """The largest value in each window, and which tap of the window it was: the first, where several are."""
+        """The largest value in each window, and its index in the window: the first, where several are equal."""
         padded = _pad(self.xp, x, window, -np.inf)  # (N, H', W', C)
         out_h, out_w = window.out_size(*x.shape[1:3])
         y = self.xp.full((x.shape[0], out_h, out_w, x.shape[3]), -np.inf, x.dtype)  # (N, OH, OW, C)
         winner = self.xp.zeros(y.shape, np.int32)  # (N, OH, OW, C)
         for a, b, tap in _taps(window, out_h, out_w):
             values = padded[tap]  # (N, OH, OW, C)
-            larger = (values > y) | self.xp.isnan(values)  # (N, OH, OW, C); NaN must not vanish
+            larger = (values > y) | self.xp.isnan(values)  # (N, OH, OW, C); NaN is propagated
             y = self.xp.where(larger, values, y)  # (N, OH, OW, C)
             winner = self.xp.where(larger, np.int32(a * window.size[1] + b), winner)  # (N, OH, OW, C)
         return y, winner
@@ -131,13 +134,13 @@ class ReferenceBackend:
 
     def average_pool_backward(self, dy: Array, in_shape: tuple[int, ...], window: Window) -> Array:
         d_padded = _zeros_padded(self.xp, in_shape, window, dy.dtype)  # (N, H', W', C)
-        share = dy / _area(window)  # (N, OH, OW, C)
+        each = dy / _area(window)  # (N, OH, OW, C)
         for _, _, tap in _taps(window, *dy.shape[1:3]):
-            d_padded[tap] += share  # (N, OH, OW, C)
+            d_padded[tap] += each  # (N, OH, OW, C)
         return _crop(d_padded, in_shape, window)  # (N, H, W, C)
 
     def global_max_pool(self, x: Array) -> tuple[Array, Array]:
-        """Each channel's largest value over the image, and at which pixel it was."""
+        """Each channel's largest value over the image, and the index of its pixel."""
         pixels = x.reshape(len(x), -1, x.shape[3])  # (N, H*W, C)
         return pixels.max(axis=1), pixels.argmax(axis=1)  # (N, C) each
 
@@ -151,8 +154,8 @@ class ReferenceBackend:
         return x.mean(axis=(1, 2))  # (N, C)
 
     def global_average_pool_backward(self, dy: Array, in_shape: tuple[int, ...]) -> Array:
-        share = dy[:, None, None] / (in_shape[1] * in_shape[2])  # (N, 1, 1, C)
-        return self.xp.broadcast_to(share, in_shape).copy()  # (N, H, W, C)
+        each = dy[:, None, None] / (in_shape[1] * in_shape[2])  # (N, 1, 1, C)
+        return self.xp.broadcast_to(each, in_shape).copy()  # (N, H, W, C)
 
     # Batch norm (Ioffe and Szegedy, 2015) and an activation (`kind`, "" for none), per channel:
     # y = activation(z) with z = scale * x_hat + shift, x_hat = (x - mean) / sqrt(variance + epsilon)
@@ -160,7 +163,7 @@ class ReferenceBackend:
     def batch_norm_train(
         self, x: Array, scale: Array, shift: Array, epsilon: float, kind: str
     ) -> tuple[Array, Array, Array]:
-        """Normalised by this batch's own mean and (biased) variance, which are returned: y, (C,), (C,)."""
+        """Normalise by this batch's mean and biased variance. Returns y, mean (C,) and variance (C,)."""
         rows = x.reshape(-1, x.shape[-1])  # (M, C), M = N*H*W
         mean = rows.mean(axis=0)  # (C,)
         variance = ((rows - mean) ** 2).mean(axis=0)  # (C,)
@@ -176,7 +179,7 @@ class ReferenceBackend:
         self, dy: Array, x: Array, scale: Array, shift: Array, mean: Array, variance: Array, epsilon: float, kind: str,
         d_scale: Array, d_shift: Array,
     ) -> Array:
-        """Through the batch's mean and variance too: both depend on every x. z is computed again from x."""
+        """The gradient w.r.t. x, through the batch's mean and variance too. z is recomputed from x."""
         rows_dy = dy.reshape(-1, x.shape[-1])  # (M, C)
         inverse = 1.0 / self.xp.sqrt(variance + epsilon)  # (C,)
         x_hat = (x.reshape(rows_dy.shape) - mean) * inverse  # (M, C)
@@ -204,12 +207,12 @@ class ReferenceBackend:
                 return xp.tanh(x)
             case "silu":
                 return x * _sigmoid(xp, x)
-            case "gelu":  # the tanh form (Hendrycks and Gimpel, 2016)
+            case "gelu":  # the tanh approximation (Hendrycks and Gimpel, 2016)
                 return 0.5 * x * (1.0 + xp.tanh(GELU_SLOPE * (x + GELU_CUBIC * x**3)))
-        raise ValueError(f"no activation {kind!r}")
+        raise ValueError(f"unknown activation {kind!r}")
 
     def activate_backward(self, kind: str, dy: Array, x: Array, y: Array) -> Array:
-        """`x` is the layer's input and `y` its output; each kind uses the cheaper of the two."""
+        """`x` is the layer's input and `y` its output; each kind uses one of the two."""
         xp = self.xp
         match kind:
             case "":
@@ -224,31 +227,31 @@ class ReferenceBackend:
                 gate = _sigmoid(xp, x)
                 return dy * gate * (1.0 + x * (1.0 - gate))
             case "gelu":
-                bend = xp.tanh(GELU_SLOPE * (x + GELU_CUBIC * x**3))
+                inner = xp.tanh(GELU_SLOPE * (x + GELU_CUBIC * x**3))
                 slope = GELU_SLOPE * (1.0 + 3.0 * GELU_CUBIC * x * x)
-                return dy * (0.5 * (1.0 + bend) + 0.5 * x * (1.0 - bend * bend) * slope)
-        raise ValueError(f"no activation {kind!r}")
+                return dy * (0.5 * (1.0 + inner) + 0.5 * x * (1.0 - inner * inner) * slope)
+        raise ValueError(f"unknown activation {kind!r}")
 
     def add(self, a: Array, b: Array, kind: str = "") -> Array:
         return self.activate(kind, a + b)
 
     def softmax(self, x: Array) -> Array:
-        """Over the last axis; the maximum is taken off first, so that no exponential overflows."""
+        """Over the last axis; subtracting the maximum first keeps the exponentials from overflowing."""
         powers = self.xp.exp(x - x.max(axis=-1, keepdims=True))  # (N, K)
         return powers / powers.sum(axis=-1, keepdims=True)  # (N, K)
 
     def softmax_backward(self, dy: Array, y: Array) -> Array:
         return y * (dy - (dy * y).sum(axis=-1, keepdims=True))  # (N, K)
 
-    # Softmax and cross-entropy as one function, whose derivative is simply p - target
+    # Softmax and cross-entropy as one function, whose gradient w.r.t. the logits is p - target
 
     def softmax_cross_entropy(
         self, logits: Array, targets: Array, smoothing: float, class_weights: Array | None, denominator: int
     ) -> tuple[Array, Array]:
-        """Sum of the rows' (weighted) cross-entropies over `denominator`, and its derivative by the logits.
+        """The sum of the rows' weighted cross-entropies over `denominator`, and its gradient w.r.t. the logits (N, K).
 
-        `targets` are class numbers (N,), or values (N, K) of which each row sums to 1. A row's weight is then the
-        mean of the class weights (K,) by its values.
+        `targets` are class indices (N,), or soft labels (N, K) whose rows sum to 1. A row's weight is its target's
+        class weight (K,), for soft labels their weighted mean.
         """
         rows = self.xp.arange(len(targets))  # (N,)
         shifted = logits - logits.max(axis=1, keepdims=True)  # (N, K)
@@ -265,7 +268,7 @@ class ReferenceBackend:
         loss = -(row_weights * target * log_p).sum()  # ()
         return loss, row_weights * (self.xp.exp(log_p) - target)  # (N, K)
 
-    # Optimizers: the first `decayed` entries take weight decay; `gradient_scale` carries the clipping
+    # Optimizers: weight decay applies to the first `decayed` entries; `gradient_scale` clips the gradient
 
     def squared_norm(self, vector: Array) -> float:
         return float(vector.astype(np.float64) @ vector.astype(np.float64))
@@ -284,7 +287,7 @@ class ReferenceBackend:
         self, weights: Array, gradient: Array, first: Array, second: Array, decayed: int, gradient_scale: float,
         lr: float, beta1: float, beta2: float, epsilon: float, weight_decay: float, step: int,
     ) -> None:
-        """Loshchilov and Hutter (2019): the decay acts on the weights themselves; `step` counts from 1."""
+        """Loshchilov and Hutter (2019): decoupled weight decay; `step` counts from 1."""
         g = gradient * gradient_scale  # (size,)
         first *= beta1
         first += (1.0 - beta1) * g
@@ -300,12 +303,11 @@ class ReferenceBackend:
         self, images: Array, ys: Array, xs: Array, holes: Array | None, mean: Array, std: Array,
         colours: Array | None = None,
     ) -> Array:
-        """Crop, flip, shift, normalise and recolour in one go: uint8 (N, H, W, C) -> mean's dtype (N, OH, OW, C).
+        """Crop, flip, shift, normalise and recolour in one pass: uint8 (N, H, W, C) -> mean's dtype (N, OH, OW, C).
 
-        Output pixel (i, j) of image n is the bilinear sample at row `ys[n, i]`, column `xs[n, j]` (in pixels,
-        within the image). `colours` (N, C, C + 1), one matrix an image, act on the normalised pixel with a 1
-        after its channels. `holes` (N, 4), as top, bottom, left, right, are filled with the mean colour, which is
-        zero once normalised, whatever the colours.
+        Output pixel (i, j) of image n is the bilinear sample at row `ys[n, i]`, column `xs[n, j]`, in pixels inside
+        of the image. `colours` (N, C, C + 1), one matrix per image, multiply the normalised pixel with a 1 appended to
+        its channels. `holes` (N, 4), as top, bottom, left, right, are then set to 0, the normalised mean colour.
         """
         xp = self.xp
         y0, y1, fy = _neighbours(xp, ys, images.shape[1], mean.dtype)  # (N, OH) each
@@ -326,13 +328,13 @@ class ReferenceBackend:
             out[_within(xp, holes, *out.shape[1:3])] = 0
         return out
 
-    def blend(self, x: Array, partners: Array, shares: Array, boxes: Array) -> Array:
-        """Image n of x (N, H, W, C) mixed with image `partners[n]`: a new array.
+    def blend(self, x: Array, partners: Array, weights: Array, boxes: Array) -> Array:
+        """Blend image n of x (N, H, W, C) with image `partners[n]`, into a new array.
 
-        Within its box (N, 4), as top, bottom, left, right, `shares[n]` of a pixel is its own and the rest the
-        partner's; outside it is as it was.
+        Within its box (N, 4), as top, bottom, left, right, the image has the weight `weights[n]` and the partner the
+        rest; outside, the image is unchanged.
         """
-        own = shares.astype(x.dtype)[:, None, None, None]  # (N, 1, 1, 1)
+        own = weights.astype(x.dtype)[:, None, None, None]  # (N, 1, 1, 1)
         inside = _within(self.xp, boxes, *x.shape[1:3])[..., None]  # (N, H, W, 1)
         return self.xp.where(inside, own * x + (1 - own) * x[partners], x)  # (N, H, W, C)
 
@@ -358,7 +360,7 @@ def _zeros_padded(xp: Any, shape: tuple[int, ...], window: Window, dtype: Any) -
 
 
 def _taps(window: Window, out_h: int, out_w: int) -> Iterator[tuple[int, int, tuple[slice, slice, slice]]]:
-    """Each position (a, b) of the window, and the slice of a padded image that it sees for all outputs."""
+    """Each position (a, b) of the window, and the slice of a padded image at that position for all outputs."""
     down, right = window.stride
     for a in range(window.size[0]):
         for b in range(window.size[1]):
@@ -384,6 +386,6 @@ def _sigmoid(xp: Any, x: Array) -> Array:
 
 
 def _neighbours(xp: Any, positions: Array, size: int, dtype: Any) -> tuple[Array, Array, Array]:
-    """The two pixels around each position, and how far it is from the first towards the second."""
+    """The two pixels around each position, and its distance from the first, 0 to 1."""
     first = xp.floor(positions).astype(np.int64)
     return first, xp.minimum(first + 1, size - 1), (positions - first).astype(dtype)

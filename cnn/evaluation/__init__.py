@@ -1,0 +1,1 @@
+"""Metrics and confidence calibration of a network's outputs."""

@@ -1,8 +1,8 @@
-"""Whether a network is right as often as it says: of images named with 90 %, nine in ten.
+"""Confidence calibration: expected calibration error and temperature scaling.
 
-Networks are not, by themselves: label smoothing leaves them too timid, long training too bold. One number mends most of
-it: outputs are divided by a temperature before they become probabilities (Guo et al., 2017, "On Calibration of Modern
-Neural Networks"). No image's label changes by it.
+Of the images predicted with a confidence of 90 %, nine in ten should be correct. Label smoothing makes a network
+under-confident, long training over-confident; one temperature, by which outputs are divided before the softmax,
+corrects most of it (Guo et al., 2017, "On Calibration of Modern Neural Networks"). It changes no predicted class.
 """
 
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-MIN_ROWS = 10  # with fewer images there is nothing to calibrate by
+MIN_ROWS = 10  # images that calibration needs at least
 _BINS = 15
-_MIN_ROWS, _MOST = 0.02, 50.0  # temperatures
-_ENOUGH_ROWS = 10_000  # to choose one by
+_MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.02, 50.0
+_MAX_FIT_ROWS = 10_000  # images that a temperature is fitted to
 _BLOCK = 4096  # rows whose probabilities are in memory at a time
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The temperature that suits some images best, and the calibration error without and with one, 0 to 1.
+    """The best temperature for some images, and their expected calibration error without and with scaling, 0 to 1.
 
-    `error_scaled` is of images that the temperature was not chosen by: each half is scaled with that of the other.
+    `error_scaled` is cross-validated: each half is scaled with the temperature fitted to the other half.
     """
 
     temperature: float
@@ -30,22 +30,22 @@ class Calibration:
 
 
 class Reliability(NamedTuple):
-    """Images by how sure the network is of them, in bins of equal width from 0 to 1."""
+    """Reliability diagram: images by confidence, in B bins of equal width from 0 to 1."""
 
     images: np.ndarray  # int64 (B,)
-    confidence: np.ndarray  # float64 (B,): the mean probability of the label, NaN in an empty bin
-    accuracy: np.ndarray  # float64 (B,): the share that is right
+    confidence: np.ndarray  # float64 (B,): the mean probability of the predicted class, NaN in an empty bin
+    accuracy: np.ndarray  # float64 (B,): the fraction of correct predictions, NaN in an empty bin
 
     @property
     def error(self) -> float:
-        """The expected calibration error: how far the two are apart, on average over images."""
-        some = self.images > 0
-        gaps = np.abs(self.confidence[some] - self.accuracy[some])
-        return float((gaps * self.images[some]).sum() / max(self.images.sum(), 1))
+        """Expected calibration error, 0 to 1: the mean over images of |confidence - accuracy| of their bin."""
+        filled = self.images > 0  # (B,)
+        gaps = np.abs(self.confidence[filled] - self.accuracy[filled])
+        return float((gaps * self.images[filled]).sum() / max(self.images.sum(), 1))
 
 
 def calibrate(outputs: np.ndarray, labels: np.ndarray) -> Calibration:
-    """For outputs (N, C) before the softmax and true classes (N,), in random order."""
+    """Calibrate outputs (N, C) before the softmax, of images of true classes (N,) in random order."""
     return Calibration(
         fit_temperature(outputs, labels),
         reliability(outputs, labels).error,
@@ -54,7 +54,7 @@ def calibrate(outputs: np.ndarray, labels: np.ndarray) -> Calibration:
 
 
 def temperatures_by_halves(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """For each of outputs (N, C) of true classes (N,) the temperature that suits the other half: float64 (N,)."""
+    """For each of outputs (N, C) of true classes (N,), the temperature fitted to the other half: float64 (N,)."""
     temperatures = np.empty(len(labels))  # (N,)
     halves = slice(None, None, 2), slice(1, None, 2)
     for half, other in (halves, halves[::-1]):
@@ -65,22 +65,19 @@ def temperatures_by_halves(outputs: np.ndarray, labels: np.ndarray) -> np.ndarra
 def reliability(
     outputs: np.ndarray, labels: np.ndarray, temperature: float | np.ndarray = 1.0, bins: int = _BINS
 ) -> Reliability:
-    """How often outputs (N, C) are right about the true classes (N,), by how sure they are.
-
-    They are divided by a temperature, () or one for each, (N,).
-    """
-    sure = confidence(outputs, temperature)  # (N,)
-    right = outputs.argmax(axis=1) == labels  # (N,)
-    which = np.clip(np.ceil(sure * bins).astype(np.int64) - 1, 0, bins - 1)  # (N,); a bin includes its upper end
+    """The reliability diagram of outputs (N, C), divided by a temperature () or (N,), for true classes (N,)."""
+    confidences = confidence(outputs, temperature)  # (N,)
+    correct = outputs.argmax(axis=1) == labels  # (N,)
+    which = np.clip(np.ceil(confidences * bins).astype(np.int64) - 1, 0, bins - 1)  # (N,); a bin includes its upper end
     images = np.bincount(which, minlength=bins)  # (B,)
-    sums = (np.bincount(which, weights, bins) for weights in (sure, right))
+    sums = (np.bincount(which, weights, bins) for weights in (confidences, correct))
     return Reliability(
         images, *(np.divide(sum_, images, out=np.full(bins, np.nan), where=images > 0) for sum_ in sums)
     )
 
 
 def confidence(outputs: np.ndarray, temperature: float | np.ndarray = 1.0) -> np.ndarray:
-    """The probability of the likeliest class by outputs (N, C), divided by a temperature, () or (N,): float64 (N,)."""
+    """The probability of the predicted class, from outputs (N, C) divided by a temperature () or (N,): float64 (N,)."""
     each = np.broadcast_to(temperature, len(outputs))  # (N,)
     blocks = (slice(first, first + _BLOCK) for first in range(0, len(outputs), _BLOCK))
     found = [softmax(outputs[at] / each[at, None]).max(axis=1) for at in blocks]  # (B,) each
@@ -88,27 +85,27 @@ def confidence(outputs: np.ndarray, temperature: float | np.ndarray = 1.0) -> np
 
 
 def fit_temperature(outputs: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature with the least cross-entropy for outputs (N, C) and true classes (N,); 1 if there are none.
+    """The temperature with the lowest cross-entropy for outputs (N, C) and true classes (N,); 1 without images.
 
-    In 1 / temperature the cross-entropy is convex: its slope is zero in one place, found by halving. One more image
-    is thought of, of which every class is as likely: or else, where all are right, no temperature would be low enough
-    (as Platt, 1999, has it for two classes).
+    The cross-entropy is convex in 1 / temperature: bisection finds where its slope is 0. One uniform
+    pseudo-observation acts as a prior; without it the optimum is T -> 0 when every prediction is correct (cf. Platt,
+    1999).
     """
-    z = outputs[:_ENOUGH_ROWS].astype(np.float64)  # (N, C)
+    z = outputs[:_MAX_FIT_ROWS].astype(np.float64)  # (N, C)
     if not len(z):
         return 1.0
-    thought = 1.0 / (len(z) + 1)
+    prior = 1.0 / (len(z) + 1)  # the weight of the pseudo-observation
     own = np.take_along_axis(z, labels[: len(z), None], axis=1)[:, 0]  # (N,)
-    target = (1.0 - thought) * own + thought * z.mean(axis=1)  # (N,)
+    target = (1.0 - prior) * own + prior * z.mean(axis=1)  # (N,)
 
     def slope(temperature: float) -> float:
         expected = (softmax(z / temperature) * z).sum(axis=1)  # (N,)
         return float((expected - target).mean())
 
-    low, high = np.log(_MIN_ROWS), np.log(_MOST)
-    for _ in range(16):  # to a part in ten thousand
+    low, high = np.log(_MIN_TEMPERATURE), np.log(_MAX_TEMPERATURE)
+    for _ in range(16):  # to a relative precision of 1e-4
         middle = (low + high) / 2
-        if slope(float(np.exp(middle))) > 0.0:  # too sure of itself
+        if slope(float(np.exp(middle))) > 0.0:  # over-confident
             low = middle
         else:
             high = middle
@@ -116,6 +113,6 @@ def fit_temperature(outputs: np.ndarray, labels: np.ndarray) -> float:
 
 
 def softmax(outputs: np.ndarray) -> np.ndarray:
-    """Outputs (N, C) as probabilities: float64 (N, C)."""
+    """Softmax of outputs (N, C) over the classes: float64 (N, C)."""
     exponentials = np.exp((outputs - outputs.max(axis=1, keepdims=True)).astype(np.float64))  # (N, C)
     return exponentials / exponentials.sum(axis=1, keepdims=True)

@@ -1,0 +1,1 @@
+"""Trained networks: fast forward pass, test-time augmentation, prediction and Grad-CAM."""

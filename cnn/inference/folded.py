@@ -1,7 +1,6 @@
-"""A network's forward pass alone, for weights that stay as they are.
+"""Fast inference for fixed weights: batch norm and activations are folded into the convolutions before them.
 
-Batch norm and the activation after a convolution become part of it, kernels are brought into the form that the
-backend reads fastest, and all of that once, not for every batch.
+Kernels are converted once to the layout that the backend reads fastest, not for every batch.
 """
 
 from collections.abc import Callable
@@ -16,14 +15,14 @@ from cnn.layers import BatchNorm, Conv2D, Dense, Layer, Residual, Run, Sequentia
 from cnn.layers.activations import Activation
 from cnn.network import Network
 
-# A part of the network: a backend and its input (N, ...) -> its output (N, ...).
+# One layer or several: (backend, input (N, ...)) -> output (N, ...).
 _Step: TypeAlias = Callable[[Backend, Array], Array]
 
 
 class FoldedNetwork:
-    """`network` as it is now; what training changes afterwards is not seen.
+    """A snapshot of `network` for inference; later changes of its weights have no effect.
 
-    On the CPU a row's outputs are the same bits whatever the batch, its place in it and the number of threads.
+    On the CPU a row's outputs are bitwise independent of the batch, its position in it and the number of threads.
     """
 
     def __init__(self, network: Network) -> None:
@@ -33,11 +32,11 @@ class FoldedNetwork:
         )
 
     def __call__(self, x: Array) -> Array:
-        """Outputs (N, *out_shape) for x (N, *in_shape): those of `Network.infer`, but for rounding."""
+        """Return outputs (N, *out_shape) for x (N, *in_shape), equal to those of `Network.infer` up to rounding."""
         return self._run(self._backend, x)
 
     def on(self, backend: Backend) -> "FoldedNetwork":
-        """The same, computed by another backend of the same device; the prepared arrays are shared."""
+        """Return the same network on another backend of the same device; the prepared arrays are shared."""
         other = copy(self)
         other._backend = backend
         return other
@@ -46,11 +45,11 @@ class FoldedNetwork:
 def _prepare(layer: Layer, p: Tree, s: Tree, in_shape: Shape, backend: Backend) -> _Step:
     match layer:
         case Sequential():
-            return _in_turn(_prepare_sequence(layer, p, s, in_shape, backend))
+            return _compose(_prepare_sequence(layer, p, s, in_shape, backend))
         case Residual():
             body, shortcut = (
-                _prepare(part, p.get(name, {}), s.get(name, {}), in_shape, backend)
-                for name, part in (("body", layer.body), ("shortcut", layer.shortcut))
+                _prepare(branch, p.get(name, {}), s.get(name, {}), in_shape, backend)
+                for name, branch in (("body", layer.body), ("shortcut", layer.shortcut))
             )
             return lambda on, x: on.add(body(on, x), shortcut(on, x), layer.activation)
         case Conv2D():
@@ -61,7 +60,7 @@ def _prepare(layer: Layer, p: Tree, s: Tree, in_shape: Shape, backend: Backend) 
 
 
 def _prepare_sequence(sequence: Sequential, p: Tree, s: Tree, in_shape: Shape, backend: Backend) -> list[_Step]:
-    """The steps of a sequence, each convolution taking in the batch norm and the activation that follow it."""
+    """The steps of a sequence, in which a convolution absorbs the batch norm and the activation that follow it."""
     steps: list[_Step] = []
     rest = list(sequence.layers)
     while rest:
@@ -83,7 +82,7 @@ def _prepare_sequence(sequence: Sequential, p: Tree, s: Tree, in_shape: Shape, b
     return steps
 
 
-def _in_turn(steps: list[_Step]) -> _Step:
+def _compose(steps: list[_Step]) -> _Step:
     def run(on: Backend, x: Array) -> Array:
         for step in steps:
             x = step(on, x)
@@ -95,7 +94,7 @@ def _in_turn(steps: list[_Step]) -> _Step:
 def _convolution(
     layer: Conv2D, p: Tree, norm: Any, norm_p: Tree, norm_s: Tree, kind: str, in_shape: Shape, backend: Backend
 ) -> _Step:
-    """activation(norm(convolution)) as a convolution with other kernels, since the norm is linear by now."""
+    """activation(norm(convolution)) with the norm, which is linear in inference, folded into kernels and bias."""
     xp, weight = backend.xp, p["weight"]  # (KH, KW, C, K)
     bias = p["bias"] if "bias" in p else backend.zeros((layer.filters,), weight.dtype)  # (K,)
     if norm is not None:

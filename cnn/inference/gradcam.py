@@ -1,8 +1,7 @@
-"""Where a network looks: Grad-CAM (Selvaraju et al., 2017, "Visual Explanations from Deep Networks").
+"""Grad-CAM: class activation maps (Selvaraju et al., 2017, "Visual Explanations from Deep Networks").
 
-The last feature maps still know where things are. How much each of them speaks for a class is the mean of the
-derivative of the class's output by it; their sum with these weights, as far as it is positive, is a map of the places
-that speak for the class.
+The map of a class is the positive part of a weighted sum of the last feature maps. The weight of each is the mean, over
+its pixels, of the gradient of the class's output w.r.t. it.
 """
 
 from collections.abc import Iterator
@@ -13,9 +12,10 @@ import numpy as np
 from cnn.arena import Tree
 from cnn.backends.base import Array
 from cnn.errors import ShapeError
+from cnn.inputs.checks import check_images, check_labels
+from cnn.inputs.preprocess import normalisation, preprocess
 from cnn.layers import BatchNorm, Cache, Layer, Residual, Run, Sequential
 from cnn.network import Network
-from cnn.training.trainer import normalisation, preprocess
 
 
 class _Placed(NamedTuple):
@@ -28,18 +28,18 @@ class _Placed(NamedTuple):
 
 
 class GradCam:
-    """Maps for `network` and images whose channels have `mean` and `std` (3,), in 0..255 units.
+    """Grad-CAM of `network` for images whose channels have `mean` and `std` (3,), in 0..255 units.
 
-    The network is used as it is after training: batch norm with its running statistics, no dropout. Its gradients
-    are overwritten. Raises `ShapeError` where it never leaves the image's rows and columns behind, or does more than
-    dense layers and functions of single numbers after that.
+    The network runs in inference mode: batch norm with its running statistics, no dropout. Its gradients are
+    overwritten. Raises `ShapeError` unless it ends in vectors, with no batch norm or residual block after the last
+    feature maps.
     """
 
     def __init__(self, network: Network, mean: np.ndarray, std: np.ndarray) -> None:
         self.network, self.backend = network, network.backend
         self.mean, self.std = normalisation(network, mean, std)  # (3,)
         arrays = network.parameters.tree, network.state.tree, network.gradients.tree
-        layers = list(_in_turn(_Placed(network.layer, *arrays)))
+        layers = list(_flatten(_Placed(network.layer, *arrays)))
         shape, cut = network.in_shape, 0
         for placed in layers:
             if len(out_shape := placed.layer.specs(shape).out_shape) != 3:
@@ -47,31 +47,35 @@ class GradCam:
             shape, cut = out_shape, cut + 1
         else:
             raise ShapeError(f"expected a network that ends in vectors, found outputs of shape {shape}; end in a pool")
-        self._body, self._tail = layers[:cut], layers[cut:]  # up to the last feature maps, and from there on
+        self._body, self._tail = layers[:cut], layers[cut:]  # up to the last feature maps, and after them
         for placed in self._tail:
-            # Their backward goes by what only a training pass notes.
+            # Their backward pass needs what only a training pass caches.
             if isinstance(placed.layer, BatchNorm | Residual):
-                raise ShapeError(f"expected only dense layers after the last feature maps, found {placed.layer}")
+                raise ShapeError(
+                    f"expected only dense layers after the last feature maps, found {placed.layer}; move it before them"
+                )
 
     def maps(self, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        """How much each place of uint8 images (N, H, W, 3) speaks for the classes (N,): (N, H, W), on the host.
+        """Return the maps of `classes` (N,) for uint8 images (N, H, W, 3): (N, H, W) on the host.
 
-        From 0 to 1, the largest of each image; all 0 where nothing speaks for the class. The feature maps are
-        coarser than the image: in between, the values are interpolated.
+        Each is scaled to a maximum of 1, unless all its values are 0, and interpolated from the size of the feature
+        maps. Raises `InputError` for other arrays.
         """
+        check_images(images, self.network.in_shape)
+        check_labels(classes, len(images), self.network.out_shape[0])
         run = Run(self.backend, training=False)
         x = preprocess(self.backend, images, None, self.mean, self.std)  # (N, H, W, 3)
         for layer, p, s, _ in self._body:
             x, _ = layer.forward(run, p, s, x)  # (N, h, w, C) in the end
-        weights = self._derivative(run, x, classes).mean(axis=(1, 2))  # (N, C)
+        weights = self._gradient(run, x, classes).mean(axis=(1, 2))  # (N, C)
         found = self.backend.to_host((x * weights[:, None, None]).sum(axis=3))  # (N, h, w)
         found = np.maximum(found, 0.0)
-        most = found.max(axis=(1, 2), keepdims=True)  # (N, 1, 1)
-        found = np.divide(found, most, out=np.zeros_like(found), where=most > 0.0)  # (N, h, w)
-        return _enlarged(found, images.shape[1:3])
+        highest = found.max(axis=(1, 2), keepdims=True)  # (N, 1, 1)
+        found = np.divide(found, highest, out=np.zeros_like(found), where=highest > 0.0)  # (N, h, w)
+        return _enlarge(found, images.shape[1:3])
 
-    def _derivative(self, run: Run, x: Array, classes: np.ndarray) -> Array:
-        """Of each image's output for its class, by its feature maps x (N, h, w, C): (N, h, w, C)."""
+    def _gradient(self, run: Run, x: Array, classes: np.ndarray) -> Array:
+        """The gradient of each image's output for its class w.r.t. its feature maps x (N, h, w, C): (N, h, w, C)."""
         caches: list[Cache] = []
         for layer, p, s, _ in self._tail:
             x, cache = layer.forward(run, p, s, x)
@@ -84,22 +88,22 @@ class GradCam:
         return d
 
 
-def _in_turn(placed: _Placed) -> Iterator[_Placed]:
-    """The layers within all layers of layers that only go in turn."""
+def _flatten(placed: _Placed) -> Iterator[_Placed]:
+    """The layers of nested sequences, in order."""
     if not isinstance(placed.layer, Sequential):
         yield placed
         return
     for name, layer in placed.layer.layers:
-        yield from _in_turn(_Placed(layer, *(tree.get(name, {}) for tree in placed[1:])))
+        yield from _flatten(_Placed(layer, *(tree.get(name, {}) for tree in placed[1:])))
 
 
-def _enlarged(maps: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """maps (N, h, w), interpolated linearly to (N, H, W), a value being at the middle of its place."""
+def _enlarge(maps: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """maps (N, h, w) interpolated bilinearly to (N, H, W), by pixel centres."""
     rows, columns = (_interpolation(*sides) for sides in zip(maps.shape[1:], size, strict=True))  # (H, h), (W, w)
     return np.asarray(rows @ maps @ columns.T, maps.dtype)  # (N, H, W)
 
 
 def _interpolation(few: int, many: int) -> np.ndarray:
-    """What each of `few` values in a row adds to each of `many`: float64 (many, few)."""
-    places = np.clip((np.arange(many) + 0.5) * few / many - 0.5, 0, few - 1)  # (many,)
-    return np.maximum(0.0, 1.0 - np.abs(places[:, None] - np.arange(few)))
+    """Weights of linear interpolation from `few` to `many` values: float64 (many, few)."""
+    positions = np.clip((np.arange(many) + 0.5) * few / many - 0.5, 0, few - 1)  # (many,)
+    return np.maximum(0.0, 1.0 - np.abs(positions[:, None] - np.arange(few)))

@@ -1,7 +1,7 @@
-"""Mixing: a training image is blended with another of its batch, and what it shows is a bit of either class.
+"""MixUp and CutMix: blend each training image, and its label, with another of the batch.
 
-The draws are a function of (key, row). They become a `Blend`, which the device follows in one pass over the
-normalised images (`Backend.blend`), and which turns class numbers into targets.
+The draws are a function of (key, row). They become a `Blend`, which the device applies in one pass over the
+normalised images (`Backend.blend`), and which turns class indices into soft labels.
 """
 
 import math
@@ -19,29 +19,30 @@ KINDS: tuple[str, ...] = get_args(Kind)
 
 
 class Blend(NamedTuple):
-    """How each image of a batch is mixed with another; see `Backend.blend`."""
+    """How each image of a batch is blended with its partner; see `Backend.blend`."""
 
-    partners: np.ndarray  # int64 (N,): which image of the batch is mixed in
-    shares: np.ndarray  # float32 (N,): how much of a pixel within the box is the image's own
-    boxes: np.ndarray  # int64 (N, 4): top, bottom, left, right of where the partner shows
-    kept: np.ndarray  # float32 (N,): how much of the whole image is its own
+    partners: np.ndarray  # int64 (N,): the index of the partner in the batch
+    weights: np.ndarray  # float32 (N,): the weight of the image's own pixels inside its box, 0 to 1
+    boxes: np.ndarray  # int64 (N, 4): top, bottom, left, right of the box where the partner shows
+    label_weights: np.ndarray  # float32 (N,): the weight of the image's own label, 0 to 1
 
     def targets(self, labels: np.ndarray, classes: int) -> np.ndarray:
-        """How much of each class the blended images show, from class numbers (N,): float32 (N, classes)."""
-        own = (labels[:, None] == np.arange(classes)).astype(np.float32)  # (N, classes)
-        kept = self.kept[:, None]  # (N, 1)
-        return kept * own + (1 - kept) * own[self.partners]  # (N, classes)
+        """Soft labels of the blended images, from class indices (N,): float32 (N, classes), rows sum to 1."""
+        one_hot = (labels[:, None] == np.arange(classes)).astype(np.float32)  # (N, classes)
+        own = self.label_weights[:, None]  # (N, 1)
+        return own * one_hot + (1 - own) * one_hot[self.partners]  # (N, classes)
 
 
 @dataclass(frozen=True)
 class Mix:
-    """How training images are mixed.
+    """Settings of MixUp and CutMix.
 
-    kind: `mixup` lets the partner shine through all over (Zhang et al., 2018), `cutmix` pastes a box of it (Yun et
-    al., 2019), `either` does one of the two, drawn for each step.
-    alpha: how much an image keeps is drawn from Beta(alpha, alpha) for each image: 1 is uniform, less is mostly
-    nearly all or nearly nothing.
-    share: the share of the steps that mix at all.
+    kind: `mixup` averages the two images (Zhang et al., 2018), `cutmix` pastes a box of the partner (Yun et al.,
+        2019), `either` draws one of the two for each step.
+    alpha: the weight of the image itself is drawn from Beta(alpha, alpha): 1 is uniform, less is mostly near 0 or 1.
+    share: the fraction of steps that blend at all.
+
+    Raises `RecipeError` for a value out of range, `UnknownNameError` for an unknown kind.
     """
 
     kind: Kind = "none"
@@ -57,31 +58,31 @@ class Mix:
             raise RecipeError(f"mix share: expected 0 to 1, found {self.share}")
 
     def draw(self, key: int, rows: np.ndarray, height: int, width: int) -> Blend | None:
-        """How to mix images with numbers `rows` (N,), each with the next of the batch; None for not at all.
+        """The blend of images with row numbers `rows` (N,), each with the next of the batch; None for no blending.
 
-        Whether to mix, and which way, is a function of `key`; shares and boxes are one of (key, row).
+        Whether to blend, and which kind, is a function of `key`; weights and boxes are functions of (key, row).
         """
         whether, which = uniform(key_of(key, "step"), np.zeros(1, np.int64), 2)[0]
         if self.kind == "none" or whether >= self.share:
             return None
         partners = np.roll(np.arange(len(rows)), -1)  # (N,)
         draws = uniform(key_of(key, "rows"), rows, 4).astype(np.float64).T  # (4, N)
-        kept = _symmetric_beta(self.alpha, *draws[:2])  # (N,)
+        own = _symmetric_beta(self.alpha, *draws[:2])  # (N,)
         if self.kind == "mixup" or (self.kind == "either" and which < 0.5):
-            shares = kept.astype(np.float32)  # (N,)
-            return Blend(partners, shares, np.tile((0, height, 0, width), (len(rows), 1)), shares)
-        side = np.sqrt(1.0 - kept)  # (N,) share of the image's
+            weights = own.astype(np.float32)  # (N,)
+            return Blend(partners, weights, np.tile((0, height, 0, width), (len(rows), 1)), weights)
+        side = np.sqrt(1.0 - own)  # (N,) the box's, as a fraction of the image's
         top, bottom = span(draws[2], side, height)
         left, right = span(draws[3], side, width)
-        kept = 1.0 - (bottom - top) * (right - left) / (height * width)  # (N,) what the border has cut off is kept
+        own = 1.0 - (bottom - top) * (right - left) / (height * width)  # (N,) of the box as clipped at the border
         boxes = np.stack([top, bottom, left, right], axis=1)  # (N, 4)
-        return Blend(partners, np.zeros(len(rows), np.float32), boxes, kept.astype(np.float32))
+        return Blend(partners, np.zeros(len(rows), np.float32), boxes, own.astype(np.float32))
 
 
 def _symmetric_beta(alpha: float, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Numbers (N,) from Beta(alpha, alpha), made of two uniform ones (N,) each.
+    """Numbers (N,) from Beta(alpha, alpha), from two uniform numbers (N,) each.
 
-    Devroye ("Random variate generation in one line of code", 1996): Student's t by the polar method, brought to 0..1.
+    Devroye ("Random variate generation in one line of code", 1996): Student's t by the polar method, mapped to 0..1.
     """
     power = (1.0 - first) ** (1.0 / alpha)  # (N,)
     across = np.cos(2.0 * np.pi * second) * np.sqrt(1.0 - power)  # (N,)

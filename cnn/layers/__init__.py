@@ -1,4 +1,4 @@
-"""Layers: frozen descriptions with a forward and a backward. One family a file; `base.py` has the protocol."""
+"""Layers: frozen dataclasses with a forward and a backward pass. One family per file; `base.py` has the protocol."""
 
 from cnn.layers.activations import GELU, ReLU, Scale, Sigmoid, SiLU, Softmax, Tanh
 from cnn.layers.base import Cache, DataInitialised, Layer, Run

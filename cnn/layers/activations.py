@@ -1,11 +1,11 @@
-"""Functions of each number alone, and softmax."""
+"""Elementwise activations, and softmax."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 from cnn.arena import Shape, Tree
 from cnn.backends.base import Array
-from cnn.errors import UnknownNameError
+from cnn.errors import RecipeError, UnknownNameError
 from cnn.layers.base import Cache, Run, Specs
 
 
@@ -13,7 +13,7 @@ class Activation:
     """y = f(x), elementwise; `kind` names f to the backend."""
 
     kind: ClassVar[str]
-    keeps_input: ClassVar[bool]  # whether the derivative is taken from x; else from y alone
+    keeps_input: ClassVar[bool]  # whether the gradient is computed from x; else from y alone
 
     def specs(self, in_shape: Shape) -> Specs:
         return Specs(in_shape)
@@ -61,7 +61,7 @@ class SiLU(Activation):
 
 @dataclass(frozen=True)
 class GELU(Activation):
-    """x times the normal distribution function of x, in its tanh form (Hendrycks and Gimpel, 2016)."""
+    """x times the normal cumulative distribution function of x, tanh approximation (Hendrycks and Gimpel, 2016)."""
 
     kind: ClassVar[str] = "gelu"
     keeps_input: ClassVar[bool] = True
@@ -69,7 +69,7 @@ class GELU(Activation):
 
 @dataclass(frozen=True)
 class Scale:
-    """y = factor * x, the factor being fixed."""
+    """y = factor * x, with a fixed factor."""
 
     factor: float
 
@@ -85,7 +85,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Softmax:
-    """exp(x) over its sum, along the last axis. To train with cross-entropy use the fused loss instead."""
+    """exp(x) / sum(exp(x)) over the last axis. To train with cross-entropy, use the fused loss instead."""
 
     def specs(self, in_shape: Shape) -> Specs:
         return Specs(in_shape)
@@ -98,7 +98,7 @@ class Softmax:
         return run.backend.softmax_backward(dy, cache)  # shape of x
 
 
-# The activations that a model can be given by name.
+# The activations that options of layers and models name.
 ACTIVATIONS: dict[str, type[Activation]] = {
     "relu": ReLU,
     "gelu": GELU,
@@ -108,7 +108,13 @@ ACTIVATIONS: dict[str, type[Activation]] = {
 }
 
 
-def check_activation(name: str) -> None:
-    """Raises `UnknownNameError` where `name` is neither an activation nor empty."""
-    if name and name not in ACTIVATIONS:
+def check_activation(name: str, required: bool = False) -> None:
+    """Raise `UnknownNameError` unless `name` is that of an activation, or empty where none is `required`.
+
+    Raises `RecipeError` where it is not text.
+    """
+    if not isinstance(name, str):
+        names = ", ".join(map(repr, ACTIVATIONS))
+        raise RecipeError(f"activation: expected a name, found {name!r}; write one of {names}")
+    if name not in ACTIVATIONS and (name or required):
         raise UnknownNameError("activation", name, ACTIVATIONS)

@@ -1,4 +1,4 @@
-"""What a layer is: hyperparameters only. Parameters, gradients and state live outside, in flat vectors."""
+"""The layer protocol. A layer holds hyperparameters only; parameters, gradients and state live in flat vectors."""
 
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
@@ -10,30 +10,30 @@ from cnn.backends.base import Array, Backend
 from cnn.errors import ShapeError
 from cnn.rng import key_of
 
-# Whatever a layer's forward leaves for its backward.
+# What a layer's forward pass stores for its backward pass.
 Cache: TypeAlias = Any
 
 
 class Specs(NamedTuple):
-    """What a layer makes of an input shape (without the batch axis): the output's shape, and its own arrays."""
+    """A layer's output shape (without the batch axis) and its arrays, for one input shape."""
 
     out_shape: Shape
     parameters: tuple[Spec, ...] = ()
-    state: tuple[Spec, ...] = ()  # what training changes without a gradient: batch norm's running statistics
+    state: tuple[Spec, ...] = ()  # arrays updated without a gradient, such as batch norm's running statistics
 
 
 @dataclass(frozen=True)
 class Run:
-    """The circumstances of one pass through the network."""
+    """The context of one pass through the network."""
 
     backend: Backend
     training: bool
     key: int = 0  # random draws are functions of this key and of the rows
-    rows: Array | None = None  # integers (N,): which images these are; needed by layers that draw in training
-    need_dx: bool = True  # whether anybody wants the derivative by this layer's input
+    rows: Array | None = None  # integers (N,): the images' row numbers, for layers that draw random numbers
+    need_dx: bool = True  # whether to compute the gradient w.r.t. this layer's input
 
     def inside(self, name: str, need_dx: bool = True) -> "Run":
-        """The same pass for the child layer `name`, which draws its own random numbers."""
+        """The context of the child layer `name`, with a random key of its own."""
         key = key_of(self.key, name) if self.training else self.key
         return replace(self, key=key, need_dx=need_dx)
 
@@ -41,8 +41,8 @@ class Run:
 class Layer(Protocol):
     """Forward and backward of one kind of layer; implementations are frozen dataclasses.
 
-    `p` and `g` are trees of parameters and gradients, `s` of state. `backward` *sets* `g` and returns the
-    derivative by the layer's input, or None where `run.need_dx` is false.
+    `p` and `g` are trees of parameters and gradients, `s` of state. `backward` *sets* `g` and returns the gradient
+    w.r.t. the layer's input, or None where `run.need_dx` is false.
     """
 
     def specs(self, in_shape: Shape) -> Specs: ...
@@ -54,15 +54,15 @@ class Layer(Protocol):
 
 @runtime_checkable
 class DataInitialised(Protocol):
-    """A layer that computes some of its parameters from training images, before the first step."""
+    """A layer that computes some of its parameters from training images before the first step."""
 
-    def measure(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """Those parameters by name, from normalised images (N, H, W, C) on the host."""
+    def parameters_from_images(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """These parameters by name, from normalised images (N, H, W, C) on the host."""
         ...
 
 
 def image_shape(layer: object, in_shape: Shape) -> tuple[int, int, int]:
-    """`in_shape` as (H, W, C), or a `ShapeError` where it is something else."""
+    """`in_shape` as (H, W, C). Raises `ShapeError` where it has another length."""
     if len(in_shape) != 3:
         raise ShapeError(
             f"{layer} expects images (height, width, channels), found shape {in_shape}; put it before Flatten"
@@ -71,5 +71,5 @@ def image_shape(layer: object, in_shape: Shape) -> tuple[int, int, int]:
 
 
 def pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    """The same number for height and width, unless two are given."""
+    """(height, width): `value` itself, or one number twice."""
     return (value, value) if isinstance(value, int) else value

@@ -1,19 +1,30 @@
-"""Layers made of layers."""
+"""Layers that contain layers: sequences and residual blocks."""
 
 from dataclasses import dataclass
 
 from cnn.arena import Shape, Tree
 from cnn.backends.base import Array
-from cnn.errors import ShapeError
+from cnn.errors import RecipeError, ShapeError
 from cnn.layers.activations import ACTIVATIONS, check_activation
 from cnn.layers.base import Cache, Layer, Run, Specs
 
 
 @dataclass(frozen=True)
 class Sequential:
-    """Named layers, one after the other. `chain(conv=Conv2D(8), relu=ReLU())` writes one."""
+    """Named layers, one after the other; written as `chain(conv=Conv2D(8), relu=ReLU())`.
+
+    Raises `RecipeError` where it is given something else than pairs of a name and a layer.
+    """
 
     layers: tuple[tuple[str, Layer], ...]
+
+    def __post_init__(self) -> None:
+        for pair in self.layers:
+            if not isinstance(pair, tuple) or len(pair) != 2:
+                raise RecipeError(
+                    f"Sequential: expected pairs of a name and a layer, found {pair!r}; write chain(name=layer, ...)"
+                )
+            check_layer(*pair)
 
     def specs(self, in_shape: Shape) -> Specs:
         parameters, state, shape = [], [], in_shape
@@ -28,7 +39,7 @@ class Sequential:
         caches = []
         for name, layer in self.layers:
             x, cache = layer.forward(run.inside(name), p.get(name, {}), s.get(name, {}), x)
-            caches.append(cache if run.training else None)  # so that inference frees what it is done with
+            caches.append(cache if run.training else None)  # inference frees each array as soon as it can
         return x, caches
 
     def backward(self, run: Run, p: Tree, s: Tree, g: Tree, cache: Cache, dy: Array) -> Array | None:
@@ -45,15 +56,23 @@ class Sequential:
 
 
 def chain(**layers: Layer) -> Sequential:
-    """A `Sequential` of the keyword arguments, in their order."""
+    """Return a `Sequential` of the keyword arguments, in their order. Raises `RecipeError` for other than layers."""
     return Sequential(tuple(layers.items()))
+
+
+def check_layer(name: str, layer: object) -> None:
+    """Raise `RecipeError` unless `layer` is an instance of a layer."""
+    if isinstance(layer, type):
+        raise RecipeError(f"{name}: expected a layer, found the class {layer.__name__}; write {layer.__name__}(...)")
+    if not all(callable(getattr(layer, method, None)) for method in ("specs", "forward", "backward")):
+        raise RecipeError(f"{name}: expected a layer such as Dense(10), found {layer!r}; see cnn.layers")
 
 
 @dataclass(frozen=True)
 class Residual:
-    """activation(body(x) + shortcut(x)), the shortcut being x itself unless given (He et al., 2016).
+    """activation(body(x) + shortcut(x)) (He et al., 2016); the shortcut is the identity unless given.
 
-    `activation` is a name, or empty for none.
+    `activation` is a name, or empty for none. Raises `RecipeError` for other values.
     """
 
     body: Layer
@@ -61,14 +80,16 @@ class Residual:
     activation: str = ""
 
     def __post_init__(self) -> None:
+        check_layer("body", self.body)
+        check_layer("shortcut", self.shortcut)
         check_activation(self.activation)
 
     def specs(self, in_shape: Shape) -> Specs:
         body, shortcut = self.body.specs(in_shape), self.shortcut.specs(in_shape)
         if body.out_shape != shortcut.out_shape:
             raise ShapeError(
-                f"a residual block's two ways must end in one shape, found {body.out_shape} for the body and "
-                f"{shortcut.out_shape} for the shortcut; give the shortcut a 1x1 convolution"
+                f"a residual block's body and shortcut must have the same output shape, found {body.out_shape} and "
+                f"{shortcut.out_shape}; give the shortcut a 1x1 convolution"
             )
         return Specs(
             body.out_shape,
@@ -88,15 +109,15 @@ class Residual:
         return y, (body_cache, shortcut_cache, y if self.activation else None)
 
     def backward(self, run: Run, p: Tree, s: Tree, g: Tree, cache: Cache, dy: Array) -> Array | None:
-        body_cache, shortcut_cache, kept = cache
+        body_cache, shortcut_cache, cached = cache
         if self.activation:
-            # Each kind of activation takes its derivative from the one of the two that was kept.
-            dy = run.backend.activate_backward(self.activation, dy, kept, kept)
-        names = (("body", self.body, body_cache), ("shortcut", self.shortcut, shortcut_cache))
+            # `cached` is x or y: the one that this activation's gradient is computed from.
+            dy = run.backend.activate_backward(self.activation, dy, cached, cached)
+        branches = (("body", self.body, body_cache), ("shortcut", self.shortcut, shortcut_cache))
         left, right = (
             layer.backward(
-                run.inside(name, run.need_dx), p.get(name, {}), s.get(name, {}), g.get(name, {}), kept, dy
+                run.inside(name, run.need_dx), p.get(name, {}), s.get(name, {}), g.get(name, {}), branch_cache, dy
             )
-            for name, layer, kept in names
+            for name, layer, branch_cache in branches
         )
         return None if left is None or right is None else run.backend.add(left, right)

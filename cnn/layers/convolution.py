@@ -1,4 +1,4 @@
-"""Convolution over images, of any kernel size, stride and padding."""
+"""2-D convolution of any kernel size, stride and padding."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,8 +14,8 @@ from cnn.layers.base import Cache, Run, Specs, image_shape, pair
 class Conv2D:
     """`filters` weighted sums over each `kernel`-sized window: (N, H, W, C) -> (N, OH, OW, filters).
 
-    `padding` is a number of zeros on every side (or one for height and one for width); `same` keeps the size at
-    stride 1, with the odd zero of an even kernel below and on the right. `initialise` says how kernels start.
+    `padding` is the number of zeros on every side, or a pair for height and width; `same` keeps the size at stride 1,
+    where an even kernel's odd zero is below and on the right. `initialise` gives the initial kernels.
     """
 
     filters: int

@@ -1,4 +1,4 @@
-"""Fully connected layers, and the step from images to vectors."""
+"""Fully connected layers, and flattening of images to vectors."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from cnn.layers.base import Cache, Run, Specs
 class Dense:
     """A weighted sum of all inputs for each of `units` outputs: (N, C) -> (N, units).
 
-    `initialise` says how weights start.
+    `initialise` gives the initial weights.
     """
 
     units: int

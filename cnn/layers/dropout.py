@@ -1,4 +1,4 @@
-"""Dropout: in training, forget a random share of the numbers (Srivastava et al., 2014)."""
+"""Dropout: during training, zero a random fraction of the activations (Srivastava et al., 2014)."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from cnn.rng import uniform
 
 @dataclass(frozen=True)
 class Dropout:
-    """Zero with probability `rate`, else scaled by 1 / (1 - rate), so that the mean stays; only in training."""
+    """Zero with probability `rate`, else scaled by 1 / (1 - rate), which keeps the mean; the identity in inference."""
 
     rate: float = 0.5
 

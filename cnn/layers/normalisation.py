@@ -11,12 +11,12 @@ from cnn.layers.base import Cache, Run, Specs
 
 @dataclass(frozen=True)
 class BatchNorm:
-    """Each channel to mean 0 and variance 1 over the batch, then scaled and shifted (Ioffe and Szegedy, 2015).
+    """Normalise each channel to mean 0 and variance 1 over the batch, then scale and shift (Ioffe and Szegedy, 2015).
 
-    `activation` names what is applied after that, if anything: in the same pass over memory, it costs next to
-    nothing. Running statistics move by `momentum` towards each training batch's, and are used when not training.
-    With `scaled` off the scale stays 1. The shift learns `shift_lr_factor` times as fast as other parameters;
-    `shift_decay` says whether weight decay applies to it.
+    `activation` is the name of an activation that follows in the same pass over memory, or empty. Running statistics
+    move by `momentum` towards those of each training batch, and are used in inference. Without `scaled`, the scale
+    stays 1. The shift's learning rate is multiplied by `shift_lr_factor`; weight decay applies to it with
+    `shift_decay`.
     """
 
     momentum: float = 0.1
@@ -32,7 +32,7 @@ class BatchNorm:
     def specs(self, in_shape: Shape) -> Specs:
         shape = (in_shape[-1],)
         parameters = (
-            Spec("scale", shape, ones, trained=float(self.scaled)),
+            Spec("scale", shape, ones, trained_until=float(self.scaled)),
             Spec("shift", shape, zeros, self.shift_decay, self.shift_lr_factor),
         )
         return Specs(in_shape, parameters, (Spec("mean", shape, zeros), Spec("variance", shape, ones)))
@@ -45,7 +45,7 @@ class BatchNorm:
         y, mean, variance = run.backend.batch_norm_train(x, p["scale"], p["shift"], self.epsilon, self.activation)
         count = x.size // x.shape[-1]
         s["mean"] += self.momentum * (mean - s["mean"])  # (C,)
-        # The running variance is the unbiased one, as it stands for images not in the batch.
+        # The running variance is the unbiased estimate, since it is applied to images outside of the batch.
         s["variance"] += self.momentum * (variance * (count / max(count - 1, 1)) - s["variance"])  # (C,)
         return y, (x, mean, variance)
 

@@ -1,4 +1,4 @@
-"""Pooling: fewer pixels, the same channels."""
+"""Pooling: windows or whole images, each channel separately."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from cnn.layers.base import Cache, Run, Specs, image_shape, pair
 
 @dataclass(frozen=True)
 class _Pool:
-    """A window that slides over each channel alone. The stride is the size unless given."""
+    """A window that slides over each channel. The stride defaults to the size."""
 
     size: int | tuple[int, int] = 2
     stride: int | tuple[int, int] | None = None
@@ -28,7 +28,7 @@ class _Pool:
         if out_h < 1 or out_w < 1:
             raise ShapeError(f"{self} does not fit an image of {height}x{width}; use larger images")
         if 2 * window.top > window.size[0] or 2 * window.left > window.size[1]:
-            raise ShapeError(f"{self} has windows of padding alone; padding may be at most half the size")
+            raise ShapeError(f"{self} has windows that see only padding; make the padding at most half the size")
         return Specs((out_h, out_w, channels))
 
 

@@ -1,7 +1,7 @@
-"""A convolution that whitens: its kernels are computed from images, not learned.
+"""Whitening convolution: its kernels are computed from images, not trained (Page, 2019; Jordan, 2024).
 
-Neighbouring pixels of an image say nearly the same. Whitening turns small patches so that their numbers are
-uncorrelated and of one size, which spares the layers after it from learning to.
+Neighbouring pixels are strongly correlated. Whitening makes the values of small patches uncorrelated and of equal
+variance, so that the layers after it need not learn to.
 """
 
 import math
@@ -21,14 +21,14 @@ _BLOCK = 64  # images at a time, so that their patches take little memory
 class Whitening(Conv2D):
     """The principal components of `kernel`-sized patches, each scaled to variance 1, and their negatives.
 
-    (N, H, W, C) -> (N, OH, OW, filters), where there must be 2 KH KW C filters. Kernels are random until `measure`
-    has seen images, and not trained. The bias is, in the first `bias_trained` of the training's steps. `epsilon` is
-    added to the variances, so that components that hardly vary are not blown up.
+    (N, H, W, C) -> (N, OH, OW, filters); `filters` must be 2 KH KW C. Kernels are random until they are computed by
+    `parameters_from_images`, and never trained. The bias is trained until the fraction `bias_trained_until` of the
+    training's steps. `epsilon` is added to the variances, so that small ones are not amplified without bound.
     """
 
     kernel: int | tuple[int, int] = 2
     padding: int | tuple[int, int] = 0
-    bias_trained: float = 1.0
+    bias_trained_until: float = 1.0
     epsilon: float = 5e-4
 
     def specs(self, in_shape: Shape) -> Specs:
@@ -36,17 +36,17 @@ class Whitening(Conv2D):
         if self.filters != needed:
             raise ShapeError(f"{self} needs {needed} filters for images of {in_shape[2]} channels; give it as many")
         out_shape, (weight, *bias), state = super().specs(in_shape)
-        parameters = [replace(weight, decay=False, trained=0.0)]
-        parameters += [replace(spec, decay=True, trained=self.bias_trained) for spec in bias]
+        parameters = [replace(weight, decay=False, trained_until=0.0)]
+        parameters += [replace(spec, decay=True, trained_until=self.bias_trained_until) for spec in bias]
         return Specs(out_shape, tuple(parameters), state)
 
-    def measure(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """The kernels that whiten the patches of `images` (N, H, W, C): `weight`, float64 (KH, KW, C, filters)."""
+    def parameters_from_images(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Kernels that whiten the patches of `images` (N, H, W, C): `weight`, float64 (KH, KW, C, filters)."""
         kh, kw = self.window.size
         channels = image_shape(self, images.shape[1:])[2]
         variances, components = np.linalg.eigh(second_moments(images, (kh, kw)))  # (D,) and (D, D), D = KH*KW*C
         variances, components = variances[::-1], components[:, ::-1]  # the largest first
-        # A component's sign is free. It is fixed here, so that every machine finds the same.
+        # A component's sign is arbitrary. It is fixed here, so that every machine computes the same.
         largest = np.abs(components).argmax(axis=0)  # (D,)
         components = components * np.sign(components[largest, np.arange(len(components))])  # (D, D)
         kernels = components / np.sqrt(variances + self.epsilon)  # (D, D)
@@ -54,7 +54,7 @@ class Whitening(Conv2D):
 
 
 def second_moments(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The mean of patch times patch transposed, over all patches of `size` in images (N, H, W, C): float64 (D, D)."""
+    """The mean outer product of all patches of `size` in images (N, H, W, C) with themselves: float64 (D, D)."""
     kh, kw = size
     n, height, width, channels = images.shape
     total = np.zeros((kh * kw * channels,) * 2)  # (D, D)

@@ -1,0 +1,1 @@
+"""Recipes, optimizers, schedules, weight averages, and the training step."""

@@ -1,7 +1,7 @@
-"""Optimizers: one call for each group of parameters, over the flat vectors of weights, gradients and their own memory.
+"""Optimizers: one kernel call per group of parameters, over flat vectors of weights, gradients and slots.
 
-That memory is called slots. A group's `lr_factor` multiplies its learning rate and divides its weight decay, so that
-what decays in a step stays the same.
+Slots are an optimizer's state, such as the momentum. A group's `lr_factor` multiplies its learning rate and divides
+its weight decay, so that the decay per step stays the same.
 """
 
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from cnn.errors import RecipeError
 
 
 class Optimizer(Protocol):
-    """Frozen hyperparameters; `lr` is the peak learning rate, which a schedule scales step by step."""
+    """A frozen dataclass of hyperparameters; `lr` is the peak learning rate, which a schedule scales."""
 
-    slots: ClassVar[tuple[str, ...]]
+    slots: ClassVar[tuple[str, ...]]  # names of vectors of the parameters' size
 
     @property
     def lr(self) -> float: ...
@@ -24,9 +24,9 @@ class Optimizer(Protocol):
         self, backend: Backend, parameters: Arena, gradient: Array, slots: dict[str, Array],
         gradient_scale: float, lr: float, step: int, progress: float = 0.0,
     ) -> None:
-        """Move the parameters against `gradient_scale * gradient` (size,); `step` counts from 1.
+        """Update `parameters` in place from `gradient_scale * gradient` (size,), and `slots`; `step` counts from 1.
 
-        `progress`, from 0 to 1, is the share of the training's steps that are done: some parameters stop early.
+        `progress`, 0 to 1, is the fraction of the training's steps that are done: some parameters are frozen early.
         """
         ...
 
@@ -35,10 +35,12 @@ class Optimizer(Protocol):
 class SGD:
     """Stochastic gradient descent with momentum, by default Nesterov's (Sutskever et al., 2013).
 
-    Weight decay is added to the gradient of weight matrices and kernels; biases and batch norm take none, unless a
-    layer says so. `decoupled` lets each number be tuned alone (Page, 2019; Jordan, 2024): the rate is divided by
-    1 + 1 / (1 - momentum), so that more momentum makes no longer steps, and `weight_decay` is about the share that
-    weights lose in a step at the peak rate, however high that is.
+    Weight decay is added to the gradient of weight matrices and kernels, but not of biases and batch norm, unless a
+    layer asks for it. `decoupled` (Page, 2019; Jordan, 2024) makes the hyperparameters independent: the rate is divided
+    by 1 + 1 / (1 - momentum), so that steps are no longer with more momentum, and `weight_decay` is about the fraction
+    that weights lose per step at the peak rate, whatever that rate is.
+
+    Raises `RecipeError` for a value out of range.
     """
 
     slots: ClassVar[tuple[str, ...]] = ("velocity",)
@@ -60,8 +62,8 @@ class SGD:
         if self.decoupled:
             lr /= 1.0 + 1.0 / (1.0 - self.momentum)
             weight_decay = weight_decay / self.lr if self.lr else 0.0
-        for group in parameters.moving(progress):
-            at = group.where
+        for group in parameters.trained_groups(progress):
+            at = group.span
             backend.sgd_step(
                 parameters.flat[at], gradient[at], slots["velocity"][at], group.decayed, gradient_scale,
                 lr * group.lr_factor, self.momentum, self.nesterov, weight_decay / group.lr_factor,
@@ -70,7 +72,7 @@ class SGD:
 
 @dataclass(frozen=True)
 class AdamW:
-    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019)."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019). Raises `RecipeError` for a value out of range."""
 
     slots: ClassVar[tuple[str, ...]] = ("first_moment", "second_moment")
     lr: float = 4e-3
@@ -87,8 +89,8 @@ class AdamW:
         self, backend: Backend, parameters: Arena, gradient: Array, slots: dict[str, Array],
         gradient_scale: float, lr: float, step: int, progress: float = 0.0,
     ) -> None:
-        for group in parameters.moving(progress):
-            at = group.where
+        for group in parameters.trained_groups(progress):
+            at = group.span
             backend.adamw_step(
                 parameters.flat[at], gradient[at], slots["first_moment"][at], slots["second_moment"][at],
                 group.decayed, gradient_scale, lr * group.lr_factor, self.beta1, self.beta2, self.epsilon,

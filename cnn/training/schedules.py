@@ -1,7 +1,6 @@
-"""Learning-rate schedules: a schedule is a function of the step count.
+"""Learning-rate schedules: functions of the step that return a factor, 0 to 1, of the optimizer's peak rate.
 
-Each gives a factor from 0 to 1 for the optimizer's peak rate. `warmup` is the share of all steps in which the
-factor first climbs in a straight line from 0.
+`warmup` is the fraction of all steps in which the factor first rises linearly from 0 to 1.
 """
 
 import math
@@ -12,42 +11,46 @@ from cnn.errors import RecipeError
 
 
 class Schedule(Protocol):
+    """A frozen dataclass of a schedule's options."""
+
     def factor(self, step: int, total: int) -> float:
-        """The factor for step number `step`, from 0, of `total` steps."""
+        """Return the factor, 0 to 1, of step `step`, counted from 0, of `total` steps."""
         ...
 
 
 @dataclass(frozen=True)
-class _Warm:
+class _WithWarmup:
+    """A linear warm-up, and then `after_warmup`. Raises `RecipeError` for a `warmup` out of range."""
+
     warmup: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.warmup < 1.0:
-            raise RecipeError(f"warmup: expected a share of all steps, 0 or more and less than 1, found {self.warmup}")
+            raise RecipeError(f"warmup: expected a fraction of all steps, from 0 to less than 1, found {self.warmup}")
 
     def factor(self, step: int, total: int) -> float:
         warm_steps = self.warmup * total
         if step < warm_steps:
-            # Half a step on, so that not even the first step is wasted at a rate of zero.
+            # The middle of the step, so that the first is not wasted at a rate of 0.
             return (step + 0.5) / warm_steps
         return self.after_warmup((step - warm_steps) / max(total - warm_steps, 1.0))
 
     def after_warmup(self, progress: float) -> float:
-        """The factor where `progress`, from 0 to 1, of the steps after the warm-up are done."""
-        raise RecipeError(f"{type(self).__name__} has no shape after the warm-up; use a named schedule")
+        """Return the factor when the fraction `progress` of the steps after the warm-up is done."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Constant(_Warm):
-    """The peak rate throughout."""
+class Constant(_WithWarmup):
+    """Constant peak rate."""
 
     def after_warmup(self, progress: float) -> float:
         return 1.0
 
 
 @dataclass(frozen=True)
-class Step(_Warm):
-    """Multiplied by `gamma` at each milestone, a share of the steps after the warm-up."""
+class Step(_WithWarmup):
+    """Step decay: multiplied by `gamma` at each milestone, a fraction of the steps after the warm-up."""
 
     milestones: tuple[float, ...] = (0.5, 0.75)
     gamma: float = 0.1
@@ -57,8 +60,8 @@ class Step(_Warm):
 
 
 @dataclass(frozen=True)
-class Cosine(_Warm):
-    """Half a cosine from the peak down to `floor` times the peak (Loshchilov and Hutter, 2017)."""
+class Cosine(_WithWarmup):
+    """Cosine decay from the peak to `floor` times the peak, without restarts (Loshchilov and Hutter, 2017)."""
 
     warmup: float = 0.1
     floor: float = 0.0
@@ -68,11 +71,8 @@ class Cosine(_Warm):
 
 
 @dataclass(frozen=True)
-class Triangular(_Warm):
-    """A straight line from the peak down to `floor` times the peak; with a warm-up, a triangle (Smith, 2017).
-
-    The warm-up begins at `start` times the peak.
-    """
+class Triangular(_WithWarmup):
+    """Linear warm-up from `start` times the peak, then linear decay to `floor` times the peak (Smith, 2017)."""
 
     warmup: float = 0.25
     floor: float = 0.0

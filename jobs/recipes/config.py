@@ -6,9 +6,9 @@
     [loss]                  one of cnn.losses.LOSSES
     [augment]               the fields of cnn.inputs.augment.Augment
     [mix]                   the fields of cnn.inputs.mixup.Mix
-    [lookahead]             the fields of cnn.training.lookahead.Lookahead
-    [ema]                   the field of cnn.training.ema.EMA
-    [train]                 the other fields of cnn.training.trainer.Recipe: epochs, batch_size, seed, …
+    [lookahead]             the fields of cnn.training.averaging.Lookahead
+    [ema]                   the field of cnn.training.averaging.EMA
+    [train]                 the other fields of cnn.training.recipe.Recipe: epochs, batch_size, seed, …
 
 Later beats earlier: the defaults of the dataclasses (there is no second list of them), the saved model or
 training that is gone on from, the recipe by name (`recipes/`), the file, the command line. Where one of them gives a
@@ -29,8 +29,8 @@ from cnn.errors import NetworkError
 from cnn.losses import LOSSES
 from cnn.models import MODELS
 from cnn.training.optimizers import OPTIMIZERS
+from cnn.training.recipe import Recipe
 from cnn.training.schedules import SCHEDULES
-from cnn.training.trainer import Recipe
 from jobs.console.progress import plural
 from jobs.errors import JobError
 from jobs.recipes import recipe_text

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cnn.checkpoint import Checkpoint, load_checkpoint
-from cnn.training.trainer import Recipe
+from cnn.training.recipe import Recipe
 from jobs.errors import JobError
 from jobs.recipes.config import Overrides, resolve
 from jobs.training.loop import is_finished

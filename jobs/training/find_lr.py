@@ -16,9 +16,10 @@ import numpy as np
 
 from cnn.backends import pick_backend
 from cnn.errors import NonFiniteError
-from cnn.training.lookahead import Lookahead
+from cnn.training.averaging import Lookahead
+from cnn.training.recipe import Recipe
 from cnn.training.schedules import Constant
-from cnn.training.trainer import Recipe, Trainer
+from cnn.training.trainer import Trainer
 from jobs.console.interrupts import CtrlC
 from jobs.console.progress import bar, plural
 from jobs.errors import Interrupted, JobError, WorkFailedError

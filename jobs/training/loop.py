@@ -12,7 +12,8 @@ from cnn.checkpoint import ModelCard, load_checkpoint
 from cnn.evaluation.calibration import MIN_ROWS, calibrate
 from cnn.evaluation.metrics import Evaluation, wilson_interval
 from cnn.losses import Loss, SoftmaxCrossEntropy
-from cnn.training.trainer import Recipe, Trainer
+from cnn.training.recipe import Recipe
+from cnn.training.trainer import Trainer
 from jobs.console.interrupts import CtrlC
 from jobs.console.progress import Bar, bar, duration, plural
 from jobs.errors import Interrupted
@@ -186,7 +187,7 @@ class Training:
 
     def _save_best(self, row: EpochRow) -> None:
         card = replace(self.card, temperature=row.temperature or 1.0)
-        self.folder.save_best(card, self.trainer.outcome.tensors(), row)
+        self.folder.save_best(card, self.trainer.eval_network.tensors(), row)
 
     def _make_up_for_best(self) -> None:
         """Save the best network where a kill came before that: it is the one to go on from."""

@@ -7,7 +7,8 @@ import numpy as np
 from cnn.backends.base import Backend
 from cnn.checkpoint import ModelCard
 from cnn.losses import SoftmaxCrossEntropy
-from cnn.training.trainer import Recipe, Trainer
+from cnn.training.recipe import Recipe
+from cnn.training.trainer import Trainer
 from jobs.console.progress import plural
 from jobs.recipes.config import describe, loss_of, model_of
 from pipeline.dataset.store import Dataset
@@ -59,4 +60,4 @@ def measure(trainer: Trainer, data: Dataset) -> None:
     if not trainer.network.needs_data:
         return
     some = max(1, _MEASURED_PIXELS // (data.size[0] * data.size[1]))  # rows are in random order
-    trainer.measure(data.train.read(0, min(data.train.rows, some)))
+    trainer.initialise_from_images(data.train.read(0, min(data.train.rows, some)))

@@ -6,7 +6,7 @@ from pathlib import Path
 from cnn.backends import pick_backend
 from cnn.checkpoint import initialise_from, load_checkpoint
 from cnn.errors import NonFiniteError
-from cnn.training.trainer import Recipe
+from cnn.training.recipe import Recipe
 from jobs.console.progress import plural
 from jobs.errors import JobError
 from jobs.recipes.config import Overrides, differences, model_toml, resolve, to_toml

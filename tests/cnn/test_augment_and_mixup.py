@@ -13,11 +13,11 @@ from cnn.checkpoint import load_checkpoint, save_checkpoint
 from cnn.errors import RecipeError, UnknownNameError
 from cnn.inputs.augment import Augment
 from cnn.inputs.mixup import Blend, Mix
+from cnn.inputs.preprocess import preprocess
 from cnn.layers import Run
 from cnn.losses import LOSSES, Loss
 from cnn.network import Network
 from cnn.rng import key_of, uniform
-from cnn.training.trainer import preprocess
 from tests.cnn.oracles import BACKENDS, directional_error, get_backend, to_device
 from tests.cnn.test_gradients import LOSS_ROWS, TOLERANCE, thorough
 from tests.cnn.test_training import CARD, MEAN, SHAPE, STD, three_kinds, train, trainer
@@ -130,7 +130,7 @@ def test_targets_are_the_shares_of_the_pixels(kind: str, backend_name: str) -> N
     backend, rows = get_backend(backend_name), np.arange(40) + 100
     blend = draw(Mix(kind), rows)  # type: ignore[arg-type]
     x = np.broadcast_to(np.arange(40, dtype=np.float32)[:, None, None, None], (40, 12, 10, 3))
-    arrays = (to_device(backend, array) for array in (x, blend.partners, blend.shares, blend.boxes))
+    arrays = (to_device(backend, array) for array in (x, blend.partners, blend.weights, blend.boxes))
     mixed = backend.to_host(backend.blend(*arrays))
     labels = np.arange(40) % 7
     targets = blend.targets(labels, 7)
@@ -150,7 +150,7 @@ def test_targets_are_the_shares_of_the_pixels(kind: str, backend_name: str) -> N
         expected[labels[n]] += share
         expected[labels[partner]] += 1 - share
         np.testing.assert_allclose(targets[n], expected, atol=1e-5)
-    assert 0.2 < targets.max(axis=1).min() < 0.6 and np.ptp(blend.kept) > 0.5
+    assert 0.2 < targets.max(axis=1).min() < 0.6 and np.ptp(blend.label_weights) > 0.5
 
 
 def test_a_cut_box_is_anywhere_and_cut_off_at_the_border() -> None:
@@ -166,7 +166,7 @@ def test_a_cut_box_is_anywhere_and_cut_off_at_the_border() -> None:
 
 @pytest.mark.parametrize("alpha", [0.01, 0.2, 1.0, 5.0])
 def test_shares_are_from_a_beta_distribution(alpha: float) -> None:
-    found = draw(Mix("mixup", alpha), np.arange(20_000)).kept
+    found = draw(Mix("mixup", alpha), np.arange(20_000)).label_weights
     expected = np.random.default_rng(0).beta(alpha, alpha, 20_000)
     assert found.min() >= 0 and found.max() <= 1
     for edge in np.linspace(0.01, 0.99, 50):
@@ -181,7 +181,7 @@ def test_draws_depend_on_key_and_row_alone(kind: str) -> None:
     for one, other in zip(whole[1:], part[1:], strict=True):
         np.testing.assert_array_equal(one[[7, 2, 5]], other)
     np.testing.assert_array_equal(part.partners, [1, 2, 0])
-    assert (draw(mix, np.arange(10), key=6).kept != whole.kept).any()
+    assert (draw(mix, np.arange(10), key=6).label_weights != whole.label_weights).any()
 
 
 def test_a_image_alone_is_mixed_with_itself() -> None:
@@ -195,7 +195,7 @@ def test_how_often_and_which_way_is_drawn_for_each_step() -> None:
     drawn = [Mix("either", share=0.3).draw(key, rows, 8, 8) for key in range(1000)]
     blends = [blend for blend in drawn if blend is not None]
     assert 250 < len(blends) < 350
-    ways = [{"mixup" if share > 0 else "cutmix" for share in blend.shares} for blend in blends]
+    ways = [{"mixup" if share > 0 else "cutmix" for share in blend.weights} for blend in blends]
     assert all(len(way) == 1 for way in ways)
     assert 0.4 < ways.count({"mixup"}) / len(ways) < 0.6
 
@@ -307,7 +307,7 @@ def test_a_step_is_the_loss_of_the_blended_images(kind: str, monkeypatch: pytest
     targets = blend.targets(labels, 3)
     loss, _ = one.recipe.loss.forward(REFERENCE, outputs, targets, 32)
     assert result.loss_sum == pytest.approx(float(loss) * 32, rel=1e-3)
-    heavier = np.where(blend.kept > 0.5, labels, labels[blend.partners])
+    heavier = np.where(blend.label_weights > 0.5, labels, labels[blend.partners])
     assert result.correct == (outputs.argmax(axis=1) == heavier).sum() != (outputs.argmax(axis=1) == labels).sum()
 
 

@@ -22,7 +22,8 @@ from cnn.layers.activations import ACTIVATIONS
 from cnn.losses import LOSSES, SoftmaxCrossEntropy
 from cnn.models import MODELS
 from cnn.network import Network
-from cnn.training.trainer import Recipe, Trainer
+from cnn.training.recipe import Recipe
+from cnn.training.trainer import Trainer
 from tests.cnn.oracles import LAYERS, random_network
 from tests.cnn.test_gradients import thorough
 

@@ -94,7 +94,7 @@ def test_optimizer(name: str, backend_name: str) -> None:
     optimizer = OPTIMIZERS[name]()
     specs = [
         Spec("bias", (7,), zeros), Spec("weight", (5, 3), he_normal, decay=True),
-        Spec("shift", (9,), zeros, True, lr_factor=4.0), Spec("fixed", (3,), zeros, trained=0.0),
+        Spec("shift", (9,), zeros, True, lr_factor=4.0), Spec("fixed", (3,), zeros, trained_until=0.0),
     ]  # fmt: skip
     ends = []
     for each in (REFERENCE, backend):
@@ -147,7 +147,7 @@ def test_blend(backend_name: str, shape: tuple[int, int, int, int], kind: str, s
     assert drawn is not None
     out = []
     for each in (REFERENCE, backend):
-        arrays = [to_device(each, array) for array in (x, drawn.partners, drawn.shares, drawn.boxes)]
+        arrays = [to_device(each, array) for array in (x, drawn.partners, drawn.weights, drawn.boxes)]
         out.append(each.to_host(each.blend(*arrays)))
         np.testing.assert_array_equal(each.to_host(arrays[0]), x)  # partners must be what they were
     close(out[1], out[0], rtol=1e-6)

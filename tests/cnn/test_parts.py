@@ -10,14 +10,15 @@ from cnn.backends import pick_backend
 from cnn.backends.gpu import why_unusable
 from cnn.backends.reference import ReferenceBackend
 from cnn.errors import DeviceError, RecipeError, ShapeError, UnknownNameError
+from cnn.inference.tta import VIEWS
 from cnn.initialise import he_normal, identity, zeros
-from cnn.inputs.augment import VIEWS, Augment, alternate_flips, identity_maps
+from cnn.inputs.augment import Augment, alternate_flips, identity_maps
 from cnn.layers import GELU, Conv2D, Dense, Dropout, Flatten, MaxPool, Residual, Run, Whitening, chain
 from cnn.losses import BinaryCrossEntropy, MeanSquaredError, SoftmaxCrossEntropy
 from cnn.models import MODELS
 from cnn.network import Network
 from cnn.rng import key_of, normal, uniform
-from cnn.training.lookahead import Lookahead
+from cnn.training.averaging import Lookahead
 from cnn.training.optimizers import SGD, AdamW
 from cnn.training.schedules import SCHEDULES, Constant, Cosine, Step, Triangular
 
@@ -66,15 +67,16 @@ def test_arena_puts_decayed_vectors_first_and_views_share_memory() -> None:
 
 def test_parameters_that_are_trained_alike_lie_together_and_what_stays_comes_last() -> None:
     specs = [
-        Spec("early", (2,), zeros, trained=0.5), Spec("frozen", (3,), zeros, True, trained=0.0), Spec("a", (4,), zeros),
-        Spec("fast", (5,), zeros, lr_factor=64.0), Spec("b", (6,), zeros, True), Spec("quick", (1,), zeros, True, 64.0),
+        Spec("early", (2,), zeros, trained_until=0.5), Spec("frozen", (3,), zeros, True, trained_until=0.0),
+        Spec("a", (4,), zeros), Spec("fast", (5,), zeros, lr_factor=64.0), Spec("b", (6,), zeros, True),
+        Spec("quick", (1,), zeros, True, 64.0),
     ]  # fmt: skip
     arena = Arena([spec.under("x") for spec in specs], REFERENCE)
     assert list(arena.views) == ["x.b", "x.a", "x.quick", "x.fast", "x.early", "x.frozen"]
     assert arena.groups == (
         Group(0, 10, 6, 1.0, 1.0), Group(10, 16, 1, 64.0, 1.0), Group(16, 18, 0, 1.0, 0.5), Group(18, 21, 3, 1.0, 0.0),
     )  # fmt: skip
-    assert [arena.moving(progress)[-1].last for progress in (0.0, 0.49, 0.5, 1.0)] == [18, 18, 16, 16]
+    assert [arena.trained_groups(progress)[-1].last for progress in (0.0, 0.49, 0.5, 1.0)] == [18, 18, 16, 16]
 
 
 # How parameters start
@@ -96,7 +98,7 @@ def test_whitened_patches_are_uncorrelated_and_of_one_size() -> None:
     layer = Whitening(24, epsilon=0.0)
     network = Network(chain(inner=chain(whiten=layer, gelu=GELU())), (9, 8, 3), REFERENCE, 0, np.float64)
     assert network.needs_data
-    network.measure(smooth)
+    network.initialise_from_images(smooth)
     weight = network.tensors()["inner.whiten.weight"]
     y = REFERENCE.conv2d(smooth, weight, None, layer.window).reshape(-1, 24)
     np.testing.assert_allclose(y[:, :12].T @ y[:, :12] / len(y), np.eye(12), atol=1e-6)
@@ -104,8 +106,8 @@ def test_whitened_patches_are_uncorrelated_and_of_one_size() -> None:
     flat = weight.reshape(12, 24)
     assert (flat[np.abs(flat[:, :12]).argmax(axis=0), range(12)] > 0).all()
     assert (np.diff(np.linalg.norm(flat[:, :12], axis=0)) > 0).all()  # the largest variance first
-    assert np.abs(layer.measure(smooth)["weight"]).max() > 10 * np.abs(
-        Whitening(24, epsilon=1e3).measure(smooth)["weight"]
+    assert np.abs(layer.parameters_from_images(smooth)["weight"]).max() > 10 * np.abs(
+        Whitening(24, epsilon=1e3).parameters_from_images(smooth)["weight"]
     ).max()
 
 
@@ -113,7 +115,7 @@ def test_a_network_without_a_measured_layer_is_left_alone() -> None:
     network = Network(chain(conv=Conv2D(2), whiten=Whitening(16)), (5, 5, 1), REFERENCE)
     before = network.parameters.flat.copy()
     assert not network.needs_data
-    network.measure(np.ones((2, 5, 5, 1)))
+    network.initialise_from_images(np.ones((2, 5, 5, 1)))
     np.testing.assert_array_equal(network.parameters.flat, before)
 
 
@@ -138,7 +140,7 @@ def test_schedules_end_where_they_should() -> None:
     assert Triangular(0.5, 0.2).factor(75, 100) == pytest.approx(0.6)
     climbing = Triangular(0.5, 0.0, 0.2)
     assert [climbing.factor(step, 100) for step in (0, 25, 50)] == pytest.approx([0.208, 0.608, 1.0])
-    with pytest.raises(RecipeError, match="warmup: expected a share"):
+    with pytest.raises(RecipeError, match="warmup: expected a fraction"):
         Cosine(warmup=1.5)
 
 
@@ -219,7 +221,7 @@ def test_a_faster_group_learns_faster_and_decays_the_same(optimizer: SGD | AdamW
 
 @pytest.mark.parametrize("optimizer", [SGD(0.1), AdamW(0.1)])
 def test_what_is_trained_for_a_while_stops_then(optimizer: SGD | AdamW) -> None:
-    specs = [Spec(name, (1,), zeros, True, trained=part) for name, part in (("a", 1.0), ("b", 0.5), ("c", 0.0))]
+    specs = [Spec(name, (1,), zeros, True, trained_until=part) for name, part in (("a", 1.0), ("b", 0.5), ("c", 0.0))]
     arena = Arena(specs, REFERENCE, np.float64)
     slots = {name: np.zeros(3) for name in optimizer.slots}
     moved = []
@@ -245,9 +247,9 @@ def test_optimizers_refuse_nonsense() -> None:
 
 def test_lookahead_begins_at_a_multiple_and_keeps_more_and_more() -> None:
     ahead = Lookahead(every=5, start=0.3)
-    assert [ahead.first(total) for total in (490, 476, 10, 3)] == [150, 145, 5, 5]
-    assert ahead.kept(100, 100) == pytest.approx(0.95**5)
-    assert ahead.kept(50, 100) == pytest.approx(0.95**5 / 8)
+    assert [ahead.first_step(total) for total in (490, 476, 10, 3)] == [150, 145, 5, 5]
+    assert ahead.decay_at(100, 100) == pytest.approx(0.95**5)
+    assert ahead.decay_at(50, 100) == pytest.approx(0.95**5 / 8)
     with pytest.raises(RecipeError, match=r"lookahead decay: expected 0 to 1, found 1\.5"):
         Lookahead(decay=1.5)
 
@@ -395,15 +397,15 @@ def test_airbench94_is_that_of_the_speed_runs() -> None:
         (2, 2, 3, 24), (3, 3, 24, 64), (3, 3, 64, 64), (3, 3, 64, 256), (3, 3, 256, 256), (3, 3, 256, 256),
         (3, 3, 256, 256), (256, 10),
     ]  # fmt: skip
-    assert {name for name, spec in specs.items() if spec.trained == 0.0} == {
+    assert {name for name, spec in specs.items() if spec.trained_until == 0.0} == {
         "whiten.weight", *(f"group{group}.norm{norm}.scale" for group in (1, 2, 3) for norm in (1, 2))
     }  # fmt: skip
     assert {name.rpartition(".")[2] for name, spec in specs.items() if spec.lr_factor == 64.0} == {"shift"}
-    assert (specs["whiten.bias"].trained, specs["whiten.bias"].decay) == (0.3, True)
-    assert [(group.lr_factor, group.trained) for group in network.parameters.groups] == [
+    assert (specs["whiten.bias"].trained_until, specs["whiten.bias"].decay) == (0.3, True)
+    assert [(group.lr_factor, group.trained_until) for group in network.parameters.groups] == [
         (1.0, 1.0), (64.0, 1.0), (1.0, 0.3), (1.0, 0.0)
     ]  # fmt: skip
-    assert network.needs_data and network.parameters.moving(0.0)[-1].last == 1_971_352
+    assert network.needs_data and network.parameters.trained_groups(0.0)[-1].last == 1_971_352
     centre = network.tensors()["group2.conv1.weight"][1, 1, :, :64]
     np.testing.assert_array_equal(centre, np.eye(64))
 
@@ -412,7 +414,7 @@ def test_airbench94_may_learn_its_first_layer_and_start_at_random() -> None:
     layers = MODELS["airbench94"](whiten=False, identity=False).layers((32, 32, 3), 10)  # type: ignore[call-arg]
     network = Network(layers, (32, 32, 3), REFERENCE)
     assert not network.needs_data and network.parameters.views["conv.weight"].shape == (2, 2, 3, 24)
-    assert {spec.trained for spec in network.parameters.specs if spec.name.startswith("conv.")} == {1.0}
+    assert {spec.trained_until for spec in network.parameters.specs if spec.name.startswith("conv.")} == {1.0}
     assert abs(network.tensors()["group2.conv1.weight"]).max() < 0.1
 
 
@@ -422,7 +424,7 @@ def test_shapes_that_do_not_fit_are_explained() -> None:
         (Conv2D(4), (12,), "expects images"),
         (Dense(3), (4, 4, 1), "put Flatten or a global pool before"),
         (MaxPool(4), (2, 2, 1), "use larger images"),
-        (MaxPool(2, padding=2), (8, 8, 1), "padding may be at most half"),
+        (MaxPool(2, padding=2), (8, 8, 1), "padding at most half"),
         (Whitening(24), (8, 8, 1), "needs 8 filters for images of 1 channels"),
         (Residual(chain(flatten=Flatten())), (2, 2, 1), "give the shortcut a 1x1 convolution"),
     ):
@@ -439,7 +441,7 @@ def test_wrong_names_and_options_are_explained() -> None:
         MODELS["plain"](activation="rellu").layers((8, 8, 3), 2)  # type: ignore[call-arg]
     with pytest.raises(RecipeError, match="model width"):
         MODELS["resnet9"](width=0).layers((8, 8, 3), 2)  # type: ignore[call-arg]
-    with pytest.raises(RecipeError, match="model whiten_bias: expected a share from 0 to 1, found 3"):
+    with pytest.raises(RecipeError, match="model whiten_bias: expected a fraction from 0 to 1, found 3"):
         MODELS["airbench94"](whiten_bias=3.0).layers((8, 8, 3), 2)  # type: ignore[call-arg]
     with pytest.raises(RecipeError, match="model shift_lr_factor: expected a number above 0, found 0"):
         MODELS["airbench94"](shift_lr_factor=0.0).layers((8, 8, 3), 2)  # type: ignore[call-arg]

@@ -12,16 +12,17 @@ from cnn.checkpoint import ModelCard, initialise_from, load_checkpoint, save_che
 from cnn.errors import ModelFileError, NetworkError, NonFiniteError, RecipeError, UnknownNameError, WriteError
 from cnn.inference.folded import FoldedNetwork
 from cnn.inference.predictor import Predictor
+from cnn.inference.tta import tta_outputs
 from cnn.inputs.augment import Augment
 from cnn.layers import Whitening
 from cnn.losses import SoftmaxCrossEntropy
 from cnn.models import Airbench94, Plain
 from cnn.network import Network
-from cnn.training.ema import EMA
-from cnn.training.lookahead import Lookahead
+from cnn.training.averaging import EMA, Lookahead
 from cnn.training.optimizers import SGD, AdamW
+from cnn.training.recipe import Recipe
 from cnn.training.schedules import Constant
-from cnn.training.trainer import Recipe, Trainer, tta_outputs
+from cnn.training.trainer import Trainer
 
 MEAN, STD = (110.0, 120.0, 130.0), (60.0, 61.0, 62.0)
 SHAPE = (12, 12, 3)
@@ -106,7 +107,7 @@ def test_resuming_with_another_optimizer_is_refused() -> None:
 
 def test_divergence_is_an_error_and_leaves_the_weights_finite() -> None:
     one = trainer(optimizer=SGD(1e20, weight_decay=0.0), schedule=Constant())
-    with pytest.raises(NonFiniteError, match=r"no finite number at step \d+ of 42 .* lower --lr"):
+    with pytest.raises(NonFiniteError, match=r"not finite at step \d+ of 42 .* lower --lr"):
         train(one, 42)
     assert all(np.isfinite(tensor).all() for name, tensor in one.tensors().items() if "weight" in name)
 
@@ -124,13 +125,13 @@ def test_lookahead_that_is_behind_its_beginning_begins_at_once() -> None:
 
 def test_the_moving_average_is_judged_and_kept_while_training_goes_on_without() -> None:
     one, plain = trainer(ema=EMA(horizon=0.1), epochs=2), trainer(epochs=2)  # 14 steps: it reaches back 1.4
-    assert plain.outcome is plain.network
+    assert plain.eval_network is plain.network
     weights, states = [], []
     for _ in range(4):
         assert train(one, 1) == train(plain, 1)
         weights.append(one.network.parameters.flat.copy())  # (size,)
         states.append(one.network.state.flat.copy())
-    for found, seen in ((one.outcome.parameters.flat, weights), (one.outcome.state.flat, states)):
+    for found, seen in ((one.eval_network.parameters.flat, weights), (one.eval_network.state.flat, states)):
         average = seen[0]
         for later in seen[1:]:
             average = average + (later - average) / 1.4
@@ -138,14 +139,14 @@ def test_the_moving_average_is_judged_and_kept_while_training_goes_on_without() 
     images, labels = three_kinds(40, 1)
     evaluated = one.evaluate([(images, labels)]).outputs
     assert not np.allclose(evaluated, plain.evaluate([(images, labels)]).outputs, atol=1e-4)
-    expected = tta_outputs(one.backend, FoldedNetwork(one.outcome), images, "none", one.mean, one.std)
+    expected = tta_outputs(one.backend, FoldedNetwork(one.eval_network), images, "none", one.mean, one.std)
     np.testing.assert_array_equal(evaluated, expected)
 
     again = trainer(ema=EMA(horizon=0.1), epochs=2)
     again.load_tensors(one.tensors(), one.step)
     assert train(again, 3) == train(one, 3)
-    for name, tensor in one.outcome.tensors().items():
-        np.testing.assert_array_equal(again.outcome.tensors()[name], tensor)
+    for name, tensor in one.eval_network.tensors().items():
+        np.testing.assert_array_equal(again.eval_network.tensors()[name], tensor)
 
 
 def test_balanced_weights_let_each_class_count_alike() -> None:
@@ -158,9 +159,9 @@ def test_balanced_weights_let_each_class_count_alike() -> None:
 
 
 def test_the_moving_average_begins_as_a_mean_of_all() -> None:
-    kept = [EMA(0.5).kept(step, 8) for step in (1, 2, 3, 4, 8)]
+    kept = [EMA(0.5).decay_at(step, 8) for step in (1, 2, 3, 4, 8)]
     assert kept == pytest.approx([0, 1 / 2, 2 / 3, 3 / 4, 3 / 4])
-    assert EMA(0.01).kept(1, 10) == EMA(0.01).kept(10, 10) == 0.0
+    assert EMA(0.01).decay_at(1, 10) == EMA(0.01).decay_at(10, 10) == 0.0
     with pytest.raises(RecipeError, match=r"ema horizon: expected 0 to 1, found 2"):
         EMA(2.0)
 
@@ -190,7 +191,7 @@ def test_lookahead_brings_weights_and_state_back_to_their_average() -> None:
 
 def test_what_is_frozen_stays_and_a_bias_stops_on_time() -> None:
     one = trainer(**(SPEED_RUN | {"lookahead": Lookahead()}))
-    one.measure(three_kinds(50, 3)[0])
+    one.initialise_from_images(three_kinds(50, 3)[0])
     before = one.network.tensors()
     train(one, 3)  # of 10
     third = one.network.tensors()
@@ -210,16 +211,16 @@ def test_what_is_frozen_does_not_count_in_the_gradients_norm() -> None:
     before = one.network.parameters.flat.copy()
     factors = np.ones(len(before))
     for group in one.network.parameters.groups:
-        factors[group.where] = group.lr_factor
+        factors[group.span] = group.lr_factor
     train(one, 1)
     assert np.linalg.norm((one.network.parameters.flat - before) / factors) == pytest.approx(1e-3, rel=1e-2)
 
 
 def test_whitening_is_measured_as_images_are_trained_on() -> None:
     one, images = trainer(**SPEED_RUN), three_kinds(60, 4)[0]
-    one.measure(images)
+    one.initialise_from_images(images)
     x = (images - np.array(MEAN)) / np.array(STD)
-    expected = Whitening(24).measure(x)["weight"]
+    expected = Whitening(24).parameters_from_images(x)["weight"]
     np.testing.assert_allclose(one.network.tensors()["whiten.weight"], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -297,7 +298,7 @@ def test_missing_truncated_and_foreign_files_are_explained(model: Path, tmp_path
         load_checkpoint(bad)
     for content in (b"", whole[:5], whole[: len(whole) // 2], whole[:-1], b"GIF89a" + bytes(100)):
         bad.write_bytes(content)
-        with pytest.raises(ModelFileError, match=r"bad\.safetensors is not a whole model file .* copy it again"):
+        with pytest.raises(ModelFileError, match=r"bad\.safetensors is not a complete model file .* copy it again"):
             load_checkpoint(bad)
     safetensors.numpy.save_file({"weight": np.zeros(3)}, bad)
     with pytest.raises(ModelFileError, match="not logpose's"):
@@ -331,7 +332,7 @@ def test_starting_from_a_model_replaces_the_head_for_other_classes(model: Path) 
     fresh = other.build_network(pick_backend("cpu"), seed=5)
     head = fresh.tensors()["head.weight"]
     (note,) = initialise_from(fresh, other, saved)
-    assert "the head starts afresh" in note and "3 classes" in note
+    assert "new classifier head" in note and "3 classes" in note
     np.testing.assert_array_equal(fresh.tensors()["head.weight"], head)
     np.testing.assert_array_equal(fresh.tensors()["conv1a.conv.weight"], saved.tensors["conv1a.conv.weight"])
 

@@ -8,8 +8,8 @@ import numpy as np
 from cnn.inputs.augment import Augment
 from cnn.models import Model, ResNet9, Seed
 from cnn.training.optimizers import SGD
+from cnn.training.recipe import Recipe
 from cnn.training.schedules import Constant
-from cnn.training.trainer import Recipe
 
 STEPS, BATCH, CLASSES = 10, 8, 10
 MEAN, STD = np.full(3, 127.5), np.full(3, 64.0)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cnn.inputs.augment import VIEWS
+from cnn.inference.tta import VIEWS
 from jobs import cli
 from jobs.commands.options import Views
 from jobs.console.sizes import parse_bytes

@@ -590,7 +590,7 @@ REFUSALS = {
     _no_model: "expected model.safetensors of a training, found none in",
     _no_epoch: "without a finished epoch",
     _model_alone: "neither last.safetensors nor metrics.csv",
-    _broken: "last.safetensors is not a whole model file",
+    _broken: "last.safetensors is not a complete model file",
     _moved: "found nothing at /nowhere/d.zarr; if it has moved",
     _older: "does not say where its dataset is; give it with --dataset",
     _rebuilt: "was trained on another dataset (content 01234567, ",

@@ -32,6 +32,10 @@ class CpuBackend(ReferenceBackend):
         self._team = team_of(self.threads)
         self._work = Workspace(self._team)
 
+    def for_thread(self) -> "CpuBackend":
+        """Return a backend with one thread and scratch memory of its own."""
+        return CpuBackend(threads=1)
+
     # Convolution
 
     def conv2d(self, x: Array, weight: Array, bias: Array | None, window: Window) -> Array:
@@ -157,8 +161,8 @@ class CpuBackend(ReferenceBackend):
     ) -> Array:
         return preprocess.resample(images, ys, xs, holes, mean, std, colours, self._team)
 
-    def blend(self, x: Array, partners: Array, shares: Array, boxes: Array) -> Array:
-        return preprocess.blend(np.ascontiguousarray(x), partners, shares, boxes, self._team)
+    def blend(self, x: Array, partners: Array, weights: Array, boxes: Array) -> Array:
+        return preprocess.blend(np.ascontiguousarray(x), partners, weights, boxes, self._team)
 
 
 def _keep_freed_memory() -> None:

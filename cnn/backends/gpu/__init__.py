@@ -1,4 +1,4 @@
-"""The CUDA backend, through CuPy."""
+"""The CUDA backend, by way of CuPy."""
 
 from cnn.backends.gpu.backend import GpuBackend, why_unusable
 

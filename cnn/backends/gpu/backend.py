@@ -1,7 +1,6 @@
-"""CuPy: the reference's array code, run on a GPU.
+"""The reference backend's array code, run on a GPU by CuPy.
 
-Every kernel is inherited: the reference asks only for functions that NumPy and CuPy share, so what a GPU computes
-is what `reference.py` says, with cuBLAS underneath the matrix products.
+Every kernel is inherited: the reference uses only functions that NumPy and CuPy share. Matrix products use cuBLAS.
 """
 
 from functools import cache
@@ -15,14 +14,14 @@ from cnn.backends.reference import ReferenceBackend
 
 @cache
 def why_unusable() -> str:
-    """Empty where CuPy works on a GPU here, else the reason in one line."""
+    """The reason, in one line, why CuPy cannot use a GPU here; empty where it can."""
     try:
         import cupy
     except ImportError as error:
         return f"CuPy is not installed ({str(error).partition(chr(10))[0]})"
     try:
-        cupy.arange(8).sum().item()  # compiles and runs a kernel, so a broken CUDA shows here
-    except Exception as error:  # whatever CuPy raises: a broken CUDA must not end a run that the CPU can do
+        cupy.arange(8).sum().item()  # compiles and runs a kernel, to detect a broken CUDA
+    except Exception as error:  # CuPy raises many types; a broken CUDA must not end a run on the CPU
         return f"CuPy cannot use a GPU ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
     return ""
 

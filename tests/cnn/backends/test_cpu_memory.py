@@ -12,7 +12,8 @@ from cnn.backends import pick_backend
 from cnn.inference.folded import FoldedNetwork
 from cnn.models import ResNet9
 from cnn.network import Network
-from cnn.training.trainer import Recipe, Trainer
+from cnn.training.recipe import Recipe
+from cnn.training.trainer import Trainer
 
 recipe = Recipe(model=ResNet9(width=16))
 network = Network(recipe.model.layers((32, 32, 3), 4), (32, 32, 3), pick_backend("cpu", 2))

@@ -20,7 +20,8 @@ from cnn.backends import pick_backend
 from cnn.checkpoint import load_checkpoint, save_checkpoint
 from cnn.inference.predictor import Predictor
 from cnn.losses import SoftmaxCrossEntropy
-from cnn.training.trainer import Recipe, Trainer
+from cnn.training.recipe import Recipe
+from cnn.training.trainer import Trainer
 from jobs.classification import inputs as sources
 from jobs.classification import task as task
 from jobs.classification.table import TableOptions
@@ -422,7 +423,7 @@ def test_a_full_disk_leaves_no_csv_and_the_rerun_goes_on(
         ("truncated", "may be truncated"),
         ("flipped bit", "is damaged: its tensors do not match their checksum"),
         ("not ours", "is a safetensors file but not"),
-        ("no safetensors", "is not a whole model file"),
+        ("no safetensors", "is not a complete model file"),
         ("other shape", "parameter head.weight: expected shape"),
         ("lacks one", "expected a parameter head.weight of shape"),
         ("unknown model", "no model is called 'resnet8'; did you mean"),

@@ -10,10 +10,11 @@ from PIL import Image
 
 from cnn.backends import pick_backend
 from cnn.errors import NonFiniteError
-from cnn.training.lookahead import Lookahead
+from cnn.training.averaging import Lookahead
 from cnn.training.optimizers import SGD
+from cnn.training.recipe import Recipe
 from cnn.training.schedules import Constant
-from cnn.training.trainer import Recipe, Trainer
+from cnn.training.trainer import Trainer
 from jobs.console.interrupts import CtrlC
 from jobs.errors import Interrupted, JobError, WorkFailedError
 from jobs.recipes.config import Overrides, resolve
@@ -92,7 +93,7 @@ def test_the_test_ends_where_the_loss_is_no_number(dataset: Path, monkeypatch: p
 
     def diverges(*batch: np.ndarray) -> object:
         if trainer.step == 12:
-            raise NonFiniteError("the loss is no finite number")
+            raise NonFiniteError("the loss is not finite")
         return train_batch(*batch)
 
     monkeypatch.setattr(trainer, "train_batch", diverges)

@@ -15,10 +15,11 @@ from cnn.inputs.augment import Augment
 from cnn.layers import Whitening
 from cnn.losses import SoftmaxCrossEntropy
 from cnn.models import MODELS
-from cnn.training.lookahead import Lookahead
+from cnn.training.averaging import Lookahead
 from cnn.training.optimizers import OPTIMIZERS, SGD
+from cnn.training.recipe import Recipe
 from cnn.training.schedules import SCHEDULES, Triangular
-from cnn.training.trainer import Recipe, Trainer
+from cnn.training.trainer import Trainer
 from jobs.cli import main
 from jobs.errors import JobError
 from jobs.recipes import recipe_names, recipe_summary
@@ -166,7 +167,8 @@ def test_a_speed_run_is_whitened_by_its_images_resumes_exactly_and_is_seen_in_vi
 
     data = Dataset.open(dataset)
     x = (data.train.read(0, data.train.rows) - np.array(data.mean)) / np.array(data.std)
-    np.testing.assert_allclose(one["whiten.weight"], Whitening(24).measure(x)["weight"], rtol=1e-3, atol=1e-4)
+    expected = Whitening(24).parameters_from_images(x)["weight"]
+    np.testing.assert_allclose(one["whiten.weight"], expected, rtol=1e-3, atol=1e-4)
 
 
 def test_an_unknown_recipe_is_named() -> None:

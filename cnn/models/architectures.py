@@ -1,15 +1,14 @@
-"""Named architectures, for any image size and number of classes.
+"""The built-in architectures, for any image size and number of classes.
 
-A model is a frozen dataclass of options; `layers(in_shape, classes)` spells it out as layers. Its last layer is
-called `head`, the only one that depends on the classes.
+A model is a frozen dataclass of options; `layers(in_shape, classes)` returns its layers, or raises `RecipeError` for
+an invalid option. Its last layer is called `head`, and is the only one that depends on the classes.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 from cnn.arena import Shape
-from cnn.errors import RecipeError, UnknownNameError
+from cnn.errors import RecipeError
 from cnn.initialise import fan_in_uniform, identity
 from cnn.layers import (
     GELU,
@@ -29,18 +28,12 @@ from cnn.layers import (
     Whitening,
     chain,
 )
-from cnn.layers.activations import ACTIVATIONS
-
-
-class Model(Protocol):
-    def layers(self, in_shape: Shape, classes: int) -> Sequential:
-        """The network for images of `in_shape` (H, W, C)."""
-        ...
+from cnn.layers.activations import check_activation
 
 
 @dataclass(frozen=True)
 class Seed:
-    """The network that the project grew from: three 3x3 convolutions of 5 channels, then dense 128-64-18, sigmoids."""
+    """The project's first network: three 3x3 convolutions of 5 channels, then dense 128-64-18, with sigmoids."""
 
     def layers(self, in_shape: Shape, classes: int) -> Sequential:
         return chain(
@@ -57,9 +50,10 @@ class Seed:
 
 @dataclass(frozen=True)
 class Plain:
-    """Pairs of 3x3 convolutions with batch norm, halved by a max pool after each pair (after Simonyan, 2015).
+    """Pairs of 3x3 convolutions with batch norm, each pair followed by a 2x2 max pool (after VGG, Simonyan, 2015).
 
-    There are as many pairs as it takes to come down to about 4 pixels; `width` doubles with each, up to 8 times.
+    There are as many pairs as bring the image down to about 4 pixels a side. The number of channels begins with
+    `width` and doubles with each pair, up to 8 times `width`.
     """
 
     width: int = 32
@@ -82,10 +76,10 @@ class Plain:
 
 @dataclass(frozen=True)
 class ResNet9:
-    """Eight convolutions, two of the blocks residual: the network of the fast CIFAR-10 runs (Page, 2019).
+    """Eight convolutions, four of them in two residual blocks: the network of the fast CIFAR-10 runs (Page, 2019).
 
-    Its body works at 32 to 63 pixels a side: an image of 64 or more first passes strided 3x3 convolutions, each
-    halving it. `width` is the body's first number of channels; the last is 8 times as many.
+    Its body works at 32 to 63 pixels a side: strided 3x3 convolutions first halve images of 64 or more. `width` is the
+    number of channels after the stem; the last block has 8 times as many.
     """
 
     width: int = 32
@@ -103,7 +97,7 @@ class ResNet9:
         side = min(in_shape[:2]) // 2**halvings
         for stage, filters in enumerate((2 * width, 4 * width, 8 * width), start=1):
             named[f"conv{stage}"] = _conv_norm(filters, act)
-            if side >= 2:  # an image of a few pixels is not halved to nothing
+            if side >= 2:  # images of a few pixels are not halved down to none
                 named[f"pool{stage}"] = MaxPool(2)
                 side //= 2
             if stage != 2:
@@ -150,13 +144,13 @@ class ResNet18:
 class Airbench94:
     """The network of the CIFAR-10 speed runs (Jordan, 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU").
 
-    2x2 patches are whitened, then three groups of two convolutions, each group halving the image, and a max pool
-    over what is left. Convolutions start as the identity. Of batch norm there is only the shift, which learns
-    `shift_lr_factor` times as fast. `width` is the first group's channels; the others have four times as many.
+    A whitening convolution of 2x2 patches, three groups of two convolutions, each group halving the image, and a
+    global max pool. Convolutions start as the identity. Batch norm has only a shift, whose learning rate is multiplied
+    by `shift_lr_factor`. `width` is the number of channels of the first group; the others have four times as many.
 
-    `whiten_bias` is the share of the training in which the whitening layer's bias is trained: 3 epochs of 9.9 there.
-    `scale` multiplies the outputs. Without `whiten` the first layer is a convolution that learns, without `identity`
-    all start at random: to see what the two are good for.
+    `whiten_bias` is the fraction of the training in which the whitening layer's bias is trained; in the original, 3
+    epochs of 9.9. `scale` multiplies the outputs. For ablations: without `whiten` the first layer is a trained
+    convolution, without `identity` all convolutions start at random.
     """
 
     width: int = 64
@@ -171,28 +165,29 @@ class Airbench94:
         if not self.shift_lr_factor > 0.0:
             raise RecipeError(f"model shift_lr_factor: expected a number above 0, found {self.shift_lr_factor}")
         if not 0.0 <= self.whiten_bias <= 1.0:
-            raise RecipeError(f"model whiten_bias: expected a share from 0 to 1, found {self.whiten_bias}")
+            raise RecipeError(f"model whiten_bias: expected a fraction from 0 to 1, found {self.whiten_bias}")
         norm = BatchNorm(0.4, 1e-12, "gelu", scaled=False, shift_lr_factor=self.shift_lr_factor, shift_decay=True)
         filters = 2 * 2 * 2 * in_shape[2]
         start = identity if self.identity else fan_in_uniform
-        first = Whitening(filters, bias_trained=self.whiten_bias) if self.whiten else Conv2D(filters, 2, padding=0)
+        whitening = Whitening(filters, bias_trained_until=self.whiten_bias)
+        first = whitening if self.whiten else Conv2D(filters, 2, padding=0)
         named: dict[str, Layer] = {"whiten" if self.whiten else "conv": first, "gelu": GELU()}
         side = min(in_shape[:2]) - 1
         for number, filters in enumerate((self.width, 4 * self.width, 4 * self.width), start=1):
             group: dict[str, Layer] = {"conv1": Conv2D(filters, 3, bias=False, initialise=start)}
-            if side >= 2:  # an image of a few pixels is not halved to nothing
+            if side >= 2:  # images of a few pixels are not halved down to none
                 group["pool"] = MaxPool(2)
                 side //= 2
             group |= {"norm1": norm, "conv2": Conv2D(filters, 3, bias=False, initialise=start), "norm2": norm}
             named[f"group{number}"] = chain(**group)
         named["largest"] = GlobalMaxPool()
         if self.scale != 1.0:
-            named["scale"] = Scale(self.scale)  # before the head, which has no bias, as well as after it
+            named["scale"] = Scale(self.scale)  # the same before the head as after it: the head has no bias
         return chain(**named, head=Dense(classes, bias=False, initialise=fan_in_uniform))
 
 
 def _conv_norm(filters: int, activation: str, kernel: int = 3, stride: int = 1) -> Sequential:
-    """Convolution, batch norm and activation. The norm's shift does what a bias would."""
+    """Convolution, batch norm and activation. The norm's shift takes the place of a bias."""
     return chain(
         conv=Conv2D(filters, kernel, stride, padding=kernel // 2, bias=False),
         norm=BatchNorm(activation=activation),
@@ -213,14 +208,4 @@ def _basic_block(channels: int, filters: int, stride: int) -> Sequential:
 def _check_options(width: int, activation: str) -> None:
     if width < 1:
         raise RecipeError(f"model width: expected 1 or more channels, found {width}")
-    if activation not in ACTIVATIONS:
-        raise UnknownNameError("activation", activation, ACTIVATIONS)
-
-
-MODELS: dict[str, type[Model]] = {
-    "seed": Seed,
-    "plain": Plain,
-    "resnet9": ResNet9,
-    "resnet18": ResNet18,
-    "airbench94": Airbench94,
-}
+    check_activation(activation, required=True)

@@ -1,0 +1,165 @@
+"""The registry of models, and how a user's own network joins it.
+
+    @register_model
+    @dataclass(frozen=True)
+    class Tiny:
+        width: int = 16
+
+        def layers(self, in_shape, classes):
+            return chain(conv=Conv2D(self.width), pool=GlobalAveragePool(), head=Dense(classes))
+
+A model file holds its model's name and options, never code: to load one of `Tiny`, import the module that defines it
+first. `import_model` does, and is called only with what a user has typed, never with what a file contains.
+"""
+
+import dataclasses
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, overload
+
+from cnn.arena import Shape
+from cnn.errors import RecipeError
+from cnn.layers import Sequential
+from cnn.models.architectures import Airbench94, Plain, ResNet9, ResNet18, Seed
+from logpose.common.errors import suggest
+
+
+class Model(Protocol):
+    """A frozen dataclass of options, each with a default; `layers` builds the network."""
+
+    def layers(self, in_shape: Shape, classes: int) -> Sequential:
+        """The layers for images of `in_shape` (H, W, C). The last is called `head` and has `classes` outputs."""
+        ...
+
+
+Registered = TypeVar("Registered", bound=type)
+
+_BUILT_IN: dict[str, type[Model]] = {
+    "seed": Seed,
+    "plain": Plain,
+    "resnet9": ResNet9,
+    "resnet18": ResNet18,
+    "airbench94": Airbench94,
+}
+MODELS: dict[str, type[Model]] = dict(_BUILT_IN)
+
+
+@overload
+def register_model(model: Registered) -> Registered: ...
+@overload
+def register_model(*, name: str) -> Callable[[Registered], Registered]: ...
+def register_model(model: Any = None, *, name: str = "") -> Any:
+    """Add a model class to MODELS, under `name` or else its own name in lower case: a decorator.
+
+    A class of the same module and name, such as that of a notebook cell that is run again, is replaced. Raises
+    `RecipeError` for a name that is taken, and for a class that is not a frozen dataclass of options with defaults, or
+    has no method `layers`.
+    """
+    if model is None:
+        return lambda decorated: _register(decorated, name)
+    return _register(model, name)
+
+
+def import_model(path: str) -> str:
+    """Import the model class at `path`, as package.module:Class, register it, and return its name in MODELS.
+
+    The current folder is searched too. Only for text that a user typed: importing a module runs its code. Raises
+    `RecipeError` where `path` has another form, the module cannot be imported, or its class cannot be registered.
+    """
+    module_name, _, class_name = path.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), *class_name.split("."))):
+        raise RecipeError(f"model '{path}': expected PACKAGE.MODULE:CLASS; write it as my_models:Tiny, for example")
+    if (folder := str(Path.cwd())) not in sys.path:
+        sys.path.append(folder)  # last, so that its files hide no installed module
+    try:
+        found: Any = importlib.import_module(module_name)
+    except Exception as error:  # a user's module may raise anything
+        raise RecipeError(
+            f"model '{path}': importing {module_name} failed with {type(error).__name__}: {_first_line(error)}; "
+            "correct it there, or run from the folder that holds the module"
+        ) from error
+    for part in class_name.split("."):
+        if not hasattr(found, part):
+            raise RecipeError(f"model '{path}': {module_name} has no {class_name}; {suggest(part, dir(found))}")
+        found = getattr(found, part)
+    names = [name for name, model in MODELS.items() if model is found]
+    if not names:
+        _register(found, "")
+        names = [found.__name__.lower()]
+    return names[0]
+
+
+def model_path(name: str) -> str:
+    """Where a registered model is defined, as package.module:Class; empty for a built-in one."""
+    return "" if name in _BUILT_IN else _path(MODELS[name])
+
+
+def model_name(model: Model) -> str:
+    """The name in MODELS of a model's class. Raises `RecipeError` where it is not registered."""
+    for name, registered in MODELS.items():
+        if registered is type(model):
+            return name
+    kind = type(model).__name__
+    raise RecipeError(f"model: {kind} is not registered; put @register_model above the class {kind}")
+
+
+def build_layers(model: Model, in_shape: Shape, classes: int) -> Sequential:
+    """`model.layers`, checked. Raises `RecipeError` unless it ends in a layer `head` with `classes` outputs."""
+    layers = model.layers(in_shape, classes)
+    kind, example = type(model).__name__, "chain(..., head=Dense(classes))"
+    if not isinstance(layers, Sequential) or not layers.layers:
+        raise RecipeError(f"{kind}.layers: expected a Sequential, found {layers!r}; return {example}")
+    last = layers.layers[-1][0]
+    if last != "head":
+        raise RecipeError(f"{kind}.layers: expected a last layer called 'head', found '{last}'; return {example}")
+    if (out_shape := layers.specs(in_shape).out_shape) != (classes,):
+        raise RecipeError(f"{kind}.layers: expected {classes} outputs, found shape {out_shape}; return {example}")
+    return layers
+
+
+def _register(model: Any, name: str) -> Any:
+    _check_class(model)
+    name = name or model.__name__.lower()
+    present = MODELS.get(name, model)
+    if present is not model and (name in _BUILT_IN or _path(present) != _path(model)):
+        owner = "a built-in model" if name in _BUILT_IN else _path(present)
+        raise RecipeError(f"the model name '{name}' is taken by {owner}; choose another: @register_model(name=\"...\")")
+    MODELS[name] = model
+    return model
+
+
+def _check_class(model: Any) -> None:
+    if not isinstance(model, type):
+        raise RecipeError(f"register_model: expected a class, found {model!r}; put @register_model above a class")
+    kind = model.__name__
+    if not dataclasses.is_dataclass(model) or not model.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        raise RecipeError(
+            f"model {kind}: expected a frozen dataclass; write @register_model, and below it @dataclass(frozen=True)"
+        )
+    if not callable(getattr(model, "layers", None)):
+        raise RecipeError(f"model {kind}: it has no method layers; define layers(self, in_shape, classes)")
+    for field in dataclasses.fields(model):
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise RecipeError(f"model {kind}: the option '{field.name}' has no default; give it one")
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if not _is_plain(default):
+            raise RecipeError(
+                f"model {kind}: the option '{field.name}' is {default!r}, which a model file cannot hold; use "
+                "numbers, text, True or False, and tuples of these"
+            )
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _path(model: type) -> str:
+    return f"{model.__module__}:{model.__qualname__}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
