@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from cnn.backends.base import Array, Window
 from cnn.backends.cpu import convolution, dense, elementwise, losses, norm, optimizers, pooling, preprocess
-from cnn.backends.cpu.team import team_of
+from cnn.backends.cpu.team import get_team
 from cnn.backends.cpu.workspace import Workspace
 from cnn.backends.reference import ReferenceBackend
 from logpose.common.cpus import available_cpus
@@ -29,7 +29,7 @@ class CpuBackend(ReferenceBackend):
         _keep_freed_memory()
         plural = "" if self.threads == 1 else "s"
         self.description = f"cpu: {self.threads} thread{plural}" + (f" ({why})" if why else "")
-        self._team = team_of(self.threads)
+        self._team = get_team(self.threads)
         self._work = Workspace(self._team)
 
     def for_thread(self) -> "CpuBackend":

@@ -14,7 +14,7 @@ import numpy as np
 from cnn.backends.base import Array, Window
 from cnn.backends.cpu import direct, winograd
 from cnn.backends.cpu.direct import Slide, Units
-from cnn.backends.cpu.gemm import COLUMNS, ROWS
+from cnn.backends.cpu.gemm import MR, NR
 from cnn.backends.cpu.simd import LANES
 from cnn.backends.cpu.workspace import Workspace
 
@@ -53,10 +53,10 @@ def forward(x: Array, weight: Array, bias: Array | None, window: Window, work: W
     offset = np.empty(0, x.dtype) if bias is None else bias  # (K,) or (0,)
     m = choose(window, x.shape, weight.shape[3])
     if m:
-        _winograd(m, x, weight, offset, (window.top, window.left), y, turned=False, work=work)
+        _winograd(m, x, weight, offset, (window.top, window.left), y, adjoint_kernel=False, work=work)
     else:
         slide = direct.forward_slide(window, *y.shape[1:3])
-        _direct(x, weight, offset, slide, y, turned=False, work=work)
+        _direct(x, weight, offset, slide, y, adjoint_kernel=False, work=work)
     return y
 
 
@@ -98,16 +98,16 @@ def input_gradient(dy: Array, weight: Array, window: Window, shape: tuple[int, .
     """dx, of `shape` (N, H, W, C), from dy (N, OH, OW, K): a convolution with the kernels turned around."""
     dx = np.empty(shape, dy.dtype)  # (N, H, W, C)
     no_bias = np.empty(0, dy.dtype)  # (0,)
-    back = adjoint(window)
+    back = adjoint_window(window)
     m = choose(back, dy.shape, shape[3]) if window.stride == (1, 1) else 0
     if m:
-        _winograd(m, dy, weight, no_bias, (back.top, back.left), dx, turned=True, work=work)
+        _winograd(m, dy, weight, no_bias, (back.top, back.left), dx, adjoint_kernel=True, work=work)
         return dx
     slides = direct.phases(window, *shape[1:3])
     if sum(math.prod(slide.results) for slide in slides) < math.prod(shape[1:3]):
         dx[...] = 0  # some pixels are seen by no window
     for slide in slides:
-        _direct(dy, weight, no_bias, slide, dx, turned=True, work=work)
+        _direct(dy, weight, no_bias, slide, dx, adjoint_kernel=True, work=work)
     return dx
 
 
@@ -120,7 +120,7 @@ def weight_gradient(dy: Array, x: Array, window: Window, d_weight: Array, work: 
         _direct_weights(dy, x, window, d_weight, work)
 
 
-def adjoint(window: Window) -> Window:
+def adjoint_window(window: Window) -> Window:
     """The window that takes dy (N, OH, OW, K) to dx (N, H, W, C) at stride 1, with the kernels turned around."""
     (kh, kw), top, left = window.size, window.top, window.left
     return Window(window.size, (1, 1), kh - 1 - top, kh - 1 - window.bottom, kw - 1 - left, kw - 1 - window.right)
@@ -132,7 +132,7 @@ def _up(number: int, multiple: int) -> int:
 
 def _share(threads: int, sums: int, filters: int) -> tuple[int, int]:
     """Among how many threads to split the images, and the filters: the filters where sums are too many to double."""
-    if sums > _MAX_SUMS and threads <= _up(filters, COLUMNS) // COLUMNS:
+    if sums > _MAX_SUMS and threads <= _up(filters, NR) // NR:
         return 1, threads
     return threads, 1
 
@@ -142,13 +142,13 @@ def _share(threads: int, sums: int, filters: int) -> tuple[int, int]:
 
 def _block(most: int, tiles: int, threads: int) -> int:
     """Tiles a block: no more than a thread has."""
-    return min(most, _up(-(-tiles // threads), ROWS))
+    return min(most, _up(-(-tiles // threads), MR))
 
 
 def _tile_scratch(m: int, block: int, channels: int, filters: int) -> int:
     """The numbers that a thread needs for a block of tiles."""
     planes = sum(_matrices(m, block, _up(count, LANES)) for count in (channels, filters))
-    return winograd.header_size.py_func(channels, filters) + planes + COLUMNS
+    return winograd.header_size.py_func(channels, filters) + planes + NR
 
 
 def _matrices(m: int, rows: int, columns: int) -> int:
@@ -161,19 +161,19 @@ def _tiles(m: int, y: Array) -> int:
 
 
 def _winograd(
-    m: int, x: Array, weight: Array, bias: Array, padding: tuple[int, int], y: Array, *, turned: bool, work: Workspace
+    m: int, x: Array, weight: Array, bias: Array, padding: tuple[int, int], y: Array, *, adjoint_kernel: bool, work: Workspace
 ) -> None:
-    u = _transformed(m, weight, turned, work)  # (P matrices C, K8)
+    u = _transformed(m, weight, adjoint_kernel, work)  # (P matrices C, K8)
     _winograd_products(m, x, u, bias, False, padding, y, work)
 
 
-def _transformed(m: int, weight: Array, turned: bool, work: Workspace, u: Array | None = None) -> Array:
+def _transformed(m: int, weight: Array, adjoint_kernel: bool, work: Workspace, u: Array | None = None) -> Array:
     """Kernels in the form that `_winograd_products` takes, in `u` or else in lent memory: (P matrices C, K8)."""
-    filters, channels = weight.shape[2:] if turned else weight.shape[:1:-1]
+    filters, channels = weight.shape[2:] if adjoint_kernel else weight.shape[:1:-1]
     if u is None:
-        u = work.lend("weights", (_matrices(m, channels, _up(filters, LANES)),), weight.dtype)
-    scratch = work.lend("tiles", (work.team.threads, winograd.WEIGHT_SCRATCH), weight.dtype)  # (T, size)
-    work.team.run(winograd.transform_weights, m, weight, turned, u, scratch)
+        u = work.buffer("weights", (_matrices(m, channels, _up(filters, LANES)),), weight.dtype)
+    scratch = work.buffer("tiles", (work.team.threads, winograd.WEIGHT_SCRATCH), weight.dtype)  # (T, size)
+    work.team.run(winograd.transform_weights, m, weight, adjoint_kernel, u, scratch)
     return u
 
 
@@ -182,18 +182,18 @@ def _winograd_products(
 ) -> None:
     threads = work.team.threads
     block = _block(_TILES, _tiles(m, y), threads)
-    scratch = work.lend("tiles", (threads, _tile_scratch(m, block, x.shape[3], y.shape[3])), x.dtype)  # (T, size)
+    scratch = work.buffer("tiles", (threads, _tile_scratch(m, block, x.shape[3], y.shape[3])), x.dtype)  # (T, size)
     work.team.run(winograd.forward, m, x, u, bias, relu, y, *padding, block, scratch)
 
 
 def _winograd_weights(m: int, dy: Array, x: Array, window: Window, d_weight: Array, work: Workspace) -> None:
     channels, filters, threads = x.shape[3], dy.shape[3], work.team.threads
-    size = _matrices(m, _up(channels, ROWS), _up(filters, LANES))
+    size = _matrices(m, _up(channels, MR), _up(filters, LANES))
     parts = _share(threads, size, filters)
-    sums = work.lend("weights", (parts[0], size), x.dtype)  # (tile parts, P matrices C6, K8)
+    sums = work.buffer("weights", (parts[0], size), x.dtype)  # (tile parts, P matrices C6, K8)
     most = _TILES_OF_MANY_SUMS if size > _MAX_SUMS else _TILES
     block = _block(most, _tiles(m, dy), parts[0])
-    scratch = work.lend("tiles", (threads, _tile_scratch(m, block, channels, filters)), x.dtype)  # (T, size)
+    scratch = work.buffer("tiles", (threads, _tile_scratch(m, block, channels, filters)), x.dtype)  # (T, size)
     work.team.run(winograd.weight_gradient, m, x, dy, window.top, window.left, block, sums, scratch)
     work.team.run(winograd.sum_weight_gradient, m, sums, d_weight, scratch)
 
@@ -213,18 +213,18 @@ def _units(slide: Slide, images: int, channels: int, item: int, threads: int) ->
 
 
 def _direct(
-    x: Array, weight: Array, bias: Array, slide: Slide, y: Array, *, turned: bool, work: Workspace
+    x: Array, weight: Array, bias: Array, slide: Slide, y: Array, *, adjoint_kernel: bool, work: Workspace
 ) -> None:
-    packed = _packed(weight, slide, turned, work)  # (taps * C * K8,)
+    packed = _packed(weight, slide, adjoint_kernel, work)  # (taps * C * K8,)
     _direct_products(x, packed, bias, False, slide, y, work)
 
 
-def _packed(weight: Array, slide: Slide, turned: bool, work: Workspace, packed: Array | None = None) -> Array:
+def _packed(weight: Array, slide: Slide, adjoint_kernel: bool, work: Workspace, packed: Array | None = None) -> Array:
     """Kernels in the form that `_direct_products` takes, in `packed` or else in lent memory: (taps * C * K8,)."""
-    filters, channels = weight.shape[2:] if turned else weight.shape[:1:-1]
+    filters, channels = weight.shape[2:] if adjoint_kernel else weight.shape[:1:-1]
     if packed is None:
-        packed = work.lend("weights", (math.prod(slide.size) * channels * _up(filters, LANES),), weight.dtype)
-    work.team.run(direct.pack_weights, weight, slide.vector(Units(1, 1)), turned, packed)
+        packed = work.buffer("weights", (math.prod(slide.size) * channels * _up(filters, LANES),), weight.dtype)
+    work.team.run(direct.pack_weights, weight, slide.vector(Units(1, 1)), adjoint_kernel, packed)
     return packed
 
 
@@ -233,11 +233,11 @@ def _direct_products(
 ) -> None:
     channels, threads = x.shape[3], work.team.threads
     units = _units(slide, len(x), channels, x.itemsize, threads)
-    start = work.lend("bias", (_up(y.shape[3], COLUMNS),), x.dtype)  # (K16,)
+    start = work.buffer("bias", (_up(y.shape[3], NR),), x.dtype)  # (K16,)
     start[...] = 0
     start[: bias.size] = bias
-    bands = work.lend("tiles", (threads, direct.band_size(slide, units, channels)), x.dtype)  # (T, size)
-    places = work.lend("places", (threads, 2, direct.unit_results(slide, units) + ROWS), np.int64)
+    bands = work.buffer("tiles", (threads, direct.band_size(slide, units, channels)), x.dtype)  # (T, size)
+    places = work.buffer("places", (threads, 2, direct.unit_results(slide, units) + MR), np.int64)
     work.team.run(direct.convolve, x, packed, start, relu, y, slide.vector(units), bands, places)
 
 
@@ -245,13 +245,13 @@ def _direct_weights(dy: Array, x: Array, window: Window, d_weight: Array, work: 
     channels, filters, threads = x.shape[3], dy.shape[3], work.team.threads
     slide = direct.forward_slide(window, *dy.shape[1:3])
     (kh, kw), columns = slide.size, _up(filters, LANES)
-    size = kh * _up(kw * channels, ROWS) * columns
+    size = kh * _up(kw * channels, MR) * columns
     parts = _share(threads, size, filters)
-    sums = work.lend("weights", (parts[0], size), x.dtype)  # (unit parts, KH * R6 * K8)
+    sums = work.buffer("weights", (parts[0], size), x.dtype)  # (unit parts, KH * R6 * K8)
     units = _units(slide, len(x), channels, x.itemsize, parts[0])
     padded_dy = direct.unit_results(slide, units) * columns if columns > filters else 0
-    bands = work.lend(
+    bands = work.buffer(
         "tiles", (threads, direct.band_size(slide, units, channels) + 2 * LANES + padded_dy), x.dtype
     )  # (T, size)
     work.team.run(direct.weight_gradient, x, dy, slide.vector(units), bands, sums)
-    work.team.worth(sums.size).run(direct.sum_weight_gradient, sums, d_weight)
+    work.team.for_size(sums.size).run(direct.sum_weight_gradient, sums, d_weight)

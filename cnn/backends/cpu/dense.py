@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from cnn.backends.base import Array
-from cnn.backends.cpu.gemm import COLUMNS, ROWS, block
-from cnn.backends.cpu.simd import LANES, like, load_up_to, pointer, shift, store, whole
-from cnn.backends.cpu.team import Team, kernel, team_of
+from cnn.backends.cpu.gemm import MR, NR, block
+from cnn.backends.cpu.simd import LANES, advance, full_like, int64, load_up_to, pointer, store
+from cnn.backends.cpu.team import Team, get_team, kernel
 from cnn.backends.reference import ReferenceBackend
 
 _WORTH_SHARING = 4_000_000  # multiplications; smaller products are done before another thread is awake
@@ -42,10 +42,10 @@ def infer(x: Array, weight: Array, bias: Array | None, team: Team) -> Array:
     """See `ReferenceBackend.dense_infer`. The bits do not depend on the number of threads either."""
     if x.dtype != weight.dtype:  # the kernel would read and write beyond the arrays
         raise TypeError(f"expected x and weight of one type, found {x.dtype} and {weight.dtype}")
-    team = team if len(x) * weight.size >= _WORTH_SHARING else team_of(1)
-    rows, columns = (-(-size // step) * step for size, step in ((len(x), ROWS), (weight.shape[1], LANES)))
+    team = team if len(x) * weight.size >= _WORTH_SHARING else get_team(1)
+    rows, columns = (-(-size // step) * step for size, step in ((len(x), MR), (weight.shape[1], LANES)))
     sums = np.empty((rows, columns), x.dtype)  # (R, K8), R being N in sixes
-    scratch = np.empty((team.threads, COLUMNS + _DEPTH * columns), x.dtype)  # (T, size)
+    scratch = np.empty((team.threads, NR + _DEPTH * columns), x.dtype)  # (T, size)
     team.run(_infer, np.ascontiguousarray(x), np.ascontiguousarray(weight), scratch, sums)
     y = sums[: len(x), : weight.shape[1]]  # (N, K)
     return y.copy() if bias is None else y + bias
@@ -111,27 +111,27 @@ def _infer(t, threads, x, weight, scratch, sums):  # type: ignore[no-untyped-def
     """
     rows, depth = x.shape
     filters, columns = weight.shape[1], sums.shape[1]
-    blocks, last = (columns + COLUMNS - 1) // COLUMNS, rows - 1
-    first, end = blocks * t // threads * COLUMNS, min(blocks * (t + 1) // threads * COLUMNS, columns)
-    none, one = whole(0), whole(1)
+    blocks, last = (columns + NR - 1) // NR, rows - 1
+    first, end = blocks * t // threads * NR, min(blocks * (t + 1) // threads * NR, columns)
+    none, one = int64(0), int64(1)
     zeros = pointer(scratch, t * scratch.shape[1])
-    packed = shift(zeros, COLUMNS)
-    for j in range(0, COLUMNS, LANES):
-        store(zeros, j, like(zeros, 0))
+    packed = advance(zeros, NR)
+    for j in range(0, NR, LANES):
+        store(zeros, j, full_like(zeros, 0))
     relu = depth < 0  # no; a bare False would have Numba compile the block again
     for top in range(0, rows, _TOGETHER):
         for d in range(0, depth, _DEPTH):
             count = min(_DEPTH, depth - d)
             for p in range(count):  # row by row, as they lie in memory
                 row = pointer(weight, (d + p) * filters)
-                for j in range(first, end, COLUMNS):
-                    width = min(COLUMNS, end - j)
-                    to = shift(packed, (j - first) * count + p * width)
+                for j in range(first, end, NR):
+                    width = min(NR, end - j)
+                    dst = advance(packed, (j - first) * count + p * width)
                     for k in range(0, width, LANES):
-                        store(to, k, load_up_to(row, j + k, filters - j - k))
-            for j in range(first, end, COLUMNS):
-                panel, width = shift(packed, (j - first) * count), min(COLUMNS, end - j)
-                for r in range(top, min(top + _TOGETHER, rows), ROWS):
+                        store(dst, k, load_up_to(row, j + k, filters - j - k))
+            for j in range(first, end, NR):
+                panel, width = advance(packed, (j - first) * count), min(NR, end - j)
+                for r in range(top, min(top + _TOGETHER, rows), MR):
                     a0, a1, a2 = (
                         pointer(x, r * depth + d), pointer(x, min(r + 1, last) * depth + d),
                         pointer(x, min(r + 2, last) * depth + d),
@@ -142,8 +142,8 @@ def _infer(t, threads, x, weight, scratch, sums):  # type: ignore[no-untyped-def
                     )  # fmt: skip
                     c0 = pointer(sums, r * columns + j)
                     c1, c2, c3, c4, c5 = (
-                        shift(c0, columns), shift(c0, 2 * columns), shift(c0, 3 * columns), shift(c0, 4 * columns),
-                        shift(c0, 5 * columns),
+                        advance(c0, columns), advance(c0, 2 * columns), advance(c0, 3 * columns), advance(c0, 4 * columns),
+                        advance(c0, 5 * columns),
                     )  # fmt: skip
                     block(
                         a0, a1, a2, a3, a4, a5, none, one, count, panel, c0, c1, c2, c3, c4, c5, width, zeros, d, relu

@@ -15,21 +15,21 @@ from typing import NamedTuple
 import numpy as np
 
 from cnn.backends.base import Window
-from cnn.backends.cpu.gemm import COLUMNS, ROWS, block, outer_product
+from cnn.backends.cpu.gemm import MR, NR, block, outer_product_sum
 from cnn.backends.cpu.simd import (
     LANES,
+    advance,
+    full_like,
     inner,
-    like,
+    int64,
     load,
-    load_first,
-    number_at,
+    load_masked,
+    load_scalar,
     pointer,
-    put_number,
     round_up,
-    shift,
     store,
-    store_first,
-    whole,
+    store_masked,
+    store_scalar,
 )
 from cnn.backends.cpu.team import kernel
 
@@ -111,67 +111,67 @@ def _slide_of(g):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _copy(source, to, count):  # type: ignore[no-untyped-def]
+def _copy(src, dst, count):  # type: ignore[no-untyped-def]
     full = count // LANES * LANES
     for i in range(0, full, LANES):
-        store(to, i, load(source, i))
+        store(dst, i, load(src, i))
     if full < count:
-        store_first(to, full, load_first(source, full, count - full), count - full)
+        store_masked(dst, full, load_masked(src, full, count - full), count - full)
 
 
 @inner
-def _clear(to, count):  # type: ignore[no-untyped-def]
-    zero, full = like(to, 0), count // LANES * LANES
+def _clear(dst, count):  # type: ignore[no-untyped-def]
+    zero, full = full_like(dst, 0), count // LANES * LANES
     for i in range(0, full, LANES):
-        store(to, i, zero)
+        store(dst, i, zero)
     if full < count:
-        store_first(to, full, zero, count - full)
+        store_masked(dst, full, zero, count - full)
 
 
 @inner
-def _fill_band(x, height, width, channels, line, column, lines, columns, to):  # type: ignore[no-untyped-def]
+def _fill_band(x, height, width, channels, line, column, lines, columns, dst):  # type: ignore[no-untyped-def]
     """`lines` by `columns` pixels of an image from (line, column) on, zero outside it, to `to`."""
     before = min(max(0, -column), columns)
     inside = max(0, min(columns, width - column) - before)
     for i in range(lines):
-        row = shift(to, i * columns * channels)
+        row = advance(dst, i * columns * channels)
         if 0 <= line + i < height:
             _clear(row, before * channels)
             _copy(
-                shift(x, ((line + i) * width + column + before) * channels), shift(row, before * channels),
+                advance(x, ((line + i) * width + column + before) * channels), advance(row, before * channels),
                 inside * channels,
             )  # fmt: skip
             after = before + inside
-            _clear(shift(row, after * channels), (columns - after) * channels)
+            _clear(advance(row, after * channels), (columns - after) * channels)
         else:
             _clear(row, columns * channels)
 
 
 @kernel
-def pack_weights(t, threads, weight, slide_vector, turned, packed):  # type: ignore[no-untyped-def]
+def pack_weights(t, threads, weight, slide_vector, adjoint, packed):  # type: ignore[no-untyped-def]
     """Share t of the slide's taps of kernels (KH, KW, C, K) as packed columns of a matrix: (taps * C * K8,).
 
     Turned, they take dy to dx: (taps * K * C8,).
     """
     slide, _ = _slide_of(slide_vector)
-    channels, filters = (weight.shape[3], weight.shape[2]) if turned else (weight.shape[2], weight.shape[3])
-    columns, source, to = round_up(filters, LANES), pointer(weight, whole(0)), pointer(packed, whole(0))
+    channels, filters = (weight.shape[3], weight.shape[2]) if adjoint else (weight.shape[2], weight.shape[3])
+    columns, src, dst = round_up(filters, LANES), pointer(weight, int64(0)), pointer(packed, int64(0))
     down, across = slide.size
     depth, groups = down * across * channels, columns // LANES
-    c_step, k_step = (1, channels) if turned else (filters, 1)  # in memory, K being the last axis of `weight`
+    c_step, k_step = (1, channels) if adjoint else (filters, 1)  # in memory, K being the last axis of `weight`
     for group in range(groups * t // threads, groups * (t + 1) // threads):
         first = group * LANES
-        start = first // COLUMNS * COLUMNS
-        width, count = min(COLUMNS, columns - start), min(LANES, filters - first)
+        start = first // NR * NR
+        width, count = min(NR, columns - start), min(LANES, filters - first)
         for tap in range(down * across):
             a = slide.taps_first[0] + tap // across * slide.taps_step[0]
             b = slide.taps_first[1] + tap % across * slide.taps_step[1]
-            kernel = shift(source, (a * weight.shape[1] + b) * channels * filters + first * k_step)
+            kernel = advance(src, (a * weight.shape[1] + b) * channels * filters + first * k_step)
             for c in range(channels):
                 at = start * depth + (tap * channels + c) * width + first - start
-                store(to, at, like(to, 0))
+                store(dst, at, full_like(dst, 0))
                 for lane in range(count):
-                    put_number(to, at + lane, number_at(kernel, c * c_step + lane * k_step))
+                    store_scalar(dst, at + lane, load_scalar(kernel, c * c_step + lane * k_step))
 
 
 @inner
@@ -181,12 +181,12 @@ def _list_places(counts, x_steps, x_at, y_steps, y_at):  # type: ignore[no-untyp
     for g in range(counts[0]):
         for i in range(counts[1]):
             for j in range(counts[2]):
-                put_number(x_at, done, g * x_steps[0] + i * x_steps[1] + j * x_steps[2])
-                put_number(y_at, done, g * y_steps[0] + i * y_steps[1] + j * y_steps[2])
+                store_scalar(x_at, done, g * x_steps[0] + i * x_steps[1] + j * x_steps[2])
+                store_scalar(y_at, done, g * y_steps[0] + i * y_steps[1] + j * y_steps[2])
                 done += 1
-    for more in range(done, done + ROWS):
-        put_number(x_at, more, number_at(x_at, done - 1))
-        put_number(y_at, more, number_at(y_at, done - 1))
+    for more in range(done, done + MR):
+        store_scalar(x_at, more, load_scalar(x_at, done - 1))
+        store_scalar(y_at, more, load_scalar(y_at, done - 1))
 
 
 @inner
@@ -197,20 +197,20 @@ def _products(x, x_at, line_step, kh, run, packed, columns, y, y_at, total, filt
     what goes over the end of one is overwritten by the next. Writing a part of the lanes takes as long as ten
     multiply-adds on some processors.
     """
-    for k in range(0, columns, COLUMNS):
-        panel, column, start = shift(packed, k * kh * run), shift(y, k), shift(bias, k)
-        for q in range(0, total, ROWS):
-            count = min(COLUMNS, filters - k)
-            if dense and columns <= COLUMNS and (q + ROWS - 1) * filters + columns <= total * filters:
+    for k in range(0, columns, NR):
+        panel, column, start = advance(packed, k * kh * run), advance(y, k), advance(bias, k)
+        for q in range(0, total, MR):
+            count = min(NR, filters - k)
+            if dense and columns <= NR and (q + MR - 1) * filters + columns <= total * filters:
                 count = columns
             block(
-                shift(x, number_at(x_at, q)), shift(x, number_at(x_at, q + 1)), shift(x, number_at(x_at, q + 2)),
-                shift(x, number_at(x_at, q + 3)), shift(x, number_at(x_at, q + 4)), shift(x, number_at(x_at, q + 5)),
+                advance(x, load_scalar(x_at, q)), advance(x, load_scalar(x_at, q + 1)), advance(x, load_scalar(x_at, q + 2)),
+                advance(x, load_scalar(x_at, q + 3)), advance(x, load_scalar(x_at, q + 4)), advance(x, load_scalar(x_at, q + 5)),
                 line_step, kh, run, panel,
-                shift(column, number_at(y_at, q)), shift(column, number_at(y_at, q + 1)),
-                shift(column, number_at(y_at, q + 2)), shift(column, number_at(y_at, q + 3)),
-                shift(column, number_at(y_at, q + 4)), shift(column, number_at(y_at, q + 5)), count, start,
-                whole(0), relu,
+                advance(column, load_scalar(y_at, q)), advance(column, load_scalar(y_at, q + 1)),
+                advance(column, load_scalar(y_at, q + 2)), advance(column, load_scalar(y_at, q + 3)),
+                advance(column, load_scalar(y_at, q + 4)), advance(column, load_scalar(y_at, q + 5)), count, start,
+                int64(0), relu,
             )  # fmt: skip
 
 
@@ -231,12 +231,12 @@ def _place_of_unit(x, sizes, first, count, line, column, lines, columns, within,
     height, width, channels = sizes
     inside = line >= 0 and line + lines <= height and column >= 0 and column + columns <= width
     if inside and within:
-        here = shift(x, ((first * height + line) * width + column) * channels)
+        here = advance(x, ((first * height + line) * width + column) * channels)
         return here, width * channels, height * width * channels
     line_step = columns * channels
     for g in range(count):
-        image, to = shift(x, (first + g) * height * width * channels), shift(band, g * lines * line_step)
-        _fill_band(image, height, width, channels, line, column, lines, columns, to)
+        image, dst = advance(x, (first + g) * height * width * channels), advance(band, g * lines * line_step)
+        _fill_band(image, height, width, channels, line, column, lines, columns, dst)
     return band, line_step, lines * line_step
 
 
@@ -254,7 +254,7 @@ def convolve(t, threads, x, packed, bias, relu, y, slide_vector, bands, places):
     bands_each = (results + units.rows - 1) // units.rows
     total = (images + units.images - 1) // units.images * bands_each
     band_columns = (across - 1) * right + kw
-    source, to, band = pointer(x, whole(0)), pointer(y, whole(0)), pointer(bands, t * bands.shape[1])
+    src, dst, band = pointer(x, int64(0)), pointer(y, int64(0)), pointer(bands, t * bands.shape[1])
     x_at, y_at = pointer(places, 2 * t * places.shape[2]), pointer(places, (2 * t + 1) * places.shape[2])
     y_steps = (out_h * out_w * filters, slide.to_step[0] * out_w * filters, slide.to_step[1] * filters)
     dense = results == out_h and across == out_w
@@ -263,16 +263,16 @@ def convolve(t, threads, x, packed, bias, relu, y, slide_vector, bands, places):
         lines = (rows - 1) * down + kh
         line, column = row * down - slide.padding[0], -slide.padding[1]
         here, line_step, image_step = _place_of_unit(
-            source, (height, width, channels), first, count, line, column, lines, band_columns, kh > 0, band
+            src, (height, width, channels), first, count, line, column, lines, band_columns, kh > 0, band
         )
         _list_places(
             (count, rows, across), (image_step, down * line_step, right * channels), x_at, y_steps, y_at
         )
         line, column = row * slide.to_step[0] + slide.to_first[0], slide.to_first[1]
-        there = shift(to, ((first * out_h + line) * out_w + column) * filters)
+        there = advance(dst, ((first * out_h + line) * out_w + column) * filters)
         _products(
-            here, x_at, line_step, kh, kw * channels, pointer(packed, whole(0)), round_up(filters, LANES), there, y_at,
-            count * rows * across, filters, dense, pointer(bias, whole(0)), relu,
+            here, x_at, line_step, kh, kw * channels, pointer(packed, int64(0)), round_up(filters, LANES), there, y_at,
+            count * rows * across, filters, dense, pointer(bias, int64(0)), relu,
         )  # fmt: skip
 
 
@@ -290,60 +290,60 @@ def weight_gradient(t, threads, x, dy, slide_vector, bands, sums):  # type: igno
     results, across = slide.results
     unit_parts = sums.shape[0]
     columns, run = round_up(filters, LANES), kw * channels
-    run_rows = round_up(run, ROWS)
+    run_rows = round_up(run, MR)
     bands_each = (results + units.rows - 1) // units.rows
     total = (images + units.images - 1) // units.images * bands_each
-    blocks = (columns + COLUMNS - 1) // COLUMNS
+    blocks = (columns + NR - 1) // NR
     stretch, share = t // filter_parts, t % filter_parts
-    from_k = blocks * share // filter_parts * COLUMNS
-    to_k = min(columns, blocks * (share + 1) // filter_parts * COLUMNS)
-    source, band, sum_here = (
-        pointer(x, whole(0)), pointer(bands, t * bands.shape[1]), pointer(sums, stretch * sums.shape[1])
+    from_k = blocks * share // filter_parts * NR
+    to_k = min(columns, blocks * (share + 1) // filter_parts * NR)
+    src, band, sum_here = (
+        pointer(x, int64(0)), pointer(bands, t * bands.shape[1]), pointer(sums, stretch * sums.shape[1])
     )  # fmt: skip
     for line in range(kh * run_rows):
-        _clear(shift(sum_here, line * columns + from_k), to_k - from_k)
+        _clear(advance(sum_here, line * columns + from_k), to_k - from_k)
     for unit in range(total * stretch // unit_parts, total * (stretch + 1) // unit_parts):
         first, count, row, rows = _unit_places(unit, bands_each, units, images, results)
         lines = (rows - 1) * down + kh
         line, column, columns_read = row * down - slide.padding[0], -slide.padding[1], (across - 1) * right + kw
         # Blocks read up to 5 numbers of x, and 7 of dy, more than there are: not where the array ends.
         end = (((first + count - 1) * height + line + lines - 1) * width + column + columns_read) * channels
-        within, sizes = end + ROWS <= x.size, (height, width, channels)
+        within, sizes = end + MR <= x.size, (height, width, channels)
         here, line_step, image_step = _place_of_unit(
-            source, sizes, first, count, line, column, lines, columns_read, within, band
+            src, sizes, first, count, line, column, lines, columns_read, within, band
         )
         end = (first + count - 1) * results + row + rows  # in lines of dy
         near_end = dy.size - end * across * filters < LANES
         dy_here = pointer(dy, (first * results + row) * across * filters)
         dy_steps = (results * across * filters, across * filters, filters)
         if near_end and columns > filters:
-            padded = shift(band, count * lines * columns_read * channels + 2 * LANES)
+            padded = advance(band, count * lines * columns_read * channels + 2 * LANES)
             for g in range(count):
                 for p in range(rows * across):
-                    target = shift(padded, (g * rows * across + p) * columns)
+                    target = advance(padded, (g * rows * across + p) * columns)
                     for k in range(0, columns, LANES):
-                        pixel = shift(dy_here, g * dy_steps[0] + p * filters)
-                        store(target, k, load_first(pixel, k, min(LANES, filters - k)))
+                        pixel = advance(dy_here, g * dy_steps[0] + p * filters)
+                        store(target, k, load_masked(pixel, k, min(LANES, filters - k)))
             dy_here, dy_steps = padded, (rows * across * columns, across * columns, columns)
         x_steps = (image_step, down * line_step, right * channels)
-        grid, dy_here = (count, rows, across), shift(dy_here, from_k)
+        grid, dy_here = (count, rows, across), advance(dy_here, from_k)
         for a in range(kh):
-            window, to = shift(here, a * line_step), shift(sum_here, a * run_rows * columns + from_k)
-            outer_product(window, x_steps, run, dy_here, dy_steps, to_k - from_k, grid, to, columns)
+            window, dst = advance(here, a * line_step), advance(sum_here, a * run_rows * columns + from_k)
+            outer_product_sum(window, x_steps, run, dy_here, dy_steps, to_k - from_k, grid, dst, columns)
 
 
 @kernel
 def sum_weight_gradient(t, threads, sums, d_weight):  # type: ignore[no-untyped-def]
     """Share t of d_weight (KH, KW, C, K) = sums (parts, KH * R6 * K8), added in the order of the parts."""
     kh, kw, channels, filters = d_weight.shape
-    columns, run_rows = round_up(filters, LANES), round_up(kw * channels, ROWS)
+    columns, run_rows = round_up(filters, LANES), round_up(kw * channels, MR)
     run = kw * channels
     for row in range(kh * run * t // threads, kh * run * (t + 1) // threads):
         a, r = row // run, row % run
-        to = pointer(d_weight, row * filters)
+        dst = pointer(d_weight, row * filters)
         for k in range(0, filters, LANES):
             count = min(LANES, filters - k)
-            value = like(to, 0)
+            value = full_like(dst, 0)
             for part in range(sums.shape[0]):
                 value = value + load(pointer(sums, part * sums.shape[1]), (a * run_rows + r) * columns + k)
-            store_first(to, k, value, count)
+            store_masked(dst, k, value, count)

@@ -5,16 +5,26 @@ import math
 import numpy as np
 
 from cnn.backends.base import Array
-from cnn.backends.cpu.functions import exponential
-from cnn.backends.cpu.simd import LANES, fma, inner, like, load_first, number_at, pointer, put_number, store_first
+from cnn.backends.cpu.simd import (
+    LANES,
+    fma,
+    full_like,
+    inner,
+    load_masked,
+    load_scalar,
+    pointer,
+    store_masked,
+    store_scalar,
+)
 from cnn.backends.cpu.team import Team, kernel
+from cnn.backends.cpu.vector_math import exp
 
 
 def softmax_cross_entropy(
     logits: Array, targets: Array, smoothing: float, class_weights: Array | None, denominator: int, team: Team
 ) -> tuple[Array, Array]:
     """See `ReferenceBackend.softmax_cross_entropy`."""
-    team = team.worth(logits.size)
+    team = team.for_size(logits.size)
     losses, gradient = np.zeros(team.threads), np.empty(logits.shape, logits.dtype)  # (T,), (N, K)
     weights = np.ones(logits.shape[1], logits.dtype) if class_weights is None else class_weights  # (K,)
     pass_over = _softmax_cross_entropy
@@ -25,14 +35,14 @@ def softmax_cross_entropy(
 
 
 @inner
-def _exponentials(z, classes, to):  # type: ignore[no-untyped-def]
+def _exponentials(z, classes, dst):  # type: ignore[no-untyped-def]
     """exp(z - the largest z) of a row is written to `to`; the largest, in float64, is returned."""
-    peak = np.float64(number_at(z, 0))
+    peak = np.float64(load_scalar(z, 0))
     for k in range(1, classes):
-        peak = max(peak, np.float64(number_at(z, k)))
+        peak = max(peak, np.float64(load_scalar(z, k)))
     for k in range(0, classes, LANES):
         count = min(LANES, classes - k)
-        store_first(to, k, exponential(load_first(z, k, count) - like(z, peak)), count)
+        store_masked(dst, k, exp(load_masked(z, k, count) - full_like(z, peak)), count)
     return peak
 
 
@@ -47,15 +57,15 @@ def _softmax_cross_entropy(  # type: ignore[no-untyped-def]
         peak = _exponentials(z, classes, d)
         total, sum_of_logits = 0.0, 0.0
         for k in range(classes):
-            total += number_at(d, k)
-            sum_of_logits += number_at(z, k) - peak
+            total += load_scalar(d, k)
+            sum_of_logits += load_scalar(z, k) - peak
         weight, log_total, even = weights[label] / denominator, math.log(total), smoothing / classes
-        of_label = number_at(z, label) - peak - log_total  # log p of the true class
+        of_label = load_scalar(z, label) - peak - log_total  # log p of the true class
         losses[t] -= weight * (even * (sum_of_logits - classes * log_total) + (1.0 - smoothing) * of_label)
         for k in range(0, classes, LANES):
-            count, of_even = min(LANES, classes - k), like(z, -weight * even)
-            store_first(d, k, fma(load_first(d, k, count), like(z, weight / total), of_even), count)
-        put_number(d, label, number_at(d, label) - weight * (1.0 - smoothing))
+            count, of_even = min(LANES, classes - k), full_like(z, -weight * even)
+            store_masked(d, k, fma(load_masked(d, k, count), full_like(z, weight / total), of_even), count)
+        store_scalar(d, label, load_scalar(d, label) - weight * (1.0 - smoothing))
 
 
 @kernel
@@ -69,14 +79,14 @@ def _softmax_cross_entropy_of_values(  # type: ignore[no-untyped-def]
         peak, even = _exponentials(z, classes, d), smoothing / classes
         total, weight, of_targets = 0.0, 0.0, 0.0
         for k in range(classes):
-            value = np.float64(number_at(values, k))
-            total += number_at(d, k)
+            value = np.float64(load_scalar(values, k))
+            total += load_scalar(d, k)
             weight += value * weights[k]
-            of_targets += (even + (1.0 - smoothing) * value) * (number_at(z, k) - peak)
+            of_targets += (even + (1.0 - smoothing) * value) * (load_scalar(z, k) - peak)
         weight /= denominator
         losses[t] -= weight * (of_targets - math.log(total))
         for k in range(0, classes, LANES):
             count = min(LANES, classes - k)
-            target = fma(load_first(values, k, count), like(z, 1.0 - smoothing), like(z, even))
-            p = load_first(d, k, count) * like(z, 1.0 / total)
-            store_first(d, k, (p - target) * like(z, weight), count)
+            target = fma(load_masked(values, k, count), full_like(z, 1.0 - smoothing), full_like(z, even))
+            p = load_masked(d, k, count) * full_like(z, 1.0 / total)
+            store_masked(d, k, (p - target) * full_like(z, weight), count)

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from cnn.backends.base import Array
-from cnn.backends.cpu.functions import KINDS, activation, times_derivative
-from cnn.backends.cpu.simd import LANES, fma, like, load, pointer, shift, store, widened
-from cnn.backends.cpu.team import Team, kernel, team_of
+from cnn.backends.cpu.simd import LANES, advance, fma, full_like, load, pointer, store, to_float64
+from cnn.backends.cpu.team import Team, get_team, kernel
+from cnn.backends.cpu.vector_math import KINDS, activation, activation_grad
 from cnn.backends.reference import ReferenceBackend
 
 _MIN_WIDTH = 64  # numbers; a row that is too short is all overhead
@@ -35,7 +35,7 @@ def train(
 
 def statistics(x: Array, team: Team) -> tuple[Array, Array]:
     """Mean and biased variance of each channel of x (..., C): float64 (C,) each."""
-    channels, flat, team = x.shape[-1], x.reshape(-1), team.worth(x.size)
+    channels, flat, team = x.shape[-1], x.reshape(-1), team.for_size(x.size)
     width = _row_width(channels)
     whole = len(flat) // (4 * width) * (4 * width)
     counts = np.zeros(team.threads)  # (T,)
@@ -55,7 +55,7 @@ def statistics(x: Array, team: Team) -> tuple[Array, Array]:
 
 def channel_sums(x: Array, team: Team) -> Array:
     """The sum of each channel of x (..., C), such as a bias's gradient: float64 (C,)."""
-    channels, flat, team = x.shape[-1], np.ascontiguousarray(x).reshape(-1), team.worth(x.size)
+    channels, flat, team = x.shape[-1], np.ascontiguousarray(x).reshape(-1), team.for_size(x.size)
     width, whole = _whole_rows(x)
     totals = np.zeros((team.threads, width))  # (T, W)
     if whole:
@@ -68,17 +68,17 @@ def infer(
 ) -> Array:
     """See `ReferenceBackend.batch_norm_infer`."""
     y = np.empty(x.shape, x.dtype)  # shape of x
-    flat, to, team = np.ascontiguousarray(x).reshape(-1), y.reshape(-1), team.worth(x.size)
+    flat, dst, team = np.ascontiguousarray(x).reshape(-1), y.reshape(-1), team.for_size(x.size)
     factor = (scale / np.sqrt(variance + epsilon)).astype(x.dtype)  # (C,)
     width, whole = _whole_rows(x)
     wide = [_repeated(values, width, x.dtype) for values in (mean, factor, shift)]  # (W,) each
     if whole:
-        team.run(_normalise, KINDS[kind], flat[:whole], *wide, to[:whole])
+        team.run(_normalise, KINDS[kind], flat[:whole], *wide, dst[:whole])
     if whole < x.size:
         last = np.zeros(width, x.dtype)  # (W,)
         last[: x.size - whole] = flat[whole:]
-        team_of(1).run(_normalise, KINDS[kind], last, *wide, last)
-        to[whole:] = last[: x.size - whole]
+        get_team(1).run(_normalise, KINDS[kind], last, *wide, last)
+        dst[whole:] = last[: x.size - whole]
     return y
 
 
@@ -87,7 +87,7 @@ def backward(
     d_scale: Array, d_shift: Array, team: Team,
 ) -> Array:
     """See `ReferenceBackend.batch_norm_backward`."""
-    channels, dx, team = x.shape[-1], np.empty(x.shape, x.dtype), team.worth(x.size)
+    channels, dx, team = x.shape[-1], np.empty(x.shape, x.dtype), team.for_size(x.size)
     flat, flat_dy = np.ascontiguousarray(x).reshape(-1), np.ascontiguousarray(dy).reshape(-1)
     inverse = 1.0 / np.sqrt(variance.astype(np.float64) + epsilon)  # (C,)
     factor = (scale * inverse).astype(x.dtype)  # (C,)
@@ -150,7 +150,7 @@ def _statistics(t, threads, x, scratch, counts, means, squares):  # type: ignore
     last = fours * (t + 1) // threads * 4
     mean, square = pointer(scratch, 2 * t * width), pointer(scratch, (2 * t + 1) * width)
     all_means, all_squares = pointer(means, t * width), pointer(squares, t * width)
-    zero = like(mean, 0)
+    zero = full_like(mean, 0)
     before = 0
     for first in range(fours * t // threads * 4, last, _BLOCK):
         added = min(_BLOCK, last - first)
@@ -159,16 +159,16 @@ def _statistics(t, threads, x, scratch, counts, means, squares):  # type: ignore
             store(mean, c, zero)
             store(square, c, zero)
         for r in range(0, added, 4):
-            p = shift(block, r * width)
+            p = advance(block, r * width)
             for c in range(0, width, LANES):
                 upper = load(p, c) + load(p, c + width)
                 lower = load(p, c + 2 * width) + load(p, c + 3 * width)
                 store(mean, c, load(mean, c) + (upper + lower))
-        one_of_all = like(mean, 1.0 / added)
+        one_of_all = full_like(mean, 1.0 / added)
         for c in range(0, width, LANES):
             store(mean, c, load(mean, c) * one_of_all)
         for r in range(0, added, 4):
-            p = shift(block, r * width)
+            p = advance(block, r * width)
             for c in range(0, width, LANES):
                 middle = load(mean, c)
                 d0, d1 = load(p, c) - middle, load(p, c + width) - middle
@@ -177,10 +177,10 @@ def _statistics(t, threads, x, scratch, counts, means, squares):  # type: ignore
         count = before + added
         for c in range(0, width, LANES):
             old = load(all_means, c)
-            delta = widened(load(mean, c)) - old
-            store(all_means, c, fma(delta, like(old, added / count), old))
-            total = load(all_squares, c) + widened(load(square, c))
-            store(all_squares, c, fma(delta * delta, like(old, before * added / count), total))
+            delta = to_float64(load(mean, c)) - old
+            store(all_means, c, fma(delta, full_like(old, added / count), old))
+            total = load(all_squares, c) + to_float64(load(square, c))
+            store(all_squares, c, fma(delta * delta, full_like(old, before * added / count), total))
         before = count
     counts[t] = before
 
@@ -192,16 +192,16 @@ def _channel_sums(t, threads, x, scratch, totals):  # type: ignore[no-untyped-de
     rows = x.size // width
     last = rows * (t + 1) // threads
     block, total = pointer(scratch, t * width), pointer(totals, t * width)
-    zero = like(block, 0)
+    zero = full_like(block, 0)
     for first in range(rows * t // threads, last, _BLOCK):
         for c in range(0, width, LANES):
             store(block, c, zero)
         for r in range(first, min(first + _BLOCK, last)):
-            source = pointer(x, r * width)
+            src = pointer(x, r * width)
             for c in range(0, width, LANES):
-                store(block, c, load(block, c) + load(source, c))
+                store(block, c, load(block, c) + load(src, c))
         for c in range(0, width, LANES):
-            store(total, c, load(total, c) + widened(load(block, c)))
+            store(total, c, load(total, c) + to_float64(load(block, c)))
 
 
 @kernel
@@ -211,10 +211,10 @@ def _normalise(t, threads, kind, x, mean, factor, shifts, y):  # type: ignore[no
     rows = x.size // width
     a, f, b = pointer(mean, 0), pointer(factor, 0), pointer(shifts, 0)
     for r in range(rows * t // threads, rows * (t + 1) // threads):
-        source, to = pointer(x, r * width), pointer(y, r * width)
+        src, dst = pointer(x, r * width), pointer(y, r * width)
         for c in range(0, width, LANES):
-            z = fma(load(source, c) - load(a, c), load(f, c), load(b, c))
-            store(to, c, activation(kind, z))
+            z = fma(load(src, c) - load(a, c), load(f, c), load(b, c))
+            store(dst, c, activation(kind, z))
 
 
 @kernel
@@ -229,7 +229,7 @@ def _gradient_sums(t, threads, kind, dy, x, mean, factor, shifts, scratch, total
     plain, weighted = pointer(scratch, 2 * t * width), pointer(scratch, (2 * t + 1) * width)
     plain_total, weighted_total = pointer(totals, 2 * t * width), pointer(totals, (2 * t + 1) * width)
     a, f, b = pointer(mean, 0), pointer(factor, 0), pointer(shifts, 0)
-    zero = like(a, 0)
+    zero = full_like(a, 0)
     for first in range(rows * t // threads, last, _BLOCK):
         for c in range(0, width, LANES):
             store(plain, c, zero)
@@ -238,12 +238,12 @@ def _gradient_sums(t, threads, kind, dy, x, mean, factor, shifts, scratch, total
             from_x, from_dy = pointer(x, r * width), pointer(dy, r * width)
             for c in range(0, width, LANES):
                 d = load(from_x, c) - load(a, c)
-                dz = times_derivative(kind, load(from_dy, c), fma(d, load(f, c), load(b, c)))
+                dz = activation_grad(kind, load(from_dy, c), fma(d, load(f, c), load(b, c)))
                 store(plain, c, load(plain, c) + dz)
                 store(weighted, c, fma(dz, d, load(weighted, c)))
         for c in range(0, width, LANES):
-            store(plain_total, c, load(plain_total, c) + widened(load(plain, c)))
-            store(weighted_total, c, load(weighted_total, c) + widened(load(weighted, c)))
+            store(plain_total, c, load(plain_total, c) + to_float64(load(plain, c)))
+            store(weighted_total, c, load(weighted_total, c) + to_float64(load(weighted, c)))
 
 
 @kernel
@@ -253,9 +253,9 @@ def _input_gradient(t, threads, kind, dy, x, mean, factor, shifts, slope, offset
     rows = x.size // width
     a, f, b, s, o = pointer(mean, 0), pointer(factor, 0), pointer(shifts, 0), pointer(slope, 0), pointer(offset, 0)
     for r in range(rows * t // threads, rows * (t + 1) // threads):
-        from_x, from_dy, to = pointer(x, r * width), pointer(dy, r * width), pointer(dx, r * width)
+        from_x, from_dy, dst = pointer(x, r * width), pointer(dy, r * width), pointer(dx, r * width)
         for c in range(0, width, LANES):
             d = load(from_x, c) - load(a, c)
             scale = load(f, c)
-            dz = times_derivative(kind, load(from_dy, c), fma(d, scale, load(b, c)))
-            store(to, c, fma(scale, dz, like(scale, 0) - fma(load(s, c), d, load(o, c))))
+            dz = activation_grad(kind, load(from_dy, c), fma(d, scale, load(b, c)))
+            store(dst, c, fma(scale, dz, full_like(scale, 0) - fma(load(s, c), d, load(o, c))))

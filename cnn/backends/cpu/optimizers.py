@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from cnn.backends.base import Array
-from cnn.backends.cpu.simd import LANES, fma, like, load, pointer, square_root, store, widened
+from cnn.backends.cpu.simd import LANES, fma, full_like, load, pointer, sqrt, store, to_float64
 from cnn.backends.cpu.team import Team, kernel
 from cnn.backends.reference import ReferenceBackend
 
@@ -19,7 +19,7 @@ _REFERENCE = ReferenceBackend()
 
 def squared_norm(vector: Array, team: Team) -> float:
     """See `ReferenceBackend.squared_norm`."""
-    team = team.worth(vector.size)
+    team = team.for_size(vector.size)
     sums = np.zeros((team.threads, LANES))
     team.run(_squared_norm, vector, sums)
     return float(sums.sum()) + _REFERENCE.squared_norm(vector[vector.size // LANES * LANES :])
@@ -32,7 +32,7 @@ def sgd_step(
     """See `ReferenceBackend.sgd_step`."""
     for whole, rest, decay in _stretches(weights.size, decayed, weight_decay):
         w, g, v = weights[whole], gradient[whole], velocity[whole]
-        team.worth(w.size).run(_sgd_step, w, g, v, gradient_scale, lr, momentum, nesterov, decay)
+        team.for_size(w.size).run(_sgd_step, w, g, v, gradient_scale, lr, momentum, nesterov, decay)
         w, g, v = weights[rest], gradient[rest], velocity[rest]
         _REFERENCE.sgd_step(w, g, v, w.size, gradient_scale, lr, momentum, nesterov, decay)
 
@@ -45,7 +45,7 @@ def adamw_step(
     for whole, rest, decay in _stretches(weights.size, decayed, weight_decay):
         w, g, m, v = weights[whole], gradient[whole], first[whole], second[whole]
         rate, root_scale = lr / (1.0 - beta1**step), 1.0 / math.sqrt(1.0 - beta2**step)
-        team.worth(w.size).run(
+        team.for_size(w.size).run(
             _adamw_step, w, g, m, v, gradient_scale, rate, root_scale, beta1, beta2, epsilon, 1.0 - lr * decay
         )
         w, g, m, v = weights[rest], gradient[rest], first[rest], second[rest]
@@ -63,16 +63,16 @@ def _stretches(size: int, decayed: int, weight_decay: float) -> Iterator[tuple[s
 def _squared_norm(t, threads, vector, sums):  # type: ignore[no-untyped-def]
     """sums (T, LANES) float64: of the squares of share t of vector (size,), as two sums that need not wait."""
     pairs = vector.size // (2 * LANES)
-    source, to = pointer(vector, 0), pointer(sums, t * LANES)
-    even, odd = like(to, 0), like(to, 0)
+    src, dst = pointer(vector, 0), pointer(sums, t * LANES)
+    even, odd = full_like(dst, 0), full_like(dst, 0)
     for i in range(pairs * t // threads, pairs * (t + 1) // threads):
-        first = widened(load(source, 2 * i * LANES))
-        second = widened(load(source, (2 * i + 1) * LANES))
+        first = to_float64(load(src, 2 * i * LANES))
+        second = to_float64(load(src, (2 * i + 1) * LANES))
         even, odd = fma(first, first, even), fma(second, second, odd)
     if t == 0 and vector.size // LANES > 2 * pairs:
-        last = widened(load(source, 2 * pairs * LANES))
+        last = to_float64(load(src, 2 * pairs * LANES))
         even = fma(last, last, even)
-    store(to, 0, even + odd)
+    store(dst, 0, even + odd)
 
 
 @kernel
@@ -81,12 +81,12 @@ def _sgd_step(t, threads, weights, gradient, velocity, scale, lr, momentum, nest
     groups = weights.size // LANES
     w, g, v = pointer(weights, 0), pointer(gradient, 0), pointer(velocity, 0)
     for i in range(groups * t // threads * LANES, groups * (t + 1) // threads * LANES, LANES):
-        slope = fma(like(w, decay), load(w, i), load(g, i) * like(w, scale))
-        speed = fma(like(w, momentum), load(v, i), slope)
+        slope = fma(full_like(w, decay), load(w, i), load(g, i) * full_like(w, scale))
+        speed = fma(full_like(w, momentum), load(v, i), slope)
         store(v, i, speed)
         if nesterov:
-            speed = fma(like(w, momentum), speed, slope)
-        store(w, i, fma(like(w, -lr), speed, load(w, i)))
+            speed = fma(full_like(w, momentum), speed, slope)
+        store(w, i, fma(full_like(w, -lr), speed, load(w, i)))
 
 
 @kernel
@@ -97,10 +97,10 @@ def _adamw_step(  # type: ignore[no-untyped-def]
     groups = weights.size // LANES
     w, g, m, v = pointer(weights, 0), pointer(gradient, 0), pointer(first, 0), pointer(second, 0)
     for i in range(groups * t // threads * LANES, groups * (t + 1) // threads * LANES, LANES):
-        slope = load(g, i) * like(w, scale)
-        mean = fma(like(w, beta1), load(m, i), slope * like(w, 1.0 - beta1))
-        square = fma(like(w, beta2), load(v, i), slope * slope * like(w, 1.0 - beta2))
+        slope = load(g, i) * full_like(w, scale)
+        mean = fma(full_like(w, beta1), load(m, i), slope * full_like(w, 1.0 - beta1))
+        square = fma(full_like(w, beta2), load(v, i), slope * slope * full_like(w, 1.0 - beta2))
         store(m, i, mean)
         store(v, i, square)
-        root = fma(square_root(square), like(w, root_scale), like(w, epsilon))
-        store(w, i, fma(like(w, keep), load(w, i), like(w, -rate) * (mean / root)))
+        root = fma(sqrt(square), full_like(w, root_scale), full_like(w, epsilon))
+        store(w, i, fma(full_like(w, keep), load(w, i), full_like(w, -rate) * (mean / root)))

@@ -13,18 +13,18 @@ import numpy as np
 from cnn.backends.base import Array, Window
 from cnn.backends.cpu.simd import (
     LANES,
+    advance,
+    full_like,
     inner,
-    like,
     load,
+    load_uint,
     load_up_to,
-    load_whole,
     pointer,
-    shift,
+    select_equal,
+    select_greater,
     store,
+    store_uint,
     store_up_to,
-    store_whole,
-    where_beaten,
-    where_equal,
 )
 from cnn.backends.cpu.team import Team, kernel
 
@@ -34,9 +34,9 @@ def max_pool(x: Array, window: Window, team: Team) -> tuple[Array, Array]:
     x, y = np.ascontiguousarray(x), _outputs(x, window)
     winner = np.empty(y.shape, np.uint8 if math.prod(window.size) <= 256 else np.uint32)  # (N, OH, OW, C)
     if _halves(window, x):
-        team.worth(x.size).run(_halve, x, y, winner)
+        team.for_size(x.size).run(_halve, x, y, winner)
     else:
-        team.worth(x.size).run(_max_pool, x, window.size, window.stride, window.top, window.left, y, winner)
+        team.for_size(x.size).run(_max_pool, x, window.size, window.stride, window.top, window.left, y, winner)
     return y, winner
 
 
@@ -44,17 +44,17 @@ def max_pool_backward(dy: Array, winner: Array, in_shape: tuple[int, ...], windo
     """See `ReferenceBackend.max_pool_backward`."""
     dx, dy = np.empty(in_shape, dy.dtype), np.ascontiguousarray(dy)  # (N, H, W, C), (N, OH, OW, C)
     if _halves(window, dy):
-        team.worth(dx.size).run(_halve_backward, dy, winner, dx)
+        team.for_size(dx.size).run(_halve_backward, dy, winner, dx)
     else:
         place = (window.size, window.stride, window.top, window.left)
-        team.worth(dx.size).run(_max_pool_backward, dy, winner, *place, dx)
+        team.for_size(dx.size).run(_max_pool_backward, dy, winner, *place, dx)
     return dx
 
 
 def average_pool(x: Array, window: Window, team: Team) -> Array:
     """See `ReferenceBackend.average_pool`."""
     x, y = np.ascontiguousarray(x), _outputs(x, window)
-    team.worth(x.size).run(_average_pool, x, window.size, window.stride, window.top, window.left, y)
+    team.for_size(x.size).run(_average_pool, x, window.size, window.stride, window.top, window.left, y)
     return y
 
 
@@ -62,7 +62,7 @@ def average_pool_backward(dy: Array, in_shape: tuple[int, ...], window: Window, 
     """See `ReferenceBackend.average_pool_backward`."""
     dx, dy = np.empty(in_shape, dy.dtype), np.ascontiguousarray(dy)  # (N, H, W, C), (N, OH, OW, C)
     place = (window.size, window.stride, window.top, window.left)
-    team.worth(dx.size).run(_average_pool_backward, dy, *place, dx)
+    team.for_size(dx.size).run(_average_pool_backward, dy, *place, dx)
     return dx
 
 
@@ -86,20 +86,20 @@ def _halve(t, threads, x, y, winner):  # type: ignore[no-untyped-def]
     images, height, width, channels = x.shape
     out_h, out_w = y.shape[1:3]
     below = width * channels
-    one, two, three = like(pointer(x, 0), 1), like(pointer(x, 0), 2), like(pointer(x, 0), 3)
+    one, two, three = full_like(pointer(x, 0), 1), full_like(pointer(x, 0), 2), full_like(pointer(x, 0), 3)
     zero = one - one
     for line in range(images * out_h * t // threads, images * out_h * (t + 1) // threads):
-        source = pointer(x, (line // out_h * height + line % out_h * 2) * below)
-        to, which = pointer(y, line * out_w * channels), pointer(winner, line * out_w * channels)
+        src = pointer(x, (line // out_h * height + line % out_h * 2) * below)
+        dst, which = pointer(y, line * out_w * channels), pointer(winner, line * out_w * channels)
         for _ in range(out_w):
             for c in range(0, channels, LANES):
-                first, second = load(source, c), load(source, c + channels)
-                third, fourth = load(source, c + below), load(source, c + below + channels)
-                upper, lower = where_beaten(first, second, second, first), where_beaten(third, fourth, fourth, third)
-                store(to, c, where_beaten(upper, lower, lower, upper))
-                up, low = where_beaten(first, second, one, zero), where_beaten(third, fourth, three, two)
-                store_whole(which, c, where_beaten(upper, lower, low, up))
-            source, to, which = shift(source, 2 * channels), shift(to, channels), shift(which, channels)
+                first, second = load(src, c), load(src, c + channels)
+                third, fourth = load(src, c + below), load(src, c + below + channels)
+                upper, lower = select_greater(first, second, second, first), select_greater(third, fourth, fourth, third)
+                store(dst, c, select_greater(upper, lower, lower, upper))
+                up, low = select_greater(first, second, one, zero), select_greater(third, fourth, three, two)
+                store_uint(which, c, select_greater(upper, lower, low, up))
+            src, dst, which = advance(src, 2 * channels), advance(dst, channels), advance(which, channels)
 
 
 @kernel
@@ -107,31 +107,31 @@ def _halve_backward(t, threads, dy, winner, dx):  # type: ignore[no-untyped-def]
     """dx (N, H, W, C): dy (N, OH, OW, C) where it won, else zero; an odd last row or column has no window."""
     images, height, width, channels = dx.shape
     out_h, out_w = dy.shape[1:3]
-    one, two, three = like(pointer(dx, 0), 1), like(pointer(dx, 0), 2), like(pointer(dx, 0), 3)
+    one, two, three = full_like(pointer(dx, 0), 1), full_like(pointer(dx, 0), 2), full_like(pointer(dx, 0), 3)
     zero = one - one
     below = width * channels
     lines = out_h + height % 2
     for line in range(images * lines * t // threads, images * lines * (t + 1) // threads):
         n, i = line // lines, line % lines
-        to = pointer(dx, (n * height + 2 * i) * below)
+        dst = pointer(dx, (n * height + 2 * i) * below)
         if i == out_h:
             for c in range(0, below, LANES):
-                store(to, c, zero)
+                store(dst, c, zero)
             continue
-        source = pointer(dy, (n * out_h + i) * out_w * channels)
+        src = pointer(dy, (n * out_h + i) * out_w * channels)
         which = pointer(winner, (n * out_h + i) * out_w * channels)
         for _ in range(out_w):
             for c in range(0, channels, LANES):
-                values, won = load(source, c), load_whole(which, c, one)
-                store(to, c, where_equal(won, zero, values))
-                store(to, c + channels, where_equal(won, one, values))
-                store(to, c + below, where_equal(won, two, values))
-                store(to, c + below + channels, where_equal(won, three, values))
-            source, to, which = shift(source, channels), shift(to, 2 * channels), shift(which, channels)
+                values, won = load(src, c), load_uint(which, c, one)
+                store(dst, c, select_equal(won, zero, values))
+                store(dst, c + channels, select_equal(won, one, values))
+                store(dst, c + below, select_equal(won, two, values))
+                store(dst, c + below + channels, select_equal(won, three, values))
+            src, dst, which = advance(src, channels), advance(dst, 2 * channels), advance(which, channels)
         if width % 2:
             for c in range(0, channels, LANES):
-                store(to, c, zero)
-                store(to, c + below, zero)
+                store(dst, c, zero)
+                store(dst, c + below, zero)
 
 
 @kernel
@@ -147,17 +147,17 @@ def _max_pool(t, threads, x, size, stride, top, left, y, winner):  # type: ignor
             across = j * stride[1] - left
             first_b, last_b = max(0, -across), min(size[1], width - across)
             corner = pointer(x, ((n * height + up) * width + across) * channels)
-            to = (line * out_w + j) * channels
+            dst = (line * out_w + j) * channels
             for c in range(0, lanes, LANES):
-                best, which, one = like(corner, -np.inf), like(corner, 0), like(corner, 1)
+                best, which, one = full_like(corner, -np.inf), full_like(corner, 0), full_like(corner, 1)
                 for a in range(first_a, last_a):
-                    tap = like(corner, a * size[1] + first_b)
+                    tap = full_like(corner, a * size[1] + first_b)
                     for b in range(first_b, last_b):
                         value = load(corner, (a * width + b) * channels + c)
-                        which, best = where_beaten(best, value, tap, which), where_beaten(best, value, value, best)
+                        which, best = select_greater(best, value, tap, which), select_greater(best, value, value, best)
                         tap = tap + one
-                store(pointer(y, to), c, best)
-                store_whole(pointer(winner, to), c, which)
+                store(pointer(y, dst), c, best)
+                store_uint(pointer(winner, dst), c, which)
             for c in range(lanes, channels):
                 peak, first = x.dtype.type(-np.inf), 0
                 for a in range(first_a, last_a):
@@ -184,12 +184,12 @@ def _max_pool_backward(t, threads, dy, winner, size, stride, top, left, dx):  # 
                 first_column = j * stride[1] - left
                 first_tap = (row + top - i * stride[0]) * size[1]
                 at = ((n * out_h + i) * out_w + j) * channels
-                to = pointer(dx, (line * width + first_column) * channels)
+                dst = pointer(dx, (line * width + first_column) * channels)
                 for c in range(0, lanes, LANES):
-                    values, won = load(pointer(dy, at), c), load_whole(pointer(winner, at), c, like(to, 0))
+                    values, won = load(pointer(dy, at), c), load_uint(pointer(winner, at), c, full_like(dst, 0))
                     for b in range(max(0, -first_column), min(size[1], width - first_column)):
                         here = b * channels + c
-                        store(to, here, load(to, here) + where_equal(won, like(to, first_tap + b), values))
+                        store(dst, here, load(dst, here) + select_equal(won, full_like(dst, first_tap + b), values))
                 for c in range(lanes, channels):
                     tap = int(winner[n, i, j, c]) - first_tap
                     # A window that lies in the padding altogether has a winner outside of the image.
@@ -202,7 +202,7 @@ def _average_pool(t, threads, x, size, stride, top, left, y):  # type: ignore[no
     """x (N, H, W, C); y (N, OH, OW, C) is written."""
     images, height, width, channels = x.shape
     out_h, out_w = y.shape[1:3]
-    share = like(pointer(y, 0), 1 / (size[0] * size[1]))
+    share = full_like(pointer(y, 0), 1 / (size[0] * size[1]))
     for line in range(images * out_h * t // threads, images * out_h * (t + 1) // threads):
         up = line % out_h * stride[0] - top
         for j in range(out_w):
@@ -221,7 +221,7 @@ def _average_pool_backward(t, threads, dy, size, stride, top, left, dx):  # type
     """dx (N, H, W, C) = the sum of dy (N, OH, OW, C) over the windows that cover each number, over their size."""
     images, height, width, channels = dx.shape
     out_h, out_w = dy.shape[1:3]
-    share = like(pointer(dx, 0), 1 / (size[0] * size[1]))
+    share = full_like(pointer(dx, 0), 1 / (size[0] * size[1]))
     for line in range(images * height * t // threads, images * height * (t + 1) // threads):
         n, down = line // height, line % height + top
         first_i, last_i = _windows(down, size[0], stride[0], out_h)

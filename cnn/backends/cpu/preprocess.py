@@ -8,18 +8,18 @@ import numpy as np
 from cnn.backends.base import Array
 from cnn.backends.cpu.simd import (
     LANES,
+    advance,
     fma,
+    full_like,
     inner,
-    like,
     load,
+    load_scalar,
+    load_uint,
     load_up_to,
-    load_whole,
-    number_at,
     pointer,
-    put_number,
-    shift,
     store,
-    store_first,
+    store_masked,
+    store_scalar,
     store_up_to,
 )
 from cnn.backends.cpu.team import Team, kernel
@@ -38,7 +38,7 @@ def resample(
     images = np.ascontiguousarray(images).reshape(count, -1, width * channels)  # (N, H, W * C)
     padded = np.zeros((2, channels + LANES), mean.dtype)  # (2, C and more)
     padded[:, :channels] = mean, 1 / std
-    team = team.worth(out.size)
+    team = team.for_size(out.size)
     lines = np.zeros((team.threads, 2, (max(width, xs.shape[1]) + 1) * channels + LANES), mean.dtype)
     team.run(_resample, images, *_split(ys, mean), *_split(xs, mean), *padded, _in_lanes(colours, mean), lines, out)
     for image, hole in zip(out, () if holes is None else holes, strict=False):
@@ -65,7 +65,7 @@ def _in_lanes(colours: Array | None, mean: Array) -> Array:
 def blend(x: Array, partners: Array, shares: Array, boxes: Array, team: Team) -> Array:
     """See `ReferenceBackend.blend`."""
     out = np.empty_like(x)  # (N, H, W, C)
-    team.worth(x.size).run(_blend, x, partners, shares, boxes, out)
+    team.for_size(x.size).run(_blend, x, partners, shares, boxes, out)
     return out
 
 
@@ -101,41 +101,41 @@ def _resample(t, threads, images, y_first, downs, x_first, acrosses, mean, facto
     """
     count, height, length = images.shape
     columns, channels = out.shape[2:]
-    source, to = pointer(lines, 2 * t * lines.shape[2]), pointer(lines, (2 * t + 1) * lines.shape[2])
+    src, dst = pointer(lines, 2 * t * lines.shape[2]), pointer(lines, (2 * t + 1) * lines.shape[2])
     for n in range(count * t // threads, count * (t + 1) // threads):
         for i in range(out.shape[1]):
             y0 = y_first[n, i]
-            y1, down = min(y0 + 1, height - 1), like(source, downs[n, i])
+            y1, down = min(y0 + 1, height - 1), full_like(src, downs[n, i])
             upper, lower = pointer(images, (n * height + y0) * length), pointer(images, (n * height + y1) * length)
             for each in range(0, length, LANES):
                 k = min(each, length - LANES)  # the last lanes overlap those before
-                above = load_whole(upper, k, down)
-                store(source, k, fma(down, load_whole(lower, k, down) - above, above))
+                above = load_uint(upper, k, down)
+                store(src, k, fma(down, load_uint(lower, k, down) - above, above))
             for c in range(channels):  # the last pixel's neighbour is itself
-                put_number(source, length + c, number_at(source, length - channels + c))
+                store_scalar(src, length + c, load_scalar(src, length - channels + c))
             for j in range(columns):
-                first, across = shift(source, x_first[n, j] * channels), like(source, acrosses[n, j])
+                first, across = advance(src, x_first[n, j] * channels), full_like(src, acrosses[n, j])
                 for c in range(0, channels, LANES):
                     left, right = load(first, c), load(first, channels + c)
                     value = fma(across, right - left, left) - load(pointer(mean, 0), c)
-                    store(to, j * channels + c, value * load(pointer(factor, 0), c))
+                    store(dst, j * channels + c, value * load(pointer(factor, 0), c))
             line = pointer(out, (n * out.shape[1] + i) * columns * channels)
             full = columns * channels // LANES * LANES
             if len(colours) > 0:
                 colour = pointer(colours, n * colours.shape[1] * colours.shape[2])
                 for k in range(0, full, LANES):
-                    store(line, k, _recoloured(to, k, colour, channels))
-                store_first(line, full, _recoloured(to, full, colour, channels), columns * channels - full)
+                    store(line, k, _recoloured(dst, k, colour, channels))
+                store_masked(line, full, _recoloured(dst, full, colour, channels), columns * channels - full)
             else:
                 for k in range(0, full, LANES):
-                    store(line, k, load(to, k))
-                store_first(line, full, load(to, full), columns * channels - full)
+                    store(line, k, load(dst, k))
+                store_masked(line, full, load(dst, full), columns * channels - full)
 
 
 @inner
-def _copy(source, first, last, to):  # type: ignore[no-untyped-def]
+def _copy(src, first, last, dst):  # type: ignore[no-untyped-def]
     for k in range(first, last, LANES):
-        store_up_to(to, k, load_up_to(source, k, last - k), last - k)
+        store_up_to(dst, k, load_up_to(src, k, last - k), last - k)
 
 
 @kernel
@@ -150,7 +150,7 @@ def _blend(t, threads, x, partners, shares, boxes, out):  # type: ignore[no-unty
             if i < top or i >= bottom:
                 _copy(own, 0, length, line)
                 continue
-            other, share = pointer(x, (partners[n] * height + i) * length), like(own, shares[n])
+            other, share = pointer(x, (partners[n] * height + i) * length), full_like(own, shares[n])
             _copy(own, 0, left, line)
             for k in range(left, right, LANES):
                 theirs = load_up_to(other, k, right - k)

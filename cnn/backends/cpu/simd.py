@@ -23,7 +23,7 @@ inner = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy"
 
 # A constant that is passed to an inner function goes through `whole`: for each bare one, Numba would compile the
 # function again.
-whole = types.int64
+int64 = types.int64
 
 _LLVM_SCALARS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
 _INT32 = ir.IntType(32)
@@ -79,7 +79,7 @@ def pointer(_typing, array, index):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def shift(_typing, start, count):  # type: ignore[no-untyped-def]
+def advance(_typing, start, count):  # type: ignore[no-untyped-def]
     """The pointer `count` numbers further on."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
@@ -94,7 +94,7 @@ def round_up(number, multiple):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def number_at(_typing, start, index):  # type: ignore[no-untyped-def]
+def load_scalar(_typing, start, index):  # type: ignore[no-untyped-def]
     """The one number start[index]."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
@@ -104,7 +104,7 @@ def number_at(_typing, start, index):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def put_number(_typing, start, index, number):  # type: ignore[no-untyped-def]
+def store_scalar(_typing, start, index, number):  # type: ignore[no-untyped-def]
     """start[index] becomes the number."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
@@ -127,7 +127,7 @@ def load(_typing, start, index):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def load_first(_typing, start, index, count):  # type: ignore[no-untyped-def]
+def load_masked(_typing, start, index, count):  # type: ignore[no-untyped-def]
     """As `load`, but only the first `count` lanes are read; the others are zero."""
     lanes = Lanes(start.dtype)
 
@@ -157,7 +157,7 @@ def store(_typing, start, index, values):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def store_first(_typing, start, index, values, count):  # type: ignore[no-untyped-def]
+def store_masked(_typing, start, index, values, count):  # type: ignore[no-untyped-def]
     """As `store`, but only the first `count` lanes are written."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
@@ -186,7 +186,7 @@ def broadcast(_typing, start, index):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def like(_typing, pattern, number):  # type: ignore[no-untyped-def]
+def full_like(_typing, pattern, number):  # type: ignore[no-untyped-def]
     """`number` in every lane, in the precision of `pattern`: lanes or a pointer."""
     lanes = Lanes(pattern.dtype)
 
@@ -209,7 +209,7 @@ def fma(_typing, a, b, c):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def larger(_typing, a, b):  # type: ignore[no-untyped-def]
+def maximum(_typing, a, b):  # type: ignore[no-untyped-def]
     """The larger of each two lanes; NaN where `a` has it."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
@@ -219,7 +219,7 @@ def larger(_typing, a, b):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def where_positive(_typing, gate, values):  # type: ignore[no-untyped-def]
+def select_positive(_typing, gate, values):  # type: ignore[no-untyped-def]
     """`values` where `gate` is above zero, else zero."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
@@ -246,7 +246,7 @@ for _operation, _instruction in ((operator.add, "fadd"), (operator.sub, "fsub"),
 
 
 @intrinsic
-def bits(_typing, pattern):  # type: ignore[no-untyped-def]
+def bit_width(_typing, pattern):  # type: ignore[no-untyped-def]
     """How many bits a number of `pattern` has, lanes or a pointer: known when the kernel is compiled."""
     width = pattern.dtype.bitwidth
 
@@ -257,7 +257,7 @@ def bits(_typing, pattern):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def smaller(_typing, a, b):  # type: ignore[no-untyped-def]
+def minimum(_typing, a, b):  # type: ignore[no-untyped-def]
     """The smaller of each two lanes; NaN where `a` has it."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
@@ -267,7 +267,7 @@ def smaller(_typing, a, b):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def power_of_low_bits(_typing, values):  # type: ignore[no-untyped-def]
+def exp2_of_low_bits(_typing, values):  # type: ignore[no-untyped-def]
     """2 to the power of the integer in the lowest bits of each lane, which is within the precision's exponents."""
     width, bias, fraction_bits = (32, 127, 23) if values.dtype == types.float32 else (64, 1023, 52)
     whole_numbers = ir.VectorType(ir.IntType(width), LANES)
@@ -286,7 +286,7 @@ _define(operator.truediv, "fdiv")
 
 
 @intrinsic
-def widened(_typing, values):  # type: ignore[no-untyped-def]
+def to_float64(_typing, values):  # type: ignore[no-untyped-def]
     """The same numbers in double precision."""
     lanes = Lanes(types.float64)
 
@@ -297,7 +297,7 @@ def widened(_typing, values):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def where_beaten(_typing, best, challenger, then, otherwise):  # type: ignore[no-untyped-def]
+def select_greater(_typing, best, challenger, then, otherwise):  # type: ignore[no-untyped-def]
     """`then` where `challenger` is larger than `best` or NaN, else `otherwise`."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
@@ -311,7 +311,7 @@ def where_beaten(_typing, best, challenger, then, otherwise):  # type: ignore[no
 
 
 @intrinsic
-def where_equal(_typing, a, b, values):  # type: ignore[no-untyped-def]
+def select_equal(_typing, a, b, values):  # type: ignore[no-untyped-def]
     """`values` where `a` equals `b`, else zero."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
@@ -322,7 +322,7 @@ def where_equal(_typing, a, b, values):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def load_whole(_typing, start, index, pattern):  # type: ignore[no-untyped-def]
+def load_uint(_typing, start, index, pattern):  # type: ignore[no-untyped-def]
     """The unsigned integers start[index], start[index + 1], ... as lanes like `pattern`."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
@@ -335,7 +335,7 @@ def load_whole(_typing, start, index, pattern):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def store_whole(_typing, start, index, values):  # type: ignore[no-untyped-def]
+def store_uint(_typing, start, index, values):  # type: ignore[no-untyped-def]
     """The unsigned integers start[index], start[index + 1], ... become the lanes, which hold whole numbers."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
@@ -349,7 +349,7 @@ def store_whole(_typing, start, index, values):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def square_root(_typing, values):  # type: ignore[no-untyped-def]
+def sqrt(_typing, values):  # type: ignore[no-untyped-def]
     """The square root of each lane."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
@@ -362,7 +362,7 @@ def square_root(_typing, values):  # type: ignore[no-untyped-def]
 @inner
 def load_up_to(start, index, count):  # type: ignore[no-untyped-def]
     """The first `count` lanes, or all if there are more. Masks are slow, so that they are left to the last few."""
-    return load(start, index) if count >= LANES else load_first(start, index, count)
+    return load(start, index) if count >= LANES else load_masked(start, index, count)
 
 
 @inner
@@ -371,4 +371,4 @@ def store_up_to(start, index, values, count):  # type: ignore[no-untyped-def]
     if count >= LANES:
         store(start, index, values)
     else:
-        store_first(start, index, values, count)
+        store_masked(start, index, values, count)

@@ -47,9 +47,9 @@ class Team:
         if errors:
             raise errors[0]
 
-    def worth(self, numbers: int) -> "Team":
+    def for_size(self, numbers: int) -> "Team":
         """This team, or the caller's thread alone where so few numbers are done before another thread is awake."""
-        return self if numbers >= _WORTH_SHARING else team_of(1)
+        return self if numbers >= _WORTH_SHARING else get_team(1)
 
     def _serve(self, t: int, tasks: SimpleQueue[_Task]) -> None:
         while True:
@@ -63,6 +63,6 @@ class Team:
 
 
 @cache
-def team_of(threads: int) -> Team:
+def get_team(threads: int) -> Team:
     """The team of that size: backends share it, since a thread that sleeps still costs memory."""
     return Team(threads)

@@ -10,29 +10,29 @@ n = m + 2; P = n * n; B tiles a block; C8, K8: channels rounded up to whole lane
 
 import numpy as np
 
-from cnn.backends.cpu.gemm import COLUMNS, ROWS, outer_product, product
+from cnn.backends.cpu.gemm import MR, NR, gemm, outer_product_sum
 from cnn.backends.cpu.simd import (
     LANES,
+    advance,
+    full_like,
     inner,
-    larger,
-    like,
+    int64,
     load,
-    load_first,
-    number_at,
+    load_masked,
+    load_scalar,
+    maximum,
     pointer,
-    put_number,
     round_up,
-    shift,
     store,
-    store_first,
+    store_masked,
+    store_scalar,
     store_up_to,
-    whole,
 )
 from cnn.backends.cpu.team import kernel
 from cnn.backends.cpu.transforms import INPUT, OUTPUT, OUTPUT_ADJOINT, WEIGHT, WEIGHT_ADJOINT, twice
 
 _CHUNK = 16  # channels whose kernels are transformed at a time
-WEIGHT_SCRATCH = 72 * LANES + _CHUNK * 9 * COLUMNS  # numbers that a thread needs to transform kernels
+WEIGHT_SCRATCH = 72 * LANES + _CHUNK * 9 * NR  # numbers that a thread needs to transform kernels
 
 
 @inner
@@ -51,26 +51,26 @@ def header_size(channels, filters):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _fetch(source, height, width, channels, line, column, size, patch, row):  # type: ignore[no-untyped-def]
+def _fetch(src, height, width, channels, line, column, size, patch, row):  # type: ignore[no-untyped-def]
     """size by size pixels of an image from (line, column) on, zero outside it: patch (size, size, row)."""
-    zero = like(source, 0)
+    zero = full_like(src, 0)
     full = channels // LANES * LANES
     for i in range(size):
         for j in range(size):
-            to = shift(patch, (i * size + j) * row)
+            dst = advance(patch, (i * size + j) * row)
             if 0 <= line + i < height and 0 <= column + j < width:
-                pixel = shift(source, ((line + i) * width + column + j) * channels)
+                pixel = advance(src, ((line + i) * width + column + j) * channels)
                 for channel in range(0, full, LANES):
-                    store(to, channel, load(pixel, channel))
+                    store(dst, channel, load(pixel, channel))
                 if full < channels:
-                    store(to, full, load_first(pixel, full, channels - full))
+                    store(dst, full, load_masked(pixel, full, channels - full))
             else:
                 for channel in range(0, row, LANES):
-                    store(to, channel, zero)
+                    store(dst, channel, zero)
 
 
 @inner
-def _tiles_in(kind, m, source, sizes, top, left, first, stop, from_channel, to_channel, to, row, scratch):  # type: ignore[no-untyped-def]
+def _tiles_in(kind, m, src, sizes, top, left, first, stop, from_channel, to_channel, dst, row, scratch):  # type: ignore[no-untyped-def]
     """Transform the patches of tiles first..stop of images `source` (sizes: H, W, C, tiles down, tiles across).
 
     INPUT reads n by n patches (top and left: the padding), OUTPUT_ADJOINT m by m ones.
@@ -79,101 +79,101 @@ def _tiles_in(kind, m, source, sizes, top, left, first, stop, from_channel, to_c
     height, width, channels, down, across = sizes
     n = m + 2
     size = n if kind == INPUT else m
-    plane = plane_size(round_up(stop - first, ROWS), row)
-    patch, patch_row = shift(scratch, 36 * LANES), round_up(channels, LANES)
+    plane = plane_size(round_up(stop - first, MR), row)
+    patch, patch_row = advance(scratch, 36 * LANES), round_up(channels, LANES)
     for tile in range(first, stop):
         image, rest = tile // (down * across), tile % (down * across)
         line, column = rest // across * m - top, rest % across * m - left
-        here = shift(source, image * height * width * channels)
+        here = advance(src, image * height * width * channels)
         inside = line >= 0 and column >= 0 and line + size <= height and column + size <= width
         if inside and patch_row == channels:
-            here = shift(here, (line * width + column) * channels)
+            here = advance(here, (line * width + column) * channels)
             row_step, step = width * channels, channels
         else:
             _fetch(here, height, width, channels, line, column, size, patch, patch_row)
             here, row_step, step = patch, size * patch_row, patch_row
         for channel in range(from_channel, to_channel, LANES):
-            target = shift(to, (tile - first) * row + channel - from_channel)
-            twice(kind, m, shift(here, channel), row_step, step, target, n * plane, plane, scratch)
+            target = advance(dst, (tile - first) * row + channel - from_channel)
+            twice(kind, m, advance(here, channel), row_step, step, target, n * plane, plane, scratch)
 
 
 @inner
-def _tiles_out(m, source, row, rows, sizes, first, stop, y, bias, relu, scratch):  # type: ignore[no-untyped-def]
+def _tiles_out(m, src, row, rows, sizes, first, stop, y, bias, relu, scratch):  # type: ignore[no-untyped-def]
     """The outputs of tiles first..stop from M (P, rows, row) into y (sizes: OH, OW, K, tiles down, across).
 
     bias (K,) or (0,) is added and, if `relu`, nothing below zero let through on the way.
     """
     height, width, channels, down, across = sizes
-    plane, lane, n = plane_size(rows, row), whole(LANES), m + 2
-    patch, offsets = shift(scratch, 36 * LANES), pointer(bias, whole(0))
+    plane, lane, n = plane_size(rows, row), int64(LANES), m + 2
+    patch, offsets = advance(scratch, 36 * LANES), pointer(bias, int64(0))
     plain = bias.size == 0 and not relu
     for tile in range(first, stop):
         image, rest = tile // (down * across), tile % (down * across)
         line, column = rest // across * m, rest % across * m
         lines, columns = min(m, height - line), min(m, width - column)
-        base = shift(y, ((image * height + line) * width + column) * channels)
+        base = advance(y, ((image * height + line) * width + column) * channels)
         for channel in range(0, channels, LANES):
-            matrix, count = shift(source, (tile - first) * row + channel), min(LANES, channels - channel)
+            matrix, count = advance(src, (tile - first) * row + channel), min(LANES, channels - channel)
             if plain and lines == m and columns == m and count == LANES:
                 to_row_step, to_step = width * channels, channels
-                twice(whole(OUTPUT), m, matrix, n * plane, plane, shift(base, channel), to_row_step, to_step, scratch)
+                twice(int64(OUTPUT), m, matrix, n * plane, plane, advance(base, channel), to_row_step, to_step, scratch)
                 continue
-            twice(whole(OUTPUT), m, matrix, n * plane, plane, patch, m * lane, lane, scratch)
-            offset, least = like(y, 0), like(y, 0 if relu else -np.inf)
+            twice(int64(OUTPUT), m, matrix, n * plane, plane, patch, m * lane, lane, scratch)
+            offset, least = full_like(y, 0), full_like(y, 0 if relu else -np.inf)
             if bias.size > 0:
-                offset = load_first(offsets, channel, count)
+                offset = load_masked(offsets, channel, count)
             for i in range(lines):
                 for j in range(columns):
-                    value = larger(load(patch, (i * m + j) * LANES) + offset, least)
+                    value = maximum(load(patch, (i * m + j) * LANES) + offset, least)
                     store_up_to(base, (i * width + j) * channels + channel, value, count)
 
 
 @kernel
-def transform_weights(t, threads, m, weight, turned, u, scratch):  # type: ignore[no-untyped-def]
+def transform_weights(t, threads, m, weight, adjoint, u, scratch):  # type: ignore[no-untyped-def]
     """Share t of kernels (3, 3, C, K) as P matrices (C, K8) of packed columns, see `gemm.py`.
 
     Turned, they are those of the adjoint: kernels (3, 3, K, C) with both axes reversed. scratch (T, size).
     """
-    channels, filters = (weight.shape[3], weight.shape[2]) if turned else (weight.shape[2], weight.shape[3])
-    columns, lane, n = round_up(filters, LANES), whole(LANES), m + 2
+    channels, filters = (weight.shape[3], weight.shape[2]) if adjoint else (weight.shape[2], weight.shape[3])
+    columns, lane, n = round_up(filters, LANES), int64(LANES), m + 2
     plane = plane_size(channels, columns)
     local = pointer(scratch, t * scratch.shape[1])
-    packed, taps = shift(local, 36 * LANES), shift(local, 72 * LANES)
-    source, to = pointer(weight, whole(0)), pointer(u, whole(0))
-    blocks = (columns + COLUMNS - 1) // COLUMNS
-    for k in range(blocks * t // threads * COLUMNS, blocks * (t + 1) // threads * COLUMNS, COLUMNS):
-        width = min(COLUMNS, columns - k)
+    packed, taps = advance(local, 36 * LANES), advance(local, 72 * LANES)
+    src, dst = pointer(weight, int64(0)), pointer(u, int64(0))
+    blocks = (columns + NR - 1) // NR
+    for k in range(blocks * t // threads * NR, blocks * (t + 1) // threads * NR, NR):
+        width = min(NR, columns - k)
         for first in range(0, channels, _CHUNK):
             stop = min(first + _CHUNK, channels)
-            _take_taps(source, channels, filters, k, min(width, filters - k), first, stop, turned, taps)
+            _take_taps(src, channels, filters, k, min(width, filters - k), first, stop, adjoint, taps)
             for c in range(first, stop):
                 for j in range(0, width, LANES):
-                    patch = shift(taps, (c - first) * 9 * COLUMNS + j)
-                    twice(whole(WEIGHT), m, patch, 3 * whole(COLUMNS), whole(COLUMNS), packed, n * lane, lane, local)
+                    patch = advance(taps, (c - first) * 9 * NR + j)
+                    twice(int64(WEIGHT), m, patch, 3 * int64(NR), int64(NR), packed, n * lane, lane, local)
                     for p in range(n * n):
-                        store(to, p * plane + k * channels + c * width + j, load(packed, p * LANES))
+                        store(dst, p * plane + k * channels + c * width + j, load(packed, p * LANES))
 
 
 @inner
-def _take_taps(weight, channels, filters, k, count, first, stop, turned, taps):  # type: ignore[no-untyped-def]
+def _take_taps(weight, channels, filters, k, count, first, stop, adjoint, taps):  # type: ignore[no-untyped-def]
     """taps (stop - first, 9, 16): what channels first..stop give to the filters k.. (count of them).
 
     Turned, the kernels lie in memory as (3, 3, filters, channels) and are read along their lines.
     """
-    if turned:
+    if adjoint:
         for tap in range(9):
             for i in range(count):
-                line = shift(weight, ((8 - tap) * filters + k + i) * channels)
+                line = advance(weight, ((8 - tap) * filters + k + i) * channels)
                 for c in range(first, stop):
-                    put_number(taps, ((c - first) * 9 + tap) * COLUMNS + i, number_at(line, c))
+                    store_scalar(taps, ((c - first) * 9 + tap) * NR + i, load_scalar(line, c))
     else:
         for c in range(first, stop):
             for tap in range(9):
-                line = shift(weight, (tap * channels + c) * filters + k)
-                to = shift(taps, ((c - first) * 9 + tap) * COLUMNS)
-                store(to, 0, load_first(line, 0, min(LANES, count)))
+                line = advance(weight, (tap * channels + c) * filters + k)
+                dst = advance(taps, ((c - first) * 9 + tap) * NR)
+                store(dst, 0, load_masked(line, 0, min(LANES, count)))
                 if count > LANES:
-                    store(to, LANES, load_first(line, LANES, count - LANES))
+                    store(dst, LANES, load_masked(line, LANES, count - LANES))
 
 
 @kernel
@@ -188,22 +188,22 @@ def forward(t, threads, m, x, u, bias, relu, y, top, left, block, scratch):  # t
     tiles, points = images * down * across, (m + 2) * (m + 2)
     columns, v_row = round_up(filters, LANES), round_up(channels, LANES)
     local = pointer(scratch, t * scratch.shape[1])
-    v = shift(local, header_size(channels, filters))
-    products = shift(v, points * plane_size(block, v_row))
-    source, to, zeros = pointer(x, whole(0)), pointer(y, whole(0)), shift(products, points * plane_size(block, columns))
-    for j in range(0, COLUMNS, LANES):
-        store(zeros, j, like(zeros, 0))
+    v = advance(local, header_size(channels, filters))
+    products = advance(v, points * plane_size(block, v_row))
+    src, dst, zeros = pointer(x, int64(0)), pointer(y, int64(0)), advance(products, points * plane_size(block, columns))
+    for j in range(0, NR, LANES):
+        store(zeros, j, full_like(zeros, 0))
     last = tiles * (t + 1) // threads
     for first in range(tiles * t // threads, last, block):
         stop = min(first + block, last)
-        rows = round_up(stop - first, ROWS)
+        rows = round_up(stop - first, MR)
         sizes = (height, width, channels, down, across)
-        _tiles_in(whole(INPUT), m, source, sizes, top, left, first, stop, whole(0), channels, v, v_row, local)
+        _tiles_in(int64(INPUT), m, src, sizes, top, left, first, stop, int64(0), channels, v, v_row, local)
         for p in range(points):
-            a, c = shift(v, p * plane_size(rows, v_row)), shift(products, p * plane_size(rows, columns))
-            product(a, v_row, pointer(u, p * plane_size(channels, columns)), rows, channels, columns, c, zeros)
+            a, c = advance(v, p * plane_size(rows, v_row)), advance(products, p * plane_size(rows, columns))
+            gemm(a, v_row, pointer(u, p * plane_size(channels, columns)), rows, channels, columns, c, zeros)
         sizes = (out_h, out_w, filters, down, across)
-        _tiles_out(m, products, columns, rows, sizes, first, stop, to, bias, relu, local)
+        _tiles_out(m, products, columns, rows, sizes, first, stop, dst, bias, relu, local)
 
 
 @kernel
@@ -216,18 +216,18 @@ def weight_gradient(t, threads, m, x, dy, top, left, block, sums, scratch):  # t
     out_h, out_w, filters = dy.shape[1:]
     down, across = (out_h + m - 1) // m, (out_w + m - 1) // m
     tiles, points = images * down * across, (m + 2) * (m + 2)
-    columns, v_row, c_rows = round_up(filters, LANES), round_up(channels, LANES), round_up(channels, ROWS)
+    columns, v_row, c_rows = round_up(filters, LANES), round_up(channels, LANES), round_up(channels, MR)
     parts, filter_parts = sums.shape[0], threads // sums.shape[0]
     part, share = t // filter_parts, t % filter_parts
-    blocks = (columns + COLUMNS - 1) // COLUMNS
-    from_k = blocks * share // filter_parts * COLUMNS
-    to_k = min(columns, blocks * (share + 1) // filter_parts * COLUMNS)
+    blocks = (columns + NR - 1) // NR
+    from_k = blocks * share // filter_parts * NR
+    to_k = min(columns, blocks * (share + 1) // filter_parts * NR)
     row = to_k - from_k
     local = pointer(scratch, t * scratch.shape[1])
-    v = shift(local, header_size(channels, filters))
-    d = shift(v, points * plane_size(block, v_row))
+    v = advance(local, header_size(channels, filters))
+    d = advance(v, points * plane_size(block, v_row))
     total = pointer(sums, part * sums.shape[1])
-    zero = like(total, 0)
+    zero = full_like(total, 0)
     for p in range(points):
         for line in range(c_rows):
             for k in range(from_k, to_k, LANES):
@@ -235,41 +235,41 @@ def weight_gradient(t, threads, m, x, dy, top, left, block, sums, scratch):  # t
     last = tiles * (part + 1) // parts
     for first in range(tiles * part // parts, last, block):
         stop = min(first + block, last)
-        rows, none = round_up(stop - first, ROWS), whole(0)
+        rows, none = round_up(stop - first, MR), int64(0)
         sizes = (height, width, channels, down, across)
         _tiles_in(
-            whole(INPUT), m, pointer(x, none), sizes, top, left, first, stop, none, channels, v, v_row, local
+            int64(INPUT), m, pointer(x, none), sizes, top, left, first, stop, none, channels, v, v_row, local
         )
         sizes = (out_h, out_w, filters, down, across)
         _tiles_in(
-            whole(OUTPUT_ADJOINT), m, pointer(dy, none), sizes, none, none, first, stop, from_k, to_k, d, row, local
+            int64(OUTPUT_ADJOINT), m, pointer(dy, none), sizes, none, none, first, stop, from_k, to_k, d, row, local
         )
         for p in range(points):
-            a, b = shift(v, p * plane_size(rows, v_row)), shift(d, p * plane_size(rows, row))
-            c = shift(total, p * plane_size(c_rows, columns) + from_k)
-            grid, a_steps, b_steps = (whole(1), whole(1), stop - first), (none, none, v_row), (none, none, row)
-            outer_product(a, a_steps, channels, b, b_steps, row, grid, c, columns)
+            a, b = advance(v, p * plane_size(rows, v_row)), advance(d, p * plane_size(rows, row))
+            c = advance(total, p * plane_size(c_rows, columns) + from_k)
+            grid, a_steps, b_steps = (int64(1), int64(1), stop - first), (none, none, v_row), (none, none, row)
+            outer_product_sum(a, a_steps, channels, b, b_steps, row, grid, c, columns)
 
 
 @kernel
 def sum_weight_gradient(t, threads, m, sums, d_weight, scratch):  # type: ignore[no-untyped-def]
     """Share t of d_weight (3, 3, C, K) = G^T (the sum of `sums` over its parts) G; scratch (T, size)."""
-    lane, n = whole(LANES), m + 2
+    lane, n = int64(LANES), m + 2
     channels, filters = d_weight.shape[2:]
-    columns, c_rows = round_up(filters, LANES), round_up(channels, ROWS)
+    columns, c_rows = round_up(filters, LANES), round_up(channels, MR)
     local = pointer(scratch, t * scratch.shape[1])
-    packed, patch = shift(local, 36 * LANES), shift(local, 72 * LANES)
-    to = pointer(d_weight, whole(0))
+    packed, patch = advance(local, 36 * LANES), advance(local, 72 * LANES)
+    dst = pointer(d_weight, int64(0))
     for c in range(channels * t // threads, channels * (t + 1) // threads):
         for k in range(0, filters, LANES):
             for p in range(n * n):
                 at = p * plane_size(c_rows, columns) + c * columns + k
-                total = load(pointer(sums, at), whole(0))
+                total = load(pointer(sums, at), int64(0))
                 for part in range(1, sums.shape[0]):
-                    total = total + load(pointer(sums, part * sums.shape[1] + at), whole(0))
+                    total = total + load(pointer(sums, part * sums.shape[1] + at), int64(0))
                 store(packed, p * LANES, total)
-            twice(whole(WEIGHT_ADJOINT), m, packed, n * lane, lane, patch, 3 * lane, lane, local)
+            twice(int64(WEIGHT_ADJOINT), m, packed, n * lane, lane, patch, 3 * lane, lane, local)
             count = min(LANES, filters - k)
             for tap in range(9):
                 at = (tap * channels + c) * filters + k
-                store_first(to, at, load(patch, tap * LANES), count)
+                store_masked(dst, at, load(patch, tap * LANES), count)

@@ -16,7 +16,7 @@ class Workspace:
         self.team = team
         self._kept: dict[tuple[str, Any], Array] = {}
 
-    def lend(self, purpose: str, shape: tuple[int, ...], dtype: Any) -> Array:
+    def buffer(self, purpose: str, shape: tuple[int, ...], dtype: Any) -> Array:
         """An array of `shape`, its contents arbitrary; grown when it must be, never given back."""
         size, key = math.prod(shape), (purpose, np.dtype(dtype))
         kept = self._kept.get(key)
