@@ -39,6 +39,7 @@ class ModelCard:
     std: tuple[float, ...]
     loss: str = "softmax_cross_entropy"  # says how outputs become probabilities
     temperature: float = 1.0  # by which outputs are divided before that
+    model_class: str = ""  # of a user's own model: package.module:Class
 
     def build_model(self) -> Model:
         """The model's options as its dataclass. Raises `UnknownNameError`, or `ModelFileError` for other options."""
@@ -80,8 +81,9 @@ def save_checkpoint(
     path: Path, card: ModelCard, tensors: dict[str, np.ndarray], progress: dict[str, Any]
 ) -> None:
     """Write the file whole or not at all: a temporary name, fsync, rename. Raises `WriteError`."""
+    fields = {name: value for name, value in asdict(card).items() if name != "model_class" or value}
     header = {
-        "format_version": FORMAT_VERSION, "card": asdict(card), "progress": progress, "crc32": _checksum(tensors)
+        "format_version": FORMAT_VERSION, "card": fields, "progress": progress, "crc32": _checksum(tensors)
     }  # fmt: skip
     payload = safetensors.numpy.save(
         {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, {_ENTRY: json.dumps(header)}

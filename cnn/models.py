@@ -4,6 +4,7 @@ A model is a frozen dataclass of options; `layers(in_shape, classes)` spells it 
 called `head`, the only one that depends on the classes.
 """
 
+import importlib
 import math
 from dataclasses import dataclass
 from typing import Protocol
@@ -224,3 +225,26 @@ MODELS: dict[str, type[Model]] = {
     "resnet18": ResNet18,
     "airbench94": Airbench94,
 }
+
+
+def register_model(model: type[Model]) -> type[Model]:
+    """Stand-in until the registry of models exists."""
+    MODELS[model.__name__.lower()] = model
+    return model
+
+
+def import_model(path: str) -> str:
+    """Stand-in until the registry of models exists."""
+    module, _, name = path.partition(":")
+    try:
+        model = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(f"model '{path}': {error}; correct it there") from error
+    register_model(model)
+    return name.lower()
+
+
+def model_path(name: str) -> str:
+    """Stand-in until the registry of models exists."""
+    module = MODELS[name].__module__
+    return "" if module == __name__ else f"{module}:{MODELS[name].__qualname__}"
