@@ -29,8 +29,9 @@ from cnn.rng import key_of
 from cnn.training.ema import EMA
 from cnn.training.optimizers import SGD, AdamW
 from cnn.training.trainer import Recipe, Trainer
+from jobs.options import RecipeOptions
 from jobs.recipes import recipe_names
-from jobs.recipes.config import Overrides, resolve
+from jobs.recipes.config import resolve
 from jobs.training.setup import measure
 from pipeline.dataset.store import Dataset
 from pipeline.loader.stream import Batch, BatchStream
@@ -144,8 +145,8 @@ def main() -> None:
 
     data = Dataset.open(arguments.dataset)
     named = arguments.recipe in recipe_names()
-    overrides = Overrides(recipe=arguments.recipe) if named else Overrides(file=Path(arguments.recipe))
-    recipe = resolve(overrides._replace(sets=arguments.set))
+    source = {"recipe": arguments.recipe} if named else {"config": Path(arguments.recipe)}
+    recipe = resolve(RecipeOptions(**source, set=tuple(arguments.set)))
     assert isinstance(recipe.loss, SoftmaxCrossEntropy) and not recipe.loss.class_weights and not recipe.clip
     assert recipe.mix == Mix() and recipe.ema == EMA() and not recipe.patience, "these have no counterpart here"
     assert recipe.augment == replace(recipe.augment, brightness=0.0, contrast=0.0, saturation=0.0), "nor have colours"
