@@ -3,14 +3,13 @@
 import csv
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from jobs.classification.classify import classify
 from jobs.console.progress import bar, plural
 from jobs.datasets.build import build
 from jobs.errors import JobError
 from jobs.flags import CREWS, draw_flags
-from jobs.recipes.config import Overrides
+from jobs.options import TrainOptions
 from jobs.report import report
 from jobs.training.train import train
 from logpose.common.cpus import available_cpus
@@ -22,16 +21,16 @@ TRAIN, VAL, NEW = (120, 1), (30, 2), (2, 3)
 SIZE = 64  # pixels
 # Small enough for two cores to finish in two or three minutes. The flags already vary in pose, colour and cover, so
 # little is left for augmentation to do.
-RECIPE: dict[str, Any] = {
-    "model.name": "resnet9",
-    "model.width": 16,
-    "train.epochs": 14,
-    "train.batch_size": 32,
-    "optimizer.lr": 0.01,
-    "schedule.warmup": 0.2,
-    "augment.crop_scale": 1.0,
-    "augment.shift": 0.0625,
-}
+RECIPE = (
+    "model.name=resnet9",
+    "model.width=16",
+    "train.epochs=14",
+    "train.batch_size=32",
+    "optimizer.lr=0.01",
+    "schedule.warmup=0.2",
+    "augment.crop_scale=1.0",
+    "augment.shift=0.0625",
+)
 
 
 def demo(folder: Path) -> int:
@@ -49,9 +48,9 @@ def demo(folder: Path) -> int:
     else:
         build(flags, dataset, size=str(SIZE), overwrite=True)
 
-    _announce("train", dataset, run_dir, "--resume", *(f"--set {key}={value}" for key, value in RECIPE.items()))
+    _announce("train", dataset, run_dir, "--resume", *(f"--set {value}" for value in RECIPE))
     try:
-        train(dataset, run_dir, Overrides(options=RECIPE), resume=True)
+        train(dataset, run_dir, TrainOptions(set=RECIPE, resume=True))
     except JobError as error:
         raise JobError(f"{error} (or remove {folder} and run the demo again)") from error
 

@@ -13,17 +13,16 @@ Names are imported when they are first used, so that `import logpose` itself tak
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cnn.training.recipe import Recipe
-    from pipeline.dataset.dataset import Dataset
-
     from cnn import layers, losses
     from cnn.models import register_model
     from cnn.training import optimizers, schedules
+    from cnn.training.recipe import Recipe
     from logpose.classification import classify
     from logpose.common.errors import LogposeError
     from logpose.data import build, open
     from logpose.model import Model, Prediction, load
     from logpose.training import History, TrainingRun, load_run, train
+    from pipeline.dataset.store import Dataset
     from pipeline.loader.stream import BatchStream
 
 __version__ = "0.2.0"
@@ -31,7 +30,7 @@ __version__ = "0.2.0"
 # Where each public name comes from: a module, and the name in it (none for the module itself).
 _SOURCES: dict[str, tuple[str, str]] = {
     "BatchStream": ("pipeline.loader.stream", "BatchStream"),
-    "Dataset": ("pipeline.dataset.dataset", "Dataset"),
+    "Dataset": ("pipeline.dataset.store", "Dataset"),
     "History": ("logpose.training", "History"),
     "LogposeError": ("logpose.common.errors", "LogposeError"),
     "Model": ("logpose.model", "Model"),

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pipeline.dataset.dataset import Dataset
-
 from jobs.console.output import Verbosity, verbosity_of
 from jobs.datasets.build import build as build_job
 from pipeline.build.options import BuildOptions, parse_failure_limit, parse_size
+from pipeline.dataset.store import Dataset
 
 
 def build(

@@ -10,12 +10,10 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from cnn.training.recipe import Recipe
-from pipeline.dataset.dataset import Dataset
-
 from cnn.losses import Loss
 from cnn.models import Model as Architecture
 from cnn.training.optimizers import Optimizer
+from cnn.training.recipe import Recipe
 from cnn.training.schedules import Schedule
 from jobs.console.output import Verbosity, verbosity_of
 from jobs.errors import JobError
@@ -26,6 +24,7 @@ from jobs.training.run_folder import RunFolder
 from jobs.training.summary import Summary
 from jobs.training.train import train as train_job
 from logpose.model import Model, load
+from pipeline.dataset.store import Dataset
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -144,30 +144,30 @@ def train(
             init = path_argument(None, "MODEL", "Model to start from", "train")
 
     def job() -> int:
-        from jobs.recipes.config import Overrides
+        from jobs.options import TrainOptions
         from jobs.training.train import train as run
 
-        options = {
-            "model.name": model,
-            "train.epochs": epochs,
-            "train.batch_size": batch_size,
-            "optimizer.lr": lr,
-            "train.seed": seed,
-            "train.patience": patience,
-        }
-        return run(
-            dataset,
-            run_dir,
-            Overrides(config, set_ or [], options, recipe),
+        options = TrainOptions(
+            model=model,
+            batch_size=batch_size,
+            seed=seed,
+            recipe=recipe,
+            config=config,
+            set=tuple(set_ or ()),
+            epochs=epochs,
+            lr=lr,
+            patience=patience,
             device=device.value,
             workers=workers,
             resume=resume,
             init=init,
-            overwrite=overwrite,
             checkpoint_minutes=checkpoint_minutes,
             checkpoint_steps=checkpoint_steps,
             ram_budget=parse_bytes(ram_budget),
+            overwrite=overwrite,
         )
+        run(dataset, run_dir, options)
+        return 0
 
     return job
 

@@ -71,18 +71,23 @@ def find_lr(
     dataset = path_argument(dataset, "DATASET.zarr", "Dataset to try rates on", "find-lr")
 
     def job() -> int:
-        from jobs.recipes.config import Overrides
+        from jobs.options import FindLrOptions
         from jobs.training.find_lr import find_lr as run
 
-        options = {"model.name": model, "train.batch_size": batch_size, "train.seed": seed}
-        return run(
-            dataset,
-            Overrides(config, set_ or [], options, recipe),
+        options = FindLrOptions(
+            model=model,
+            batch_size=batch_size,
+            seed=seed,
+            recipe=recipe,
+            config=config,
+            set=tuple(set_ or ()),
+            steps=steps,
             device=device.value,
             workers=workers,
-            steps=steps,
             plot=plot,
         )
+        run(dataset, options)
+        return 0
 
     return job
 

@@ -1,4 +1,4 @@
-"""A recipe from a TOML file, `--set a.b=v` and options, and back to TOML.
+"""Read a recipe from TOML, `--set a.b=v` and options; write it as TOML.
 
     [model]                 one of cnn.models.MODELS by `name`, and its fields
     [optimizer]             one of cnn.training.optimizers.OPTIMIZERS
@@ -8,18 +8,20 @@
     [mix]                   the fields of cnn.inputs.mixup.Mix
     [lookahead]             the fields of cnn.training.averaging.Lookahead
     [ema]                   the field of cnn.training.averaging.EMA
-    [train]                 the other fields of cnn.training.recipe.Recipe: epochs, batch_size, seed, …
+    [train]                 the other fields of Recipe: epochs, batch_size, seed, …
 
-Later beats earlier: the defaults of the dataclasses (there is no second list of them), the saved model or
-training that is gone on from, the recipe by name (`recipes/`), the file, the command line. Where one of them gives a
-section another `name`, the section forgets the values it had: they belonged to the old name.
+Later overrides earlier: the dataclasses' defaults, the saved model or training that is the base, the named recipe
+(`--recipe`), the file (`--config`), the command line. A section whose `name` is overridden loses its other values,
+which belonged to the old name.
 """
 
 import dataclasses
 import tomllib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,111 +29,118 @@ import tomli_w
 
 from cnn.errors import NetworkError
 from cnn.losses import LOSSES
-from cnn.models import MODELS
+from cnn.models import MODELS, import_model
 from cnn.training.optimizers import OPTIMIZERS
 from cnn.training.recipe import Recipe
 from cnn.training.schedules import SCHEDULES
 from jobs.console.progress import plural
 from jobs.errors import JobError
+from jobs.options import RecipeOptions
 from jobs.recipes import recipe_text
 from logpose.common.errors import suggest
 
+# Sections whose `name` selects a dataclass.
 REGISTRIES: dict[str, Mapping[str, type]] = {
     "model": MODELS,
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
     "loss": LOSSES,
 }
-NONE = "none"  # TOML has no word for it
+NONE = "none"  # TOML has no null
+_ADD_MODEL = "for a class of your own, add --model PACKAGE.MODULE:CLASS"
 
 
-class Setting(NamedTuple):
-    """One value somebody wrote, and where."""
+class ConfigValue(NamedTuple):
+    """A configured value and where it was written."""
 
     section: str
     key: str
     value: Any
-    where: str
+    source: str
 
 
-class Overrides(NamedTuple):
-    """What somebody asked for on the command line."""
+def resolve(options: RecipeOptions | None = None, base: str = "", base_name: str = "") -> Recipe:
+    """Return the recipe that `options` ask for, over `base`: TOML from the file called `base_name`.
 
-    file: Path | None = None  # --config
-    sets: Sequence[str] = ()  # --set
-    options: Mapping[str, Any] = {}  # `section.key` -> value, of options such as --lr; None is not given
-    recipe: str | None = None  # --recipe
+    A model class given in `options` as package.module:Class is imported and registered; files never import code.
+    Raises JobError for anything unknown or of the wrong type, and for a file that cannot be read.
+    """
+    options = options or RecipeOptions()
+    command_line, classes = _import_models(_from_options(options))
+    layers = [_from_toml(base, base_name)]
+    if options.recipe:
+        layers.append(_from_toml(recipe_text(options.recipe), f"--recipe {options.recipe}"))
+    if options.config:
+        layers.append(_from_file(options.config))
+    layers = [[_registered(value, classes) for value in layer] for layer in layers]
 
-
-def resolve(overrides: Overrides, base: str = "", base_name: str = "") -> Recipe:
-    """The recipe that is wished for, over `base`: TOML that comes from the file called `base_name`."""
-    layers = [
-        _from_toml(base, base_name),
-        _from_toml(recipe_text(overrides.recipe), f"--recipe {overrides.recipe}") if overrides.recipe else [],
-        _from_file(overrides.file) if overrides.file else [],
-        [
-            *(_from_argument(argument) for argument in overrides.sets),
-            *(_from_option(key, value) for key, value in overrides.options.items() if value is not None),
-        ],
-    ]
-    settings: dict[str, dict[str, Setting]] = {}
-    for layer in layers:
-        # Names first: within a layer it does not matter which is written first.
-        for setting in sorted(layer, key=lambda setting: setting.key != "name"):
-            section = settings.setdefault(_known_section(setting), {})
-            if setting.key == "name" and _other_name(section, setting):
-                section.clear()
-            section[setting.key] = setting
-    return _build(settings)
+    sections: dict[str, dict[str, ConfigValue]] = {section: {} for section in _sections()}
+    for layer in [*layers, command_line]:
+        # Names first: the order within a layer has no meaning.
+        for value in sorted(layer, key=lambda value: value.key != "name"):
+            if value.section not in sections:
+                hint = suggest(value.section, sections)
+                raise JobError(f"no section is called '{value.section}' ({value.source}); {hint}")
+            section = sections[value.section]
+            if value.key == "name" and value.section in REGISTRIES:
+                name = section["name"].value if "name" in section else _default_name(value.section)
+                if name != value.value:
+                    section.clear()
+            section[value.key] = value
+    return _build(sections)
 
 
 def model_toml(name: str, options: Mapping[str, Any]) -> str:
-    """The [model] section alone."""
-    return tomli_w.dumps({"model": {"name": name, **{key: _plain(value) for key, value in options.items()}}})
+    """Return the [model] section alone, as TOML."""
+    return tomli_w.dumps({"model": {"name": name, **{key: _to_toml(value) for key, value in options.items()}}})
 
 
 def model_of(recipe: Recipe) -> tuple[str, dict[str, Any]]:
-    """The name and options of the recipe's model."""
+    """Return the name and the options of the recipe's model. Raises JobError where it is not registered."""
     return _name("model", recipe.model), dataclasses.asdict(recipe.model)  # type: ignore[call-overload]
 
 
 def loss_of(recipe: Recipe) -> str:
-    """The name of the recipe's loss."""
+    """Return the name of the recipe's loss."""
     return _name("loss", recipe.loss)
 
 
 def to_toml(recipe: Recipe) -> str:
-    """The recipe as TOML, complete, such that `resolve` reads the same recipe from it."""
+    """Return the complete recipe as TOML, which `resolve` reads back. Raises JobError for an unregistered model."""
     sections: dict[str, dict[str, Any]] = {}
     for field in dataclasses.fields(recipe):
         value = getattr(recipe, field.name)
         if field.name in REGISTRIES:
-            sections[field.name] = {"name": _name(field.name, value), **_plain_fields(value)}
+            sections[field.name] = {"name": _name(field.name, value), **_fields_of(value)}
         elif dataclasses.is_dataclass(value):
-            sections[field.name] = _plain_fields(value)
+            sections[field.name] = _fields_of(value)
         else:
-            sections.setdefault("train", {})[field.name] = _plain(value)
+            sections.setdefault("train", {})[field.name] = _to_toml(value)
     return tomli_w.dumps(sections)
 
 
 def describe(recipe: Recipe) -> str:
-    """The recipe in one line: names, and what differs from their defaults."""
-    words = []
-    for section in _default_fields():
-        value = getattr(recipe, section, None)  # none is called train
+    """Return the recipe as one line of text: names, and values that differ from their defaults."""
+    parts = []
+    for section in _sections():
+        if section == "train":
+            continue
+        value = getattr(recipe, section)
+        values, defaults = _fields_of(value), _fields_of(type(value)())
         changed = [
-            f"{key} {shown:g}" if isinstance(shown, float) else f"{key} {shown}"
-            for key, shown in (_changes(value, type(value)) if value else [])
+            f"{key} {each:g}" if isinstance(each, float) else f"{key} {each}"
+            for key, each in values.items()
+            if each != defaults[key]
         ]
         if section in REGISTRIES or changed:
             name = _name(section, value) if section in REGISTRIES else section
-            words.append(" ".join([name, *([f"({', '.join(changed)})"] if changed else [])]))
+            parts.append(f"{name} ({', '.join(changed)})" if changed else name)
     epochs = plural(recipe.epochs, "epoch")
-    return f"{', '.join(words)}; {epochs}, batches of {recipe.batch_size}, seed {recipe.seed}"
+    return f"{', '.join(parts)}; {epochs}, batches of {recipe.batch_size}, seed {recipe.seed}"
 
 
 def differences(before: str, after: str) -> list[str]:
-    """What two recipes in TOML disagree on, each as `section.key: before, now after`."""
+    """Return the differences between two recipes in TOML, each as `section.key was x, now y`."""
     old, new = tomllib.loads(before), tomllib.loads(after)
     keys = {(section, key): None for recipe in (old, new) for section in recipe for key in recipe[section]}
     found = []
@@ -142,167 +151,158 @@ def differences(before: str, after: str) -> list[str]:
     return found
 
 
-def _from_file(path: Path) -> list[Setting]:
+# Reading ------------------------------------------------------------------------------------------------
+
+
+def _from_file(path: Path) -> list[ConfigValue]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise JobError(f"cannot read the recipe {path}: {reason}; check --config") from error
     except UnicodeDecodeError as error:
-        raise JobError(f"{path} is not text in UTF-8: {error}; save it as such") from error
+        raise JobError(f"{path} is not valid UTF-8: {error}; save it as UTF-8") from error
     return _from_toml(text, str(path))
 
 
-def _from_toml(text: str, name: str) -> list[Setting]:
+def _from_toml(text: str, name: str) -> list[ConfigValue]:
     try:
         sections = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise JobError(f"{name} is not valid TOML: {error}; correct it there") from error
-    settings = []
+    found = []
     for section, values in sections.items():
         if not isinstance(values, dict):
             raise JobError(f"'{section}' in {name} is outside of any [section]; {_suggest_full_key(section)}")
-        settings += [Setting(section, key, value, f"{name}, [{section}] {key}") for key, value in values.items()]
-    return settings
+        found += [ConfigValue(section, key, value, f"{name}, [{section}] {key}") for key, value in values.items()]
+    return found
 
 
-def _from_option(full_key: str, value: Any) -> Setting:
-    section, _, key = full_key.partition(".")
-    return Setting(section, key, value, f"--{key if section != 'model' else section}".replace("_", "-"))
+def _from_options(options: RecipeOptions) -> list[ConfigValue]:
+    found = [_from_argument(argument) for argument in options.set]
+    for full_key, value in options.recipe_values().items():
+        section, _, key = full_key.partition(".")
+        flag = "--model" if full_key == "model.name" else f"--{key}".replace("_", "-")
+        found.append(ConfigValue(section, key, value, flag))
+    return found
 
 
-def _from_argument(argument: str) -> Setting:
+def _from_argument(argument: str) -> ConfigValue:
     full_key, equals, text = argument.partition("=")
     section, dot, key = full_key.strip().partition(".")
     if not equals:
         raise JobError(f"--set {argument} has no value; write it as --set optimizer.lr=0.1")
     if not dot:
         raise JobError(f"--set {argument} names no section; {_suggest_full_key(section)}")
-    return Setting(section, key, _value(text.strip()), f"--set {argument}")
-
-
-def _value(text: str) -> Any:
-    """The text as TOML; words need no quotes."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
+    value: Any = text.strip()
+    with suppress(tomllib.TOMLDecodeError):  # a word needs no quotes
+        value = tomllib.loads(f"value = {value}")["value"]
+    return ConfigValue(section, key, value, f"--set {argument}")
 
 
 def _suggest_full_key(key: str) -> str:
-    for section, fields in _default_fields().items():
-        if key in fields:
+    for section, keys in _sections().items():
+        if key in keys:
             return f"did you mean {section}.{key}?"
-    return f"sections are {', '.join(_default_fields())}"
+    return f"sections are {', '.join(_sections())}"
 
 
-def _default_fields() -> dict[str, list[str]]:
-    """Every section with the keys it has when nothing is set."""
+def _import_models(values: Iterable[ConfigValue]) -> tuple[list[ConfigValue], dict[str, str]]:
+    """Import the model classes that the command line names; return the values and class -> registry name."""
+    values = list(values)
+    classes = {value.value: import_model(value.value) for value in values if _is_class(value)}
+    return [_registered(value, classes) for value in values], classes
+
+
+def _registered(value: ConfigValue, classes: Mapping[str, str]) -> ConfigValue:
+    """The value, with a model class that was imported replaced by its registry name."""
+    return value._replace(value=classes.get(value.value, value.value)) if _is_class(value) else value
+
+
+def _is_class(value: ConfigValue) -> bool:
+    return (value.section, value.key) == ("model", "name") and isinstance(value.value, str) and ":" in value.value
+
+
+# Checking -----------------------------------------------------------------------------------------------
+
+
+@cache
+def _sections() -> dict[str, list[str]]:
+    """Every section with the keys of its default."""
     return {section: list(values) for section, values in tomllib.loads(to_toml(Recipe())).items()}
 
 
-def _known_section(setting: Setting) -> str:
-    sections = _default_fields()
-    if setting.section not in sections:
-        hint = suggest(setting.section, sections)
-        raise JobError(f"no section is called '{setting.section}' ({setting.where}); {hint}")
-    return setting.section
+def _build(sections: Mapping[str, dict[str, ConfigValue]]) -> Recipe:
+    default, values = Recipe(), {}
+    for section, given in sections.items():
+        if section == "train":
+            continue
+        kind = type(getattr(default, section))
+        if section in REGISTRIES and "name" in given:
+            kind = _pick(section, given.pop("name"))
+        keys = [field.name for field in dataclasses.fields(kind) if field.init]
+        values[section] = _construct(kind, _checked(kind, keys, given, section), given)
+    train = sections["train"]
+    return _construct(Recipe, values | _checked(Recipe, _sections()["train"], train, "train"), train)
 
 
-def _other_name(section: Mapping[str, Setting], setting: Setting) -> bool:
-    if "name" in section:
-        return bool(section["name"].value != setting.value)
-    default = getattr(Recipe(), setting.section)
-    return setting.section in REGISTRIES and _name(setting.section, default) != setting.value
-
-
-def _build(settings: Mapping[str, Mapping[str, Setting]]) -> Recipe:
-    values: dict[str, Any] = {}
-    default = Recipe()
-    for section in _default_fields():
-        given = dict(settings.get(section, {}))
-        if section in REGISTRIES:
-            kind = _pick(section, given.pop("name", None), default)
-            values[section] = _construct(kind, given, section)
-        elif section == "train":
-            values |= _checked_values(Recipe, given, section)
-        else:
-            values[section] = _construct(type(getattr(default, section)), given, section)
-    try:
-        return Recipe(**values)
-    except NetworkError as error:
-        raise _located(error, list(settings.get("train", {}).values())) from error
-
-
-def _pick(section: str, setting: Setting | None, default: Recipe) -> type:
+def _pick(section: str, name: ConfigValue) -> type:
     registry = REGISTRIES[section]
-    if setting is None:
-        return type(getattr(default, section))
-    if setting.value not in registry:
-        hint = suggest(str(setting.value), registry)
-        raise JobError(f"no {section} is called '{setting.value}' ({setting.where}); {hint}")
-    return registry[setting.value]
+    if name.value in registry:
+        return registry[name.value]
+    if _is_class(name):
+        raise JobError(f"{name.source} is a class, and a file does not import code; add --model {name.value}")
+    hint = suggest(str(name.value), registry) + (f" {_ADD_MODEL}" if section == "model" else "")
+    raise JobError(f"no {section} is called '{name.value}' ({name.source}); {hint}")
 
 
-def _construct(kind: type, given: Mapping[str, Setting], section: str) -> Any:
-    values = _checked_values(kind, given, section)
+def _construct(kind: type, values: Mapping[str, Any], given: Mapping[str, ConfigValue]) -> Any:
+    """Call the dataclass; its own errors get the place where the value was written, if they name it."""
     try:
         return kind(**values)
     except NetworkError as error:
-        raise _located(error, list(given.values())) from error
+        sources = [value.source for value in given.values() if value.key in str(error)]
+        raise JobError(f"{error} ({sources[0]})" if sources else str(error)) from error
 
 
-def _located(error: NetworkError, settings: Sequence[Setting]) -> JobError:
-    """The dataclass's own complaint, with the place where the value was written if it can be told."""
-    places = [setting.where for setting in settings if setting.key in str(error)]
-    return JobError(f"{error} ({places[0]})" if places else str(error))
-
-
-def _checked_values(kind: type, given: Mapping[str, Setting], section: str) -> dict[str, Any]:
-    hints = typing.get_type_hints(kind)
-    keys = [field.name for field in dataclasses.fields(kind) if field.init]
-    if kind is Recipe:
-        keys = _default_fields()["train"]
-    for key, setting in given.items():
+def _checked(
+    kind: type, keys: Iterable[str], given: Mapping[str, ConfigValue], section: str
+) -> dict[str, Any]:
+    """The values as the types of the dataclass's fields. Raises JobError with the place where a value was written."""
+    hints, checked = typing.get_type_hints(kind), {}
+    for key, value in given.items():
         if key not in keys:
             hint = suggest(key, keys) if keys else "it has no options"
-            raise JobError(f"[{section}] has no '{key}' ({setting.where}); {hint}")
-    return {key: _checked(setting, hints[key]) for key, setting in given.items()}
-
-
-def _checked(setting: Setting, hint: Any) -> Any:
-    """The value as the type a field asks for, or an error that says where it was written."""
-    for allowed in _alternatives(hint):
+            raise JobError(f"[{section}] has no '{key}' ({value.source}); {hint}")
         try:
-            return _converted(setting.value, allowed)
+            checked[key] = _converted(value.value, hints[key])
         except TypeError:
-            continue
-    expected = " or ".join(_type_name(allowed) for allowed in _alternatives(hint))
-    raise JobError(f"{setting.where}: expected {expected}, found {setting.value!r}; correct the value")
+            expected = " or ".join(_type_name(member) for member in _members(hints[key]))
+            raise JobError(f"{value.source}: expected {expected}, found {value.value!r}; correct the value") from None
+    return checked
 
 
-def _alternatives(hint: Any) -> tuple[Any, ...]:
+def _members(hint: Any) -> tuple[Any, ...]:
     """The members of a union; any other type alone."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return typing.get_args(hint)
-    return (hint,)
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
 def _converted(value: Any, hint: Any) -> Any:
-    """`value` as the type `hint`; TypeError if that would lose or invent something."""
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Literal and value in inner:
-        return value
-    if hint is type(None) and value == NONE:
-        return None
-    if origin is tuple and isinstance(value, list):
-        kinds = [inner[0]] * len(value) if inner[1:] == (...,) else list(inner)
-        if len(kinds) == len(value):
-            return tuple(_converted(item, kind) for item, kind in zip(value, kinds, strict=True))
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if hint in (int, str, bool) and type(value) is hint:
-        return value
+    """`value` as the type `hint`. Raises TypeError where that would lose or invent something."""
+    for member in _members(hint):
+        origin, inner = typing.get_origin(member), typing.get_args(member)
+        if origin is typing.Literal and value in inner:
+            return value
+        if member is type(None) and value == NONE:
+            return None
+        if origin is tuple and isinstance(value, list):
+            kinds = [inner[0]] * len(value) if inner[1:] == (...,) else list(inner)
+            if len(kinds) == len(value):
+                return tuple(_converted(item, kind) for item, kind in zip(value, kinds, strict=True))
+        if member is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if member in (int, str, bool) and type(value) is member:
+            return value
     raise TypeError
 
 
@@ -316,23 +316,29 @@ def _type_name(hint: Any) -> str:
     return "none" if hint is type(None) else names.get(hint, str(hint))
 
 
+# Writing ------------------------------------------------------------------------------------------------
+
+
 def _name(section: str, value: Any) -> str:
-    return next(name for name, kind in REGISTRIES[section].items() if kind is type(value))
+    for name, kind in REGISTRIES[section].items():
+        if kind is type(value):
+            return name
+    kind = type(value)
+    remedy = f"choose one of: {', '.join(REGISTRIES[section])}"
+    if section == "model":
+        remedy = f"put @logpose.register_model above class {kind.__name__}"
+    raise JobError(f"the {section} {kind.__name__} of {kind.__module__} is not registered; {remedy}")
 
 
-def _plain_fields(value: Any) -> dict[str, Any]:
-    return {
-        field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init
-    }
+def _default_name(section: str) -> str:
+    return _name(section, getattr(Recipe(), section))
 
 
-def _plain(value: Any) -> Any:
-    """As TOML can hold it."""
+def _fields_of(value: Any) -> dict[str, Any]:
+    return {field.name: _to_toml(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init}
+
+
+def _to_toml(value: Any) -> Any:
     if value is None:
         return NONE
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
-
-
-def _changes(value: Any, kind: type) -> list[tuple[str, Any]]:
-    values, defaults = _plain_fields(value), _plain_fields(kind())
-    return [(key, values[key]) for key in values if values[key] != defaults[key]]
+    return [_to_toml(item) for item in value] if isinstance(value, tuple) else value

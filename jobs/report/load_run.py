@@ -1,18 +1,15 @@
 """What a RUN_DIR says of its training, and the dataset that belongs to it."""
 
-import csv
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cnn.checkpoint import Checkpoint, load_checkpoint
 from cnn.training.recipe import Recipe
 from jobs.errors import JobError
-from jobs.recipes.config import Overrides, resolve
-from jobs.training.loop import is_finished
+from jobs.recipes.config import resolve
 from jobs.training.metrics import EpochRow, is_better
-from jobs.training.run_folder import RunFolder, TrainingState
+from jobs.training.run_folder import RunFolder, TrainingState, is_finished
 from pipeline.dataset.store import Dataset
 from pipeline.errors import DatasetError
 
@@ -60,12 +57,12 @@ def load_run(run_dir: Path) -> tuple[TrainedRun, TrainingState]:
         raise JobError(_no_model(folder))
     model = load_checkpoint(folder.model)
     state = _state(folder)
-    recipe = resolve(Overrides(), state.recipe, str(folder.config))
+    recipe = resolve(base=state.recipe, base_name=str(folder.config))
     finished = is_finished(state, recipe)
     # The model may be of an epoch that was not noted any more, as after a kill right behind it.
     best = next((row for row in state.history if row.epoch == model.progress.get("epoch")), None)
     if best is None:
-        best = _row(model.progress, folder.model)
+        best = EpochRow.from_dict(model.progress, folder.model)
         state.history.append(best)
     run = TrainedRun(
         folder, model, state.history, best, recipe, state.recipe, finished,
@@ -117,34 +114,8 @@ def _state(folder: RunFolder) -> TrainingState:
                 f"{folder.path} holds {folder.model.name}, but neither {folder.last.name} nor {path.name}, which say"
                 " how its training went; copy them there, too"
             )
-    history = _read_metrics(folder.metrics)
+    history = folder.read_history()
     best = None
     for row in history:
         best = row if is_better(row, best) else best
     return TrainingState(folder.config.read_text(encoding="utf-8"), "", history=history, best=best)
-
-
-def _read_metrics(path: Path) -> list[EpochRow]:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [{key: _number(key, text) for key, text in row.items()} for row in csv.DictReader(file)]
-    except (ValueError, TypeError) as error:
-        raise JobError(f"expected numbers for each epoch in {path}, found others ({error}); copy it again") from error
-    return [_row(row, path) for row in rows]
-
-
-def _number(column: str, text: str | None) -> float | None:
-    """Empty is no number; a row that ends early has None instead, one that is too long a list."""
-    if text is None:
-        raise ValueError(f"a row without {column}")
-    if not text:
-        return None
-    return int(text) if column in ("epoch", "step") else float(text)
-
-
-def _row(found: dict[str, Any], where: Path) -> EpochRow:
-    known = {field.name for field in fields(EpochRow)}
-    try:
-        return EpochRow(**{key: value for key, value in found.items() if key in known})
-    except TypeError as error:
-        raise JobError(f"expected the figures of an epoch, found others in {where}; train again") from error

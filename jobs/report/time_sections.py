@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from jobs.training.metrics import EpochRow
-from jobs.training.timing import REMEDIES, bottleneck
+from jobs.training.timing import bottleneck
 
 # The parts of an epoch, and what a person calls them; see timing.EpochTimes.
 PARTS = {
@@ -49,5 +49,7 @@ def shares(rows: Sequence[EpochRow]) -> list[Part]:
 
 def remedy(rows: Sequence[EpochRow]) -> str:
     """What would help, if the training has waited for its data; else empty."""
-    most = bottleneck(rows)
-    return f"Data was the bottleneck: {most} took most of the readers' time; {REMEDIES[most]}." if most else ""
+    found = bottleneck(rows)
+    if found is None:
+        return ""
+    return f"Data was the bottleneck: {found.activity} took most of the readers' time; {found.remedy}."

@@ -1,7 +1,7 @@
-"""A learning rate to begin with, by the range test of Smith (2017, arXiv 1506.01186).
+"""The job `find-lr`: suggest a learning rate by the range test of Smith (2017, arXiv 1506.01186).
 
-A training is begun, and every step takes a higher rate than the one before, from far too little to far too much. The
-loss stays where it is, falls, and at last climbs again. Which rate to take from that: see `suggest`.
+A training is begun, and every step takes a higher rate than the one before, from far too low to far too high. The loss
+first stays where it is, then falls, and at last climbs again. Which rate to take from that: see `suggest`.
 """
 
 import dataclasses
@@ -21,28 +21,34 @@ from cnn.training.recipe import Recipe
 from cnn.training.schedules import Constant
 from cnn.training.trainer import Trainer
 from jobs.console.interrupts import CtrlC
+from jobs.console.output import emit, say
 from jobs.console.progress import bar, plural
 from jobs.errors import Interrupted, JobError, WorkFailedError
-from jobs.recipes.config import Overrides, resolve
+from jobs.options import FindLrOptions
+from jobs.recipes.config import resolve
 from jobs.training.plots import GRID, INK, TRAIN, VAL, new_figure, plain_axes, save_figure
 from jobs.training.setup import build_card, build_trainer, describe_data, describe_training, measure
 from logpose.common.cpus import available_cpus
 from pipeline.dataset.store import Dataset
 from pipeline.loader.stream import Batch, BatchStream
 
-BELOW, ABOVE = 1e-3, 1e2  # the rates that are tried, as multiples of the recipe's own
-LEAST_STEPS, MOST_STEPS = 20, 1000  # with fewer no curve is to be seen over five powers of ten
-REACH = 0.02  # of all steps: how far the smoothed loss looks to either side
-DIVERGED = 4.0  # times the best smoothed loss: it will not come back
-FLOOR = 0.25  # of the fall: losses that are no higher above the lowest count as low
-NOISE = 2.5  # times the deviation of a single loss: a fall of less is none
-FIRST = 5  # steps, whose mean is the loss to begin with
-LINES, BAR = 11, 40  # of the table, and of its longest bar
-OPTIONS = {"model.name": "--model", "train.batch_size": "--batch-size", "train.seed": "--seed"}
+MIN_FACTOR, MAX_FACTOR = 1e-3, 1e2  # the range of rates, as multiples of the recipe's
+MIN_STEPS, MAX_STEPS = 20, 1000  # with fewer steps, five orders of magnitude show no curve
+SMOOTHING = 0.02  # time constant of the smoothed loss, as a fraction of all steps
+DIVERGENCE_RATIO = 4.0  # the loss has diverged at this multiple of the lowest smoothed loss
+LOW_FRACTION = 0.25  # a loss is low if it has lost at most this fraction of the fall again
+MIN_FALL = 2.5  # in standard deviations of a single loss: less is noise
+INITIAL_STEPS = 5  # their mean is the initial loss
+TABLE_ROWS, BAR_COLUMNS = 11, 40
 
 
 class RangeTest(NamedTuple):
-    """The rate of every step and the loss of its batch before the update, float64 (S,) each; how it ended."""
+    """Result of a range test.
+
+    rates     learning rate of every step, float64 (S,)
+    losses    loss of its batch before the update, float64 (S,)
+    diverged  whether the test ended because the loss diverged
+    """
 
     rates: np.ndarray
     losses: np.ndarray
@@ -50,41 +56,35 @@ class RangeTest(NamedTuple):
 
 
 class Suggestion(NamedTuple):
-    """The rate to train with, and the lowest and highest at which the loss is low."""
+    """The rate to train with, and the lowest and highest rate at which the loss is low."""
 
     lr: float
     lowest: float
     highest: float
 
 
-def find_lr(
-    dataset: Path,
-    overrides: Overrides,
-    *,
-    device: str = "auto",
-    workers: int | None = None,
-    steps: int = 100,
-    plot: Path | None = None,
-) -> int:
-    """Try learning rates on `dataset` for so many steps, and print the command that trains with the best.
+def find_lr(dataset: Path, options: FindLrOptions) -> Suggestion:
+    """Try learning rates on `dataset`, print the command that trains with the best one, and return it.
 
-    The rates go from a thousandth of the recipe's to a hundred times it. Nothing is written but `plot`, a PNG.
-    Raises JobError for a number of steps out of bounds and for a recipe whose rate is 0, WorkFailedError where no
-    rate can be told, Interrupted after Ctrl-C.
+    The rates go from a thousandth of the recipe's to a hundred times it. Nothing is written but `options.plot`, a PNG.
+    Raises JobError for a number of steps out of bounds and for a recipe whose rate is 0, WorkFailedError where no rate
+    can be suggested, Interrupted after Ctrl-C, and what `train` does for dataset and recipe.
     """
-    if not LEAST_STEPS <= steps <= MOST_STEPS:
-        raise JobError(f"expected {LEAST_STEPS} to {MOST_STEPS} --steps, found {steps}; 100 do for most networks")
+    steps = options.steps
+    if not MIN_STEPS <= steps <= MAX_STEPS:
+        raise JobError(f"expected {MIN_STEPS} to {MAX_STEPS} --steps, found {steps}; 100 are enough for most networks")
     data = Dataset.open(dataset)
-    wished = resolve(overrides)
-    recipe = _constant(wished, steps, data.train.rows)
+    recipe = resolve(options)
     if not recipe.optimizer.lr:
         raise JobError("optimizer.lr: expected more than 0, since rates around it are tried, found 0; leave it out")
-    print(describe_data(data))
-    stream = BatchStream(data.train, recipe.batch_size, seed=recipe.seed, workers=workers or available_cpus())
+    constant = _without_schedule(recipe, steps, data.train.rows)
     card = build_card(data, recipe)
-    trainer = build_trainer(card, recipe, pick_backend(device), data)
-    print(describe_training(card, trainer, wished))
+    trainer = build_trainer(card, constant, pick_backend(options.device), data)
+    for line in (*describe_data(data), *describe_training(card, trainer, recipe)):
+        say(line)
     measure(trainer, data)
+    workers = options.workers or available_cpus()
+    stream = BatchStream(data.train, recipe.batch_size, seed=recipe.seed, workers=workers)
     with bar("trying rates", "steps", steps, ends=False) as progress, CtrlC() as ctrl_c:
 
         def on_step(done: int, rate: float, loss: float) -> None:
@@ -94,17 +94,20 @@ def find_lr(
 
         test = range_test(trainer, stream, steps, on_step)
     suggestion = suggest(test)
-    print("\n".join(table(test, suggestion)))
-    where = f" (drawn into {plot})" if plot else ""
-    print(f"the loss is low from {suggestion.lowest:.2g} to {suggestion.highest:.2g}{where}; train with:")
-    print(_command(data.path, overrides, device, suggestion.lr), flush=True)
-    if plot:
-        draw_range_test(plot, test, suggestion)
-    return 0
+    for line in table(test, suggestion):
+        say(line)
+    if options.plot:
+        say(f"plot: {options.plot}")
+    say(f"the loss is low from {suggestion.lowest:.2g} to {suggestion.highest:.2g}; train with:")
+    say(_train_command(data.path, options, suggestion.lr))
+    emit(suggestion._asdict())
+    if options.plot:
+        draw_range_test(options.plot, test, suggestion)
+    return suggestion
 
 
-def _constant(recipe: Recipe, steps: int, rows: int) -> Recipe:
-    """The recipe without what changes as a training goes on, and long enough for the test."""
+def _without_schedule(recipe: Recipe, steps: int, rows: int) -> Recipe:
+    """The recipe without what changes in the course of a training, and with enough epochs for the test."""
     epochs = max(recipe.epochs, math.ceil(steps / math.ceil(rows / recipe.batch_size)))
     return dataclasses.replace(recipe, schedule=Constant(), lookahead=Lookahead(every=0), epochs=epochs)
 
@@ -112,17 +115,18 @@ def _constant(recipe: Recipe, steps: int, rows: int) -> Recipe:
 def range_test(
     trainer: Trainer, stream: BatchStream, steps: int, on_step: Callable[[int, float, float], None]
 ) -> RangeTest:
-    """Train for at most `steps` steps at rising rates; ends where the loss diverges.
+    """Train for at most `steps` steps at rising rates; stop where the loss diverges.
 
-    `on_step(done, rate, smoothed loss)` is called after each. The trainer's recipe has a constant schedule.
+    `on_step(steps done, rate, smoothed loss)` is called after each. The trainer's recipe must have a constant schedule.
+    Raises PipelineError where the dataset is damaged.
     """
     recipe = trainer.recipe
-    rates = recipe.optimizer.lr * np.geomspace(BELOW, ABOVE, steps)  # (S,)
+    rates = recipe.optimizer.lr * np.geomspace(MIN_FACTOR, MAX_FACTOR, steps)  # (S,)
     losses: list[float] = []
-    keep = math.exp(-1.0 / (REACH * steps))
+    decay = math.exp(-1.0 / (SMOOTHING * steps))
     total, weight, best, diverged = 0.0, 0.0, math.inf, False
     for rate, batch in zip(rates.tolist(), _batches(stream), strict=False):
-        # As `--lr rate` would have it: an optimizer may take more from its peak rate than the length of the step.
+        # As with `--lr rate`: an optimizer may use its peak rate for more than the length of the step.
         optimizer = dataclasses.replace(recipe.optimizer, lr=rate)  # type: ignore[type-var]
         trainer.recipe = dataclasses.replace(recipe, optimizer=optimizer)
         try:
@@ -131,11 +135,11 @@ def range_test(
             diverged = True
             break
         losses.append(result.loss_sum / result.rows)
-        total, weight = keep * total + losses[-1], keep * weight + 1.0
+        total, weight = decay * total + losses[-1], decay * weight + 1.0
         smoothed = total / weight
         on_step(len(losses), rate, smoothed)
         best = min(best, smoothed)
-        diverged = smoothed > DIVERGED * best
+        diverged = smoothed > DIVERGENCE_RATIO * best
         if diverged:
             break
     return RangeTest(rates[: len(losses)], np.array(losses), diverged)
@@ -148,43 +152,43 @@ def _batches(stream: BatchStream) -> Iterator[Batch]:
 
 
 def smooth(losses: np.ndarray) -> np.ndarray:
-    """The exponential average (S,) of the losses (S,), to both sides: one that only looks back comes too late.
+    """Return the exponential average (S,) of the losses (S,), in both directions, so that it does not lag behind.
 
-    What is above the first losses counts as these, or the end would drown the fall before it.
+    Losses above the initial loss count as the initial loss; otherwise a divergence would hide the fall before it.
     """
     steps = np.arange(len(losses))  # (S,)
-    weights = np.exp(-abs(steps[:, None] - steps) / (REACH * len(losses)))  # (S, S)
-    smoothed: np.ndarray = weights @ np.minimum(losses, _first(losses)) / weights.sum(axis=1)  # (S,)
+    weights = np.exp(-abs(steps[:, None] - steps) / (SMOOTHING * len(losses)))  # (S, S)
+    smoothed: np.ndarray = weights @ np.minimum(losses, _initial_loss(losses)) / weights.sum(axis=1)  # (S,)
     return smoothed
 
 
-def _first(losses: np.ndarray) -> float:
-    """The loss before anything is learned: one batch alone says little."""
-    return float(losses[:FIRST].mean())
+def _initial_loss(losses: np.ndarray) -> float:
+    """The loss before anything is learned, averaged over some batches."""
+    return float(losses[:INITIAL_STEPS].mean())
 
 
 def suggest(test: RangeTest) -> Suggestion:
-    """The rate at which the smoothed loss is lowest, and from where to where it is low.
+    """Return the rate at which the smoothed loss is lowest, and the range in which it is low.
 
     Others take a rate in the middle of the fall (fastai's "valley"), the steepest point (Lightning) or a tenth of the
-    lowest, from a curve that is smoothed backwards only. Nine runs with three recipes, each with a warm-up and a decay
-    to nearly zero, had the first and the last up to 7 times off, the second up to 50; the lowest point of a curve that
-    does not come late was less than 3 times off in eight, and 5 times in one, where the curve was flat.
+    lowest, from a curve that is smoothed backwards only. In nine runs with three recipes, each with a warm-up and a
+    decay to nearly zero, the first and the last were up to 7 times off, the second up to 50; the lowest point of a
+    curve without lag was less than 3 times off in eight, and 5 times in one, where the curve was flat.
 
-    Raises WorkFailedError where the loss does not fall, or is still low at the highest rate.
+    Raises WorkFailedError where the loss does not fall, diverges at once, or is still low at the highest rate.
     """
-    if len(test.losses) < LEAST_STEPS // 2:
+    if len(test.losses) < MIN_STEPS // 2:
         raise WorkFailedError("the loss diverges at the lowest rates; try lower ones with --set optimizer.lr=X")
     tried = f"{test.rates[0]:.2g} to {test.rates[-1]:.2g}"
-    smoothed, first = smooth(test.losses), _first(test.losses)  # (S,)
+    smoothed = smooth(test.losses)  # (S,)
     best = int(smoothed.argmin())
-    fall = first - smoothed[best]
-    noise = np.diff(test.losses[: best + FIRST]).std() / math.sqrt(2.0)
-    if fall <= NOISE * noise:
+    fall = _initial_loss(test.losses) - smoothed[best]
+    noise = np.diff(test.losses[: best + INITIAL_STEPS]).std() / math.sqrt(2.0)  # std of a single loss
+    if fall <= MIN_FALL * noise:
         raise WorkFailedError(
             f"the loss hardly falls at rates from {tried}; try more --steps, or others with --set optimizer.lr=X"
         )
-    low = smoothed <= smoothed[best] + FLOOR * fall  # (S,)
+    low = smoothed <= smoothed[best] + LOW_FRACTION * fall  # (S,)
     begin, end = best, best
     while begin and low[begin - 1]:
         begin -= 1
@@ -199,21 +203,21 @@ def suggest(test: RangeTest) -> Suggestion:
 
 
 def table(test: RangeTest, suggestion: Suggestion) -> list[str]:
-    """The smoothed loss at some of the rates, the suggested one among them, as lines of text with bars."""
+    """Return the smoothed loss at some of the rates, the suggested one included, as lines of text with bars."""
     smoothed = smooth(test.losses)  # (S,)
     suggested = int(abs(test.rates - suggestion.lr).argmin())
-    evenly = np.linspace(0, len(smoothed) - 1, LINES).round().astype(int)  # (LINES,)
-    shown = np.union1d(evenly, [suggested])  # (LINES + 1,), or one less
+    evenly = np.linspace(0, len(smoothed) - 1, TABLE_ROWS).round().astype(int)  # (TABLE_ROWS,)
+    shown = np.union1d(evenly, [suggested])  # (TABLE_ROWS,) or (TABLE_ROWS + 1,)
     lines = [f"{'rate':>8}  loss"]
     for step in shown:
-        bar_length = round(BAR * smoothed[step] / smoothed[shown].max())
+        bar_length = round(BAR_COLUMNS * smoothed[step] / smoothed[shown].max())
         mark = "  <- suggested" if step == suggested else ""
         lines.append(f"{test.rates[step]:8.2g}  {smoothed[step]:.3f}  {'#' * bar_length}{mark}")
     return lines
 
 
 def draw_range_test(path: Path, test: RangeTest, suggestion: Suggestion) -> None:
-    """The loss against the rate, as it was and smoothed, and the rate that is suggested: a PNG."""
+    """Draw the losses and their smoothed curve against the rate, and the suggestion, as a PNG. Raises OSError."""
     figure = new_figure(8, 4.6)
     axes = figure.add_subplot()
     axes.set_xscale("log")
@@ -225,25 +229,22 @@ def draw_range_test(path: Path, test: RangeTest, suggestion: Suggestion) -> None
     axes.set_xlabel("learning rate", color=INK)
     axes.set_ylabel("loss", color=INK)
     axes.set_xlim(test.rates[0], test.rates[-1])
-    axes.set_ylim(0, 1.5 * _first(test.losses))
+    axes.set_ylim(0, 1.5 * _initial_loss(test.losses))
     plain_axes(axes)
     axes.tick_params(which="minor", length=0)
     axes.legend(frameon=False, labelcolor=INK)
     save_figure(figure, path)
 
 
-def _command(dataset: Path, overrides: Overrides, device: str, lr: float) -> str:
-    """The training that the rate is for, as a line for the shell."""
+def _train_command(dataset: Path, options: FindLrOptions, lr: float) -> str:
+    """The command line that trains with the suggested rate and the same recipe."""
     words = ["logpose", "train", str(dataset), "RUN_DIR", "--lr", f"{lr:.2g}"]
-    if overrides.recipe:
-        words += ["--recipe", overrides.recipe]
-    if overrides.file:
-        words += ["--config", str(overrides.file)]
-    for setting in overrides.sets:
+    for setting in options.set:
         if not setting.startswith("optimizer.lr="):
             words += ["--set", setting]
-    for key, value in ((key, value) for key, value in overrides.options.items() if value is not None):
-        words += [OPTIONS[key], str(value)] if key in OPTIONS else ["--set", f"{key}={value}"]
-    if device != "auto":
-        words += ["--device", device]
+    for name in ("recipe", "config", "model", "batch_size", "seed"):
+        if (value := getattr(options, name)) is not None:
+            words += [f"--{name}".replace("_", "-"), str(value)]
+    if options.device != "auto":
+        words += ["--device", options.device]
     return shlex.join(words)

@@ -1,4 +1,4 @@
-"""RUN_DIR: the files of a training, and the state from which it goes on as if it had never stopped."""
+"""RUN_DIR: the files of a training, and the state that an exact resume needs."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -8,22 +8,25 @@ import numpy as np
 
 from cnn.checkpoint import Checkpoint, ModelCard, load_checkpoint, save_checkpoint
 from cnn.errors import ModelFileError
+from cnn.training.recipe import Recipe
+from cnn.training.trainer import BatchResult
 from jobs.errors import JobError
-from jobs.training.metrics import EpochRow
+from jobs.training.metrics import EpochRow, is_better, read_metrics
+from jobs.training.summary import Summary, read_summary
 from jobs.training.timing import EpochTimes
 
 
 @dataclass
 class TrainingState:
-    """Where a training stands: `batches` of `epoch` are done, with these sums; JSON beside the tensors.
+    """Progress of a training, saved as JSON beside the tensors: `batches` of `epoch` are done, with these sums.
 
-    JSON keeps every bit of a Python float, so that the sums go on exactly.
+    JSON keeps every bit of a Python float, so a resumed training continues the sums exactly.
     """
 
     recipe: str  # TOML
     content_hash: str  # of the dataset
-    init: str = ""  # the model file it started from, if it did
-    dataset: str = ""  # where it was when we last trained on it; an older training does not say
+    init: str = ""  # the model file it started from, if any
+    dataset: str = ""  # path of the dataset when it was last trained on; empty in older trainings
     epoch: int = 1
     batches: int = 0
     step: int = 0  # of the whole training
@@ -34,44 +37,74 @@ class TrainingState:
     times: EpochTimes = field(default_factory=EpochTimes)
     history: list[EpochRow] = field(default_factory=list)
     best: EpochRow | None = None
-    confusion_epoch: int = 0  # which confusion.png shows
+    confusion_epoch: int = 0  # the epoch that confusion.png and classes.csv show
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Set the sums of the epoch under way to zero."""
-        self.epoch = epoch
+    def add_batch(self, result: BatchResult) -> None:
+        """Count one training step of the current epoch."""
+        self.step += 1
+        self.batches += 1
+        self.loss_sum += result.loss_sum
+        self.correct += result.correct
+        self.rows += result.rows
+
+    def end_epoch(self, validation: dict[str, Any]) -> EpochRow:
+        """Append the current epoch to the history, update `best`, begin the next epoch; return the new row.
+
+        `validation` holds the columns that come from validation: see `metrics.validation_metrics`.
+        """
+        row = EpochRow(
+            epoch=self.epoch,
+            step=self.step,
+            lr=self.lr,
+            train_loss=self.loss_sum / self.rows,
+            train_accuracy=self.correct / self.rows,
+            images_per_second=self.rows / self.times.training,
+            **({"val_loss": None, "val_accuracy": None} | validation),
+            **asdict(self.times),
+        )
+        if is_better(row, self.best):
+            self.best = row
+        self.history.append(row)
+        self.epoch += 1
         self.batches = self.correct = self.rows = 0
-        self.loss_sum = 0.0
-        self.times = EpochTimes()
+        self.loss_sum, self.times = 0.0, EpochTimes()
+        return row
 
     def to_json(self) -> dict[str, Any]:
-        """As it is saved: the best epoch by its number, since its row is in the history."""
+        """Return the state as JSON; the best epoch by its number, since its row is in the history."""
         return asdict(self) | {"best": self.best.epoch if self.best else None}
 
     @classmethod
-    def from_json(cls, found: dict[str, Any], where: Path) -> "TrainingState":
-        """Raises ModelFileError where `found` is of something else, such as the best model's few figures."""
+    def from_json(cls, values: dict[str, Any], source: Path) -> "TrainingState":
+        """Read what `to_json` returned, in an older version too. Raises ModelFileError for anything else."""
         try:
-            rows = [EpochRow(**row) for row in found.pop("history")]
-            best = found.pop("best")
-            if "times" in found:
-                times = EpochTimes(**found.pop("times"))
-            else:  # an older training: it noted these two, and the whole row of the best epoch
-                times = EpochTimes(seconds=found.pop("seconds"), wait_seconds=found.pop("wait_seconds"))
+            rows = [EpochRow(**row) for row in values.pop("history")]
+            best = values.pop("best")
+            if "times" in values:
+                times = EpochTimes(**values.pop("times"))
+            else:  # an older version, with two times only and the whole row of the best epoch
+                times = EpochTimes(seconds=values.pop("seconds"), wait_seconds=values.pop("wait_seconds"))
                 best = best["epoch"] if best else None
-            return cls(**found, times=times, history=rows, best=rows[best - 1] if best else None)
+            return cls(**values, times=times, history=rows, best=rows[best - 1] if best else None)
         except (KeyError, TypeError, IndexError) as error:
             raise ModelFileError(
-                f"{where} does not say how far the training was; start again with --overwrite"
+                f"{source} does not hold the state of a training; start again with --overwrite"
             ) from error
 
 
+def is_finished(state: TrainingState, recipe: Recipe) -> bool:
+    """Return whether all epochs are done, or the last `recipe.patience` of them (0: any number) brought no best."""
+    done, best = len(state.history), state.best.epoch if state.best else 0
+    return done >= recipe.epochs or 0 < recipe.patience <= done - best
+
+
 class RunFolder:
-    """The folder `path` and the names in it."""
+    """The folder `path` of a training, and the paths of the files in it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.model = path / "model.safetensors"
-        self.last = path / "last.safetensors"
+        self.model = path / "model.safetensors"  # the best epoch
+        self.last = path / "last.safetensors"  # the checkpoint to resume from
         self.config = path / "config.toml"
         self.metrics = path / "metrics.csv"
         self.curves = path / "curves.png"
@@ -80,35 +113,47 @@ class RunFolder:
         self.summary = path / "summary.json"
         self.report = path / "report.html"  # by `logpose report`
 
+    def read_history(self) -> list[EpochRow]:
+        """Read metrics.csv, a row per finished epoch. Raises JobError where it is damaged, OSError where missing."""
+        return read_metrics(self.metrics)
+
+    def read_summary(self) -> Summary | None:
+        """Read summary.json; None while the training is not finished. Raises JobError where it is damaged."""
+        return read_summary(self.summary)
+
     def checkpoint_to_resume(self, *, resume: bool, overwrite: bool) -> Checkpoint | None:
-        """The checkpoint to go on from, or None to start; refuses to touch a training without being told so."""
+        """Return the checkpoint to resume from, or None to start a training.
+
+        Raises JobError where the folder holds a training and neither option allows to touch it, and where `path` is
+        a file; ModelFileError where the checkpoint is damaged.
+        """
         if self.path.exists() and not self.path.is_dir():
             raise JobError(f"{self.path} is a file; give the name of a folder for the results")
         if resume and self.last.exists():
             return load_checkpoint(self.last)
         if resume and self.model.exists() and not overwrite:
             raise JobError(
-                f"{self.path} holds a model, but no {self.last.name} to go on from; start from the model with"
+                f"{self.path} holds a model, but no {self.last.name} to resume from; start from the model with"
                 f" --init {self.model} in another folder, or start again with --overwrite"
             )
         if not overwrite and (self.last.exists() or self.model.exists()):
             raise JobError(
-                f"{self.path} holds a training; add --resume to go on with it, --overwrite to start again, or"
-                " give another folder"
+                f"{self.path} holds a training; add --resume to continue it, --overwrite to start again, or give"
+                " another folder"
             )
         return None
 
     def clear(self) -> None:
-        """Remove what an earlier training left, so that nothing of it is taken for ours."""
+        """Remove the files of an earlier training; create the folder if it is missing. Raises OSError."""
         self.path.mkdir(parents=True, exist_ok=True)
         results = self.metrics, self.curves, self.confusion, self.classes, self.summary, self.report
         for file in (self.last, self.model, self.config, *results):
             file.unlink(missing_ok=True)
 
     def save_last(self, card: ModelCard, tensors: dict[str, np.ndarray], state: TrainingState) -> None:
-        """The point to resume from."""
+        """Write the checkpoint to resume from. Raises WriteError."""
         save_checkpoint(self.last, card, tensors, state.to_json())
 
     def save_best(self, card: ModelCard, tensors: dict[str, np.ndarray], row: EpochRow) -> None:
-        """The model to use, with the figures of its epoch."""
+        """Write the best model, with the metrics of its epoch. Raises WriteError."""
         save_checkpoint(self.model, card, tensors, asdict(row))

@@ -1,5 +1,6 @@
-"""What a training begins with, from a dataset and a recipe."""
+"""Build the model card, the trainer and the batch streams for a dataset and a recipe."""
 
+import textwrap
 from dataclasses import replace
 
 import numpy as np
@@ -7,17 +8,18 @@ import numpy as np
 from cnn.backends.base import Backend
 from cnn.checkpoint import ModelCard
 from cnn.losses import SoftmaxCrossEntropy
+from cnn.models import model_path
 from cnn.training.recipe import Recipe
 from cnn.training.trainer import Trainer
 from jobs.console.progress import plural
 from jobs.recipes.config import describe, loss_of, model_of
 from pipeline.dataset.store import Dataset
 
-_MEASURED_PIXELS = 5_000 * 32 * 32  # from which a network computes what it does not learn
+_MEASURED_PIXELS = 5_000 * 32 * 32  # for weights that are computed from images, such as whitening
 
 
 def build_card(data: Dataset, recipe: Recipe) -> ModelCard:
-    """What a model file is to say of the network."""
+    """Return the description of the network that its model file will hold. Raises JobError for a model without name."""
     name, options = model_of(recipe)
     return ModelCard(
         model=name,
@@ -28,36 +30,57 @@ def build_card(data: Dataset, recipe: Recipe) -> ModelCard:
         mean=data.mean,
         std=data.std,
         loss=loss_of(recipe),
+        model_class=model_path(name),
     )
 
 
 def build_trainer(card: ModelCard, recipe: Recipe, backend: Backend, data: Dataset) -> Trainer:
-    """A fresh network and its trainer."""
+    """Return a trainer of a freshly initialised network. Raises NetworkError where the options do not fit."""
     network = card.build_network(backend, recipe.seed)
     if isinstance(recipe.loss, SoftmaxCrossEntropy):
-        counts = np.bincount(data.train.labels, minlength=len(data.class_names))  # (classes,)
+        counts = np.bincount(data.train.labels, minlength=len(data.class_names))  # (C,)
         recipe = replace(recipe, loss=recipe.loss.balanced(counts))
     return Trainer(network, recipe, np.array(data.mean), np.array(data.std), data.train.rows)
 
 
-def describe_data(data: Dataset) -> str:
-    """The dataset in one line."""
-    height, width = data.size
-    val = f"{data.val.rows:,} to validate" if data.val.rows else "none to validate: the last epoch counts as the best"
-    classes = plural(len(data.class_names), "class", "classes")
-    images = plural(data.train.rows, "image")
-    return f"{data.path}: {classes}, {width}×{height} ({data.fit}); {images} to train on, {val}"
-
-
-def describe_training(card: ModelCard, trainer: Trainer, recipe: Recipe) -> str:
-    """On what device, which network and by which recipe: three lines."""
-    network = trainer.network
-    return f"{network.backend.description}\n{card.model}, {network.parameters.size:,} parameters\n{describe(recipe)}"
-
-
 def measure(trainer: Trainer, data: Dataset) -> None:
-    """Let a network that computes something from images see some to train on, before the first step."""
-    if not trainer.network.needs_data:
-        return
-    some = max(1, _MEASURED_PIXELS // (data.size[0] * data.size[1]))  # rows are in random order
-    trainer.initialise_from_images(data.train.read(0, min(data.train.rows, some)))
+    """Compute the weights that depend on data, such as a whitening layer's, from training images.
+
+    Does nothing for a network without such a layer. Call it before the first step. Raises PipelineError where the
+    dataset is damaged.
+    """
+    if trainer.network.needs_data:
+        rows = max(1, _MEASURED_PIXELS // (data.size[0] * data.size[1]))  # rows are stored in random order
+        trainer.initialise_from_images(data.train.read(0, min(data.train.rows, rows)))
+
+
+def describe_data(data: Dataset) -> list[str]:
+    """Return the dataset as lines of text."""
+    height, width = data.size
+    val = f"{data.val.rows:,} to validate" if data.val.rows else "none to validate"
+    classes = plural(len(data.class_names), "class", "classes")
+    lines = [
+        labelled("dataset", str(data.path)),
+        labelled("images", f"{data.train.rows:,} to train on, {val}; {classes}, {width}×{height} ({data.fit})"),
+    ]
+    if not data.val.rows:
+        lines.append(labelled("note", "no images to validate: the last epoch counts as the best"))
+    return lines
+
+
+def describe_training(card: ModelCard, trainer: Trainer, recipe: Recipe) -> list[str]:
+    """Return device, network and recipe as lines of text."""
+    network = trainer.network
+    return [
+        labelled("device", network.backend.description),
+        labelled("model", f"{card.model}, {network.parameters.size:,} parameters"),
+        labelled("recipe", describe(recipe)),
+    ]
+
+
+def labelled(label: str, text: str) -> str:
+    """Return `text` after a label, in lines of at most 80 columns where its words allow."""
+    return textwrap.fill(
+        text, 80, initial_indent=f"{label:9}", subsequent_indent=" " * 9,
+        break_long_words=False, break_on_hyphens=False, replace_whitespace=False,
+    )  # fmt: skip

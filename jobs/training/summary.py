@@ -1,20 +1,26 @@
-"""summary.json: what came of a training, in a few figures for people and programs."""
+"""summary.json: the result of a training in a few figures."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from cnn.evaluation.metrics import wilson_interval
 from jobs.console.progress import plural
+from jobs.errors import JobError
+from jobs.training.metrics import EpochRow
 from logpose.common.files import write_atomically
+
+_RENAMED = {"train_pictures": "train_images", "val_pictures": "val_images"}  # older name -> name
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Shares from 0 to 1, of `val_images`; None where there was nothing to validate, or it has no meaning.
+    """Result of a training. Accuracies and errors are from 0 to 1, on the validation split; None where not defined.
 
-    `epoch` is the one that model.safetensors is from. It was chosen by the images that its accuracy is measured on,
-    which flatters it a little. `accuracy_low` and `accuracy_high` enclose the true accuracy with 95 % confidence, as
-    far as the choice of images goes. The calibration error is explained in cnn.evaluation.calibration.
+    `epoch` is the one that model.safetensors holds. It was chosen by its validation accuracy, which is therefore
+    slightly inflated. `accuracy_low` and `accuracy_high` are the 95 % interval that comes from the number of images
+    (Wilson, 1927). Calibration is explained in cnn.evaluation.calibration. `views` is the test-time augmentation
+    that `accuracy_with_views` was measured with.
     """
 
     epoch: int
@@ -33,26 +39,65 @@ class Summary:
     views: str = "none"
     accuracy_with_views: float | None = None
 
+    def lines(self) -> list[str]:
+        """Return the main figures as lines of text; none without a validation split."""
+        if self.accuracy is None:
+            return []
+        interval = f"95 % interval {self.accuracy_low:.1%} to {self.accuracy_high:.1%}"
+        lines = [f"epoch {self.epoch}: accuracy {self.accuracy:.2%} of {plural(self.val_images, 'image')} ({interval})"]
+        if self.macro_f1 is not None:
+            top5 = "" if self.top5 is None else f"top-5 accuracy {self.top5:.2%}, "
+            lines.append(f"{top5}macro F1 {self.macro_f1:.2%}")
+        if self.calibration_error is not None and self.calibration_error_scaled is not None:
+            errors = f"{self.calibration_error:.1%}, {self.calibration_error_scaled:.1%} with temperature scaling"
+            lines.append(f"calibration error {errors} (T = {self.temperature:.2f})")
+        if self.accuracy_with_views is not None:
+            lines.append(f"with test-time augmentation (--views {self.views}): accuracy {self.accuracy_with_views:.2%}")
+        return lines
+
+
+def summarise(
+    history: list[EpochRow], best: EpochRow, train_images: int, val_images: int, views: str, with_views: float | None
+) -> Summary:
+    """Return the summary of a finished training; `with_views` is the accuracy with `views`, if it was measured."""
+    low = high = None
+    if best.val_accuracy is not None:
+        low, high = wilson_interval(best.val_accuracy, val_images)
+    return Summary(
+        epoch=best.epoch,
+        epochs=len(history),
+        seconds=sum(row.seconds for row in history),
+        train_images=train_images,
+        val_images=val_images,
+        accuracy=best.val_accuracy,
+        accuracy_low=low,
+        accuracy_high=high,
+        top5=best.val_top5,
+        macro_f1=best.val_macro_f1,
+        calibration_error=best.val_calibration_error,
+        calibration_error_scaled=best.val_calibration_error_scaled,
+        temperature=best.temperature,
+        views="none" if with_views is None else views,
+        accuracy_with_views=with_views,
+    )
+
 
 def write_summary(path: Path, summary: Summary) -> None:
+    """Write the summary as JSON. Raises OSError."""
     write_atomically(path, json.dumps(asdict(summary), indent=2) + "\n")
 
 
-def summary_lines(summary: Summary) -> list[str]:
-    """What a person wants to know first."""
-    if summary.accuracy is None:
-        return []
-    interval = f"{summary.accuracy_low:.1%} to {summary.accuracy_high:.1%} with 95 % confidence"
-    parts = [f"{summary.accuracy:.2%} of {plural(summary.val_images, 'image')} ({interval})"]
-    if summary.top5 is not None:
-        parts.append(f"top-5 {summary.top5:.2%}")
-    if summary.macro_f1 is not None:
-        parts.append(f"macro F1 {summary.macro_f1:.2%}")
-    lines = [f"epoch {summary.epoch}: {', '.join(parts)}"]
-    if summary.calibration_error is not None and summary.calibration_error_scaled is not None:
-        errors = f"{summary.calibration_error:.1%}, {summary.calibration_error_scaled:.1%} once scaled"
-        lines.append(f"calibration error {errors}; the model's temperature is {summary.temperature:.2f}")
-    if summary.accuracy_with_views is not None:
-        seen = f"{summary.accuracy_with_views:.2%}, {summary.accuracy:.2%} without"
-        lines.append(f"with views {summary.views}: validation accuracy {seen}; classify --views does the same")
-    return lines
+def read_summary(path: Path) -> Summary | None:
+    """Read summary.json, that of an older version too; None if there is none. Raises JobError where it is not one."""
+    known = {field.name for field in fields(Summary)}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values = {_RENAMED.get(name, name): value for name, value in values.items()}
+        return Summary(**{name: value for name, value in values.items() if name in known})
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise JobError(
+            f"expected the summary of a training in {path}, found something else ({error}); remove it and run"
+            " 'logpose train' with --resume"
+        ) from error

@@ -1,86 +1,127 @@
-"""Where an epoch's time goes: every moment is charged once, and a line says how the parts share it."""
+"""Wall-clock accounting of an epoch; the parts add up to the total."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias
 
 from jobs.training.metrics import EpochRow
+from pipeline.loader.reader import StreamTimes
 
-BOTTLENECK = 0.1  # of the epoch: who waits longer than that for data would train faster with faster data
-REMEDIES = {
-    "reading": "a faster or a local disk helps, or more --workers",
-    "decoding": "more --workers help, or a dataset built with --codec none",
-    "copying": "more --workers help",
-}
-INDENT = " " * len("epoch 1/1")
+BOTTLENECK_FRACTION = 0.1  # data is the bottleneck of an epoch that waits for it longer than this
+
+Part: TypeAlias = Literal["compute", "validation", "save"]
 
 
 @dataclass
 class EpochTimes:
     """Seconds of one epoch so far; the names are columns of metrics.csv.
 
-    `seconds` is the wall time, all of it: compute, wait, validation and save are parts of it, and what is left
-    are bars, sums and the clock itself. Read, decode and copy are seconds of the threads that fetch the images
-    to train on. They go by beside the rest, so they are no part of the sum. What validation reads and waits for
-    is within validation.
+    `seconds` is the wall time. Compute, wait, validation and save are parts of it; what is left is everything else,
+    such as the progress bar. Read, decode and copy are seconds of the reader threads, which run in parallel, so they
+    are not part of the sum. What validation reads and waits for is within validation.
     """
 
     seconds: float = 0.0
     compute_seconds: float = 0.0  # training steps
-    wait_seconds: float = 0.0  # for images to train on
+    wait_seconds: float = 0.0  # for training batches
     validation_seconds: float = 0.0
-    save_seconds: float = 0.0  # within the epoch, and what the end of the epoch before wrote and drew
+    save_seconds: float = 0.0  # within the epoch, and for the files written at the end of the previous one
     read_seconds: float = 0.0
     decode_seconds: float = 0.0
     copy_seconds: float = 0.0  # putting images in their order
 
+    def add(self, seconds: dict[str, float]) -> None:
+        """Add seconds by part: `{"compute": 0.5}`."""
+        for part, spent in seconds.items():
+            name = f"{part}_seconds"
+            setattr(self, name, getattr(self, name) + spent)
+
     @property
     def training(self) -> float:
-        """Seconds of the training part: neither validation nor saving."""
+        """Seconds without validation and saving."""
         return self.seconds - self.validation_seconds - self.save_seconds
 
 
-class Stopwatch:
-    """Cuts the time into laps without a gap: what is not in one of them is in the next."""
+class EpochClock:
+    """Charges every moment to `times.seconds`, and to the innermost `with clock(part)` block it falls into.
 
-    def __init__(self) -> None:
-        self.began = time.monotonic()
+    Waiting, reading, decoding and copying are measured by the batch stream: see `add_stream`. Replace `times` to begin
+    a new epoch, after `lap`.
+    """
 
-    def lap(self) -> float:
-        """Seconds since the last lap."""
+    def __init__(self, times: EpochTimes) -> None:
+        self.times = times
+        self._part: Part | None = None
+        self._last_lap = time.monotonic()
+        self._stream = StreamTimes()
+
+    @contextmanager
+    def __call__(self, part: Part) -> Iterator[None]:
+        """Charge the block to `part`, except for blocks inside it."""
+        self.lap()
+        outer, self._part = self._part, part
+        try:
+            yield
+        finally:
+            self.lap()
+            self._part = outer
+
+    def lap(self) -> None:
+        """Charge the time since the last lap."""
         now = time.monotonic()
-        spent, self.began = now - self.began, now
-        return spent
+        spent, self._last_lap = now - self._last_lap, now
+        self.times.seconds += spent
+        if self._part:
+            self.times.add({self._part: spent})
+
+    def add_stream(self, total: StreamTimes) -> None:
+        """Add what the stream's running totals have grown by since the last call."""
+        self.times.add(total.since(self._stream)._asdict())
+        self._stream = total
+
+
+class Bottleneck(NamedTuple):
+    """What the readers spend most of their time on while training waits for data, and what helps."""
+
+    activity: str
+    remedy: str
+
+
+REMEDIES = {
+    "reading": "use a local or faster disk, or more --workers",
+    "decoding": "use more --workers, or build with --codec none",
+    "copying": "use more --workers",
+}
+
+
+def bottleneck(rows: Sequence[EpochRow]) -> Bottleneck | None:
+    """Return why these epochs waited for data longer than BOTTLENECK_FRACTION of their time, or None."""
+    if sum(row.wait_seconds for row in rows) <= BOTTLENECK_FRACTION * sum(row.seconds for row in rows):
+        return None
+    seconds = _reader_seconds(rows)
+    activity = max(seconds, key=seconds.__getitem__)
+    return Bottleneck(activity, REMEDIES[activity])
 
 
 def time_lines(row: EpochRow) -> list[str]:
-    """How the parts share the epoch and, where it waits for data, what would help."""
+    """Return where the epoch's time went, as lines of text: the parts in percent, then the reader threads' seconds."""
     parts = {
         "compute": row.compute_seconds,
         "validation": row.validation_seconds,
-        "waiting for data": row.wait_seconds,
+        "data wait": row.wait_seconds,
         "saving": row.save_seconds,
     }
-    parts["other"] = max(0.0, row.seconds - sum(parts.values()))  # rounding may leave a little less than nothing
-    shares = ", ".join(f"{name} {100 * seconds / row.seconds:.1f} %" for name, seconds in parts.items())
-    behind = _behind([row])
-    threads = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in behind.items() if seconds >= 0.005)
-    lines = [f"{INDENT}time: {shares}" + (f"; behind it: {threads}" if threads else "")]
-    if most := bottleneck([row]):
-        lines.append(f"{INDENT}data is the bottleneck: {most} takes most of the readers' time; {REMEDIES[most]}")
+    parts["other"] = max(0.0, row.seconds - sum(parts.values()))  # rounding may make it negative
+    lines = ["  time: " + ", ".join(f"{name} {seconds / row.seconds:.1%}" for name, seconds in parts.items())]
+    if readers := {name: seconds for name, seconds in _reader_seconds([row]).items() if seconds >= 0.005}:
+        lines.append("  readers: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in readers.items()))
     return lines
 
 
-def bottleneck(rows: Sequence[EpochRow]) -> str:
-    """What takes the readers longest, a key of REMEDIES, if these epochs have waited for their data; else empty."""
-    if sum(row.wait_seconds for row in rows) <= BOTTLENECK * sum(row.seconds for row in rows):
-        return ""
-    behind = _behind(rows)
-    return max(behind, key=behind.__getitem__)
-
-
-def _behind(rows: Sequence[EpochRow]) -> dict[str, float]:
-    """Seconds of the threads that fetch the images."""
+def _reader_seconds(rows: Sequence[EpochRow]) -> dict[str, float]:
+    """Seconds of the reader threads, by activity."""
     return {
         "reading": sum(row.read_seconds for row in rows),
         "decoding": sum(row.decode_seconds for row in rows),

@@ -1,19 +1,25 @@
-"""A dataset -> a trained network, and everything in RUN_DIR that shows how it went."""
+"""The job `train`: train a network on a dataset, or resume a training, in a run folder."""
 
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 
 from cnn.backends import pick_backend
-from cnn.checkpoint import initialise_from, load_checkpoint
+from cnn.checkpoint import Checkpoint, ModelCard, initialise_from, load_checkpoint
 from cnn.errors import NonFiniteError
 from cnn.training.recipe import Recipe
+from cnn.training.trainer import Trainer
+from jobs.console.output import emit, say
 from jobs.console.progress import plural
 from jobs.errors import JobError
-from jobs.recipes.config import Overrides, differences, model_toml, resolve, to_toml
-from jobs.training.loop import Streams, Training, is_finished
+from jobs.options import TrainOptions
+from jobs.recipes.config import differences, model_toml, resolve, to_toml
+from jobs.training.artifacts import Artifacts
+from jobs.training.loop import Streams, Training
 from jobs.training.metrics import write_metrics
-from jobs.training.run_folder import RunFolder, TrainingState
-from jobs.training.setup import build_card, build_trainer, describe_data, describe_training, measure
+from jobs.training.run_folder import RunFolder, TrainingState, is_finished
+from jobs.training.setup import build_card, build_trainer, describe_data, describe_training, labelled, measure
+from jobs.training.summary import Summary
 from logpose.common.cpus import available_cpus
 from logpose.common.files import write_atomically
 from pipeline.build.destination import exclusive_lock
@@ -23,114 +29,83 @@ from pipeline.errors import OptionError
 from pipeline.loader.stream import BatchStream
 
 
-def train(
-    dataset: Path,
-    run_dir: Path,
-    overrides: Overrides,
-    *,
-    device: str = "auto",
-    workers: int | None = None,
-    resume: bool = False,
-    init: Path | None = None,
-    overwrite: bool = False,
-    checkpoint_minutes: float = 5.0,
-    checkpoint_steps: int | None = None,
-    ram_budget: int = 1_000_000_000,
-) -> int:
-    """Train on `dataset` as `wishes` say; with `resume`, go on with what `run_dir` holds.
+def train(dataset: Path, run_dir: Path, options: TrainOptions, recipe: Recipe | None = None) -> RunFolder:
+    """Train a network on `dataset`, write everything into `run_dir`, and return it.
 
-    Within an epoch the point to resume from is saved every `checkpoint_minutes` or `checkpoint_steps`,
-    whichever comes first. The buffers of images read ahead take `ram_budget` bytes at most.
+    The recipe's values come from `recipe`, or from the defaults, and from `options`, which win. With `options.resume`
+    a training in `run_dir` is continued from its last checkpoint; only its epochs and patience may differ. Weights and
+    metrics do not depend on interruptions, on the number of workers or on the RAM budget.
+
+    Raises JobError for options that do not fit the run folder or the recipe; PipelineError for a dataset that is
+    missing, damaged or another one; NetworkError for a recipe or a model file that cannot be used; NonFiniteError where
+    training diverges; Interrupted after Ctrl-C, with the training saved; OSError where a file cannot be written.
     """
-    data = Dataset.open(dataset)
-    folder = RunFolder(run_dir)
-    checkpoint = folder.checkpoint_to_resume(resume=resume, overwrite=overwrite)
-    start = load_checkpoint(init) if init and checkpoint is None else None
+    data, folder = Dataset.open(dataset), RunFolder(run_dir)
+    checkpoint = folder.checkpoint_to_resume(resume=options.resume, overwrite=options.overwrite)
+    start = load_checkpoint(options.init) if options.init and checkpoint is None else None
+    given = to_toml(recipe) if recipe else ""
     if checkpoint:
         state = TrainingState.from_json(checkpoint.progress, folder.last)
-        recipe = _same_recipe(overrides, state, folder)
+        recipe = recipe_to_resume(options, state, folder, given)
         _check_same_dataset(data, state, folder)
     else:
-        # A saved model brings its architecture along; the recipe's other parts are free.
-        base = model_toml(start.card.model, start.card.model_options) if start else ""
-        recipe = resolve(overrides, base, str(init))
+        # A saved model determines the architecture; the rest of the recipe is free.
+        saved = model_toml(start.card.model, start.card.model_options) if start else ""
+        recipe = resolve(options, given or saved, str(options.init) if start and not given else "the recipe")
         state = TrainingState(to_toml(recipe), data.content_hash)
-    print(describe_data(data))
-    if data.attributes.duplicates is not None and data.attributes.duplicates.leaks:
-        leaks = f"{data.attributes.duplicates.leaks:,} of the {plural(data.val.rows, 'image')} to validate"
-        print(f"{leaks} are copies of some to train on, so that the accuracy flatters: see {dataset / DUPLICATES_FILE}")
-    if is_finished(state, recipe) and folder.summary.exists():
+    for line in describe_data(data):
+        say(line)
+    _warn(data, recipe)
+    if is_finished(state, recipe) and (summary := folder.read_summary()):
         done = plural(len(state.history), "epoch")
-        what = "--epochs" if len(state.history) >= recipe.epochs else "--patience"
-        print(f"{run_dir} is finished ({done}{_best(state)}); to go on, give more {what}")
-        return 0
+        more = "--epochs" if len(state.history) >= recipe.epochs else "--patience"
+        say(f"{run_dir} is finished ({done}); to train longer, give more {more}")
+        _report_end(folder, summary)
+        return folder
     state.dataset = str(data.path.resolve())
 
-    workers = workers or available_cpus()
-    streams = _open_streams(data, recipe, workers, ram_budget)
+    streams = _open_streams(data, recipe, options.workers or available_cpus(), options.ram_budget)
     card = build_card(data, recipe)
-    trainer = build_trainer(card, recipe, pick_backend(device), data)
-    print(describe_training(card, trainer, recipe))
-    if recipe.patience and not data.val.rows:
-        print("patience has no effect: without images to validate no epoch is better than another")
-    if checkpoint:
-        trainer.load_tensors(checkpoint.tensors, state.step)
-        steps = f", after {plural(state.batches, 'step')} of it" if state.batches else ""
-        over = is_finished(state, recipe)
-        print("all epochs are done; its summary is missing" if over else f"going on with epoch {state.epoch}{steps}")
-    elif start:
-        state.init = str(start.path.resolve())
-        print(f"starting from {start.path}")
-        for note in initialise_from(trainer.network, card, start):
-            print(note)
-    else:
-        measure(trainer, data)
+    trainer = build_trainer(card, recipe, pick_backend(options.device), data)
+    for line in describe_training(card, trainer, recipe):
+        say(line)
+    _initialise(trainer, card, data, state, checkpoint, start)
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(run_dir.with_name(f".{run_dir.name}.lock"), f"training into {run_dir}"):
         if not checkpoint:
             folder.clear()
         write_atomically(folder.config, to_toml(recipe))
-        for file in (folder.summary, folder.report):  # what they say ends here
+        for file in (folder.summary, folder.report):  # they describe an earlier end
             file.unlink(missing_ok=True)
         if state.history:
             write_metrics(folder.metrics, state.history)
-        training = Training(data, folder, card, trainer, state, streams, checkpoint_minutes, checkpoint_steps)
+        artifacts = Artifacts(
+            folder, data, card, trainer, state, streams.val, options.checkpoint_minutes, options.checkpoint_steps
+        )
         try:
-            training.run()
+            summary = Training(trainer, state, streams, artifacts, _resume_command(data, folder, card)).run()
         except NonFiniteError as error:
-            kept = f"{folder.model} keeps the best so far" if state.best else "no model is saved yet"
-            raise NonFiniteError(f"{error}, and start again with --overwrite; {kept}") from error
-    drawn = [path.name for path in (folder.curves, folder.confusion) if path.exists()]
-    print(f"done{_best(state)}; see {folder.model}, {' and '.join(drawn)}")
-    if state.best and state.best.val_accuracy is not None:
-        print(f"where it is wrong, with images: {shlex.join(['logpose', 'report', str(run_dir)])}")
-    return 0
+            best = f"the best model so far is in {folder.model}" if state.best else "no model is saved yet"
+            raise NonFiniteError(f"{error}, and start again with --overwrite; {best}") from error
+    for line in summary.lines():
+        say(line)
+    _report_end(folder, summary)
+    return folder
 
 
-def _open_streams(data: Dataset, recipe: Recipe, workers: int, ram_budget: int) -> Streams:
-    """Both streams, within the budget together: validation takes the little it needs, training what is left."""
-    batch_size, seed = recipe.batch_size, recipe.seed
-    val, note = None, ""
-    if data.val.rows:
-        val = BatchStream(data.val, batch_size, seed=seed, shuffle=False, workers=workers)
-        ram_budget = max(0, ram_budget - val.ram_bytes)
-        note = f" (validation takes {-(-val.ram_bytes // 10**6)} MB of it)"
-    try:
-        return Streams(BatchStream(data.train, batch_size, seed=seed, workers=workers, ram_budget=ram_budget), val)
-    except OptionError as error:
-        raise OptionError(f"{error}{note}") from error
+def recipe_to_resume(options: TrainOptions, state: TrainingState, folder: RunFolder, given: str = "") -> Recipe:
+    """Return the recipe to resume with, and note it in `state`: `given` as TOML, or the saved one, under `options`.
 
-
-def _same_recipe(overrides: Overrides, state: TrainingState, folder: RunFolder) -> Recipe:
-    """The recipe the training began with; only for how long it goes on may be wished otherwise."""
-    recipe = resolve(overrides, state.recipe, str(folder.config))
-    # Read and written once more, since an older training does not say what was added to recipes since.
-    before = to_toml(resolve(Overrides(), state.recipe, str(folder.config)))
-    free = ("train.epochs ", "train.patience ")
-    changed = [line for line in differences(before, to_toml(recipe)) if not line.startswith(free)]
+    Raises JobError where it differs from the saved one in more than the training's length.
+    """
+    recipe = resolve(options, given or state.recipe, "the recipe" if given else str(folder.config))
+    # An older training's recipe lacks what was added to recipes since: compare with the defaults filled in.
+    saved = to_toml(resolve(base=state.recipe, base_name=str(folder.config)))
+    may_differ = ("train.epochs ", "train.patience ")
+    changed = [line for line in differences(saved, to_toml(recipe)) if not line.startswith(may_differ)]
     if changed:
         raise JobError(
-            f"{folder.path} was begun with another recipe: {'; '.join(changed)}; leave that out to go on, or"
+            f"{folder.path} was begun with another recipe: {'; '.join(changed)}; leave that out to resume, or"
             " start again with --overwrite"
         )
     state.recipe = to_toml(recipe)
@@ -145,7 +120,65 @@ def _check_same_dataset(data: Dataset, state: TrainingState, folder: RunFolder) 
         )
 
 
-def _best(state: TrainingState) -> str:
-    if state.best is None or state.best.val_accuracy is None:
-        return ""
-    return f", best validation accuracy {state.best.val_accuracy:.1%} in epoch {state.best.epoch}"
+def _warn(data: Dataset, recipe: Recipe) -> None:
+    """Print what makes the results less than they seem."""
+    counts = data.attributes.duplicates
+    if counts and counts.leaks:
+        leaks = f"{counts.leaks:,} of the {data.val.rows:,} images to validate are near-duplicates of training images"
+        say(labelled("note", f"{leaks}, so the accuracy is inflated: see {data.path / DUPLICATES_FILE}"))
+    if recipe.patience and not data.val.rows:
+        say(labelled("note", "patience has no effect without images to validate"))
+
+
+def _open_streams(data: Dataset, recipe: Recipe, workers: int, ram_budget: int) -> Streams:
+    """Open both streams within one RAM budget: validation gets the little it needs, training the rest."""
+    batch_size, seed = recipe.batch_size, recipe.seed
+    val, note = None, ""
+    if data.val.rows:
+        val = BatchStream(data.val, batch_size, seed=seed, shuffle=False, workers=workers)
+        ram_budget = max(0, ram_budget - val.ram_bytes)
+        note = f" (validation takes {-(-val.ram_bytes // 10**6)} MB of it)"
+    try:
+        return Streams(BatchStream(data.train, batch_size, seed=seed, workers=workers, ram_budget=ram_budget), val)
+    except OptionError as error:
+        raise OptionError(f"{error}{note}") from error
+
+
+def _initialise(
+    trainer: Trainer,
+    card: ModelCard,
+    data: Dataset,
+    state: TrainingState,
+    checkpoint: Checkpoint | None,
+    start: Checkpoint | None,
+) -> None:
+    """Load the checkpoint to resume from or the model to start from; else initialise what depends on data."""
+    if checkpoint:
+        trainer.load_tensors(checkpoint.tensors, state.step)
+        if is_finished(state, trainer.recipe):
+            say("all epochs are done, the summary is missing")
+        else:
+            done = f" after {plural(state.batches, 'step')}" if state.batches else ""
+            say(f"resuming in epoch {state.epoch}{done}")
+    elif start:
+        state.init = str(start.path.resolve())
+        say(f"starting from {start.path}")
+        for note in initialise_from(trainer.network, card, start):
+            say(note)
+    else:
+        measure(trainer, data)
+
+
+def _resume_command(data: Dataset, folder: RunFolder, card: ModelCard) -> str:
+    words = ["logpose", "train", str(data.path), str(folder.path), "--resume"]
+    return shlex.join([*words, *(["--model", card.model_class] if card.model_class else [])])
+
+
+def _report_end(folder: RunFolder, summary: Summary) -> None:
+    """Print where the model is and which commands come next."""
+    say(f"done: the model of epoch {summary.epoch} is in {folder.model}")
+    say("next:")
+    if summary.accuracy is not None:
+        say(f"  {shlex.join(['logpose', 'report', str(folder.path)])}")
+    say(f"  logpose classify IMAGES {shlex.quote(str(folder.path))} OUT.csv")
+    emit({"run_dir": str(folder.path), "model": str(folder.model), **asdict(summary)})

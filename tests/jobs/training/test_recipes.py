@@ -1,4 +1,4 @@
-"""Recipes: TOML, --set and options become frozen dataclasses; a mistake is named with its place."""
+"""Recipes from TOML, --set and options; mistakes are reported with the place where they were written."""
 
 import json
 import re
@@ -22,72 +22,73 @@ from cnn.training.schedules import SCHEDULES, Triangular
 from cnn.training.trainer import Trainer
 from jobs.cli import main
 from jobs.errors import JobError
+from jobs.options import RecipeOptions, TrainOptions
 from jobs.recipes import recipe_names, recipe_summary
-from jobs.recipes.config import REGISTRIES, Overrides, describe, differences, resolve, to_toml
+from jobs.recipes.config import REGISTRIES, describe, differences, resolve, to_toml
 from jobs.training.run_folder import RunFolder, TrainingState
-from jobs.training.train import _same_recipe
+from jobs.training.train import recipe_to_resume
 from pipeline.dataset.store import Dataset
 from tests.jobs.conftest import Logpose
 
 
-def file(tmp_path: Path, text: str) -> Path:
+def write_recipe(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "recipe.toml"
     path.write_text(text)
     return path
 
 
-def test_nothing_wished_is_the_dataclasses_own_defaults() -> None:
-    assert resolve(Overrides()) == Recipe()
+def test_no_options_give_the_defaults() -> None:
+    assert resolve() == resolve(RecipeOptions()) == Recipe()
 
 
-def test_file_set_and_options_in_their_order(tmp_path: Path) -> None:
-    path = file(tmp_path, "[optimizer]\nlr = 0.5\nweight_decay = 0.25\n[train]\nepochs = 7\nseed = 3\n")
-    recipe = resolve(Overrides(path, ["train.epochs=8", "optimizer.lr=1"], {"train.epochs": 9}))
+def test_options_override_set_which_overrides_the_file(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, "[optimizer]\nlr = 0.5\nweight_decay = 0.25\n[train]\nepochs = 7\nseed = 3\n")
+    recipe = resolve(TrainOptions(config=path, set=("train.epochs=8", "optimizer.lr=1"), epochs=9))
     assert (recipe.epochs, recipe.seed, recipe.optimizer.lr) == (9, 3, 1.0)
     assert recipe.optimizer == type(recipe.optimizer)(lr=1.0, weight_decay=0.25)
     assert isinstance(recipe.optimizer.lr, float)
 
 
-def test_another_name_forgets_what_belonged_to_the_old_one(tmp_path: Path) -> None:
-    path = file(tmp_path, '[optimizer]\nname = "sgd"\nlr = 0.5\nmomentum = 0.5\n')
-    assert resolve(Overrides(path, ["optimizer.name=adamw"])).optimizer == OPTIMIZERS["adamw"]()
-    assert resolve(Overrides(path, ["optimizer.name=sgd"])).optimizer == OPTIMIZERS["sgd"](lr=0.5, momentum=0.5)
-    recipe = resolve(Overrides(path, ["model.width=4"], {"model.name": "plain"}))
+def test_another_name_drops_the_values_of_the_old_one(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, '[optimizer]\nname = "sgd"\nlr = 0.5\nmomentum = 0.5\n')
+    assert resolve(RecipeOptions(config=path, set=("optimizer.name=adamw",))).optimizer == OPTIMIZERS["adamw"]()
+    assert resolve(RecipeOptions(config=path, set=("optimizer.name=sgd",))).optimizer == OPTIMIZERS["sgd"](lr=0.5, momentum=0.5)
+    recipe = resolve(RecipeOptions(config=path, set=("model.width=4",), model="plain"))
     assert recipe.model == MODELS["plain"](width=4)
 
 
-def test_a_saved_model_is_the_base_that_a_file_builds_on(tmp_path: Path) -> None:
-    path = file(tmp_path, "[train]\nepochs = 7\n")
-    recipe = resolve(Overrides(path), '[model]\nname = "plain"\nwidth = 4\n', "a model")
+def test_a_file_overrides_the_base(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, "[train]\nepochs = 7\n")
+    recipe = resolve(RecipeOptions(config=path), '[model]\nname = "plain"\nwidth = 4\n', "a model")
     assert recipe == Recipe(model=MODELS["plain"](width=4), epochs=7)
 
 
-def test_lists_words_and_switches() -> None:
-    assert resolve(Overrides(sets=["augment.flip=alternate"])).augment.flip == "alternate"
-    overrides = ["schedule.name=step", "schedule.milestones=[0.3, 1]", "augment.flip=false", 'model.activation="gelu"']
-    recipe = resolve(Overrides(sets=overrides))
+def test_set_reads_lists_words_and_booleans() -> None:
+    assert resolve(RecipeOptions(set=("augment.flip=alternate",))).augment.flip == "alternate"
+    values = ("schedule.name=step", "schedule.milestones=[0.3, 1]", "augment.flip=false", 'model.activation="gelu"')
+    recipe = resolve(RecipeOptions(set=values))
     assert recipe.schedule == SCHEDULES["step"](milestones=(0.3, 1.0))
     assert recipe.augment.flip is False
     assert recipe.model == MODELS["resnet9"](activation="gelu")
 
 
 @pytest.mark.parametrize("section", REGISTRIES)
-def test_every_choice_survives_the_way_through_toml(section: str, tmp_path: Path) -> None:
+def test_every_registered_name_round_trips_through_toml(section: str, tmp_path: Path) -> None:
     for name in REGISTRIES[section]:
-        recipe = resolve(Overrides(sets=[f"{section}.name={name}", "train.seed=5"]))
-        assert resolve(Overrides(file(tmp_path, to_toml(recipe)))) == recipe
+        recipe = resolve(RecipeOptions(set=(f"{section}.name={name}", "train.seed=5")))
+        assert resolve(RecipeOptions(config=write_recipe(tmp_path, to_toml(recipe)))) == recipe
         assert name in describe(recipe)
 
 
 # Recipes by name
 
 
-def test_quick_is_what_is_done_without_a_recipe() -> None:
-    assert resolve(Overrides(recipe="quick")) == Recipe()
+def test_quick_equals_the_defaults() -> None:
+    assert resolve(RecipeOptions(recipe="quick")) == Recipe()
 
 
-def test_the_speed_run_is_the_papers() -> None:
-    recipe = resolve(Overrides(recipe="cifar-speedrun"))
+def test_speedrun_has_the_values_of_the_paper() -> None:
+    recipe = resolve(RecipeOptions(recipe="cifar-speedrun"))
     assert recipe.model == MODELS["airbench94"]()  # whose defaults are the paper's
     assert recipe.optimizer == SGD(11.5, 0.85, True, 0.0153, decoupled=True)
     assert recipe.schedule == Triangular(warmup=0.23, floor=0.07, start=0.2)
@@ -98,27 +99,27 @@ def test_the_speed_run_is_the_papers() -> None:
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_recipes_survive_the_way_through_toml_and_say_what_they_are(name: str, tmp_path: Path) -> None:
-    recipe = resolve(Overrides(recipe=name))
-    assert resolve(Overrides(file(tmp_path, to_toml(recipe)))) == recipe
+def test_named_recipes_round_trip_and_have_a_summary(name: str, tmp_path: Path) -> None:
+    recipe = resolve(RecipeOptions(recipe=name))
+    assert resolve(RecipeOptions(config=write_recipe(tmp_path, to_toml(recipe)))) == recipe
     assert 20 < len(recipe_summary(name)) <= 120 and "#" not in recipe_summary(name)
 
 
-def test_file_set_and_options_beat_a_recipe_which_beats_a_saved_model(tmp_path: Path) -> None:
-    path = file(tmp_path, "[optimizer]\nlr = 9\nmomentum = 0.5\n[train]\nepochs = 7\n")
-    overrides = Overrides(path, ["optimizer.momentum=0.6"], {"train.batch_size": 8}, "cifar-speedrun")
-    recipe = resolve(overrides, '[model]\nname = "plain"\nwidth = 4\n', "a model")
+def test_file_and_options_override_a_named_recipe_which_overrides_the_base(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, "[optimizer]\nlr = 9\nmomentum = 0.5\n[train]\nepochs = 7\n")
+    options = RecipeOptions(batch_size=8, recipe="cifar-speedrun", config=path, set=("optimizer.momentum=0.6",))
+    recipe = resolve(options, '[model]\nname = "plain"\nwidth = 4\n', "a model")
     assert recipe.optimizer == SGD(9.0, 0.6, True, 0.0153, decoupled=True)
     assert (recipe.epochs, recipe.batch_size, recipe.model) == (7, 8, MODELS["airbench94"]())
 
 
-def test_a_training_from_before_a_setting_was_added_goes_on(tmp_path: Path) -> None:
+def test_training_saved_before_a_value_was_added_resumes(tmp_path: Path) -> None:
     older = tomllib.loads(to_toml(Recipe()))
     del older["lookahead"], older["train"]["views"]
     state = TrainingState(tomli_w.dumps(older), "hash")
-    assert _same_recipe(Overrides(options={"train.epochs": 30}), state, RunFolder(tmp_path)) == Recipe(epochs=30)
-    with pytest.raises(JobError, match=r"begun with another recipe: lookahead\.every was 0, now 5; leave that out"):
-        _same_recipe(Overrides(sets=["lookahead.every=5"]), state, RunFolder(tmp_path))
+    assert recipe_to_resume(TrainOptions(epochs=30), state, RunFolder(tmp_path)) == Recipe(epochs=30)
+    with pytest.raises(JobError, match=r"begun with another recipe: lookahead\.every was 0, now 5; leave that out to resume"):
+        recipe_to_resume(TrainOptions(set=("lookahead.every=5",)), state, RunFolder(tmp_path))
 
 
 # A training by the speed run's recipe, on images of 16 pixels
@@ -127,41 +128,41 @@ SMALL = ("--recipe", "cifar-speedrun", "--epochs", "3", "--batch-size", "8", "--
          "--set", "model.width=4", "--set", "optimizer.lr=0.5", "--set", "lookahead.every=4")  # fmt: skip
 
 
-def test_a_speed_run_is_whitened_by_its_images_resumes_exactly_and_is_seen_in_views(
+def test_speedrun_is_whitened_resumes_exactly_and_is_evaluated_with_views(
     logpose: Logpose, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calm, stopped, evaluate = tmp_path / "calm", tmp_path / "stopped", Trainer.evaluate
-    shares: dict[str, list[str]] = {}
+    undisturbed, killed, evaluate = tmp_path / "undisturbed", tmp_path / "killed", Trainer.evaluate
+    accuracies: dict[str, list[str]] = {}
 
-    def noting(self: Trainer, batches: Any, views: str = "none", network: Any = None) -> Any:
+    def recording_evaluate(self: Trainer, batches: Any, views: str = "none", network: Any = None) -> Any:
         evaluation = evaluate(self, batches, views, network)
-        shares.setdefault(views, []).append(f"{evaluation.accuracy:.2%}")
+        accuracies.setdefault(views, []).append(f"{evaluation.accuracy:.2%}")
         return evaluation
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "evaluate", noting)
-        outcome = logpose("train", dataset, calm, *SMALL)
+        patch.setattr(Trainer, "evaluate", recording_evaluate)
+        outcome = logpose("train", dataset, undisturbed, *SMALL)
     assert (outcome.code, outcome.err) == (0, "")
-    best = re.search(r"^epoch (\d): ([\d.]+%) of 12 images", outcome.out, re.MULTILINE)
-    views = r"^with views mirror_shift: validation accuracy ([\d.]+%), ([\d.]+%) without; classify --views does"
+    best = re.search(r"^epoch (\d): accuracy ([\d.]+%) of 12 images", outcome.out, re.MULTILINE)
+    views = r"^with test-time augmentation \(--views mirror_shift\): accuracy ([\d.]+%)$"
     found = re.search(views, outcome.out, re.MULTILINE)
-    assert found and best and found[1] == shares["mirror_shift"][0]
-    assert found[2] == best[2] == shares["none"][int(best[1]) - 1]
-    summary = json.loads((calm / "summary.json").read_text())
+    assert found and best and found[1] == accuracies["mirror_shift"][0]
+    assert best[2] == accuracies["none"][int(best[1]) - 1]
+    summary = json.loads((undisturbed / "summary.json").read_text())
     assert summary["views"] == "mirror_shift" and f"{summary['accuracy_with_views']:.2%}" == found[1]
 
-    steps = Trainer.train_batch
+    train_batch = Trainer.train_batch
 
-    def killed(self: Trainer, *arguments: Any) -> Any:
+    def kill_in_step_11(self: Trainer, *arguments: Any) -> Any:
         if self.step == 10:
-            raise KeyboardInterrupt  # at once, nothing is saved
-        return steps(self, *arguments)
+            raise KeyboardInterrupt  # nothing is saved
+        return train_batch(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_batch", killed)
-        assert logpose("train", dataset, stopped, *SMALL, "--checkpoint-steps", 3).code == 130
-    assert logpose("train", dataset, stopped, "--resume", "--device", "cpu").code == 0
-    one, other = (load_checkpoint(run_dir / "last.safetensors").tensors for run_dir in (calm, stopped))
+        patch.setattr(Trainer, "train_batch", kill_in_step_11)
+        assert logpose("train", dataset, killed, *SMALL, "--checkpoint-steps", 3).code == 130
+    assert logpose("train", dataset, killed, "--resume", "--device", "cpu").code == 0
+    one, other = (load_checkpoint(run_dir / "last.safetensors").tensors for run_dir in (undisturbed, killed))
     for name, values in one.items():
         np.testing.assert_array_equal(values, other[name], err_msg=name)
 
@@ -171,25 +172,25 @@ def test_a_speed_run_is_whitened_by_its_images_resumes_exactly_and_is_seen_in_vi
     np.testing.assert_allclose(one["whiten.weight"], expected, rtol=1e-3, atol=1e-4)
 
 
-def test_an_unknown_recipe_is_named() -> None:
-    with pytest.raises(JobError, match="no recipe is called 'cifar'; known are best, cifar-speedrun, quick"):
-        resolve(Overrides(recipe="cifar"))
+def test_unknown_recipe_is_refused() -> None:
+    with pytest.raises(JobError, match="no recipe is called 'cifar'; choose one of: best, cifar-speedrun, quick"):
+        resolve(RecipeOptions(recipe="cifar"))
 
 
-def test_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_recipes_command_lists_and_prints(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["recipes"]) == 0
     listed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in listed] == ["best", "cifar-speedrun", "quick"]
     assert listed[2] == f"quick           {recipe_summary('quick')}"
     assert main(["recipes", "cifar-speedrun"]) == 0
-    printed = file(tmp_path, capsys.readouterr().out)
-    assert resolve(Overrides(printed)) == resolve(Overrides(recipe="cifar-speedrun"))
+    printed = write_recipe(tmp_path, capsys.readouterr().out)
+    assert resolve(RecipeOptions(config=printed)) == resolve(RecipeOptions(recipe="cifar-speedrun"))
     assert main(["recipes", "cifar-speedrnu"]) == 2
     assert "did you mean 'cifar-speedrun'?" in capsys.readouterr().err
 
 
-def test_differences_name_both_values() -> None:
-    before, after = resolve(Overrides()), resolve(Overrides(sets=["train.seed=5", "model.name=plain"]))
+def test_differences_show_both_values() -> None:
+    before, after = resolve(), resolve(RecipeOptions(set=("train.seed=5", "model.name=plain")))
     assert differences(to_toml(before), to_toml(before)) == []
     found = differences(to_toml(before), to_toml(after))
     assert "train.seed was 0, now 5" in found
@@ -212,15 +213,15 @@ def test_differences_name_both_values() -> None:
         ("optimizer.lr", "--set optimizer.lr has no value; write it as --set optimizer.lr=0.1"),
         ("lr=1", "--set lr=1 names no section; did you mean optimizer.lr?"),
         ("wings=1", "no section; sections are model, optimizer, schedule, loss, augment, mix, lookahead, ema, train"),
-        ("model.name=9", "called '9' (--set model.name=9); known are airbench94, plain, resnet18, resnet9, seed"),
-        ("train.model=seed", "[train] has no 'model' (--set train.model=seed); known are"),
+        ("model.name=9", "called '9' (--set model.name=9); choose one of: airbench94, plain, resnet18, resnet9, seed"),
+        ("train.model=seed", "[train] has no 'model' (--set train.model=seed); choose one of"),
         ("train.epochs=0", "epochs: expected 1 or more, found 0 (--set train.epochs=0)"),
         ("optimizer.lr=-1", "lr: expected a number of 0 or more, found -1.0 (--set optimizer.lr=-1)"),
     ],
 )
-def test_mistakes_are_named_with_their_place(argument: str, message: str) -> None:
+def test_mistakes_in_set_are_reported_with_the_argument(argument: str, message: str) -> None:
     with pytest.raises(JobError) as error:
-        resolve(Overrides(sets=[argument]))
+        resolve(RecipeOptions(set=(argument,)))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert error.value.exit_code == 2
@@ -235,13 +236,13 @@ def test_mistakes_are_named_with_their_place(argument: str, message: str) -> Non
         ('[schedule]\nmilestones = [1]\nname = "cosine"\n', "[schedule] has no 'milestones'"),
     ],
 )
-def test_mistakes_in_a_file_name_file_and_key(tmp_path: Path, text: str, message: str) -> None:
+def test_mistakes_in_a_file_are_reported_with_file_and_key(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(JobError) as error:
-        resolve(Overrides(file(tmp_path, text)))
+        resolve(RecipeOptions(config=write_recipe(tmp_path, text)))
     assert message in str(error.value)
     assert "recipe.toml" in str(error.value)
 
 
-def test_a_missing_file_is_named() -> None:
+def test_missing_file_is_refused() -> None:
     with pytest.raises(JobError, match=r"cannot read the recipe nowhere\.toml: no such file"):
-        resolve(Overrides(Path("nowhere.toml")))
+        resolve(RecipeOptions(config=Path("nowhere.toml")))

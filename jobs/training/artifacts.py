@@ -1,0 +1,140 @@
+"""The files that a training writes, in an order that makes a kill at any moment safe."""
+
+import time
+from dataclasses import replace
+
+from cnn.checkpoint import ModelCard, load_checkpoint
+from cnn.evaluation.metrics import Evaluation
+from cnn.training.trainer import Trainer
+from jobs.console.progress import plural
+from jobs.training.metrics import EpochRow, write_classes, write_metrics
+from jobs.training.plots import draw_confusion, draw_curves
+from jobs.training.run_folder import RunFolder, TrainingState, is_finished
+from jobs.training.summary import Summary, summarise, write_summary
+from pipeline.dataset.store import Dataset
+from pipeline.loader.stream import BatchStream
+
+MAX_DRAWING_FRACTION = 0.05  # of the time
+
+
+class Artifacts:
+    """Writes checkpoints, metrics and drawings of a training into its run folder.
+
+    last.safetensors is always written first. All else can be made again after a kill: model.safetensors from it, as
+    long as its epoch is the last one, and the other files from the history and model.safetensors.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        data: Dataset,
+        card: ModelCard,
+        trainer: Trainer,
+        state: TrainingState,
+        val_stream: BatchStream | None,
+        checkpoint_minutes: float,
+        checkpoint_steps: int | None,
+    ) -> None:
+        self.folder, self.data, self.card = folder, data, card
+        self.trainer, self.state, self.val_stream = trainer, state, val_stream
+        self.checkpoint_seconds, self.checkpoint_steps = 60 * checkpoint_minutes, checkpoint_steps
+        self._saved_at = self._drawn_at = time.monotonic()
+        self._saved_step = state.step
+        self._drawn_epochs, self._drawing_seconds = 0, 0.0
+        self._best_evaluation: Evaluation | None = None  # until it is drawn
+
+    def begin(self) -> None:
+        """Write the first checkpoint; after a kill, the best model if it was not written any more.
+
+        Raises WriteError, ModelFileError.
+        """
+        state, model = self.state, self.folder.model
+        if not state.step:
+            self.save_checkpoint()
+        best = state.best
+        if best is None or best.step != state.step:  # the weights are not those of the best epoch
+            return
+        if not model.exists() or load_checkpoint(model).progress["epoch"] != best.epoch:
+            self._save_best(best)
+
+    def checkpoint_is_due(self) -> bool:
+        """Return whether the last checkpoint is older than the minutes or the steps asked for."""
+        steps = self.state.step - self._saved_step
+        if self.checkpoint_steps is not None and steps >= self.checkpoint_steps:
+            return True
+        return time.monotonic() - self._saved_at >= self.checkpoint_seconds
+
+    def save_checkpoint(self) -> None:
+        """Write last.safetensors. Raises WriteError."""
+        self.folder.save_last(self.card, self.trainer.tensors(), self.state)
+        self._saved_at, self._saved_step = time.monotonic(), self.state.step
+
+    def save_epoch(self, row: EpochRow, evaluation: Evaluation | None) -> None:
+        """Write checkpoint, best model, metrics.csv and, now and then, the drawings, after the epoch of `row`.
+
+        Raises WriteError, OSError, and PipelineError where the best epoch must be evaluated again.
+        """
+        self.save_checkpoint()
+        if row is self.state.best:
+            self._best_evaluation = evaluation
+            self._save_best(row)
+        if not is_finished(self.state, self.trainer.recipe):  # else `finish` writes them
+            write_metrics(self.folder.metrics, self.state.history)
+            if time.monotonic() - self._drawn_at >= self._drawing_seconds / MAX_DRAWING_FRACTION:
+                self.draw()
+
+    def draw(self) -> None:
+        """Write curves.png and, for the best epoch, confusion.png and classes.csv, unless they are up to date.
+
+        Raises OSError, and PipelineError where the best epoch must be evaluated again.
+        """
+        folder, state, best = self.folder, self.state, self.state.best
+        if self._drawn_epochs == len(state.history):
+            return
+        began = time.monotonic()
+        draw_curves(folder.curves, state.history)
+        shown = state.confusion_epoch if folder.classes.exists() else 0
+        evaluation = None
+        if best and best.val_loss is not None and shown != best.epoch:
+            evaluation = self._best_evaluation or self.evaluate_best()  # a kill loses the first
+        if best and evaluation:
+            accuracy = f"{evaluation.accuracy:.1%} of {plural(evaluation.rows, 'image')} right"
+            title = f"Validation after epoch {best.epoch}: {accuracy}"
+            draw_confusion(folder.confusion, evaluation.confusion, self.data.class_names, title)
+            write_classes(folder.classes, self.data.class_names, evaluation.by_class)
+            state.confusion_epoch = best.epoch
+        self._best_evaluation = None
+        self._drawn_epochs, self._drawn_at = len(state.history), time.monotonic()
+        self._drawing_seconds = self._drawn_at - began
+
+    def finish(self) -> Summary:
+        """Write everything a last time, summary.json included; return the summary. Raises what `draw` does."""
+        state, data, views = self.state, self.data, self.trainer.recipe.views
+        assert state.best, "at least one epoch is done"
+        self.draw()
+        write_metrics(self.folder.metrics, state.history)
+        evaluation = self.evaluate_best(views) if data.val.rows and views != "none" else None
+        with_views = evaluation.accuracy if evaluation else None
+        summary = summarise(state.history, state.best, data.train.rows, data.val.rows, views, with_views)
+        write_summary(self.folder.summary, summary)
+        self.save_checkpoint()  # last: with this and the summary, running the command again has nothing to do
+        return summary
+
+    def evaluate_best(self, views: str = "none") -> Evaluation | None:
+        """Evaluate model.safetensors on the validation split, with the test-time augmentation `views`.
+
+        Returns None where it does not hold the best epoch: older versions saved it before the checkpoint, so that
+        after a kill this epoch is trained, and saved, once more. Raises PipelineError, ModelFileError, NonFiniteError.
+        """
+        assert self.val_stream and self.state.best, "the best epoch was validated"
+        checkpoint = load_checkpoint(self.folder.model)
+        if checkpoint.progress["epoch"] != self.state.best.epoch:
+            return None
+        network = self.card.build_network(self.trainer.backend, seed=None)
+        checkpoint.load_into(network)
+        batches = ((batch.images, batch.labels) for batch in self.val_stream.epoch(0))
+        return self.trainer.evaluate(batches, views, network)
+
+    def _save_best(self, row: EpochRow) -> None:
+        card = replace(self.card, temperature=row.temperature or 1.0)
+        self.folder.save_best(card, self.trainer.eval_network.tensors(), row)
