@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cnn.inference.gradcam import GradCam
 from jobs.console.progress import duration, plural
+from jobs.drawing.colours import RATE, TRAIN, VAL
 from jobs.recipes.config import describe
 from jobs.report import charts
 from jobs.report.evaluation import RunEvaluation
@@ -22,7 +23,6 @@ from jobs.report.load_run import TrainedRun
 from jobs.report.near_duplicates import pick_groups
 from jobs.report.thumbnails import matrix
 from jobs.report.time_sections import remedy, shares
-from jobs.training.plots import RATE, TRAIN, VAL
 from pipeline.dataset.schema import DUPLICATES_FILE
 from pipeline.dataset.store import Dataset
 

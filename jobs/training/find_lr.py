@@ -21,9 +21,10 @@ from cnn.training.schedules import Constant
 from cnn.training.trainer import Recipe, Trainer
 from jobs.console.interrupts import CtrlC
 from jobs.console.progress import bar, plural
+from jobs.drawing.colours import GRID, INK, TRAIN, VAL
+from jobs.drawing.plots import new_figure, save_figure, style_axes
 from jobs.errors import Interrupted, JobError, WorkFailedError
 from jobs.recipes.config import Overrides, resolve
-from jobs.training.plots import GRID, INK, TRAIN, VAL, new_figure, plain_axes, save_figure
 from jobs.training.setup import build_card, build_trainer, describe_data, describe_training, measure
 from logpose.common.cpus import available_cpus
 from pipeline.dataset.store import Dataset
@@ -225,7 +226,7 @@ def draw_range_test(path: Path, test: RangeTest, suggestion: Suggestion) -> None
     axes.set_ylabel("loss", color=INK)
     axes.set_xlim(test.rates[0], test.rates[-1])
     axes.set_ylim(0, 1.5 * _first(test.losses))
-    plain_axes(axes)
+    style_axes(axes)
     axes.tick_params(which="minor", length=0)
     axes.legend(frameon=False, labelcolor=INK)
     save_figure(figure, path)

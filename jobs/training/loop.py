@@ -15,9 +15,9 @@ from cnn.losses import Loss, SoftmaxCrossEntropy
 from cnn.training.trainer import Recipe, Trainer
 from jobs.console.interrupts import CtrlC
 from jobs.console.progress import Bar, bar, duration, plural
+from jobs.drawing.plots import draw_confusion, draw_curves
 from jobs.errors import Interrupted
 from jobs.training.metrics import EpochRow, is_better, write_classes, write_metrics
-from jobs.training.plots import draw_confusion, draw_curves
 from jobs.training.run_folder import RunFolder, TrainingState
 from jobs.training.summary import Summary, summary_lines, write_summary
 from jobs.training.timing import Stopwatch, time_lines
