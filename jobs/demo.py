@@ -9,7 +9,7 @@ from jobs.console.progress import bar, plural
 from jobs.datasets.build import build
 from jobs.errors import JobError
 from jobs.flags import CREWS, draw_flags
-from jobs.options import TrainOptions
+from jobs.options import ReportOptions, TrainOptions
 from jobs.report import report
 from jobs.training.train import train
 from logpose.common.cpus import available_cpus
@@ -59,7 +59,7 @@ def demo(folder: Path) -> int:
     classify(new, model, out, topk=2, overwrite=True)
 
     _announce("report", run_dir)
-    report(run_dir)
+    report(run_dir, ReportOptions())
 
     print("\nWhere to look")
     _show(out)

@@ -65,7 +65,7 @@ class Model:
         return f"Model({card.model}: {len(self.class_names)} classes, {width}×{height} pixels, {device}, {self.path})"
 
     @overload
-    def predict(self, images: ImageLike, *, topk: int = 1) -> Prediction: ...
+    def predict(self, images: ImageLike, *, topk: int = 1) -> Prediction: ...  # type: ignore[overload-overlap]  # a str is one
     @overload
     def predict(self, images: Sequence[ImageLike], *, topk: int = 1) -> list[Prediction]: ...
     def predict(self, images: ImageLike | Sequence[ImageLike], *, topk: int = 1) -> Prediction | list[Prediction]:

@@ -28,12 +28,15 @@ DOORS = {
     "numba": ["cnn/backends/cpu/*.py", "pipeline/images/resize.py", "pipeline/images/pixel_sums.py"],
     "llvmlite": ["cnn/backends/cpu/simd.py", "pipeline/images/resize.py"],
     "dask": ["pipeline/build/scheduler.py", "pipeline/parallel/cluster.py"],
-    "PIL": ["pipeline/images/decode.py", "jobs/datasets/contact_sheet.py", "jobs/report/thumbnails.py", "jobs/flags*"],
-    "matplotlib": ["jobs/training/plots.py"],
+    "PIL": [
+        "pipeline/images/decode.py", "jobs/drawing/contact_sheet.py", "jobs/drawing/fonts.py",
+        "jobs/report/thumbnails.py", "jobs/flags*",
+    ],
+    "matplotlib": ["jobs/drawing/plots.py"],
     "pyarrow": ["jobs/classification/parquet.py"],
     "jinja2": ["jobs/report/page.py"],
     "typer": ["jobs/cli.py", "jobs/commands/*.py"],
-}
+}  # fmt: skip
 
 # Where the name to import is not the name to install.
 INSTALLED_AS = {

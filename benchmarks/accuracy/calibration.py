@@ -14,7 +14,7 @@ import numpy as np
 from cnn.backends import pick_backend
 from cnn.evaluation.calibration import reliability, softmax, temperatures_by_halves
 from cnn.inference.predictor import Predictor
-from jobs.report.evaluation import evaluate_run
+from jobs.report.evaluation import evaluate_model
 from jobs.report.load_run import load_run, open_dataset
 
 DRAWS = 500
@@ -41,7 +41,7 @@ def main() -> None:
     for run_dir in runs:
         run, state = load_run(run_dir)
         val = open_dataset(run, state, None).val
-        evaluation = evaluate_run(Predictor(run.folder.model, backend), val, 1).evaluation
+        evaluation = evaluate_model(Predictor(run.folder.model, backend), val, 1).evaluation
         outputs, labels = evaluation.outputs, evaluation.labels
         scaled = outputs / temperatures_by_halves(outputs, labels)[:, None]  # (N, C)
         everything.append((outputs, labels, scaled))

@@ -162,9 +162,11 @@ def report(
     run_dir = path_argument(run_dir, "RUN_DIR", "Folder of the training", "report")
 
     def job() -> int:
+        from jobs.options import ReportOptions
         from jobs.report import report as run
 
-        return run(run_dir, out=out, dataset=dataset, device=device.value, workers=workers)
+        run(run_dir, ReportOptions(out=out, dataset=dataset, device=device.value, workers=workers))
+        return 0
 
     return job
 

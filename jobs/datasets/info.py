@@ -9,7 +9,8 @@ import numpy.typing as npt
 from rich.cells import cell_len
 
 from jobs.console.progress import plural
-from jobs.datasets.contact_sheet import MAX_CLASSES, check_place, count_undrawable, write_sheet
+from jobs.drawing.contact_sheet import MAX_CLASSES, check_sheet_path, write_sheet
+from jobs.drawing.fonts import count_undrawable
 from jobs.errors import JobError
 from logpose.common.errors import printable
 from pipeline.build.reports import read_failures
@@ -31,7 +32,7 @@ def info(dataset: Path, *, sheet: Path | None = None, no_sheet: bool = False, sh
     data = Dataset.open(dataset)
     place = sheet or dataset / SHEET_FILE
     if not no_sheet:
-        check_place(place)
+        check_sheet_path(place)
     blocks = [_form(data), _classes(data), _colours(data), _storage(data), _origin(data)]
     if shuffle:
         blocks.append(_shuffle(data.train))

@@ -1,4 +1,4 @@
-"""A training -> one HTML file that says how good it is and where to look; it needs nothing but itself."""
+"""`logpose report`: evaluate a trained model and write one self-contained HTML file about it."""
 
 from pathlib import Path
 
@@ -8,60 +8,65 @@ from cnn.backends import pick_backend
 from cnn.errors import ShapeError
 from cnn.inference.gradcam import GradCam
 from cnn.inference.predictor import Predictor
+from jobs.console.output import detail, emit, say
 from jobs.console.progress import plural
 from jobs.errors import JobError
-from jobs.report.evaluation import evaluate_run
+from jobs.options import ReportOptions
+from jobs.report.evaluation import ValidationResult, evaluate_model
 from jobs.report.load_run import TrainedRun, load_run, open_dataset
 from jobs.report.page import render
 from jobs.training.run_folder import RunFolder
 from logpose.common.cpus import available_cpus
-from logpose.common.files import atomic_writer
+from logpose.common.files import write_atomically
 
 
-def report(
-    run_dir: Path,
-    *,
-    out: Path | None = None,
-    dataset: Path | None = None,
-    device: str = "auto",
-    workers: int | None = None,
-) -> int:
-    """Write the report on the training in `run_dir` to `out`, or into its folder; an earlier one is replaced.
+def report(run_dir: Path, options: ReportOptions) -> Path:
+    """Write the report on the training in `run_dir`; return its path. An existing report is replaced.
 
-    `dataset` says where its dataset is, unless it is where it was. Memory does not grow with the images, only with
-    what the network says of each.
-    Raises JobError, ModelFileError, DatasetError: what is missing, damaged, or does not belong together.
+    The images are read batch by batch; only the model's outputs for them are all in memory.
+    Raises JobError, ModelFileError or DatasetError where a file is missing or damaged, or the dataset is another one.
     """
-    place = out or RunFolder(run_dir).report
-    if place.suffix.lower() not in (".html", ".htm"):
-        raise JobError(f"--out {place}: expected a name that ends in .html; choose such a one")
+    path = options.out or RunFolder(run_dir).report
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise JobError(f"--out {path}: expected a name that ends in .html; choose another name")
+    if options.model:
+        from cnn.models import import_model  # type: ignore[attr-defined]
+
+        import_model(options.model)
     run, state = load_run(run_dir)
-    data = open_dataset(run, state, dataset)
-    results = cam = None
+    data = open_dataset(run, state, options.dataset)
+    result = cam = None
     if data.val.rows:
-        backend = pick_backend(device)
-        print(backend.description)
+        backend = pick_backend(options.device)
+        say(backend.description)
         predictor = Predictor(run.folder.model, backend)
-        results = evaluate_run(predictor, data.val, workers or available_cpus())
-        cam = _cam(run, predictor)
-    html = render(run, data, results, cam).encode()
-    with atomic_writer(place) as file:
-        file.write(html)
-    if results:
-        low, high = results.interval
-        print(
-            f"accuracy {results.evaluation.accuracy:.2%} of {plural(data.val.rows, 'validation image')}"
-            f" ({low:.1%} to {high:.1%} with 95 % confidence)"
-        )
-    print(f"report: {place} ({len(html) / 1e6:.1f} MB)")
-    return 0
+        result = evaluate_model(predictor, data.val, options.workers or available_cpus())
+        cam = _grad_cam(run, predictor)
+    html = render(run, data, result, cam, options.model).encode()
+    write_atomically(path, html)
+    _print(path, len(html), result)
+    return path
 
 
-def _cam(run: TrainedRun, predictor: Predictor) -> GradCam | None:
-    """None for a network that Grad-CAM cannot explain: the page then does without."""
+def _grad_cam(run: TrainedRun, predictor: Predictor) -> GradCam | None:
+    """None for a network that Grad-CAM does not support: the report then has no heatmaps."""
     network = run.model.card.build_network(predictor.backend, seed=None)
     run.model.load_into(network)
     try:
         return GradCam(network, np.array(run.model.card.mean), np.array(run.model.card.std))  # (3,) each
     except ShapeError:
+        detail("no heatmaps: Grad-CAM needs a network with feature maps")
         return None
+
+
+def _print(path: Path, size: int, result: ValidationResult | None) -> None:
+    summary: dict[str, object] = {"report": str(path)}
+    if result:
+        accuracy, images, (low, high) = result.evaluation.accuracy, result.evaluation.rows, result.interval
+        say(
+            f"accuracy {accuracy:.2%} on {plural(images, 'validation image')}"
+            f" (95 % confidence interval {low:.1%} to {high:.1%})"
+        )
+        summary |= {"accuracy": accuracy, "accuracy_low": low, "accuracy_high": high, "val_images": images}
+    say(f"report: {path} ({size / 1e6:.1f} MB)")
+    emit(summary)

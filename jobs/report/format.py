@@ -1,8 +1,8 @@
-"""Figures as a person reads them."""
+"""Numbers formatted for the report."""
 
 from math import isnan
 
 
-def percent(share: float, digits: int = 1) -> str:
-    """A share; a dash where there is nothing to judge by."""
-    return "–" if isnan(share) else f"{100 * share:.{digits}f}\u00a0%"  # no line is to break before the sign
+def percent(fraction: float, digits: int = 1) -> str:
+    """A fraction as a percentage; a dash for NaN."""
+    return "–" if isnan(fraction) else f"{100 * fraction:.{digits}f}\u00a0%"  # a no-break space before the sign

@@ -1,4 +1,4 @@
-"""The images on the page, with what is said beneath them: mistakes, suspected labels, copies."""
+"""Images of the report with their captions: confusions, possible label errors, near-duplicates."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -6,129 +6,132 @@ from typing import NamedTuple
 import numpy as np
 
 from cnn.inference.gradcam import GradCam
-from jobs.report.evaluation import Pair, RunEvaluation
-from jobs.report.near_duplicates import Copy, Group
+from jobs.report.evaluation import Confusion, ValidationResult
+from jobs.report.near_duplicates import DuplicateGroup, NearDuplicate
 from jobs.report.thumbnails import overlay, read_rows, thumbnail
 from pipeline.dataset.schema import COLUMN_CHUNK_ROWS
 from pipeline.dataset.store import Dataset, Split
 
 
-class ShownImage(NamedTuple):
-    """A validation image.
+class ValidationImage(NamedTuple):
+    """A validation image; `src` and the heatmaps are data URIs.
 
-    named  the probability of the class it is taken for;  true  and of its label
-    heat   overlays, for these two classes, if there are any
+    confidence        the probability of the predicted class
+    true_probability  the probability of the label
+    heatmaps          for the predicted class and for the label, or none
     """
 
     src: str
     path: str
     label: str
     predicted: str
-    named: float
-    true: float
-    heat: tuple[str, ...] = ()
+    confidence: float
+    true_probability: float
+    heatmaps: tuple[str, ...] = ()
 
 
-class PairShown(NamedTuple):
-    """A class taken for another, and images of that."""
+class ConfusionImages(NamedTuple):
+    """A `Confusion` with class names, and images of it."""
 
     true: str
     predicted: str
-    times: int
-    of: int
-    images: list[ShownImage]
+    wrong: int
+    total: int
+    images: list[ValidationImage]
 
 
-class CopyShown(NamedTuple):
-    """An image of a group of copies; `src` is empty where the dataset has it no more."""
+class DuplicateImage(NamedTuple):
+    """A near-duplicate; `src` is empty where the dataset does not have the image."""
 
-    copy: Copy
+    duplicate: NearDuplicate
     src: str
 
 
-class GroupShown(NamedTuple):
-    """A group of copies, the first few of them shown, those first that do not agree with others."""
+class GroupImages(NamedTuple):
+    """A group of near-duplicates, and some of its images."""
 
-    group: Group
-    copies: list[CopyShown]
+    group: DuplicateGroup
+    images: list[DuplicateImage]
 
 
-def show_pairs(data: Dataset, results: RunEvaluation, pairs: Sequence[Pair]) -> list[PairShown]:
-    shown = _images(data, results, [row for pair in pairs for row in pair.rows])
+def confusion_images(data: Dataset, result: ValidationResult, confusions: Sequence[Confusion]) -> list[ConfusionImages]:
+    """Load the images of confusions. Raises DamageError where one is damaged."""
+    images = _images(data, result, [row for confusion in confusions for row in confusion.rows])
     names = data.class_names
     return [
-        PairShown(
-            names[pair.true], names[pair.predicted], pair.times, pair.of, [shown[row] for row in pair.rows]
-        )
-        for pair in pairs
+        ConfusionImages(names[each.true], names[each.predicted], each.wrong, each.total, [images[r] for r in each.rows])
+        for each in confusions
     ]
 
 
-def show_worst(data: Dataset, results: RunEvaluation, rows: Sequence[int], cam: GradCam | None) -> list[ShownImage]:
-    """Images with their overlays, or without where there is no `cam`."""
-    shown = _images(data, results, rows)
+def images_with_heatmaps(
+    data: Dataset, result: ValidationResult, rows: Sequence[int], cam: GradCam | None
+) -> list[ValidationImage]:
+    """Load validation images, with heatmaps where there is a `cam`. Raises DamageError where one is damaged."""
+    found = _images(data, result, rows)
     if not cam or not rows:
-        return [shown[row] for row in rows]
-    images = read_rows(data.val, rows)
-    together = np.stack([images[row] for row in rows])  # (n, H, W, 3)
-    evaluation = results.evaluation
-    maps = [cam.maps(together, which[list(rows)]) for which in (evaluation.predicted, evaluation.labels)]
+        return [found[row] for row in rows]
+    pixels = read_rows(data.val, rows)
+    batch = np.stack([pixels[row] for row in rows])  # (n, H, W, 3)
+    evaluation = result.evaluation
+    maps = [cam.maps(batch, classes[list(rows)]) for classes in (evaluation.predicted, evaluation.labels)]
     return [
-        shown[row]._replace(heat=tuple(overlay(images[row], map_) for map_ in both))
-        for row, *both in zip(rows, *maps, strict=True)
+        found[row]._replace(heatmaps=tuple(overlay(pixels[row], heat) for heat in heats))
+        for row, *heats in zip(rows, *maps, strict=True)
     ]
 
 
-def show_groups(data: Dataset, groups: Sequence[Group], most: int) -> list[GroupShown]:
-    """Groups of copies with up to `most` images each."""
-    picked = {group.number: _first_few(group.copies, most) for group in groups}
-    wanted = {(copy.part, copy.path) for copies in picked.values() for copy in copies}
+def group_images(data: Dataset, groups: Sequence[DuplicateGroup], count: int) -> list[GroupImages]:
+    """Load up to `count` images of each group. Raises DamageError where one is damaged."""
+    selected = {group.number: _select_members(group.members, count) for group in groups}
+    wanted = {(member.split, member.path) for members in selected.values() for member in members}
     sources: dict[tuple[str, str], str] = {}
-    for part in (data.train, data.val):
-        rows = {row: path for row, path in _paths_of(part) if (part.name, path) in wanted}
-        images = read_rows(part, list(rows))
-        sources |= {(part.name, path): thumbnail(images[row]) for row, path in rows.items()}
+    for split in (data.train, data.val):
+        rows = {row: path for row, path in _iter_paths(split) if (split.name, path) in wanted}
+        pixels = read_rows(split, list(rows))
+        sources |= {(split.name, path): thumbnail(pixels[row]) for row, path in rows.items()}
     return [
-        GroupShown(
-            group, [CopyShown(copy, sources.get((copy.part, copy.path), "")) for copy in picked[group.number]]
+        GroupImages(
+            group,
+            [DuplicateImage(each, sources.get((each.split, each.path), "")) for each in selected[group.number]],
         )
         for group in groups
     ]
 
 
-def _images(data: Dataset, results: RunEvaluation, rows: Sequence[int]) -> dict[int, ShownImage]:
-    """Rows of the validation part with their images and what is known of them, without overlays."""
-    evaluation, names, wanted = results.evaluation, data.class_names, set(rows)
-    images = read_rows(data.val, rows)
-    paths = {row: path for row, path in _paths_of(data.val) if row in wanted}
+def _images(data: Dataset, result: ValidationResult, rows: Sequence[int]) -> dict[int, ValidationImage]:
+    """Rows of the validation split -> images without heatmaps."""
+    evaluation, names, wanted = result.evaluation, data.class_names, set(rows)
+    pixels = read_rows(data.val, rows)
+    paths = {row: path for row, path in _iter_paths(data.val) if row in wanted}
     return {
-        row: ShownImage(
-            thumbnail(images[row]),
+        row: ValidationImage(
+            thumbnail(pixels[row]),
             paths[row],
             names[int(evaluation.labels[row])],
             names[int(evaluation.predicted[row])],
-            float(results.named[row]),
-            float(results.true[row]),
+            float(result.confidence[row]),
+            float(result.true_probability[row]),
         )
         for row in wanted
     }
 
 
-def _first_few(copies: Sequence[Copy], most: int) -> list[Copy]:
-    """Of a large group not its first alone: one of each label and part, then the rest in order."""
+def _select_members(members: Sequence[NearDuplicate], count: int) -> list[NearDuplicate]:
+    """Up to `count` members in their order: one of each label and split if possible, then the first others."""
     seen: set[tuple[str, str]] = set()
-    kinds: list[Copy] = []
-    rest: list[Copy] = []
-    for copy in copies:
-        kind = (copy.label, copy.part)
-        (rest if kind in seen else kinds).append(copy)
+    distinct: list[NearDuplicate] = []
+    others: list[NearDuplicate] = []
+    for member in members:
+        kind = (member.label, member.split)
+        (others if kind in seen else distinct).append(member)
         seen.add(kind)
-    few = (kinds + rest)[:most]
-    return [copy for copy in copies if copy in few]
+    selected = (distinct + others)[:count]
+    return [member for member in members if member in selected]
 
 
-def _paths_of(part: Split) -> Iterator[tuple[int, str]]:
-    """All rows with their paths, of which only some are in memory at a time."""
-    for start in range(0, part.rows, COLUMN_CHUNK_ROWS):
-        paths = part.read_column("paths", start, min(start + COLUMN_CHUNK_ROWS, part.rows))  # (n,)
+def _iter_paths(split: Split) -> Iterator[tuple[int, str]]:
+    """All rows with their paths; only a chunk of these is in memory at a time."""
+    for start in range(0, split.rows, COLUMN_CHUNK_ROWS):
+        paths = split.read_column("paths", start, min(start + COLUMN_CHUNK_ROWS, split.rows))  # (n,)
         yield from enumerate(map(str, paths), start)

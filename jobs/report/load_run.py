@@ -1,4 +1,4 @@
-"""What a RUN_DIR says of its training, and the dataset that belongs to it."""
+"""Load a training from its RUN_DIR, and open its dataset."""
 
 import time
 from dataclasses import dataclass
@@ -6,9 +6,10 @@ from pathlib import Path
 
 from cnn.checkpoint import Checkpoint, load_checkpoint
 from cnn.training.recipe import Recipe
+from jobs.drawing.curves import best_epoch
 from jobs.errors import JobError
 from jobs.recipes.config import resolve
-from jobs.training.metrics import EpochRow, is_better
+from jobs.training.metrics import EpochRow
 from jobs.training.run_folder import RunFolder, TrainingState, is_finished
 from pipeline.dataset.store import Dataset
 from pipeline.errors import DatasetError
@@ -16,12 +17,12 @@ from pipeline.errors import DatasetError
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A training, as far as it has come.
+    """A finished or unfinished training.
 
-    best      the figures of the epoch that the model is of
-    finished  whether there is nothing more to do
+    best      the metrics of the model's epoch
+    finished  whether all epochs are done
     init      the model file it started from; empty if it started from scratch
-    saved     when the model was, in seconds since 1970
+    saved     when the model was saved, in seconds since 1970
     """
 
     folder: RunFolder
@@ -36,18 +37,19 @@ class TrainedRun:
 
     @property
     def seconds(self) -> float:
-        """What all finished epochs took."""
+        """Wall time of all finished epochs."""
         return sum(row.seconds for row in self.history)
 
     @property
     def date(self) -> str:
+        """When the model was saved, in local time."""
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(self.saved))
 
 
 def load_run(run_dir: Path) -> tuple[TrainedRun, TrainingState]:
-    """What `run_dir` holds. Without last.safetensors, its state is what metrics.csv and config.toml tell of it.
+    """Load the training in `run_dir`. Without last.safetensors, its state comes from metrics.csv and config.toml.
 
-    Raises JobError where there is too little to report on, ModelFileError where a file is damaged.
+    Raises JobError where a file is missing, ModelFileError where one is damaged.
     """
     folder = RunFolder(run_dir)
     if not run_dir.is_dir():
@@ -59,7 +61,7 @@ def load_run(run_dir: Path) -> tuple[TrainedRun, TrainingState]:
     state = _state(folder)
     recipe = resolve(base=state.recipe, base_name=str(folder.config))
     finished = is_finished(state, recipe)
-    # The model may be of an epoch that was not noted any more, as after a kill right behind it.
+    # A kill right after the model was saved leaves an epoch that is not in the history.
     best = next((row for row in state.history if row.epoch == model.progress.get("epoch")), None)
     if best is None:
         best = EpochRow.from_dict(model.progress, folder.model)
@@ -72,10 +74,13 @@ def load_run(run_dir: Path) -> tuple[TrainedRun, TrainingState]:
 
 
 def open_dataset(run: TrainedRun, state: TrainingState, given: Path | None) -> Dataset:
-    """The dataset of a training, at the place `given` or else where it last was. Raises JobError, DatasetError."""
+    """Open the dataset of a training: `given`, or the path it was trained from.
+
+    Raises JobError where it is missing or not the one trained on, DatasetError where it is damaged.
+    """
     folder, card = run.folder, run.model.card
     if given is None and not state.dataset:
-        raise JobError(f"{folder.path} does not say where its dataset is; give it with --dataset DATASET.zarr")
+        raise JobError(f"{folder.path} does not record where its dataset is; give it with --dataset DATASET.zarr")
     path = given or Path(state.dataset)
     try:
         data = Dataset.open(path)
@@ -83,25 +88,25 @@ def open_dataset(run: TrainedRun, state: TrainingState, given: Path | None) -> D
         if given or path.exists():
             raise
         raise JobError(
-            f"expected the dataset of {folder.path} where it was, found nothing at {path}; if it has moved, give it"
-            " with --dataset DATASET.zarr"
+            f"expected the dataset of {folder.path}, found nothing at {path}; if it has moved, give it with"
+            " --dataset DATASET.zarr"
         ) from error
     if state.content_hash and data.content_hash != state.content_hash:
         raise JobError(
             f"{folder.path} was trained on another dataset (content {state.content_hash[:8]}, {path} has"
-            f" {data.content_hash[:8]}); give that one with --dataset DATASET.zarr"
+            f" {data.content_hash[:8]}); give the right one with --dataset DATASET.zarr"
         )
     if (data.class_names, (*data.size, 3)) != (card.class_names, card.in_shape):
         raise JobError(
-            f"{folder.model} was trained on other classes or sizes than {path} has; give its own dataset with"
-            " --dataset DATASET.zarr"
+            f"{folder.model} was trained on other classes or another image size than {path} has; give the right dataset"
+            " with --dataset DATASET.zarr"
         )
     return data
 
 
 def _no_model(folder: RunFolder) -> str:
     if folder.last.exists():
-        return f"{folder.path} holds a training without a finished epoch, so no {folder.model.name}; wait for one epoch"
+        return f"{folder.path} has no {folder.model.name}, since no epoch is finished; wait for the first epoch"
     return f"expected {folder.model.name} of a training, found none in {folder.path}; give its RUN_DIR"
 
 
@@ -111,11 +116,9 @@ def _state(folder: RunFolder) -> TrainingState:
     for path in (folder.metrics, folder.config):
         if not path.exists():
             raise JobError(
-                f"{folder.path} holds {folder.model.name}, but neither {folder.last.name} nor {path.name}, which say"
-                " how its training went; copy them there, too"
+                f"{folder.path} holds {folder.model.name}, but neither {folder.last.name} nor {path.name}; copy one of"
+                " them from the training's folder"
             )
     history = folder.read_history()
-    best = None
-    for row in history:
-        best = row if is_better(row, best) else best
-    return TrainingState(folder.config.read_text(encoding="utf-8"), "", history=history, best=best)
+    recipe = folder.config.read_text(encoding="utf-8")
+    return TrainingState(recipe, "", history=history, best=best_epoch(history))

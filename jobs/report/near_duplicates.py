@@ -1,4 +1,4 @@
-"""Copies among a dataset's images, from its duplicates.csv: which groups are worth a look."""
+"""Select groups of near-duplicates from a dataset's duplicates.csv."""
 
 import csv
 import heapq
@@ -11,52 +11,58 @@ from jobs.errors import JobError
 from pipeline.dataset.schema import DUPLICATES_FILE, DUPLICATES_HEADER
 
 
-class Copy(NamedTuple):
-    """One image of a group, and how it differs from the first of it."""
+class NearDuplicate(NamedTuple):
+    """An image of a group. `how` says how it differs from the first one; empty for the first."""
 
-    part: str
+    split: str
     label: str
     path: str
     how: str
 
 
-class Group(NamedTuple):
-    """Images that are copies of one another."""
+class DuplicateGroup(NamedTuple):
+    """Images that are near-duplicates of one another."""
 
     number: int
-    copies: list[Copy]
+    members: list[NearDuplicate]
 
     @property
     def labels_differ(self) -> bool:
-        return len({copy.label for copy in self.copies}) > 1
+        """Whether the images have more than one label."""
+        return len({member.label for member in self.members}) > 1
 
     @property
     def leaks(self) -> bool:
-        """Whether some are to train on and some to validate."""
-        return len({copy.part for copy in self.copies}) > 1
+        """Whether the group has images in both splits."""
+        return len({member.split for member in self.members}) > 1
 
 
-def pick_groups(dataset: Path, most: int) -> list[Group]:
-    """Some groups of copies: first those whose labels differ, then those on both sides of the split, then large ones.
+def select_groups(dataset: Path, count: int) -> list[DuplicateGroup]:
+    """Up to `count` groups: first those whose labels differ, then those in both splits, then the largest.
 
-    Only as many are in memory. None where the file is gone. Raises JobError where it is not what a build writes.
+    Only so many groups are in memory at a time. Returns none where duplicates.csv is missing.
+    Raises JobError where it is damaged.
     """
-    return heapq.nsmallest(most, _groups(dataset / DUPLICATES_FILE), key=_interest)
+    return heapq.nsmallest(count, _read_groups(dataset / DUPLICATES_FILE), key=_priority)
 
 
-def _interest(group: Group) -> tuple[bool, bool, int, int]:
-    return not group.labels_differ, not group.leaks, -len(group.copies), group.number
+def _priority(group: DuplicateGroup) -> tuple[bool, bool, int, int]:
+    return not group.labels_differ, not group.leaks, -len(group.members), group.number
 
 
-def _groups(path: Path) -> Iterator[Group]:
+def _read_groups(path: Path) -> Iterator[DuplicateGroup]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = csv.DictReader(file)
             if tuple(rows.fieldnames or ()) != DUPLICATES_HEADER:
                 raise ValueError("other columns")
             for number, members in groupby(rows, lambda row: int(row["group"])):
-                yield Group(number, [Copy(*(row[name] for name in Copy._fields)) for row in members])
+                yield DuplicateGroup(
+                    number, [NearDuplicate(row["part"], row["label"], row["path"], row["how"]) for row in members]
+                )
     except FileNotFoundError:
         return
     except (ValueError, KeyError, TypeError) as error:
-        raise JobError(f"expected groups of copies, found {error} in {path}; build the dataset again") from error
+        raise JobError(
+            f"expected groups of near-duplicates in {path}, found {error}; build the dataset again"
+        ) from error

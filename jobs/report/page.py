@@ -1,4 +1,4 @@
-"""All that is known -> the page, by `page.html.jinja`. Whatever is put into it is escaped: names are strangers'."""
+"""Render the HTML report with `page.html.jinja`. All values are escaped: file and class names are untrusted."""
 
 import platform
 import shlex
@@ -12,29 +12,30 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cnn.inference.gradcam import GradCam
 from jobs.console.progress import duration, plural
+from jobs.drawing.colours import FAINT, GRID, INK, RATE, TRAIN, VAL
 from jobs.recipes.config import describe
 from jobs.report import charts
-from jobs.report.evaluation import RunEvaluation
-from jobs.report.findings import find
+from jobs.report.evaluation import ValidationResult
+from jobs.report.findings import key_findings
 from jobs.report.format import percent
-from jobs.report.image_sections import show_groups, show_pairs, show_worst
+from jobs.report.image_sections import confusion_images, group_images, images_with_heatmaps
 from jobs.report.load_run import TrainedRun
-from jobs.report.near_duplicates import pick_groups
-from jobs.report.thumbnails import matrix
-from jobs.report.time_sections import remedy, shares
-from jobs.training.plots import RATE, TRAIN, VAL
+from jobs.report.near_duplicates import select_groups
+from jobs.report.thumbnails import confusion_png
+from jobs.report.time_sections import data_bottleneck, phase_times
 from pipeline.dataset.schema import DUPLICATES_FILE
 from pipeline.dataset.store import Dataset
 
-PAIRS, OF_PAIR = 8, 6  # pairs of classes, and images of each
-WORST = 24
-GROUPS, OF_GROUP = 12, 6
-TABLE_CLASSES = 24  # up to which confusion is a table
-OPEN_CLASSES = 30  # rows of the table of classes; the others are folded away
+CONFUSIONS, IMAGES_PER_CONFUSION = 8, 6
+TOP_LOSSES = 24  # images that may have a wrong label
+GROUPS, IMAGES_PER_GROUP = 12, 6  # of near-duplicates
+MAX_TABLE_CLASSES = 24  # with more, the confusion matrix is an image
+MAX_OPEN_CLASSES = 30  # rows of the class table; the others are collapsed
+COLOURS = {"train": TRAIN, "val": VAL, "rate": RATE, "ink": INK, "faint": FAINT, "grid": GRID}
 
 
 class ClassRow(NamedTuple):
-    """A row of the table of classes: shares are NaN where there is nothing to judge by."""
+    """A row of the class table; a score is NaN where it is undefined."""
 
     name: str
     precision: float
@@ -44,90 +45,93 @@ class ClassRow(NamedTuple):
     training: int
 
 
-def render(run: TrainedRun, data: Dataset, results: RunEvaluation | None, cam: GradCam | None) -> str:
-    """The page as HTML; without a validation part, `judgement` is None.
+def render(
+    run: TrainedRun, data: Dataset, result: ValidationResult | None, cam: GradCam | None, model: str | None = None
+) -> str:
+    """Return the report as HTML. Without a validation split, `result` is None.
 
-    Raises DamageError where an image to be shown is damaged, JobError where the list of copies is.
+    `model` is the option --model with which the network was loaded. Raises DamageError where an image to show is
+    damaged, JobError where duplicates.csv is.
     """
-    pairs = results.pairs(PAIRS, OF_PAIR) if results else []
+    confusions = result.top_confusions(CONFUSIONS, IMAGES_PER_CONFUSION) if result else []
     context: dict[str, Any] = {
         "run": run,
         "name": run.folder.path.resolve().name,
         "data": data,
         "card": run.model.card,
-        "parameters": _parameters(run),
+        "parameters": _parameter_count(run),
         "recipe": describe(run.recipe),
-        "findings": find(run, data, results, pairs),
-        "judgement": results,
+        "findings": key_findings(run, data, result, confusions),
+        "result": result,
         "loss_chart": charts.loss_chart(run.history),
         "accuracy_chart": charts.accuracy_chart(run.history, run.best),
         "rate_chart": charts.rate_chart(run.history),
         "time_chart": charts.time_chart(run.history),
-        "times": shares(run.history),
-        "remedy": remedy(run.history),
-        "copies": data.attributes.duplicates,
-        "copies_file": data.path / DUPLICATES_FILE,
-        "groups": show_groups(data, pick_groups(data.path, GROUPS), OF_GROUP),
-        "again": shlex.join(_again(run, data)),
-        "go_on": shlex.join(["logpose", "train", str(data.path), str(run.folder.path), "--resume"]),
+        "phases": phase_times(run.history),
+        "data_bottleneck": data_bottleneck(run.history),
+        "duplicates": data.attributes.duplicates,
+        "duplicates_file": data.path / DUPLICATES_FILE,
+        "groups": group_images(data, select_groups(data.path, GROUPS), IMAGES_PER_GROUP),
+        "retrain_command": shlex.join(_retrain_command(run, data, model)),
+        "resume_command": shlex.join(["logpose", "train", str(data.path), str(run.folder.path), "--resume"]),
         "versions": f"logpose {version('logpose-cnn')}, Python {platform.python_version()}, NumPy {np.__version__}",
-        "colours": {"train": TRAIN, "val": VAL, "rate": RATE},
-        "open_classes": OPEN_CLASSES,
+        "colours": COLOURS,
+        "max_open_classes": MAX_OPEN_CLASSES,
     }
-    if results:
-        context |= _evaluated(data, results)
-        context["pairs"] = show_pairs(data, results, pairs)
-        context["worst"] = show_worst(data, results, results.worst(WORST), cam)
+    if result:
+        context |= _scores(data, result)
+        context["confusions"] = confusion_images(data, result, confusions)
+        context["top_losses"] = images_with_heatmaps(data, result, result.top_losses(TOP_LOSSES), cam)
     return _environment().get_template("page.html.jinja").render(context)
 
 
-def _evaluated(data: Dataset, results: RunEvaluation) -> dict[str, Any]:
-    """The figures and drawings that come from validating."""
-    evaluation, calibration = results.evaluation, results.calibration
-    confusion = evaluation.confusion  # (C, C) [true, predicted]
-    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)  # (C, C)
-    as_table = len(confusion) <= TABLE_CLASSES
-    found: dict[str, Any] = {
+def _scores(data: Dataset, result: ValidationResult) -> dict[str, Any]:
+    """The template's values that come from the evaluation, images excepted."""
+    evaluation, calibration = result.evaluation, result.calibration
+    matrix = evaluation.confusion  # (C, C) [true, predicted]
+    fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)  # (C, C)
+    as_table = len(matrix) <= MAX_TABLE_CLASSES
+    scores: dict[str, Any] = {
         "evaluation": evaluation,
-        "top5": evaluation.top(5) if len(confusion) > 5 else None,
-        "classes": _classes(data, results),
-        "confusion": list(zip(data.class_names, confusion.tolist(), shares.tolist(), strict=True)) if as_table else [],
-        "confusion_image": "" if as_table else matrix(shares, TRAIN, VAL),
+        "top5": evaluation.top(5) if len(matrix) > 5 else None,
+        "classes": _class_rows(data, result),
+        "matrix": list(zip(data.class_names, matrix.tolist(), fractions.tolist(), strict=True)) if as_table else [],
+        "matrix_image": "" if as_table else confusion_png(fractions, TRAIN, VAL),
         "calibration": calibration,
         "reliability_charts": [],
     }
     if calibration:
-        before, after = results.reliability(1.0), results.reliability(calibration.temperature)
-        found["reliability_charts"] = [
-            charts.reliability_chart("As the network says it", before),
-            charts.reliability_chart(f"Divided by a temperature of {calibration.temperature:.2f}", after),
+        before, after = result.reliability(1.0), result.reliability(calibration.temperature)
+        scores["reliability_charts"] = [
+            charts.reliability_chart("Before temperature scaling", before),
+            charts.reliability_chart(f"After temperature scaling, T = {calibration.temperature:.2f}", after),
         ]
-    return found
+    return scores
 
 
-def _classes(data: Dataset, results: RunEvaluation) -> list[ClassRow]:
-    """The worst first; classes without an image last."""
+def _class_rows(data: Dataset, result: ValidationResult) -> list[ClassRow]:
+    """Lowest F1 first; classes without a validation image last."""
     training = np.bincount(data.train.labels, minlength=len(data.class_names))  # (C,)
-    figures = (values.tolist() for values in (*results.evaluation.by_class, training))
-    rows = [ClassRow(*values) for values in zip(data.class_names, *figures, strict=True)]
+    columns = (values.tolist() for values in (*result.evaluation.by_class, training))
+    rows = [ClassRow(*values) for values in zip(data.class_names, *columns, strict=True)]
     return sorted(rows, key=lambda row: (not row.images, 0.0 if isnan(row.f1) else row.f1))
 
 
-def _parameters(run: TrainedRun) -> int:
-    """How many numbers the network has learned."""
+def _parameter_count(run: TrainedRun) -> int:
     card = run.model.card
     layers = card.build_model().layers(card.in_shape, len(card.class_names))
     return sum(spec.size for spec in layers.specs(card.in_shape).parameters)
 
 
-def _again(run: TrainedRun, data: Dataset) -> list[str]:
-    """The command that trains the same network once more, in another folder."""
-    place = run.folder.path
-    if place.name in ("", ".."):
-        place = place.resolve()
+def _retrain_command(run: TrainedRun, data: Dataset, model: str | None) -> list[str]:
+    """The command that repeats the training in another folder."""
+    folder = run.folder.path
+    if folder.name in ("", ".."):
+        folder = folder.resolve()
     return [
-        "logpose", "train", str(data.path), str(place.with_name(f"{place.name}-again")),
+        "logpose", "train", str(data.path), str(folder.with_name(f"{folder.name}-again")),
         "--config", str(run.folder.config), *(("--init", run.init) if run.init else ()),
+        *(("--model", model) if model else ()),
     ]  # fmt: skip
 
 
@@ -138,12 +142,12 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_valid,
+        finalize=_valid_utf8,
     )
     environment.filters |= {"percent": percent, "duration": duration, "plural": plural, "thousands": "{:,}".format}
     return environment
 
 
-def _valid(value: Any) -> Any:
-    """Text that is to be valid UTF-8: a path may hold bytes that are none."""
+def _valid_utf8(value: Any) -> Any:
+    """Escape bytes of a path that are not valid UTF-8 (lone surrogates in Python)."""
     return value.encode("utf-8", "backslashreplace").decode() if type(value) is str else value

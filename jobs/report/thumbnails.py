@@ -1,4 +1,4 @@
-"""Images of a dataset as the page holds them: small JPEGs, written into its text."""
+"""Images as data URIs for the report: thumbnails, heatmap overlays and a confusion matrix."""
 
 import base64
 import io
@@ -11,57 +11,56 @@ from PIL import Image
 
 from pipeline.dataset.store import Split
 
-SIDE = 128  # pixels of the longer side at most
+MAX_SIDE = 128  # pixels of the longer side
 _QUALITY = 85
-# The colours of a map, from what hardly counts to what counts most, and how far they cover the image.
-_HEAT = np.array([(70, 50, 160), (200, 60, 110), (245, 130, 50), (255, 225, 90)], np.float64)  # (4, 3)
-_COVER = 0.75
+_HEAT_COLOURS = np.array([(70, 50, 160), (200, 60, 110), (245, 130, 50), (255, 225, 90)], np.float64)  # (4, 3), 0 to 1
+_MAX_OPACITY = 0.75  # of a heatmap over its image
 
 
-def read_rows(part: Split, rows: Sequence[int]) -> dict[int, npt.NDArray[np.uint8]]:
-    """Some rows of a part, (H, W, 3) each. Chunks that hold none of them are not read, the others once.
+def read_rows(split: Split, rows: Sequence[int]) -> dict[int, npt.NDArray[np.uint8]]:
+    """Read some rows of a split, (H, W, 3) each. Chunks with any of them are read once, the others not at all.
 
-    Raises DamageError where one of these is damaged.
+    Raises DamageError where one of these chunks is damaged.
     """
     found: dict[int, npt.NDArray[np.uint8]] = {}
-    for chunk, members in groupby(sorted(set(rows)), lambda row: row // part.chunk_rows):
-        start = chunk * part.chunk_rows
-        images = part.read(start, min(start + part.chunk_rows, part.rows))  # (n, H, W, 3)
+    for chunk, members in groupby(sorted(set(rows)), lambda row: row // split.chunk_rows):
+        start = chunk * split.chunk_rows
+        images = split.read(start, min(start + split.chunk_rows, split.rows))  # (n, H, W, 3)
         found |= {row: images[row - start].copy() for row in members}
     return found
 
 
 def thumbnail(pixels: npt.NDArray[np.uint8]) -> str:
-    """An image (H, W, 3) as a data URI, made smaller if need be, never larger."""
+    """An image (H, W, 3) as a data URI, reduced to MAX_SIDE, never enlarged."""
     image = Image.fromarray(pixels)
-    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     return _uri(image)
 
 
 def overlay(pixels: npt.NDArray[np.uint8], heat: npt.NDArray[np.floating]) -> str:
-    """An image (H, W, 3) in grey as a data URI, coloured by `heat` (H, W), 0 to 1; SIDE pixels large."""
+    """An image (H, W, 3) in grey, coloured by `heat` (H, W), 0 to 1, as a data URI; its longer side is MAX_SIDE."""
     height, width = heat.shape
-    scale = SIDE / max(height, width)
+    scale = MAX_SIDE / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     grey = np.asarray(Image.fromarray(pixels).convert("L").resize(size, Image.Resampling.BICUBIC))  # (h, w)
-    map_ = Image.fromarray(heat.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
-    strength = np.clip(np.asarray(map_), 0.0, 1.0)[..., None]  # (h, w, 1)
-    stops = np.linspace(0.0, 1.0, len(_HEAT))
-    colours = np.stack([np.interp(strength[..., 0], stops, _HEAT[:, i]) for i in range(3)], axis=2)  # (h, w, 3)
-    cover = _COVER * strength  # (h, w, 1)
-    mixed = (0.35 * 255 + 0.65 * grey[..., None]) * (1 - cover) + colours * cover  # (h, w, 3)
+    resized = Image.fromarray(heat.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
+    strength = np.clip(np.asarray(resized), 0.0, 1.0)[..., None]  # (h, w, 1)
+    stops = np.linspace(0.0, 1.0, len(_HEAT_COLOURS))
+    colours = np.stack([np.interp(strength[..., 0], stops, _HEAT_COLOURS[:, i]) for i in range(3)], axis=2)  # (h, w, 3)
+    opacity = _MAX_OPACITY * strength  # (h, w, 1)
+    mixed = (0.35 * 255 + 0.65 * grey[..., None]) * (1 - opacity) + colours * opacity  # (h, w, 3)
     return _uri(Image.fromarray(mixed.round().astype(np.uint8)))
 
 
-def matrix(shares: npt.NDArray[np.floating], right: str, wrong: str) -> str:
-    """Shares (C, C), 0 to 1, as a PNG with a pixel each: `right` on the diagonal, `wrong` beside it, as #rrggbb.
+def confusion_png(fractions: npt.NDArray[np.floating], correct: str, wrong: str) -> str:
+    """A confusion matrix (C, C), 0 to 1, as a PNG data URI with a pixel per cell.
 
-    What is 0 is transparent.
+    The diagonal has the colour `correct`, the rest `wrong`, both #rrggbb; the fraction is the opacity.
     """
-    pixels = np.zeros((*shares.shape, 4), np.uint8)  # (C, C, 4)
+    pixels = np.zeros((*fractions.shape, 4), np.uint8)  # (C, C, 4)
     pixels[..., :3] = _rgb(wrong)
-    pixels[np.arange(len(shares)), np.arange(len(shares)), :3] = _rgb(right)
-    pixels[..., 3] = np.round(255 * shares**0.5)  # lifts the few that went astray
+    pixels[np.arange(len(fractions)), np.arange(len(fractions)), :3] = _rgb(correct)
+    pixels[..., 3] = np.round(255 * fractions**0.5)  # the square root makes small fractions visible
     return _uri(Image.fromarray(pixels), "png")
 
 

@@ -1,4 +1,4 @@
-"""Where a training's time went, epochs together."""
+"""Training time by phase."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,50 +6,51 @@ from typing import NamedTuple
 from jobs.training.metrics import EpochRow
 from jobs.training.timing import bottleneck
 
-# The parts of an epoch, and what a person calls them; see timing.EpochTimes.
-PARTS = {
-    "compute": "computing",
+# The phases of an epoch, and their names in the report; see timing.EpochTimes.
+PHASES = {
+    "compute": "training steps",
     "wait": "waiting for data",
-    "validation": "validating",
+    "validation": "validation",
     "save": "saving",
     "other": "other",
 }
 
 
-class Part(NamedTuple):
-    """One part of the time. `kind` is a key of PARTS."""
+class PhaseTime(NamedTuple):
+    """The time of a phase, and its fraction of the whole. `kind` is a key of PHASES."""
 
     kind: str
     name: str
     seconds: float
-    share: float
+    fraction: float
 
 
-def parts_of(rows: Sequence[EpochRow]) -> dict[str, float]:
-    """Seconds of each of PARTS, all epochs together. In an older training, which did not tell, most is `other`."""
-    parts = {
-        "compute": sum(row.compute_seconds for row in rows),
-        "wait": sum(row.wait_seconds for row in rows),
-        "validation": sum(row.validation_seconds for row in rows),
-        "save": sum(row.save_seconds for row in rows),
+def phase_seconds(history: Sequence[EpochRow]) -> dict[str, float]:
+    """Seconds of each of PHASES over all epochs. In older trainings, which recorded fewer, most is `other`."""
+    seconds = {
+        "compute": sum(row.compute_seconds for row in history),
+        "wait": sum(row.wait_seconds for row in history),
+        "validation": sum(row.validation_seconds for row in history),
+        "save": sum(row.save_seconds for row in history),
     }
-    parts["other"] = max(0.0, sum(row.seconds for row in rows) - sum(parts.values()))
-    return parts
+    seconds["other"] = max(0.0, sum(row.seconds for row in history) - sum(seconds.values()))
+    return seconds
 
 
-def shares(rows: Sequence[EpochRow]) -> list[Part]:
-    """The parts that there were."""
-    parts = parts_of(rows)
-    total = sum(parts.values()) or 1.0
-    names = dict(PARTS)
-    if not parts["compute"]:
-        names["other"] = "all else, which this older training did not tell apart"
-    return [Part(kind, names[kind], seconds, seconds / total) for kind, seconds in parts.items() if seconds > 0.0]
+def phase_times(history: Sequence[EpochRow]) -> list[PhaseTime]:
+    """The phases that took any time."""
+    phases = phase_seconds(history)
+    total = sum(phases.values()) or 1.0
+    names = dict(PHASES)
+    if not phases["compute"]:
+        names["other"] = "other (this older training did not record phases)"
+    return [PhaseTime(kind, names[kind], seconds, seconds / total) for kind, seconds in phases.items() if seconds > 0.0]
 
 
-def remedy(rows: Sequence[EpochRow]) -> str:
-    """What would help, if the training has waited for its data; else empty."""
-    found = bottleneck(rows)
-    if found is None:
+def data_bottleneck(history: Sequence[EpochRow]) -> str:
+    """A sentence on how to load the data faster, if training waited for it; else empty."""
+    slowest = bottleneck(history)
+    if slowest is None:
         return ""
-    return f"Data was the bottleneck: {found.activity} took most of the readers' time; {found.remedy}."
+    text = f"Data loading was the bottleneck: {slowest.activity} took most of the reader threads' time"
+    return f"{text}; {slowest.remedy}."

@@ -7,8 +7,8 @@ from cnn.checkpoint import ModelCard, load_checkpoint
 from cnn.evaluation.metrics import Evaluation
 from cnn.training.trainer import Trainer
 from jobs.console.progress import plural
+from jobs.drawing.plots import draw_confusion, draw_curves
 from jobs.training.metrics import EpochRow, write_classes, write_metrics
-from jobs.training.plots import draw_confusion, draw_curves
 from jobs.training.run_folder import RunFolder, TrainingState, is_finished
 from jobs.training.summary import Summary, summarise, write_summary
 from pipeline.dataset.store import Dataset

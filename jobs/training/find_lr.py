@@ -23,10 +23,11 @@ from cnn.training.trainer import Trainer
 from jobs.console.interrupts import CtrlC
 from jobs.console.output import emit, say
 from jobs.console.progress import bar, plural
+from jobs.drawing.colours import GRID, INK, TRAIN, VAL
+from jobs.drawing.plots import new_figure, save_figure, style_axes
 from jobs.errors import Interrupted, JobError, WorkFailedError
 from jobs.options import FindLrOptions
 from jobs.recipes.config import resolve
-from jobs.training.plots import GRID, INK, TRAIN, VAL, new_figure, plain_axes, save_figure
 from jobs.training.setup import build_card, build_trainer, describe_data, describe_training, measure
 from logpose.common.cpus import available_cpus
 from pipeline.dataset.store import Dataset
@@ -230,7 +231,7 @@ def draw_range_test(path: Path, test: RangeTest, suggestion: Suggestion) -> None
     axes.set_ylabel("loss", color=INK)
     axes.set_xlim(test.rates[0], test.rates[-1])
     axes.set_ylim(0, 1.5 * _initial_loss(test.losses))
-    plain_axes(axes)
+    style_axes(axes)
     axes.tick_params(which="minor", length=0)
     axes.legend(frameon=False, labelcolor=INK)
     save_figure(figure, path)

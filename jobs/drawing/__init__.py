@@ -1,0 +1,1 @@
+"""Images for people: training curves, confusion matrices and contact sheets."""
