@@ -209,7 +209,9 @@ def train(
     folder = Path(run_dir) if run_dir is not None else _free_folder(path)
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "loss": loss}
     texts = {f"{name}.name": part for name, part in parts.items() if isinstance(part, str) and name != "model"}
-    objects: dict[str, Any] = {name: part for name, part in parts.items() if part is not None and not isinstance(part, str)}
+    objects: dict[str, Any] = {
+        name: part for name, part in parts.items() if part is not None and not isinstance(part, str)
+    }
     options = TrainOptions(
         model=model if isinstance(model, str) else None, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed,
         patience=patience, set=tuple(f"{key}={_toml(value)}" for key, value in {**texts, **(values or {})}.items()),
