@@ -102,10 +102,10 @@ def _find_links(fingerprints: Fingerprints, images: Ints, workers: int) -> Itera
     if not len(images):
         return
     neighbours = Neighbours(fingerprints, images)
-    parts = blocks(images, BLOCK_IMAGES)
+    work = blocks(images, BLOCK_IMAGES)
     # Each worker multiplies matrices of its own; with BLAS threads on top, they would all wait for one another.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(max(1, workers)) as pool:
-        for block, found in zip(parts, pool.map(lambda b: _links(fingerprints, neighbours, b), parts), strict=True):
+        for block, found in zip(work, pool.map(lambda b: _links(fingerprints, neighbours, b), work), strict=True):
             yield len(block), found
 
 

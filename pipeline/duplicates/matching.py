@@ -55,9 +55,11 @@ class Match:
     crop_x: Ints
 
     def take(self, where: npt.NDArray[np.bool_] | Ints) -> Match:
+        """The selected pairs."""
         return Match(*(getattr(self, field.name)[where] for field in fields(self)))
 
     def put(self, where: npt.NDArray[np.bool_], other: Match) -> None:
+        """Overwrite the selected pairs."""
         for field in fields(self):
             getattr(self, field.name)[where] = getattr(other, field.name)
 

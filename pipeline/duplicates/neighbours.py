@@ -36,7 +36,7 @@ MIN_DISTANCE_RATIO = 4  # of a query's squared norm to the squared distance of a
 MAX_CANDIDATES = 16  # of an image
 MAX_CELL_CANDIDATES = 4  # of a query, in one cell
 
-# Up to so many images, each is compared with all. Beyond, a query only with those in the cells nearest to it by the
+# Up to this many images, each is compared with all. Beyond, a query only with those in the cells nearest to it by the
 # very lowest frequencies, which a crop changes least. Of 50,000 images that is about 1 in 35, and 99 % of the cropped
 # duplicates are among them.
 MAX_EXHAUSTIVE = 1000

@@ -161,10 +161,10 @@ def _store(builder: Any, values: Any, address: Any) -> None:
 
 def _to_bytes(builder: Any, sums: Any) -> Any:
     """Weighted sums -> bytes, clipped to 0..255. Rounds, since each sum starts at `rounding_half`."""
-    whole = builder.ashr(sums, _constant(PRECISION_BITS))
-    whole = builder.select(builder.icmp_signed("<", whole, _constant(0)), _constant(0), whole)
-    whole = builder.select(builder.icmp_signed(">", whole, _constant(255)), _constant(255), whole)
-    return builder.trunc(whole, _BYTES)
+    values = builder.ashr(sums, _constant(PRECISION_BITS))
+    values = builder.select(builder.icmp_signed("<", values, _constant(0)), _constant(0), values)
+    values = builder.select(builder.icmp_signed(">", values, _constant(255)), _constant(255), values)
+    return builder.trunc(values, _BYTES)
 
 
 @intrinsic

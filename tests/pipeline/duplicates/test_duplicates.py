@@ -202,7 +202,7 @@ def test_chain_of_links_is_split_into_groups() -> None:
 
 
 def test_many_near_equal_images_are_one_group() -> None:
-    # Each has more near-duplicates than candidates are kept for it: those nearest to it in the series.
+    # Each has more near-duplicates than MAX_CANDIDATES: its candidates are those nearest to it in the series.
     one, other = draw_image(1).astype(float), draw_image(2).astype(float)
     crowd = [np.rint(one + fraction * (other - one)).astype(np.uint8) for fraction in np.linspace(0, 0.25, 300)]
     assert find_duplicates(prints_of(*OTHERS, *crowd)).representative.tolist() == [*range(30), *[30] * 300]
