@@ -112,7 +112,7 @@ def test_buffers_are_reused(split: Split) -> None:
     own = [*buffers.windows, buffers.batch]
     for epoch in range(3):
         for batch in batches.epoch(epoch):
-            assert any(np.slices_memory(batch.images, memory) for memory in own)
+            assert any(np.shares_memory(batch.images, memory) for memory in own)
     assert batches._spare is buffers
 
 

@@ -212,7 +212,7 @@ def test_slow_task_stops_the_submitting_and_the_cluster_drops_results(
     assert taken == list(range(most))
     assert [next(results) for _ in range(20)] == list(range(1, 21))
     client = cluster_module.connect(pair.address)
-    wait_for(lambda: client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)) == 0, "the cluster to drop its tasks")
+    wait_for(lambda: client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)) == 0, "dropped tasks")
     client.close()
     results.close()
 

@@ -103,7 +103,7 @@ def test_slow_task_stops_the_taking_of_items(ahead: int | None, limit: int) -> N
     assert list(results) == list(range(1, 40))
 
 
-def test_tasks_proceed_while_an_item_is_waited_for() -> None:
+def test_tasks_run_while_the_next_item_is_computed() -> None:
     done = [threading.Event() for _ in range(6)]
 
     def items() -> Iterator[int]:
