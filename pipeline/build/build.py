@@ -121,9 +121,9 @@ def _check_options(options: BuildOptions) -> None:
     if options.fit not in FITS:
         raise OptionError(f"expected one of the fits {', '.join(FITS)}, found {options.fit!r}; 'pad' is the default")
     if options.workers is not None and options.workers < 1:
-        raise OptionError(f"expected at least one worker, found {options.workers}: leave it out for one per CPU")
+        raise OptionError(f"expected at least one worker, found {options.workers}: None is one per CPU")
     if options.max_failures is not None and options.max_failures < 0:
-        raise OptionError(f"expected max_failures of 0 or more, found {options.max_failures}: leave it out for no limit")
+        raise OptionError(f"expected max_failures of 0 or more, found {options.max_failures}: None is no limit")
     chunk_codecs(options.codec)
 
 

@@ -1,4 +1,4 @@
-"""The options of a build, each once: the command line and the Python interface are made from them."""
+"""The options of a build. The command line and the Python interface are both made from them."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class BuildOptions:
     fit           'pad', 'crop' or 'squash': see `pipeline.images.decode.decode_image`
     val           fraction of each class for validation; unused where the folders say train and val
     seed          of the split and of the order of rows
-    group_copies  find near-duplicates, keep each group of them on one side of the split, and list them
+    group_copies  find near-duplicates, keep each group in one split, and list them
     codec         a name from `pipeline.dataset.codecs.CODECS`
     workers       threads that decode on this machine; None: one per CPU. A scheduler has its own workers
     scheduler     address of a Dask scheduler whose workers see the same file system; None: this machine
     max_failures  unreadable files to accept: a count (int) or a fraction of all (float); None: any number
-    overwrite     replace a finished dataset, or one that was begun from something else
+    overwrite     replace a finished dataset, or an unfinished one of other images or options
     """
 
     size: Annotated[

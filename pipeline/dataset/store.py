@@ -79,7 +79,7 @@ class Split:
         return f"<Split {self.name!r} of {str(self.path)!r}: images uint8 ({self.rows}, {height}, {width}, 3)>"
 
     @overload
-    def __getitem__(self, index: RowIndices) -> Examples: ...
+    def __getitem__(self, index: RowIndices) -> Examples: ...  # type: ignore[overload-overlap]
     @overload
     def __getitem__(self, index: SupportsIndex) -> Example: ...
     def __getitem__(self, index: SupportsIndex | RowIndices) -> Example | Examples:

@@ -1,4 +1,4 @@
-"""Folders of small images, made on the fly."""
+"""Folders of small generated images, and datasets built from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.build.build import BuildOptions, BuildReport, build_dataset
+from pipeline.build.build import BuildReport, build_dataset
+from pipeline.build.options import BuildOptions
 from pipeline.dataset.store import Dataset, Split
 
 SIZE = (8, 12)
@@ -19,10 +20,10 @@ SIZE = (8, 12)
 
 @contextmanager
 def failing_after(seconds: int = 120) -> Iterator[None]:
-    """Fails a test that would hang."""
+    """Fail a test that hangs."""
 
     def fail(*_: object) -> None:
-        raise TimeoutError(f"the test has not ended in {seconds} s")
+        raise TimeoutError(f"the test has not finished in {seconds} s")
 
     before = signal.signal(signal.SIGALRM, fail)
     signal.alarm(seconds)
@@ -34,20 +35,20 @@ def failing_after(seconds: int = 120) -> Iterator[None]:
 
 
 def colour_of(name: str) -> tuple[int, int, int]:
-    """A flat colour that tells each image from the others."""
+    """A plain colour, different for each image number."""
     number = int(name)
     return number % 7 * 40, number // 7 % 7 * 40, 20 + number // 49 * 60
 
 
-def draw(path: Path, colour: tuple[int, int, int]) -> None:
+def draw_plain(path: Path, colour: tuple[int, int, int]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((*SIZE, 3), colour, dtype=np.uint8)).save(path)
 
 
-def check_rows(part: Split, class_names: tuple[str, ...]) -> None:
-    """Each row shows the colour of the file it says it came from, and has the class of its folder."""
-    images = part.read(0, part.rows)
-    for image, label, path in zip(images, part.labels, part.paths, strict=True):
+def check_rows(split: Split, class_names: tuple[str, ...]) -> None:
+    """Check that each row has the colour and the class of the file that its path names."""
+    images = split.read(0, split.rows)  # (N, H, W, 3)
+    for image, label, path in zip(images, split.labels, split.paths, strict=True):
         folder, name = path.split("/")[-2:]
         assert class_names[label] == folder
         assert (image == colour_of(name.split(".")[0])).all(), f"{path} shows another image"
@@ -55,13 +56,13 @@ def check_rows(part: Split, class_names: tuple[str, ...]) -> None:
 
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Callable[..., Path]:
-    """images(a=5, b=3) -> a folder with a/0000.png … ; every image has its own colour."""
+    """image_folder(a=5, b=3) -> a folder with a/0000.png … ; each image has its own colour."""
 
     def make(root: str = "images", **counts: int) -> Path:
         number = 0
         for name, count in counts.items():
             for _ in range(count):
-                draw(tmp_path / root / name / f"{number:04d}.png", colour_of(str(number)))
+                draw_plain(tmp_path / root / name / f"{number:04d}.png", colour_of(str(number)))
                 number += 1
         return tmp_path / root
 
@@ -70,7 +71,7 @@ def image_folder(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def build(tmp_path: Path) -> Callable[..., BuildReport]:
-    """build(root, val=0.2) -> the report of a dataset built at tmp_path/'images.zarr'."""
+    """build(root, val=0.2) -> the BuildReport of a dataset at tmp_path/'images.zarr'."""
 
     def run(root: Path, dest: Path | None = None, **options: object) -> BuildReport:
         chosen = BuildOptions(**({"size": SIZE, "workers": 2} | options))  # type: ignore[arg-type]
@@ -79,34 +80,34 @@ def build(tmp_path: Path) -> Callable[..., BuildReport]:
     return run
 
 
-def cut_small(patch: pytest.MonkeyPatch) -> None:
+def set_small_chunks(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("pipeline.dataset.schema.CHUNK_BYTES", 4 * SIZE[0] * SIZE[1] * 3)
     patch.setattr("pipeline.dataset.schema.SHARD_CHUNKS", 2)
 
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of 4 rows and shards of 8, so that a few images make many of both."""
-    cut_small(monkeypatch)
+    """Chunks of 4 rows and shards of 8: a few images make several of both."""
+    set_small_chunks(monkeypatch)
 
 
-def built_once(factory: pytest.TempPathFactory, rows: int, val: float) -> Dataset:
+def build_small(factory: pytest.TempPathFactory, rows: int, val: float) -> Dataset:
     folder = factory.mktemp("built")
     for number in range(rows):
-        draw(folder / "images" / "ab"[number % 2] / f"{number}.png", colour_of(str(number)))
+        draw_plain(folder / "images" / "ab"[number % 2] / f"{number}.png", colour_of(str(number)))
     with pytest.MonkeyPatch.context() as patch:
-        cut_small(patch)
+        set_small_chunks(patch)
         build_dataset(folder / "images", folder / "images.zarr", BuildOptions(SIZE, val=val))
     return Dataset.open(folder / "images.zarr")
 
 
 @pytest.fixture(scope="session")
 def forty(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """28 rows to train on in 4 shards of 2 chunks, the last half empty; 12 to validate. Leave it as it is."""
-    return built_once(tmp_path_factory, 40, 0.3)
+    """28 training rows in 4 shards of 2 chunks, the last half empty; 12 validation rows. Read only."""
+    return build_small(tmp_path_factory, 40, 0.3)
 
 
 @pytest.fixture(scope="session")
 def seventy(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """70 rows to train on in 18 chunks of 4. Leave it as it is."""
-    return built_once(tmp_path_factory, 70, 0)
+    """70 training rows in 18 chunks of 4. Read only."""
+    return build_small(tmp_path_factory, 70, 0)

@@ -57,7 +57,7 @@ def test_a_finished_dataset_is_not_overwritten_without_being_told(
         ("no folders", "found 1 file and no folder"),
         ("one class", "expected at least two classes, found only red"),
         ("an empty class", "expected images in every class, found none in"),
-        ("a class of broken images", "expected a readable image to train on in every class, found none in blue"),
+        ("a class of broken images", "expected a readable training image in every class, found none in blue"),
     ],
 )
 def test_folders_that_are_no_classes(logpose: Logpose, tmp_path: Path, sort: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Builds: what ends in the dataset, what fails and how, and that a killed build goes on."""
+"""Builds: the rows of the dataset, failures, destinations and options."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.build import build as build_module
-from pipeline.build import shard_task as shards
-from pipeline.build.build import BuildOptions, BuildReport, build_dataset
-from pipeline.build.destination import DestinationState
+from pipeline.build import shard_task
+from pipeline.build.build import BuildReport, build_dataset
+from pipeline.build.destination import ExistingBuild
 from pipeline.build.journal import FOLDER
+from pipeline.build.options import BuildOptions
+from pipeline.build.reports import read_failures
 from pipeline.dataset.store import Dataset
 from pipeline.errors import (
     DatasetError,
@@ -45,11 +47,11 @@ def test_every_image_is_in_the_dataset_once(image_folder: Images, build: Build) 
     assert dataset.class_names == report.class_names == ("a", "b", "c")
     assert (dataset.train.rows, dataset.val.rows) == (29, 10) == (report.rows["train"], report.rows["val"])
     assert dataset.train.shards == 4
-    for part in (dataset.train, dataset.val):
-        check_rows(part, dataset.class_names)
+    for split in (dataset.train, dataset.val):
+        check_rows(split, dataset.class_names)
     paths = dataset.train.paths + dataset.val.paths
     assert len(set(paths)) == 39
-    assert dataset.train.paths != sorted(dataset.train.paths), "rows lie in random order"
+    assert dataset.train.paths != sorted(dataset.train.paths), "rows are stored in random order"
     pixels = dataset.train.read(0, 29).reshape(-1, 3).astype(float)
     np.testing.assert_allclose(dataset.mean, pixels.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(dataset.std, pixels.std(axis=0), rtol=1e-9)
@@ -58,7 +60,7 @@ def test_every_image_is_in_the_dataset_once(image_folder: Images, build: Build) 
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_content_depends_on_images_and_options_alone(image_folder: Images, build: Build, tmp_path: Path) -> None:
+def test_content_depends_on_images_and_options_only(image_folder: Images, build: Build, tmp_path: Path) -> None:
     root = image_folder(a=20, b=20)
     hashes = [
         build(root, tmp_path / f"{number}.zarr", **options).content_hash
@@ -73,7 +75,7 @@ def test_content_depends_on_images_and_options_alone(image_folder: Images, build
     )
 
 
-def test_parts_of_the_folder_are_used_as_they_are(image_folder: Images, build: Build, tmp_path: Path) -> None:
+def test_splits_of_the_folder_are_used(image_folder: Images, build: Build, tmp_path: Path) -> None:
     image_folder("set/train", a=4, b=3)
     image_folder("set/test", a=2, b=1)
     dataset = Dataset.open(build(tmp_path / "set", val=0.5).path)
@@ -81,7 +83,7 @@ def test_parts_of_the_folder_are_used_as_they_are(image_folder: Images, build: B
     assert {path.split("/")[0] for path in dataset.val.paths} == {"test"}
 
 
-def test_no_validation_part(image_folder: Images, build: Build) -> None:
+def test_no_validation_split(image_folder: Images, build: Build) -> None:
     dataset = Dataset.open(build(image_folder(a=3, b=3), val=0).path)
     assert dataset.val.rows == 0
     assert dataset.val.read(0, 0).shape == (0, *SIZE, 3)
@@ -101,8 +103,8 @@ def test_each_file_is_a_row_or_a_failure(broken: set[int], image_folder: Images,
         files[number].write_bytes(b"" if number % 2 else b"no image")
     report = build(root, val=0.2, overwrite=True)
     dataset = Dataset.open(report.path)
-    for part in (dataset.train, dataset.val):
-        check_rows(part, dataset.class_names)
+    for split in (dataset.train, dataset.val):
+        check_rows(split, dataset.class_names)
     expected = {files[number].relative_to(root).as_posix() for number in broken - {0, 20}}
     assert {failure.path for failure in report.failures} == expected
     assert {row[0] for row in failures_in(report.path)[1:]} == expected
@@ -113,19 +115,19 @@ def test_each_file_is_a_row_or_a_failure(broken: set[int], image_folder: Images,
     assert sum(report.rows.values()) == 40 - len(expected)
 
 
-def test_failures_have_kind_and_reason_and_odd_names(image_folder: Images, build: Build) -> None:
+def test_failures_have_printable_path_kind_and_reason(image_folder: Images, build: Build) -> None:
     root = image_folder(a=3, b=3)
     (root / "a" / 'comma, "quote"\nline.png').touch()
-    (root / "b" / "no utf-8 \udcff.png").write_bytes(b"x")
+    (root / "b" / "not utf-8 \udcff.png").write_bytes(b"x")
     report = build(root)
     assert failures_in(report.path)[1:] == [
         ["a/comma, \"quote\"\\x0aline.png", "empty", "the file has no bytes"],
-        ["b/no utf-8 \\udcff.png", "not-an-image",
+        ["b/not utf-8 \\udcff.png", "not-an-image",
          "no known format, or a damaged header (the file begins with b'x')"],
     ]  # fmt: skip
 
 
-def test_names_that_are_no_ascii_come_back(image_folder: Images, build: Build) -> None:
+def test_names_outside_ascii_are_stored(image_folder: Images, build: Build) -> None:
     root = image_folder(a=3, ルフィ=3)
     (root / "a" / "0000.png").rename(root / "a" / "é\udcff.png")
     dataset = Dataset.open(build(root, val=0).path)
@@ -134,19 +136,19 @@ def test_names_that_are_no_ascii_come_back(image_folder: Images, build: Build) -
     assert "ルフィ/0003.png" in dataset.train.paths
 
 
-def test_a_file_that_changes_or_goes_during_the_build_is_a_failure(
+def test_file_changed_or_deleted_during_the_build_is_a_failure(
     image_folder: Images, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = image_folder(a=4, b=4)
-    survey = build_module.survey
+    stat_files = build_module.stat_files
 
-    def meddle(*arguments: object) -> object:
-        source = survey(*arguments)  # type: ignore[arg-type]
+    def change_files(*arguments: object) -> object:
+        source = stat_files(*arguments)  # type: ignore[arg-type]
         (root / "a" / "0001.png").unlink()
         (root / "b" / "0005.png").write_bytes(b"other")
         return source
 
-    monkeypatch.setattr(build_module, "survey", meddle)
+    monkeypatch.setattr(build_module, "stat_files", change_files)
     report = build(root)
     assert [(failure.path, failure.kind) for failure in report.failures] == [
         ("a/0001.png", "unreadable"), ("b/0005.png", "changed")
@@ -154,7 +156,7 @@ def test_a_file_that_changes_or_goes_during_the_build_is_a_failure(
 
 
 @pytest.mark.parametrize(("limit", "stops"), [(2, False), (1, True), (0.2, False), (0.1, True), (None, False)])
-def test_too_many_failures(image_folder: Images, build: Build, limit: float | None, stops: bool) -> None:
+def test_too_many_failures_stop_the_build(image_folder: Images, build: Build, limit: float | None, stops: bool) -> None:
     root = image_folder(a=5, b=5)
     for name in ("a/0000.png", "b/0005.png"):
         (root / name).write_bytes(b"")
@@ -169,11 +171,26 @@ def test_too_many_failures(image_folder: Images, build: Build, limit: float | No
     with pytest.raises(DatasetError, match="run the same 'logpose build' again"):
         Dataset.open(dest)
     report = build(root, max_failures=2)
-    assert report.found is DestinationState.BEGUN
+    assert report.existing is ExistingBuild.UNFINISHED
     assert len(report.failures) == 2
 
 
-def test_a_class_with_no_readable_image(image_folder: Images, build: Build) -> None:
+def test_failures_are_read_back(image_folder: Images, build: Build) -> None:
+    root = image_folder(a=3, b=3)
+    (root / "a" / 'comma, "quote"\nline.png').touch()
+    (root / "b" / "0003.png").write_bytes(b"x")
+    report = build(root)
+    assert read_failures(report.path) == list(report.failures)
+    for content, found in ((b"path,reason\na,b\n", "KeyError 'kind'"), (b"path,kind\xff\n", "UnicodeDecodeError")):
+        (report.path / "failures.csv").write_bytes(content)
+        with pytest.raises(DatasetError, match=f"expected a table of path, kind, reason, found {found}"):
+            read_failures(report.path)
+    (report.path / "failures.csv").unlink()
+    with pytest.raises(DatasetError, match=r"found no such file at .*failures\.csv: restore it from a backup"):
+        read_failures(report.path)
+
+
+def test_class_without_a_readable_image_is_an_error(image_folder: Images, build: Build) -> None:
     root = image_folder(a=3, b=2)
     for file in (root / "b").iterdir():
         file.write_bytes(b"x")
@@ -182,10 +199,10 @@ def test_a_class_with_no_readable_image(image_folder: Images, build: Build) -> N
     assert caught.value.exit_code == 2
 
 
-# Places
+# Destinations
 
 
-def test_a_finished_dataset_is_kept_without_overwrite(image_folder: Images, build: Build) -> None:
+def test_finished_dataset_is_not_replaced_without_overwrite(image_folder: Images, build: Build) -> None:
     root = image_folder(a=3, b=3)
     first = build(root)
     with pytest.raises(OutputExistsError, match=r"found a finished one of .*: choose another, or replace it with"):
@@ -194,7 +211,7 @@ def test_a_finished_dataset_is_kept_without_overwrite(image_folder: Images, buil
     assert build(root, seed=1, overwrite=True).content_hash != first.content_hash
 
 
-def test_what_is_no_dataset_is_never_touched(image_folder: Images, build: Build, tmp_path: Path) -> None:
+def test_other_files_are_never_overwritten(image_folder: Images, build: Build, tmp_path: Path) -> None:
     root = image_folder(a=3, b=3)
     thesis = tmp_path / "thesis" / "chapter.txt"
     thesis.parent.mkdir()
@@ -208,14 +225,14 @@ def test_what_is_no_dataset_is_never_touched(image_folder: Images, build: Build,
     build(root, empty)
 
 
-def test_a_dataset_inside_its_images_is_refused(image_folder: Images, build: Build) -> None:
+def test_dataset_inside_the_images_is_refused(image_folder: Images, build: Build) -> None:
     root = image_folder(a=3, b=3)
-    with pytest.raises(OptionError, match=r"found .* inside .*: it would be listed as images"):
+    with pytest.raises(OptionError, match=r"found .* inside .*: the next build would list its files"):
         build(root, root / "data.zarr")
 
 
 @pytest.mark.parametrize("killed_after", ["create", "nothing"])
-def test_a_dataset_without_a_journal_is_begun_again(
+def test_dataset_without_a_journal_is_built_from_the_start(
     image_folder: Images, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after: str
 ) -> None:
     root, dest = image_folder(a=3, b=3), tmp_path / "images.zarr"
@@ -225,7 +242,7 @@ def test_a_dataset_without_a_journal_is_begun_again(
             build(root)
     else:
         dest.mkdir()
-    assert build(root).found is DestinationState.NOTHING
+    assert build(root).existing is ExistingBuild.NONE
 
 
 @pytest.mark.parametrize(
@@ -234,22 +251,27 @@ def test_a_dataset_without_a_journal_is_begun_again(
      ({"val": 1.0}, r"in \[0, 1\), found 1.0"), ({"workers": 0}, "at least one worker, found 0"),
      ({"max_failures": -1}, "0 or more, found -1"), ({"codec": "lzma"}, "none, lz4, zstd, found 'lzma'")],
 )  # fmt: skip
-def test_options_out_of_range(image_folder: Images, build: Build, options: dict[str, object], expected: str) -> None:
+def test_options_out_of_range_are_refused_before_anything_is_deleted(
+    image_folder: Images, build: Build, options: dict[str, object], expected: str
+) -> None:
+    root = image_folder(a=3, b=3)
+    before = build(root).content_hash
     with pytest.raises(OptionError, match=expected):
-        build(image_folder(a=3, b=3), **options)
+        build(root, overwrite=True, **options)
+    assert Dataset.open(root.parent / "images.zarr").content_hash == before
 
 
-def test_a_scheduler_that_cannot_be_used(image_folder: Images, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_distributed_is_an_error(image_folder: Images, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dask.distributed", None)
     with pytest.raises(OptionError, match=r"found it is not installed: run .pip install"):
         build(image_folder(a=3, b=3), scheduler="tcp://127.0.0.1:1")
 
 
-def test_progress_is_told_in_the_main_thread_while_files_are_decoded(
+def test_progress_is_reported_while_files_are_decoded(
     image_folder: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode = shards.decode_image
-    monkeypatch.setattr(shards, "decode_image", lambda *args: time.sleep(0.02) or decode(*args))
+    decode = shard_task.decode_image
+    monkeypatch.setattr(shard_task, "decode_image", lambda *args: time.sleep(0.02) or decode(*args))
     calls: list[tuple[int, int, str, int]] = []
     root = image_folder(a=20, b=20)
     (root / "a" / "0001.png").write_bytes(b"")

@@ -1,4 +1,4 @@
-"""Builds that were stopped: killed, out of space, or of something that has changed; and two at once."""
+"""Builds that were killed, ran out of space, or whose source has changed; and two builds at once."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.build import build as build_module
-from pipeline.build import scheduler as schedule
-from pipeline.build import shard_task as shards
-from pipeline.build.build import BuildOptions, BuildReport, build_dataset
-from pipeline.build.destination import LOCK_FILE, DestinationState, lock_destination
+from pipeline.build import scheduler, shard_task
+from pipeline.build.build import BuildReport, build_dataset
+from pipeline.build.destination import LOCK_FILE, ExistingBuild, lock_destination
 from pipeline.build.journal import FOLDER, Journal
+from pipeline.build.options import BuildOptions
 from pipeline.dataset.store import Dataset, shard_file
 from pipeline.dataset.verify import verify_dataset
 from pipeline.errors import (
@@ -38,9 +38,9 @@ Build = Callable[..., BuildReport]
 
 
 def build_and_stop(root: Path, dest: Path, after: int, monkeypatch: pytest.MonkeyPatch, **options: object) -> None:
-    """Build until so many shards are in the journal, then fail as a full disk does."""
+    """Build until this many shards are in the journal, then fail like a full disk."""
     written: list[object] = []
-    write = shards.write_shard
+    write = shard_task.write_shard
 
     def write_some(*arguments: object) -> None:
         if len(written) == after:
@@ -49,28 +49,28 @@ def build_and_stop(root: Path, dest: Path, after: int, monkeypatch: pytest.Monke
         written.append(arguments)
 
     with monkeypatch.context() as patch, pytest.raises(BuildError, match="no space left on device") as caught:
-        patch.setattr(shards, "write_shard", write_some)
+        patch.setattr(shard_task, "write_shard", write_some)
         build_dataset(root, dest, BuildOptions(**({"size": SIZE, "workers": 1} | options)))  # type: ignore[arg-type]
     assert "free some space and run the same build again" in str(caught.value)
     assert caught.value.exit_code == 1
 
 
 def count_decoding(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """A list that each file is added to when it is decoded."""
+    """A list to which each file is added when it is decoded."""
     decoded: list[Path] = []
-    decode = shards.decode_image
+    decode = shard_task.decode_image
 
     def count(path: Path, *rest: object) -> object:
         decoded.append(path)
         return decode(path, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(shards, "decode_image", count)
+    monkeypatch.setattr(shard_task, "decode_image", count)
     return decoded
 
 
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("after", [0, 1, 3, 5, 6, 7])
-def test_a_full_disk_then_go_on(
+def test_build_resumes_after_a_full_disk(
     image_folder: Images, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     root = image_folder(a=20, b=20)
@@ -79,7 +79,7 @@ def test_a_full_disk_then_go_on(
     undisturbed = build(root, tmp_path / "undisturbed.zarr")
     build_and_stop(root, tmp_path / "stopped.zarr", after, monkeypatch)
     report = build(root, tmp_path / "stopped.zarr")
-    assert report.found is DestinationState.BEGUN
+    assert report.existing is ExistingBuild.UNFINISHED
     assert report.content_hash == undisturbed.content_hash
     assert report.failures == undisturbed.failures
     dataset = Dataset.open(report.path)
@@ -88,7 +88,7 @@ def test_a_full_disk_then_go_on(
 
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("after", [3, 6])
-def test_going_on_decodes_only_what_is_missing(
+def test_resumed_build_decodes_only_missing_rows(
     image_folder: Images, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     root = image_folder(a=20, b=20)
@@ -99,11 +99,11 @@ def test_going_on_decodes_only_what_is_missing(
     decoded = count_decoding(monkeypatch)
     build(root, tmp_path / "stopped.zarr", val=0.0)
     assert len(decoded) == 40 - 3 * 8 if after == 3 else len(decoded) <= 2
-    assert not broken & set(decoded) or after == 3, "what failed is remembered"
+    assert not broken & set(decoded) or after == 3, "failures are recorded"
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_a_finished_shard_that_is_gone_since_is_written_again(
+def test_deleted_shard_is_written_again(
     image_folder: Images, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = image_folder(a=20, b=20)
@@ -119,55 +119,56 @@ def test_a_finished_shard_that_is_gone_since_is_written_again(
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_a_second_round_copies_what_is_there(
+def test_second_round_reuses_stored_rows(
     image_folder: Images, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = image_folder(a=20, b=20)
     (root / "a" / "0003.png").write_bytes(b"")
     decoded = count_decoding(monkeypatch)
     build(root, val=0.0)
-    assert len(decoded) <= 41, "all files once, and the one that fills the hole once more"
+    assert len(decoded) <= 41, "all files once, and once more the one that takes the empty row"
 
 
 SLOW_BUILD = """
 import signal, sys, time
 from pathlib import Path
 from pipeline.dataset import schema
-from pipeline.build import shard_task as shards
-from pipeline.build.build import BuildOptions, build_dataset
+from pipeline.build import shard_task
+from pipeline.build.build import build_dataset
+from pipeline.build.options import BuildOptions
 
 schema.CHUNK_BYTES, schema.SHARD_CHUNKS = 4 * 8 * 12 * 3, 2
-signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests themselves run in the background
-decode = shards.decode_image
-shards.decode_image = lambda *arguments: time.sleep(0.01) or decode(*arguments)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in case the tests run in the background
+decode = shard_task.decode_image
+shard_task.decode_image = lambda *arguments: time.sleep(0.01) or decode(*arguments)
 build_dataset(Path(sys.argv[1]), Path(sys.argv[2]), BuildOptions((8, 12), workers=2))
 """
 
 
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("signalled", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_build_goes_on(image_folder: Images, build: Build, tmp_path: Path, signalled: signal.Signals) -> None:
+def test_killed_build_resumes(image_folder: Images, build: Build, tmp_path: Path, signalled: signal.Signals) -> None:
     root, dest = image_folder(a=60, b=60), tmp_path / "killed.zarr"
     (root / "a" / "0003.png").write_bytes(b"")
     process = subprocess.Popen([sys.executable, "-c", SLOW_BUILD, root, dest], stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while len(list(dest.glob(f"{FOLDER}/*-*.json"))) < 3:
         assert process.poll() is None, f"the build ended early: {process.communicate()[1].decode()}"
-        assert time.monotonic() < deadline, "no shard within 120 s"
+        assert time.monotonic() < deadline, "no shard after 120 s"
         time.sleep(0.01)
     process.send_signal(signalled)
     process.communicate(timeout=120)  # a hang, not a slow machine
     assert process.returncode != 0
-    with pytest.raises(DatasetError, match=r"found one still being built at .*: run the same 'logpose build'"):
+    with pytest.raises(DatasetError, match=r"found an unfinished build at .*: run the same 'logpose build'"):
         Dataset.open(dest)
     report = build(root, dest)
-    assert report.found is DestinationState.BEGUN
+    assert report.existing is ExistingBuild.UNFINISHED
     assert report.content_hash == build(root, tmp_path / "undisturbed.zarr").content_hash
     assert not list(dest.rglob("*.partial"))
 
 
 def test_builds_killed_at_random_moments(image_folder: Images, tmp_path: Path) -> None:
-    """A short version of `python -m tests.pipeline.build.kill_builds`."""
+    """A short run of `python -m tests.pipeline.build.kill_builds`."""
     root = image_folder(a=150, b=150)
     for number in (3, 160, 299):
         (root / ("a" if number < 150 else "b") / f"{number:04d}.png").write_bytes(b"")
@@ -178,8 +179,8 @@ def test_builds_killed_at_random_moments(image_folder: Images, tmp_path: Path) -
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may mount a small disk")
-def test_a_disk_that_is_full(image_folder: Images, build: Build, tmp_path: Path) -> None:
-    """A real one of 2 MB, of which a file keeps most at first."""
+def test_build_on_a_full_disk(image_folder: Images, build: Build, tmp_path: Path) -> None:
+    """A real disk of 2 MB, at first almost filled by another file."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True, check=False)
@@ -193,8 +194,8 @@ def test_a_disk_that_is_full(image_folder: Images, build: Build, tmp_path: Path)
             build(root, disk / "images.zarr", size=(32, 32))
         assert caught.value.exit_code == 1
         assert not list(disk.rglob("*.partial"))
-        for kept in (1_700_000, 1_500_000, 1_300_000, 0):
-            ballast.write_bytes(bytes(kept))
+        for used in (1_700_000, 1_500_000, 1_300_000, 0):
+            ballast.write_bytes(bytes(used))
             with suppress(BuildError):
                 build(root, disk / "images.zarr", size=(32, 32))
         report = build(root, disk / "images.zarr", size=(32, 32))
@@ -207,9 +208,9 @@ def test_a_disk_that_is_full(image_folder: Images, build: Build, tmp_path: Path)
 @pytest.mark.parametrize(
     ("change", "expected"),
     [({"val": 0.3}, "found --val 0.3 instead of 0.1"), ({"seed": 5}, "--seed 5 instead of 0"),
-     ({"fit": "crop"}, "--fit crop instead of pad"), (None, "other images: 1 changed .first a/0001.png.: give")],
+     ({"fit": "crop"}, "--fit crop instead of pad"), (None, "other images: 1 changed .first a/0001.png.: use")],
 )  # fmt: skip
-def test_another_source_or_option_does_not_go_on(
+def test_build_with_other_images_or_options_does_not_resume(
     image_folder: Images, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     change: dict[str, object] | None, expected: str,
 ) -> None:  # fmt: skip
@@ -220,30 +221,30 @@ def test_another_source_or_option_does_not_go_on(
     with pytest.raises(OutputExistsError, match=expected) as caught:
         build(root, dest, **(change or {}))
     assert "--overwrite" in str(caught.value)
-    assert build(root, dest, overwrite=True, **(change or {})).found is DestinationState.NOTHING
+    assert build(root, dest, overwrite=True, **(change or {})).existing is ExistingBuild.NONE
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_what_has_changed_in_the_folder_is_named(
+def test_changes_of_the_folder_are_reported(
     image_folder: Images, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, dest = image_folder(a=20, b=20), tmp_path / "stopped.zarr"
     build_and_stop(root, dest, 2, monkeypatch)
     (root / "a" / "0007.png").unlink()
-    (root / "b" / "0022.png").write_bytes(b"longer than it was, or shorter")
+    (root / "b" / "0022.png").write_bytes(b"another size")
     (root / "b" / "new 1.png").write_bytes(b"")
     (root / "b" / "new 2.png").write_bytes(b"")
-    with pytest.raises(OutputExistsError, match=r"other images: 1 changed, 1 gone, 2 new \(first a/0007\.png\)"):
+    with pytest.raises(OutputExistsError, match=r"other images: 1 changed, 1 missing, 2 new \(first a/0007\.png\)"):
         build(root, dest)
 
 
 @pytest.mark.parametrize("sealed", [False, True])
-def test_a_finished_build_is_finished(
+def test_finished_build_is_not_repeated(
     image_folder: Images, build: Build, monkeypatch: pytest.MonkeyPatch, sealed: bool
 ) -> None:
     root = image_folder(a=6, b=6)
     (root / "a" / "0001.png").write_bytes(b"")
-    if sealed:  # and then killed, before the journal was gone
+    if sealed:  # killed before the journal was deleted
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(build_module.Journal, "end", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
             build(root)
@@ -252,14 +253,14 @@ def test_a_finished_build_is_finished(
     before = Dataset.open(root.parent / "images.zarr").content_hash
     decoded = count_decoding(monkeypatch)
     report = build(root)
-    assert (report.found, report.content_hash, decoded) == (DestinationState.FINISHED, before, [])
+    assert (report.existing, report.content_hash, decoded) == (ExistingBuild.FINISHED, before, [])
     assert [failure.path for failure in report.failures] == ["a/0001.png"]
-    assert not [path.name for path in report.path.iterdir() if path.name.startswith(".")], "nothing is left over"
+    assert not [path.name for path in report.path.iterdir() if path.name.startswith(".")], "no temporary files are left"
 
 
-def test_two_builds_of_one_dataset(image_folder: Images, build: Build, tmp_path: Path) -> None:
+def test_second_build_of_a_locked_dataset_is_refused(image_folder: Images, build: Build, tmp_path: Path) -> None:
     root, dest = image_folder(a=3, b=3), tmp_path / "images.zarr"
-    found = r"found another one at work on it: wait until"
+    found = r"found another process at work on it: wait until"
     with lock_destination(dest), pytest.raises(BusyError, match=found) as caught:
         build(root, dest)
     assert caught.value.exit_code == 2
@@ -267,44 +268,44 @@ def test_two_builds_of_one_dataset(image_folder: Images, build: Build, tmp_path:
     build(root, dest)
 
 
-def test_two_builds_of_one_dataset_while_one_is_writing(
+def test_second_build_is_refused_while_the_first_writes(
     image_folder: Images, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, dest = image_folder(a=9, b=9), tmp_path / "images.zarr"
-    writing, go_on = threading.Event(), threading.Event()
-    write = shards.write_shard
+    writing, proceed = threading.Event(), threading.Event()
+    write = shard_task.write_shard
 
     def write_slowly(*arguments: object) -> None:
         writing.set()
-        assert go_on.wait(timeout=60)
+        assert proceed.wait(timeout=60)
         write(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(shards, "write_shard", write_slowly)
+    monkeypatch.setattr(shard_task, "write_shard", write_slowly)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(build, root, dest)
         assert writing.wait(timeout=60)
         for overwrite in (False, True):
-            with pytest.raises(BusyError, match="found another one at work on it"):
+            with pytest.raises(BusyError, match="found another process at work on it"):
                 build(root, dest, overwrite=overwrite)
-        go_on.set()
-        assert first.result().found is DestinationState.NOTHING
+        proceed.set()
+        assert first.result().existing is ExistingBuild.NONE
 
 
-def test_a_task_of_a_former_run_writes_nothing(
+def test_task_of_an_earlier_run_writes_nothing(
     image_folder: Images, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a worker of a cluster that does not know yet that its build was killed."""
-    jobs: list[shards.ShardJob] = []
-    run = shards.run_shard
-    monkeypatch.setattr(schedule, "run_shard", lambda job, tick: jobs.append(job) or run(job, tick))
+    """As on the worker of a cluster that keeps running after its build was killed."""
+    jobs: list[shard_task.ShardJob] = []
+    run = shard_task.run_shard
+    monkeypatch.setattr(scheduler, "run_shard", lambda job, on_file: jobs.append(job) or run(job, on_file))
     dataset = Dataset.open(build(image_folder(a=9, b=9), val=0.0).path)
     file = shard_file(dataset.path, "train", 0)
     before = file.stat().st_ino
-    for run_by in (None, "somebody else"):
-        if run_by:
+    for run_id in (None, "another run"):
+        if run_id:
             (dataset.path / FOLDER).mkdir()
-            Journal(dataset.path).take_over(run_by)
-        with pytest.raises(BusyError, match="another run has taken over"):
+            Journal(dataset.path).claim(run_id)
+        with pytest.raises(BusyError, match="another run has claimed it"):
             run(jobs[0])
         assert file.stat().st_ino == before
     assert not list(dataset.path.rglob("*.partial"))

@@ -1,4 +1,4 @@
-"""How well an epoch shuffles, and that the measure of it can tell."""
+"""The quality of the shuffle, and of its measure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.loader.epoch_order import WINDOW_BYTES, EpochOrder, window_chunks
-from pipeline.loader.shuffle_quality import compare, epoch_order, runs_of
+from pipeline.loader.shuffle_quality import all_rows, compare, runs_of
 
 ROW_BYTES = 128 * 128 * 3
 CHUNK_ROWS = 16
@@ -16,7 +16,7 @@ ROWS = 60_000  # 2.9 GB
 
 
 @given(st.lists(st.integers(0, 3), max_size=60))
-def test_runs_are_counted_as_by_hand(values: list[int]) -> None:
+def test_runs_match_a_plain_loop(values: list[int]) -> None:
     lengths: list[int] = []
     for place, value in enumerate(values):
         if place and value == values[place - 1]:
@@ -28,22 +28,22 @@ def test_runs_are_counted_as_by_hand(values: list[int]) -> None:
     assert found.longest == max(lengths, default=0)
 
 
-def plan_of(seed: int, epoch: int) -> EpochOrder:
-    """An epoch over 60,000 images of 128 px, as the stream would have it."""
+def large_order(seed: int, epoch: int) -> EpochOrder:
+    """The order of a stream over 60,000 images of 128 px."""
     return EpochOrder(ROWS, CHUNK_ROWS, window_chunks(ROWS, CHUNK_ROWS, ROW_BYTES, True), seed, epoch, True)
 
 
-def test_two_windows_are_less_than_a_twentieth_of_such_a_part() -> None:
-    plan = plan_of(0, 0)
-    held = max(len(plan.window(index).rows) for index in range(plan.windows))
+def test_two_windows_are_less_than_a_twentieth_of_a_large_split() -> None:
+    order = large_order(0, 0)
+    held = max(len(order.window(index).rows) for index in range(order.windows))
     assert 2 * held * ROW_BYTES <= 2 * WINDOW_BYTES < 0.05 * ROWS * ROW_BYTES
 
 
 @pytest.mark.parametrize("stored", ["at random", "sorted by class"])
 @pytest.mark.parametrize("epoch", [1, 2])
-def test_an_epoch_is_shuffled_as_a_true_permutation_is(stored: str, epoch: int) -> None:
-    """Build stores rows at random; even rows that lie sorted by class come in an order without a trace of it."""
-    order = epoch_order(plan_of(0, epoch))  # (N,)
+def test_epoch_is_shuffled_like_a_true_permutation(stored: str, epoch: int) -> None:
+    """Builds store rows at random; but even if they are stored by class, the order shows no trace of it."""
+    order = all_rows(large_order(0, epoch))  # (N,)
     np.testing.assert_array_equal(np.sort(order), np.arange(ROWS))
     labels = np.arange(ROWS) * 10 // ROWS  # (N,)
     if stored == "at random":
@@ -55,11 +55,11 @@ def test_an_epoch_is_shuffled_as_a_true_permutation_is(stored: str, epoch: int) 
 
 
 def test_any_two_rows_are_neighbours_as_often_as_in_a_permutation() -> None:
-    """Counted over many epochs of a small part of 100 chunks, 25 a window."""
+    """Counted over many epochs of a small split of 100 chunks, 25 per window."""
     rows, epochs = 400, 300
     counts = np.zeros((rows, rows))
     for epoch in range(epochs):
-        order = epoch_order(EpochOrder(rows, 4, 25, 0, epoch, True))
+        order = all_rows(EpochOrder(rows, 4, 25, 0, epoch, True))
         np.add.at(counts, (order[:-1], order[1:]), 1)
     expected = epochs / rows  # of each ordered pair
     chunk = np.arange(rows) // 4
@@ -68,13 +68,13 @@ def test_any_two_rows_are_neighbours_as_often_as_in_a_permutation() -> None:
     assert counts[chunk[:, None] != chunk].mean() == pytest.approx(expected, rel=0.01)
 
 
-def test_the_measure_sees_a_poor_shuffle() -> None:
-    order = epoch_order(EpochOrder(ROWS, CHUNK_ROWS, 85, 0, 0, False))
+def test_poor_shuffles_are_detected() -> None:
+    order = all_rows(EpochOrder(ROWS, CHUNK_ROWS, 85, 0, 0, False))
     labels = np.arange(ROWS) * 10 // ROWS
     for values in (np.arange(ROWS) // CHUNK_ROWS, labels):
         seen = compare(values, order, permutations=20)
         assert not seen.within and not seen.longest_within
-    # Shuffled within windows of chunks, but chunk-mates not kept apart: the usual way, and visible.
+    # Shuffled within windows, but without separating rows of one chunk: the usual way, and detected.
     generator = np.random.default_rng(0)
     chunks = generator.permutation(ROWS // CHUNK_ROWS)
     usual = np.concatenate(

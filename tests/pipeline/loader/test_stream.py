@@ -1,4 +1,4 @@
-"""Batches: every row once, the same from any step on, nothing kept alive, nothing that hangs."""
+"""Batches: each row once, the same from any step on, bounded memory, and no leaked or hanging threads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pipeline.build.build import BuildReport
 from pipeline.dataset.store import Dataset, Split, shard_file
 from pipeline.errors import DamageError, OptionError
-from pipeline.loader import epoch_order as plan
+from pipeline.loader import epoch_order
 from pipeline.loader.stream import BatchStream
 from tests.pipeline.conftest import SIZE, failing_after
 
@@ -24,15 +24,15 @@ ROWS = 70
 
 
 @pytest.fixture(scope="module")
-def part(seventy: Dataset) -> Split:
-    """70 rows in 18 chunks of 4; three chunks a window."""
+def split(seventy: Dataset) -> Split:
+    """70 rows in 18 chunks of 4; three chunks per window."""
     return seventy.train
 
 
 def set_window(patch: pytest.MonkeyPatch, chunks: int) -> None:
-    """Windows of so many chunks of 4 rows."""
+    """Windows of this many chunks of 4 rows."""
     for name in ("WINDOW_BYTES", "UNSHUFFLED_BYTES"):
-        patch.setattr(plan, name, chunks * 4 * SIZE[0] * SIZE[1] * 3)
+        patch.setattr(epoch_order, name, chunks * 4 * SIZE[0] * SIZE[1] * 3)
 
 
 @pytest.fixture(autouse=True)
@@ -57,13 +57,13 @@ def rows_of(batches: object) -> list[list[int]]:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 80), st.integers(0, 9), st.integers(0, 9), st.booleans(), st.integers(1, 4), st.integers(1, 20))
-def test_every_row_comes_once_with_its_image(
-    part: Split, batch_size: int, seed: int, epoch: int, shuffle: bool, workers: int, window: int
+def test_each_row_comes_once_with_its_image(
+    split: Split, batch_size: int, seed: int, epoch: int, shuffle: bool, workers: int, window: int
 ) -> None:
-    everything = part.read(0, ROWS)
+    everything = split.read(0, ROWS)
     with pytest.MonkeyPatch.context() as patch:
         set_window(patch, window)
-        batches = BatchStream(part, batch_size, seed=seed, shuffle=shuffle, workers=workers)
+        batches = BatchStream(split, batch_size, seed=seed, shuffle=shuffle, workers=workers)
     seen: list[int] = []
     sizes = []
     for batch in batches.epoch(epoch):
@@ -71,7 +71,7 @@ def test_every_row_comes_once_with_its_image(
         assert batch.labels.dtype == batch.rows.dtype == np.int64
         assert len(batch.images) == len(batch.labels) == len(batch.rows)
         np.testing.assert_array_equal(batch.images, everything[batch.rows])
-        np.testing.assert_array_equal(batch.labels, part.labels[batch.rows])
+        np.testing.assert_array_equal(batch.labels, split.labels[batch.rows])
         seen += batch.rows.tolist()
         sizes.append(len(batch.rows))
     assert sorted(seen) == list(range(ROWS))
@@ -83,30 +83,30 @@ def test_every_row_comes_once_with_its_image(
 
 @pytest.mark.parametrize("batch_size", [1, 7, 12, 13, 35, 70, 100])
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_from_any_step_on_the_same_batches(part: Split, batch_size: int, shuffle: bool) -> None:
-    batches = BatchStream(part, batch_size, seed=3, shuffle=shuffle)
-    undisturbed = rows_of(batches.epoch(5))
+def test_batches_are_the_same_from_any_step_on(split: Split, batch_size: int, shuffle: bool) -> None:
+    batches = BatchStream(split, batch_size, seed=3, shuffle=shuffle)
+    expected = rows_of(batches.epoch(5))
     for start in range(0, batches.steps + 1, max(1, batches.steps // 10)):
-        assert rows_of(batches.epoch(5, start)) == undisturbed[start:]
+        assert rows_of(batches.epoch(5, start)) == expected[start:]
 
 
-def test_starting_late_reads_nothing_before(part: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_late_start_does_not_read_earlier_windows(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[int] = []
     read = Split.read_into
     monkeypatch.setattr(Split, "read_into", lambda self, out, a, b: reads.append(a) or read(self, out, a, b))
-    batches = BatchStream(part, 10, seed=0)
+    batches = BatchStream(split, 10, seed=0)
     next(batches.epoch(0, 6))
     assert len(reads) <= 6, "two windows of three chunks at most"
 
 
-def test_orders_differ_by_epoch_and_seed_and_repeat(part: Split) -> None:
-    order = {(s, e): rows_of(BatchStream(part, 8, seed=s).epoch(e)) for s in (0, 1) for e in (0, 1)}
-    assert order[0, 0] == rows_of(BatchStream(part, 8, seed=0, workers=4).epoch(0))
+def test_order_depends_on_seed_and_epoch_only(split: Split) -> None:
+    order = {(s, e): rows_of(BatchStream(split, 8, seed=s).epoch(e)) for s in (0, 1) for e in (0, 1)}
+    assert order[0, 0] == rows_of(BatchStream(split, 8, seed=0, workers=4).epoch(0))
     assert len({str(rows) for rows in order.values()}) == 4
 
 
-def test_buffers_are_reused(part: Split) -> None:
-    batches = BatchStream(part, 10, seed=0)
+def test_buffers_are_reused(split: Split) -> None:
+    batches = BatchStream(split, 10, seed=0)
     buffers = batches._allocate()
     batches._spare = buffers
     own = [*buffers.windows, buffers.batch]
@@ -116,96 +116,106 @@ def test_buffers_are_reused(part: Split) -> None:
     assert batches._spare is buffers
 
 
-def test_two_epochs_at_a_time_do_not_disturb_each_other(part: Split) -> None:
-    batches = BatchStream(part, 10, seed=0)
+def test_two_epochs_at_a_time_are_independent(split: Split) -> None:
+    batches = BatchStream(split, 10, seed=0)
     expected = [rows_of(batches.epoch(0)), rows_of(batches.epoch(1))]
-    everything = part.read(0, ROWS)
+    everything = split.read(0, ROWS)
     for step, (first, second) in enumerate(zip(batches.epoch(0), batches.epoch(1), strict=True)):
         assert [first.rows.tolist(), second.rows.tolist()] == [expected[0][step], expected[1][step]]
         np.testing.assert_array_equal(first.images, everything[first.rows])
 
 
-@pytest.mark.parametrize(("megabytes", "depth"), [(None, 2), (0.02, 3), (0.025, 4)])
-def test_never_more_in_memory_than_the_budget(part: Split, megabytes: float | None, depth: int) -> None:
+@pytest.mark.parametrize(("megabytes", "windows"), [(None, 2), (0.02, 3), (0.025, 4)])
+def test_buffers_stay_within_the_budget(split: Split, megabytes: float | None, windows: int) -> None:
     budget = None if megabytes is None else int(megabytes * 1e6)
-    batches = BatchStream(part, 4, seed=0, ram_budget=budget)
-    assert batches.depth == depth
+    batches = BatchStream(split, 4, seed=0, ram_budget=budget)
+    assert batches.buffered_windows == windows
     assert budget is None or batches.ram_bytes <= budget
     buffers = batches._allocate()
     held = sum(pixels.nbytes for pixels in (*buffers.windows, buffers.batch, *buffers.scratch))
     assert held <= batches.ram_bytes
-    assert sum(window.nbytes for window in buffers.windows) == depth * 12 * SIZE[0] * SIZE[1] * 3
+    assert sum(window.nbytes for window in buffers.windows) == windows * 12 * SIZE[0] * SIZE[1] * 3
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_with_room_for_all_pixels_they_are_read_once(
-    part: Split, shuffle: bool, monkeypatch: pytest.MonkeyPatch
+def test_pixels_are_read_once_if_all_fit_in_the_budget(
+    split: Split, shuffle: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads: list[int] = []
     read = Split.read_into
     monkeypatch.setattr(Split, "read_into", lambda self, out, a, b: reads.append(a) or read(self, out, a, b))
-    kept = BatchStream(part, 9, seed=4, shuffle=shuffle, ram_budget=10**6)
-    plain = BatchStream(part, 9, seed=4, shuffle=shuffle)
-    assert (kept.keeps_all, plain.keeps_all) == (True, False)
-    assert kept.depth == plain.depth == 2, "more windows would be of no use"
-    assert kept.ram_bytes - 10**6 <= 0 < kept.ram_bytes - ROWS * SIZE[0] * SIZE[1] * 3
+    cached = BatchStream(split, 9, seed=4, shuffle=shuffle, ram_budget=10**6)
+    plain = BatchStream(split, 9, seed=4, shuffle=shuffle)
+    assert (cached.caches_all, plain.caches_all) == (True, False)
+    assert cached.buffered_windows == plain.buffered_windows == 2, "more windows would be useless"
+    assert cached.ram_bytes - 10**6 <= 0 < cached.ram_bytes - ROWS * SIZE[0] * SIZE[1] * 3
     for epoch in range(3):
         images = [batch.images.copy() for batch in plain.epoch(epoch)]
         reads.clear()
-        for expected, batch in zip(images, kept.epoch(epoch), strict=True):
+        for expected, batch in zip(images, cached.epoch(epoch), strict=True):
             np.testing.assert_array_equal(batch.images, expected)
         assert sorted(reads) == (list(range(0, ROWS, 4)) if epoch == 0 else [])
 
 
-def test_a_budget_for_less_than_a_window_is_refused(part: Split) -> None:
+def test_budget_for_less_than_a_window_is_refused(split: Split) -> None:
     with pytest.raises(OptionError, match=r"at least 1 MB for train of .* in batches of 4, found 0 MB:"):
-        BatchStream(part, 4, seed=0, ram_budget=1000)
+        BatchStream(split, 4, seed=0, ram_budget=1000)
 
 
 @pytest.mark.parametrize("batch_size", [7, 12, 35, 100])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
-def test_ranks_share_each_batch_whatever_their_threads_and_buffers(
-    part: Split, batch_size: int, world_size: int
+def test_ranks_divide_each_batch_for_any_threads_and_buffers(
+    split: Split, batch_size: int, world_size: int
 ) -> None:
-    alone = rows_of(BatchStream(part, batch_size, seed=1).epoch(2))
-    everything = part.read(0, ROWS)
-    shares = [
+    alone = rows_of(BatchStream(split, batch_size, seed=1).epoch(2))
+    everything = split.read(0, ROWS)
+    slices = [
         BatchStream(
-            part, batch_size, seed=1, rank=rank, world_size=world_size,
+            split, batch_size, seed=1, rank=rank, world_size=world_size,
             workers=1 + rank % 3, ram_budget=100_000 * (1 + rank),
         ).epoch(2)
         for rank in range(world_size)
     ]  # fmt: skip
-    for step, batches in enumerate(zip(*shares, strict=True)):
+    for step, batches in enumerate(zip(*slices, strict=True)):
         assert [row for batch in batches for row in batch.rows.tolist()] == alone[step]
         for batch in batches:
             assert batch.global_rows == len(alone[step])
             np.testing.assert_array_equal(batch.images, everything[batch.rows])
-            np.testing.assert_array_equal(batch.labels, part.labels[batch.rows])
+            np.testing.assert_array_equal(batch.labels, split.labels[batch.rows])
 
 
-def test_waiting_is_counted(part: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_is_measured(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     read = Split.read_into
     monkeypatch.setattr(Split, "read_into", lambda self, *its: time.sleep(0.02) or read(self, *its))
-    batches = BatchStream(part, 35, seed=0, workers=1)
+    batches = BatchStream(split, 35, seed=0, workers=1)
     began = time.perf_counter()
     for _ in batches.epoch(0):
         pass
     assert 0.1 < batches.times.wait <= time.perf_counter() - began
 
 
-# Ends
+def test_iterating_gives_one_epoch_after_the_other(split: Split) -> None:
+    batches = BatchStream(split, 8, seed=3)
+    assert len(batches) == batches.steps == 9
+    for number in range(3):
+        assert rows_of(batches) == rows_of(batches.epoch(number))
+    first, second = iter(batches), iter(batches)
+    assert rows_of(second) == rows_of(batches.epoch(4)), "each iter() is an epoch of its own"
+    assert rows_of(first) == rows_of(batches.epoch(3))
+
+
+# Ends, errors
 
 
 @pytest.mark.parametrize("reader", ["reading", "waiting for a free window"])
 @pytest.mark.parametrize("how", ["close", "del", "break", "error"])
-def test_leaving_early_frees_everything_at_once(
-    part: Split, how: str, reader: str, monkeypatch: pytest.MonkeyPatch
+def test_leaving_early_ends_the_threads_and_frees_the_buffers(
+    split: Split, how: str, reader: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if reader == "reading":
         read = Split.read_into
         monkeypatch.setattr(Split, "read_into", lambda self, *its: time.sleep(0.01) or read(self, *its))
-    batches = BatchStream(part, 5, seed=0)
+    batches = BatchStream(split, 5, seed=0)
     epoch = batches.epoch(0)
     next(epoch)
     if reader != "reading":
@@ -221,57 +231,57 @@ def test_leaving_early_frees_everything_at_once(
     else:
         with pytest.raises(ZeroDivisionError):
             epoch.throw(ZeroDivisionError())  # type: ignore[attr-defined]
-    gc.collect()  # and then `no_thread_is_left` waits for none to be
+    gc.collect()  # then `no_thread_is_left` waits for the threads to end
     assert sorted(row for rows in rows_of(batches.epoch(0)) for row in rows) == list(range(ROWS))
 
 
-def test_an_epoch_that_is_never_begun_costs_nothing(part: Split) -> None:
+def test_unused_epoch_starts_no_thread(split: Split) -> None:
     before = threading.active_count()
-    epoch = BatchStream(part, 5, seed=0).epoch(0)
+    epoch = BatchStream(split, 5, seed=0).epoch(0)
     assert threading.active_count() == before
     del epoch
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_what_goes_wrong_in_reading_reaches_the_consumer(
-    part: Split, workers: int, monkeypatch: pytest.MonkeyPatch
+def test_errors_of_reading_reach_the_consumer(
+    split: Split, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = Split.read_into
 
     def fail(self: Split, out: np.ndarray, start: int, stop: int) -> object:
         if start == 40:
-            raise SystemExit("the disk has gone")  # not even an Exception
+            raise SystemExit("the disk failed")  # not even an Exception
         return read(self, out, start, stop)
 
     monkeypatch.setattr(Split, "read_into", fail)
-    batches = BatchStream(part, 5, seed=0, shuffle=False, workers=workers)
+    batches = BatchStream(split, 5, seed=0, shuffle=False, workers=workers)
     seen = []
-    with pytest.raises(SystemExit, match="the disk has gone"):
+    with pytest.raises(SystemExit, match="the disk failed"):
         for batch in batches.epoch(0):
             seen += batch.rows.tolist()
-    assert seen == list(range(len(seen))) and len(seen) <= 35, "nothing out of the window that failed"
+    assert seen == list(range(len(seen))) and len(seen) <= 35, "no rows of the window that failed"
 
 
-def test_what_goes_wrong_is_heard_of_before_its_turn(part: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_are_raised_before_earlier_windows_are_used_up(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     read, failed = Split.read_into, threading.Event()
 
     def fail(self: Split, out: np.ndarray, start: int, stop: int) -> object:
         if start == 12:  # the second window of three chunks
             failed.set()
-            raise OSError("the disk has gone")
+            raise OSError("the disk failed")
         return read(self, out, start, stop)
 
     monkeypatch.setattr(Split, "read_into", fail)
-    epoch = BatchStream(part, 2, seed=0, shuffle=False).epoch(0)
+    epoch = BatchStream(split, 2, seed=0, shuffle=False).epoch(0)
     assert next(epoch).rows.tolist() == [0, 1]
     assert failed.wait(60)
-    with pytest.raises(OSError, match="the disk has gone"):
-        for _ in range(4):  # more of the first window are there
-            next(epoch)
-            time.sleep(0.05)
+    while any(thread.name == "logpose-reader" for thread in threading.enumerate()):
+        time.sleep(0.01)
+    with pytest.raises(OSError, match="the disk failed"):
+        next(epoch)  # the first window has more rows
 
 
-def test_damage_reaches_the_consumer_by_name(
+def test_damage_is_reported_to_the_consumer(
     image_folder: Callable[..., Path], build: Callable[..., BuildReport], small_chunks: None
 ) -> None:
     dataset = Dataset.open(build(image_folder(a=20, b=20), val=0).path)
@@ -280,15 +290,15 @@ def test_damage_reaches_the_consumer_by_name(
         rows_of(BatchStream(dataset.train, 6, seed=0).epoch(0))
 
 
-def test_empty_parts_and_wrong_arguments(
-    part: Split, image_folder: Callable[..., Path], build: Callable[..., BuildReport]
+def test_empty_splits_and_wrong_arguments(
+    split: Split, image_folder: Callable[..., Path], build: Callable[..., BuildReport]
 ) -> None:
     empty = BatchStream(Dataset.open(build(image_folder(a=2, b=2), val=0).path).val, 4, seed=0)
     assert empty.steps == 0
     assert rows_of(empty.epoch(0)) == []
     with pytest.raises(OptionError, match="batch size of at least 1, found 0"):
-        BatchStream(part, 0, seed=0)
+        BatchStream(split, 0, seed=0)
     with pytest.raises(OptionError, match="at least one worker, found 0"):
-        BatchStream(part, 4, seed=0, workers=0)
+        BatchStream(split, 4, seed=0, workers=0)
     with pytest.raises(OptionError, match=r"a step within 0\.\.18 of the epoch, found 19"):
-        BatchStream(part, 4, seed=0).epoch(0, 19)
+        BatchStream(split, 4, seed=0).epoch(0, 19)

@@ -1,4 +1,4 @@
-"""Builds, and results in order, on a Dask cluster: a scheduler and two workers, processes of their own here."""
+"""Builds, and results in order, on a Dask cluster: a scheduler and two workers, each a process on this machine."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.build import scheduler as schedule
+from pipeline.build import scheduler
 from pipeline.build.build import BuildReport
 from pipeline.build.journal import FOLDER
 from pipeline.dataset.store import Dataset
 from pipeline.dataset.verify import verify_dataset
 from pipeline.errors import BuildError, OptionError
-from pipeline.parallel import cluster as clusters
+from pipeline.parallel import cluster as cluster_module
 from pipeline.parallel.ordered import AHEAD_PER_THREAD, in_order_on_cluster
 from tests.pipeline.conftest import failing_after
 
 Images = Callable[..., Path]
 Build = Callable[..., BuildReport]
 
-# Loaded into each worker: a cluster so slow that there is time to kill a part of it.
+# Loaded into each worker: makes the cluster slow enough to kill a worker in time.
 SLOW = """
 import time
-from pipeline.build import shard_task as shards
+from pipeline.build import shard_task
 
 def slowed(decode):
     return lambda *arguments: time.sleep(0.02) or decode(*arguments)
 
-shards.decode_image = slowed(shards.decode_image)
+shard_task.decode_image = slowed(shard_task.decode_image)
 """
 
 
 class Cluster:
-    """A scheduler, and the workers that were started."""
+    """A scheduler and its workers."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -60,7 +60,7 @@ class Cluster:
         self.workers.append(self._start("worker", "--nthreads", "1", "--no-nanny", *preload))
 
     def wait_for_workers(self) -> None:
-        client = clusters.connect(self.address)
+        client = cluster_module.connect(self.address)
         wait_for(lambda: len(client.nthreads()) == len(self.workers), "the workers")
         client.close()
 
@@ -77,7 +77,7 @@ class Cluster:
 def wait_for(happened: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + 60
     while not happened():
-        assert time.monotonic() < deadline, f"{what} did not come within 60 s"
+        assert time.monotonic() < deadline, f"{what} did not appear within 60 s"
         time.sleep(0.01)
 
 
@@ -96,7 +96,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A scheduler and two workers, all of which should still be there in the end."""
+    """A scheduler and two workers, which must survive the tests."""
     started = Cluster(tmp_path_factory.mktemp("pair"))
     started.add_worker()
     started.add_worker()
@@ -107,7 +107,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_a_worker_that_vanishes_is_made_up_for(
+def test_build_survives_the_loss_of_a_worker(
     cluster: Cluster, image_folder: Images, build: Build, tmp_path: Path
 ) -> None:
     root, dest = image_folder(a=60, b=60), tmp_path / "cluster.zarr"
@@ -131,11 +131,11 @@ def test_a_worker_that_vanishes_is_made_up_for(
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_a_cluster_without_workers_is_an_error_and_a_rerun_goes_on(
+def test_cluster_without_workers_is_an_error_and_a_rerun_resumes(
     cluster: Cluster, image_folder: Images, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, dest = image_folder(a=20, b=20), tmp_path / "cluster.zarr"
-    monkeypatch.setattr(clusters, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(cluster_module, "NO_WORKERS_TIMEOUT", 0.5)
     with pytest.raises(BuildError, match=r"found none for 0 s: start some with 'dask worker tcp://") as caught:
         build(root, dest, scheduler=cluster.address)
     assert caught.value.exit_code == 1
@@ -144,13 +144,13 @@ def test_a_cluster_without_workers_is_an_error_and_a_rerun_goes_on(
     assert Dataset.open(dest).train.rows == 36
 
 
-def test_no_scheduler_there(image_folder: Images, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_scheduler_is_an_error(image_folder: Images, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OptionError, match=r"expected a Dask scheduler at nonsense://x, found none .*'dask scheduler'"):
         build(image_folder(a=3, b=3), scheduler="nonsense://x")
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_a_build_whose_last_tasks_lose_their_worker_does_not_wait_for_ever(
+def test_build_that_loses_all_workers_at_the_end_is_an_error(
     cluster: Cluster, image_folder: Images, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def kill_worker(_: object) -> None:
@@ -161,9 +161,9 @@ def test_a_build_whose_last_tasks_lose_their_worker_does_not_wait_for_ever(
 
     cluster.add_worker()
     cluster.wait_for_workers()
-    monkeypatch.setattr(clusters, "PATIENCE_SECONDS", 0.5)
-    monkeypatch.setattr(clusters, "ASK_SECONDS", 0.1)
-    monkeypatch.setattr(schedule, "run_shard", kill_worker)
+    monkeypatch.setattr(cluster_module, "NO_WORKERS_TIMEOUT", 0.5)
+    monkeypatch.setattr(cluster_module, "WORKER_POLL_SECONDS", 0.1)
+    monkeypatch.setattr(scheduler, "run_shard", kill_worker)
     with pytest.raises(BuildError, match=r"expected workers at tcp://.*, found none for 0 s"):
         build(image_folder(a=3, b=3), scheduler=cluster.address)
 
@@ -181,7 +181,7 @@ def test_results_come_in_the_order_of_the_items(pair: Cluster) -> None:
     assert list(in_order_on_cluster(later_is_quicker, [], pair.address)) == []
 
 
-def test_one_slow_task_holds_up_the_taking_of_items_and_the_cluster_keeps_no_results(
+def test_slow_task_stops_the_submitting_and_the_cluster_drops_results(
     pair: Cluster, tmp_path: Path
 ) -> None:
     taken: list[int] = []
@@ -189,7 +189,7 @@ def test_one_slow_task_holds_up_the_taking_of_items_and_the_cluster_keeps_no_res
 
     def work(number: int) -> int:
         deadline = time.monotonic() + 60
-        while number == 0 and not (tmp_path / "go on").exists() and time.monotonic() < deadline:
+        while number == 0 and not (tmp_path / "proceed").exists() and time.monotonic() < deadline:
             time.sleep(0.01)
         (tmp_path / str(number)).touch()
         return number
@@ -199,26 +199,26 @@ def test_one_slow_task_holds_up_the_taking_of_items_and_the_cluster_keeps_no_res
             taken.append(number)
             yield number
 
-    def let_go() -> None:
+    def release() -> None:
         wait_for(lambda: (tmp_path / str(most - 1)).exists(), "the others")
-        time.sleep(0.3)  # time to take more than it should
-        (tmp_path / "go on").touch()
+        time.sleep(0.3)  # time to take too many
+        (tmp_path / "proceed").touch()
 
     results = in_order_on_cluster(work, items(), pair.address)
-    helper = threading.Thread(target=let_go, daemon=True)
+    helper = threading.Thread(target=release, daemon=True)
     helper.start()
     assert next(results) == 0
     helper.join()
     assert taken == list(range(most))
     assert [next(results) for _ in range(20)] == list(range(1, 21))
-    client = clusters.connect(pair.address)
-    wait_for(lambda: client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)) == 0, "a flat memory")
+    client = cluster_module.connect(pair.address)
+    wait_for(lambda: client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)) == 0, "dropped tasks")
     client.close()
     results.close()
 
 
 @pytest.mark.parametrize("error", [OSError(28, "no space left"), SystemExit(3)])
-def test_what_a_task_raises_comes_as_it_is(pair: Cluster, error: BaseException) -> None:
+def test_exceptions_of_tasks_are_raised_unchanged(pair: Cluster, error: BaseException) -> None:
     def work(number: int) -> int:
         if number == 5:
             raise error
@@ -229,7 +229,7 @@ def test_what_a_task_raises_comes_as_it_is(pair: Cluster, error: BaseException) 
     assert caught.value.args == error.args
 
 
-def test_what_the_items_raise_stops_the_tasks(pair: Cluster, tmp_path: Path) -> None:
+def test_exceptions_of_the_items_cancel_the_tasks(pair: Cluster, tmp_path: Path) -> None:
     def items() -> Iterator[int]:
         yield from range(3)  # one more than there are threads
         raise LookupError("no more of them")
@@ -240,11 +240,11 @@ def test_what_the_items_raise_stops_the_tasks(pair: Cluster, tmp_path: Path) -> 
 
     with pytest.raises(LookupError, match="no more of them"):
         list(in_order_on_cluster(work, items(), pair.address))
-    list(in_order_on_cluster(work, [8, 9], pair.address))  # whatever was still to be done is done before these
+    list(in_order_on_cluster(work, [8, 9], pair.address))  # after these, no earlier task is left
     assert not (tmp_path / "2").exists()
 
 
-def test_leaving_early_cancels_what_has_not_begun(pair: Cluster, tmp_path: Path) -> None:
+def test_leaving_early_cancels_waiting_tasks(pair: Cluster, tmp_path: Path) -> None:
     def work(number: int) -> int:
         time.sleep(0.1)
         (tmp_path / str(number)).touch()
@@ -257,14 +257,14 @@ def test_leaving_early_cancels_what_has_not_begun(pair: Cluster, tmp_path: Path)
     assert not (tmp_path / "4").exists()
 
 
-def test_a_worker_that_vanishes_costs_no_result_but_the_last_one_is_missed(
+def test_loss_of_a_worker_costs_no_result_and_loss_of_all_is_an_error(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def work(number: int) -> int:
         time.sleep(0.02 if number < 60 else 60)
         return number
 
-    monkeypatch.setattr(clusters, "ASK_SECONDS", 0.1)
+    monkeypatch.setattr(cluster_module, "WORKER_POLL_SECONDS", 0.1)
     cluster.add_worker()
     cluster.add_worker()
     cluster.wait_for_workers()
@@ -274,8 +274,8 @@ def test_a_worker_that_vanishes_costs_no_result_but_the_last_one_is_missed(
     assert [*first, *(next(results) for _ in range(50))] == list(range(60))
     assert cluster.workers[0].wait(timeout=60) == -signal.SIGKILL
 
-    # Nothing is left to hand out: the cluster has to be asked all the same.
-    monkeypatch.setattr(clusters, "PATIENCE_SECONDS", 0.5)
+    # Nothing is left to submit: the cluster must be polled nevertheless.
+    monkeypatch.setattr(cluster_module, "NO_WORKERS_TIMEOUT", 0.5)
     cluster.workers[1].send_signal(signal.SIGKILL)
     with pytest.raises(
         BuildError, match=r"found none for 0 s: start some with 'dask worker tcp://.*run the same command again"
@@ -284,8 +284,8 @@ def test_a_worker_that_vanishes_costs_no_result_but_the_last_one_is_missed(
     assert caught.value.exit_code == 1
 
 
-def test_no_scheduler_is_left(cluster: Cluster) -> None:
-    """One line for the user, and no log of Dask's with tracebacks."""
+def test_loss_of_the_scheduler_is_an_error(cluster: Cluster) -> None:
+    """The message is one line, and Dask logs no tracebacks."""
 
     def items() -> Iterator[int]:
         yield 0
@@ -300,7 +300,7 @@ def test_no_scheduler_is_left(cluster: Cluster) -> None:
     loggers = [logging.getLogger(name) for name in ("distributed", "distributed.client")]
     for logger in loggers:
         logger.addHandler(handler)
-    with pytest.raises(BuildError, match=r"connection lost.*run the same command again, it goes on where it stopped"):
+    with pytest.raises(BuildError, match=r"connection lost.*run the same command again, it resumes where it stopped"):
         list(in_order_on_cluster(time.sleep, items(), cluster.address))
     for logger in loggers:
         logger.removeHandler(handler)

@@ -1,4 +1,4 @@
-"""Results in the order of the items, computed by threads; test_cluster.py has the same on a cluster."""
+"""Results in the order of the items, computed by threads; test_cluster.py tests the same on a cluster."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.errors import OptionError
 from pipeline.parallel.ordered import AHEAD_PER_THREAD, in_order_on_threads
 from tests.pipeline.conftest import failing_after
 
-PATIENCE = 20  # a hang, not a slow machine
+TIMEOUT = 20  # seconds: a hang, not a slow machine
 
 
 @pytest.fixture(autouse=True)
@@ -33,9 +33,9 @@ def own_threads() -> list[str]:
 
 
 def wait_for(happened: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not happened():
-        assert time.monotonic() < deadline, f"{what} did not come"
+        assert time.monotonic() < deadline, f"{what} did not happen"
         time.sleep(0.005)
 
 
@@ -58,11 +58,11 @@ def test_no_items_no_results() -> None:
     assert list(in_order_on_threads(square, [], 2)) == []
 
 
-def test_tasks_run_side_by_side_in_threads_of_ours() -> None:
+def test_tasks_run_in_parallel_in_own_threads() -> None:
     meeting = threading.Barrier(3)
 
     def meet(_: int) -> str:
-        meeting.wait(timeout=PATIENCE)
+        meeting.wait(timeout=TIMEOUT)
         return threading.current_thread().name
 
     names = list(in_order_on_threads(meet, range(3), 3))
@@ -70,15 +70,15 @@ def test_tasks_run_side_by_side_in_threads_of_ours() -> None:
     assert all(name.startswith("logpose-") for name in names)
 
 
-@pytest.mark.parametrize(("ahead", "most"), [(None, 2 * AHEAD_PER_THREAD), (5, 5)])
-def test_one_slow_task_holds_up_the_taking_of_items(ahead: int | None, most: int) -> None:
+@pytest.mark.parametrize(("ahead", "limit"), [(None, 2 * AHEAD_PER_THREAD), (5, 5)])
+def test_slow_task_stops_the_taking_of_items(ahead: int | None, limit: int) -> None:
     taken: list[int] = []
     done: list[int] = []
-    go_on = threading.Event()
+    proceed = threading.Event()
 
     def work(number: int) -> int:
         if number == 0:
-            assert go_on.wait(timeout=PATIENCE)
+            assert proceed.wait(timeout=TIMEOUT)
         done.append(number)
         return number
 
@@ -88,28 +88,28 @@ def test_one_slow_task_holds_up_the_taking_of_items(ahead: int | None, most: int
             taken.append(number)
             yield number
 
-    def let_go() -> None:
-        wait_for(lambda: len(done) >= most - 1, "the others")
-        time.sleep(0.3)  # time to take more than it should
-        go_on.set()
+    def release() -> None:
+        wait_for(lambda: len(done) >= limit - 1, "the others")
+        time.sleep(0.3)  # time to take too many
+        proceed.set()
 
     results = in_order_on_threads(work, items(), 2, ahead)
     assert not taken, "expected nothing to be taken before the first result is asked for"
-    helper = threading.Thread(target=let_go)
+    helper = threading.Thread(target=release)
     helper.start()
     assert next(results) == 0
     helper.join()
-    assert taken == list(range(most))
+    assert taken == list(range(limit))
     assert list(results) == list(range(1, 40))
 
 
-def test_tasks_go_on_while_an_item_is_waited_for() -> None:
+def test_tasks_run_while_the_next_item_is_computed() -> None:
     done = [threading.Event() for _ in range(6)]
 
     def items() -> Iterator[int]:
         yield 0
         for number in range(1, 6):
-            assert done[number - 1].wait(timeout=PATIENCE), f"expected task {number - 1} to be done by now"
+            assert done[number - 1].wait(timeout=TIMEOUT), f"expected task {number - 1} to be done by now"
             yield number
 
     def work(number: int) -> int:
@@ -120,11 +120,11 @@ def test_tasks_go_on_while_an_item_is_waited_for() -> None:
 
 
 class Oddity(BaseException):
-    """Nothing that an `except Exception` would catch."""
+    """Not an Exception: `except Exception` does not catch it."""
 
 
 @pytest.mark.parametrize("error", [OSError(28, "no space left"), SystemExit(3), Oddity("odd"), queue.Empty()])
-def test_what_a_task_raises_comes_at_once_and_stops_the_others(error: BaseException) -> None:
+def test_exception_of_a_task_is_raised_at_once_and_cancels_the_others(error: BaseException) -> None:
     begun: list[int] = []
     failed = threading.Event()
 
@@ -133,19 +133,19 @@ def test_what_a_task_raises_comes_at_once_and_stops_the_others(error: BaseExcept
         if number == 1:
             failed.set()
             raise error
-        assert failed.wait(timeout=PATIENCE)
+        assert failed.wait(timeout=TIMEOUT)
         time.sleep(0.01)
         return number
 
     with pytest.raises(type(error)) as caught:
-        # If the error came at its turn, or if the tasks ahead were not cancelled, all of these would begin.
+        # All of these would begin if the error was raised at its turn, or the other tasks were not cancelled.
         list(in_order_on_threads(work, range(500), 2, ahead=500))
     assert caught.value is error
     assert len(begun) < 500
     assert not own_threads()
 
 
-def test_an_error_does_not_wait_for_its_turn() -> None:
+def test_exception_does_not_wait_for_its_turn() -> None:
     def work(number: int) -> int:
         if number == 0:
             time.sleep(0.5)  # the third task has long failed by then
@@ -157,7 +157,7 @@ def test_an_error_does_not_wait_for_its_turn() -> None:
         next(in_order_on_threads(work, count(), 2))
 
 
-def test_an_error_ends_the_taking_of_items_though_there_is_room_for_more() -> None:
+def test_exception_stops_the_taking_of_items_even_if_there_is_room() -> None:
     taken: list[int] = []
 
     def items() -> Iterator[int]:
@@ -171,7 +171,7 @@ def test_an_error_ends_the_taking_of_items_though_there_is_room_for_more() -> No
     assert len(taken) < 1000
 
 
-def test_what_the_items_raise_stops_the_tasks() -> None:
+def test_exceptions_of_the_items_cancel_the_tasks() -> None:
     begun: list[int] = []
 
     def items() -> Iterator[int]:
@@ -190,7 +190,7 @@ def test_what_the_items_raise_stops_the_tasks() -> None:
 
 
 @pytest.mark.parametrize("how", ["close", "del", "break", "throw"])
-def test_leaving_early_cancels_what_has_not_begun(how: str) -> None:
+def test_leaving_early_cancels_waiting_tasks(how: str) -> None:
     begun: list[int] = []
     ended: list[int] = []
 
@@ -216,54 +216,54 @@ def test_leaving_early_cancels_what_has_not_begun(how: str) -> None:
         del results
     assert not own_threads()
     assert len(begun) < 1000
-    assert sorted(begun) == sorted(ended), "expected the tasks under way to be waited for"
+    assert sorted(begun) == sorted(ended), "running tasks finish first"
 
 
-def test_a_generator_that_is_never_begun_costs_nothing() -> None:
+def test_unused_generator_starts_no_thread() -> None:
     results = in_order_on_threads(square, count(), 2)
     assert not own_threads()
     del results
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
-def test_the_garbage_collector_may_drop_it_in_one_of_its_own_threads() -> None:
+def test_garbage_collection_in_one_of_its_own_threads() -> None:
     collected = threading.Event()
     dropped = threading.Event()
 
     def work(number: int) -> int:
         if number == 1:
-            assert dropped.wait(timeout=PATIENCE)
+            assert dropped.wait(timeout=TIMEOUT)
             gc.collect()
             collected.set()
         return number
 
     gc.disable()
     try:
-        knot: list[object] = []
+        cycle: list[object] = []
         results = in_order_on_threads(work, count(), 2)
         assert next(results) == 0
-        knot += [knot, results]
-        del knot, results
+        cycle += [cycle, results]
+        del cycle, results
         dropped.set()
-        assert collected.wait(timeout=PATIENCE)
+        assert collected.wait(timeout=TIMEOUT)
     finally:
         gc.enable()
 
 
 def test_ctrl_c_interrupts_the_waiting_consumer() -> None:
-    begun, go_on = threading.Event(), threading.Event()
+    begun, proceed = threading.Event(), threading.Event()
 
     def work(number: int) -> int:
         begun.set()
-        assert go_on.wait(timeout=PATIENCE)
+        assert proceed.wait(timeout=TIMEOUT)
         return number
 
     def interrupt(*_: object) -> None:  # runs in the main thread, and only if its wait can be interrupted
-        go_on.set()
+        proceed.set()
         raise KeyboardInterrupt
 
     def press() -> None:
-        assert begun.wait(timeout=PATIENCE)
+        assert begun.wait(timeout=TIMEOUT)
         time.sleep(0.2)  # for the consumer to be waiting
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -282,6 +282,6 @@ def test_ctrl_c_interrupts_the_waiting_consumer() -> None:
 @pytest.mark.parametrize(
     ("workers", "ahead", "expected"), [(0, None, "one worker, found 0"), (2, 0, "one task ahead, found 0")]
 )
-def test_numbers_out_of_range(workers: int, ahead: int | None, expected: str) -> None:
+def test_numbers_out_of_range_are_refused(workers: int, ahead: int | None, expected: str) -> None:
     with pytest.raises(OptionError, match=f"expected at least {expected}"):
         next(in_order_on_threads(square, [1], workers, ahead))

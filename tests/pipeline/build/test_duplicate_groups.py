@@ -1,4 +1,4 @@
-"""Copies of an image stay on one side of the split, and are accounted for."""
+"""Near-duplicates are in one split, and listed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.build import shard_task as shards
+from pipeline.build import shard_task
 from pipeline.build.build import BuildReport
-from pipeline.build.destination import DestinationState
+from pipeline.build.destination import ExistingBuild
 from pipeline.build.journal import FOLDER
 from pipeline.dataset.schema import DUPLICATES_FILE, DuplicateCounts
 from pipeline.dataset.store import Dataset
@@ -25,7 +25,7 @@ SIDE = 12
 
 
 def draw_noise(path: Path, seed: int) -> None:
-    """An image like no other."""
+    """Write an image of noise, different for each seed."""
     pixels = np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)  # (H, W, 3)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
@@ -33,7 +33,7 @@ def draw_noise(path: Path, seed: int) -> None:
 
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
-    """40 images in a and b. Of the first 12 in a there is a copy in a too, of the next 2 one in b."""
+    """40 images in a and b. The first 12 in a have a copy in a, the next 2 a copy in b."""
     root = tmp_path / "copied"
     for number in range(40):
         draw_noise(root / "ab"[number // 20] / f"{number:02}.png", number)
@@ -42,14 +42,14 @@ def copied(tmp_path: Path) -> Path:
     return root
 
 
-def sides(dataset: Dataset) -> dict[str, str]:
-    """The part of each image."""
-    return {path: part.name for part in (dataset.train, dataset.val) for path in part.paths}
+def split_of_each(dataset: Dataset) -> dict[str, str]:
+    """path -> name of its split."""
+    return {path: split.name for split in (dataset.train, dataset.val) for path in split.paths}
 
 
 def check_pixels(dataset: Dataset, root: Path) -> None:
-    for part in (dataset.train, dataset.val):
-        for image, path in zip(part.read(0, part.rows), part.paths, strict=True):
+    for split in (dataset.train, dataset.val):
+        for image, path in zip(split.read(0, split.rows), split.paths, strict=True):
             with Image.open(root / path) as expected:
                 np.testing.assert_array_equal(image, np.asarray(expected), err_msg=path)
 
@@ -60,19 +60,19 @@ def listed(dataset: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_copies_are_on_one_side_and_listed(copied: Path, build: Build) -> None:
+def test_duplicates_are_in_one_split_and_listed(copied: Path, build: Build) -> None:
     report = build(copied, size=(SIDE, SIDE), val=0.4)
-    assert report.copies == DuplicateCounts(groups=14, images=28, labels_differ=2, leaks=0)
+    assert report.duplicates == DuplicateCounts(groups=14, images=28, labels_differ=2, leaks=0)
     dataset = Dataset.open(report.path)
-    assert dataset.attributes.copies == report.copies
-    side = sides(dataset)
-    assert len(side) == 54
+    assert dataset.attributes.duplicates == report.duplicates
+    splits = split_of_each(dataset)
+    assert len(splits) == 54
     check_pixels(dataset, copied)
     for number in range(14):
         copy = f"{'a' if number < 12 else 'b'}/{number:02} copy.png"
-        assert side[f"a/{number:02}.png"] == side[copy]
+        assert splits[f"a/{number:02}.png"] == splits[copy]
     rows = listed(report.path)
-    assert {(row["path"], row["part"]) for row in rows} <= set(side.items())
+    assert {(row["path"], row["part"]) for row in rows} <= set(splits.items())
     assert [int(row["group"]) for row in rows] == [group for group in range(1, 15) for _ in range(2)]
     assert [row["how"] for row in rows] == ["", "same"] * 14
     assert [row["labels"] for row in rows] == ["same"] * 24 + ["differ"] * 4
@@ -81,16 +81,16 @@ def test_copies_are_on_one_side_and_listed(copied: Path, build: Build) -> None:
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_without_grouping_copies_are_torn_apart(copied: Path, build: Build) -> None:
-    """Or else the tests above would show nothing."""
+def test_without_grouping_duplicates_are_divided(copied: Path, build: Build) -> None:
+    """Otherwise the test above would prove nothing."""
     report = build(copied, size=(SIDE, SIDE), val=0.4, group_copies=False)
-    assert report.copies is None
+    assert report.duplicates is None
     assert not (report.path / DUPLICATES_FILE).exists()
-    side = sides(Dataset.open(report.path))
-    assert any(side[f"a/{number:02}.png"] != side[f"a/{number:02} copy.png"] for number in range(12))
+    splits = split_of_each(Dataset.open(report.path))
+    assert any(splits[f"a/{number:02}.png"] != splits[f"a/{number:02} copy.png"] for number in range(12))
 
 
-def test_leaks_of_a_given_split_are_reported_not_mended(build: Build, tmp_path: Path) -> None:
+def test_leaks_of_a_given_split_are_reported_but_not_corrected(build: Build, tmp_path: Path) -> None:
     root = tmp_path / "given"
     for number in range(12):
         draw_noise(root / ("train" if number < 8 else "test") / "ab"[number % 2] / f"{number}.png", number)
@@ -99,20 +99,20 @@ def test_leaks_of_a_given_split_are_reported_not_mended(build: Build, tmp_path: 
     report = build(root, size=(SIDE, SIDE))
     assert report.has_splits
     assert report.rows == {"train": 8, "val": 6}
-    assert report.copies == DuplicateCounts(groups=2, images=4, labels_differ=0, leaks=1)
-    assert sides(Dataset.open(report.path))["test/a/again.png"] == "val"
+    assert report.duplicates == DuplicateCounts(groups=2, images=4, labels_differ=0, leaks=1)
+    assert split_of_each(Dataset.open(report.path))["test/a/again.png"] == "val"
 
 
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("stopped_after", [0, 5, 13, 14, 15, 17])
-def test_going_on_ends_with_the_same_sides(
+def test_resumed_build_has_the_same_split(
     copied: Path, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_after: int
 ) -> None:
-    """Stopped in the first round, right before the comparison, and in the second round."""
+    """Stopped in the first round, right before the search for near-duplicates, and in the second round."""
     (copied / "b" / "25.png").write_bytes(b"")
     options = {"size": (SIDE, SIDE), "val": 0.4}
     undisturbed = build(copied, tmp_path / "undisturbed.zarr", **options)
-    write, written = shards.write_shard, list[object]()
+    write, written = shard_task.write_shard, list[object]()
 
     def write_some(*arguments: object) -> None:
         if len(written) == stopped_after:
@@ -122,28 +122,28 @@ def test_going_on_ends_with_the_same_sides(
 
     dest = tmp_path / "stopped.zarr"
     with monkeypatch.context() as patch, pytest.raises(PipelineError, match="stop"):
-        patch.setattr(shards, "write_shard", write_some)
+        patch.setattr(shard_task, "write_shard", write_some)
         build(copied, dest, workers=1, **options)
     assert (dest / FOLDER / "copies.json").exists() == (stopped_after >= 14), "14 shards in the first round"
     report = build(copied, dest, **options)
-    assert report.found is DestinationState.BEGUN
-    assert (report.content_hash, report.copies) == (undisturbed.content_hash, undisturbed.copies)
+    assert report.existing is ExistingBuild.UNFINISHED
+    assert (report.content_hash, report.duplicates) == (undisturbed.content_hash, undisturbed.duplicates)
     assert listed(dest) == listed(undisturbed.path)
     check_pixels(Dataset.open(dest), copied)
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_a_part_that_grows_and_loses_a_image_after_that(
+def test_split_that_grows_and_then_loses_an_image(
     build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Train gets two more than it had room for, one of which can no longer be read when it is to move."""
+    """Train gets two more rows than it was created with; the file of one cannot be read any more when it moves."""
     root = tmp_path / "growing"
     for number in range(6):
         draw_noise(root / "a" / f"{number}.png", number)
-    for seed, name in ((10, "b"), (20, "c")):  # nothing but copies of one image: all of it has to be in train
+    for seed, name in ((10, "b"), (20, "c")):  # only copies of one image: all must be in train
         draw_noise(root / name / "0.png", seed)
         shutil.copy(root / name / "0.png", root / name / "1.png")
-    decode, seen = shards.decode_image, set[str]()
+    decode, seen = shard_task.decode_image, set[str]()
 
     def vanish(path: str, *rest: object) -> object:
         if path.split("/")[-2] == "b" and path in seen:
@@ -151,7 +151,7 @@ def test_a_part_that_grows_and_loses_a_image_after_that(
         seen.add(path)
         return decode(path, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(shards, "decode_image", vanish)
+    monkeypatch.setattr(shard_task, "decode_image", vanish)
     report = build(root, size=(SIDE, SIDE), val=0.2)
     assert report.rows == {"train": 8, "val": 1}
     assert [failure.path[0] for failure in report.failures] == ["b"]
