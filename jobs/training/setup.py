@@ -7,6 +7,7 @@ import numpy as np
 from cnn.backends.base import Backend
 from cnn.checkpoint import ModelCard
 from cnn.losses import SoftmaxCrossEntropy
+from cnn.models import model_path
 from cnn.training.recipe import Recipe
 from cnn.training.trainer import Trainer
 from jobs.console.progress import plural
@@ -28,6 +29,7 @@ def build_card(data: Dataset, recipe: Recipe) -> ModelCard:
         mean=data.mean,
         std=data.std,
         loss=loss_of(recipe),
+        model_class=model_path(name),
     )
 
 
