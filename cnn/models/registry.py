@@ -69,7 +69,8 @@ def import_model(path: str) -> str:
     `RecipeError` where `path` has another form, the module cannot be imported, or its class cannot be registered.
     """
     module_name, _, class_name = path.partition(":")
-    if not all(part.isidentifier() for part in (*module_name.split("."), *class_name.split("."))):
+    parts = (*module_name.split("."), *class_name.split("."))
+    if not all(map(str.isidentifier, parts)) or module_name.endswith(".py"):
         raise RecipeError(f"model '{path}': expected PACKAGE.MODULE:CLASS; write it as my_models:Tiny, for example")
     if (folder := str(Path.cwd())) not in sys.path:
         sys.path.append(folder)  # last, so that its files hide no installed module

@@ -426,7 +426,7 @@ def test_a_full_disk_leaves_no_csv_and_the_rerun_goes_on(
         ("no safetensors", "is not a complete model file"),
         ("other shape", "parameter head.weight: expected shape"),
         ("lacks one", "expected a parameter head.weight of shape"),
-        ("unknown model", "no model is called 'resnet8'; did you mean"),
+        ("unknown model", "needs the model 'resnet8', which is not registered; import"),
     ],
 )
 def test_a_model_that_cannot_be_used(

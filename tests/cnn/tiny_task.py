@@ -1,0 +1,52 @@
+"""A small task that the tests train on: noisy 12x12 images of three easy classes."""
+
+import numpy as np
+
+from cnn.backends import pick_backend
+from cnn.checkpoint import ModelCard
+from cnn.inputs.augment import Augment
+from cnn.models import Plain
+from cnn.network import Network
+from cnn.training.optimizers import AdamW
+from cnn.training.recipe import Recipe
+from cnn.training.trainer import Trainer
+
+MEAN, STD = (110.0, 120.0, 130.0), (60.0, 61.0, 62.0)
+SHAPE = (12, 12, 3)
+CARD = ModelCard("plain", {"width": 8}, SHAPE, ("dot", "stripe", "frame"), "pad", MEAN, STD)
+
+
+def draw_images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 (count, 12, 12, 3) and class indices (count,)."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, 3, count)
+    images = generator.integers(0, 120, (count, *SHAPE))
+    for image, label in zip(images, labels, strict=True):
+        i, j = generator.integers(2, 8, 2)
+        spots = {0: np.s_[i : i + 3, j : j + 3], 1: np.s_[:, j : j + 2], 2: np.s_[:: 11, :]}
+        image[spots[int(label)]] += 120
+    return images.astype(np.uint8), labels
+
+
+def make_recipe(**changes: object) -> Recipe:
+    values = {
+        "model": Plain(width=8), "optimizer": AdamW(5e-3), "epochs": 6, "batch_size": 32,
+        "augment": Augment(crop_scale=1.0, shift=0.1),
+    }  # fmt: skip
+    return Recipe(**(values | changes))  # type: ignore[arg-type]
+
+
+def make_trainer(backend: str = "cpu", **changes: object) -> Trainer:
+    recipe = make_recipe(**changes)
+    network = Network(recipe.model.layers(SHAPE, 3), SHAPE, pick_backend(backend), seed=1)
+    return Trainer(network, recipe, np.array(MEAN), np.array(STD), train_rows=200)
+
+
+def train(trainer: Trainer, steps: int) -> list[float]:
+    """Train for so many steps of 32 of 200 images; returns the mean loss of each."""
+    images, labels = draw_images(200, 0)
+    losses = []
+    for _ in range(steps):
+        rows = np.arange(trainer.step * 32, trainer.step * 32 + 32) % 200
+        losses.append(trainer.train_batch(images[rows], labels[rows], rows).loss_sum / 32)
+    return losses
