@@ -1,8 +1,8 @@
-"""The CPU backend: Numba kernels on every core. `backend.py` is where to begin."""
+"""The CPU backend: multi-threaded Numba kernels. Start reading at `backend.py`."""
 
-from cnn.backends.cpu.cache import kernels_of_this_version
+from cnn.backends.cpu.cache import versioned_kernel_cache
 
-with kernels_of_this_version():
+with versioned_kernel_cache():
     from cnn.backends.cpu.backend import CpuBackend
 
 __all__ = ["CpuBackend"]

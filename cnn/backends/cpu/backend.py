@@ -1,6 +1,6 @@
-"""The CPU: Numba kernels and BLAS for all that a training step spends its time on.
+"""The CPU backend: Numba kernels and BLAS where a training step spends its time.
 
-What is not overridden here is inherited from the reference: small, or rare.
+Operations that are not overridden are inherited from the reference: they are small, or rare.
 """
 
 import ctypes
@@ -19,7 +19,10 @@ from logpose.common.cpus import available_cpus
 
 
 class CpuBackend(ReferenceBackend):
-    """Numba kernels on a team of `threads` threads. BLAS gets one, since each of the team calls it for its share."""
+    """Numba kernels on a team of `threads` threads, by default one per available CPU.
+
+    BLAS is limited to one thread, since each thread of the team calls it for its slice. `why` goes to `description`.
+    """
 
     name = "cpu"
 
@@ -166,9 +169,9 @@ class CpuBackend(ReferenceBackend):
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc keep freed arrays for the next ones: fetching zeroed pages anew in every step is slow."""
+    """Have glibc reuse freed arrays: fetching zeroed pages from the kernel in every step is slow."""
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:  # musl has none
-            mallopt(-4, 0)  # M_MMAP_MAX: large arrays come from the heap too
-            mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: which keeps what is freed
+            mallopt(-4, 0)  # M_MMAP_MAX: allocate large arrays on the heap too
+            mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: never return freed heap to the kernel

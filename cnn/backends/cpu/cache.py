@@ -1,8 +1,8 @@
-"""Where compiled kernels are kept: a folder for each version of this package's source.
+"""Cache of compiled kernels: one folder for each version of this package's source.
 
-Numba compares a kernel with the file it stands in, not with what it calls from other files: with one folder for all
-versions, a change of an inner loop would go unnoticed. `NUMBA_CACHE_DIR` says where the folders are, else they lie in
-the user's cache.
+Numba invalidates a cached kernel when the kernel's own file changes, but not when a function it calls from another file
+does; a folder named by the digest of all files covers both. The folders are in `NUMBA_CACHE_DIR` if set, else in the
+user's cache folder.
 """
 
 import hashlib
@@ -21,11 +21,14 @@ _UNUSED_DAYS = 30  # after which another version's folder is removed
 
 
 @contextmanager
-def kernels_of_this_version() -> Iterator[None]:
-    """Kernels that are declared inside are compiled into, and loaded from, this version's folder."""
+def versioned_kernel_cache() -> Iterator[None]:
+    """Cache the kernels declared inside the block in this version's folder.
+
+    Falls back to the system's temporary folder where the cache folder is not writable.
+    """
     before, name = numba.config.CACHE_DIR, f"kernels-{_digest()}"
     for root in (_root(), Path(tempfile.gettempdir()) / f"logpose-{os.getuid() if hasattr(os, 'getuid') else 0}"):
-        with suppress(OSError):  # this one cannot be written to
+        with suppress(OSError):  # not writable: try the next
             _prepare(root / name)
             numba.config.CACHE_DIR = str(root / name)
             break
@@ -43,7 +46,7 @@ def _prepare(folder: Path) -> None:
 
 
 def _digest() -> str:
-    """Of all source files of this package."""
+    """A digest of all source files of this package."""
     digest = hashlib.blake2b(digest_size=8)
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())

@@ -1,11 +1,11 @@
-"""Batch norm with its activation: two passes over memory forward, two backward.
+"""Batch norm fused with its activation: two passes over memory forward, two backward.
 
-Feature maps are taken as flat vectors and cut into wide rows: so many whole pixels that they fill whole lanes, and
-each number of a wide row always has the same channel. Per-channel vectors are repeated to a wide row's width W.
-What is left after the last whole wide row, a few pixels, is filled up to one in `infer`, so that a pixel gets the same
-bits wherever it stands; elsewhere it goes through the reference's array code.
+Feature maps are flattened and cut into wide rows: enough whole pixels to fill whole SIMD vectors, so that a column of
+the wide rows always has the same channel. Per-channel vectors are tiled to a wide row's width W. The remainder after
+the last wide row, a few pixels, is zero-padded to one in `infer`, so that a pixel gets the same bits wherever it is;
+elsewhere it goes through NumPy.
 
-R wide rows of W numbers; M pixels of C channels; T threads.
+R wide rows of W elements; M pixels of C channels; T threads.
 """
 
 import math
@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from cnn.backends.base import Array
+from cnn.backends.cpu.elementwise import zero_padded
 from cnn.backends.cpu.simd import LANES, advance, fma, full_like, load, pointer, store, to_float64
 from cnn.backends.cpu.team import Team, get_team, kernel
 from cnn.backends.cpu.vector_math import KINDS, activation, activation_grad
 from cnn.backends.reference import ReferenceBackend
 
-_MIN_WIDTH = 64  # numbers; a row that is too short is all overhead
-_BLOCK = 64  # wide rows, a multiple of 4, summed in the arrays' own precision before they join the float64 total
+_MIN_WIDTH = 64  # elements; short rows have too much loop overhead
+_BLOCK = 64  # wide rows, a multiple of 4, summed in the arrays' precision, then added to the float64 total
 _REFERENCE = ReferenceBackend()
 
 
@@ -34,27 +35,27 @@ def train(
 
 
 def statistics(x: Array, team: Team) -> tuple[Array, Array]:
-    """Mean and biased variance of each channel of x (..., C): float64 (C,) each."""
+    """Per-channel mean and biased variance of x (..., C): float64 (C,) each."""
     channels, flat, team = x.shape[-1], x.reshape(-1), team.for_size(x.size)
     width = _row_width(channels)
     whole = len(flat) // (4 * width) * (4 * width)
     counts = np.zeros(team.threads)  # (T,)
     means, squares = np.zeros((2, team.threads, width))  # (T, W) each
     if whole:
-        scratch = np.empty((team.threads, 2, width), x.dtype)
+        scratch = np.empty((team.threads, 2, width), x.dtype)  # (T, 2, W)
         team.run(_statistics, flat[:whole], scratch, counts, means, squares)
     rest = flat[whole:].reshape(-1, channels).astype(np.float64)  # (a few, C)
     rest_mean = rest.mean(axis=0, keepdims=True) if len(rest) else np.zeros((1, channels))  # (1, C)
-    # Parts (count, mean, sum of squared deviations) are merged here as blocks are in the kernel.
-    count = np.append(counts.repeat(width // channels), len(rest))[:, None]  # (parts, 1)
-    parts = np.concatenate([means.reshape(-1, channels), rest_mean])  # (parts, C)
-    mean = (count * parts).sum(axis=0) / count.sum()  # (C,)
+    # Merge the partial results (count, mean, sum of squared deviations) as the kernel merges blocks.
+    count = np.append(counts.repeat(width // channels), len(rest))[:, None]  # (S, 1), S partial results
+    partial_means = np.concatenate([means.reshape(-1, channels), rest_mean])  # (S, C)
+    mean = (count * partial_means).sum(axis=0) / count.sum()  # (C,)
     square = squares.reshape(-1, channels).sum(axis=0) + ((rest - rest_mean) ** 2).sum(axis=0)  # (C,)
-    return mean, (square + (count * (parts - mean) ** 2).sum(axis=0)) / count.sum()
+    return mean, (square + (count * (partial_means - mean) ** 2).sum(axis=0)) / count.sum()
 
 
 def channel_sums(x: Array, team: Team) -> Array:
-    """The sum of each channel of x (..., C), such as a bias's gradient: float64 (C,)."""
+    """Per-channel sums of x (..., C), e.g. the gradient of a bias: float64 (C,)."""
     channels, flat, team = x.shape[-1], np.ascontiguousarray(x).reshape(-1), team.for_size(x.size)
     width, whole = _whole_rows(x)
     totals = np.zeros((team.threads, width))  # (T, W)
@@ -68,17 +69,16 @@ def infer(
 ) -> Array:
     """See `ReferenceBackend.batch_norm_infer`."""
     y = np.empty(x.shape, x.dtype)  # shape of x
-    flat, dst, team = np.ascontiguousarray(x).reshape(-1), y.reshape(-1), team.for_size(x.size)
+    flat, flat_y, team = np.ascontiguousarray(x).reshape(-1), y.reshape(-1), team.for_size(x.size)
     factor = (scale / np.sqrt(variance + epsilon)).astype(x.dtype)  # (C,)
     width, whole = _whole_rows(x)
-    wide = [_repeated(values, width, x.dtype) for values in (mean, factor, shift)]  # (W,) each
+    wide = [_tiled(values, width, x.dtype) for values in (mean, factor, shift)]  # (W,) each
     if whole:
-        team.run(_normalise, KINDS[kind], flat[:whole], *wide, dst[:whole])
+        team.run(_normalise, KINDS[kind], flat[:whole], *wide, flat_y[:whole])
     if whole < x.size:
-        last = np.zeros(width, x.dtype)  # (W,)
-        last[: x.size - whole] = flat[whole:]
+        last = zero_padded(flat[whole:], width)  # (W,)
         get_team(1).run(_normalise, KINDS[kind], last, *wide, last)
-        dst[whole:] = last[: x.size - whole]
+        flat_y[whole:] = last[: x.size - whole]
     return y
 
 
@@ -92,47 +92,47 @@ def backward(
     inverse = 1.0 / np.sqrt(variance.astype(np.float64) + epsilon)  # (C,)
     factor = (scale * inverse).astype(x.dtype)  # (C,)
     width, whole = _whole_rows(x)
-    wide = [_repeated(values, width, x.dtype) for values in (mean, factor, shift)]  # (W,) each
-    totals = np.zeros((team.threads, 2, width))
+    wide = [_tiled(values, width, x.dtype) for values in (mean, factor, shift)]  # (W,) each
+    totals = np.zeros((team.threads, 2, width))  # (T, 2, W)
     if whole:
-        scratch = np.empty(totals.shape, x.dtype)
+        scratch = np.empty(totals.shape, x.dtype)  # (T, 2, W)
         team.run(_gradient_sums, KINDS[kind], flat_dy[:whole], flat[:whole], *wide, scratch, totals)
 
     rest, rest_dz = (values[whole:].reshape(-1, channels) for values in (flat, flat_dy))  # (a few, C) each
-    std = rest - mean  # (a few, C)
+    centred = rest - mean  # (a few, C)
     if kind:
-        z = std * factor + shift  # (a few, C)
+        z = centred * factor + shift  # (a few, C)
         rest_dz = _REFERENCE.activate_backward(kind, rest_dz, z, _REFERENCE.activate(kind, z))
 
     sum_dz, sum_dz_x = totals.sum(axis=0).reshape(2, -1, channels).sum(axis=1)  # (C,) each
     sum_dz += rest_dz.sum(axis=0)
-    sum_dz_x += (rest_dz * std).sum(axis=0)
+    sum_dz_x += (rest_dz * centred).sum(axis=0)
     d_scale[...] = sum_dz_x * inverse
     d_shift[...] = sum_dz
 
-    of_mean = scale * inverse / (x.size // channels)  # (C,)
-    slope, offset = (values.astype(x.dtype) for values in (of_mean * sum_dz_x * inverse**2, of_mean * sum_dz))
+    mean_factor = scale * inverse / (x.size // channels)  # (C,)
+    slope, offset = (values.astype(x.dtype) for values in (mean_factor * sum_dz_x * inverse**2, mean_factor * sum_dz))
     if whole:
-        wide += [_repeated(values, width, x.dtype) for values in (slope, offset)]
+        wide += [_tiled(values, width, x.dtype) for values in (slope, offset)]
         team.run(_input_gradient, KINDS[kind], flat_dy[:whole], flat[:whole], *wide, dx.reshape(-1)[:whole])
-    dx.reshape(-1)[whole:] = (factor * rest_dz - slope * std - offset).reshape(-1)
+    dx.reshape(-1)[whole:] = (factor * rest_dz - slope * centred - offset).reshape(-1)
     return dx
 
 
 def _row_width(channels: int) -> int:
-    """The least number of whole pixels that fills whole lanes and is not too short, in numbers."""
-    least = math.lcm(channels, LANES)
-    return -(-_MIN_WIDTH // least) * least
+    """The width of a wide row: whole pixels and whole vectors, at least `_MIN_WIDTH` elements."""
+    multiple = math.lcm(channels, LANES)
+    return -(-_MIN_WIDTH // multiple) * multiple
 
 
 def _whole_rows(x: Array) -> tuple[int, int]:
-    """The width W of x's wide rows, and how many numbers all whole ones have."""
+    """The width W of x's wide rows, and the number of elements in all whole ones."""
     width = _row_width(x.shape[-1])
     return width, x.size // width * width
 
 
-def _repeated(values: Array, width: int, dtype: Any) -> Array:
-    """Per-channel values (C,) as often as a wide row has pixels: (W,)."""
+def _tiled(values: Array, width: int, dtype: Any) -> Array:
+    """Per-channel values (C,), repeated for each pixel of a wide row: (W,)."""
     wide = np.empty((width // values.size, values.size), dtype)  # (W / C, C)
     wide[:] = values
     return wide.reshape(-1)
@@ -140,10 +140,10 @@ def _repeated(values: Array, width: int, dtype: Any) -> Array:
 
 @kernel
 def _statistics(t, threads, x, scratch, counts, means, squares):  # type: ignore[no-untyped-def]
-    """Of share t of x (R * W,): rows, mean and sum of squared deviations, by column: (T,), float64 (T, W) twice.
+    """The rows, and per column the mean and sum of squared deviations, of slice t of x (R * W,), R a multiple of 4.
 
-    Four rows at a time, R being a multiple of that; scratch (T, 2, W). Blocks are merged as (count, mean, sum of
-    squared deviations), which does not cancel as E[x^2] - E[x]^2 does (Chan, Golub and LeVeque, 1979).
+    Written to counts (T,), means and squares (T, W) float64; scratch (T, 2, W). Blocks are merged as (count, mean, sum
+    of squared deviations), which avoids the cancellation of E[x^2] - E[x]^2 (Chan, Golub and LeVeque, 1979).
     """
     width = means.shape[1]
     fours = x.size // (4 * width)
@@ -164,9 +164,9 @@ def _statistics(t, threads, x, scratch, counts, means, squares):  # type: ignore
                 upper = load(p, c) + load(p, c + width)
                 lower = load(p, c + 2 * width) + load(p, c + 3 * width)
                 store(mean, c, load(mean, c) + (upper + lower))
-        one_of_all = full_like(mean, 1.0 / added)
+        inverse_count = full_like(mean, 1.0 / added)
         for c in range(0, width, LANES):
-            store(mean, c, load(mean, c) * one_of_all)
+            store(mean, c, load(mean, c) * inverse_count)
         for r in range(0, added, 4):
             p = advance(block, r * width)
             for c in range(0, width, LANES):
@@ -187,7 +187,7 @@ def _statistics(t, threads, x, scratch, counts, means, squares):  # type: ignore
 
 @kernel
 def _channel_sums(t, threads, x, scratch, totals):  # type: ignore[no-untyped-def]
-    """totals (T, W) float64 += the sums of share t of x (R * W,), by column; scratch (T, W)."""
+    """totals[t] (W,) float64 += the column sums of slice t of x (R * W,); scratch (T, W)."""
     width = totals.shape[1]
     rows = x.size // width
     last = rows * (t + 1) // threads
@@ -206,7 +206,7 @@ def _channel_sums(t, threads, x, scratch, totals):  # type: ignore[no-untyped-de
 
 @kernel
 def _normalise(t, threads, kind, x, mean, factor, shifts, y):  # type: ignore[no-untyped-def]
-    """y (R * W,) = activation((x - mean) * factor + shifts), the latter (W,) each."""
+    """Slice t of y (R * W,) = activation((x - mean) * factor + shifts), the latter (W,) each."""
     width = mean.size
     rows = x.size // width
     a, f, b = pointer(mean, 0), pointer(factor, 0), pointer(shifts, 0)
@@ -219,9 +219,9 @@ def _normalise(t, threads, kind, x, mean, factor, shifts, y):  # type: ignore[no
 
 @kernel
 def _gradient_sums(t, threads, kind, dy, x, mean, factor, shifts, scratch, totals):  # type: ignore[no-untyped-def]
-    """totals (T, 2, W) float64 += the sums of dz and of dz * (x - mean), dz being dy before the activation.
+    """totals[t] (2, W) float64 += the column sums of dz and of dz * (x - mean), dz: the gradient w.r.t. z.
 
-    x and dy (R * W,); mean, factor and shifts (W,); scratch (T, 2, W).
+    Over slice t of x and dy (R * W,); mean, factor and shifts (W,); scratch (T, 2, W).
     """
     width = mean.size
     rows = x.size // width
@@ -248,7 +248,7 @@ def _gradient_sums(t, threads, kind, dy, x, mean, factor, shifts, scratch, total
 
 @kernel
 def _input_gradient(t, threads, kind, dy, x, mean, factor, shifts, slope, offset, dx):  # type: ignore[no-untyped-def]
-    """dx (R * W,) = factor * dz - slope * (x - mean) - offset, dz as in `_gradient_sums`."""
+    """Slice t of dx (R * W,) = factor * dz - slope * (x - mean) - offset, dz as in `_gradient_sums`."""
     width = mean.size
     rows = x.size // width
     a, f, b, s, o = pointer(mean, 0), pointer(factor, 0), pointer(shifts, 0), pointer(slope, 0), pointer(offset, 0)

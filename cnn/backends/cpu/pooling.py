@@ -1,7 +1,7 @@
-"""Max and average pools of any window, eight channels at a time.
+"""Max and average pooling with any window.
 
-Every thread has lines of its own to write: forward the outputs' N*OH, each looking at its windows; backward the
-inputs' N*H, each looking at the windows that cover it. A global pool is one whose window is the whole image.
+Each thread writes rows of its own: forward, output rows (N*OH), reading each one's windows; backward, input rows (N*H),
+reading the windows that cover each. Global pooling uses a window of the whole image.
 
 N images, H by W pixels, C channels in; OH by OW pixels out.
 """
@@ -31,29 +31,29 @@ from cnn.backends.cpu.team import Team, kernel
 
 def max_pool(x: Array, window: Window, team: Team) -> tuple[Array, Array]:
     """See `ReferenceBackend.max_pool`."""
-    x, y = np.ascontiguousarray(x), _outputs(x, window)
-    winner = np.empty(y.shape, np.uint8 if math.prod(window.size) <= 256 else np.uint32)  # (N, OH, OW, C)
-    if _halves(window, x):
-        team.for_size(x.size).run(_halve, x, y, winner)
+    x, y = np.ascontiguousarray(x), _empty_outputs(x, window)
+    argmax = np.empty(y.shape, np.uint8 if math.prod(window.size) <= 256 else np.uint32)  # (N, OH, OW, C)
+    if _is_2x2(window, x):
+        team.for_size(x.size).run(_max_pool_2x2, x, y, argmax)
     else:
-        team.for_size(x.size).run(_max_pool, x, window.size, window.stride, window.top, window.left, y, winner)
-    return y, winner
+        team.for_size(x.size).run(_max_pool, x, window.size, window.stride, window.top, window.left, y, argmax)
+    return y, argmax
 
 
-def max_pool_backward(dy: Array, winner: Array, in_shape: tuple[int, ...], window: Window, team: Team) -> Array:
+def max_pool_backward(dy: Array, argmax: Array, in_shape: tuple[int, ...], window: Window, team: Team) -> Array:
     """See `ReferenceBackend.max_pool_backward`."""
     dx, dy = np.empty(in_shape, dy.dtype), np.ascontiguousarray(dy)  # (N, H, W, C), (N, OH, OW, C)
-    if _halves(window, dy):
-        team.for_size(dx.size).run(_halve_backward, dy, winner, dx)
+    if _is_2x2(window, dy):
+        team.for_size(dx.size).run(_max_pool_2x2_backward, dy, argmax, dx)
     else:
-        place = (window.size, window.stride, window.top, window.left)
-        team.for_size(dx.size).run(_max_pool_backward, dy, winner, *place, dx)
+        geometry = (window.size, window.stride, window.top, window.left)
+        team.for_size(dx.size).run(_max_pool_backward, dy, argmax, *geometry, dx)
     return dx
 
 
 def average_pool(x: Array, window: Window, team: Team) -> Array:
     """See `ReferenceBackend.average_pool`."""
-    x, y = np.ascontiguousarray(x), _outputs(x, window)
+    x, y = np.ascontiguousarray(x), _empty_outputs(x, window)
     team.for_size(x.size).run(_average_pool, x, window.size, window.stride, window.top, window.left, y)
     return y
 
@@ -61,8 +61,8 @@ def average_pool(x: Array, window: Window, team: Team) -> Array:
 def average_pool_backward(dy: Array, in_shape: tuple[int, ...], window: Window, team: Team) -> Array:
     """See `ReferenceBackend.average_pool_backward`."""
     dx, dy = np.empty(in_shape, dy.dtype), np.ascontiguousarray(dy)  # (N, H, W, C), (N, OH, OW, C)
-    place = (window.size, window.stride, window.top, window.left)
-    team.for_size(dx.size).run(_average_pool_backward, dy, *place, dx)
+    geometry = (window.size, window.stride, window.top, window.left)
+    team.for_size(dx.size).run(_average_pool_backward, dy, *geometry, dx)
     return dx
 
 
@@ -71,63 +71,63 @@ def whole_image(shape: tuple[int, ...]) -> Window:
     return Window((shape[1], shape[2]), (1, 1))
 
 
-def _outputs(x: Array, window: Window) -> Array:
+def _empty_outputs(x: Array, window: Window) -> Array:
     return np.empty((len(x), *window.out_size(*x.shape[1:3]), x.shape[3]), x.dtype)  # (N, OH, OW, C)
 
 
-def _halves(window: Window, maps: Array) -> bool:
-    """Whether this is the pool that halves images, with whole lanes of channels: it has kernels of its own."""
+def _is_2x2(window: Window, maps: Array) -> bool:
+    """Whether the kernels for the common case apply: 2x2 windows at stride 2, whole vectors of channels."""
     return window == Window((2, 2), (2, 2)) and maps.shape[3] % LANES == 0
 
 
 @kernel
-def _halve(t, threads, x, y, winner):  # type: ignore[no-untyped-def]
-    """The largest of each 2 by 2 of x (N, H, W, C) and which it was, 0 to 3: y and winner (N, OH, OW, C)."""
+def _max_pool_2x2(t, threads, x, y, argmax):  # type: ignore[no-untyped-def]
+    """Slice t of the rows of y and argmax (N, OH, OW, C), 0 to 3, for 2x2 windows of x (N, H, W, C)."""
     images, height, width, channels = x.shape
     out_h, out_w = y.shape[1:3]
     below = width * channels
     one, two, three = full_like(pointer(x, 0), 1), full_like(pointer(x, 0), 2), full_like(pointer(x, 0), 3)
     zero = one - one
-    for line in range(images * out_h * t // threads, images * out_h * (t + 1) // threads):
-        src = pointer(x, (line // out_h * height + line % out_h * 2) * below)
-        dst, which = pointer(y, line * out_w * channels), pointer(winner, line * out_w * channels)
+    for row in range(images * out_h * t // threads, images * out_h * (t + 1) // threads):
+        src = pointer(x, (row // out_h * height + row % out_h * 2) * below)
+        dst, taps = pointer(y, row * out_w * channels), pointer(argmax, row * out_w * channels)
         for _ in range(out_w):
             for c in range(0, channels, LANES):
-                first, second = load(src, c), load(src, c + channels)
-                third, fourth = load(src, c + below), load(src, c + below + channels)
-                upper, lower = select_greater(first, second, second, first), select_greater(third, fourth, fourth, third)
-                store(dst, c, select_greater(upper, lower, lower, upper))
-                up, low = select_greater(first, second, one, zero), select_greater(third, fourth, three, two)
-                store_uint(which, c, select_greater(upper, lower, low, up))
-            src, dst, which = advance(src, 2 * channels), advance(dst, channels), advance(which, channels)
+                x0, x1 = load(src, c), load(src, c + channels)
+                x2, x3 = load(src, c + below), load(src, c + below + channels)
+                upper, lower = select_greater(x1, x0, x1, x0), select_greater(x3, x2, x3, x2)
+                store(dst, c, select_greater(lower, upper, lower, upper))
+                upper_tap, lower_tap = select_greater(x1, x0, one, zero), select_greater(x3, x2, three, two)
+                store_uint(taps, c, select_greater(lower, upper, lower_tap, upper_tap))
+            src, dst, taps = advance(src, 2 * channels), advance(dst, channels), advance(taps, channels)
 
 
 @kernel
-def _halve_backward(t, threads, dy, winner, dx):  # type: ignore[no-untyped-def]
-    """dx (N, H, W, C): dy (N, OH, OW, C) where it won, else zero; an odd last row or column has no window."""
+def _max_pool_2x2_backward(t, threads, dy, argmax, dx):  # type: ignore[no-untyped-def]
+    """Slice t of dx (N, H, W, C): dy (N, OH, OW, C) at the maximum, else zero, also in an odd last row or column."""
     images, height, width, channels = dx.shape
     out_h, out_w = dy.shape[1:3]
     one, two, three = full_like(pointer(dx, 0), 1), full_like(pointer(dx, 0), 2), full_like(pointer(dx, 0), 3)
     zero = one - one
     below = width * channels
-    lines = out_h + height % 2
-    for line in range(images * lines * t // threads, images * lines * (t + 1) // threads):
-        n, i = line // lines, line % lines
+    row_pairs = out_h + height % 2  # in an image, an odd last row counting as one
+    for pair in range(images * row_pairs * t // threads, images * row_pairs * (t + 1) // threads):
+        n, i = pair // row_pairs, pair % row_pairs
         dst = pointer(dx, (n * height + 2 * i) * below)
         if i == out_h:
             for c in range(0, below, LANES):
                 store(dst, c, zero)
             continue
         src = pointer(dy, (n * out_h + i) * out_w * channels)
-        which = pointer(winner, (n * out_h + i) * out_w * channels)
+        taps = pointer(argmax, (n * out_h + i) * out_w * channels)
         for _ in range(out_w):
             for c in range(0, channels, LANES):
-                values, won = load(src, c), load_uint(which, c, one)
-                store(dst, c, select_equal(won, zero, values))
-                store(dst, c + channels, select_equal(won, one, values))
-                store(dst, c + below, select_equal(won, two, values))
-                store(dst, c + below + channels, select_equal(won, three, values))
-            src, dst, which = advance(src, channels), advance(dst, 2 * channels), advance(which, channels)
+                values, tap = load(src, c), load_uint(taps, c, one)
+                store(dst, c, select_equal(tap, zero, values))
+                store(dst, c + channels, select_equal(tap, one, values))
+                store(dst, c + below, select_equal(tap, two, values))
+                store(dst, c + below + channels, select_equal(tap, three, values))
+            src, dst, taps = advance(src, channels), advance(dst, 2 * channels), advance(taps, channels)
         if width % 2:
             for c in range(0, channels, LANES):
                 store(dst, c, zero)
@@ -135,108 +135,109 @@ def _halve_backward(t, threads, dy, winner, dx):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _max_pool(t, threads, x, size, stride, top, left, y, winner):  # type: ignore[no-untyped-def]
-    """x (N, H, W, C); y and winner (N, OH, OW, C) are written."""
+def _max_pool(t, threads, x, size, stride, top, left, y, argmax):  # type: ignore[no-untyped-def]
+    """Slice t of the rows of y and argmax (N, OH, OW, C), for windows of x (N, H, W, C)."""
     images, height, width, channels = x.shape
     out_h, out_w = y.shape[1:3]
-    lanes = channels // LANES * LANES
-    for line in range(images * out_h * t // threads, images * out_h * (t + 1) // threads):
-        n, up = line // out_h, line % out_h * stride[0] - top
-        first_a, last_a = max(0, -up), min(size[0], height - up)
-        for j in range(out_w):
-            across = j * stride[1] - left
-            first_b, last_b = max(0, -across), min(size[1], width - across)
-            corner = pointer(x, ((n * height + up) * width + across) * channels)
-            dst = (line * out_w + j) * channels
-            for c in range(0, lanes, LANES):
-                best, which, one = full_like(corner, -np.inf), full_like(corner, 0), full_like(corner, 1)
+    full = channels // LANES * LANES
+    for row in range(images * out_h * t // threads, images * out_h * (t + 1) // threads):
+        n, i = row // out_h, row % out_h * stride[0] - top
+        first_a, last_a = max(0, -i), min(size[0], height - i)
+        for out_j in range(out_w):
+            j = out_j * stride[1] - left
+            first_b, last_b = max(0, -j), min(size[1], width - j)
+            corner = pointer(x, ((n * height + i) * width + j) * channels)
+            out = (row * out_w + out_j) * channels
+            for c in range(0, full, LANES):
+                best, best_tap, one = full_like(corner, -np.inf), full_like(corner, 0), full_like(corner, 1)
                 for a in range(first_a, last_a):
                     tap = full_like(corner, a * size[1] + first_b)
                     for b in range(first_b, last_b):
                         value = load(corner, (a * width + b) * channels + c)
-                        which, best = select_greater(best, value, tap, which), select_greater(best, value, value, best)
+                        best_tap = select_greater(value, best, tap, best_tap)
+                        best = select_greater(value, best, value, best)
                         tap = tap + one
-                store(pointer(y, dst), c, best)
-                store_uint(pointer(winner, dst), c, which)
-            for c in range(lanes, channels):
-                peak, first = x.dtype.type(-np.inf), 0
+                store(pointer(y, out), c, best)
+                store_uint(pointer(argmax, out), c, best_tap)
+            for c in range(full, channels):
+                peak, peak_tap = x.dtype.type(-np.inf), 0
                 for a in range(first_a, last_a):
                     for b in range(first_b, last_b):
-                        number = x[n, up + a, across + b, c]
-                        if number > peak or number != number:  # NaN must not vanish
-                            peak, first = number, a * size[1] + b
-                y[n, line % out_h, j, c] = peak
-                winner[n, line % out_h, j, c] = first
+                        number = x[n, i + a, j + b, c]
+                        if number > peak or number != number:  # NaN propagates
+                            peak, peak_tap = number, a * size[1] + b
+                y[n, row % out_h, out_j, c] = peak
+                argmax[n, row % out_h, out_j, c] = peak_tap
 
 
 @kernel
-def _max_pool_backward(t, threads, dy, winner, size, stride, top, left, dx):  # type: ignore[no-untyped-def]
-    """dx (N, H, W, C) = the sum of dy (N, OH, OW, C) over the windows that each number has won."""
+def _max_pool_backward(t, threads, dy, argmax, size, stride, top, left, dx):  # type: ignore[no-untyped-def]
+    """Slice t of the rows of dx (N, H, W, C): the sum of dy (N, OH, OW, C) over the windows whose maximum it is."""
     images, height, width, channels = dx.shape
     out_h, out_w = dy.shape[1:3]
-    lanes = channels // LANES * LANES
-    for line in range(images * height * t // threads, images * height * (t + 1) // threads):
-        n, row = line // height, line % height
-        dx[n, row] = 0
-        first_i, last_i = _windows(row + top, size[0], stride[0], out_h)
+    full = channels // LANES * LANES
+    for row in range(images * height * t // threads, images * height * (t + 1) // threads):
+        n, y = row // height, row % height
+        dx[n, y] = 0
+        first_i, last_i = _covering_windows(y + top, size[0], stride[0], out_h)
         for i in range(first_i, last_i):
             for j in range(out_w):
-                first_column = j * stride[1] - left
-                first_tap = (row + top - i * stride[0]) * size[1]
-                at = ((n * out_h + i) * out_w + j) * channels
-                dst = pointer(dx, (line * width + first_column) * channels)
-                for c in range(0, lanes, LANES):
-                    values, won = load(pointer(dy, at), c), load_uint(pointer(winner, at), c, full_like(dst, 0))
-                    for b in range(max(0, -first_column), min(size[1], width - first_column)):
-                        here = b * channels + c
-                        store(dst, here, load(dst, here) + select_equal(won, full_like(dst, first_tap + b), values))
-                for c in range(lanes, channels):
-                    tap = int(winner[n, i, j, c]) - first_tap
-                    # A window that lies in the padding altogether has a winner outside of the image.
-                    if 0 <= tap < size[1] and 0 <= first_column + tap < width:
-                        dx[n, row, first_column + tap, c] += dy[n, i, j, c]
+                first_x = j * stride[1] - left
+                first_tap = (y + top - i * stride[0]) * size[1]
+                src = ((n * out_h + i) * out_w + j) * channels
+                dst = pointer(dx, (row * width + first_x) * channels)
+                for c in range(0, full, LANES):
+                    values, tap = load(pointer(dy, src), c), load_uint(pointer(argmax, src), c, full_like(dst, 0))
+                    for b in range(max(0, -first_x), min(size[1], width - first_x)):
+                        at = b * channels + c
+                        store(dst, at, load(dst, at) + select_equal(tap, full_like(dst, first_tap + b), values))
+                for c in range(full, channels):
+                    b = int(argmax[n, i, j, c]) - first_tap
+                    # The maximum of a window entirely in the padding is outside the image.
+                    if 0 <= b < size[1] and 0 <= first_x + b < width:
+                        dx[n, y, first_x + b, c] += dy[n, i, j, c]
 
 
 @kernel
 def _average_pool(t, threads, x, size, stride, top, left, y):  # type: ignore[no-untyped-def]
-    """x (N, H, W, C); y (N, OH, OW, C) is written."""
+    """Slice t of the rows of y (N, OH, OW, C), for windows of x (N, H, W, C)."""
     images, height, width, channels = x.shape
     out_h, out_w = y.shape[1:3]
-    share = full_like(pointer(y, 0), 1 / (size[0] * size[1]))
-    for line in range(images * out_h * t // threads, images * out_h * (t + 1) // threads):
-        up = line % out_h * stride[0] - top
-        for j in range(out_w):
-            across = j * stride[1] - left
-            corner = pointer(x, ((line // out_h * height + up) * width + across) * channels)
+    inverse_area = full_like(pointer(y, 0), 1 / (size[0] * size[1]))
+    for row in range(images * out_h * t // threads, images * out_h * (t + 1) // threads):
+        i = row % out_h * stride[0] - top
+        for out_j in range(out_w):
+            j = out_j * stride[1] - left
+            corner = pointer(x, ((row // out_h * height + i) * width + j) * channels)
             for c in range(0, channels, LANES):
-                total = share - share
-                for a in range(max(0, -up), min(size[0], height - up)):
-                    for b in range(max(0, -across), min(size[1], width - across)):
+                total = inverse_area - inverse_area
+                for a in range(max(0, -i), min(size[0], height - i)):
+                    for b in range(max(0, -j), min(size[1], width - j)):
                         total = total + load_up_to(corner, (a * width + b) * channels + c, channels - c)
-                store_up_to(pointer(y, (line * out_w + j) * channels), c, total * share, channels - c)
+                store_up_to(pointer(y, (row * out_w + out_j) * channels), c, total * inverse_area, channels - c)
 
 
 @kernel
 def _average_pool_backward(t, threads, dy, size, stride, top, left, dx):  # type: ignore[no-untyped-def]
-    """dx (N, H, W, C) = the sum of dy (N, OH, OW, C) over the windows that cover each number, over their size."""
+    """Slice t of the rows of dx (N, H, W, C): the sum of dy (N, OH, OW, C) over the covering windows, over the area."""
     images, height, width, channels = dx.shape
     out_h, out_w = dy.shape[1:3]
-    share = full_like(pointer(dx, 0), 1 / (size[0] * size[1]))
-    for line in range(images * height * t // threads, images * height * (t + 1) // threads):
-        n, down = line // height, line % height + top
-        first_i, last_i = _windows(down, size[0], stride[0], out_h)
-        for column in range(width):
-            first_j, last_j = _windows(column + left, size[1], stride[1], out_w)
+    inverse_area = full_like(pointer(dx, 0), 1 / (size[0] * size[1]))
+    for row in range(images * height * t // threads, images * height * (t + 1) // threads):
+        n = row // height
+        first_i, last_i = _covering_windows(row % height + top, size[0], stride[0], out_h)
+        for x in range(width):
+            first_j, last_j = _covering_windows(x + left, size[1], stride[1], out_w)
             for c in range(0, channels, LANES):
-                total = share - share
+                total = inverse_area - inverse_area
                 for i in range(first_i, last_i):
                     for j in range(first_j, last_j):
-                        covered = pointer(dy, ((n * out_h + i) * out_w + j) * channels)
-                        total = total + load_up_to(covered, c, channels - c)
-                store_up_to(pointer(dx, (line * width + column) * channels), c, total * share, channels - c)
+                        src = pointer(dy, ((n * out_h + i) * out_w + j) * channels)
+                        total = total + load_up_to(src, c, channels - c)
+                store_up_to(pointer(dx, (row * width + x) * channels), c, total * inverse_area, channels - c)
 
 
 @inner
-def _windows(place, size, stride, count):  # type: ignore[no-untyped-def]
-    """The first of `count` windows along one side that covers `place`, counted from the padding's begin; its end."""
-    return max(0, (place - size) // stride + 1), min(place // stride + 1, count)
+def _covering_windows(position, size, stride, count):  # type: ignore[no-untyped-def]
+    """The first of `count` windows along an axis that covers `position` (padding included), and the end."""
+    return max(0, (position - size) // stride + 1), min(position // stride + 1, count)

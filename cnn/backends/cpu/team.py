@@ -1,8 +1,8 @@
-"""Threads that share one kernel: each works on its own fixed share of the numbers.
+"""Thread teams: fork-join execution of a kernel, one fixed slice of the work for each thread.
 
-A kernel is a plain function `(t, threads, ...)` that does share t of `threads` and lets go of Python's lock: one that
-`kernel` compiled, or NumPy's products. Numba's own `parallel=True` would do the same, but takes four times as long to
-compile, since it optimises the loop again in each of its wrappers.
+A kernel is a function `(t, threads, ...)` that computes slice t of `threads` and releases the GIL: compiled with
+`kernel` below, or calling BLAS through NumPy. Numba's `parallel=True` would do the same, but compiles four times as
+long, since it optimises the loop again in each of its wrappers.
 """
 
 import threading
@@ -13,18 +13,17 @@ from typing import Any
 
 from numba import njit
 
-# Compiles what a team runs, and keeps the result on disk.
+# Compiles a kernel and caches it on disk.
 kernel = njit(nogil=True, cache=True, error_model="numpy")
 
-# A kernel, what it is given, and the lock that is released when it is done.
+# A kernel, its arguments, the lock that is released when it is done, and where its error goes.
 _Task = tuple[Callable[..., Any], tuple[Any, ...], Any, list[BaseException]]
 
-
-_WORTH_SHARING = 1 << 16
+_MIN_PARALLEL_SIZE = 1 << 16  # elements; a smaller array does not amortise waking a thread
 
 
 class Team:
-    """`threads` threads, this one among them. The others sleep until there is work."""
+    """`threads` threads, the caller's included. The others sleep until there is work."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
@@ -33,7 +32,10 @@ class Team:
             threading.Thread(target=self._serve, args=(t, tasks), name=f"kernels-{t}", daemon=True).start()
 
     def run(self, kernel: Callable[..., Any], *arguments: Any) -> None:
-        """`kernel(t, threads, *arguments)` for every t at once; returns when all are done."""
+        """Run `kernel(t, threads, *arguments)` for every t in parallel; return when all are done.
+
+        Raises what the kernel raised on any thread.
+        """
         errors: list[BaseException] = []
         done = [threading.Lock() for _ in self._queues]
         for tasks, lock in zip(self._queues, done, strict=True):
@@ -47,22 +49,22 @@ class Team:
         if errors:
             raise errors[0]
 
-    def for_size(self, numbers: int) -> "Team":
-        """This team, or the caller's thread alone where so few numbers are done before another thread is awake."""
-        return self if numbers >= _WORTH_SHARING else get_team(1)
+    def for_size(self, size: int) -> "Team":
+        """This team, or a single-threaded one if `size` elements are too few to amortise waking a thread."""
+        return self if size >= _MIN_PARALLEL_SIZE else get_team(1)
 
     def _serve(self, t: int, tasks: SimpleQueue[_Task]) -> None:
         while True:
             kernel, arguments, done, errors = tasks.get()
             try:
                 kernel(t, self.threads, *arguments)
-            except BaseException as error:  # whatever it is, it belongs to the caller
+            except BaseException as error:  # raised again by `run`
                 errors.append(error)
-            del kernel, arguments  # which may be large
+            del kernel, arguments  # release large arrays before sleeping
             done.release()
 
 
 @cache
 def get_team(threads: int) -> Team:
-    """The team of that size: backends share it, since a thread that sleeps still costs memory."""
+    """The team of `threads` threads; backends share it, since even a sleeping thread costs memory."""
     return Team(threads)

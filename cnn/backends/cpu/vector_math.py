@@ -1,7 +1,7 @@
-"""The activations and their derivatives, eight numbers at a time.
+"""Activations and their gradients on SIMD vectors.
 
-All of them come from one exponential: e^x = 2^n * e^r with n whole and |r| <= ln(2) / 2, e^r by its Taylor series,
-which is as long as the precision asks for. NaN and infinity keep their meaning.
+All are built on one exponential with range reduction: e^x = 2^n * e^r with n an integer and |r| <= ln(2) / 2, e^r by
+its Taylor series to the precision's degree. NaN and infinity propagate.
 """
 
 import math
@@ -9,45 +9,50 @@ import math
 from cnn.backends.cpu.simd import bit_width, exp2_of_low_bits, fma, full_like, inner, maximum, minimum, select_positive
 from cnn.backends.reference import GELU_CUBIC, GELU_SLOPE
 
-# The activations' numbers inside kernels.
+# The activations as integers, for the kernels.
 NONE, RELU, GELU, SILU, SIGMOID, TANH = range(6)
 KINDS = {"": NONE, "relu": RELU, "gelu": GELU, "silu": SILU, "sigmoid": SIGMOID, "tanh": TANH}
 
 _LOG2_E = 1.0 / math.log(2.0)
-_LN2_HIGH = 0.693145751953125  # few bits, so that its product with a whole number is exact
+_LN2_HIGH = 0.693145751953125  # few significant bits, so that its product with an integer is exact
 _LN2_LOW = math.log(2.0) - _LN2_HIGH
-_TERMS = tuple(1.0 / math.factorial(k) for k in range(15))
+_TAYLOR = tuple(1.0 / math.factorial(k) for k in range(15))
 
 
 @inner
-def _split(x):  # type: ignore[no-untyped-def]
-    """e^x = 2^n * (1 + p): 2^n and p = e^r - 1."""
-    # A number so large that its last bit is worth one: n is rounded into the lowest bits of the sum.
-    large = full_like(x, 1.5 * 2.0**52 if bit_width(x) == 64 else 1.5 * 2.0**23)
-    rounded = fma(x, full_like(x, _LOG2_E), large)
-    n = rounded - large
+def _linear(x, constant, slope):  # type: ignore[no-untyped-def]
+    """constant + slope * x."""
+    return fma(x, full_like(x, slope), full_like(x, constant))
+
+
+@inner
+def _exp_parts(x):  # type: ignore[no-untyped-def]
+    """(scale, p) with e^x = scale * (1 + p): scale = 2^n, p = e^r - 1."""
+    # Adding a number whose last bit is worth one rounds x / ln 2 to the integer n, into the low bits of the sum.
+    shifter = full_like(x, 1.5 * 2.0**52 if bit_width(x) == 64 else 1.5 * 2.0**23)
+    rounded = fma(x, full_like(x, _LOG2_E), shifter)
+    n = rounded - shifter
     r = fma(n, full_like(x, -_LN2_LOW), fma(n, full_like(x, -_LN2_HIGH), x))
-    # The series in pairs, which do not wait for each other: r + r^2 (a + r^2 (b + r^2 c)).
+    # Estrin's scheme, for short dependency chains: r + r^2 (a + r^2 (b + r^2 c)).
     square = r * r
-    a, b = fma(r, full_like(x, _TERMS[3]), full_like(x, _TERMS[2])), fma(r, full_like(x, _TERMS[5]), full_like(x, _TERMS[4]))
-    c = fma(r, full_like(x, _TERMS[7]), full_like(x, _TERMS[6]))
+    a, b, c = _linear(r, _TAYLOR[2], _TAYLOR[3]), _linear(r, _TAYLOR[4], _TAYLOR[5]), _linear(r, _TAYLOR[6], _TAYLOR[7])
     if bit_width(x) == 64:
-        d, e = fma(r, full_like(x, _TERMS[9]), full_like(x, _TERMS[8])), fma(r, full_like(x, _TERMS[11]), full_like(x, _TERMS[10]))
-        f = fma(r, full_like(x, _TERMS[13]), full_like(x, _TERMS[12]))
+        d, e = _linear(r, _TAYLOR[8], _TAYLOR[9]), _linear(r, _TAYLOR[10], _TAYLOR[11])
+        f = _linear(r, _TAYLOR[12], _TAYLOR[13])
         c = fma(square, fma(square, fma(square, f, e), d), c)
     return exp2_of_low_bits(rounded), fma(square, fma(square, fma(square, c, b), a), r)
 
 
 @inner
 def exp(x):  # type: ignore[no-untyped-def]
-    """e^x; from where it leaves the numbers of its precision, it stays at the last."""
+    """e^x, with x clamped to where the result is a finite, normal number."""
     limit = 708.0 if bit_width(x) == 64 else 87.0
-    scale, p = _split(maximum(minimum(x, full_like(x, limit)), full_like(x, -limit)))
+    scale, p = _exp_parts(maximum(minimum(x, full_like(x, limit)), full_like(x, -limit)))
     return fma(p, scale, scale)
 
 
 @inner
-def divide_by_one_plus_exp(number, x):  # type: ignore[no-untyped-def]
+def _divide_by_one_plus_exp(number, x):  # type: ignore[no-untyped-def]
     """number / (1 + e^x)."""
     return number / (full_like(x, 1) + exp(x))
 
@@ -55,14 +60,14 @@ def divide_by_one_plus_exp(number, x):  # type: ignore[no-untyped-def]
 @inner
 def sigmoid(x):  # type: ignore[no-untyped-def]
     """1 / (1 + e^-x)."""
-    return divide_by_one_plus_exp(full_like(x, 1), full_like(x, 0) - x)
+    return _divide_by_one_plus_exp(full_like(x, 1), full_like(x, 0) - x)
 
 
 @inner
 def tanh(x):  # type: ignore[no-untyped-def]
-    """tanh(x) = m / (m + 2) with m = e^2x - 1, which keeps its digits near zero; beyond 20 it is 1."""
+    """tanh(x) = m / (m + 2) with m = e^2x - 1, accurate near zero; x is clamped to 20, where the result is 1."""
     two_x = maximum(minimum(x + x, full_like(x, 40)), full_like(x, -40))
-    scale, p = _split(two_x)
+    scale, p = _exp_parts(two_x)
     m = fma(p, scale, scale - full_like(x, 1))
     return m / (m + full_like(x, 2))
 
@@ -79,9 +84,9 @@ def activation(kind, x):  # type: ignore[no-untyped-def]
     if kind == RELU:
         return maximum(x, full_like(x, 0))
     if kind == GELU:
-        return divide_by_one_plus_exp(x, _gelu_exponent(x))
+        return _divide_by_one_plus_exp(x, _gelu_exponent(x))
     if kind == SILU:
-        return divide_by_one_plus_exp(x, full_like(x, 0) - x)
+        return _divide_by_one_plus_exp(x, full_like(x, 0) - x)
     if kind == SIGMOID:
         return sigmoid(x)
     if kind == TANH:
@@ -91,12 +96,12 @@ def activation(kind, x):  # type: ignore[no-untyped-def]
 
 @inner
 def activation_grad(kind, dy, x):  # type: ignore[no-untyped-def]
-    """dy times the activation's derivative at x."""
+    """The gradient w.r.t. x of the activation `kind`, from its input x."""
     one = full_like(x, 1)
     if kind == RELU:
         return select_positive(x, dy)
     if kind == GELU:
-        gate = divide_by_one_plus_exp(one, _gelu_exponent(x))
+        gate = _divide_by_one_plus_exp(one, _gelu_exponent(x))
         slope = fma(x * x, full_like(x, 6 * GELU_SLOPE * GELU_CUBIC), full_like(x, 2 * GELU_SLOPE))
         return dy * fma(x * slope, gate * (one - gate), gate)
     if kind == SILU:
@@ -109,7 +114,7 @@ def activation_grad(kind, dy, x):  # type: ignore[no-untyped-def]
 
 @inner
 def activation_grad_from_output(kind, dy, y):  # type: ignore[no-untyped-def]
-    """dy times the derivative where the activation gave y: all kinds but GELU and SiLU."""
+    """As `activation_grad`, from the output y: any kind but GELU and SiLU."""
     one = full_like(y, 1)
     if kind == RELU:
         return select_positive(y, dy)

@@ -1,4 +1,4 @@
-"""Scratch memory that kernels use and forget: allocated once, then lent again in every step."""
+"""Workspace: scratch buffers that are allocated once and reused in every step."""
 
 import math
 from typing import Any
@@ -10,17 +10,20 @@ from cnn.backends.cpu.team import Team
 
 
 class Workspace:
-    """The threads of `team`, and what they work on. What is lent lives until the next loan for the same purpose."""
+    """A thread team and its scratch buffers."""
 
     def __init__(self, team: Team) -> None:
         self.team = team
-        self._kept: dict[tuple[str, Any], Array] = {}
+        self._buffers: dict[tuple[str, Any], Array] = {}
 
-    def buffer(self, purpose: str, shape: tuple[int, ...], dtype: Any) -> Array:
-        """An array of `shape`, its contents arbitrary; grown when it must be, never given back."""
-        size, key = math.prod(shape), (purpose, np.dtype(dtype))
-        kept = self._kept.get(key)
-        if kept is None or kept.size < size:
-            self._kept.pop(key, None)
-            kept = self._kept[key] = np.empty(size, dtype)  # (size,)
-        return kept[:size].reshape(shape)
+    def buffer(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
+        """An uninitialised array of `shape`, valid until the next call with the same name and dtype.
+
+        The memory grows as needed and is never freed.
+        """
+        size, key = math.prod(shape), (name, np.dtype(dtype))
+        buffer = self._buffers.get(key)
+        if buffer is None or buffer.size < size:
+            self._buffers.pop(key, None)  # free it before allocating the larger one
+            buffer = self._buffers[key] = np.empty(size, dtype)  # (size,)
+        return buffer[:size].reshape(shape)

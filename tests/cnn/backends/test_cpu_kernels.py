@@ -1,6 +1,6 @@
-"""The CPU's kernels against the reference, call by call: any number of channels, odd sizes, every precision, and
+"""CPU kernels against the reference: any number of channels, odd sizes, both precisions, one to three threads.
 
-work shared between threads however little there is of it. `test_parity.py` has the layers, this the kernels' corners.
+`test_parity.py` tests the layers, this the kernels' edge cases.
 """
 
 import threading
@@ -29,14 +29,14 @@ CHANNELS = st.sampled_from([1, 3, 5, 7, 8, 10, 16, 24, 33, 64])
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _everything_is_shared() -> Iterator[None]:
-    """Arrays of a test are small, and would be one thread's work."""
-    with patch.object(team, "_WORTH_SHARING", 0), patch.object(dense, "_WORTH_SHARING", 0):
+def _always_multithreaded() -> Iterator[None]:
+    """Use all threads even for the tests' small arrays."""
+    with patch.object(team, "_MIN_PARALLEL_SIZE", 0), patch.object(dense, "_MIN_PARALLEL_MACS", 0):
         yield
 
 
-def close(found: np.ndarray, expected: np.ndarray, dtype: type, sums: float = 1.0) -> None:
-    """Within some roundings of the largest value; `sums` is about how many more a long sum takes."""
+def assert_close(found: np.ndarray, expected: np.ndarray, dtype: type, sums: float = 1.0) -> None:
+    """Equal within 20 roundings of the largest value, times `sums` for long sums."""
     found, expected = np.asarray(found), np.asarray(expected)
     assert found.shape == expected.shape and found.dtype == dtype
     tolerance = 20 * sums * float(np.finfo(dtype).eps)
@@ -44,7 +44,7 @@ def close(found: np.ndarray, expected: np.ndarray, dtype: type, sums: float = 1.
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance * largest)
 
 
-def numbers(generator: np.random.Generator, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+def normal(generator: np.random.Generator, shape: tuple[int, ...], dtype: type) -> np.ndarray:
     return generator.normal(size=shape).astype(dtype)
 
 
@@ -57,28 +57,28 @@ def test_batch_norm(
     pixels: int, channels: int, kind: str, dtype: type, threads: int, seed: int, offset: float
 ) -> None:
     generator = np.random.default_rng(seed)
-    x = (numbers(generator, (pixels, 1, 1, channels), dtype) + offset).astype(dtype)
-    dy = numbers(generator, x.shape, dtype)
-    scale, shift = (numbers(generator, (channels,), dtype) for _ in range(2))
+    x = (normal(generator, (pixels, 1, 1, channels), dtype) + offset).astype(dtype)
+    dy = normal(generator, x.shape, dtype)
+    scale, shift = (normal(generator, (channels,), dtype) for _ in range(2))
     results = []
     for backend in (REFERENCE, CpuBackend(threads)):
         y, mean, variance = backend.batch_norm_train(x, scale, shift, 1e-5, kind)
-        # The derivative is taken at the reference's statistics, so that no ReLU falls the other way.
+        # Gradients use the reference's statistics, so that rounding flips no ReLU.
         mean, variance = results[0][1:3] if results else (mean, variance)
         inferred = backend.batch_norm_infer(x, scale, shift, mean, variance, 1e-5, kind)
         d_scale, d_shift = np.ones(channels, dtype), np.ones(channels, dtype)
         dx = backend.batch_norm_backward(dy, x, scale, shift, mean, variance, 1e-5, kind, d_scale, d_shift)
         results.append((y, mean, variance, inferred, d_scale, d_shift, dx))
     for found, expected in zip(results[1], results[0], strict=True):
-        close(found, expected, dtype, sums=10 + offset**2 / 4)
+        assert_close(found, expected, dtype, sums=10 + offset**2 / 4)
 
 
 @thorough
 @given(pixels=st.integers(1, 900), channels=CHANNELS, dtype=DTYPES, threads=THREADS, seed=SEEDS)
 def test_channel_sums(pixels: int, channels: int, dtype: type, threads: int, seed: int) -> None:
-    x = numbers(np.random.default_rng(seed), (pixels, channels), dtype)
-    found = norm.channel_sums(x, team.team_of(threads)).astype(dtype)
-    close(found, x.astype(np.float64).sum(axis=0), dtype, sums=10)
+    x = normal(np.random.default_rng(seed), (pixels, channels), dtype)
+    found = norm.channel_sums(x, team.get_team(threads)).astype(dtype)
+    assert_close(found, x.astype(np.float64).sum(axis=0), dtype, sums=10)
 
 
 @thorough
@@ -86,18 +86,18 @@ def test_channel_sums(pixels: int, channels: int, dtype: type, threads: int, see
 @pytest.mark.parametrize("kind", ACTIVATIONS)
 def test_activations(kind: str, size: int, dtype: type, threads: int, seed: int, spread: float) -> None:
     backend, generator = CpuBackend(threads), np.random.default_rng(seed)
-    x, dy = (spread * numbers(generator, (size,), np.float64)).astype(dtype), numbers(generator, (size,), dtype)
+    x, dy = (spread * normal(generator, (size,), np.float64)).astype(dtype), normal(generator, (size,), dtype)
     exact_x, exact_dy = x.astype(np.float64), dy.astype(np.float64)
     y = backend.activate(kind, x)
-    close(y, REFERENCE.activate(kind, exact_x), dtype)
-    close(backend.add(x, -2 * x, kind), REFERENCE.activate(kind, -exact_x), dtype)
+    assert_close(y, REFERENCE.activate(kind, exact_x), dtype)
+    assert_close(backend.add(x, -2 * x, kind), REFERENCE.activate(kind, -exact_x), dtype)
     expected = REFERENCE.activate_backward(kind, exact_dy, exact_x, y.astype(np.float64))
-    close(backend.activate_backward(kind, dy, x, y), expected, dtype)
+    assert_close(backend.activate_backward(kind, dy, x, y), expected, dtype)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("kind", ["", *ACTIVATIONS])
-def test_activations_keep_nan_and_infinity(kind: str, dtype: type) -> None:
+def test_activations_propagate_nan_and_infinity(kind: str, dtype: type) -> None:
     x = np.array([np.nan, np.inf, -np.inf, 1e30, -1e30, 0.0, 1.0, -1.0], dtype)
     for y in (CpuBackend(1).activate(kind, x), CpuBackend(1).add(x, np.zeros_like(x), kind)):
         low, high = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0), "": (-np.inf, np.inf)}.get(kind, (0.0, np.inf))
@@ -107,7 +107,7 @@ def test_activations_keep_nan_and_infinity(kind: str, dtype: type) -> None:
 
 
 @thorough
-@example((1, 4, 4), 1, np.float32, Window((1, 1), (1, 1), left=1), 1, 0)  # some windows see nothing but padding
+@example((1, 4, 4), 1, np.float32, Window((1, 1), (1, 1), left=1), 1, 0)  # some windows are entirely in the padding
 @given(
     shape=st.tuples(st.integers(1, 4), st.integers(4, 11), st.integers(4, 11)), channels=CHANNELS, dtype=DTYPES,
     window=st.one_of(
@@ -122,33 +122,33 @@ def test_activations_keep_nan_and_infinity(kind: str, dtype: type) -> None:
 def test_pools(
     shape: tuple[int, int, int], channels: int, dtype: type, window: Window, threads: int, seed: int
 ) -> None:
-    """With many equal numbers, of which the first one wins, and a NaN, which beats them all."""
+    """With many ties, where the first element is the maximum, and a NaN, which propagates."""
     backend, generator = CpuBackend(threads), np.random.default_rng(seed)
     x = generator.integers(-3, 3, (*shape, channels)).astype(dtype)
     x.reshape(-1)[generator.integers(x.size)] = np.nan
-    (y, winner), (expected, expected_winner) = backend.max_pool(x, window), REFERENCE.max_pool(x, window)
+    (y, argmax), (expected, expected_argmax) = backend.max_pool(x, window), REFERENCE.max_pool(x, window)
     np.testing.assert_array_equal(y, expected)
-    np.testing.assert_array_equal(winner, expected_winner)
-    dy = numbers(generator, y.shape, dtype)
-    dx = backend.max_pool_backward(dy, winner, x.shape, window)
-    close(dx, REFERENCE.max_pool_backward(dy, expected_winner, x.shape, window), dtype)
-    x = numbers(generator, x.shape, dtype)
-    close(backend.average_pool(x, window), REFERENCE.average_pool(x, window), dtype)
+    np.testing.assert_array_equal(argmax, expected_argmax)
+    dy = normal(generator, y.shape, dtype)
+    dx = backend.max_pool_backward(dy, argmax, x.shape, window)
+    assert_close(dx, REFERENCE.max_pool_backward(dy, expected_argmax, x.shape, window), dtype)
+    x = normal(generator, x.shape, dtype)
+    assert_close(backend.average_pool(x, window), REFERENCE.average_pool(x, window), dtype)
     dx = backend.average_pool_backward(dy, x.shape, window)
-    close(dx, REFERENCE.average_pool_backward(dy, x.shape, window), dtype)
-    y, winner = backend.global_max_pool(x)
+    assert_close(dx, REFERENCE.average_pool_backward(dy, x.shape, window), dtype)
+    y, argmax = backend.global_max_pool(x)
     np.testing.assert_array_equal(y, REFERENCE.global_max_pool(x)[0])
-    dy = numbers(generator, y.shape, dtype)
+    dy = normal(generator, y.shape, dtype)
     expected = REFERENCE.global_max_pool_backward(dy, REFERENCE.global_max_pool(x)[1], x.shape)
-    close(backend.global_max_pool_backward(dy, winner, x.shape), expected, dtype)
+    assert_close(backend.global_max_pool_backward(dy, argmax, x.shape), expected, dtype)
 
 
-def test_a_pool_over_many_places_counts_beyond_a_byte() -> None:
+def test_max_pool_argmax_exceeds_a_byte() -> None:
     x = np.zeros((2, 20, 20, 9), np.float32)
     x[:, 19, 18] = 1
-    y, winner = CpuBackend(2).global_max_pool(x)
-    assert (y == 1).all() and (winner == 19 * 20 + 18).all()
-    dx = CpuBackend(2).global_max_pool_backward(y, winner, x.shape)
+    y, argmax = CpuBackend(2).global_max_pool(x)
+    assert (y == 1).all() and (argmax == 19 * 20 + 18).all()
+    dx = CpuBackend(2).global_max_pool_backward(y, argmax, x.shape)
     np.testing.assert_array_equal(dx, x)
 
 
@@ -161,17 +161,17 @@ def test_cross_entropy(
     rows: int, classes: int, smoothing: float, weighted: bool, dtype: type, threads: int, spread: float, seed: int
 ) -> None:
     generator = np.random.default_rng(seed)
-    logits = (spread * numbers(generator, (rows, classes), np.float64)).astype(dtype)
+    logits = (spread * normal(generator, (rows, classes), np.float64)).astype(dtype)
     labels = generator.integers(0, classes, rows)
     weights = generator.random(classes).astype(dtype) if weighted else None
     exact_weights = None if weights is None else weights.astype(np.float64)
     loss, gradient = CpuBackend(threads).softmax_cross_entropy(logits, labels, smoothing, weights, rows + 1)
     expected = REFERENCE.softmax_cross_entropy(logits.astype(np.float64), labels, smoothing, exact_weights, rows + 1)
-    close(loss, expected[0], dtype)
-    close(gradient, expected[1], dtype)
+    assert_close(loss, expected[0], dtype)
+    assert_close(gradient, expected[1], dtype)
 
 
-def test_a_nan_reaches_the_loss() -> None:
+def test_cross_entropy_propagates_nan() -> None:
     for place in (0, 2):
         logits = np.zeros((3, 4), np.float32)
         logits[1, place] = np.nan
@@ -186,7 +186,7 @@ def test_a_nan_reaches_the_loss() -> None:
 def test_optimizers(
     size: int, decayed: float, dtype: type, threads: int, nesterov: bool, step: int, seed: int
 ) -> None:
-    start = [numbers(np.random.default_rng(seed + i), (size,), dtype) for i in range(4)]
+    start = [normal(np.random.default_rng(seed + i), (size,), dtype) for i in range(4)]
     start[3] **= 2
     border, ends = round(decayed * size), []
     for backend in (REFERENCE, CpuBackend(threads)):
@@ -196,7 +196,7 @@ def test_optimizers(
         np.testing.assert_array_equal(gradient, start[1])
         ends.append((weights, first, second, np.asarray(backend.squared_norm(gradient), dtype)))
     for found, expected in zip(ends[1], ends[0], strict=True):
-        close(found, expected, dtype)
+        assert_close(found, expected, dtype)
 
 
 @thorough
@@ -208,19 +208,19 @@ def test_dense(
     rows: int, inputs: int, outputs: int, bias: bool, need_dx: bool, dtype: type, threads: int, seed: int
 ) -> None:
     generator = np.random.default_rng(seed)
-    x, weight = numbers(generator, (rows, inputs), dtype), numbers(generator, (inputs, outputs), dtype)
-    offset = numbers(generator, (outputs,), dtype) if bias else None
-    dy = numbers(generator, (rows, outputs), dtype)
+    x, weight = normal(generator, (rows, inputs), dtype), normal(generator, (inputs, outputs), dtype)
+    offset = normal(generator, (outputs,), dtype) if bias else None
+    dy = normal(generator, (rows, outputs), dtype)
     results = []
-    with patch.object(dense, "_BLOCK", 16):
+    with patch.object(dense, "_BLAS_ROWS", 16):
         for backend in (REFERENCE, CpuBackend(threads)):
             d_weight, d_bias = np.ones_like(weight), None if offset is None else np.ones_like(offset)
             dx = backend.dense_backward(dy, x, weight, d_weight, d_bias, need_dx)
             assert (dx is not None) == need_dx
-            given_back = (backend.dense(x, weight, offset), d_weight, dx, d_bias)
-            results.append([array for array in given_back if array is not None])
+            returned = (backend.dense(x, weight, offset), d_weight, dx, d_bias)
+            results.append([array for array in returned if array is not None])
     for found, expected in zip(results[1], results[0], strict=True):
-        close(found, expected, dtype, sums=3)
+        assert_close(found, expected, dtype, sums=3)
 
 
 @thorough
@@ -228,7 +228,7 @@ def test_dense(
     shape=st.tuples(st.integers(1, 5), st.integers(1, 20), st.integers(1, 40)), channels=st.integers(1, 12),
     crop=st.sampled_from([1.0, 0.3]), cutout=st.sampled_from([0.0, 0.5]), dtype=DTYPES, threads=THREADS, seed=SEEDS,
 )  # fmt: skip
-def test_images(
+def test_resample(
     shape: tuple[int, int, int], channels: int, crop: float, cutout: float, dtype: type, threads: int, seed: int
 ) -> None:
     generator = np.random.default_rng(seed)
@@ -236,38 +236,38 @@ def test_images(
     maps = Augment(crop_scale=crop, cutout=cutout).maps(seed, np.arange(len(images)), *shape[1:])
     mean, std = generator.uniform(50, 200, (2, channels)).astype(dtype)
     found = CpuBackend(threads).resample(images, *maps, mean, std)
-    close(found, REFERENCE.resample(images, *maps, mean, std), dtype)
+    assert_close(found, REFERENCE.resample(images, *maps, mean, std), dtype)
 
 
-def test_a_pixel_that_is_not_moved_is_not_changed() -> None:
+def test_identity_resampling_changes_nothing() -> None:
     images = np.random.default_rng(0).integers(0, 256, (3, 9, 11, 3), np.uint8)
     maps = Augment(flip=False, crop_scale=1.0).maps(1, np.arange(3), 9, 11)
     found = CpuBackend(2).resample(images, *maps, np.zeros(3, np.float32), np.ones(3, np.float32))
     np.testing.assert_array_equal(found, images)
 
 
-# The team
+# Thread team
 
 
-def test_every_share_is_done_once_and_by_its_own_thread() -> None:
+def test_team_runs_each_slice_once_on_its_own_thread() -> None:
     done: list[tuple[int, int, str]] = []
     for _ in range(3):
-        team.team_of(3).run(lambda t, threads: done.append((t, threads, threading.current_thread().name)))
+        team.get_team(3).run(lambda t, threads: done.append((t, threads, threading.current_thread().name)))
     assert len(done) == 9 and len(set(done)) == 3 and {t for t, _, _ in done} == {0, 1, 2}
 
 
-@pytest.mark.parametrize("culprit", [0, 2])
-def test_a_failing_share_is_the_callers_error_and_the_team_goes_on(culprit: int) -> None:
+@pytest.mark.parametrize("failing", [0, 2])
+def test_team_raises_a_threads_error_and_stays_usable(failing: int) -> None:
     def fail(t: int, threads: int) -> None:
-        if t == culprit:
-            raise MemoryError("no more")
+        if t == failing:
+            raise MemoryError("out of memory")
 
-    with pytest.raises(MemoryError, match="no more"):
-        team.team_of(3).run(fail)
-    test_every_share_is_done_once_and_by_its_own_thread()
+    with pytest.raises(MemoryError, match="out of memory"):
+        team.get_team(3).run(fail)
+    test_team_runs_each_slice_once_on_its_own_thread()
 
 
-def test_two_callers_do_not_disturb_each_other() -> None:
+def test_concurrent_callers_get_correct_results() -> None:
     backend, x = CpuBackend(2), np.linspace(-3, 3, 100_003)
 
     def call(kind: str) -> bool:

@@ -1,4 +1,4 @@
-"""Memory of the CPU backend: planned by the first step, the same ever after."""
+"""Memory of the CPU backend: constant after the first steps."""
 
 import subprocess
 import sys
@@ -31,10 +31,10 @@ print(pages[5] - pages[2], pages[9] - pages[7])
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only glibc's heap is told to keep what is freed")
-def test_a_steady_step_fetches_no_memory() -> None:
-    """Pages that the system hands to the process, in three training steps and two batches of inference."""
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc's heap is told not to return freed memory")
+def test_steady_state_allocates_no_pages() -> None:
+    """Page faults in three training steps and two batches of inference."""
     done = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True)
     training, inference = map(int, done.stdout.split())
-    megabyte = 256  # pages; one of this network's larger feature maps has 4 megabytes
+    megabyte = 256  # pages; one of the network's larger feature maps takes 4 MB
     assert training < megabyte and inference < megabyte, done.stdout
