@@ -9,7 +9,7 @@ from cnn.evaluation.calibration import Reliability
 from jobs.console.progress import plural
 from jobs.drawing.curves import MAX_MARKERS, loss_limit
 from jobs.report.format import percent
-from jobs.report.time_sections import PHASES, phase_seconds
+from jobs.report.phases import PHASES, phase_seconds
 from jobs.training.metrics import EpochRow
 
 WIDTH = 440  # of every chart, in SVG units; the page scales it

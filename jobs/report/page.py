@@ -21,8 +21,8 @@ from jobs.report.format import percent
 from jobs.report.image_sections import confusion_images, group_images, images_with_heatmaps
 from jobs.report.load_run import TrainedRun
 from jobs.report.near_duplicates import select_groups
+from jobs.report.phases import data_bottleneck, phase_times
 from jobs.report.thumbnails import confusion_png
-from jobs.report.time_sections import data_bottleneck, phase_times
 from pipeline.dataset.schema import DUPLICATES_FILE
 from pipeline.dataset.store import Dataset
 

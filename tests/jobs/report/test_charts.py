@@ -8,7 +8,7 @@ import pytest
 
 from cnn.evaluation.calibration import Reliability
 from jobs.report import charts
-from jobs.report.time_sections import data_bottleneck, phase_seconds
+from jobs.report.phases import data_bottleneck, phase_seconds
 from jobs.training.metrics import EpochRow
 from tests.jobs.report.pages import percent
 
