@@ -60,7 +60,7 @@ def _grad_cam(run: TrainedRun, predictor: Predictor) -> GradCam | None:
 
 
 def _print(path: Path, size: int, result: ValidationResult | None) -> None:
-    summary: dict[str, object] = {"report": str(path)}
+    summary: dict[str, object] = {"report": path, "accuracy": None}
     if result:
         accuracy, images, (low, high) = result.evaluation.accuracy, result.evaluation.rows, result.interval
         say(
