@@ -1,4 +1,4 @@
-"""What both drawings of the training curves share: `plots` (PNG) and the report's charts (SVG)."""
+"""Shared by both drawings of the training curves: `plots` (PNG) and the report's charts (SVG)."""
 
 from collections.abc import Sequence
 

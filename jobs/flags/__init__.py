@@ -1,7 +1,7 @@
-"""The demo's data set: flags of 18 invented pirate crews, drawn to order.
+"""Synthetic images for the demo: flags of 18 invented pirate crews.
 
-A flag is a function of (crew, seed, index) and of nothing else, so a set can be drawn in any order, by any
-number of workers, stopped and gone on with, and always comes out the same.
+A flag depends only on (crew, seed, index): the images are the same in any order, with any number of workers, and when
+drawing is interrupted and resumed.
 """
 
 from __future__ import annotations
@@ -17,29 +17,27 @@ import numpy as np
 from PIL import Image
 
 from jobs.flags.emblems import EMBLEMS
-from jobs.flags.scene import image
+from jobs.flags.scene import draw_scene
 
 __all__ = ["CREWS", "draw_flag", "draw_flags"]
 
 CREWS: tuple[str, ...] = tuple(sorted(EMBLEMS))
 
-SIZE = 256
-QUALITY = (60, 96)  # of the JPEG files: from, up to but not including
-BATCH = 16  # flags a worker draws between two reports
+SIZE = 256  # pixels
+QUALITY = (60, 96)  # of the JPEG files; the upper bound is exclusive
+BATCH = 16  # flags per task of a worker
 
 
 def draw_flag(crew: str, seed: int, index: int, size: int = SIZE) -> Image.Image:
-    """Draws flag `index` of a crew, size x size, RGB. Another seed gives another set of flags."""
-    return image(crew, _dice(crew, seed, index), size)
+    """Draw flag `index` of a crew, size x size, RGB. Another seed gives another set of flags."""
+    return draw_scene(crew, _rng(crew, seed, index), size)
 
 
-def draw_flags(
-    root: Path, per_class: int, seed: int, on_progress: Callable[[int, int], None], workers: int
-) -> None:
-    """Draws `per_class` flags of every crew into root/<crew>/<crew>-0000.jpg and so on.
+def draw_flags(root: Path, per_class: int, seed: int, on_progress: Callable[[int, int], None], workers: int) -> None:
+    """Draw `per_class` flags of every crew into root/<crew>/<crew>-0000.jpg and so on.
 
-    Flags of this seed that are there already are kept, and others are replaced; a file appears under its
-    name only when it is whole. `on_progress(done, total)` is called in the caller's thread.
+    Existing flags of this seed are left as they are, flags of other seeds are replaced. A file gets its name only once
+    it is complete. `on_progress(done, total)` is called in the caller's thread. Raises OSError.
     """
     for crew in CREWS:
         (root / crew).mkdir(parents=True, exist_ok=True)
@@ -53,8 +51,8 @@ def draw_flags(
             done += _draw_batch(root, seed, batch)
             on_progress(done, total)
         return
-    # Processes, since half of the work is Python that holds the GIL. Spawned: forking a process that has
-    # threads (the caller may well have some) can deadlock.
+    # Processes, since half of the work is Python that holds the GIL. Spawned, since forking a process with threads can
+    # deadlock.
     with ProcessPoolExecutor(min(workers, len(batches)), get_context("spawn"), _ignore_interrupts) as pool:
         try:
             for drawn in as_completed([pool.submit(_draw_batch, root, seed, batch) for batch in batches]):
@@ -65,8 +63,8 @@ def draw_flags(
             raise
 
 
-def _dice(crew: str, seed: int, index: int, purpose: int = 0) -> np.random.Generator:
-    """Random numbers that belong to one flag. Keyed by name, so that a new crew changes no other's flags."""
+def _rng(crew: str, seed: int, index: int, purpose: int = 0) -> np.random.Generator:
+    """The random numbers of one flag. Keyed by name, so that a new crew does not change the flags of others."""
     key = np.array([seed % 2**64, zlib.crc32(crew.encode())], dtype=np.uint64)  # (2,)
     return np.random.Generator(np.random.Philox(key=key, counter=[0, index, purpose, 0]))
 
@@ -76,14 +74,14 @@ def _path(root: Path, crew: str, index: int) -> Path:
 
 
 def _signature(crew: str, seed: int, index: int) -> bytes:
-    """Written into each file as its comment: what it takes to draw this flag again."""
+    """JPEG comment that identifies a flag."""
     return f"logpose flag 1: crew {crew}, seed {seed}, index {index}.".encode()
 
 
 def _is_drawn(root: Path, crew: str, seed: int, index: int) -> bool:
     try:
         with _path(root, crew, index).open("rb") as file:
-            return _signature(crew, seed, index) in file.read(256)  # a JPEG's comment comes first
+            return _signature(crew, seed, index) in file.read(256)  # the comment is in the header
     except FileNotFoundError:
         return False
 
@@ -91,8 +89,8 @@ def _is_drawn(root: Path, crew: str, seed: int, index: int) -> bool:
 def _draw_batch(root: Path, seed: int, batch: list[tuple[str, int]]) -> int:
     for crew, index in batch:
         path = _path(root, crew, index)
-        unfinished = path.with_suffix(".part")
-        quality = int(_dice(crew, seed, index, purpose=1).integers(*QUALITY))
+        unfinished = path.with_suffix(".part")  # not synced to disk: a lost flag is simply drawn again
+        quality = int(_rng(crew, seed, index, purpose=1).integers(*QUALITY))
         try:
             draw_flag(crew, seed, index).save(
                 unfinished, format="JPEG", quality=quality, comment=_signature(crew, seed, index)
@@ -105,5 +103,5 @@ def _draw_batch(root: Path, seed: int, batch: list[tuple[str, int]]) -> int:
 
 
 def _ignore_interrupts() -> None:
-    """Ctrl-C reaches every process; only the one that the user sees should answer."""
+    """Ctrl-C reaches every process; only the main process handles it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

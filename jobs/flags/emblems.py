@@ -1,8 +1,7 @@
-"""The crews and their emblems, drawn as stencils: which ink goes where, in no colour yet.
+"""Emblems of the pirate crews, as stencils without colour.
 
-An emblem is a head (skull, something on top, something on the face) before a device (crossed bones, a
-ship's wheel, ...). Crews share these parts on purpose. Telling them apart takes the whole emblem, since
-no single part, and no colour, belongs to one crew.
+An emblem is a head (skull, headgear, something on the face) in front of a device (crossed bones, a ship's wheel, ...).
+Every element occurs with several crews, so only the whole emblem identifies a crew.
 """
 
 from __future__ import annotations
@@ -17,42 +16,41 @@ from PIL import Image, ImageDraw
 
 Points = Sequence[tuple[float, float]] | NDArray[np.float64]  # (n, 2)
 Ink = tuple[int, int, int]
-Part = Callable[["Pen"], None]
+Element = Callable[["Pen"], None]
 
-# A stencil is an RGB image whose channels say how much of each ink covers a pixel.
-# Black is bare cloth, so that sockets and gaps show whatever the flag is made of.
+# A stencil is an RGB image; its channels are the coverage of three inks. Black is bare cloth.
 CLOTH: Ink = (0, 0, 0)
 BONE: Ink = (255, 0, 0)
 DYE: Ink = (0, 255, 0)
 SHADE: Ink = (0, 0, 255)
 
-HALO = 0.045  # bare cloth left around a part, so that white bones end visibly behind a white skull
+HALO = 0.045  # bare cloth around an element, to set white bones off from a white skull
 SUPERSAMPLING = 4
 
-_TURN = np.linspace(0.0, 2 * np.pi, 40)
-CIRCLE = np.stack([np.cos(_TURN), np.sin(_TURN)], axis=1)  # (40, 2)
+_ANGLES = np.linspace(0.0, 2 * np.pi, 40)
+CIRCLE = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1)  # (40, 2)
 
 
 @dataclass(frozen=True)
 class Pen:
-    """Draws in emblem units: x to the right, y down, the whole emblem within -1..1."""
+    """Draws in emblem units: x to the right, y down, the emblem within -1..1."""
 
     canvas: ImageDraw.ImageDraw
     axes: NDArray[np.float64]  # (2, 3): emblem units -> pixels
-    halo: bool = False  # draw everything a little fatter, and in bare cloth
+    halo: bool = False  # draw everything wider by HALO, and in bare cloth
 
     def moved(self, x: float = 0.0, y: float = 0.0, scale: float = 1.0, degrees: float = 0.0) -> Pen:
-        """The same pen on paper that was scaled, turned clockwise and then shifted."""
+        """A pen whose drawings are scaled, rotated clockwise, then shifted by (x, y)."""
         c, s = scale * np.cos(np.radians(degrees)), scale * np.sin(np.radians(degrees))
         local = np.array([[c, -s, x], [s, c, y], [0.0, 0.0, 1.0]])  # (3, 3)
         return replace(self, axes=self.axes @ local)
 
     def mirrored(self) -> Pen:
-        """The same pen seen in a mirror: left becomes right."""
+        """A pen whose drawings are flipped horizontally."""
         return replace(self, axes=self.axes @ np.diag([-1.0, 1.0, 1.0]))
 
     def shape(self, points: Points, ink: Ink) -> None:
-        """A filled polygon."""
+        """Draw a filled polygon."""
         outline = np.asarray(points)  # (n, 2)
         self._fill(outline, ink)
         if self.halo:
@@ -60,16 +58,16 @@ class Pen:
                 self._fill(outline + nudge, ink)
 
     def blob(self, points: Points, ink: Ink) -> None:
-        """A filled shape with a smooth outline through the points."""
+        """Draw a filled shape with a smooth outline through the points."""
         self.shape(smooth(points, closed=True), ink)
 
     def oval(self, x: float, y: float, rx: float, ry: float, ink: Ink) -> None:
-        """A filled ellipse."""
+        """Draw a filled ellipse."""
         grown = HALO if self.halo else 0.0
         self._fill(CIRCLE * (rx + grown, ry + grown) + (x, y), ink)
 
     def stroke(self, points: Points, width: float, ink: Ink, tip: float | None = None) -> None:
-        """A round-ended line; with a tip, its width runs from `width` to `tip`."""
+        """Draw a line with round ends. With a tip, its width changes from `width` to `tip`."""
         path = np.asarray(points)  # (n, 2)
         if tip is None:
             thickness = self._width(width + (2 * HALO if self.halo else 0.0))
@@ -90,7 +88,7 @@ class Pen:
 
 
 def smooth(points: Points, closed: bool = False, steps: int = 10) -> NDArray[np.float64]:
-    """A Catmull-Rom curve through the points: what a steady hand would draw."""
+    """A Catmull-Rom spline through the points (n, 2): `steps` points (m, 2) per segment."""
     p = np.asarray(points)  # (n, 2)
     padded = np.concatenate([p[-1:], p, p[:2]] if closed else [p[:1], p, p[-1:]])  # (n + 3 or n + 2, 2)
     a, b, c, d = (padded[i : len(padded) - 3 + i, None] for i in range(4))  # (segments, 1, 2) each
@@ -101,16 +99,16 @@ def smooth(points: Points, closed: bool = False, steps: int = 10) -> NDArray[np.
 
 
 def both_sides(pen: Pen) -> tuple[Pen, Pen]:
-    """Left and right: most of a skull, and most of what crosses behind it, comes in pairs."""
+    """Pens for the right and the left half of symmetrical elements."""
     return pen, pen.mirrored()
 
 
-# fmt: off  (points stay a few to a line, as a drawing is read)
+# fmt: off
 # --- skulls: crown at y = -0.5, face down to about y = 0.5 ---
 
 
 def round_skull(pen: Pen) -> None:
-    """Good-humoured: round eyes and a full set of teeth."""
+    """Round eyes and a full set of teeth."""
     pen.blob([(-0.2, 0.2), (-0.24, 0.42), (0, 0.52), (0.24, 0.42), (0.2, 0.2)], BONE)
     pen.blob([(-0.4, -0.1), (-0.28, -0.4), (0, -0.5), (0.28, -0.4), (0.4, -0.1), (0.3, 0.2), (-0.3, 0.2)], BONE)
     if pen.halo:
@@ -125,7 +123,7 @@ def round_skull(pen: Pen) -> None:
 
 
 def long_skull(pen: Pen) -> None:
-    """Gaunt and cross: slanted eyes, hollow cheeks, a pointed jaw."""
+    """Slanted eyes, hollow cheeks and a pointed jaw."""
     pen.blob([(-0.33, -0.2), (-0.22, -0.44), (0, -0.5), (0.22, -0.44), (0.33, -0.2), (0.28, 0.06), (0.2, 0.2),
               (0.17, 0.45), (0, 0.62), (-0.17, 0.45), (-0.2, 0.2), (-0.28, 0.06)], BONE)
     if pen.halo:
@@ -139,7 +137,7 @@ def long_skull(pen: Pen) -> None:
 
 
 def broad_skull(pen: Pen) -> None:
-    """Has lost its jaw and keeps smiling: big uneven sockets, a crack, upper teeth only."""
+    """Large uneven eye sockets, a crack, no lower jaw."""
     pen.blob([(-0.47, -0.08), (-0.34, -0.4), (0, -0.5), (0.34, -0.4), (0.47, -0.08), (0.36, 0.16), (0.25, 0.2),
               (0.22, 0.38), (-0.22, 0.38), (-0.25, 0.2), (-0.36, 0.16)], BONE)
     if pen.halo:
@@ -152,7 +150,7 @@ def broad_skull(pen: Pen) -> None:
     pen.stroke([(0.12, -0.5), (0.16, -0.38), (0.1, -0.33), (0.15, -0.25)], 0.025, SHADE)
 
 
-# --- devices, behind the head; they reach to the rim of the emblem ---
+# --- devices, behind the head; they reach to the edge of the emblem ---
 
 
 def bones(pen: Pen) -> None:
@@ -237,7 +235,7 @@ def compass(pen: Pen) -> None:
 
 
 def bolts(pen: Pen) -> None:
-    """Four bolts of lightning, out of the head towards the corners."""
+    """Four bolts of lightning, from the head to the corners."""
     zigzag = [(0, -0.1), (0.5, -0.2), (0.6, 0.0), (0.92, -0.1), (1.24, 0.06), (0.78, 0.04), (0.84, 0.2),
               (0.42, 0.0), (0, 0.12)]
     for side in both_sides(pen):
@@ -246,7 +244,7 @@ def bolts(pen: Pen) -> None:
 
 
 def hourglass(pen: Pen) -> None:
-    """A tall hourglass, the sand half run."""
+    """A tall hourglass, half empty."""
     for end in (pen, pen.moved(degrees=180)):
         end.blob([(-0.52, -0.86), (0.52, -0.86), (0.46, -0.5), (0.1, -0.04), (-0.1, -0.04), (-0.46, -0.5)], SHADE)
         end.stroke([(-0.64, -0.9), (0.64, -0.9)], 0.15, BONE)
@@ -255,11 +253,11 @@ def hourglass(pen: Pen) -> None:
         side.stroke([(0.58, -0.9), (0.58, 0.9)], 0.09, BONE)
 
 
-# --- tops, worn on a crown at y = -0.5 ---
+# --- headgear, on a crown at y = -0.5 ---
 
 
 def bandana(pen: Pen) -> None:
-    """A spotted kerchief, knotted at one side."""
+    """A spotted bandana, knotted at one side."""
     pen.blob([(0.4, -0.22), (0.62, -0.12), (0.72, 0.06), (0.56, 0.06), (0.44, -0.1)], DYE)
     pen.blob([(0.4, -0.24), (0.64, -0.34), (0.8, -0.26), (0.66, -0.18), (0.46, -0.16)], DYE)
     pen.blob([(-0.46, -0.16), (-0.36, -0.46), (0, -0.58), (0.36, -0.46), (0.46, -0.16), (0, -0.27)], DYE)
@@ -269,7 +267,7 @@ def bandana(pen: Pen) -> None:
 
 
 def tricorne(pen: Pen) -> None:
-    """A captain's hat, its brim laced."""
+    """A captain's hat with a laced brim."""
     pen.blob([(-0.7, -0.5), (-0.42, -0.56), (-0.2, -0.84), (0.05, -0.9), (0.28, -0.8), (0.42, -0.56), (0.7, -0.5),
               (0.42, -0.27), (0, -0.22), (-0.42, -0.27)], DYE)
     if not pen.halo:
@@ -278,7 +276,7 @@ def tricorne(pen: Pen) -> None:
 
 
 def stovepipe(pen: Pen) -> None:
-    """A very tall hat, for a very serious skull."""
+    """A very tall hat."""
     pen.shape([(-0.3, -0.38), (-0.35, -1.0), (0.35, -1.0), (0.3, -0.38)], DYE)
     pen.stroke(smooth([(-0.56, -0.4), (0, -0.32), (0.56, -0.4)]), 0.1, DYE)
     if not pen.halo:
@@ -309,7 +307,7 @@ def candle(pen: Pen) -> None:
 
 
 def crescent(pen: Pen) -> None:
-    """A waxing moon over the head."""
+    """A crescent moon and a star above the head."""
     pen.blob([(0.14, -1.12), (-0.16, -1.08), (-0.3, -0.84), (-0.16, -0.6), (0.14, -0.56), (-0.06, -0.68),
               (-0.12, -0.84), (-0.06, -1.0)], DYE)
     pen.shape([(0.2, -0.96), (0.24, -0.87), (0.33, -0.83), (0.24, -0.79), (0.2, -0.7), (0.16, -0.79), (0.07, -0.83),
@@ -326,7 +324,7 @@ def patch(pen: Pen) -> None:
 
 
 def moustache(pen: Pen) -> None:
-    """A waxed moustache, its tips turned up."""
+    """A moustache with curled tips."""
     for side in both_sides(pen):
         side.blob([(0, 0.2), (0.16, 0.17), (0.36, 0.28), (0.54, 0.22), (0.6, 0.04), (0.68, 0.24), (0.54, 0.42),
                    (0.3, 0.44), (0, 0.28)], DYE)
@@ -347,22 +345,22 @@ def rose(pen: Pen) -> None:
 
 @dataclass(frozen=True)
 class Emblem:
-    """Who a crew is: a device, and before it a head (`sink` lower and `scale` times as big as usual)."""
+    """A device behind a head, which is `sink` lower and `scale` times as large as usual."""
 
-    skull: Part
-    device: Part
-    top: Part | None = None
-    face: Part | None = None
+    skull: Element
+    device: Element
+    top: Element | None = None
+    face: Element | None = None
     sink: float = 0.0
     scale: float = 1.0
 
     def draw(self, pen: Pen) -> None:
-        """From back to front, each part in a halo of bare cloth."""
+        """Draw from back to front, each element in a halo of bare cloth."""
         head = pen.moved(y=self.sink, scale=self.scale)
-        for part, paper in ((self.device, pen), (self.skull, head), (self.top, head), (self.face, head)):
-            if part is not None:
-                part(replace(paper, halo=True))
-                part(paper)
+        for element, place in ((self.device, pen), (self.skull, head), (self.top, head), (self.face, head)):
+            if element is not None:
+                element(replace(place, halo=True))
+                element(place)
 
 
 EMBLEMS: dict[str, Emblem] = {
@@ -389,10 +387,10 @@ EMBLEMS: dict[str, Emblem] = {
 
 @lru_cache(maxsize=64)
 def stencil(crew: str, size: int) -> Image.Image:
-    """A crew's emblem as a size x size RGB image of ink coverage: red BONE, green DYE, blue SHADE."""
+    """A crew's emblem as a size x size RGB image of ink coverage: red for BONE, green for DYE, blue for SHADE."""
     side = size * SUPERSAMPLING
     sheet = Image.new("RGB", (side, side), CLOTH)
-    unit = side / 2.3  # the tallest tops reach a little beyond -1..1
+    unit = side / 2.3  # the tallest headgear reaches a little beyond -1..1
     axes = np.array([[unit, 0.0, side / 2], [0.0, unit, side / 2]])  # (2, 3)
     EMBLEMS[crew].draw(Pen(ImageDraw.Draw(sheet), axes))
     return sheet.reduce(SUPERSAMPLING)

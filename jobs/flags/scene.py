@@ -1,7 +1,6 @@
-"""An image of a flag: weather behind it, wind in it, something in front of it, and a mediocre camera.
+"""Photo of a flag: background, waving cloth, occlusions and camera.
 
-Everything a stencil leaves open is drawn at random here, for every crew alike: a network that learns
-anything from this page has learnt the wrong thing.
+Everything here is random in the same way for every crew, so only the emblem tells the crews apart.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ Colour = tuple[int, int, int]
 Range = tuple[float, float]
 Rng = np.random.Generator
 
-ASPECT = 1.5  # width of a flag by its height
+ASPECT = 1.5  # width of a flag / its height
 DAY, DAWN, WATER, WOOD = (0.5, 0.65), (-0.1, 0.14), (0.42, 0.66), (0.04, 0.12)  # hues
-CELLS = 12  # the warp is exact at the corners of CELLS x CELLS cells, and bilinear inside one
+CELLS = 12  # the warp is exact at the corners of CELLS x CELLS cells, bilinear within them
 
 
-def image(crew: str, rng: Rng, size: int) -> Image.Image:
-    """A crew's flag somewhere at sea, size x size, RGB."""
+def draw_scene(crew: str, rng: Rng, size: int) -> Image.Image:
+    """Draw a crew's flag at sea: size x size, RGB."""
     scene = background(rng, size)
     pose = Pose.random(rng, size)
     if rng.random() < 0.6:
@@ -41,25 +40,25 @@ def image(crew: str, rng: Rng, size: int) -> Image.Image:
 
 
 def colour(rng: Rng, saturation: Range, value: Range, hue: Range = (0.0, 1.0)) -> Colour:
-    """A colour within ranges of saturation, value and hue."""
+    """A random colour within ranges of saturation, value and hue."""
     r, g, b = colorsys.hsv_to_rgb(rng.uniform(*hue) % 1.0, rng.uniform(*saturation), rng.uniform(*value))
     return round(255 * r), round(255 * g), round(255 * b)
 
 
 def distance(a: Colour, b: Colour) -> float:
-    """How different two colours look: mostly by their brightness, a little by their hue."""
+    """Perceived difference of two colours: mostly brightness, a little hue."""
     d = np.subtract(a, b)  # (3,)
     return float(abs(d @ (0.3, 0.6, 0.1)) + 0.25 * np.abs(d).max())
 
 
-def mixed(a: Colour, b: Colour, share: float) -> Colour:
-    """`share` of b in a."""
-    r, g, bl = (round(x + share * (y - x)) for x, y in zip(a, b, strict=True))
+def mixed(a: Colour, b: Colour, fraction: float) -> Colour:
+    """Blend of two colours, with this fraction of b."""
+    r, g, bl = (round(x + fraction * (y - x)) for x, y in zip(a, b, strict=True))
     return r, g, bl
 
 
 def palette(rng: Rng) -> tuple[Colour, Colour, Colour]:
-    """Cloth, bone and dye, each clear of the others: mostly pale bones on dark cloth, but not always."""
+    """Random colours of cloth, bone and dye that contrast: mostly, not always, pale bones on dark cloth."""
     while True:
         light = colour(rng, (0.0, 0.35), (0.75, 1.0))
         dark = colour(rng, (0.0, 0.8), (0.05, 0.35))
@@ -71,11 +70,11 @@ def palette(rng: Rng) -> tuple[Colour, Colour, Colour]:
             return cloth, bone, dye
 
 
-# --- the flag, flat ---
+# --- flat flag ---
 
 
 def flag(crew: str, rng: Rng, size: int) -> Image.Image:
-    """The flag lying on a table: patterned cloth, and the crew's emblem printed on it."""
+    """The flat flag: patterned cloth with the crew's emblem."""
     height = round(0.62 * size)
     width = round(ASPECT * height)
     cloth, bone, dye = palette(rng)
@@ -84,22 +83,22 @@ def flag(crew: str, rng: Rng, size: int) -> Image.Image:
 
     emblem = stencil(crew, height)
     zoom = rng.uniform(0.92, 1.25)  # pixels of the stencil per pixel of the flag
-    turn = np.radians(rng.uniform(-9, 9))
+    angle = np.radians(rng.uniform(-9, 9))
     mirror = rng.choice((-1.0, 1.0))
-    c, s = zoom * np.cos(turn), zoom * np.sin(turn)
+    c, s = zoom * np.cos(angle), zoom * np.sin(angle)
     centre_x = width * rng.uniform(0.44, 0.56)
     centre_y = height * rng.uniform(0.46, 0.54)
-    # Pillow asks the other way round: which place of the stencil shows at a place of the flag?
-    back = (mirror * c, -mirror * s, height / 2 - mirror * (c * centre_x - s * centre_y),
-            s, c, height / 2 - s * centre_x - c * centre_y)  # fmt: skip
-    printed = emblem.transform((width, height), Image.Transform.AFFINE, back, Image.Resampling.BILINEAR)
+    # Pillow wants the inverse transform: from pixels of the flag to pixels of the stencil.
+    inverse = (mirror * c, -mirror * s, height / 2 - mirror * (c * centre_x - s * centre_y),
+               s, c, height / 2 - s * centre_x - c * centre_y)  # fmt: skip
+    printed = emblem.transform((width, height), Image.Transform.AFFINE, inverse, Image.Resampling.BILINEAR)
     for ink, coverage in zip((bone, dye, mixed(bone, cloth, 0.4)), printed.split(), strict=True):
         sheet.paste(ink, mask=coverage)
     return sheet
 
 
 def pattern(pen: ImageDraw.ImageDraw, tint: Colour, rng: Rng) -> None:
-    """Halved (upright, level or aslant), banded, hemmed or plain cloth."""
+    """Draw a random pattern: halves (vertical, horizontal or diagonal), bands, a border, or none."""
     width, height = pen.im.size
     match int(rng.integers(7)):
         case 0:
@@ -115,31 +114,31 @@ def pattern(pen: ImageDraw.ImageDraw, tint: Colour, rng: Rng) -> None:
             pen.rectangle((0, 0, width, height), outline=tint, width=round(height * rng.uniform(0.04, 0.09)))
 
 
-# --- the flag, in the wind ---
+# --- waving flag ---
 
 
 @dataclass(frozen=True)
 class Pose:
-    """Where the corners of a flag are in the image: hoist top, fly top, fly bottom, hoist bottom."""
+    """Corners of a flag in pixels: hoist top, fly top, fly bottom, hoist bottom. The hoist is at the mast."""
 
     corners: NDArray[np.float64]  # (4, 2)
 
     @classmethod
     def random(cls, rng: Rng, size: int) -> Pose:
-        """Turned, scaled, shifted, and seen somewhat from the side."""
+        """A random rotation, scale, position and perspective."""
         width = size * rng.uniform(0.62, 0.98)
         half = np.array([width, width / ASPECT * rng.uniform(0.85, 1.2)]) / 2  # (2,)
         flat = half * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])  # (4, 2)
         flat += rng.uniform(-0.07, 0.07, (4, 2)) * width
-        turn = np.radians(np.clip(rng.normal(0, 13), -35, 35))
-        c, s = np.cos(turn), np.sin(turn)
-        turned = flat @ np.array([[c, s], [-s, c]])  # (4, 2)
-        room = np.maximum(size - np.ptp(turned, axis=0), 0.06 * size)  # (2,)
+        angle = np.radians(np.clip(rng.normal(0, 13), -35, 35))
+        c, s = np.cos(angle), np.sin(angle)
+        rotated = flat @ np.array([[c, s], [-s, c]])  # (4, 2)
+        room = np.maximum(size - np.ptp(rotated, axis=0), 0.06 * size)  # (2,)
         centre = size / 2 + rng.uniform(-0.5, 0.5, 2) * room  # (2,)
-        return cls(centre + turned - (turned.max(axis=0) + turned.min(axis=0)) / 2)
+        return cls(centre + rotated - (rotated.max(axis=0) + rotated.min(axis=0)) / 2)
 
     def at(self, u: float, v: float) -> tuple[float, float]:
-        """Pixels of a place on the flag; u runs from hoist (0) to fly (1), v from top to bottom."""
+        """Pixel (x, y) of a point of the flag; u runs from hoist (0) to fly (1), v from top (0) to bottom (1)."""
         a, b, c, d = self.corners
         x, y = (1 - v) * ((1 - u) * a + u * b) + v * ((1 - u) * d + u * c)
         return float(x), float(y)
@@ -149,8 +148,8 @@ class Pose:
         """Length of the upper edge in pixels."""
         return float(np.hypot(*(self.corners[1] - self.corners[0])))
 
-    def places(self, pixels: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The inverse of perspective: (n, 2) pixels -> (n, 2) places (u, v) on the flag."""
+    def flag_coordinates(self, pixels: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Invert the perspective: pixels (n, 2) -> flag coordinates (u, v), (n, 2)."""
         square = np.array([(0, 0), (1, 0), (1, 1), (0, 1)], dtype=np.float64)  # (4, 2)
         rows, target = [], []
         for (x, y), (u, v) in zip(self.corners, square, strict=True):
@@ -162,14 +161,14 @@ class Pose:
 
 
 def warp(flat: Image.Image, pose: Pose, rng: Rng, size: int) -> Image.Image:
-    """The flag in its pose, in waves that grow towards the fly: size x size, RGBA."""
+    """The flag in its pose, with waves that grow towards the fly: size x size, RGBA."""
     width, height = flat.size
     waves = rng.uniform(0.7, 2.2)
     phase = rng.uniform(0, 2 * np.pi)
     lean = rng.uniform(-2.5, 2.5)
     swing = rng.uniform(0.015, 0.07)
 
-    # Folds that face the light are brighter: the slope of the wave, painted on before it is bent.
+    # Folds that face the light are brighter: shade by the slope of the wave, before warping.
     u = np.linspace(0, 1, width, dtype=np.float32)[None, :]  # (1, W)
     v = np.linspace(0, 1, height, dtype=np.float32)[:, None]  # (H, 1)
     angle = np.float32(2 * np.pi * waves) * u + np.float32(lean) * v + np.float32(phase)  # (H, W)
@@ -180,12 +179,12 @@ def warp(flat: Image.Image, pose: Pose, rng: Rng, size: int) -> Image.Image:
 
     edges = np.linspace(0, size, CELLS + 1).round()  # (CELLS + 1,)
     grid = np.stack(np.meshgrid(edges, edges), axis=-1)  # (CELLS + 1, CELLS + 1, 2)
-    place = pose.places(grid.reshape(-1, 2)).reshape(grid.shape)
-    angle_at = 2 * np.pi * waves * place[..., 0] + lean * place[..., 1] + phase
-    growing = np.clip(place[..., 0], 0, 1)
-    place[..., 1] += swing * growing * np.sin(angle_at)
-    place[..., 0] += 0.5 * swing * growing * np.cos(angle_at)
-    source = place * (width, height)  # (CELLS + 1, CELLS + 1, 2)
+    uv = pose.flag_coordinates(grid.reshape(-1, 2)).reshape(grid.shape)  # (CELLS + 1, CELLS + 1, 2)
+    angle_at = 2 * np.pi * waves * uv[..., 0] + lean * uv[..., 1] + phase
+    growing = np.clip(uv[..., 0], 0, 1)
+    uv[..., 1] += swing * growing * np.sin(angle_at)
+    uv[..., 0] += 0.5 * swing * growing * np.cos(angle_at)
+    source = uv * (width, height)  # (CELLS + 1, CELLS + 1, 2)
 
     quads = np.concatenate([source[:-1, :-1], source[1:, :-1], source[1:, 1:], source[:-1, 1:]], axis=-1)
     corners = quads.reshape(CELLS, CELLS, 4, 2)
@@ -198,7 +197,7 @@ def warp(flat: Image.Image, pose: Pose, rng: Rng, size: int) -> Image.Image:
 
 
 def tatters(rng: Rng, width: int, height: int) -> Image.Image:
-    """Where there still is cloth: all of it, or all but a frayed fly and a few shot holes."""
+    """Mask of the cloth: at random with a frayed fly and up to three holes."""
     cloth = Image.new("L", (width, height), 255)
     pen = ImageDraw.Draw(cloth)
     if rng.random() < 0.5:
@@ -212,11 +211,11 @@ def tatters(rng: Rng, width: int, height: int) -> Image.Image:
     return cloth
 
 
-# --- behind the flag ---
+# --- background ---
 
 
 def background(rng: Rng, size: int) -> Image.Image:
-    """Sky, clouds, and at random a sea, a harbour, sails, pennants. Drawn small: it is out of focus."""
+    """Draw sky, clouds, and at random a sea, a harbour and distractors; at half size, since it is out of focus."""
     small = size // 2
     top = np.array(colour(rng, (0.1, 0.6), (0.2, 1.0), DAY))  # (3,)
     bottom = np.array(colour(rng, (0.05, 0.55), (0.4, 1.0), DAWN if rng.random() < 0.4 else DAY))  # (3,)
@@ -237,14 +236,14 @@ def background(rng: Rng, size: int) -> Image.Image:
 
 
 def puff(pen: ImageDraw.ImageDraw, size: int, tone: Colour, rng: Rng) -> None:
-    """A cloud of four ovals."""
+    """Draw a cloud of four ovals."""
     x, y = rng.uniform(0, size, 2)
     for dx, dy, r in rng.uniform((-0.12, -0.03, 0.03), (0.12, 0.03, 0.1), (4, 3)) * size:
         pen.ellipse((x + dx - 1.5 * r, y + dy - r, x + dx + 1.5 * r, y + dy + r), tone)
 
 
 def sea(pen: ImageDraw.ImageDraw, size: int, horizon: float, water: Colour, rng: Rng) -> None:
-    """Water up to the horizon, with glints."""
+    """Draw water up to the horizon, with glints."""
     pen.rectangle((0, horizon, size, size), water)
     glint = mixed(water, (255, 255, 255), rng.uniform(0.15, 0.5))
     for x, y, length in rng.uniform((0, horizon, 0.03 * size), (size, size, 0.2 * size), (14, 3)).tolist():
@@ -252,7 +251,7 @@ def sea(pen: ImageDraw.ImageDraw, size: int, horizon: float, water: Colour, rng:
 
 
 def harbour(pen: ImageDraw.ImageDraw, size: int, horizon: float, rng: Rng) -> None:
-    """A row of houses, some with lit windows."""
+    """Draw a row of houses, some with lit windows."""
     x = -0.1 * size
     while x < size:
         width, height = rng.uniform((0.08, 0.05), (0.25, 0.4)) * size
@@ -264,7 +263,7 @@ def harbour(pen: ImageDraw.ImageDraw, size: int, horizon: float, rng: Rng) -> No
 
 
 def distractor(pen: ImageDraw.ImageDraw, size: int, rng: Rng) -> None:
-    """Something in the distance: a sun, a sail, a pennant, a gull, crossed spars."""
+    """Draw something in the distance: a sun, a sail, a pennant, a gull or crossed spars."""
     x, y = rng.uniform(0, size, 2)
     r = size * rng.uniform(0.04, 0.13)
     paint = colour(rng, (0.0, 0.9), (0.1, 1.0))
@@ -284,16 +283,16 @@ def distractor(pen: ImageDraw.ImageDraw, size: int, rng: Rng) -> None:
 
 
 def gull(pen: ImageDraw.ImageDraw, x: float, y: float, r: float, paint: Colour) -> None:
-    """A gull, wings up."""
+    """Draw a gull with raised wings."""
     tips = ((-1.6, -0.5), (-0.7, -0.75), (0, 0), (0.7, -0.75), (1.6, -0.5), (0.7, -0.45), (0, 0.45), (-0.7, -0.45))
     pen.polygon([(x + dx * r, y + dy * r) for dx, dy in tips], paint)
 
 
-# --- in front of the flag ---
+# --- foreground ---
 
 
 def draw_mast(scene: Image.Image, pose: Pose, rng: Rng) -> None:
-    """The pole along the hoist, beyond both ends."""
+    """Draw the mast along the hoist, beyond both ends."""
     (x0, y0), (x1, y1) = pose.at(0, 0), pose.at(0, 1)
     reach = rng.uniform(0.1, 3.0)
     wood = colour(rng, (0.2, 0.6), (0.15, 0.7), WOOD)
@@ -303,7 +302,7 @@ def draw_mast(scene: Image.Image, pose: Pose, rng: Rng) -> None:
 
 
 def occlude(scene: Image.Image, pose: Pose, rng: Rng) -> None:
-    """Hides a part of the flag, never all of it: a spar, a rope, a gull, the edge of a sail, or smoke."""
+    """Cover some of the flag, never all of it: a spar, ropes, a gull, the edge of a sail, or smoke."""
     pen = ImageDraw.Draw(scene)
     x, y = pose.at(rng.uniform(0.1, 0.9), rng.uniform(0.1, 0.9))
     match int(rng.integers(5)):
@@ -331,7 +330,7 @@ def occlude(scene: Image.Image, pose: Pose, rng: Rng) -> None:
 
 
 def smoke(scene: Image.Image, x: float, y: float, width: float, rng: Rng) -> None:
-    """Gun smoke: a soft patch, drawn coarsely and enlarged."""
+    """Draw gun smoke: a soft patch, drawn at an eighth of the size and enlarged."""
     coarse = scene.width // 8
     cover = Image.new("L", (coarse, coarse))
     pen = ImageDraw.Draw(cover)
@@ -343,17 +342,17 @@ def smoke(scene: Image.Image, x: float, y: float, width: float, rng: Rng) -> Non
     scene.paste((grey, grey, grey), mask=cover)
 
 
-# --- the camera ---
+# --- camera ---
 
 
 def photograph(scene: Image.Image, rng: Rng) -> Image.Image:
-    """Light from one side, a tint, haze, a soft lens and grain."""
+    """Apply blur, uneven light, a tint, haze and grain."""
     if rng.random() < 0.5:
         scene = scene.filter(ImageFilter.BoxBlur(scene.width / 256 * rng.uniform(0.3, 1.6)))
     slope_x, slope_y = rng.uniform(-0.3, 0.3, 2).astype(np.float32)
     t = np.linspace(-1, 1, scene.width, dtype=np.float32)  # (S,)
     gain = np.float32(rng.uniform(0.6, 1.15)) * (1 + slope_x * t[None, :]) * (1 + slope_y * t[:, None])  # (S, S)
-    # The same grain in all three channels: a JPEG file would lose most of its colour anyway.
+    # The same grain in all three channels, since JPEG would lose most of its colour.
     grain = rng.standard_normal(gain.shape, dtype=np.float32)  # (S, S)
     grain = grain * np.float32(rng.uniform(1, 14)) + np.float32(rng.uniform(0, 35))
     channels = []

@@ -30,7 +30,7 @@ def report(run_dir: Path, options: ReportOptions) -> Path:
     if path.suffix.lower() not in (".html", ".htm"):
         raise JobError(f"--out {path}: expected a name that ends in .html; choose another name")
     if options.model:
-        from cnn.models import import_model  # type: ignore[attr-defined]
+        from cnn.models import import_model
 
         import_model(options.model)
     run, state = load_run(run_dir)
@@ -60,7 +60,7 @@ def _grad_cam(run: TrainedRun, predictor: Predictor) -> GradCam | None:
 
 
 def _print(path: Path, size: int, result: ValidationResult | None) -> None:
-    summary: dict[str, object] = {"report": str(path)}
+    summary: dict[str, object] = {"report": path, "accuracy": None}
     if result:
         accuracy, images, (low, high) = result.evaluation.accuracy, result.evaluation.rows, result.interval
         say(

@@ -9,7 +9,7 @@ from cnn.evaluation.calibration import Reliability
 from jobs.console.progress import plural
 from jobs.drawing.curves import MAX_MARKERS, loss_limit
 from jobs.report.format import percent
-from jobs.report.time_sections import PHASES, phase_seconds
+from jobs.report.phases import PHASES, phase_seconds
 from jobs.training.metrics import EpochRow
 
 WIDTH = 440  # of every chart, in SVG units; the page scales it
@@ -140,7 +140,9 @@ def time_chart(history: Sequence[EpochRow]) -> Chart:
 
 def reliability_chart(title: str, bins: Reliability) -> Chart:
     """Accuracy by confidence: a reliability diagram. On the diagonal the two are equal."""
-    chart = Chart(title, f"Calibration error {percent(bins.error)}", 260, [], [], diagonal=True, note="accuracy by confidence")
+    chart = Chart(
+        title, f"Calibration error {percent(bins.error)}", 260, [], [], diagonal=True, note="accuracy by confidence"
+    )
     x, y = Scale(0.0, 1.0, chart.left, chart.right), Scale(0.0, 1.0, chart.bottom, chart.top)
     chart.x_ticks = [Tick(x(value), percent(value, 0)) for value in (0.0, 0.25, 0.5, 0.75, 1.0)]
     chart.y_ticks = [Tick(y(value), percent(value, 0)) for value in (0.0, 0.25, 0.5, 0.75, 1.0)]

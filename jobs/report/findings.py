@@ -31,11 +31,11 @@ def key_findings(
     if not run.finished:
         done = f"{len(run.history)} of {plural(run.recipe.epochs, 'epoch')}"
         found.append(Finding(f"Training is not finished: {done}.", "reproduce", True))
-    copies = data.attributes.duplicates
+    duplicates = data.attributes.duplicates
     if result is not None:
         found += _accuracy_warnings(run, data, result)
-    if copies and copies.labels_differ:
-        groups = plural(copies.labels_differ, "group of near-duplicates has", "groups of near-duplicates have")
+    if duplicates and duplicates.labels_differ:
+        groups = plural(duplicates.labels_differ, "group of near-duplicates has", "groups of near-duplicates have")
         found.append(Finding(f"{groups} more than one label.", "near-duplicates", True))
     if result is not None:
         found += _mistakes(data, result, confusions)
@@ -45,10 +45,10 @@ def key_findings(
 def _accuracy_warnings(run: TrainedRun, data: Dataset, result: ValidationResult) -> list[Finding]:
     """Reasons to distrust the accuracy."""
     found, evaluation = [], result.evaluation
-    (low, high), copies = result.interval, data.attributes.duplicates
+    (low, high), duplicates = result.interval, data.attributes.duplicates
     images = plural(evaluation.rows, "validation image")
-    if copies and copies.leaks:
-        leaks = f"{copies.leaks:,} of the {images} {'has' if copies.leaks == 1 else 'have'} a near-duplicate"
+    if duplicates and duplicates.leaks:
+        leaks = f"{duplicates.leaks:,} of the {images} {'has' if duplicates.leaks == 1 else 'have'} a near-duplicate"
         text = f"{leaks} in the training split, so the accuracy is too optimistic."
         found.append(Finding(text, "near-duplicates", True))
     if high - low > 2 * MAX_MARGIN:

@@ -17,12 +17,12 @@ from jobs.recipes.config import describe
 from jobs.report import charts
 from jobs.report.evaluation import ValidationResult
 from jobs.report.findings import key_findings
-from jobs.report.format import percent
+from jobs.report.format import percent, rate
 from jobs.report.image_sections import confusion_images, group_images, images_with_heatmaps
 from jobs.report.load_run import TrainedRun
 from jobs.report.near_duplicates import select_groups
+from jobs.report.phases import data_bottleneck, phase_times
 from jobs.report.thumbnails import confusion_png
-from jobs.report.time_sections import data_bottleneck, phase_times
 from pipeline.dataset.schema import DUPLICATES_FILE
 from pipeline.dataset.store import Dataset
 
@@ -144,7 +144,9 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=_valid_utf8,
     )
-    environment.filters |= {"percent": percent, "duration": duration, "plural": plural, "thousands": "{:,}".format}
+    environment.filters |= {
+        "percent": percent, "rate": rate, "duration": duration, "plural": plural, "thousands": "{:,}".format,
+    }  # fmt: skip
     return environment
 
 

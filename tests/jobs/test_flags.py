@@ -1,4 +1,4 @@
-"""The demo's flags: the same for the same seed, eighteen that differ, and files that are whole or absent."""
+"""The demo's flags: deterministic, distinct, and written as complete files."""
 
 from itertools import combinations
 from pathlib import Path
@@ -21,39 +21,39 @@ def ignore_progress(done: int, total: int) -> None:
     pass
 
 
-def test_eighteen_crews_named_for_folders() -> None:
+def test_crew_names_are_folder_names() -> None:
     assert len(CREWS) == 18
     assert list(CREWS) == sorted(set(CREWS))
     assert all(crew.replace("-", "").isalpha() and crew.islower() for crew in CREWS)
 
 
 @pytest.mark.parametrize("crew", CREWS)
-def test_a_flag_is_a_function_of_crew_seed_and_index(crew: str) -> None:
+def test_flag_depends_only_on_crew_seed_and_index(crew: str) -> None:
     flag = pixels(crew, 1, 2)
     np.testing.assert_array_equal(flag, pixels(crew, 1, 2))
     assert not np.array_equal(flag, pixels(crew, 2, 2)), "another seed drew the same flag"
     assert not np.array_equal(flag, pixels(crew, 1, 3)), "another index drew the same flag"
 
 
-def test_crews_do_not_share_their_random_numbers() -> None:
-    """Otherwise the background would tell the index, and the same index would look alike in all crews."""
+def test_crews_have_different_random_numbers() -> None:
+    """Otherwise flags with the same index would have the same background."""
     corners = {pixels(crew, 1, 0)[:8, :8].tobytes() for crew in CREWS}
     assert len(corners) == len(CREWS)
 
 
 @pytest.mark.parametrize("size", [32, 64, 100, 256])
-def test_size_and_mode(size: int) -> None:
+def test_flag_has_the_requested_size(size: int) -> None:
     flag = draw_flag(CREWS[0], 0, 0, size)
     assert flag.size == (size, size)
     assert flag.mode == "RGB"
 
 
-def test_large_and_negative_seeds_are_seeds_too() -> None:
+def test_large_and_negative_seeds_differ() -> None:
     assert not np.array_equal(pixels(CREWS[0], -1, 0), pixels(CREWS[0], 2**63, 0))
 
 
-def test_emblems_differ_even_in_a_mirror() -> None:
-    """Flags are seen from both sides, and training may flip images: no crew is another's mirror image."""
+def test_emblems_differ_even_when_flipped() -> None:
+    """Flags are seen from both sides, and augmentation flips images: no emblem is the mirror image of another."""
 
     def coverage(image: Image.Image) -> NDArray[np.float64]:
         return np.asarray(image, dtype=np.float64) / 255  # (48, 48, 3)
@@ -67,15 +67,15 @@ def test_emblems_differ_even_in_a_mirror() -> None:
 
 
 @pytest.mark.parametrize("crew", CREWS)
-def test_an_emblem_lies_whole_within_its_stencil(crew: str) -> None:
+def test_emblem_fits_its_stencil(crew: str) -> None:
     coverage = np.asarray(stencil(crew, 96))  # (96, 96, 3)
     rim = np.concatenate([coverage[0], coverage[-1], coverage[:, 0], coverage[:, -1]])  # (384, 3)
-    assert not rim.any(), "ink at the rim"
+    assert not rim.any(), "ink at the edge"
     assert (coverage.sum(axis=2, dtype=np.int64) <= 258).all(), "more than one ink on a pixel"
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_draws_files_that_do_not_depend_on_the_workers(tmp_path: Path, workers: int) -> None:
+def test_files_do_not_depend_on_the_workers(tmp_path: Path, workers: int) -> None:
     seen: list[tuple[int, int]] = []
     draw_flags(tmp_path, 1, 7, lambda done, total: seen.append((done, total)), workers)
 
@@ -91,7 +91,7 @@ def test_draws_files_that_do_not_depend_on_the_workers(tmp_path: Path, workers: 
         assert np.abs(lossy - pixels(crew, 7, 0, 256)).mean() < 16
 
 
-def test_a_rerun_draws_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rerun_draws_only_missing_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_flags(tmp_path, 1, 7, ignore_progress, 1)
     lost = tmp_path / CREWS[3] / f"{CREWS[3]}-0000.jpg"
     before = lost.read_bytes()
@@ -121,12 +121,12 @@ def test_flags_of_another_seed_are_replaced(tmp_path: Path) -> None:
         assert (tmp_path / "twice" / name).read_bytes() == (tmp_path / "once" / name).read_bytes()
 
 
-def test_an_interrupted_drawing_leaves_only_whole_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interruption_leaves_only_complete_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save = Image.Image.save
 
     def cut_off(image: Image.Image, path: Path, **options: object) -> None:
         if path.name.startswith(CREWS[2]):
-            path.write_bytes(b"half a pict")
+            path.write_bytes(b"half an image")
             raise KeyboardInterrupt
         save(image, path, **options)
 

@@ -108,7 +108,7 @@ def test_only_needed_chunks_are_read(logpose: Logpose, tmp_path: Path, monkeypat
     read, chunks = Split.read, []
 
     def counted(split: Split, start: int, stop: int) -> npt.NDArray[np.uint8]:
-        assert (start % 4, stop) == (0, start + 4), "whole chunks"
+        assert (start % 4, stop) == (0, start + 4), "reads whole chunks"
         chunks.append(start // 4)
         return read(split, start, stop)
 
@@ -124,7 +124,7 @@ def test_names_are_drawn_in_any_script(logpose: Logpose, tmp_path: Path) -> None
     logpose("build", tmp_path / "海賊", tmp_path / "海賊.zarr", "--size", 8, "--val", 0)
     outcome = logpose("info", tmp_path / "海賊.zarr")
     assert (outcome.code, outcome.err) == (0, "")
-    assert re.search(r"^ +\d names? ha\w+ letters that no font here has: install ", outcome.out, re.MULTILINE)
+    assert re.search(r"^ +\d names? ha.* font.* install ", outcome.out, re.MULTILINE)
     height, width = sheet_of(tmp_path / "海賊.zarr" / SHEET_FILE).shape[:2]
     assert height < 1200 and width < 1000, "a long name is cut"
 
@@ -156,9 +156,9 @@ def test_sheet_is_written_elsewhere_and_replaced(logpose: Logpose, copy: Path, t
     assert not (copy / SHEET_FILE).exists()
 
 
-@pytest.mark.parametrize("sort", ["an image", "a folder", "no PNG", "both options"])
+@pytest.mark.parametrize("sort", ["an image", "a folder", "another ending", "both options"])
 def test_path_of_another_file_is_refused(logpose: Logpose, copy: Path, tmp_path: Path, sort: str) -> None:
-    path = tmp_path / ("sheet.jpg" if sort == "no PNG" else "mine.png")
+    path = tmp_path / ("sheet.jpg" if sort == "another ending" else "mine.png")
     if sort == "an image":
         Image.new("RGB", (400, 400), "red").save(path)
     if sort == "a folder":
@@ -180,7 +180,7 @@ def test_read_only_dataset_is_reported_and_other_path_fails(
     outcome = logpose("info", copy)
     assert (outcome.code, outcome.err) == (0, "")
     found = sheet_line(outcome.out)
-    assert found == f"none: permission denied at {copy / SHEET_FILE}; draw it elsewhere with --sheet FILE.png"
+    assert f"permission denied at {copy / SHEET_FILE}" in found and found.endswith("--sheet FILE.png")
     outcome = logpose("info", copy, "--sheet", copy / "other.png")
     assert outcome.code == 2, "a sheet asked for explicitly must be written"
     assert "permission denied" in outcome.error
