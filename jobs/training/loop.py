@@ -51,7 +51,8 @@ class Training:
                     self._train_epoch()
                     evaluation = self._validate()
                 except PipelineError:  # the dataset is damaged, the weights are not: resume once it is repaired
-                    self.artifacts.save_checkpoint()
+                    with self.clock("save"):
+                        self.artifacts.save_checkpoint()
                     raise
                 self._end_epoch(evaluation)
             return self.artifacts.finish()
@@ -87,8 +88,9 @@ class Training:
 
     def _save_if_due(self) -> None:
         if self.ctrl_c.asked:
-            self.artifacts.save_checkpoint()
-            self.artifacts.draw()
+            with self.clock("save"):
+                self.artifacts.save_checkpoint()
+                self.artifacts.draw()
             done = f"{plural(self.state.batches, 'step')} of epoch {self.state.epoch}"
             raise Interrupted(f"saved after {done}; resume with: {self.resume_command}")
         if self.artifacts.checkpoint_is_due():

@@ -90,8 +90,8 @@ class Bottleneck(NamedTuple):
 
 
 REMEDIES = {
-    "reading": "use a local or faster disk, or more --workers",
-    "decoding": "use more --workers, or build with --codec none",
+    "reading": "use a faster disk, or more --workers",
+    "decoding": "use more --workers, or build --codec none",
     "copying": "use more --workers",
 }
 
