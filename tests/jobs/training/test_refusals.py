@@ -1,4 +1,4 @@
-"""Trainings that are refused, or that fail on the way: one line, and nothing lost."""
+"""Trainings that are refused, or fail: one line on standard error, and nothing is lost."""
 
 import errno
 import os
@@ -178,14 +178,14 @@ def test_unusable_dataset_is_refused(logpose: Logpose, dataset: Path, tmp_path: 
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
-# Failing on the way -------------------------------------------------------------------------------------
+# Failing ----------------------------------------------------------------------------------------------
 
 
 def test_diverging_training_stops_and_keeps_the_best_model(
     logpose: Logpose, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     diverging = ("--set", "optimizer.name=sgd", "--lr", "1e30", "--set", "schedule.name=constant")
-    outcome = logpose("train", dataset, tmp_path / "at once", *RECIPE, *diverging)
+    outcome = logpose("train", dataset, tmp_path / "first step", *RECIPE, *diverging)
     assert outcome.code == 1
     assert "lower --lr" in outcome.error and "no model is saved yet" in outcome.error
 

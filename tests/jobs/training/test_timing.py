@@ -1,4 +1,4 @@
-"""Wall-clock accounting: every moment is charged once, to its part; the lines that report it."""
+"""Wall-clock accounting: every moment is charged to one phase; the lines that report it."""
 
 import time
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ class FakeTime:
 # The lines ----------------------------------------------------------------------------------------------
 
 
-def test_time_lines_show_parts_and_reader_threads() -> None:
+def test_time_lines_show_phases_and_reader_threads() -> None:
     assert time_lines(ROW) == [
         "  time: compute 90.0%, validation 5.0%, data wait 2.0%, saving 1.5%, other 1.5%",
         "  readers: reading 2.50 s, decoding 0.25 s, copying 1.00 s",
@@ -183,7 +183,7 @@ def times(row: dict[str, str]) -> dict[str, float]:
 
 
 @pytest.mark.usefixtures("_fake_time")
-def test_every_moment_of_a_training_is_charged_to_its_part(logpose: Logpose, dataset: Path, tmp_path: Path) -> None:
+def test_every_moment_of_a_training_is_charged_to_its_phase(logpose: Logpose, dataset: Path, tmp_path: Path) -> None:
     outcome = logpose("train", dataset, tmp_path / "run", *RECIPE, "--epochs", 2)
     assert (outcome.code, outcome.err) == (0, "")
     first, second = metrics(tmp_path / "run")
@@ -230,13 +230,13 @@ def test_times_survive_an_interruption(
 # Real clocks --------------------------------------------------------------------------------------------
 
 
-def test_real_parts_are_no_more_than_the_whole(trained: Path) -> None:
+def test_real_phases_add_up_to_at_most_the_total(trained: Path) -> None:
     for row in metrics(trained):
         found = times(row)
         cached = {"read_seconds", "decode_seconds"} if row["epoch"] != "1" else set()  # small: read only once
-        assert {name for name, part in found.items() if part == 0} == cached
-        parts = [found[f"{part}_seconds"] for part in ("compute", "wait", "validation", "save")]
-        assert sum(parts) <= found["seconds"] * (1 + 1e-4)  # six digits are written
+        assert {name for name, seconds in found.items() if seconds == 0} == cached
+        phases = [found[f"{phase}_seconds"] for phase in ("compute", "wait", "validation", "save")]
+        assert sum(phases) <= found["seconds"] * (1 + 1e-4)  # six digits are written
 
 
 @pytest.mark.parametrize(("slow", "activity"), [("read", "reading"), ("decode", "decoding")])
