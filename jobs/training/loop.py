@@ -1,7 +1,6 @@
 """The training loop."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 
@@ -14,17 +13,11 @@ from jobs.errors import Interrupted
 from jobs.training.artifacts import Artifacts
 from jobs.training.metrics import EpochRow, validation_metrics
 from jobs.training.run_folder import TrainingState, is_finished
+from jobs.training.setup import Streams
 from jobs.training.summary import Summary
 from jobs.training.timing import EpochClock, bottleneck, time_lines
 from pipeline.errors import PipelineError
 from pipeline.loader.stream import BatchStream
-
-
-class Streams(NamedTuple):
-    """Batches of the training split and, unless it is empty, of the validation split."""
-
-    train: BatchStream
-    val: BatchStream | None
 
 
 class Training:

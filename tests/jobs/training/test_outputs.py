@@ -2,7 +2,7 @@
 
 import csv
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,16 @@ from cnn.evaluation.calibration import calibrate, softmax
 from cnn.evaluation.metrics import Evaluation, wilson_interval
 from cnn.inference.predictor import Predictor
 from cnn.training.trainer import Trainer
+from jobs.console.output import Verbosity, verbosity_of
+from jobs.options import TrainOptions
 from jobs.training.loop import epoch_line
 from jobs.training.metrics import EpochRow
+from jobs.training.train import train
 from pipeline.dataset.store import Dataset
 from tests.jobs.conftest import CLASSES, RECIPE, Logpose, draw_classes
 from tests.jobs.training.runs import RESULTS, assert_same_weights, metrics, metrics_without_times, weights
 
+OPTIONS = TrainOptions(model="plain", set=("model.width=4",), batch_size=8, epochs=1, device="cpu", workers=2)
 ROW = EpochRow(2, 20, 0.1, 1.31, 0.612, 3.055, 0.382, 8.9, 234.0, 0.0)
 
 
@@ -68,6 +72,26 @@ def test_epoch_line_fits_80_columns() -> None:
     assert epoch_line(replace(perfect, seconds=4000.0), 1000, True, 400_000.0) == (
         "epoch  999/1000  loss  1234 acc  100%  val  99.5  100% best  1:06:40  111 h left"
     )
+
+
+def test_verbose_lines_show_where_the_time_went(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with verbosity_of(Verbosity.VERBOSE):
+        train(dataset, tmp_path / "run", OPTIONS)
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("  time: compute ") for line in lines) == 1
+
+
+def test_json_is_the_summary(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options in (OPTIONS, replace(OPTIONS, resume=True)):
+        capsys.readouterr()
+        with verbosity_of(Verbosity.JSON):
+            folder = train(dataset, tmp_path / "run", options)
+        summary = folder.read_summary()
+        assert summary is not None
+        paths = {"run_dir": str(folder.path), "model": str(folder.model)}
+        assert json.loads(capsys.readouterr().out) == paths | asdict(summary)
 
 
 def test_config_toml_repeats_the_training(logpose: Logpose, dataset: Path, trained: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from jobs.cli import main
 from jobs.training.artifacts import Artifacts
 from jobs.training.loop import Training
 from jobs.training.run_folder import RunFolder, TrainingState
-from jobs.training.train import _open_streams
+from jobs.training.setup import open_streams
 from pipeline.dataset.store import Dataset
 from pipeline.errors import DatasetError, OptionError
 from pipeline.loader.stream import BatchStream
@@ -240,8 +240,8 @@ def test_workers_and_ram_budget_may_change(
 def test_both_streams_stay_within_the_ram_budget(windows: Path) -> None:
     data, recipe, enough = Dataset.open(windows), Recipe(batch_size=8), two_window_budget(windows, 2)
     for budget, depth in ((2 * enough, 2), (enough, 2), (enough - 1, 1)):
-        train, val = _open_streams(data, recipe, 2, budget)
+        train, val = open_streams(data, recipe, 2, budget)
         assert val is not None and train.ram_bytes + val.ram_bytes <= budget
         assert train.depth == depth
     with pytest.raises(OptionError, match=r"--ram-budget.*\(validation takes \d+ MB of it\)"):
-        _open_streams(data, recipe, 2, enough // 3)
+        open_streams(data, recipe, 2, enough // 3)

@@ -150,7 +150,7 @@ def _fake_time(monkeypatch: pytest.MonkeyPatch) -> None:
             self.epochs += 1
             fake.tick(0.25)
 
-    monkeypatch.setattr("jobs.training.train.BatchStream", SlowStream)
+    monkeypatch.setattr("jobs.training.setup.BatchStream", SlowStream)
 
     def slow_down(seconds: float, owner: Any, name: str) -> None:
         """Let a function take so long, beside what it calls."""
