@@ -1,4 +1,4 @@
-"""Recipes by name: TOML files in this folder, each with a first line that says what it is for."""
+"""Named recipes: the TOML files in this folder, each with a summary as its first line."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +10,12 @@ _FOLDER = Path(__file__).parent
 
 
 def recipe_names() -> Sequence[str]:
-    """All there are, in alphabetical order."""
+    """Return the names of all recipes, sorted."""
     return sorted(path.stem for path in _FOLDER.glob("*.toml"))
 
 
 def recipe_text(name: str) -> str:
-    """The file of the recipe `name`, TOML with comments. Raises JobError where there is none."""
+    """Return the recipe called `name` as TOML with comments. Raises JobError where there is none."""
     names = recipe_names()
     if name not in names:
         raise JobError(f"no recipe is called '{name}'; {suggest(name, names)}")
@@ -23,5 +23,5 @@ def recipe_text(name: str) -> str:
 
 
 def recipe_summary(name: str) -> str:
-    """The recipe's first line, without the comment sign."""
+    """Return the recipe's first line, without the comment sign. Raises JobError where there is none."""
     return recipe_text(name).partition("\n")[0].removeprefix("#").strip()

@@ -66,28 +66,29 @@ def resolve(options: RecipeOptions | None = None, base: str = "", base_name: str
     Raises JobError for anything unknown or of the wrong type, and for a file that cannot be read.
     """
     options = options or RecipeOptions()
-    command_line, classes = _import_models(_from_options(options))
+    command_line = _from_options(options)
+    classes = {value.value: import_model(value.value) for value in command_line if _is_class(value)}
     layers = [_from_toml(base, base_name)]
     if options.recipe:
         layers.append(_from_toml(recipe_text(options.recipe), f"--recipe {options.recipe}"))
     if options.config:
         layers.append(_from_file(options.config))
-    layers = [[_registered(value, classes) for value in layer] for layer in layers]
 
-    sections: dict[str, dict[str, ConfigValue]] = {section: {} for section in _sections()}
+    default, sections = Recipe(), {section: dict[str, ConfigValue]() for section in _sections()}
+    names: dict[str, Any] = {section: _name(section, getattr(default, section)) for section in REGISTRIES}
     for layer in [*layers, command_line]:
         # Names first: the order within a layer has no meaning.
         for value in sorted(layer, key=lambda value: value.key != "name"):
             if value.section not in sections:
                 hint = suggest(value.section, sections)
                 raise JobError(f"no section is called '{value.section}' ({value.source}); {hint}")
-            section = sections[value.section]
-            if value.key == "name" and value.section in REGISTRIES:
-                name = section["name"].value if "name" in section else _default_name(value.section)
-                if name != value.value:
-                    section.clear()
-            section[value.key] = value
-    return _build(sections)
+            if _is_class(value):
+                value = value._replace(value=classes.get(value.value, value.value))
+            if value.key == "name" and names.get(value.section, value.value) != value.value:
+                sections[value.section].clear()
+                names[value.section] = value.value
+            sections[value.section][value.key] = value
+    return _build(sections, default)
 
 
 def model_toml(name: str, options: Mapping[str, Any]) -> str:
@@ -207,19 +208,8 @@ def _suggest_full_key(key: str) -> str:
     return f"sections are {', '.join(_sections())}"
 
 
-def _import_models(values: Iterable[ConfigValue]) -> tuple[list[ConfigValue], dict[str, str]]:
-    """Import the model classes that the command line names; return the values and class -> registry name."""
-    values = list(values)
-    classes = {value.value: import_model(value.value) for value in values if _is_class(value)}
-    return [_registered(value, classes) for value in values], classes
-
-
-def _registered(value: ConfigValue, classes: Mapping[str, str]) -> ConfigValue:
-    """The value, with a model class that was imported replaced by its registry name."""
-    return value._replace(value=classes.get(value.value, value.value)) if _is_class(value) else value
-
-
 def _is_class(value: ConfigValue) -> bool:
+    """Whether the value is a model as package.module:Class."""
     return (value.section, value.key) == ("model", "name") and isinstance(value.value, str) and ":" in value.value
 
 
@@ -232,17 +222,14 @@ def _sections() -> dict[str, list[str]]:
     return {section: list(values) for section, values in tomllib.loads(to_toml(Recipe())).items()}
 
 
-def _build(sections: Mapping[str, dict[str, ConfigValue]]) -> Recipe:
-    default, values = Recipe(), {}
+def _build(sections: dict[str, dict[str, ConfigValue]], default: Recipe) -> Recipe:
+    train, values = sections.pop("train"), {}
     for section, given in sections.items():
-        if section == "train":
-            continue
         kind = type(getattr(default, section))
         if section in REGISTRIES and "name" in given:
             kind = _pick(section, given.pop("name"))
         keys = [field.name for field in dataclasses.fields(kind) if field.init]
         values[section] = _construct(kind, _checked(kind, keys, given, section), given)
-    train = sections["train"]
     return _construct(Recipe, values | _checked(Recipe, _sections()["train"], train, "train"), train)
 
 
@@ -328,10 +315,6 @@ def _name(section: str, value: Any) -> str:
     if section == "model":
         remedy = f"put @logpose.register_model above class {kind.__name__}"
     raise JobError(f"the {section} {kind.__name__} of {kind.__module__} is not registered; {remedy}")
-
-
-def _default_name(section: str) -> str:
-    return _name(section, getattr(Recipe(), section))
 
 
 def _fields_of(value: Any) -> dict[str, Any]:

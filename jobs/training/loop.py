@@ -1,7 +1,6 @@
 """The training loop."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 
@@ -14,17 +13,11 @@ from jobs.errors import Interrupted
 from jobs.training.artifacts import Artifacts
 from jobs.training.metrics import EpochRow, validation_metrics
 from jobs.training.run_folder import TrainingState, is_finished
+from jobs.training.setup import Streams
 from jobs.training.summary import Summary
 from jobs.training.timing import EpochClock, bottleneck, time_lines
 from pipeline.errors import PipelineError
 from pipeline.loader.stream import BatchStream
-
-
-class Streams(NamedTuple):
-    """Batches of the training split and, unless it is empty, of the validation split."""
-
-    train: BatchStream
-    val: BatchStream | None
 
 
 class Training:
@@ -51,7 +44,8 @@ class Training:
                     self._train_epoch()
                     evaluation = self._validate()
                 except PipelineError:  # the dataset is damaged, the weights are not: resume once it is repaired
-                    self.artifacts.save_checkpoint()
+                    with self.clock("save"):
+                        self.artifacts.save_checkpoint()
                     raise
                 self._end_epoch(evaluation)
             return self.artifacts.finish()
@@ -87,8 +81,9 @@ class Training:
 
     def _save_if_due(self) -> None:
         if self.ctrl_c.asked:
-            self.artifacts.save_checkpoint()
-            self.artifacts.draw()
+            with self.clock("save"):
+                self.artifacts.save_checkpoint()
+                self.artifacts.draw()
             done = f"{plural(self.state.batches, 'step')} of epoch {self.state.epoch}"
             raise Interrupted(f"saved after {done}; resume with: {self.resume_command}")
         if self.artifacts.checkpoint_is_due():

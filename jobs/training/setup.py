@@ -2,6 +2,7 @@
 
 import textwrap
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,8 +15,17 @@ from cnn.training.trainer import Trainer
 from jobs.console.progress import plural
 from jobs.recipes.config import describe, loss_of, model_of
 from pipeline.dataset.store import Dataset
+from pipeline.errors import OptionError
+from pipeline.loader.stream import BatchStream
 
 _MEASURED_PIXELS = 5_000 * 32 * 32  # for weights that are computed from images, such as whitening
+
+
+class Streams(NamedTuple):
+    """Batches of the training split and, unless it is empty, of the validation split."""
+
+    train: BatchStream
+    val: BatchStream | None
 
 
 def build_card(data: Dataset, recipe: Recipe) -> ModelCard:
@@ -43,6 +53,23 @@ def build_trainer(card: ModelCard, recipe: Recipe, backend: Backend, data: Datas
     return Trainer(network, recipe, np.array(data.mean), np.array(data.std), data.train.rows)
 
 
+def open_streams(data: Dataset, recipe: Recipe, workers: int, ram_budget: int) -> Streams:
+    """Open both streams within one RAM budget, in bytes: validation gets the little it needs, training the rest.
+
+    Raises OptionError where the budget is too small.
+    """
+    batch_size, seed = recipe.batch_size, recipe.seed
+    val, note = None, ""
+    if data.val.rows:
+        val = BatchStream(data.val, batch_size, seed=seed, shuffle=False, workers=workers)
+        ram_budget = max(0, ram_budget - val.ram_bytes)
+        note = f" (validation takes {-(-val.ram_bytes // 10**6)} MB of it)"
+    try:
+        return Streams(BatchStream(data.train, batch_size, seed=seed, workers=workers, ram_budget=ram_budget), val)
+    except OptionError as error:
+        raise OptionError(f"{error}{note}") from error
+
+
 def measure(trainer: Trainer, data: Dataset) -> None:
     """Compute the weights that depend on data, such as a whitening layer's, from training images.
 
@@ -60,7 +87,7 @@ def describe_data(data: Dataset) -> list[str]:
     val = f"{data.val.rows:,} to validate" if data.val.rows else "none to validate"
     classes = plural(len(data.class_names), "class", "classes")
     lines = [
-        labelled("dataset", str(data.path)),
+        f"dataset  {data.path}",
         labelled("images", f"{data.train.rows:,} to train on, {val}; {classes}, {width}×{height} ({data.fit})"),
     ]
     if not data.val.rows:

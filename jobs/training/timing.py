@@ -1,4 +1,4 @@
-"""Wall-clock accounting of an epoch; the parts add up to the total."""
+"""Wall-clock accounting of an epoch; its phases add up to the total."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -11,16 +11,16 @@ from pipeline.loader.reader import StreamTimes
 
 BOTTLENECK_FRACTION = 0.1  # data is the bottleneck of an epoch that waits for it longer than this
 
-Part: TypeAlias = Literal["compute", "validation", "save"]
+Phase: TypeAlias = Literal["compute", "validation", "save"]
 
 
 @dataclass
 class EpochTimes:
     """Seconds of one epoch so far; the names are columns of metrics.csv.
 
-    `seconds` is the wall time. Compute, wait, validation and save are parts of it; what is left is everything else,
-    such as the progress bar. Read, decode and copy are seconds of the reader threads, which run in parallel, so they
-    are not part of the sum. What validation reads and waits for is within validation.
+    `seconds` is the wall time, the sum of compute, wait, validation, save, and everything else, such as the progress
+    bar. Read, decode and copy are seconds of the reader threads, which run in parallel, so they do not belong to that
+    sum. Validation includes reading its images.
     """
 
     seconds: float = 0.0
@@ -33,9 +33,9 @@ class EpochTimes:
     copy_seconds: float = 0.0  # putting images in their order
 
     def add(self, seconds: dict[str, float]) -> None:
-        """Add seconds by part: `{"compute": 0.5}`."""
-        for part, spent in seconds.items():
-            name = f"{part}_seconds"
+        """Add seconds by column: `{"compute": 0.5}` is added to `compute_seconds`."""
+        for column, spent in seconds.items():
+            name = f"{column}_seconds"
             setattr(self, name, getattr(self, name) + spent)
 
     @property
@@ -45,7 +45,7 @@ class EpochTimes:
 
 
 class EpochClock:
-    """Charges every moment to `times.seconds`, and to the innermost `with clock(part)` block it falls into.
+    """Charges every moment to `times.seconds`, and to the innermost `with clock(phase)` block it falls into.
 
     Waiting, reading, decoding and copying are measured by the batch stream: see `add_stream`. Replace `times` to begin
     a new epoch, after `lap`.
@@ -53,28 +53,28 @@ class EpochClock:
 
     def __init__(self, times: EpochTimes) -> None:
         self.times = times
-        self._part: Part | None = None
+        self._phase: Phase | None = None
         self._last_lap = time.monotonic()
         self._stream = StreamTimes()
 
     @contextmanager
-    def __call__(self, part: Part) -> Iterator[None]:
-        """Charge the block to `part`, except for blocks inside it."""
+    def __call__(self, phase: Phase) -> Iterator[None]:
+        """Charge the block to `phase`, except for blocks inside it."""
         self.lap()
-        outer, self._part = self._part, part
+        outer, self._phase = self._phase, phase
         try:
             yield
         finally:
             self.lap()
-            self._part = outer
+            self._phase = outer
 
     def lap(self) -> None:
         """Charge the time since the last lap."""
         now = time.monotonic()
         spent, self._last_lap = now - self._last_lap, now
         self.times.seconds += spent
-        if self._part:
-            self.times.add({self._part: spent})
+        if self._phase:
+            self.times.add({self._phase: spent})
 
     def add_stream(self, total: StreamTimes) -> None:
         """Add what the stream's running totals have grown by since the last call."""
@@ -90,8 +90,8 @@ class Bottleneck(NamedTuple):
 
 
 REMEDIES = {
-    "reading": "use a local or faster disk, or more --workers",
-    "decoding": "use more --workers, or build with --codec none",
+    "reading": "use a faster disk, or more --workers",
+    "decoding": "use more --workers, or build --codec none",
     "copying": "use more --workers",
 }
 
@@ -106,15 +106,15 @@ def bottleneck(rows: Sequence[EpochRow]) -> Bottleneck | None:
 
 
 def time_lines(row: EpochRow) -> list[str]:
-    """Return where the epoch's time went, as lines of text: the parts in percent, then the reader threads' seconds."""
-    parts = {
+    """Return where the epoch's time went, as lines of text: the phases in percent, then the reader threads' seconds."""
+    phases = {
         "compute": row.compute_seconds,
         "validation": row.validation_seconds,
         "data wait": row.wait_seconds,
         "saving": row.save_seconds,
     }
-    parts["other"] = max(0.0, row.seconds - sum(parts.values()))  # rounding may make it negative
-    lines = ["  time: " + ", ".join(f"{name} {seconds / row.seconds:.1%}" for name, seconds in parts.items())]
+    phases["other"] = max(0.0, row.seconds - sum(phases.values()))  # rounding may make it negative
+    lines = ["  time: " + ", ".join(f"{name} {seconds / row.seconds:.1%}" for name, seconds in phases.items())]
     if readers := {name: seconds for name, seconds in _reader_seconds([row]).items() if seconds >= 0.005}:
         lines.append("  readers: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in readers.items()))
     return lines

@@ -15,18 +15,24 @@ from jobs.errors import JobError
 from jobs.options import TrainOptions
 from jobs.recipes.config import differences, model_toml, resolve, to_toml
 from jobs.training.artifacts import Artifacts
-from jobs.training.loop import Streams, Training
+from jobs.training.loop import Training
 from jobs.training.metrics import write_metrics
 from jobs.training.run_folder import RunFolder, TrainingState, is_finished
-from jobs.training.setup import build_card, build_trainer, describe_data, describe_training, labelled, measure
+from jobs.training.setup import (
+    build_card,
+    build_trainer,
+    describe_data,
+    describe_training,
+    labelled,
+    measure,
+    open_streams,
+)
 from jobs.training.summary import Summary
 from logpose.common.cpus import available_cpus
 from logpose.common.files import write_atomically
 from pipeline.build.destination import exclusive_lock
 from pipeline.dataset.schema import DUPLICATES_FILE
 from pipeline.dataset.store import Dataset
-from pipeline.errors import OptionError
-from pipeline.loader.stream import BatchStream
 
 
 def train(dataset: Path, run_dir: Path, options: TrainOptions, recipe: Recipe | None = None) -> RunFolder:
@@ -64,7 +70,7 @@ def train(dataset: Path, run_dir: Path, options: TrainOptions, recipe: Recipe | 
         return folder
     state.dataset = str(data.path.resolve())
 
-    streams = _open_streams(data, recipe, options.workers or available_cpus(), options.ram_budget)
+    streams = open_streams(data, recipe, options.workers or available_cpus(), options.ram_budget)
     card = build_card(data, recipe)
     trainer = build_trainer(card, recipe, pick_backend(options.device), data)
     for line in describe_training(card, trainer, recipe):
@@ -128,20 +134,6 @@ def _warn(data: Dataset, recipe: Recipe) -> None:
         say(labelled("note", f"{leaks}, so the accuracy is inflated: see {data.path / DUPLICATES_FILE}"))
     if recipe.patience and not data.val.rows:
         say(labelled("note", "patience has no effect without images to validate"))
-
-
-def _open_streams(data: Dataset, recipe: Recipe, workers: int, ram_budget: int) -> Streams:
-    """Open both streams within one RAM budget: validation gets the little it needs, training the rest."""
-    batch_size, seed = recipe.batch_size, recipe.seed
-    val, note = None, ""
-    if data.val.rows:
-        val = BatchStream(data.val, batch_size, seed=seed, shuffle=False, workers=workers)
-        ram_budget = max(0, ram_budget - val.ram_bytes)
-        note = f" (validation takes {-(-val.ram_bytes // 10**6)} MB of it)"
-    try:
-        return Streams(BatchStream(data.train, batch_size, seed=seed, workers=workers, ram_budget=ram_budget), val)
-    except OptionError as error:
-        raise OptionError(f"{error}{note}") from error
 
 
 def _initialise(

@@ -140,7 +140,7 @@ def test_options_reach_their_jobs(logpose: Logpose, monkeypatch: pytest.MonkeyPa
     assert logpose("train", "a", "b").code == 0
     assert logpose("train", "a", "b", "--checkpoint-steps", 7, "--ram-budget", "1GiB").code == 0
     names = ("checkpoint_minutes", "checkpoint_steps", "ram_budget")
-    taken = [[options[name] for name in names] for _, options in calls]
+    taken = [[getattr(arguments[2], name) for name in names] for arguments, _ in calls]
     assert taken == [[5.0, None, 10**9], [5.0, 7, 2**30]]
 
 

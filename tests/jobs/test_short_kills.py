@@ -17,7 +17,7 @@ FILES, BROKEN = 1300, 9  # three parts
 def test_trainings_killed_at_random_moments(dataset: Path, tmp_path: Path) -> None:
     """A short version of `python -m tests.jobs.training.kill_trainings`."""
     trainings = Trainings(dataset, epochs=2, batch_size=1, checkpoint_steps=3)
-    done, steps = kill_trainings(trainings, kills=3, seed=56, folder=tmp_path, most_kills=3)
+    done, steps = kill_trainings(trainings, kills=3, seed=56, folder=tmp_path, max_kills=3)
     assert steps == 2 * 48
     assert sum(len(outcome.hits) for outcome in done) == 3
     assert [outcome.wrong for outcome in done] == [[]] * len(done)

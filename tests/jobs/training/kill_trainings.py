@@ -1,13 +1,13 @@
-"""Kill trainings at random moments, resume them, and see that nothing is lost.
+"""Kill trainings at random moments, resume them, and check that nothing is lost.
 
     python -m tests.jobs.training.kill_trainings DATASET.zarr [--kills 50] [--epochs 3] [--batch-size 8]
                                         [--checkpoint-steps 5] [--seed 0]
 
-Each training is killed with SIGKILL once to four times, at any moment from the start of its process to its end, and
-resumed, each time with another number of --workers and another --ram-budget. Last and best network and the columns of
-metrics.csv that are no times must be those of an undisturbed training, and so must the drawings and the names of all
-files. Of the steps, a kill may cost as many as there are between two checkpoints. Prints a line a training and ends
-with one JSON object.
+Each training is killed with SIGKILL one to four times, at any moment from the start of its process to its end, and
+resumed, each time with other --workers and another --ram-budget. The last and the best model, the columns of
+metrics.csv without times, the drawings and the names of all files must equal those of an undisturbed training. A kill
+may cost as many steps as there are between two checkpoints. Prints a line per training, and one JSON object at the
+end.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from safetensors.numpy import load_file
 
 from cnn.checkpoint import load_checkpoint
 from pipeline.dataset.store import Dataset
-from pipeline.loader import epoch_order as plan
+from pipeline.loader import epoch_order
 from pipeline.loader.stream import MAX_WINDOWS, BatchStream
 from tests.jobs.killing import Aim, NotedRun
 
-MODEL = ("--model", "plain", "--set", "model.width=4", "--device", "cpu")  # what is tested is what goes on around it
+MODEL = ("--model", "plain", "--set", "model.width=4", "--device", "cpu")  # trains in seconds
 WINDOW_BYTES = 2 * 2**20  # so that a small dataset has several windows
-MOST_WORKERS = 4
-MOST_KILLS = 4  # of one training
+MAX_WORKERS = 4
+MAX_KILLS = 4  # of one training
 
 MARKS = {
     "s": ("jobs.training.run_folder:RunFolder", "save_last"),
     "b": ("jobs.training.run_folder:RunFolder", "save_best"),
-    "m": ("jobs.training.loop", "write_metrics"),
-    "d": ("jobs.training.loop:Training", "_draw"),
+    "m": ("jobs.training.artifacts", "write_metrics"),
+    "d": ("jobs.training.artifacts:Artifacts", "draw"),
     "v": ("cnn.training.trainer:Trainer", "evaluate"),
     "t": ("cnn.training.trainer:Trainer", "train_batch"),
 }
-# By mark, the innermost first.
+# Phase by mark, the innermost first.
 PHASES = {
     "s": "saving the last", "b": "saving the best", "m": "writing metrics.csv", "d": "drawing", "v": "validating",
     "t": "in a step",
@@ -57,10 +57,10 @@ PHASES = {
 class Outcome:
     """What happened to one training.
 
-    hits    phases that kills came in
-    lost    steps that were done once more, by kill
-    device  what the attempts said that they compute on: the number of threads is in it
-    wrong   what is not as in an undisturbed training
+    hits    phases in which it was killed
+    lost    steps that were repeated, by kill
+    device  the reported device of all attempts, which includes the number of threads
+    wrong   what differs from an undisturbed training
     """
 
     hits: list[str] = field(default_factory=list)
@@ -70,14 +70,14 @@ class Outcome:
 
 
 class Times(NamedTuple):
-    """Of an undisturbed training: seconds to the first step, from there to the end, and the number of steps."""
+    """An undisturbed training: seconds to the first step, seconds from there to the end, number of steps."""
 
     start: float
     work: float
     steps: int
 
     def aim(self, left: int, draw: random.Random) -> Aim:
-        """A moment of a training that has so many steps left: of the start, about a step, or of all that follows."""
+        """A random moment of a training with so many steps left: in its start, about a step, or anywhere after it."""
         aims = (
             Aim("T", 0, draw.uniform(0, self.start)),
             Aim("T", draw.randint(1, max(1, left)), draw.uniform(0, 2 * self.work / self.steps)),
@@ -96,7 +96,7 @@ class Trainings:
     checkpoint_steps: int
 
     def start(self, run_dir: Path, *options: object) -> NotedRun:
-        """Begin, or go on; the log lies beside `run_dir`."""
+        """Begin or resume; the log lies beside `run_dir`."""
         recipe = (*MODEL, "--epochs", self.epochs, "--batch-size", self.batch_size)
         often = ("--checkpoint-steps", self.checkpoint_steps, "--resume")
         arguments = ("train", self.dataset, run_dir, *recipe, *often, *options)
@@ -104,11 +104,11 @@ class Trainings:
         return NotedRun(run_dir.parent / "notes", MARKS, *arguments, settings=settings)
 
     def budgets(self) -> list[int]:
-        """Bytes that suffice, for any number of workers, for one window of images in memory, for two, …, for all."""
+        """RAM budgets for one window of images in memory, for two, …, for all; enough for any number of workers."""
         data = Dataset.open(self.dataset)
-        val = BatchStream(data.val, self.batch_size, seed=0, shuffle=False, workers=MOST_WORKERS)
-        with patch.object(plan, "WINDOW_BYTES", WINDOW_BYTES):
-            train = BatchStream(data.train, self.batch_size, seed=0, workers=MOST_WORKERS)
+        val = BatchStream(data.val, self.batch_size, seed=0, shuffle=False, workers=MAX_WORKERS)
+        with patch.object(epoch_order, "WINDOW_BYTES", WINDOW_BYTES):
+            train = BatchStream(data.train, self.batch_size, seed=0, workers=MAX_WORKERS)
         window = (train.ram_bytes - train.min_bytes) // max(1, train.buffered_windows - 1)
         windows = [val.ram_bytes + train.min_bytes + more * window for more in range(MAX_WINDOWS)]
         return [*windows, 2**40]
@@ -118,7 +118,7 @@ class Trainings:
         outcome, budgets = Outcome(), self.budgets()
 
         def attempt() -> NotedRun:
-            workers, budget = draw.randint(1, MOST_WORKERS), draw.choice(budgets)
+            workers, budget = draw.randint(1, MAX_WORKERS), draw.choice(budgets)
             return self.start(run_dir, "--workers", workers, "--ram-budget", budget)
 
         for _ in range(kills):
@@ -130,7 +130,7 @@ class Trainings:
                 break
             outcome.hits.append(phase(run))
             outcome.lost.append(before + run.count("t") - saved_step(run_dir))
-        run = attempt()  # one that has ended already says so
+        run = attempt()  # also where the training has ended
         run.finish()
         outcome.device |= described_device(run)
         return outcome
@@ -144,18 +144,18 @@ def phase(run: NotedRun) -> str:
 
 
 def described_device(run: NotedRun) -> set[str]:
-    return {line for line in run.output.splitlines() if line.startswith("cpu: ")}
+    return {line for line in run.output.splitlines() if line.startswith("device ")}
 
 
 def saved_step(run_dir: Path) -> int:
-    """How far the training is that RUN_DIR holds."""
+    """The step of the last checkpoint; 0 without one."""
     last = run_dir / "last.safetensors"
     return int(load_checkpoint(last).progress["step"]) if last.exists() else 0
 
 
 def results(run_dir: Path) -> dict[str, str]:
-    """What a training has come to, by what it is called: must not depend on the clock, nor on kills."""
-    found = {path.name: "there" for path in run_dir.iterdir()}
+    """The results that must depend neither on the clock nor on kills, by file name."""
+    found = {path.name: "present" for path in run_dir.iterdir()}
     for name in ("last.safetensors", "model.safetensors"):
         digest = hashlib.sha256()
         for tensor, values in sorted(load_file(run_dir / name).items()):
@@ -169,9 +169,9 @@ def results(run_dir: Path) -> dict[str, str]:
 
 
 def kill_trainings(
-    trainings: Trainings, kills: int, seed: int, folder: Path, most_kills: int = MOST_KILLS
+    trainings: Trainings, kills: int, seed: int, folder: Path, max_kills: int = MAX_KILLS
 ) -> tuple[list[Outcome], int]:
-    """Trainings until so many kills have hit, and the steps of an undisturbed one."""
+    """Train until so many kills have hit; return the outcomes, and the steps of an undisturbed training."""
     run = trainings.start(folder / "undisturbed" / "run")
     started = run.wait_for("T")
     times = Times(started, run.finish() - started, run.count("t"))
@@ -180,19 +180,19 @@ def kill_trainings(
     draw = random.Random(seed)
     done: list[Outcome] = []
     while (hits := sum(len(outcome.hits) for outcome in done)) < kills:
-        place = folder / str(len(done))
-        attempts = min(draw.randint(1, most_kills), kills - hits)
-        outcome = trainings.kill_and_finish(place / "run", attempts, times, draw)
-        found = results(place / "run")
+        attempt_folder = folder / str(len(done))
+        attempts = min(draw.randint(1, max_kills), kills - hits)
+        outcome = trainings.kill_and_finish(attempt_folder / "run", attempts, times, draw)
+        found = results(attempt_folder / "run")
         names = sorted(expected.keys() | found.keys())
         outcome.wrong += [name for name in names if found.get(name) != expected.get(name)]
         if outcome.device != device:
             outcome.wrong.append(f"device {outcome.device}")
         if not all(0 <= lost <= trainings.checkpoint_steps for lost in outcome.lost):
             outcome.wrong.append("lost steps")
-        shutil.rmtree(place)
+        shutil.rmtree(attempt_folder)
         done.append(outcome)
-        print(f"{outcome.hits}: steps done again {outcome.lost}, wrong: {outcome.wrong}", flush=True)
+        print(f"{outcome.hits}: steps repeated {outcome.lost}, wrong: {outcome.wrong}", flush=True)
     return done, times.steps
 
 
@@ -207,7 +207,7 @@ def main() -> None:
     options = parser.parse_args()
     trainings = Trainings(options.dataset, options.epochs, options.batch_size, options.checkpoint_steps)
     with tempfile.TemporaryDirectory() as folder:
-        trainings.start(Path(folder) / "first" / "run").finish()  # so that kernels are compiled
+        trainings.start(Path(folder) / "first" / "run").finish()  # compiles the kernels
         done, steps = kill_trainings(trainings, options.kills, options.seed, Path(folder))
     lost = [steps for outcome in done for steps in outcome.lost]
     wrong = Counter(what for outcome in done for what in outcome.wrong)
@@ -219,8 +219,8 @@ def main() -> None:
         "kills by phase": dict(Counter(hit for outcome in done for hit in outcome.hits).most_common()),
         "steps": steps,
         "steps between checkpoints": options.checkpoint_steps,
-        "steps done again per kill, mean": round(sum(lost) / len(lost), 2),
-        "steps done again per kill, most": max(lost),
+        "steps repeated per kill, mean": round(sum(lost) / len(lost), 2),
+        "steps repeated per kill, max": max(lost),
     }
     print(json.dumps(summary))
     if wrong:

@@ -26,7 +26,7 @@ from pipeline.dataset.store import Dataset
 from pipeline.loader.stream import BatchStream
 from tests.jobs.conftest import Logpose
 
-# A small network, which learns the three colours at once.
+# A small network, which learns the three colours within a few steps.
 OPTIONS = FindLrOptions(model="plain", set=("model.width=4",), batch_size=8, steps=30, device="cpu", workers=1)
 
 
@@ -200,7 +200,9 @@ def test_printed_command_trains_with_the_same_recipe(
     lr = words[words.index("--lr") + 1]
     run_dir = tmp_path / "run"
     assert logpose(*(run_dir if word == "RUN_DIR" else word for word in words[1:]), "--workers", 1).code == 0
-    expected = TrainOptions("plain", 8, 3, "quick", toml, values, lr=float(lr))
+    expected = TrainOptions(
+        model="plain", batch_size=8, seed=3, recipe="quick", config=toml, set=values, lr=float(lr)
+    )
     assert resolve(RecipeOptions(config=run_dir / "config.toml")) == resolve(expected)
 
 
