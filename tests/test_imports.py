@@ -26,7 +26,7 @@ DOORS = {
     "cupyx": ["cnn/backends/gpu/*.py"],
     "numba": ["cnn/backends/cpu/*.py", "pipeline/images/resize.py", "pipeline/images/pixel_sums.py"],
     "llvmlite": ["cnn/backends/cpu/simd.py", "pipeline/images/resize.py"],
-    "dask": ["pipeline/build/scheduler.py", "pipeline/parallel/cluster.py"],
+    "dask": ["pipeline/build/scheduler.py", "pipeline/parallel/cluster.py", "jobs/console/sizes.py"],
     "PIL": ["pipeline/images/decode.py", "jobs/datasets/contact_sheet.py", "jobs/report/thumbnails.py", "jobs/flags*"],
     "matplotlib": ["jobs/training/plots.py"],
     "pyarrow": ["jobs/classification/parquet.py"],

@@ -19,9 +19,11 @@ from cnn.errors import NonFiniteError
 from cnn.training.lookahead import Lookahead
 from cnn.training.schedules import Constant
 from cnn.training.trainer import Recipe, Trainer
-from jobs.console.interrupts import CtrlC
+from jobs.console.interrupts import DeferredInterrupt
+from jobs.console.output import say
 from jobs.console.progress import bar, plural
 from jobs.errors import Interrupted, JobError, WorkFailedError
+from jobs.options import FindLrOptions
 from jobs.recipes.config import Overrides, resolve
 from jobs.training.plots import GRID, INK, TRAIN, VAL, new_figure, plain_axes, save_figure
 from jobs.training.setup import build_card, build_trainer, describe_data, describe_training, measure
@@ -56,21 +58,15 @@ class Suggestion(NamedTuple):
     highest: float
 
 
-def find_lr(
-    dataset: Path,
-    overrides: Overrides,
-    *,
-    device: str = "auto",
-    workers: int | None = None,
-    steps: int = 100,
-    plot: Path | None = None,
-) -> int:
+def find_lr(dataset: Path, options: FindLrOptions) -> Suggestion:
     """Try learning rates on `dataset` for so many steps, and print the command that trains with the best.
 
     The rates go from a thousandth of the recipe's to a hundred times it. Nothing is written but `plot`, a PNG.
     Raises JobError for a number of steps out of bounds and for a recipe whose rate is 0, WorkFailedError where no
     rate can be told, Interrupted after Ctrl-C.
     """
+    overrides = Overrides(options.config, options.set, options.recipe_values(), options.recipe)
+    steps, plot, device, workers = options.steps, options.plot, options.device, options.workers
     if not LEAST_STEPS <= steps <= MOST_STEPS:
         raise JobError(f"expected {LEAST_STEPS} to {MOST_STEPS} --steps, found {steps}; 100 do for most networks")
     data = Dataset.open(dataset)
@@ -78,28 +74,28 @@ def find_lr(
     recipe = _constant(wished, steps, data.train.rows)
     if not recipe.optimizer.lr:
         raise JobError("optimizer.lr: expected more than 0, since rates around it are tried, found 0; leave it out")
-    print(describe_data(data))
+    say(describe_data(data))
     stream = BatchStream(data.train, recipe.batch_size, seed=recipe.seed, workers=workers or available_cpus())
     card = build_card(data, recipe)
     trainer = build_trainer(card, recipe, pick_backend(device), data)
-    print(describe_training(card, trainer, wished))
+    say(describe_training(card, trainer, wished))
     measure(trainer, data)
-    with bar("trying rates", "steps", steps, ends=False) as progress, CtrlC() as ctrl_c:
+    with bar("trying rates", "steps", steps, ends=False) as progress, DeferredInterrupt() as interrupt:
 
         def on_step(done: int, rate: float, loss: float) -> None:
             progress.update(done, f"rate {rate:.2g}, loss {loss:.3f}")
-            if ctrl_c.asked:
+            if interrupt.requested:
                 raise Interrupted(f"stopped after {plural(done, 'step')} of {steps}; run the same command again")
 
         test = range_test(trainer, stream, steps, on_step)
     suggestion = suggest(test)
-    print("\n".join(table(test, suggestion)))
+    say("\n".join(table(test, suggestion)))
     where = f" (drawn into {plot})" if plot else ""
-    print(f"the loss is low from {suggestion.lowest:.2g} to {suggestion.highest:.2g}{where}; train with:")
-    print(_command(data.path, overrides, device, suggestion.lr), flush=True)
+    say(f"the loss is low from {suggestion.lowest:.2g} to {suggestion.highest:.2g}{where}; train with:")
+    say(_command(data.path, overrides, device, suggestion.lr))
     if plot:
         draw_range_test(plot, test, suggestion)
-    return 0
+    return suggestion
 
 
 def _constant(recipe: Recipe, steps: int, rows: int) -> Recipe:

@@ -13,7 +13,8 @@ from cnn.evaluation.calibration import MIN_ROWS, calibrate
 from cnn.evaluation.metrics import Evaluation, wilson_interval
 from cnn.losses import Loss, SoftmaxCrossEntropy
 from cnn.training.trainer import Recipe, Trainer
-from jobs.console.interrupts import CtrlC
+from jobs.console.interrupts import DeferredInterrupt
+from jobs.console.output import say
 from jobs.console.progress import Bar, bar, duration, plural
 from jobs.errors import Interrupted
 from jobs.training.metrics import EpochRow, is_better, write_classes, write_metrics
@@ -68,7 +69,7 @@ class Training:
         if not self.state.step:
             self._save_last()  # from here on there always is a point to go on from
         self._make_up_for_best()
-        with CtrlC() as self.ctrl_c:
+        with DeferredInterrupt() as self.interrupt:
             while not is_finished(self.state, self.recipe):
                 try:
                     self._train_epoch(self.state.epoch)
@@ -141,7 +142,7 @@ class Training:
             if time.monotonic() - self.drawn >= self.drawing_took / DRAWING_SHARE:
                 self._draw()
             self._charge_saving()
-        print("\n".join(lines), flush=True)
+        say("\n".join(lines))
 
     def _conclude(self) -> None:
         """Write all that there is at the end; should we be killed in between, a rerun does it again."""
@@ -165,7 +166,7 @@ class Training:
         )
 
     def _save_if_due(self) -> None:
-        if self.ctrl_c.asked:
+        if self.interrupt.requested:
             self._save_last()
             self._draw()
             command = ["logpose", "train", str(self.data.path), str(self.folder.path), "--resume"]
@@ -245,7 +246,7 @@ class Training:
                 summary = replace(summary, views=views, accuracy_with_views=evaluated[1].accuracy)
         write_summary(self.folder.summary, summary)
         for line in summary_lines(summary):
-            print(line)
+            say(line)
 
     def _lap(self) -> float:
         """Seconds since the last lap: of the epoch in any case, of a part of it if the caller says so."""

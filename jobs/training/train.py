@@ -7,8 +7,10 @@ from cnn.backends import pick_backend
 from cnn.checkpoint import initialise_from, load_checkpoint
 from cnn.errors import NonFiniteError
 from cnn.training.trainer import Recipe
+from jobs.console.output import say
 from jobs.console.progress import plural
 from jobs.errors import JobError
+from jobs.options import TrainOptions
 from jobs.recipes.config import Overrides, differences, model_toml, resolve, to_toml
 from jobs.training.loop import Streams, Training, is_finished
 from jobs.training.metrics import write_metrics
@@ -23,25 +25,14 @@ from pipeline.errors import OptionError
 from pipeline.loader.stream import BatchStream
 
 
-def train(
-    dataset: Path,
-    run_dir: Path,
-    overrides: Overrides,
-    *,
-    device: str = "auto",
-    workers: int | None = None,
-    resume: bool = False,
-    init: Path | None = None,
-    overwrite: bool = False,
-    checkpoint_minutes: float = 5.0,
-    checkpoint_steps: int | None = None,
-    ram_budget: int = 1_000_000_000,
-) -> int:
+def train(dataset: Path, run_dir: Path, options: TrainOptions) -> RunFolder:
     """Train on `dataset` as `wishes` say; with `resume`, go on with what `run_dir` holds.
 
     Within an epoch the point to resume from is saved every `checkpoint_minutes` or `checkpoint_steps`,
     whichever comes first. The buffers of images read ahead take `ram_budget` bytes at most.
     """
+    overrides = Overrides(options.config, options.set, options.recipe_values(), options.recipe)
+    resume, overwrite, init = options.resume, options.overwrite, options.init
     data = Dataset.open(dataset)
     folder = RunFolder(run_dir)
     checkpoint = folder.checkpoint_to_resume(resume=resume, overwrite=overwrite)
@@ -55,34 +46,34 @@ def train(
         base = model_toml(start.card.model, start.card.model_options) if start else ""
         recipe = resolve(overrides, base, str(init))
         state = TrainingState(to_toml(recipe), data.content_hash)
-    print(describe_data(data))
+    say(describe_data(data))
     if data.attributes.copies is not None and data.attributes.copies.leaks:
         leaks = f"{data.attributes.copies.leaks:,} of the {plural(data.val.rows, 'image')} to validate"
-        print(f"{leaks} are copies of some to train on, so that the accuracy flatters: see {dataset / DUPLICATES_FILE}")
+        say(f"{leaks} are copies of some to train on, so that the accuracy flatters: see {dataset / DUPLICATES_FILE}")
     if is_finished(state, recipe) and folder.summary.exists():
         done = plural(len(state.history), "epoch")
         what = "--epochs" if len(state.history) >= recipe.epochs else "--patience"
-        print(f"{run_dir} is finished ({done}{_best(state)}); to go on, give more {what}")
-        return 0
+        say(f"{run_dir} is finished ({done}{_best(state)}); to go on, give more {what}")
+        return folder
     state.dataset = str(data.path.resolve())
 
-    workers = workers or available_cpus()
-    streams = _open_streams(data, recipe, workers, ram_budget)
+    workers = options.workers or available_cpus()
+    streams = _open_streams(data, recipe, workers, options.ram_budget)
     card = build_card(data, recipe)
-    trainer = build_trainer(card, recipe, pick_backend(device), data)
-    print(describe_training(card, trainer, recipe))
+    trainer = build_trainer(card, recipe, pick_backend(options.device), data)
+    say(describe_training(card, trainer, recipe))
     if recipe.patience and not data.val.rows:
-        print("patience has no effect: without images to validate no epoch is better than another")
+        say("patience has no effect: without images to validate no epoch is better than another")
     if checkpoint:
         trainer.load_tensors(checkpoint.tensors, state.step)
         steps = f", after {plural(state.batches, 'step')} of it" if state.batches else ""
         over = is_finished(state, recipe)
-        print("all epochs are done; its summary is missing" if over else f"going on with epoch {state.epoch}{steps}")
+        say("all epochs are done; its summary is missing" if over else f"going on with epoch {state.epoch}{steps}")
     elif start:
         state.init = str(start.path.resolve())
-        print(f"starting from {start.path}")
+        say(f"starting from {start.path}")
         for note in initialise_from(trainer.network, card, start):
-            print(note)
+            say(note)
     else:
         measure(trainer, data)
     run_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -94,17 +85,17 @@ def train(
             file.unlink(missing_ok=True)
         if state.history:
             write_metrics(folder.metrics, state.history)
-        training = Training(data, folder, card, trainer, state, streams, checkpoint_minutes, checkpoint_steps)
+        training = Training(data, folder, card, trainer, state, streams, options.checkpoint_minutes, options.checkpoint_steps)
         try:
             training.run()
         except NonFiniteError as error:
             kept = f"{folder.model} keeps the best so far" if state.best else "no model is saved yet"
             raise NonFiniteError(f"{error}, and start again with --overwrite; {kept}") from error
     drawn = [path.name for path in (folder.curves, folder.confusion) if path.exists()]
-    print(f"done{_best(state)}; see {folder.model}, {' and '.join(drawn)}")
+    say(f"done{_best(state)}; see {folder.model}, {' and '.join(drawn)}")
     if state.best and state.best.val_accuracy is not None:
-        print(f"where it is wrong, with images: {shlex.join(['logpose', 'report', str(run_dir)])}")
-    return 0
+        say(f"where it is wrong, with images: {shlex.join(['logpose', 'report', str(run_dir)])}")
+    return folder
 
 
 def _open_streams(data: Dataset, recipe: Recipe, workers: int, ram_budget: int) -> Streams:

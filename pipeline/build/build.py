@@ -14,16 +14,18 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from logpose.common.cpus import available_cpus
 from logpose.common.errors import printable
 from pipeline.build.destination import DestinationState, check_place, lock_destination, prepare_destination
 from pipeline.build.journal import Failure, Journal, ShardResult
+from pipeline.build.options import BuildOptions as BuildOptions
 from pipeline.build.progress import BuildProgress
 from pipeline.build.reports import read_failures, write_duplicates, write_failures
 from pipeline.build.row_assignment import assign, cut, first_orders, moved
@@ -52,34 +54,6 @@ from pipeline.scan.class_folders import list_images
 # done, of total, what: 'images' read or 'comparisons' made; and how many files could not be read.
 Progress = Callable[[int, int, str, int], None]
 ShardKey = tuple[str, int]  # part, number
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """How to build.
-
-    size          (H, W) of the stored images
-    fit           'pad', 'crop' or 'squash', see `decode_image`
-    val           fraction of each class for validation; unused where the folders say train and val
-    seed          of the split and of the order of rows
-    group_copies  look for near-copies, keep each group of them on one side, and list them
-    codec         a name out of `pipeline.dataset.codecs.CODECS`
-    workers       threads that decode, here; a scheduler has its own workers
-    scheduler     address of a Dask scheduler, whose workers see the same file system; None: this machine
-    max_failures  how many unreadable files to accept: a count (int) or a fraction of all (float); None: any
-    overwrite     replace a finished dataset, or one that was begun from something else
-    """
-
-    size: tuple[int, int] = (128, 128)
-    fit: str = "pad"
-    val: float = 0.1
-    seed: int = 0
-    group_copies: bool = True
-    codec: str = "none"
-    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
-    scheduler: str | None = None
-    max_failures: int | float | None = None
-    overwrite: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,7 +137,7 @@ def _check_options(options: BuildOptions) -> None:
         raise OptionError(f"expected an image size of at least 1x1, found {height}x{width}")
     if options.fit not in FITS:
         raise OptionError(f"expected a fit out of {', '.join(FITS)}, found {options.fit!r}")
-    if options.workers < 1:
+    if options.workers is not None and options.workers < 1:
         raise OptionError(f"expected at least one worker, found {options.workers}")
     if options.max_failures is not None and options.max_failures < 0:
         raise OptionError(f"expected max_failures of 0 or more, found {options.max_failures}")
@@ -257,7 +231,7 @@ class _Build:
             def progress(done: int, total: int) -> None:
                 self._on_progress(done, total, "comparisons", len(self.tally.failed))
 
-            found = find_duplicates(prints, self.options.workers, progress)
+            found = find_duplicates(prints, self.options.workers or available_cpus(), progress)
             copies.lead[good] = good[found.lead]
             for file, how in zip(good.tolist(), found.how, strict=True):
                 copies.how[file] = how
@@ -282,7 +256,7 @@ class _Build:
 
     def _write(self, jobs: list[ShardJob]) -> None:
         if self.options.scheduler is None:
-            results = run_on_threads(jobs, self.options.workers, self.tally)
+            results = run_on_threads(jobs, self.options.workers or available_cpus(), self.tally)
         else:
             results = run_on_cluster(jobs, self.options.scheduler)
         with closing(results):

@@ -14,7 +14,7 @@ from cnn.training.lookahead import Lookahead
 from cnn.training.optimizers import SGD
 from cnn.training.schedules import Constant
 from cnn.training.trainer import Recipe, Trainer
-from jobs.console.interrupts import CtrlC
+from jobs.console.interrupts import DeferredInterrupt
 from jobs.errors import Interrupted, JobError, WorkFailedError
 from jobs.recipes.config import Overrides, resolve
 from jobs.training import find_lr as job
@@ -243,13 +243,13 @@ def test_what_is_refused(dataset: Path) -> None:
         find_lr(dataset, Overrides(sets=["optimizer.lr=0"]))
 
 
-def test_ctrl_c_ends_it_after_the_step(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class AtOnce(CtrlC):
+def test_interrupt_ends_it_after_the_step(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class AtOnce(DeferredInterrupt):
         def __init__(self) -> None:
             super().__init__()
-            self.asked = True
+            self.requested = True
 
-    monkeypatch.setattr(job, "CtrlC", AtOnce)
+    monkeypatch.setattr(job, "DeferredInterrupt", AtOnce)
     with pytest.raises(Interrupted, match="stopped after 1 step of 30; run the same command again"):
         find_lr(dataset, WISHES, device="cpu", workers=1, steps=30)
 
