@@ -55,8 +55,8 @@ def _logpose(
 def command(options_type: type[Any] | None = None) -> Callable[[Command], Command]:
     """Register a function as a command; the fields of `options_type` become its options.
 
-    The function's own parameters are the command's arguments. It is called with `options`, an instance of
-    `options_type`, as the last one, and returns the exit code or None for 0.
+    The function's own parameters are the command's arguments. It also gets `options`, an instance of
+    `options_type`, and returns the exit code, or None for 0.
     Typer only reads the arguments: it gets a function that returns the job, which `jobs.cli.main` runs, so that
     errors and Ctrl-C reach `main` unchanged.
     """
@@ -76,7 +76,7 @@ def command(options_type: type[Any] | None = None) -> Callable[[Command], Comman
                 with verbosity_of(_verbosity(values)):
                     if options_type is None:
                         return function(*paths) or 0
-                    return function(*paths, _build_options(options_type, values)) or 0
+                    return function(*paths, options=_build_options(options_type, values)) or 0
 
             return job
 

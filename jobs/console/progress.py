@@ -120,14 +120,11 @@ class _RichBar:
             def render(self, task: Task) -> Text:
                 return Text(self.text(task))
 
-        def pace(task: Task) -> str:
-            left = f", {duration(task.time_remaining)} left" if task.time_remaining else ""
-            return f"{_rate(task.speed)}/s{left}" if task.speed else ""
-
         labels = (
             Label(lambda task: what),
             Label(lambda task: f"{task.completed:,.0f}/{task.total:,.0f} {unit}"),
-            Label(pace),
+            Label(lambda task: f"{duration(task.time_remaining)} left" if task.time_remaining else ""),
+            Label(lambda task: f"{_rate(task.speed)}/s" if task.speed else ""),
             Label(lambda task: str(task.fields["note"])),
         )
         reserve = Label(lambda task: "  ")  # for the ^C that a terminal shows: rich cannot erase a line that wraps

@@ -8,7 +8,7 @@ from cnn.backends import pick_backend
 from cnn.errors import ShapeError
 from cnn.inference.gradcam import GradCam
 from cnn.inference.predictor import Predictor
-from jobs.console.output import say
+from jobs.console.output import emit, say
 from jobs.console.progress import plural
 from jobs.errors import JobError
 from jobs.options import ReportOptions
@@ -50,6 +50,7 @@ def report(run_dir: Path, options: ReportOptions) -> Path:
             f" ({low:.1%} to {high:.1%} with 95 % confidence)"
         )
     say(f"report: {place} ({len(html) / 1e6:.1f} MB)")
+    emit({"report": place, "accuracy": results.evaluation.accuracy if results else None})
     return place
 
 

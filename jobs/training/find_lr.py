@@ -20,7 +20,7 @@ from cnn.training.lookahead import Lookahead
 from cnn.training.schedules import Constant
 from cnn.training.trainer import Recipe, Trainer
 from jobs.console.interrupts import DeferredInterrupt
-from jobs.console.output import say
+from jobs.console.output import emit, say
 from jobs.console.progress import bar, plural
 from jobs.errors import Interrupted, JobError, WorkFailedError
 from jobs.options import FindLrOptions
@@ -95,6 +95,7 @@ def find_lr(dataset: Path, options: FindLrOptions) -> Suggestion:
     say(_command(data.path, overrides, device, suggestion.lr))
     if plot:
         draw_range_test(plot, test, suggestion)
+    emit({**suggestion._asdict(), "plot": plot})
     return suggestion
 
 

@@ -7,7 +7,7 @@ from cnn.backends import pick_backend
 from cnn.checkpoint import initialise_from, load_checkpoint
 from cnn.errors import NonFiniteError
 from cnn.training.trainer import Recipe
-from jobs.console.output import say
+from jobs.console.output import emit, say
 from jobs.console.progress import plural
 from jobs.errors import JobError
 from jobs.options import TrainOptions
@@ -54,6 +54,7 @@ def train(dataset: Path, run_dir: Path, options: TrainOptions) -> RunFolder:
         done = plural(len(state.history), "epoch")
         what = "--epochs" if len(state.history) >= recipe.epochs else "--patience"
         say(f"{run_dir} is finished ({done}{_best(state)}); to go on, give more {what}")
+        _emit(folder, state)
         return folder
     state.dataset = str(data.path.resolve())
 
@@ -85,7 +86,8 @@ def train(dataset: Path, run_dir: Path, options: TrainOptions) -> RunFolder:
             file.unlink(missing_ok=True)
         if state.history:
             write_metrics(folder.metrics, state.history)
-        training = Training(data, folder, card, trainer, state, streams, options.checkpoint_minutes, options.checkpoint_steps)
+        saving = options.checkpoint_minutes, options.checkpoint_steps
+        training = Training(data, folder, card, trainer, state, streams, *saving)
         try:
             training.run()
         except NonFiniteError as error:
@@ -95,7 +97,21 @@ def train(dataset: Path, run_dir: Path, options: TrainOptions) -> RunFolder:
     say(f"done{_best(state)}; see {folder.model}, {' and '.join(drawn)}")
     if state.best and state.best.val_accuracy is not None:
         say(f"where it is wrong, with images: {shlex.join(['logpose', 'report', str(run_dir)])}")
+    _emit(folder, state)
     return folder
+
+
+def _emit(folder: RunFolder, state: TrainingState) -> None:
+    best = state.best
+    emit(
+        {
+            "run_dir": folder.path,
+            "model": folder.model,
+            "epochs": len(state.history),
+            "best_epoch": best.epoch if best else None,
+            "val_accuracy": best.val_accuracy if best else None,
+        }
+    )
 
 
 def _open_streams(data: Dataset, recipe: Recipe, workers: int, ram_budget: int) -> Streams:

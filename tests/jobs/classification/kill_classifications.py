@@ -103,7 +103,7 @@ class Times(NamedTuple):
     assembly: float
 
     def aim(self, left: int, draw: random.Random) -> Aim:
-        """Draw a moment of a classification with so many files left: mostly at a file, sometimes before or after all."""
+        """Draw a moment of a classification with `left` files to go: mostly at a file, sometimes before or after."""
         aims = (
             Aim("p", 0, draw.uniform(0, self.start)),
             Aim("p", 1, draw.uniform(0, 0.1)),

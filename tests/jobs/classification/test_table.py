@@ -60,11 +60,14 @@ def test_threshold_applies_to_the_first_label_only(prob: float, label: str) -> N
 
 @all_odd
 @given(cells=st.lists(st.tuples(names, texts), min_size=1, max_size=20))
-def test_csv_round_trip_of_names_and_labels(tmp_path_factory: pytest.TempPathFactory, cells: list[tuple[str, str]]) -> None:
+def test_csv_round_trip_of_names_and_labels(
+    tmp_path_factory: pytest.TempPathFactory, cells: list[tuple[str, str]]
+) -> None:
     folder = tmp_path_factory.mktemp("csv")
     rows = [image(name, label) for name, label in cells]
     rows += [error_row(name, reason, 1) for name, reason in cells]
-    assert save(ResumableTable(folder / "out.csv", IDENTITY, PLAIN, overwrite=False), [rows]) == (len(cells), len(cells))
+    table = ResumableTable(folder / "out.csv", IDENTITY, PLAIN, overwrite=False)
+    assert save(table, [rows]) == (len(cells), len(cells))
     assert read(folder / "out.csv") == [header(1), *rows]
     assert (folder / "out.csv").read_bytes().endswith(b"\n")
     reading: dict[str, Any] = {"keep_default_na": False, "encoding_errors": "surrogateescape"}
@@ -288,7 +291,7 @@ def test_foreign_folder_is_never_removed(tmp_path: Path, overwrite: bool) -> Non
     mine = tmp_path / "out.csv.parts" / "mine"
     mine.parent.mkdir()
     mine.write_text("mine")
-    with pytest.raises(JobError, match=r"out.csv.parts is not an unfinished classification: it has no fingerprint.json; "):
+    with pytest.raises(JobError, match=r"out.csv.parts is not an unfinished classification: it has no fingerprint"):
         ResumableTable(tmp_path / "out.csv", IDENTITY, PLAIN, overwrite=overwrite)
     assert mine.read_text() == "mine"
 

@@ -40,20 +40,23 @@ def test_no_result_after_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert verbosity() is Verbosity.NORMAL
 
 
+FIND_LR = ("--model", "plain", "--set", "model.width=4", "--batch-size", "8", "--steps", "60", "--device", "cpu")
+
+
 def arguments_of(name: str, images: Path, dataset: Path, trained: Path, folder: Path) -> tuple[object, ...]:
     return {
         "build": ("build", images, folder / "d.zarr", "--size", 8),
         "info": ("info", dataset, "--no-sheet"),
         "verify": ("verify", dataset),
         "train": ("train", dataset, folder / "run", *RECIPE),
-        "find-lr": ("find-lr", dataset, "--steps", 20, *RECIPE[:-6], "--device", "cpu", "--lr", 1),
+        "find-lr": ("find-lr", dataset, *FIND_LR),
         "classify": ("classify", images, trained, folder / "out.csv"),
         "report": ("report", trained, "--out", folder / "report.html"),
         "recipes": ("recipes",),
     }[name]
 
 
-@pytest.mark.parametrize("name", ["build", "info", "verify", "train", "classify", "report", "recipes"])
+@pytest.mark.parametrize("name", ["build", "info", "verify", "train", "find-lr", "classify", "report", "recipes"])
 def test_quiet_prints_nothing_and_json_one_object(
     logpose: Logpose, name: str, image_folder: Path, dataset: Path, trained: Path, tmp_path: Path
 ) -> None:

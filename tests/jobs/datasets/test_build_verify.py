@@ -137,7 +137,7 @@ def test_build_reports_near_duplicates(logpose: Logpose, tmp_path: Path) -> None
     shutil.move(root, tmp_path / "set" / "train")
     shutil.copytree(tmp_path / "set" / "train", tmp_path / "set" / "val")
     outcome = logpose("build", tmp_path / "set", tmp_path / "d.zarr", "--size", 16, "--overwrite")
-    assert "18 groups of near-duplicates (40 images); 20 of 20 validation images duplicate a training image; " in outcome.out
+    assert "18 groups of near-duplicates (40 images); 20 of 20 validation images duplicate a training" in outcome.out
     trained = logpose("train", tmp_path / "d.zarr", tmp_path / "run", *RECIPE)
     flatters = "20 of the 20 images to validate are copies of some to train on, so that the accuracy flatters: see"
     assert f"{flatters} {listed}" in trained.out.splitlines()
