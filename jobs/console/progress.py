@@ -120,9 +120,13 @@ class _RichBar:
             def render(self, task: Task) -> Text:
                 return Text(self.text(task))
 
+        def count(task: Task) -> str:
+            total = f"/{task.total:,.0f}" if task.total else ""  # unknown at first
+            return f"{task.completed:,.0f}{total} {unit}"
+
         labels = (
             Label(lambda task: what),
-            Label(lambda task: f"{task.completed:,.0f}/{task.total:,.0f} {unit}"),
+            Label(count),
             Label(lambda task: f"{duration(task.time_remaining)} left" if task.time_remaining else ""),
             Label(lambda task: f"{_rate(task.speed)}/s" if task.speed else ""),
             Label(lambda task: str(task.fields["note"])),
@@ -140,7 +144,7 @@ class _RichBar:
                 return super().make_tasks_table(tasks)
 
         self.progress = FittingProgress(transient=True, refresh_per_second=5, console=screen)
-        self.task = self.progress.add_task(what, total=total, completed=done, note="")
+        self.task = self.progress.add_task(what, total=total or None, completed=done, note="")
 
     def update(self, done: int, note: str = "", total: int | None = None) -> None:
         self.progress.update(self.task, completed=done, note=note, total=total)

@@ -35,7 +35,7 @@ def build(images: Path, dataset: Path, options: BuildOptions) -> BuildReport:
     took = {
         DestinationState.NOTHING: f"took {duration(report.seconds)}",
         DestinationState.BEGUN: f"resumed, took {duration(report.seconds)}",
-        DestinationState.FINISHED: "already complete, nothing to do",
+        DestinationState.FINISHED: "already complete",
     }
     say(f"{dataset}: {classes}, {rows}; {took[report.found]}")
     detail(f"classes: {', '.join(report.class_names)}")
@@ -69,9 +69,9 @@ def _warnings(report: BuildReport) -> list[str]:
         lines.append(f"{failures} could not be read: the reasons are in {report.path / FAILURES_FILE}")
     copies = report.copies
     if copies is not None and copies.groups:
-        found = [f"{plural(copies.groups, 'group')} of near-duplicates ({plural(copies.images, 'image')})"]
+        found = [f"near-duplicates: {plural(copies.images, 'image')} in {plural(copies.groups, 'group')}"]
         if not report.has_splits:
-            found.append("each group is in one split")
+            found.append("each in one split")
         elif copies.leaks:
             found.append(f"{copies.leaks:,} of {report.rows['val']:,} validation images duplicate a training image")
         else:

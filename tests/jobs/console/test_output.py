@@ -40,7 +40,7 @@ def test_no_result_after_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert verbosity() is Verbosity.NORMAL
 
 
-FIND_LR = ("--model", "plain", "--set", "model.width=4", "--batch-size", "8", "--steps", "60", "--device", "cpu")
+FIND_LR = ("--model", "plain", "--set", "model.width=4", "--batch-size", "8", "--steps", "30", "--device", "cpu")
 
 
 def arguments_of(name: str, images: Path, dataset: Path, trained: Path, folder: Path) -> tuple[object, ...]:

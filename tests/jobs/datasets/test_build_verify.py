@@ -39,7 +39,7 @@ def test_finished_dataset_needs_overwrite(
     again = logpose(*arguments)
     assert (again.code, again.err) == (0, "")
     assert again.out.splitlines() == [
-        f"{path}: 3 classes, 54 images to train on, 6 to validate; already complete, nothing to do",
+        f"{path}: 3 classes, 54 images to train on, 6 to validate; already complete",
         f"next: logpose train {path} runs/d",
     ]
     outcome = logpose(*arguments, "--seed", 1)
@@ -131,13 +131,13 @@ def test_build_reports_near_duplicates(logpose: Logpose, tmp_path: Path) -> None
     listed = tmp_path / "d.zarr" / "duplicates.csv"
     outcome = logpose("build", root, tmp_path / "d.zarr", "--size", 16)
     assert (
-        "2 groups of near-duplicates (4 images); each group is in one split; 1 group with different labels: see"
+        "near-duplicates: 4 images in 2 groups; each in one split; 1 group with different labels: see"
         f" {listed}" in outcome.out.splitlines()
     )
     shutil.move(root, tmp_path / "set" / "train")
     shutil.copytree(tmp_path / "set" / "train", tmp_path / "set" / "val")
     outcome = logpose("build", tmp_path / "set", tmp_path / "d.zarr", "--size", 16, "--overwrite")
-    assert "18 groups of near-duplicates (40 images); 20 of 20 validation images duplicate a training" in outcome.out
+    assert "near-duplicates: 40 images in 18 groups; 20 of 20 validation images duplicate a training" in outcome.out
     trained = logpose("train", tmp_path / "d.zarr", tmp_path / "run", *RECIPE)
     flatters = "20 of the 20 images to validate are copies of some to train on, so that the accuracy flatters: see"
     assert f"{flatters} {listed}" in trained.out.splitlines()
