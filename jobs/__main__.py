@@ -1,4 +1,4 @@
-"""`python -m jobs` is `logpose`."""
+"""Run the command line as `python -m jobs`."""
 
 import sys
 

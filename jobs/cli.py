@@ -1,8 +1,4 @@
-"""The command line: `main`, and how whatever goes wrong becomes one line and an exit code.
-
-Typer only reads the arguments (see `commands`); the job runs outside of it, so that errors and Ctrl-C reach us
-as they are.
-"""
+"""The command line: `main` runs a command and turns every error into one line and an exit code."""
 
 import errno
 import os
@@ -12,29 +8,27 @@ from collections.abc import Sequence
 
 import typer
 
-from cnn.errors import NetworkError
 from jobs.commands import app
-from jobs.errors import Interrupted, JobError
-from logpose.common.errors import printable
-from pipeline.errors import PipelineError
+from jobs.errors import Interrupted
+from logpose.common.errors import LogposeError, printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code. Whatever goes wrong is one line on standard error."""
+    """Run the command line and return its exit code. Every error is one line on standard error."""
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         job = app(given, prog_name="logpose", standalone_mode=False)
         code = job() if callable(job) else int(job or 0)
-        sys.stdout.flush()  # here, while a reader that has gone can still be caught
+        sys.stdout.flush()  # here, where a closed pipe can still be handled
         return code
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("run the same command again to go on", Interrupted.exit_code, "interrupted")
+        return _fail("run the same command again to resume", Interrupted.exit_code, "interrupted")
     except Interrupted as stop:
         return _fail(str(stop), stop.exit_code, "interrupted")
-    except (PipelineError, NetworkError, JobError) as error:
+    except LogposeError as error:
         return _fail(str(error), error.exit_code)
     except BrokenPipeError:
-        # Nobody reads our output any more; what is left to flush at exit goes nowhere, silently.
+        # stdout is closed: redirect it to /dev/null so that the flush at exit does not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
@@ -42,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError:
         return _fail("out of memory; use a smaller --batch-size, --ram-budget or --size, or fewer --workers", 1)
     except Exception as error:
-        if hasattr(error, "format_message"):  # Typer's own, whichever Click it brings along
+        if hasattr(error, "format_message"):  # a usage error of Typer, or of the Click inside it
             return _fail(_usage(error, given), 2)
         if os.environ.get("LOGPOSE_DEBUG"):
             traceback.print_exc()
@@ -56,18 +50,19 @@ def _fail(message: str, code: int, what: str = "error") -> int:
 
 
 def _explain(error: OSError) -> tuple[str, int]:
+    """Return the message, with a remedy, and the exit code of an error of the operating system."""
     reason, where = (error.strerror or str(error)).lower(), f" at {error.filename}" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{reason}{where}; make room and run the command again (a training with --resume): it goes on", 1
+        return f"{reason}{where}; make room and run the same command again to resume (train: with --resume)", 1
     if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError):
         return f"{reason}{where}; check the path", 2
     if isinstance(error, PermissionError):
-        return f"{reason}{where}; check the rights of the file and of its folder", 2
+        return f"{reason}{where}; check the permissions of the file and of its folder", 2
     return f"{reason}{where}; check the disk and run the same command again", 1
 
 
 def _usage(error: Exception, given: Sequence[str]) -> str:
-    """A mistake on the command line in one line: what was wrong, what was meant, where to read on."""
+    """Return a usage error as one line, with the help to read."""
     message = getattr(error, "message", "") or str(error)
     possible = getattr(error, "possibilities", None)
     if getattr(error, "option_name", None) and "o such option" in message:

@@ -3,100 +3,107 @@
 import csv
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from jobs.classification.classify import classify
+from jobs.console.output import emit, say
 from jobs.console.progress import bar, plural
 from jobs.datasets.build import build
 from jobs.errors import JobError
 from jobs.flags import CREWS, draw_flags
-from jobs.options import ReportOptions, TrainOptions
+from jobs.options import ClassifyOptions, ReportOptions, TrainOptions
 from jobs.report import report
 from jobs.training.train import train
 from logpose.common.cpus import available_cpus
+from pipeline.build.options import BuildOptions
 from pipeline.dataset.store import Dataset
 from pipeline.errors import DatasetError
 
-# What is drawn: flags of each crew, and the seed they are drawn from. No flag is in two of them.
+# Flags per crew, and the seed they are drawn from. Seeds differ, so that no flag is in two of the sets.
 TRAIN, VAL, NEW = (120, 1), (30, 2), (2, 3)
 SIZE = 64  # pixels
-# Small enough for two cores to finish in two or three minutes. The flags already vary in pose, colour and cover, so
-# little is left for augmentation to do.
-RECIPE = (
-    "model.name=resnet9",
-    "model.width=16",
-    "train.epochs=14",
-    "train.batch_size=32",
-    "optimizer.lr=0.01",
-    "schedule.warmup=0.2",
-    "augment.crop_scale=1.0",
-    "augment.shift=0.0625",
-)
+# Small enough for two CPUs to finish in two or three minutes. The flags already vary in pose, colour and cover, so
+# augmentation is weak.
+RECIPE: dict[str, Any] = {
+    "model.name": "resnet9",
+    "model.width": 16,
+    "train.epochs": 14,
+    "train.batch_size": 32,
+    "optimizer.lr": 0.01,
+    "schedule.warmup": 0.2,
+    "augment.crop_scale": 1.0,
+    "augment.shift": 0.0625,
+}
 
 
-def demo(folder: Path) -> int:
-    """Draw, build, train and classify in `folder`; what is done already is not done again."""
+def demo(folder: Path) -> None:
+    """Draw flags, build, train, classify and report in `folder`, skipping the steps that are done.
+
+    Raises what these jobs raise.
+    """
     flags, dataset, run_dir = folder / "flags", folder / "flags.zarr", folder / "run"
     new, out = folder / "new", folder / "new.csv"
 
-    print(f"Flags of {len(CREWS)} pirate crews: some to learn from, others to validate, more to recognise")
+    say(f"Flags of {len(CREWS)} pirate crews: some for training, some for validation, some to classify")
     for place, (count, seed) in ((flags / "train", TRAIN), (flags / "val", VAL), (new, NEW)):
         _draw(place, count, seed)
 
     _announce("build", flags, dataset, f"--size {SIZE}")
     if _is_built(dataset):
-        print(f"{dataset} is there already")
+        say(f"{dataset} exists already")
     else:
-        build(flags, dataset, size=str(SIZE), overwrite=True)
+        build(flags, dataset, BuildOptions(size=(SIZE, SIZE), overwrite=True))
 
-    _announce("train", dataset, run_dir, "--resume", *(f"--set {value}" for value in RECIPE))
+    settings = tuple(f"{key}={value}" for key, value in RECIPE.items())
+    _announce("train", dataset, run_dir, "--resume", *(f"--set {setting}" for setting in settings))
     try:
-        train(dataset, run_dir, TrainOptions(set=RECIPE, resume=True))
+        train(dataset, run_dir, TrainOptions(set=settings, resume=True))
     except JobError as error:
         raise JobError(f"{error} (or remove {folder} and run the demo again)") from error
 
-    model = run_dir / "model.safetensors"
-    _announce("classify", new, model, out, "--topk 2 --overwrite")
-    classify(new, model, out, topk=2, overwrite=True)
+    _announce("classify", new, run_dir, out, "--topk 2 --overwrite")
+    classify(new, run_dir, out, ClassifyOptions(topk=2, overwrite=True))
 
     _announce("report", run_dir)
-    report(run_dir, ReportOptions())
+    page = report(run_dir, ReportOptions())
 
-    print("\nWhere to look")
-    _show(out)
-    for name, what in (("curves.png", "how it learned"), ("report.html", "how good it is, and where it is wrong")):
-        print(f"  {run_dir / name}: {what}")
-    return 0
+    say("\nResults")
+    accuracy = _show(out)
+    for path, what in ((run_dir / "curves.png", "learning curves"), (page, "accuracy, and mistakes with images")):
+        say(f"  {path}: {what}")
+    emit({"dataset": dataset, "run_dir": run_dir, "table": out, "report": page, "accuracy": accuracy})
 
 
 def _announce(*words: object) -> None:
-    """The command that does the same."""
-    print(f"\n$ logpose {' '.join(map(str, words))}", flush=True)
+    """Print the command that does the next step."""
+    say(f"\n$ logpose {' '.join(map(str, words))}")
 
 
 def _draw(folder: Path, count: int, seed: int) -> None:
-    workers = available_cpus()
-    with bar("drawing", "flags", count * len(CREWS), ends=False) as progress:
-        draw_flags(folder, count, seed, lambda done, total: progress.update(done), workers)
-    print(f"  {plural(count * len(CREWS), 'flag')} in {folder}", flush=True)
+    total = count * len(CREWS)
+    with bar("drawing", "flags", total, ends=False) as progress:
+        draw_flags(folder, count, seed, lambda done, total: progress.update(done), available_cpus())
+    say(f"  {plural(total, 'flag')} in {folder}")
 
 
 def _is_built(dataset: Path) -> bool:
-    """Whether it is whole, and of as many flags as are drawn now."""
+    """Return whether the dataset is complete and has as many flags as are drawn now."""
     try:
         data = Dataset.open(dataset)
     except DatasetError:
         return False
-    wanted = (TRAIN[0] * len(CREWS), VAL[0] * len(CREWS), (SIZE, SIZE))
-    return (data.train.rows, data.val.rows, data.size) == wanted
+    expected = (TRAIN[0] * len(CREWS), VAL[0] * len(CREWS), (SIZE, SIZE))
+    return (data.train.rows, data.val.rows, data.size) == expected
 
 
-def _show(out: Path) -> None:
-    """The CSV's first lines, and how many of its labels are the names of the folders the flags lie in."""
-    print(f"  {out}:")
+def _show(out: Path) -> float:
+    """Print the first lines of the table, and return its accuracy: each flag lies in a folder named after its crew."""
+    say(f"  {out}:")
     with out.open(encoding="utf-8") as file:
         for line in islice(file, 5):
-            print(f"    {line.rstrip()}")
+            say(f"    {line.rstrip()}")
     with out.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    right = sum(row["label"] == Path(row["filename"]).parent.name for row in rows)
-    print(f"    … {right} of {len(rows)} right: each flag lies in a folder named after its crew")
+    correct = sum(row["label"] == Path(row["filename"]).parent.name for row in rows)
+    say(f"    … {correct} of {len(rows)} correct: each flag lies in a folder named after its crew")
+    return correct / len(rows)

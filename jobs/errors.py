@@ -1,19 +1,19 @@
-"""What can be wrong with the use of a job. One line each: what, where, and what to do about it."""
+"""Errors of the jobs."""
 
 from logpose.common.errors import LogposeError
 
 
 class JobError(LogposeError):
-    """Wrong use or bad input: nothing was done."""
+    """Wrong use of a job, or bad input. Nothing was changed."""
 
 
 class WorkFailedError(JobError):
-    """The use was right, the work failed."""
+    """The use was right, but the work failed."""
 
     exit_code = 1
 
 
 class Interrupted(Exception):
-    """Ctrl-C came and what was done so far is saved; the message says how to go on."""
+    """Ctrl-C was pressed. The work so far is saved; the message says how to resume."""
 
     exit_code = 130

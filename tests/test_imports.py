@@ -27,10 +27,10 @@ DOORS = {
     "cupyx": ["cnn/backends/gpu/*.py"],
     "numba": ["cnn/backends/cpu/*.py", "pipeline/images/resize.py", "pipeline/images/pixel_sums.py"],
     "llvmlite": ["cnn/backends/cpu/simd.py", "pipeline/images/resize.py"],
-    "dask": ["pipeline/build/scheduler.py", "pipeline/parallel/cluster.py"],
+    "dask": ["pipeline/build/scheduler.py", "pipeline/parallel/cluster.py", "jobs/console/sizes.py"],
     "PIL": [
         "pipeline/images/decode.py", "jobs/drawing/contact_sheet.py", "jobs/drawing/fonts.py",
-        "jobs/report/thumbnails.py", "jobs/flags*",
+        "jobs/report/thumbnails.py", "jobs/flags*", "logpose/model.py",
     ],
     "matplotlib": ["jobs/drawing/plots.py"],
     "pyarrow": ["jobs/classification/parquet.py"],

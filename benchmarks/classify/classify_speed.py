@@ -43,6 +43,7 @@ from cnn.backends import pick_backend
 from cnn.checkpoint import load_checkpoint
 from cnn.inference.predictor import Predictor
 from jobs.classification.classify import classify
+from jobs.options import ClassifyOptions
 from pipeline.images.decode import decode_image, quiet_pillow
 
 BLOCK = 32  # images: what a task of ours takes
@@ -67,7 +68,7 @@ class Ours:
     def classify(self, out: str) -> float:
         with contextlib.redirect_stdout(io.StringIO()):
             began = time.perf_counter()
-            classify(self.image_folder, self.model, Path(out), workers=self.workers, device="cpu")
+            classify(self.image_folder, self.model, Path(out), ClassifyOptions(workers=self.workers, device="cpu"))
             return time.perf_counter() - began
 
     def decode(self) -> float:

@@ -31,4 +31,4 @@ def pick_backend(device: str = "auto", threads: int | None = None) -> Backend:
             raise DeviceError(f"no usable GPU: {reason}; use --device cpu, or install the extra cuda12")
     from cnn.backends.cpu import CpuBackend
 
-    return CpuBackend(threads, f"no GPU: {reason}" if reason else "")
+    return CpuBackend(threads)

@@ -1,9 +1,9 @@
-"""A tree of images, or a dataset -> a table with one row for each.
+"""Classify a folder of images, or a dataset, into a table with one row per image.
 
-    list ──parts──▶ decode and compute ──rows, in order──▶ finished parts ──▶ OUT.csv
+    inputs ──tasks──▶ decode and predict ──rows, in order──▶ finished parts ──▶ OUT.csv
 
-All at the same time: a thread lists, others decode and compute, this one writes. Memory does not grow with the number
-of files, nor with their names.
+All stages run at once: one thread lists the files, others decode and predict, the main thread writes. Memory does not
+grow with the number of files or with their names.
 """
 
 from collections import deque
@@ -11,111 +11,124 @@ from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from cnn.backends import pick_backend
 from cnn.inference.predictor import Predictor
-from jobs.classification.inputs import FILES_PER_PART, Source, Work, find_inputs
-from jobs.classification.table import PartedTable, TableOptions
-from jobs.classification.task import Block, ClassificationTask, hash_file, keep, label
+from jobs.classification.inputs import FILES_PER_PART, Inputs, Part, find_inputs
+from jobs.classification.table import ResumableTable, TableOptions
+from jobs.classification.task import Row, Task, TaskSettings, cache_predictor, classify_task, hash_file
+from jobs.console.device import choose_backend
+from jobs.console.output import detail, emit, say
 from jobs.console.progress import bar, plural
 from jobs.errors import JobError
+from jobs.options import ClassifyOptions
 from logpose.common.cpus import available_cpus
 from pipeline.build.destination import exclusive_lock
 from pipeline.parallel.ordered import in_order_on_cluster, in_order_on_threads
 
 
-def classify(
-    images: Path,
-    model: Path,
-    out: Path,
-    *,
-    topk: int = 1,
-    threshold: float | None = None,
-    table_format: Literal["csv", "parquet"] | None = None,
-    spreadsheet_safe: bool = False,
-    views: str = "none",
-    batch_size: int = 32,
-    device: str = "auto",
-    workers: int | None = None,
-    scheduler: str | None = None,
-    overwrite: bool = False,
-) -> int:
-    """Write the label of every image at `images` to `out`; a finished part of an earlier run is kept."""
+class ClassifyResult(NamedTuple):
+    """Rows of the table at `path`: images classified, and files that cannot be read."""
+
+    ok: int
+    failed: int
+    path: Path
+
+
+def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> ClassifyResult:
+    """Write the labels of all images at `images` to the table `out`; finished parts of an interrupted run are reused.
+
+    `model` is a model file, or the folder of a training.
+    Raises JobError, ModelFileError, DatasetError, DeviceError where the options, the model or the images do not fit.
+    """
     model = model / "model.safetensors" if model.is_dir() else model
-    workers = workers or available_cpus()
-    backend = pick_backend(device, workers)
-    predictor = Predictor(model, backend, views)
+    if options.model:
+        from cnn.models import import_model
+
+        import_model(options.model)
+    workers = options.workers or available_cpus()
+    backend = choose_backend(options.device, workers)
+    predictor = Predictor(model, backend, options.views)
     card = predictor.card
-    known = plural(len(card.class_names), "class", "classes")
-    if topk > len(card.class_names):
-        raise JobError(f"--topk {topk} asks for more labels than there are: {model} knows {known}; give less")
-    options = TableOptions(topk, threshold, spreadsheet_safe, table_format or _format_of(out))
-    task = ClassificationTask(model.absolute(), hash_file(model), device, views, batch_size, options)
-    keep(predictor, task)
-    # On a cluster a task travels: fewer, larger ones.
-    source = find_inputs(images, out, card, FILES_PER_PART if scheduler else batch_size)
-    identity = {"model": task.model_hash, "--views": views, "device": device if scheduler else backend.name}
-    print(f"{images}: to be classified by {card.model}, which knows {known}")
-    print(f"on the cluster at {scheduler}" if scheduler else backend.description)
+    classes = plural(len(card.class_names), "class", "classes")
+    if options.topk > len(card.class_names):
+        raise JobError(f"--topk {options.topk}: expected at most {len(card.class_names)}, as {model} has {classes}")
+    table_format = options.format or _format_of(out)
+    columns = TableOptions(options.topk, options.threshold, options.spreadsheet_safe, table_format)
+    settings = TaskSettings(
+        model.absolute(), hash_file(model), options.device, options.views, options.batch_size, columns, options.model
+    )
+    cache_predictor(predictor, settings)
+    # Fewer and larger tasks on a cluster, where each one is sent over the network.
+    inputs = find_inputs(images, out, card, FILES_PER_PART if options.scheduler else options.batch_size)
+    device = options.device if options.scheduler else backend.name
+    identity = {"model": settings.model_hash, "--views": options.views, "device": device}
+    say(f"classifying {images} with {card.model}, {classes}")
+    say(f"cluster at {options.scheduler}" if options.scheduler else backend.description)
+    detail(f"classes: {', '.join(card.class_names)}")
     out.parent.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(out.with_name(f".{out.name}.lock"), f"classification into {out}"):
-        table = PartedTable(out, identity, options, overwrite=overwrite)
-        run = _Run(source, table)
-        do = partial(label, task)
+        table = ResumableTable(out, identity, columns, overwrite=options.overwrite)
+        run = _Run(inputs, table)
+        work = partial(classify_task, settings)
         try:
-            with source.opened(table.scratch):
-                if scheduler:
-                    results = in_order_on_cluster(do, run.blocks(), scheduler)
+            with inputs.open(table.scratch):
+                if options.scheduler:
+                    results = in_order_on_cluster(work, run.pending_tasks(), options.scheduler)
                 else:
-                    results = in_order_on_threads(do, run.blocks(), workers)
+                    results = in_order_on_threads(work, run.pending_tasks(), workers)
                 with closing(results):
-                    run.collect(results)
+                    run.write_parts(results)
         except BaseException:
-            table.abandon()
+            table.remove_if_empty()
             raise
-        ok, bad = table.finish(run.parts, merge=source.merge)
-    unread = f", {plural(bad, 'file')} could not be read (status 'error' in the table)" if bad else ""
-    print(f"{plural(ok, 'image')} classified{unread}: {out}")
-    return 0
+        result = ClassifyResult(*table.finish(run.parts, merge=inputs.merge), out)
+    unread = f", {plural(result.failed, 'file')} could not be read (status 'error')" if result.failed else ""
+    say(f"{plural(result.ok, 'image')} classified{unread}: {out}")
+    emit({"table": out, "ok": result.ok, "failed": result.failed, "model": model, "classes": len(card.class_names)})
+    return result
 
 
 class _Run:
-    """Hands out the blocks of unfinished parts, and finishes the parts with the rows that come back."""
+    """Tasks of the unfinished parts, and the writing of each part from their rows.
 
-    def __init__(self, source: Source, table: PartedTable) -> None:
-        self.source, self.table = source, table
-        self.parts = 0
-        self.kept = self.done = 0  # rows finished before, and now
-        self.waiting: deque[tuple[int, Work]] = deque()  # parts handed out, in whole or so far
+    parts   parts of the inputs so far
+    reused  rows in finished parts of earlier runs
+    done    rows of this run
+    """
 
-    def blocks(self) -> Iterator[Block]:
-        """The blocks that are to be done, in order."""
+    def __init__(self, inputs: Inputs, table: ResumableTable) -> None:
+        self.inputs, self.table = inputs, table
+        self.parts = self.reused = self.done = 0
+        self.started: deque[tuple[int, Part]] = deque()  # parts that are not written yet, by number
+
+    def pending_tasks(self) -> Iterator[Task]:
+        """Yield the tasks of the unfinished parts, in order."""
         begun = False
-        for number, work in enumerate(self.source.parts()):
+        for number, part in enumerate(self.inputs.parts()):
             self.parts += 1
-            if self.table.finished(number, work.digest):
-                self.kept += work.rows
+            if self.table.is_finished(number, part.digest):
+                self.reused += part.rows
                 continue
-            if self.kept and not begun:
-                print(f"going on: {self.kept:,} of them were classified before", flush=True)
+            if self.reused and not begun:
+                say(f"resuming: {plural(self.reused, 'file')} already classified")
             begun = True
-            self.waiting.append((number, work))
-            yield from work.blocks
+            self.started.append((number, part))
+            yield from part.tasks
 
-    def collect(self, results: Iterator[list[list[str]]]) -> None:
-        """Write each part when its last rows have come."""
+    def write_parts(self, results: Iterator[list[Row]]) -> None:
+        """Write each part as soon as all its rows are there."""
         with bar("classifying", "files", 0) as progress:
-            rows: list[list[str]] = []
-            for some in results:
-                rows += some
-                self.done += len(some)
-                number, work = self.waiting[0]
-                if len(rows) == work.rows:
-                    self.table.write(number, work.digest, sorted(rows) if self.source.merge else rows)
-                    self.waiting.popleft()
+            rows: list[Row] = []
+            for task_rows in results:
+                rows += task_rows
+                self.done += len(task_rows)
+                number, part = self.started[0]
+                if len(rows) == part.rows:
+                    self.table.write(number, part.digest, sorted(rows) if self.inputs.merge else rows)
+                    self.started.popleft()
                     rows = []
-                progress.update(self.done, total=self.source.found - self.kept)
+                progress.update(self.done, total=self.inputs.found - self.reused)
 
 
 def _format_of(out: Path) -> Literal["csv", "parquet"]:

@@ -1,6 +1,6 @@
-"""What there is to classify, part by part: the files of a folder, or the rows of a dataset.
+"""Inputs of a classification: a folder, or the rows of a dataset, in resumable parts.
 
-A part is what is finished at a time, and its blocks are what is done at a time.
+A part is written, and skipped by a rerun, as a whole. It consists of tasks, which run on threads or workers.
 """
 
 from collections.abc import Iterator
@@ -10,129 +10,134 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from cnn.checkpoint import ModelCard
-from jobs.classification.task import Block, FailuresBlock, FilesBlock, RowsBlock, hash_names
+from jobs.classification.task import FailureTask, FileTask, RowTask, Task, hash_names
 from jobs.errors import JobError
 from pipeline.build.reports import read_failures
 from pipeline.dataset.store import Dataset, Split
 from pipeline.scan.file_index import FileIndex
 
-FILES_PER_PART = 512  # at most this much work of a worker is lost when a run is killed
-ROWS_PER_PART = 4096  # more, since the rows of a dataset have to be merged into the order of their names
+FILES_PER_PART = 512  # a killed run loses at most this much work
+ROWS_PER_PART = 4096  # more, since a dataset's parts have to be merged into the order of the file names
 
 
-class Work(NamedTuple):
-    """A part of what there is to classify; `digest` is another one if anything about it has changed."""
+class Part(NamedTuple):
+    """A resumable part. `digest` changes with its files."""
 
     digest: str
     rows: int
-    blocks: list[Block]
+    tasks: list[Task]
 
 
-class Source(Protocol):
-    """Where the images come from.
+class Inputs(Protocol):
+    """The images to classify.
 
-    merge  whether the parts are in another order than the table's: each is sorted then
+    merge  whether the table must be merged from sorted parts, because the parts are not in its order
     """
 
     merge: bool
 
-    def opened(self, scratch: Path) -> AbstractContextManager[object]:
-        """Begins to look, with `scratch` for temporary files."""
+    def open(self, scratch: Path) -> AbstractContextManager[object]:
+        """Start listing the inputs; temporary files go to `scratch`."""
 
-    def parts(self) -> Iterator[Work]:
-        """The parts, in an order that is always the same."""
+    def parts(self) -> Iterator[Part]:
+        """Yield the parts, always in the same order."""
 
     @property
     def found(self) -> int:
-        """Rows known of so far."""
+        """Rows found so far."""
 
 
-class Folder:
-    """All files below `root`, or the one file given, but for the table that is written there: `out` and beside it."""
+class FolderInputs:
+    """All files below `root`, or the one file `root`, except the table `out` and its parts.
+
+    task_rows  files of a task
+    """
 
     merge = False
 
-    def __init__(self, root: Path, out: Path, block: int) -> None:
-        self.root, self.block = root, block
+    def __init__(self, root: Path, out: Path, task_rows: int) -> None:
+        self.root, self.task_rows = root, task_rows
         self.own = _relative_names(root, out)
-        self.roll: FileIndex | None = None
+        self.index: FileIndex | None = None
 
-    def opened(self, scratch: Path) -> AbstractContextManager[object]:
-        self.roll = FileIndex(self.root, scratch, FILES_PER_PART, self.own.__contains__)
-        return self.roll
+    def open(self, scratch: Path) -> AbstractContextManager[object]:
+        self.index = FileIndex(self.root, scratch, FILES_PER_PART, self.own.__contains__)
+        return self.index
 
-    def parts(self) -> Iterator[Work]:
-        assert self.roll is not None, "not opened"
-        # A worker elsewhere has another working folder.
+    def parts(self) -> Iterator[Part]:
+        assert self.index is not None, "not open"
+        # Absolute, since a worker elsewhere has another working directory.
         folder = str((self.root if self.root.is_dir() else self.root.parent).absolute())
-        for files in self.roll.parts():
+        for files in self.index.parts():
             names = [file.name for file in files]
-            blocks: list[Block] = [
-                FilesBlock(folder, names[start : start + self.block]) for start in range(0, len(names), self.block)
+            tasks: list[Task] = [
+                FileTask(folder, names[start : start + self.task_rows])
+                for start in range(0, len(names), self.task_rows)
             ]
-            about = (f"{file.name}\0{file.size}\0{file.mtime_ns}" for file in files)
-            yield Work(hash_names(list(about)), len(files), blocks)
+            identity = [f"{file.name}\0{file.size}\0{file.mtime_ns}" for file in files]
+            yield Part(hash_names(identity), len(files), tasks)
 
     @property
     def found(self) -> int:
-        return self.roll.found if self.roll else 0
+        return self.index.found if self.index else 0
 
 
-class Rows:
+class DatasetInputs:
     """All rows of a dataset, and the files that it left out.
 
-    Raises JobError where its images have another form than those that the model knows.
+    task_rows  rows of a task, rounded down to whole chunks
+    Raises JobError where the images have another shape than the model's, DatasetError where there is no dataset.
     """
 
     merge = True
 
-    def __init__(self, dataset: Path, card: ModelCard, block: int) -> None:
+    def __init__(self, dataset: Path, card: ModelCard, task_rows: int) -> None:
         self.data = Dataset.open(dataset)
         self.dataset = dataset.absolute()
-        self.block = block
+        self.task_rows = task_rows
         size = card.in_shape[:2]
         if (self.data.size, self.data.fit) != (size, card.fit):
             (height, width), (h, w) = self.data.size, size
             raise JobError(
                 f"expected images of {w}×{h} ({card.fit}), as the model was trained on, found {width}×{height}"
-                f" ({self.data.fit}) in {dataset}; classify what it was built from, {self.data.attributes.source}"
+                f" ({self.data.fit}) in {dataset}; classify its source instead, {self.data.attributes.source}"
             )
-        self.failures = read_failures(dataset)
+        self.failures = sorted((each.path, f"{each.kind}: {each.reason}") for each in read_failures(dataset))
 
-    def opened(self, scratch: Path) -> AbstractContextManager[object]:
+    def open(self, scratch: Path) -> AbstractContextManager[object]:
         return nullcontext()
 
-    def parts(self) -> Iterator[Work]:
-        yield from chain.from_iterable(map(self._of_part, (self.data.train, self.data.val)))
+    def parts(self) -> Iterator[Part]:
+        yield from chain.from_iterable(map(self._split_parts, (self.data.train, self.data.val)))
         if self.failures:
-            names = [failure.path for failure in self.failures]
-            reasons = [f"{failure.kind}: {failure.reason}" for failure in self.failures]
-            yield Work(hash_names([*names, *reasons]), len(names), [FailuresBlock(names, reasons)])
+            names, reasons = (list(column) for column in zip(*self.failures, strict=True))
+            yield Part(hash_names([*names, *reasons]), len(names), [FailureTask(names, reasons)])
 
-    def _of_part(self, part: Split) -> Iterator[Work]:
-        step = -(-ROWS_PER_PART // part.layout.shard_rows) * part.layout.shard_rows
-        block = max(1, self.block // part.chunk_rows) * part.chunk_rows  # whole chunks
-        for start in range(0, part.rows, step):
-            names = [str(name) for name in part.read_column("paths", start, min(start + step, part.rows))]
-            blocks: list[Block] = [
-                RowsBlock(self.dataset, part.name, start + first, names[first : first + block])
-                for first in range(0, len(names), block)
+    def _split_parts(self, split: Split) -> Iterator[Part]:
+        part_rows = -(-ROWS_PER_PART // split.layout.shard_rows) * split.layout.shard_rows
+        task_rows = max(1, self.task_rows // split.chunk_rows) * split.chunk_rows
+        for start in range(0, split.rows, part_rows):
+            names = [str(name) for name in split.read_column("paths", start, min(start + part_rows, split.rows))]
+            tasks: list[Task] = [
+                RowTask(self.dataset, split.name, start + first, names[first : first + task_rows])
+                for first in range(0, len(names), task_rows)
             ]
-            about = hash_names([self.data.content_hash, part.name, str(start)])
-            yield Work(about, len(names), blocks)
+            yield Part(hash_names([self.data.content_hash, split.name, str(start)]), len(names), tasks)
 
     @property
     def found(self) -> int:
         return self.data.train.rows + self.data.val.rows + len(self.failures)
 
 
-def find_inputs(images: Path, out: Path, card: ModelCard, block: int) -> Folder | Rows:
-    """The images at `images`, in blocks of about `block`, for a model with this card."""
-    return Rows(images, card, block) if (images / "zarr.json").is_file() else Folder(images, out, block)
+def find_inputs(images: Path, out: Path, card: ModelCard, task_rows: int) -> FolderInputs | DatasetInputs:
+    """Return the images at `images`, in tasks of about `task_rows`, for a model with this card."""
+    if (images / "zarr.json").is_file():
+        return DatasetInputs(images, card, task_rows)
+    return FolderInputs(images, out, task_rows)
 
 
 def _relative_names(root: Path, out: Path) -> set[str]:
-    """What the table and its parts are called below `root`."""
+    """Return the names below `root` of the table and of the folder of its parts."""
     paths = (out.absolute(), out.absolute().with_name(out.name + ".parts"))
     if not root.is_dir():
         return {path.name for path in paths if path == root.absolute()}

@@ -1,10 +1,10 @@
-"""OUT.parquet: the rows of the CSV with types, for those who read it with pandas, DuckDB, Spark and the like.
+"""OUT.parquet: the rows of the CSV with types, for pandas, DuckDB, Spark and others.
 
     filename, status   string
     label, label_2…    string, null on error rows
     prob, prob_2…      float32, null on error rows
     error              string, null on ok rows
-    filename_bytes     binary: the exact name where it is no UTF-8 and `filename` shows it with escapes; else null
+    filename_bytes     binary: the exact name if it is not valid UTF-8 and `filename` escapes it; else null
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,12 +23,12 @@ except ImportError as error:
         f" ({printable(str(error))}): run pip install pyarrow"
     ) from error
 
-# The rows in memory at a time. Fixed, so that the bytes of the file do not depend on how the rows came.
+# Rows in memory at a time. Fixed, so that the bytes of the file do not depend on the parts.
 ROWS_PER_GROUP = 32_768
 
 
 def write_parquet(file: IO[bytes], columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Write rows of text under these columns, those of the CSV, to an open file. It is left open."""
+    """Write rows of text, with the columns of the CSV, to an open file, which stays open. Raises OSError."""
     types = [pa.float32() if name.startswith("prob") else pa.string() for name in columns]
     schema = pa.schema([*zip(columns, types, strict=True), ("filename_bytes", pa.binary())])
     rows = iter(rows)
@@ -38,7 +38,7 @@ def write_parquet(file: IO[bytes], columns: Sequence[str], rows: Iterable[Sequen
 
 
 def _table(rows: Sequence[Sequence[str]], columns: Sequence[str], schema: Any) -> Any:
-    """A group of rows as a pyarrow Table."""
+    """Convert a group of rows to a pyarrow Table."""
     by_name = dict(zip(columns, zip(*rows, strict=True), strict=True))
     statuses = by_name["status"]
     values: dict[str, list[Any]] = {}
@@ -48,21 +48,21 @@ def _table(rows: Sequence[Sequence[str]], columns: Sequence[str], schema: Any) -
         elif name in ("filename", "status"):
             values[name] = [_text(cell) for cell in cells]
         else:
-            holds = "error" if name == "error" else "ok"  # the rows in which this column says something
+            used_by = "error" if name == "error" else "ok"  # the status of the rows that use this column
             values[name] = [
-                _text(cell) if status == holds else None for cell, status in zip(cells, statuses, strict=True)
+                _text(cell) if status == used_by else None for cell, status in zip(cells, statuses, strict=True)
             ]
-    values["filename_bytes"] = [_bytes_if_no_utf8(name) for name in by_name["filename"]]
+    values["filename_bytes"] = [_bytes_unless_utf8(name) for name in by_name["filename"]]
     return pa.table(values, schema=schema)
 
 
 def _text(cell: str) -> str:
-    """The cell as valid UTF-8, which is all that a Parquet string can hold."""
-    return printable(cell) if _bytes_if_no_utf8(cell) else cell
+    """Return the cell as valid UTF-8: a Parquet string cannot hold anything else."""
+    return printable(cell) if _bytes_unless_utf8(cell) else cell
 
 
-def _bytes_if_no_utf8(cell: str) -> bytes | None:
-    """The bytes that a text stands for, if they are no UTF-8: Python keeps these as lone surrogates."""
+def _bytes_unless_utf8(cell: str) -> bytes | None:
+    """Return the bytes of a text that is not valid UTF-8 (Python holds them as lone surrogates), else None."""
     try:
         cell.encode()
     except UnicodeEncodeError:

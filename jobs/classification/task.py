@@ -1,7 +1,7 @@
-"""Some images -> their rows of the table. What a thread, or a worker of a cluster, does of a classification.
+"""The classification task: decode some images, predict, return table rows. Runs on a thread or a cluster worker.
 
-A task decodes its images and computes them right away, on one core: the pixels are still in its cache, and threads
-need not wait for each other.
+A task decodes its images and predicts them right away on one core: the pixels are still in its cache, and threads do
+not wait for each other.
 """
 
 import hashlib
@@ -26,12 +26,13 @@ Row: TypeAlias = list[str]
 
 
 @dataclass(frozen=True)
-class ClassificationTask:
-    """What all tasks of a classification have in common.
+class TaskSettings:
+    """What all tasks of a classification share.
 
-    model_hash  of the file at `model`: a worker elsewhere may see another one there
-    views       several looks at each image: see cnn.inference.predictor
-    batch_size  images computed at a time; decides nothing but memory and speed
+    model_hash   SHA-256 of the file at `model`: another machine may have another file there
+    views        test-time augmentation: see cnn.inference.predictor
+    batch_size   images per forward pass; affects only memory and speed
+    model_class  'package.module:Class' to import, as the user gave it; None for a network of logpose's
     """
 
     model: Path
@@ -40,66 +41,70 @@ class ClassificationTask:
     views: str
     batch_size: int
     options: TableOptions
+    model_class: str | None = None
 
 
-class FilesBlock(NamedTuple):
-    """Files of a folder, by their names relative to it; or one file, by its own name, `folder` being where it lies."""
+class FileTask(NamedTuple):
+    """Files of a folder, by their names relative to it."""
 
     folder: str
     names: list[str]
 
 
-class RowsBlock(NamedTuple):
-    """Rows start, start + 1, … of a part of a dataset, along with their names."""
+class RowTask(NamedTuple):
+    """Rows start, start + 1, … of a split of a dataset, with their file names."""
 
     dataset: Path
-    part: str
+    split: str
     start: int
     names: list[str]
 
 
-class FailuresBlock(NamedTuple):
-    """Files that a dataset left out, and why."""
+class FailureTask(NamedTuple):
+    """Files that a dataset left out, and the reasons."""
 
     names: list[str]
     reasons: list[str]
 
 
-Block: TypeAlias = FilesBlock | RowsBlock | FailuresBlock
+Task: TypeAlias = FileTask | RowTask | FailureTask
 
 
-def label(task: ClassificationTask, block: Block) -> list[Row]:
-    """A row for each name of the block, in its order.
+def classify_task(settings: TaskSettings, task: Task) -> list[Row]:
+    """Return a row for each name of the task, in its order.
 
-    Raises DamageError where a dataset is damaged, JobError where the model here is another one.
+    Raises DamageError where a dataset is damaged, JobError where the model is not the same file on this machine.
     """
-    if isinstance(block, FailuresBlock):
-        return [error_row(*failure, task.options.topk) for failure in zip(*block, strict=True)]
-    predictor = _predictor_of_thread(task)
+    if isinstance(task, FailureTask):
+        return [error_row(*failure, settings.options.topk) for failure in zip(*task, strict=True)]
+    predictor = _thread_predictor(settings)
     size = predictor.card.in_shape[:2]
-    pixels = np.empty((len(block.names), *size, 3), np.uint8)  # (n, H, W, 3)
-    reasons: list[str | None] = [None] * len(block.names)
-    if isinstance(block, RowsBlock):
-        _open_part(block.dataset, block.part).read_into(pixels, block.start, block.start + len(block.names))
+    pixels = np.empty((len(task.names), *size, 3), np.uint8)  # (n, H, W, 3)
+    reasons: list[str | None] = [None] * len(task.names)
+    if isinstance(task, RowTask):
+        _open_split(task.dataset, task.split).read_into(pixels, task.start, task.start + len(task.names))
     else:
-        pixels, reasons = _decode(block, predictor.card.fit, pixels)  # (readable, H, W, 3)
-    rankings = iter(_rank(predictor, pixels, task))
+        pixels, reasons = _decode(task, predictor.card.fit, pixels)  # (readable, H, W, 3)
+    rankings = iter(_rank(predictor, pixels, settings))
     return [
-        ok_row(name, next(rankings), task.options)
+        ok_row(name, next(rankings), settings.options)
         if reason is None
-        else error_row(name, reason, task.options.topk)
-        for name, reason in zip(block.names, reasons, strict=True)
+        else error_row(name, reason, settings.options.topk)
+        for name, reason in zip(task.names, reasons, strict=True)
     ]
 
 
-def _decode(block: FilesBlock, fit: str, pixels: np.ndarray) -> tuple[np.ndarray, list[str | None]]:
-    """The files' pixels, one after the other in (n, H, W, 3), less those that cannot be read; why not, or None."""
+def _decode(task: FileTask, fit: str, pixels: np.ndarray) -> tuple[np.ndarray, list[str | None]]:
+    """Decode the files into `pixels` (n, H, W, 3), skipping unreadable ones.
+
+    Returns the pixels (readable, H, W, 3), and for each file the reason why it cannot be read, or None.
+    """
     reasons: list[str | None] = []
     readable = 0
     with quiet_pillow():
-        for name in block.names:
+        for name in task.names:
             try:
-                decode_image(f"{block.folder}/{name}", pixels.shape[1:3], fit, pixels[readable])
+                decode_image(f"{task.folder}/{name}", pixels.shape[1:3], fit, pixels[readable])
             except DecodeError as error:
                 reasons.append(str(error))
             else:
@@ -108,69 +113,73 @@ def _decode(block: FilesBlock, fit: str, pixels: np.ndarray) -> tuple[np.ndarray
     return pixels[:readable], reasons
 
 
-def _rank(predictor: Predictor, pixels: np.ndarray, task: ClassificationTask) -> list[list[tuple[str, float]]]:
-    """The likeliest classes of each image of (n, H, W, 3), with their probabilities, best first."""
+def _rank(predictor: Predictor, pixels: np.ndarray, settings: TaskSettings) -> list[list[tuple[str, float]]]:
+    """Return the most likely classes of each image of (n, H, W, 3) with their probabilities, best first."""
     classes = predictor.card.class_names
     ranked = []
-    for start in range(0, len(pixels), task.batch_size):
-        probabilities = predictor.probabilities(pixels[start : start + task.batch_size])  # float32 (B, C)
-        order = np.argsort(-probabilities, axis=1, kind="stable")[:, : task.options.topk]  # (B, K)
+    for start in range(0, len(pixels), settings.batch_size):
+        probabilities = predictor.probabilities(pixels[start : start + settings.batch_size])  # float32 (B, C)
+        order = np.argsort(-probabilities, axis=1, kind="stable")[:, : settings.options.topk]  # (B, K)
         best = np.take_along_axis(probabilities, order, axis=1)  # (B, K)
         for indices, probs in zip(order.tolist(), best.tolist(), strict=True):
             ranked.append([(classes[index], prob) for index, prob in zip(indices, probs, strict=True)])
     return ranked
 
 
-# What a process keeps for its next tasks ----------------------------------------------------------------
+# Cached by each process and thread for its next tasks --------------------------------------------------
 
-_of_thread = threading.local()
-_of_process: dict[ClassificationTask, Predictor] = {}
+_thread_cache = threading.local()
+_process_cache: dict[TaskSettings, Predictor] = {}
 _loading = threading.Lock()
 
 
-def _predictor_of_thread(task: ClassificationTask) -> Predictor:
-    if getattr(_of_thread, "labelling", None) != task:
+def _thread_predictor(settings: TaskSettings) -> Predictor:
+    if getattr(_thread_cache, "settings", None) != settings:
         with _loading:
-            if task not in _of_process:
-                loaded = _load(task)
-                _of_process.clear()  # one model at a time is enough
-                _of_process[task] = loaded
-            _of_thread.predictor = _of_process[task].for_thread()
-            _of_thread.task = task
-    predictor: Predictor = _of_thread.predictor
+            if settings not in _process_cache:
+                loaded = _load(settings)
+                _process_cache.clear()  # one model at a time is enough
+                _process_cache[settings] = loaded
+            _thread_cache.predictor = _process_cache[settings].for_thread()
+            _thread_cache.settings = settings
+    predictor: Predictor = _thread_cache.predictor
     return predictor
 
 
-def keep(predictor: Predictor, task: ClassificationTask) -> None:
-    """Have the tasks of this process use a predictor that is there already."""
+def cache_predictor(predictor: Predictor, settings: TaskSettings) -> None:
+    """Have the tasks of this process use a predictor that is already loaded."""
     with _loading:
-        _of_process.clear()
-        _of_process[task] = predictor
+        _process_cache.clear()
+        _process_cache[settings] = predictor
 
 
-def _load(task: ClassificationTask) -> Predictor:
-    model = task.model
-    predictor = Predictor(model, pick_backend(task.device), task.views)
-    if hash_file(model) != task.model_hash:
+def _load(settings: TaskSettings) -> Predictor:
+    model = settings.model
+    if settings.model_class:
+        from cnn.models import import_model
+
+        import_model(settings.model_class)
+    predictor = Predictor(model, pick_backend(settings.device), settings.views)
+    if hash_file(model) != settings.model_hash:
         raise JobError(
-            f"expected the same model for all of a classification, found another one now, or on this machine, at"
-            f" {model}; give a path at which all see the same file"
+            f"expected the same model throughout a classification, found another one now, or on this machine, at"
+            f" {model}; give a path at which all machines see the same file"
         )
     return predictor
 
 
 @cache
-def _open_part(dataset: Path, part: str) -> Split:
+def _open_split(dataset: Path, split: str) -> Split:
     data = Dataset.open(dataset)
-    return data.train if part == data.train.name else data.val
+    return data.train if split == data.train.name else data.val
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file's bytes, in hex. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_names(names: Sequence[str]) -> str:
-    """SHA-256 of strings that may hold bytes that are no UTF-8."""
+    """Return the SHA-256, in hex, of file names, which may hold bytes that are not valid UTF-8."""
     return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()

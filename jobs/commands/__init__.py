@@ -1,9 +1,8 @@
-"""The commands: arguments, prompts, and the call of a job, nothing else.
+"""The commands: arguments, prompts, and the call of a job.
 
-A command only puts its arguments in order and returns the job; `cli.main` runs it. Jobs are imported when
-they are run: `--help` must not wait for Numba.
+Each job is imported when its command runs: `--help` must not wait for Numba.
 """
 
 from jobs.commands import main_jobs as main_jobs
 from jobs.commands import tools as tools
-from jobs.commands.options import app as app
+from jobs.commands.app import app as app

@@ -1,4 +1,4 @@
-"""Messages of a job: how much a person wants to read (-q, -v), or one JSON object for a program (--json)."""
+"""Messages of a job: normal, --quiet or --verbose for a person, one JSON object (--json) for a program."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from logpose.common.errors import printable
 
 
 class Verbosity(IntEnum):
-    """How much is printed; errors always are."""
+    """How much is printed. Errors always are."""
 
     JSON = -2  # one JSON object at the end, for a program
     QUIET = -1
@@ -21,36 +21,44 @@ class Verbosity(IntEnum):
 
 
 _verbosity = Verbosity.NORMAL
+_result: Mapping[str, Any] | None = None
 
 
 def verbosity() -> Verbosity:
-    """Return how much is printed now."""
+    """Return the current verbosity."""
     return _verbosity
 
 
 @contextmanager
 def verbosity_of(level: Verbosity) -> Iterator[None]:
-    """Print so much while the block runs."""
-    global _verbosity
-    before, _verbosity = _verbosity, level
+    """Set the verbosity while the block runs. At JSON, print the last emitted result at its end."""
+    global _verbosity, _result
+    before, _verbosity, _result = _verbosity, level, None
     try:
         yield
+        if level is Verbosity.JSON and _result is not None:
+            print(json.dumps(_result, default=_plain), flush=True)
     finally:
         _verbosity = before
 
 
 def say(line: str = "", *, at: Verbosity = Verbosity.NORMAL) -> None:
-    """Print a line, unless less is wanted than `at`. The caller escapes names with `printable` where they need it."""
+    """Print a line if the verbosity is `at` or higher. The caller escapes names with `printable` where needed."""
     if _verbosity >= at:
         print(line, flush=True)
 
 
 def detail(line: str) -> None:
-    """Print a line that only `--verbose` shows."""
+    """Print a line with `--verbose` only."""
     say(line, at=Verbosity.VERBOSE)
 
 
 def emit(result: Mapping[str, Any]) -> None:
-    """Print the job's result as one line of JSON, with `--json` only."""
-    if _verbosity is Verbosity.JSON:
-        print(json.dumps(result, default=lambda value: printable(str(value))), flush=True)
+    """Set the result that `--json` prints. A job that runs other jobs emits last, and so replaces their results."""
+    global _result
+    _result = result
+
+
+def _plain(value: Any) -> Any:
+    """Convert a NumPy number, a path or the like to what JSON can hold."""
+    return value.item() if hasattr(value, "item") else printable(str(value))

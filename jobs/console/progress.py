@@ -1,33 +1,37 @@
-"""How far a job is: a bar on a terminal, a plain line now and then in a pipe or a log file."""
+"""Progress of a job: a bar on a terminal, a line now and then in a pipe or a log file."""
 
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
+from jobs.console.output import Verbosity, say, verbosity
+
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress, TaskID
 
 LINE_EVERY = 10.0  # seconds between two lines in a pipe
+MIN_BAR = 10  # terminal columns; with less room, the text at the right end is left out
 
 
 class Bar(Protocol):
-    """What a job tells about its progress."""
+    """Where a job reports its progress."""
 
     def update(self, done: int, note: str = "", total: int | None = None) -> None:
-        """`done` of `total` units are finished; `note` is shown behind them."""
+        """Show that `done` of `total` units are finished, and a note."""
 
 
 @contextmanager
 def bar(what: str, unit: str, total: int, *, done: int = 0, ends: bool = True) -> Iterator[Bar]:
-    """Show progress while the block runs. A job that goes on starts with `done` units.
+    """Show progress while the block runs. A resumed job starts with `done` units.
 
-    In a pipe the first and the last state are printed too, unless `ends` is false.
+    A pipe also receives the first and the last state, unless `ends` is false.
     """
-    if is_terminal():
+    if is_terminal() and verbosity() >= Verbosity.NORMAL:
         with _RichBar(what, unit, total, done) as shown:
             yield shown
     else:
@@ -37,17 +41,17 @@ def bar(what: str, unit: str, total: int, *, done: int = 0, ends: bool = True) -
 
 
 def is_terminal() -> bool:
-    """Whether somebody watches who can see a bar move."""
+    """Return whether standard output is a terminal that can redraw a line."""
     return sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
 
 
 def plural(count: int, one: str, many: str = "") -> str:
-    """`1 image`, `2 images`, `12,000 images`."""
+    """Format a count: `1 image`, `2 images`, `12,000 images`."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person writes them: 4.2 s, 3:07, 1:02:03."""
+    """Format a duration: 4.2 s, 42 s, 3:07, 1:02:03."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 60:
@@ -58,7 +62,7 @@ def duration(seconds: float) -> str:
 
 
 class _Lines:
-    """Lines without any control character: what a pipe, a log file or a dumb terminal gets."""
+    """Lines without control characters, for a pipe, a log file or a dumb terminal."""
 
     def __init__(self, what: str, unit: str, total: int, done: int, ends: bool) -> None:
         self.what, self.unit, self.total, self.ends = what, unit, total, ends
@@ -79,57 +83,68 @@ class _Lines:
 
     def _print(self) -> None:
         now = time.monotonic()
-        parts = [f"{self.what}: {self.done:,} of {self.total:,} {self.unit}"]
-        fresh, elapsed = self.done - self.started_with, now - self.started
-        if fresh > 0 and elapsed > 0:
-            rate = fresh / elapsed
-            parts.append(f"{_rate(rate)}/s")
+        words = [f"{self.what}: {self.done:,} of {self.total:,} {self.unit}"]
+        done_now, elapsed = self.done - self.started_with, now - self.started
+        if done_now > 0 and elapsed > 0:
+            rate = done_now / elapsed
+            words.append(f"{_rate(rate)}/s")
             if self.done < self.total:
-                parts.append(f"{duration((self.total - self.done) / rate)} left")
+                words.append(f"{duration((self.total - self.done) / rate)} left")
             else:
-                parts.append(f"took {duration(elapsed)}")
+                words.append(f"took {duration(elapsed)}")
         if self.note:
-            parts.append(self.note)
-        print(", ".join(parts), flush=True)
+            words.append(self.note)
+        say(", ".join(words))
         self.printed, self.printed_done = now, self.done
 
 
 class _RichBar:
-    """A bar with rate and remaining time; it disappears when done, so that the job's own lines stay."""
+    """A bar with count, rate, remaining time and note, as many of them as fit. It disappears when done."""
 
     progress: "Progress"
     task: "TaskID"
 
-    def __init__(self, what: str, unit: str, total: int, done: int) -> None:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            ProgressColumn,
-            Task,
-            TextColumn,
-        )
+    def __init__(self, what: str, unit: str, total: int, done: int, console: "Console | None" = None) -> None:
+        from rich import get_console
+        from rich.progress import BarColumn, Progress, ProgressColumn, Task
+        from rich.table import Column, Table
         from rich.text import Text
 
-        class PaceColumn(ProgressColumn):
-            def render(self, task: Task) -> Text:
-                if not task.speed:
-                    return Text()
-                left = f", {duration(task.time_remaining)} left" if task.time_remaining else ""
-                return Text(f"{_rate(task.speed)}/s{left}", style="progress.data.speed")
+        screen = console or get_console()
 
-        self.progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn(unit, markup=False),
-            PaceColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
-            TextColumn("  "),  # room for the ^C that a terminal shows: a line that wraps is not erased
-            transient=True,
-            refresh_per_second=5,
+        class Label(ProgressColumn):
+            def __init__(self, text: Callable[[Task], str]) -> None:
+                super().__init__(Column(no_wrap=True, overflow="ellipsis"))
+                self.text = text
+
+            def render(self, task: Task) -> Text:
+                return Text(self.text(task))
+
+        def count(task: Task) -> str:
+            total = f"/{task.total:,.0f}" if task.total else ""  # unknown at first
+            return f"{task.completed:,.0f}{total} {unit}"
+
+        labels = (
+            Label(lambda task: what),
+            Label(count),
+            Label(lambda task: f"{duration(task.time_remaining)} left" if task.time_remaining else ""),
+            Label(lambda task: f"{_rate(task.speed)}/s" if task.speed else ""),
+            Label(lambda task: str(task.fields["note"])),
         )
-        self.task = self.progress.add_task(what, total=total, completed=done, note="")
+        reserve = Label(lambda task: "  ")  # for the ^C that a terminal shows: rich cannot erase a line that wraps
+
+        class FittingProgress(Progress):
+            def make_tasks_table(self, tasks: Iterable[Task]) -> Table:
+                tasks = list(tasks)
+                widths = [max((len(label.text(task)) for task in tasks), default=0) for label in labels]
+                room = screen.width - MIN_BAR - 4  # the bar and the reserve, with a space behind each
+                fitting = sum(sum(widths[: n + 1]) + n + 1 <= room for n in range(len(labels)))
+                first, *others = labels[: max(fitting, 2)]
+                self.columns = (first, BarColumn(bar_width=None), *others, reserve)
+                return super().make_tasks_table(tasks)
+
+        self.progress = FittingProgress(transient=True, refresh_per_second=5, console=screen)
+        self.task = self.progress.add_task(what, total=total or None, completed=done, note="")
 
     def update(self, done: int, note: str = "", total: int | None = None) -> None:
         self.progress.update(self.task, completed=done, note=note, total=total)

@@ -1,32 +1,66 @@
-"""Questions to a person on a terminal; to a script, an error that says what was missing."""
+"""Questions to a person on a terminal; for a script, an error that names the missing argument."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from jobs.console.output import Verbosity, verbosity
 from jobs.errors import JobError
+from logpose.common.errors import printable
 
 
 def interactive() -> bool:
-    """Whether there is a person to ask: both directions are a terminal."""
-    return sys.stdin.isatty() and sys.stdout.isatty()
+    """Return whether questions may be asked: input and output are a terminal, and not --quiet or --json."""
+    return sys.stdin.isatty() and sys.stdout.isatty() and verbosity() >= Verbosity.NORMAL
 
 
-def path_argument(given: Path | None, name: str, question: str, command: str, default: str = "") -> Path:
-    """The argument as given or, on a terminal, as answered."""
+def existing_path(path: Path) -> str:
+    """Return what is wrong with a path to read, '' if it exists."""
+    return "" if path.exists() else f"nothing at {path}"
+
+
+def existing_dataset(path: Path) -> str:
+    """Return what is wrong with a dataset's path, '' if there is one."""
+    return "" if (path / "zarr.json").is_file() else f"no dataset at {path}"
+
+
+def existing_model(path: Path) -> str:
+    """Return what is wrong with the path of a model file or of a training's folder, '' if there is a model."""
+    return "" if path.is_file() or (path / "model.safetensors").is_file() else f"no model file at {path}"
+
+
+def path_argument(
+    given: Path | None,
+    name: str,
+    question: str,
+    command: str,
+    problem: Callable[[Path], str] = lambda path: "",
+    default: str = "",
+) -> Path:
+    """Return the argument as given or, on a terminal, ask until `problem` finds nothing wrong with the answer.
+
+    Raises JobError where the argument is missing and nobody can be asked.
+    """
     if given is not None:
         return given
     if not interactive():
         raise JobError(f"missing argument {name}; 'logpose {command} --help' shows an example")
-    return Path(ask(question, default)).expanduser()
+    while True:
+        answer = Path(ask(question, default)).expanduser()
+        found = problem(answer)
+        if not found:
+            return answer
+        print(f"There is {printable(found)}. Try again, or press Ctrl-C to stop.")
 
 
 def ask(question: str, default: str = "") -> str:
-    """Ask until there is an answer; Enter alone takes the default."""
+    """Ask until there is an answer; Enter alone means the default, Tab completes paths."""
+    _complete_paths_with_tab()
     shown = f"{question} [{default}]: " if default else f"{question}: "
     while True:
         try:
             answer = input(shown).strip()
-        except EOFError:  # Ctrl-D: nobody wants to answer
+        except EOFError:  # Ctrl-D
             print()
             raise KeyboardInterrupt from None
         if answer or default:
@@ -34,10 +68,36 @@ def ask(question: str, default: str = "") -> str:
 
 
 def choose(question: str, choices: tuple[str, ...]) -> str:
-    """Ask for one of the choices; their first letters, or more of them, will do. Enter takes the first."""
+    """Ask for one of the choices. The first letters are enough; Enter means the first choice."""
     while True:
         answer = ask(f"{question} ({' / '.join(choices)})", choices[0]).lower()
         matching = [choice for choice in choices if choice.startswith(answer)]
         if matching:
             return matching[0]
         print(f"Please answer {' or '.join(choices)}.")
+
+
+def _complete_paths_with_tab() -> None:
+    try:
+        import readline
+    except ImportError:  # Windows
+        return
+    readline.set_completer_delims("")  # the whole answer is one path
+    readline.set_completer(_path_completion)
+    libedit = "libedit" in (readline.__doc__ or "")  # macOS
+    readline.parse_and_bind("bind ^I rl_complete" if libedit else "tab: complete")
+
+
+def _path_completion(start: str, number: int) -> str | None:
+    """Return the path number 0, 1, … that begins with `start`, None after the last. Called by readline."""
+    head, slash, prefix = start.rpartition("/")
+    try:
+        entries = sorted(Path(head + slash).expanduser().iterdir())
+    except OSError:
+        return None
+    names = [
+        f"{head}{slash}{entry.name}{'/' * entry.is_dir()}"
+        for entry in entries
+        if entry.name.startswith(prefix) and (prefix or not entry.name.startswith("."))
+    ]
+    return names[number] if number < len(names) else None

@@ -1,55 +1,83 @@
-"""What is in a dataset, for a person: figures on the console, and a contact sheet of its images."""
+"""Describe a dataset: figures on the console, and a contact sheet of its images."""
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from rich.cells import cell_len
 
+from jobs.console.output import emit, say
 from jobs.console.progress import plural
 from jobs.drawing.contact_sheet import MAX_CLASSES, check_sheet_path, write_sheet
 from jobs.drawing.fonts import count_undrawable
 from jobs.errors import JobError
+from jobs.options import InfoOptions
 from logpose.common.errors import printable
 from pipeline.build.reports import read_failures
 from pipeline.dataset.disk_usage import Storage, measure_storage
 from pipeline.dataset.schema import DUPLICATES_FILE, FAILURES_FILE, FORMAT, FORMAT_VERSION, SHEET_FILE
 from pipeline.dataset.store import Dataset, Split
-from pipeline.errors import DatasetError
 from pipeline.loader.shuffle_quality import PERMUTATIONS, all_rows, compare
 from pipeline.loader.stream import BatchStream
 
-KEY = 10  # places before the values
-FEW = 10  # with fewer images to train on, a class is hardly learned
+KEY_WIDTH = 12  # columns
+SMALL_CLASS = 10  # with fewer training images, a class is hardly learned
 
 
-def info(dataset: Path, *, sheet: Path | None = None, no_sheet: bool = False, shuffle: bool = False) -> int:
-    """Describe `dataset`, and draw its contact sheet: into its folder, or to `sheet`. With `shuffle`, measure that."""
-    if sheet and no_sheet:
-        raise JobError(f"--sheet {sheet} and --no-sheet contradict each other; give one of them")
+def info(dataset: Path, options: InfoOptions) -> None:
+    """Describe `dataset`, and draw its contact sheet.
+
+    Raises DatasetError where it cannot be opened or is damaged, JobError where the options contradict each other or
+    the sheet would replace another file.
+    """
+    if options.sheet and options.no_sheet:
+        raise JobError(f"--sheet {options.sheet} and --no-sheet contradict each other; give one of them")
     data = Dataset.open(dataset)
-    place = sheet or dataset / SHEET_FILE
-    if not no_sheet:
-        check_sheet_path(place)
-    blocks = [_form(data), _classes(data), _colours(data), _storage(data), _origin(data)]
-    if shuffle:
+    sheet = None if options.no_sheet else options.sheet or dataset / SHEET_FILE
+    if sheet:
+        check_sheet_path(sheet)
+    storage = {split.name: measure_storage(data.path, split.name) for split in (data.train, data.val) if split.rows}
+    failures = _count_failures(data.path)
+    blocks = [_form(data), _classes(data), _colours(data), _storage(storage), _origin(data, failures)]
+    if options.shuffle:
         blocks.append(_shuffle(data.train))
-    print("\n\n".join("\n".join(lines) for lines in blocks))
-    if no_sheet:
-        return 0
-    try:
-        write_sheet(place, data)
-    except OSError as error:
-        if sheet:
-            raise
-        # What was asked for has been said; that not all may write into a shared dataset is no failure.
-        reason = (error.strerror or str(error)).lower()
-        print(_line("sheet", f"none: {reason} at {place}; draw it elsewhere with --sheet FILE.png"))
-    else:
-        print("\n".join(_sheet(place, data.class_names)))
-    return 0
+    say("\n\n".join("\n".join(lines) for lines in blocks))
+    if sheet:
+        try:
+            write_sheet(sheet, data)
+        except OSError as error:
+            if options.sheet:
+                raise
+            # Not an error: a shared dataset may be read-only, and the figures are printed.
+            reason = (error.strerror or str(error)).lower()
+            say(_line("sheet", f"none: {reason} at {sheet}; draw it elsewhere with --sheet FILE.png"))
+            sheet = None
+        else:
+            say("\n".join(_sheet(sheet, data.class_names)))
+    counts = {split.name: _counts(split, len(data.class_names)).tolist() for split in (data.train, data.val)}
+    emit(
+        {
+            "dataset": data.path,
+            "size": data.size,
+            "fit": data.fit,
+            "seed": data.seed,
+            "classes": {
+                name: {split: rows[label] for split, rows in counts.items()}
+                for label, name in enumerate(data.class_names)
+            },
+            "mean": data.mean,
+            "std": data.std,
+            "storage": {name: asdict(stored) for name, stored in storage.items()},
+            "source": data.attributes.source,
+            "content_hash": data.content_hash,
+            "failures": failures,
+            "duplicates": asdict(data.attributes.duplicates) if data.attributes.duplicates else None,
+            "sheet": sheet,
+        }
+    )
 
 
 def _form(data: Dataset) -> list[str]:
@@ -62,40 +90,46 @@ def _form(data: Dataset) -> list[str]:
     ]
 
 
+def _counts(split: Split, classes: int) -> npt.NDArray[np.int64]:
+    """Images of each class, (C,)."""
+    return np.bincount(split.labels, minlength=classes)
+
+
 def _classes(data: Dataset) -> list[str]:
-    """The images of each class, and how uneven they are."""
+    """Images of each class, and their balance."""
     classes = len(data.class_names)
-    train = np.bincount(data.train.labels, minlength=classes)  # (C,)
-    val = np.bincount(data.val.labels, minlength=classes)  # (C,)
+    train, val = _counts(data.train, classes), _counts(data.val, classes)  # (C,)
     rows = [(name, f"{train[i]:,}", f"{val[i]:,}") for i, name in enumerate(data.class_names)]
     total = (plural(classes, "class", "classes"), f"{data.train.rows:,}", f"{data.val.rows:,}")
-    return [*_table([("class", "train", "val"), *rows, total]), _balance(data.class_names, train, train + val)]
+    return [*_table([("class", "train", "val"), *rows, total]), *_balance(data.class_names, train, train + val)]
 
 
-def _balance(names: Sequence[str], train: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> str:
-    """One line on classes that are larger or smaller than others: by train (C,), and by all counts (C,)."""
+def _balance(names: Sequence[str], train: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> list[str]:
+    """The largest, the smallest and the too small classes, by images to train on (C,) and by all images (C,)."""
     largest, smallest = int(counts.argmax()), int(counts.argmin())
     most, least = int(counts[largest]), int(counts[smallest])
-    ends = f"largest class {most:,} ({names[largest]}), smallest {least:,} ({names[smallest]})"
-    said = f"every class has {plural(most, 'image')}" if most == least else f"{ends}, {most / least:.2f} times"
-    few = [f"{names[i]} ({train[i]})" for i in np.flatnonzero(train < FEW).tolist()]
-    if few:
-        others = f" and {len(few) - 5:,} more" if len(few) > 5 else ""
-        said += f"; fewer than {FEW} to train on: {', '.join(few[:5])}{others}"
-    return said
+    if most == least:
+        lines = [f"every class has {plural(most, 'image')}"]
+    else:
+        ratio = f"{most / least:.2f} to 1"
+        lines = [f"largest class {most:,} ({names[largest]}), smallest {least:,} ({names[smallest]}): {ratio}"]
+    small = [f"{names[i]} ({train[i]})" for i in np.flatnonzero(train < SMALL_CLASS).tolist()]
+    if small:
+        others = f" and {len(small) - 5:,} more" if len(small) > 5 else ""
+        lines.append(f"fewer than {SMALL_CLASS} to train on: {', '.join(small[:5])}{others}")
+    return lines
 
 
 def _colours(data: Dataset) -> list[str]:
-    """Mean and standard deviation of the training part, as the pixels have them: 0..255."""
+    """Mean and std of each channel of the training images, in 0..255."""
     channels = zip(("red", "green", "blue"), data.mean, data.std, strict=True)
     return _table([("channel", "mean", "std"), *((name, f"{mean:.1f}", f"{std:.1f}") for name, mean, std in channels)])
 
 
-def _storage(data: Dataset) -> list[str]:
-    stored = {part.name: measure_storage(data.path, part.name) for part in (data.train, data.val) if part.rows}
+def _storage(storage: dict[str, Storage]) -> list[str]:
     header = ("images", "on disk", "pixels", "ratio", "chunks", "rows each", "shards", "rows each")
-    rows = [(name, *_figures(storage)) for name, storage in stored.items()]
-    return [*_table([header, *rows]), _line("codecs", ", ".join(stored["train"].codecs))]
+    rows = [(name, *_figures(stored)) for name, stored in storage.items()]
+    return [*_table([header, *rows]), _line("codecs", ", ".join(storage["train"].codecs))]
 
 
 def _figures(stored: Storage) -> tuple[str, ...]:
@@ -108,85 +142,89 @@ def _megabytes(count: int) -> str:
     return f"{megabytes:,.1f} MB" if megabytes >= 1 else f"{megabytes:.3f} MB"
 
 
-def _origin(data: Dataset) -> list[str]:
-    """Where the images came from, which did not come along, and which are there more than once."""
+def _origin(data: Dataset, failures: dict[str, int] | None) -> list[str]:
+    """The source of the images, the files left out, and the near-duplicates."""
+    file = data.path / FAILURES_FILE
+    if failures is None:
+        found = f"unknown: {file} is missing"
+    elif failures:
+        listed = ", ".join(f"{count:,} {kind}" for kind, count in failures.items())
+        found = f"{plural(sum(failures.values()), 'file')} left out: {listed}; see {file}"
+    else:
+        found = "none"
     return [
         _line("source", data.attributes.source),
         _line("content", data.content_hash),
-        _line("failures", _failures(data)),
-        *_copies(data),
+        _line("failures", found),
+        *_duplicates(data),
     ]
 
 
-def _failures(data: Dataset) -> str:
-    path = data.path / FAILURES_FILE
+def _count_failures(dataset: Path) -> dict[str, int] | None:
+    """Count the files left out by kind, the most frequent first; None without a failures.csv."""
     try:
-        kinds = Counter(failure.kind for failure in read_failures(data.path))
-    except DatasetError:
-        return f"unknown: {path} is missing or damaged"
-    if not kinds:
-        return "none"
-    listed = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
-    return f"{plural(kinds.total(), 'file')} left out: {listed}; see {path}"
+        return dict(Counter(failure.kind for failure in read_failures(dataset)).most_common())
+    except FileNotFoundError:
+        return None
 
 
-def _copies(data: Dataset) -> list[str]:
+def _duplicates(data: Dataset) -> list[str]:
     copies = data.attributes.duplicates
     if copies is None:
-        return [_line("copies", "not looked for")]
+        return [_line("duplicates", "not searched for")]
     if not copies.groups:
-        return [_line("copies", "none")]
+        return [_line("duplicates", "none")]
     groups = plural(copies.groups, "group")
-    lines = [_line("copies", f"{plural(copies.images, 'image')} in {groups}; see {data.path / DUPLICATES_FILE}")]
+    lines = [_line("duplicates", f"{plural(copies.images, 'image')} in {groups}; see {data.path / DUPLICATES_FILE}")]
     if copies.labels_differ:
         lines.append(_line("", f"{plural(copies.labels_differ, 'group')} with more than one label"))
     if data.val.rows:
         leaks = plural(copies.leaks, "validation image") if copies.leaks else "no validation image"
-        lines.append(_line("", f"{leaks} with a copy in the training part"))
+        lines.append(_line("", f"{leaks} with a near-duplicate among the training images"))
     return lines
 
 
-def _shuffle(part: Split) -> list[str]:
-    """How an epoch's order compares with true permutations of its rows."""
-    stream = BatchStream(part, batch_size=1, seed=0)
+def _shuffle(split: Split) -> list[str]:
+    """Compare an epoch's order with true permutations of its rows."""
+    stream = BatchStream(split, batch_size=1, seed=0)
     order = all_rows(stream.order(1))  # (N,)
     rows = [("neighbours from", "found", "99 % have", "longest run", "99 % have", "")]
-    for name, values in (("one chunk", np.arange(part.rows) // part.chunk_rows), ("one class", part.labels)):
-        seen = compare(values, order)
-        verdict = "as a true permutation" if seen.within and seen.longest_within else "not as a true permutation"
-        low, high = seen.low, seen.high
+    for name, values in (("one chunk", np.arange(split.rows) // split.chunk_rows), ("one class", split.labels)):
+        result = compare(values, order)
+        verdict = "as permuted" if result.within and result.longest_within else "not as permuted"
+        low, high = result.low, result.high
         rows.append(
             (
-                name, f"{seen.found.neighbours:,}", f"{low.neighbours:,}..{high.neighbours:,}",
-                str(seen.found.longest), f"{low.longest}..{high.longest}", verdict,
+                name, f"{result.found.neighbours:,}", f"{low.neighbours:,}..{high.neighbours:,}",
+                str(result.found.longest), f"{low.longest}..{high.longest}", verdict,
             )
         )  # fmt: skip
-    share = stream.ram_bytes / (part.rows * part.size[0] * part.size[1] * 3)
+    fraction = stream.ram_bytes / (split.rows * split.size[0] * split.size[1] * 3)
     return [
         _line("shuffle", f"epoch 1 of seed 0, beside {PERMUTATIONS} true permutations"),
         *_table(rows),
-        _line("memory", f"{_megabytes(stream.ram_bytes)}, {share:.1%} of the pixels"),
+        _line("memory", f"{_megabytes(stream.ram_bytes)}, {fraction:.1%} of the pixels"),
     ]
 
 
-def _sheet(place: Path, names: Sequence[str]) -> list[str]:
-    """Where the contact sheet is, and what of the dataset is not on it."""
+def _sheet(sheet: Path, names: Sequence[str]) -> list[str]:
+    """Where the contact sheet is, and what it leaves out."""
     shown = f", the first {MAX_CLASSES} of {len(names):,} classes" if len(names) > MAX_CLASSES else ""
-    lines = [_line("sheet", f"{place}{shown}")]
+    lines = [_line("sheet", f"{sheet}{shown}")]
     if boxes := count_undrawable(names[:MAX_CLASSES]):
-        have = plural(boxes, "name has", "names have")
-        lines.append(_line("", f"{have} letters that no font here has: install one that does, such as Noto Sans CJK"))
+        lacking = plural(boxes, "name has", "names have")
+        lines.append(_line("", f"{lacking} letters that no installed font has; install one, such as Noto Sans CJK"))
     return lines
 
 
 def _line(key: str, value: str) -> str:
-    return f"{key:<{KEY}}{printable(value)}"
+    return f"{key:<{KEY_WIDTH}}{printable(value)}"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as aligned lines: names to the left, figures to the right."""
+    """Align rows: names to the left, figures to the right."""
     first, *others = zip(*rows, strict=True)
-    width = max(KEY - 2, *map(cell_len, first))  # wide characters, as of Japanese, take two places
+    width = max(KEY_WIDTH - 2, *map(cell_len, first))  # a Japanese character takes two columns
     widths = [max(map(len, column)) for column in others]
     lines = []
     for name, *figures in rows:

@@ -1,44 +1,59 @@
-"""Check a dataset: read all of it, and name each damage."""
+"""Check a dataset: read every chunk, and report each damage."""
 
 import csv
 import io
 from collections.abc import Iterable
 from pathlib import Path
 
+from jobs.console.output import emit, say
 from jobs.console.progress import bar, plural
+from jobs.options import VerifyOptions
 from logpose.common.files import write_atomically
 from pipeline.dataset.verify import verify_dataset
 from pipeline.errors import Damage
 
-SHOWN = 20  # damaged chunks on the screen; a lost disk has thousands
+MAX_SHOWN = 20  # damaged chunks to print; a lost disk has thousands
 REPORT_HEADER = ("part", "array", "chunk", "file", "row", "path", "reason")
 
 
-def verify(dataset: Path, *, report_to: Path | None = None) -> int:
-    """Read every chunk of `dataset`; returns 1 if one of them is damaged.
+def verify(dataset: Path, options: VerifyOptions) -> int:
+    """Read every chunk of `dataset` and return the exit code: 1 if anything is damaged or missing.
 
-    `report_to` gets a CSV with a row for each image that lies in a damaged chunk.
+    `options.report` receives a CSV with a row for each image in a damaged chunk.
+    Raises DatasetError if the dataset cannot be opened.
     """
     with bar("verifying", "chunks", 0, ends=False) as progress:
         report = verify_dataset(dataset, lambda done, total: progress.update(done, total=total))
-    for damage in report.damage[:SHOWN]:
-        print(f"damaged: {damage}")
-    if len(report.damage) > SHOWN:
-        print(f"damaged: and {len(report.damage) - SHOWN:,} chunks more")
+    for damage in report.damage[:MAX_SHOWN]:
+        say(f"damaged: {damage}")
+    if len(report.damage) > MAX_SHOWN:
+        say(f"damaged: and {len(report.damage) - MAX_SHOWN:,} more chunks")
     for path in report.missing:
-        print(f"missing: {path}")
-    if report_to is not None:
-        _write_report(report_to, report.damage)
-        print(f"each image in a damaged chunk: {report_to}")
+        say(f"missing: {path}")
+    if options.report is not None:
+        _write_report(options.report, report.damage)
+        say(f"each image in a damaged chunk: {options.report}")
     rows = f"{report.rows['train']:,} + {report.rows['val']:,} images in {plural(report.chunks, 'chunk')}"
     if report.ok:
-        print(f"{dataset} is whole: {rows}")
-        return 0
-    if report.content_matches is False:
-        print("damaged: every chunk can be read, but the content is not what was built")
-    found = plural(len(report.damage) + len(report.missing) or 1, "damage")
-    print(f"{dataset}: {found} in {rows}; build it again with --overwrite, or restore it from a copy")
-    return 1
+        say(f"{dataset} is intact: {rows}")
+    else:
+        if report.content_matches is False:
+            say("damaged: every chunk can be read, but the content differs from what was built")
+        found = plural(len(report.damage) + len(report.missing) or 1, "damage")
+        say(f"{dataset}: {found} in {rows}; build it again with --overwrite, or restore it from a backup")
+    emit(
+        {
+            "dataset": dataset,
+            "ok": report.ok,
+            "train": report.rows["train"],
+            "val": report.rows["val"],
+            "chunks": report.chunks,
+            "damaged": [str(damage) for damage in report.damage],
+            "missing": report.missing,
+            "content_matches": report.content_matches,
+        }
+    )
+    return 0 if report.ok else 1
 
 
 def _write_report(path: Path, damages: Iterable[Damage]) -> None:
@@ -47,6 +62,6 @@ def _write_report(path: Path, damages: Iterable[Damage]) -> None:
     writer.writerow(REPORT_HEADER)
     for damage in damages:
         start, stop = damage.rows
-        for row, made_from in zip(range(start, stop), damage.paths or [""] * (stop - start), strict=True):
-            writer.writerow((damage.split, damage.array, damage.chunk, damage.file, row, made_from, damage.reason))
+        for row, image in zip(range(start, stop), damage.paths or [""] * (stop - start), strict=True):
+            writer.writerow((damage.split, damage.array, damage.chunk, damage.file, row, image, damage.reason))
     write_atomically(path, text.getvalue())

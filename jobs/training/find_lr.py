@@ -20,7 +20,7 @@ from cnn.training.averaging import Lookahead
 from cnn.training.recipe import Recipe
 from cnn.training.schedules import Constant
 from cnn.training.trainer import Trainer
-from jobs.console.interrupts import CtrlC
+from jobs.console.interrupts import DeferredInterrupt
 from jobs.console.output import emit, say
 from jobs.console.progress import bar, plural
 from jobs.drawing.colours import GRID, INK, TRAIN, VAL
@@ -86,11 +86,11 @@ def find_lr(dataset: Path, options: FindLrOptions) -> Suggestion:
     measure(trainer, data)
     workers = options.workers or available_cpus()
     stream = BatchStream(data.train, recipe.batch_size, seed=recipe.seed, workers=workers)
-    with bar("trying rates", "steps", steps, ends=False) as progress, CtrlC() as ctrl_c:
+    with bar("trying rates", "steps", steps, ends=False) as progress, DeferredInterrupt() as ctrl_c:
 
         def on_step(done: int, rate: float, loss: float) -> None:
             progress.update(done, f"rate {rate:.2g}, loss {loss:.3f}")
-            if ctrl_c.asked:
+            if ctrl_c.requested:
                 raise Interrupted(f"stopped after {plural(done, 'step')} of {steps}; run the same command again")
 
         test = range_test(trainer, stream, steps, on_step)

@@ -6,7 +6,7 @@ import numpy as np
 
 from cnn.evaluation.metrics import Evaluation
 from cnn.training.trainer import Trainer
-from jobs.console.interrupts import CtrlC
+from jobs.console.interrupts import DeferredInterrupt
 from jobs.console.output import detail, say
 from jobs.console.progress import Bar, bar, duration, plural
 from jobs.errors import Interrupted
@@ -38,7 +38,7 @@ class Training:
         """
         with self.clock("save"):
             self.artifacts.begin()
-        with CtrlC() as self.ctrl_c:
+        with DeferredInterrupt() as self.ctrl_c:
             while not is_finished(self.state, self.recipe):
                 try:
                     self._train_epoch()
@@ -80,7 +80,7 @@ class Training:
             self._save_if_due()  # all batches of the epoch are done: a resumed training validates again
 
     def _save_if_due(self) -> None:
-        if self.ctrl_c.asked:
+        if self.ctrl_c.requested:
             with self.clock("save"):
                 self.artifacts.save_checkpoint()
                 self.artifacts.draw()

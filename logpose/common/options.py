@@ -4,8 +4,8 @@
     class ReportOptions:
         out: Annotated[Path | None, Option("Where to write; default: in RUN_DIR.", "FILE.html")] = None
 
-Each option stands once: `jobs.commands` makes the command line from the fields, their types, defaults and
-descriptions, and the same object goes through to the job.
+`jobs.commands` builds the command line from the fields, their types, defaults and descriptions, and passes the options
+object on to the job.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from typing import Any
 class Option:
     """One option of the command line.
 
-    help      one sentence; what it does, and its unit
-    metavar   what to write as its value
-    minimum, maximum  the range of a number, both included
-    flag      its name, such as '--format'; by default that of the field
-    recipe    the value of the recipe that it sets, such as 'optimizer.lr'
-    parse     makes the field's value from the text; raises LogposeError
-    default   how the help shows the default, where `parse` is given
+    help      one sentence: what the option does, and the unit of its value
+    metavar   placeholder for the value
+    minimum, maximum  range of a number, both ends included
+    flag      name, such as '--format'; default: from the field's name
+    group     heading in the help
+    recipe    the recipe value that it sets, such as 'optimizer.lr'
+    parse     converts the text to the field's value; raises LogposeError
+    default   the default as text, for the help of an option with `parse`
     """
 
     help: str
@@ -33,6 +34,7 @@ class Option:
     minimum: float | None = None
     maximum: float | None = None
     flag: str = ""
+    group: str = "Options"
     recipe: str = ""
     parse: Callable[[str], Any] | None = None
     default: str = ""

@@ -1,4 +1,4 @@
-"""Images, a dataset and a model that are made once, in seconds, and shared by all tests of the jobs."""
+"""Images, a dataset and a model, made once in seconds and shared by the tests of the jobs."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from PIL import Image
 from jobs.cli import main
 
 CLASSES = ("blue", "green", "red")
-# A network that trains in a blink: what is tested here is what goes on around it.
+# A network that trains in a second: the tests are about the jobs around it.
 RECIPE = (
     *("--model", "plain", "--set", "model.width=4", "--batch-size", "8", "--epochs", "3"),
     *("--device", "cpu", "--workers", "2"),
@@ -22,7 +22,7 @@ RECIPE = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command line did."""
+    """Result of a command line."""
 
     code: int
     out: str
@@ -30,7 +30,7 @@ class Outcome:
 
     @property
     def error(self) -> str:
-        """The one line on standard error; fails if it is not one, or has no remedy."""
+        """The line on standard error. Asserts that it is a single one, with a remedy."""
         lines = self.err.splitlines()
         assert len(lines) == 1, self.err
         assert lines[0].startswith("error: "), self.err
@@ -44,7 +44,7 @@ Logpose = Callable[..., Outcome]
 
 @pytest.fixture
 def logpose(capsys: pytest.CaptureFixture[str]) -> Logpose:
-    """Run a command line in this process, as a script would: nothing here is a terminal."""
+    """Run a command line in this process, without a terminal."""
 
     def run(*arguments: object) -> Outcome:
         capsys.readouterr()
@@ -56,18 +56,18 @@ def logpose(capsys: pytest.CaptureFixture[str]) -> Logpose:
 
 
 def command(*arguments: object) -> list[str]:
-    """The command line of a process of its own, in which warnings are errors."""
+    """Return the arguments of a new process in which warnings are errors."""
     return [sys.executable, "-W", "error", "-m", "jobs", *map(str, arguments)]
 
 
 def run_process(*arguments: object, cwd: Path | None = None) -> Outcome:
-    """Run a command line in a process of its own."""
+    """Run a command line in a new process."""
     done = subprocess.run(command(*arguments), capture_output=True, text=True, cwd=cwd, check=False, timeout=120)
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
 def draw_image(path: Path, channel: int, seed: int, side: int = 16) -> None:
-    """Noise that is a little stronger in one colour."""
+    """Draw noise that is slightly stronger in one colour."""
     pixels = np.random.default_rng(seed).integers(0, 160, (side, side, 3), dtype=np.uint8)  # (H, W, 3)
     pixels[..., channel] += 60
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def draw_image(path: Path, channel: int, seed: int, side: int = 16) -> None:
 
 
 def draw_classes(root: Path, per_class: int, classes: Sequence[str] = CLASSES) -> Path:
-    """A folder with one folder of images per class."""
+    """Draw a folder of images per class."""
     for channel, name in enumerate(classes):
         for number in range(per_class):
             draw_image(root / name / f"{number:03}.png", channel % 3, 1000 * channel + number)
@@ -96,7 +96,7 @@ def dataset(image_folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(dataset: Path) -> Path:
-    """A finished RUN_DIR. Read it, or copy it."""
+    """A finished RUN_DIR. Read or copy it, do not change it."""
     run_dir = dataset.parent / "run"
     assert main(["train", str(dataset), str(run_dir), *RECIPE]) == 0
     return run_dir

@@ -1,7 +1,7 @@
-"""`logpose` in a process of its own that notes what it is at, so that a kill can be aimed, and what it hit be told.
+"""Run `logpose` in a new process that logs its progress, so that a kill can be aimed and attributed to a phase.
 
-The process has a log. When it enters a function that has a mark, the mark is added in capitals, and in small letters
-when it leaves. One write each: threads do not disturb each other, and a kill loses nothing that was noted.
+Some functions have a mark, a letter: the process appends it to a log in upper case when it enters the function, and in
+lower case when it leaves. Each is a single write, so that threads do not interfere and a kill loses nothing.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-# A letter -> where the function is, as pkgutil.resolve_name has it, and its name there.
+# Letter -> the function's module or class (for pkgutil.resolve_name) and name.
 Marks: TypeAlias = Mapping[str, tuple[str, str]]
 
-# More than any of these runs takes: one that goes on longer hangs.
+# Longer than any of these runs takes.
 LIMIT_SECONDS = 300
 
 NOTING = """
@@ -49,17 +49,17 @@ sys.exit(main(arguments))
 
 
 class Aim(NamedTuple):
-    """When to kill: so many seconds after the log has the mark so many times."""
+    """When to kill: `seconds` after the mark is in the log `times` times."""
 
     mark: str
-    times: int  # 0 for the start of the process
+    times: int  # 0: the start of the process
     seconds: float
 
 
 class NotedRun:
-    """A command line under way; its log and output are in `folder`, instead of an earlier run's.
+    """A running command line. Its log and output replace those of an earlier run in `folder`.
 
-    settings  module:NAME -> the value of a constant, so that a little data is treated as much would be
+    settings  module:NAME -> value of a constant, such as a smaller part size for a small test
     """
 
     def __init__(
@@ -68,23 +68,21 @@ class NotedRun:
         folder.mkdir(parents=True, exist_ok=True)
         self._log, self._output = folder / "log", folder / "output"
         self._log.write_bytes(b"")
-        given = (self._log, json.dumps(marks), json.dumps(settings or {}), *arguments)
-        command = [sys.executable, "-W", "error", "-c", NOTING, *map(str, given)]
+        passed = (self._log, json.dumps(marks), json.dumps(settings or {}), *arguments)
+        command = [sys.executable, "-W", "error", "-c", NOTING, *map(str, passed)]
         with self._output.open("wb") as output:
             self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         self.began = time.monotonic()
 
     def wait_for(self, mark: str, times: int = 1) -> float:
-        """Wait until the log has the mark so many times, or the process has ended; returns the seconds since its
-        start.
-        """
+        """Wait until the mark is in the log `times` times, or the process has ended; return the seconds since start."""
         while self.count(mark) < times and self.process.poll() is None:
             assert time.monotonic() - self.began < LIMIT_SECONDS, f"no {mark} for {LIMIT_SECONDS} s: {self.output}"
             time.sleep(0.001)
         return time.monotonic() - self.began
 
     def kill(self, aim: Aim) -> bool:
-        """SIGKILL; returns whether there was anything left to kill."""
+        """Send SIGKILL; return whether the process was still running."""
         self.wait_for(aim.mark, aim.times)
         time.sleep(aim.seconds)
         self.process.kill()
@@ -93,7 +91,7 @@ class NotedRun:
         return code != 0
 
     def finish(self, code: int = 0) -> float:
-        """Wait for the end, which must have this exit code; returns the seconds since the start."""
+        """Wait for the end, assert the exit code, and return the seconds since start."""
         found = self.process.wait(timeout=LIMIT_SECONDS)
         assert found == code, f"exit code {found}: {self.output}"
         return time.monotonic() - self.began
@@ -102,7 +100,7 @@ class NotedRun:
         return self._log.read_bytes().count(mark.encode())
 
     def within(self, marks: Iterable[str]) -> str:
-        """The first of these marks that was entered and not left; '' if there is none."""
+        """Return the first of these marks that was entered and not left, or ''."""
         return next((mark for mark in marks if self.count(mark.upper()) > self.count(mark.lower())), "")
 
     @property

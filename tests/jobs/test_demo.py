@@ -1,4 +1,4 @@
-"""The demo with few flags: that it runs through, shows where to look, and does nothing twice."""
+"""The demo with few flags: runs through, prints where to look, and skips what is done."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from jobs.flags import CREWS
 from tests.jobs.conftest import Logpose
 
 
-def test_demo_runs_through_and_again(logpose: Logpose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_runs_and_can_be_repeated(logpose: Logpose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "TRAIN", (2, 1))
     monkeypatch.setattr(job, "VAL", (1, 2))
     monkeypatch.setattr(job, "NEW", (1, 3))
@@ -21,14 +21,14 @@ def test_demo_runs_through_and_again(logpose: Logpose, tmp_path: Path, monkeypat
     assert (first.code, first.err) == (0, "")
     assert f"$ logpose train {folder}/flags.zarr {folder}/run --resume --set model.name=plain" in first.out
     assert "filename,status,label,prob,error,label_2,prob_2" in first.out
-    assert f"of {len(CREWS)} right" in first.out
+    assert f"of {len(CREWS)} correct" in first.out
     assert (folder / "run" / "curves.png").exists()
 
     again = logpose("demo", folder)
     assert (again.code, again.err) == (0, "")
-    assert "flags.zarr is there already" in again.out
+    assert "flags.zarr exists already" in again.out
     assert "is finished (1 epoch" in again.out
 
 
-def test_the_flags_to_learn_from_are_not_those_to_validate_on() -> None:
+def test_training_and_validation_flags_differ() -> None:
     assert len({job.TRAIN[1], job.VAL[1], job.NEW[1]}) == 3

@@ -1,4 +1,4 @@
-"""Trainings and classifications killed at random moments: short versions of kill_trainings and kill_classifications."""
+"""Short versions of kill_trainings and kill_classifications."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.jobs.training.kill_trainings import Trainings, kill_trainings
 FILES, BROKEN = 1300, 9  # three parts
 
 
-@pytest.mark.usefixtures("trained")  # so that kernels are compiled
-def test_trainings_killed_at_random_moments(dataset: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("trained")  # compiles the kernels
+def test_killed_trainings_end_with_the_same_bytes(dataset: Path, tmp_path: Path) -> None:
     """A short version of `python -m tests.jobs.training.kill_trainings`."""
     trainings = Trainings(dataset, epochs=2, batch_size=1, checkpoint_steps=3)
     done, steps = kill_trainings(trainings, kills=3, seed=56, folder=tmp_path, max_kills=3)
@@ -29,14 +29,14 @@ def classifications(image_folder: Path, model: Path, tmp_path: Path) -> Classifi
     return Classifications(tmp_path / "tree", model, names, BROKEN, tmp_path)
 
 
-def test_classifications_killed_at_random_moments(classifications: Classifications) -> None:
+def test_killed_classifications_end_with_the_same_table(classifications: Classifications) -> None:
     """A short version of `python -m tests.jobs.classification.kill_classifications`."""
     done = kill_classifications(classifications, kills=3, seed=68, most_kills=3)
     assert sum(len(outcome.hits) for outcome in done) == 3
     assert [outcome.wrong for outcome in done] == [[]] * len(done)
 
 
-def test_a_cluster_that_loses_a_worker_classifies_all(classifications: Classifications) -> None:
+def test_cluster_that_loses_a_worker_classifies_everything(classifications: Classifications) -> None:
     """A short version of `python -m tests.jobs.classification.kill_classifications --cluster`."""
     done = kill_workers(classifications, kills=1, seed=0)
     assert [outcome.wrong for outcome in done] == [[]] * len(done)

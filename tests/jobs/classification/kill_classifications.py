@@ -1,17 +1,16 @@
-"""Kill classifications at random moments, run them again, and see that the table is the same to the byte.
+"""Kill classifications at random moments, run them again, and compare the tables byte for byte.
 
     python -m tests.jobs.classification.kill_classifications IMAGES MODEL [--files 5000] [--broken 200] [--kills 50]
-        [--seed 0]
-                                              [--cluster]
+        [--seed 0] [--cluster]
 
-Makes a tree of so many files, links to the images or copies, with names that a table may stumble over; some broken.
-Each classification of it is killed with SIGKILL once to four times, anywhere from the start of its process to the end
-of the assembly, and run again, each time with other --workers and another --batch-size. The table must be that of an
-undisturbed one, with a row for each file, and alone in its folder. What is classified more than once must be less
-than a part and what the threads had ahead, a kill.
+Makes a tree of links to the images, with unusual names, some of them broken. Each classification of it is killed with
+SIGKILL one to four times, anywhere between the start of its process and the end of the assembly, and run again, each
+time with other --workers and another --batch-size. The table must equal that of an undisturbed run, with a row for
+each file, and nothing else may be left in its folder. A kill may repeat at most one part and what the threads had
+ahead.
 
-With --cluster, each is done by a Dask cluster of two workers, one of which is killed, and nothing is run again.
-Prints a line a classification and ends with one JSON object.
+With --cluster, each runs on a Dask cluster of two workers, one of which is killed, and nothing is run again.
+Prints a line per classification, then one JSON object.
 """
 
 from __future__ import annotations
@@ -35,19 +34,19 @@ from pipeline.parallel.ordered import AHEAD_PER_THREAD
 from tests.jobs.killing import Aim, NotedRun
 from tests.pipeline.parallel.test_cluster import Cluster
 
-MOST_WORKERS, MOST_BATCH = 4, 64
-MOST_KILLS = 4  # of one classification
+MAX_WORKERS, MAX_BATCH = 4, 64
+MAX_KILLS = 4  # per classification
 
 NAMES = (
     "plain", "comma, and space", 'quo"te', "new\nline", "return\rhere", "tab\there", "=1+1", "+1", "-1", "@at",
     "'tick", "semi;colon", "per%cent", "#hash", "née", "日本", "🏴", "e\u0301",
 )  # fmt: skip
-NO_TEXT = ("caf\udce9", "\udcff\udcfe") if sys.platform == "linux" else ()  # bytes that are no UTF-8
+NOT_UTF8 = ("caf\udce9", "\udcff\udcfe") if sys.platform == "linux" else ()  # bytes that are not valid UTF-8
 
 MARKS = {
-    "p": ("jobs.classification.table:PartedTable", "__init__"),
-    "f": ("jobs.classification.table:PartedTable", "finish"),
-    "w": ("jobs.classification.table:PartedTable", "write"),
+    "p": ("jobs.classification.table:ResumableTable", "__init__"),
+    "f": ("jobs.classification.table:ResumableTable", "finish"),
+    "w": ("jobs.classification.table:ResumableTable", "write"),
     "l": ("pipeline.scan.file_index:Spool", "append"),
     "x": ("jobs.classification.task", "decode_image"),
 }
@@ -61,13 +60,13 @@ BREAKS: tuple[Callable[[bytes], bytes], ...] = (
 
 
 def scatter(image_folder: Path, root: Path, files: int, broken: int, draw: random.Random) -> set[str]:
-    """Fill `root` with images, some of them broken; returns the names of all, relative to it."""
+    """Fill `root` with images, some of them broken; return all names, relative to it."""
     sources = sorted(path for path in image_folder.rglob("*") if path.is_file())
     bad = set(draw.sample(range(files), broken))
     names = set()
     for number in range(files):
         source = sources[number % len(sources)]
-        parts = draw.choices(NAMES + NO_TEXT, k=draw.randint(1, 4))  # of them, the last is the file's
+        parts = draw.choices(NAMES + NOT_UTF8, k=draw.randint(1, 4))  # the last one is the file's
         path = root.joinpath(*parts[:-1], f"{parts[-1]}{number}{source.suffix}")
         path.parent.mkdir(parents=True, exist_ok=True)
         if number in bad:
@@ -75,7 +74,7 @@ def scatter(image_folder: Path, root: Path, files: int, broken: int, draw: rando
         else:
             try:
                 os.link(source, path)
-            except OSError:  # another file system, or enough links
+            except OSError:  # another file system, or too many links
                 shutil.copy(source, path)
         names.add(path.relative_to(root).as_posix())
     return names
@@ -83,12 +82,12 @@ def scatter(image_folder: Path, root: Path, files: int, broken: int, draw: rando
 
 @dataclass
 class Outcome:
-    """What happened to one classification.
+    """Result of one classification.
 
-    hits    phases that kills came in
-    lost    files that were begun and in no finished part, by kill
-    redone  files begun beyond one time each
-    wrong   what is not as in an undisturbed classification
+    hits    phase of each kill
+    lost    for each kill, files that were begun and are in no finished part
+    redone  files that were begun more than once
+    wrong   differences from an undisturbed classification
     """
 
     hits: list[str] = field(default_factory=list)
@@ -98,13 +97,13 @@ class Outcome:
 
 
 class Times(NamedTuple):
-    """Of an undisturbed classification: seconds to the first image, and of the assembly."""
+    """Of an undisturbed classification: seconds to the first image, and for the assembly."""
 
     start: float
     assembly: float
 
     def aim(self, left: int, draw: random.Random) -> Aim:
-        """A moment of a classification that has so many files left: most about a file, some before and after all."""
+        """Draw a moment of a classification with `left` files to go: mostly at a file, sometimes before or after."""
         aims = (
             Aim("p", 0, draw.uniform(0, self.start)),
             Aim("p", 1, draw.uniform(0, 0.1)),
@@ -115,20 +114,20 @@ class Times(NamedTuple):
 
 
 class Classifications:
-    """The tree, and the table that it should become. `undisturbed` makes that and must come first."""
+    """The tree and its expected table, which `undisturbed` makes: call that first."""
 
     def __init__(self, root: Path, model: Path, names: set[str], broken: int, folder: Path) -> None:
         self.root, self.model, self.names, self.broken, self.folder = root, model, names, broken, folder
         self.expected = b""
 
     def start(self, place: Path, *options: object) -> NotedRun:
-        """Begin, or go on with, place/table/out.csv."""
+        """Start or resume place/table/out.csv."""
         out = place / "table" / "out.csv"
         arguments = ("classify", self.root, self.model, out, "--device", "cpu", *options)
         return NotedRun(place / "notes", MARKS, *arguments)
 
     def undisturbed(self) -> Times:
-        """Make the table once, check its rows, and time it."""
+        """Make the expected table, check its rows, and time it."""
         place = self.folder / "undisturbed"
         run = self.start(place)
         times = [run.wait_for(mark) for mark in ("X", "F", "f")]
@@ -143,12 +142,12 @@ class Classifications:
         return Times(times[0], times[2] - times[1])
 
     def kill_and_finish(self, kills: int, times: Times, draw: random.Random) -> Outcome:
-        """Classify, killing the first runs."""
+        """Classify, killing the first `kills` runs."""
         outcome, place = Outcome(), self.folder / "killed"
         outcome.redone = -len(self.names)
         parts = 0
         for attempt in range(kills + 1):
-            workers, batch = draw.randint(1, MOST_WORKERS), draw.randint(1, MOST_BATCH)
+            workers, batch = draw.randint(1, MAX_WORKERS), draw.randint(1, MAX_BATCH)
             run = self.start(place, "--workers", workers, "--batch-size", batch)
             hit = attempt < kills and run.kill(times.aim(len(self.names) - self.rows(parts), draw))
             if not hit:
@@ -165,7 +164,7 @@ class Classifications:
             if "out.csv" in names and names <= {"out.csv", ".out.csv.lock"}:  # the kill came after the end
                 again = self.start(place)
                 again.finish(code=2)
-                if "out.csv is there already" not in again.output:
+                if "out.csv already exists" not in again.output:
                     outcome.wrong.append(again.output)
                 break
         return self.checked(outcome, place)
@@ -186,7 +185,7 @@ class Classifications:
         return self.checked(outcome, place)
 
     def checked(self, outcome: Outcome, place: Path) -> Outcome:
-        """Note what is wrong, and clear away."""
+        """Record what is wrong, and remove the files."""
         out = place / "table" / "out.csv"
         if out.read_bytes() != self.expected:
             outcome.wrong.append("the table")
@@ -198,7 +197,7 @@ class Classifications:
         return outcome
 
     def rows(self, parts: int) -> int:
-        """Of so many finished parts."""
+        """Return the rows of so many finished parts."""
         return min(len(self.names), parts * FILES_PER_PART)
 
     def phase(self, run: NotedRun) -> str:
@@ -215,20 +214,20 @@ class Classifications:
 
 
 def kill_classifications(
-    classifications: Classifications, kills: int, seed: int, most_kills: int = MOST_KILLS
+    classifications: Classifications, kills: int, seed: int, max_kills: int = MAX_KILLS
 ) -> list[Outcome]:
-    """Classifications until so many kills have hit."""
+    """Run classifications until so many kills have hit."""
     times = classifications.undisturbed()
     draw = random.Random(seed)
     done: list[Outcome] = []
     while (hits := sum(len(outcome.hits) for outcome in done)) < kills:
-        attempts = min(draw.randint(1, most_kills), kills - hits)
+        attempts = min(draw.randint(1, max_kills), kills - hits)
         done.append(classifications.kill_and_finish(attempts, times, draw))
     return done
 
 
 def kill_workers(classifications: Classifications, kills: int, seed: int) -> list[Outcome]:
-    """Classifications on a cluster until so many kills of workers have come before the end."""
+    """Run classifications on a cluster until so many workers were killed before the end."""
     classifications.undisturbed()
     draw = random.Random(seed)
     done: list[Outcome] = []

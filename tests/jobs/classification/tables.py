@@ -1,4 +1,4 @@
-"""What the tests of the table share: odd names, a small table, and the job around it."""
+"""Shared by the tests of the table: unusual names, a small table, and what the job does with it."""
 
 import csv
 from collections.abc import Callable, Sequence
@@ -7,13 +7,13 @@ from pathlib import Path
 from hypothesis import example, settings
 from hypothesis import strategies as st
 
-from jobs.classification.table import PartedTable, TableOptions, error_row, ok_row
+from jobs.classification.table import ResumableTable, TableOptions, error_row, ok_row
 
 IDENTITY: dict[str, str | int | float | bool | None] = {"model": "abc", "fit": "pad", "scale": 0.1, "seed": None}
 PLAIN = TableOptions()
 PARQUET = TableOptions(format="parquet")
 
-# What a path below a folder can be: any bytes but NUL, as Python shows them.
+# Relative paths: any bytes except NUL, as Python represents them.
 names = st.one_of(
     st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1),
     st.lists(st.sampled_from([*",\"'\r\n\t =+-@#;\\\x1a\x85\ufeff\u2028é", "NA", "001"]), min_size=1).map("".join),
@@ -24,7 +24,7 @@ ODD = [
     *("+1", "-1", "@a", "NA", "nan", "null", "001", "1e5", "True", "#c", "\x1a", "\x7f", "\x85", "\u2028", "\ufeff"),
     *("ルフィ", "😀", "a\\b", "'", "''", ";", "filename"),
 ]
-NO_UTF8 = ["caf\udce9", "\udcff\r\udcfe", "\udc80,"]
+NOT_UTF8 = ["caf\udce9", "\udcff\r\udcfe", "\udc80,"]
 texts = st.one_of(st.just(""), names)
 
 
@@ -32,10 +32,10 @@ def digest(number: int) -> str:
     return f"{number:064x}"[::-1]
 
 
-def save(table: PartedTable, parts: Sequence[Sequence[Sequence[str]]], *, merge: bool = False) -> tuple[int, int]:
-    """What the job does: every part that is not there yet, then the end."""
+def save(table: ResumableTable, parts: Sequence[Sequence[Sequence[str]]], *, merge: bool = False) -> tuple[int, int]:
+    """Write the parts that are not finished, then finish the table."""
     for number, rows in enumerate(parts):
-        if not table.finished(number, digest(number)):
+        if not table.is_finished(number, digest(number)):
             table.write(number, digest(number), rows)
     return table.finish(len(parts), merge=merge)
 
@@ -65,13 +65,13 @@ TABLE = (
 
 
 def all_odd(test: Callable[..., None]) -> Callable[..., None]:
-    """Names and labels that are like something else, in any case; what Hypothesis finds, in some."""
+    """Add the names and labels that are easily confused with something else to what Hypothesis generates."""
     test = settings(max_examples=40)(test)
-    for some in (["a"], ODD, NO_UTF8):
+    for some in (["a"], ODD, NOT_UTF8):
         test = example(cells=[(name, text) for name in some for text in ("", name)])(test)
     return test
 
 
 def lone(cells: list[tuple[str, str]]) -> bool:
-    """Whether some text is no UTF-8."""
+    """Return whether some text is not valid UTF-8."""
     return any("\ud800" <= letter <= "\udfff" for text in sum(cells, ()) for letter in text)

@@ -1,4 +1,4 @@
-"""A CSV with a row for every file, whatever the files are called and whatever is in them."""
+"""Classification: one row per file, whatever its name and content."""
 
 import csv
 import errno
@@ -20,10 +20,8 @@ from cnn.backends import pick_backend
 from cnn.checkpoint import load_checkpoint, save_checkpoint
 from cnn.inference.predictor import Predictor
 from cnn.losses import SoftmaxCrossEntropy
-from cnn.training.recipe import Recipe
-from cnn.training.trainer import Trainer
-from jobs.classification import inputs as sources
-from jobs.classification import task as task
+from cnn.training.trainer import Recipe, Trainer
+from jobs.classification import inputs, task
 from jobs.classification.table import TableOptions
 from jobs.errors import JobError
 from pipeline.build.destination import exclusive_lock
@@ -42,7 +40,7 @@ def table(path: Path) -> list[list[str]]:
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
-    """Images of all sorts of names in folders, some of them broken."""
+    """Images with unusual names in nested folders, some of them broken."""
     root = tmp_path / "mixed"
     for number, name in enumerate(ODD_NAMES):
         draw_image(root / name, number % 3, number)
@@ -53,7 +51,7 @@ def mixed(tmp_path: Path) -> Path:
     return root
 
 
-def found(root: Path) -> list[str]:
+def relative_names(root: Path) -> list[str]:
     return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
 
 
@@ -65,10 +63,10 @@ def test_one_row_for_each_file_sorted_by_path(
     monkeypatch.setattr(Predictor, "probabilities", lambda s, x: computed.append(len(x)) or whole(s, x))
     outcome = logpose("classify", mixed, model, out, "--topk", 3, "--batch-size", 4)
     assert (outcome.code, outcome.err) == (0, "")
-    assert "8 images classified, 3 files could not be read (status 'error' in the table)" in outcome.out
+    assert "8 images classified, 3 files could not be read (status 'error')" in outcome.out
     header, *rows = table(out)
     assert header == [*HEADER, "label_2", "prob_2", "label_3", "prob_3"]
-    assert [row[0] for row in rows] == found(mixed)
+    assert [row[0] for row in rows] == relative_names(mixed)
     assert {len(row) for row in rows} == {9}
     for name, status, label, prob, error, *more in rows:
         if name in ("broken.jpg", "deep/notes.txt", "deep/cut.png"):
@@ -82,28 +80,28 @@ def test_one_row_for_each_file_sorted_by_path(
             assert sum(probs) == pytest.approx(1, abs=2e-6)
     assert not out.with_name("out.csv.parts").exists()
     assert b"\r" not in out.read_bytes()
-    assert sum(computed) == 8, "nothing is computed for what could not be read"
+    assert sum(computed) == 8, "unreadable files are not predicted"
 
 
-def test_a_worker_that_sees_another_model_says_so(model: Path, tmp_path: Path) -> None:
-    another = task.ClassificationTask(model, "0" * 64, "cpu", "none", 8, TableOptions())
-    with pytest.raises(JobError, match=r"expected the same model for all of a classification, found another one .*at"):
-        task.label(another, task.FilesBlock(str(tmp_path), ["a.png"]))
+def test_task_raises_where_the_model_file_differs(model: Path, tmp_path: Path) -> None:
+    another = task.TaskSettings(model, "0" * 64, "cpu", "none", 8, TableOptions())
+    with pytest.raises(JobError, match=r"expected the same model throughout a classification, found another one .*at"):
+        task.classify_task(another, task.FileTask(str(tmp_path), ["a.png"]))
 
 
-@pytest.mark.skipif(sys.platform == "darwin", reason="the file system takes only UTF-8")
-def test_names_that_are_no_utf8_survive(logpose: Logpose, model: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform == "darwin", reason="the file system accepts only UTF-8")
+def test_file_name_that_is_not_utf8_is_written_unchanged(logpose: Logpose, model: Path, tmp_path: Path) -> None:
     draw_image(tmp_path / "odd" / "a.png", 0, 0)
     os.rename(tmp_path / "odd" / "a.png", os.fsencode(tmp_path / "odd") + b"/caf\xe9.png")  # noqa: PTH104
     assert logpose("classify", tmp_path / "odd", model, tmp_path / "out.csv").code == 0
     assert b"\ncaf\xe9.png,ok," in (tmp_path / "out.csv").read_bytes()
 
 
-def test_validation_sees_what_classify_sees(
+def test_logits_equal_those_of_validation(
     logpose: Logpose, image_folder: Path, dataset: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same bits: logits from an image's file, in whatever company, and in the evaluation from the dataset."""
-    from_files: dict[bytes, bytes] = {}  # by the pixels
+    """Bit for bit: logits of an image read from a file, in any batch, and of the same image in the dataset."""
+    from_files: dict[bytes, bytes] = {}  # pixels -> logits
     probabilities = Predictor.probabilities
 
     def spied(self: Predictor, images: np.ndarray) -> np.ndarray:
@@ -133,10 +131,10 @@ def test_validation_sees_what_classify_sees(
     assert seen == [from_files[pixels.tobytes()] for pixels in val.read(0, val.rows)]
 
 
-def test_several_views_are_those_of_the_evaluation(
+def test_views_average_the_outputs(
     logpose: Logpose, image_folder: Path, dataset: Path, model: Path, tmp_path: Path
 ) -> None:
-    """The probabilities of the mean outputs, over an image and its mirror image, in whatever company."""
+    """Probabilities of the mean outputs over an image and its mirror image, in any batch."""
     probs: dict[str, list[list[str]]] = {}
     for views, batch in (("none", 7), ("mirror", 7), ("mirror", 3), ("mirror_shift", 7)):
         out = tmp_path / f"{views}-{batch}.csv"
@@ -145,11 +143,11 @@ def test_several_views_are_those_of_the_evaluation(
     assert probs["none"] != probs["mirror"] != probs["mirror_shift"] != probs["none"]
     assert logpose("classify", image_folder, model, tmp_path / "files.csv", "--views", "mirror").code == 0
     assert table(tmp_path / "files.csv") == probs["mirror"]
-    task._of_process.clear()  # as on a worker of a cluster, which loads the model itself, for one job and the next
-    block = task.FilesBlock(str(image_folder), [row[0] for row in probs["mirror"][1:4]])
+    task._process_cache.clear()  # as on a cluster worker, which loads the model itself, for one job after the other
+    files = task.FileTask(str(image_folder), [row[0] for row in probs["mirror"][1:4]])
     for views in ("mirror", "none"):
-        job = task.ClassificationTask(model, task.hash_file(model), "cpu", views, 8, TableOptions())
-        assert task.label(job, block) == probs[views][1:4]
+        settings = task.TaskSettings(model, task.hash_file(model), "cpu", views, 8, TableOptions())
+        assert task.classify_task(settings, files) == probs[views][1:4]
     predictor, val = Predictor(model, pick_backend("cpu")), Dataset.open(dataset).val
     images = val.read(0, val.rows)  # (N, H, W, 3)
     outputs = (predictor.logits(images) + predictor.logits(np.ascontiguousarray(images[:, :, ::-1]))) / 2  # (N, C)
@@ -158,13 +156,13 @@ def test_several_views_are_those_of_the_evaluation(
     np.testing.assert_allclose([prob[name] for name in val.paths], expected, rtol=1e-4, atol=1e-6)
 
 
-def test_a_dataset_gives_the_bytes_that_its_folder_gives(
+def test_dataset_and_its_folder_give_the_same_bytes(
     logpose: Logpose, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw_classes(tmp_path / "colours", 20)
     (tmp_path / "colours" / "red" / "broken, too.png").write_bytes(b"")
     assert logpose("build", tmp_path / "colours", tmp_path / "colours.zarr", "--size", 16, "--val", 0.2).code == 0
-    monkeypatch.setattr(sources, "ROWS_PER_PART", 16)
+    monkeypatch.setattr(inputs, "ROWS_PER_PART", 16)
     outs = [tmp_path / "folder.csv", tmp_path / "dataset.csv"]
     for images, out in zip((tmp_path / "colours", tmp_path / "colours.zarr"), outs, strict=True):
         assert logpose("classify", images, model, out, "--topk", 2).code == 0
@@ -172,7 +170,7 @@ def test_a_dataset_gives_the_bytes_that_its_folder_gives(
     assert len(table(outs[0])) == 62
 
 
-def test_a_dataset_of_another_size_is_refused(
+def test_dataset_of_another_size_is_rejected(
     logpose: Logpose, image_folder: Path, model: Path, tmp_path: Path
 ) -> None:
     assert logpose("build", image_folder, tmp_path / "small.zarr", "--size", 8).code == 0
@@ -182,7 +180,7 @@ def test_a_dataset_of_another_size_is_refused(
     assert not list(tmp_path.glob("out.csv*"))
 
 
-def test_damage_in_a_dataset_stops_a_classification(
+def test_damaged_dataset_is_an_error(
     logpose: Logpose, dataset: Path, model: Path, tmp_path: Path
 ) -> None:
     broken = Path(shutil.copytree(dataset, tmp_path / "broken.zarr"))
@@ -192,25 +190,25 @@ def test_damage_in_a_dataset_stops_a_classification(
     assert "found damage in train images, chunk" in outcome.error
 
 
-def test_below_the_threshold_the_label_is_unknown(
+def test_label_below_the_threshold_is_unknown(
     logpose: Logpose, image_folder: Path, model: Path, tmp_path: Path
 ) -> None:
     assert logpose("classify", image_folder, model, tmp_path / "all.csv").code == 0
     assert logpose("classify", image_folder, model, tmp_path / "sure.csv", "--threshold", 0.6).code == 0
     rows = list(zip(table(tmp_path / "all.csv")[1:], table(tmp_path / "sure.csv")[1:], strict=True))
-    assert {float(row[3]) >= 0.6 for row, _ in rows} == {True, False}, "the threshold tells them apart"
+    assert {float(row[3]) >= 0.6 for row, _ in rows} == {True, False}, "some on either side of the threshold"
     for row, sure in rows:
         label = row[2] if float(row[3]) >= 0.6 else "unknown"
         assert sure == [row[0], "ok", label, row[3], ""]
 
 
-def test_names_that_a_spreadsheet_would_run(logpose: Logpose, mixed: Path, model: Path, tmp_path: Path) -> None:
+def test_spreadsheet_safe_escapes_formulas(logpose: Logpose, mixed: Path, model: Path, tmp_path: Path) -> None:
     assert logpose("classify", mixed, model, tmp_path / "out.csv", "--spreadsheet-safe").code == 0
     names = [row[0] for row in table(tmp_path / "out.csv")[1:]]
     assert "'=1+1.png" in names and "=1+1.png" not in names
 
 
-def test_a_parquet_table(logpose: Logpose, mixed: Path, model: Path, tmp_path: Path) -> None:
+def test_parquet_equals_csv(logpose: Logpose, mixed: Path, model: Path, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     assert logpose("classify", mixed, model, tmp_path / "out.csv").code == 0
     assert logpose("classify", mixed, model, tmp_path / "out.parquet").code == 0
@@ -220,7 +218,7 @@ def test_a_parquet_table(logpose: Logpose, mixed: Path, model: Path, tmp_path: P
         assert prob == "" if row["prob"] is None else row["prob"] == pytest.approx(float(prob), abs=1e-6)
 
 
-def test_one_image_alone_and_a_run_folder_as_model(
+def test_single_image_and_run_folder_as_model(
     logpose: Logpose, image_folder: Path, trained: Path, tmp_path: Path
 ) -> None:
     one = image_folder / "red" / "000.png"
@@ -230,7 +228,7 @@ def test_one_image_alone_and_a_run_folder_as_model(
     assert row[0] == "000.png"
 
 
-def test_a_batch_without_any_readable_file(logpose: Logpose, model: Path, tmp_path: Path) -> None:
+def test_batch_without_a_readable_file(logpose: Logpose, model: Path, tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     for number in range(5):
         (tmp_path / "broken" / f"{number}.png").write_bytes(b"")
@@ -240,7 +238,7 @@ def test_a_batch_without_any_readable_file(logpose: Logpose, model: Path, tmp_pa
     assert [row[1] for row in table(tmp_path / "out.csv")[1:]] == ["error"] * 5
 
 
-def test_results_among_the_images_are_not_images(
+def test_table_inside_the_image_folder_is_not_an_input(
     logpose: Logpose, image_folder: Path, model: Path, tmp_path: Path
 ) -> None:
     root = Path(shutil.copytree(image_folder, tmp_path / "copy"))
@@ -250,7 +248,7 @@ def test_results_among_the_images_are_not_images(
     assert len(table(out)) == 61
 
 
-# Going on -----------------------------------------------------------------------------------------------
+# Resuming -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -264,11 +262,11 @@ def many(tmp_path: Path) -> Path:
     return root
 
 
-def test_a_killed_classification_goes_on_to_the_same_file(
+def test_killed_classification_resumes_to_the_same_bytes(
     logpose: Logpose, many: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "FILES_PER_PART", 32)
-    killed, calm = tmp_path / "killed.csv", tmp_path / "calm.csv"
+    monkeypatch.setattr(inputs, "FILES_PER_PART", 32)
+    killed, whole_run = tmp_path / "killed.csv", tmp_path / "whole.csv"
     arguments = ["classify", str(many), str(model), str(killed), "--batch-size", "16", "--device", "cpu"]
     script = (
         "from jobs import cli; from jobs.classification import inputs; inputs.FILES_PER_PART = 32;"
@@ -290,24 +288,24 @@ def test_a_killed_classification_goes_on_to_the_same_file(
     monkeypatch.setattr(Predictor, "probabilities", lambda s, x: computed.append(len(x)) or whole(s, x))
     outcome = logpose(*arguments)
     assert (outcome.code, outcome.err) == (0, "")
-    assert f"going on: {32 * len(finished):,} of them were classified before" in outcome.out
+    assert f"resuming: {32 * len(finished):,} files already classified" in outcome.out
     assert sum(computed) == 800 - 32 * len(finished)
-    assert logpose(*arguments[:3], calm, *arguments[4:]).code == 0
-    assert killed.read_bytes() == calm.read_bytes()
+    assert logpose(*arguments[:3], whole_run, *arguments[4:]).code == 0
+    assert killed.read_bytes() == whole_run.read_bytes()
 
 
 @pytest.fixture
 def begun(logpose: Logpose, image_folder: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """OUT.csv of a classification that was interrupted with some parts done; the images are beside it."""
+    """OUT.csv of a classification that was interrupted with two parts finished; the images are beside it."""
     shutil.copytree(image_folder, tmp_path / "images")
-    monkeypatch.setattr(sources, "FILES_PER_PART", 16)
+    monkeypatch.setattr(inputs, "FILES_PER_PART", 16)
     out = tmp_path / "out.csv"
     calls = []
 
     def interrupted(self: Predictor, images: np.ndarray) -> np.ndarray:
         calls.append(len(images))
         limit = time.monotonic() + 60
-        while len(calls) == 3 and time.monotonic() < limit:  # until the two parts before are written
+        while len(calls) == 3 and time.monotonic() < limit:  # until the first two parts are written
             if len(list((tmp_path / "out.csv.parts").glob("part-*.csv"))) == 2:
                 raise KeyboardInterrupt
             time.sleep(0.005)
@@ -317,7 +315,7 @@ def begun(logpose: Logpose, image_folder: Path, model: Path, tmp_path: Path, mon
     with monkeypatch.context() as patch:
         patch.setattr(Predictor, "probabilities", interrupted)
         outcome = logpose("classify", tmp_path / "images", model, out, "--batch-size", 16, "--workers", 1)
-    assert (outcome.code, outcome.err) == (130, "interrupted: run the same command again to go on\n")
+    assert (outcome.code, outcome.err) == (130, "interrupted: run the same command again to resume\n")
     assert not out.exists()
     return out
 
@@ -325,7 +323,7 @@ def begun(logpose: Logpose, image_folder: Path, model: Path, tmp_path: Path, mon
 @pytest.mark.parametrize(
     "change", ["model", "--topk", "--views", "--threshold", "other files", "a changed file", "fewer files"]
 )
-def test_parts_of_something_else_are_refused(
+def test_parts_of_another_classification_are_rejected(
     logpose: Logpose, begun: Path, model: Path, tmp_path: Path, change: str
 ) -> None:
     root, rows = tmp_path / "images", 60
@@ -354,22 +352,22 @@ def test_parts_of_something_else_are_refused(
     assert message in outcome.error
     outcome = logpose("classify", root, model, begun, *options, "--overwrite")
     assert outcome.code == 0
-    assert "going on" not in outcome.out
+    assert "resuming" not in outcome.out
     assert len(table(begun)) == rows + 1
 
 
-def test_other_threads_and_batches_go_on_to_the_same_bytes(
+def test_resuming_with_other_threads_and_batches_gives_the_same_bytes(
     logpose: Logpose, begun: Path, model: Path, tmp_path: Path
 ) -> None:
-    calm = tmp_path / "calm.csv"
-    assert logpose("classify", tmp_path / "images", model, calm, "--batch-size", 7, "--workers", 1).code == 0
+    whole = tmp_path / "whole.csv"
+    assert logpose("classify", tmp_path / "images", model, whole, "--batch-size", 7, "--workers", 1).code == 0
     outcome = logpose("classify", tmp_path / "images", model, begun, "--batch-size", 5, "--workers", 3)
     assert outcome.code == 0
-    assert "going on: 32 of them were classified before" in outcome.out
-    assert begun.read_bytes() == calm.read_bytes()
+    assert "resuming: 32 files already classified" in outcome.out
+    assert begun.read_bytes() == whole.read_bytes()
 
 
-def test_two_at_a_time_into_one_table_are_refused(
+def test_second_classification_into_the_same_table_is_rejected(
     logpose: Logpose, image_folder: Path, model: Path, tmp_path: Path
 ) -> None:
     with exclusive_lock(tmp_path / ".out.csv.lock", "test"):
@@ -381,20 +379,20 @@ def test_two_at_a_time_into_one_table_are_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
 
 
-def test_a_finished_csv_is_not_overwritten_without_being_told(
+def test_finished_table_needs_overwrite(
     logpose: Logpose, image_folder: Path, model: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.csv"
     out.write_text("mine")
     outcome = logpose("classify", image_folder, model, out)
     assert outcome.code == 2
-    assert "is there already; give --overwrite" in outcome.error
+    assert "already exists; give --overwrite" in outcome.error
     assert out.read_text() == "mine"
     assert logpose("classify", image_folder, model, out, "--overwrite").code == 0
     assert len(table(out)) == 61
 
 
-def test_a_full_disk_leaves_no_csv_and_the_rerun_goes_on(
+def test_full_disk_leaves_no_table_and_the_rerun_resumes(
     logpose: Logpose, begun: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(descriptor: int) -> None:
@@ -409,11 +407,11 @@ def test_a_full_disk_leaves_no_csv_and_the_rerun_goes_on(
     assert not begun.exists()
     outcome = logpose(*arguments)
     assert outcome.code == 0
-    assert "going on: 32 of them were classified before" in outcome.out
+    assert "resuming: 32 files already classified" in outcome.out
     assert len(table(begun)) == 61
 
 
-# Refused ------------------------------------------------------------------------------------------------
+# Rejected -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -423,13 +421,13 @@ def test_a_full_disk_leaves_no_csv_and_the_rerun_goes_on(
         ("truncated", "may be truncated"),
         ("flipped bit", "is damaged: its tensors do not match their checksum"),
         ("not ours", "is a safetensors file but not"),
-        ("no safetensors", "is not a complete model file"),
+        ("no safetensors", "is not a whole model file"),
         ("other shape", "parameter head.weight: expected shape"),
         ("lacks one", "expected a parameter head.weight of shape"),
-        ("unknown model", "needs the model 'resnet8', which is not registered; import"),
+        ("unknown model", "no model is called 'resnet8'; did you mean"),
     ],
 )
-def test_a_model_that_cannot_be_used(
+def test_unusable_model_is_an_error(
     logpose: Logpose, image_folder: Path, model: Path, tmp_path: Path, damage: str, message: str
 ) -> None:
     broken = Path(shutil.copy(model, tmp_path / "broken.safetensors"))
@@ -468,15 +466,15 @@ def test_a_model_that_cannot_be_used(
         ("nowhere", "out.csv", (), "found nothing at"),
         ("empty", "out.csv", (), "found no file in"),
         ("some", "empty", (), "is a folder; give the name of a CSV file"),
-        ("some", "out.csv", ("--topk", 4), "--topk 4 asks for more labels than there are:"),
+        ("some", "out.csv", ("--topk", 4), "--topk 4: expected at most 3, as "),
         ("some", "out.csv", ("--topk", 0), "invalid value for '--topk'"),
         ("some", "out.csv", ("--threshold", "nan"), "invalid value for '--threshold'"),
         ("some", "out.csv", ("--batch-size", 0), "invalid value for '--batch-size'"),
-        ("some", "out.csv", ("--scheduler", "tcp://nobody:1"), "--scheduler"),
+        ("some", "out.csv", ("--scheduler", "tcp://nowhere:1"), "--scheduler"),
         ("some", "some/a.png/out.csv", (), "check the path"),
     ],
 )
-def test_arguments_that_cannot_be_used(
+def test_unusable_arguments_are_errors(
     logpose: Logpose, model: Path, tmp_path: Path, images: str, out: str, options: tuple[object, ...], message: str
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -487,7 +485,7 @@ def test_arguments_that_cannot_be_used(
     assert {path.name for path in tmp_path.iterdir()} == {"empty", "some"}
 
 
-def test_images_of_another_size_are_brought_to_the_models(
+def test_images_are_resized_to_the_model(
     logpose: Logpose, model: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "wide").mkdir()

@@ -1,4 +1,4 @@
-"""OUT.parquet: types, every name exactly, the same bytes each time."""
+"""OUT.parquet: types, exact names, and the same bytes each time."""
 
 import os
 import random
@@ -14,14 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.classification.table import PartedTable, TableOptions, error_row, header, ok_row
+from jobs.classification.table import ResumableTable, TableOptions, error_row, header, ok_row
 from jobs.errors import JobError
 from logpose.common.errors import printable
 from tests.jobs.classification.tables import IDENTITY, PARQUET, PLAIN, all_odd, image, left, lone, names, save, texts
 
 
 def parquet(path: Path, parts: Sequence[Sequence[Sequence[str]]], topk: int = 1, *, merge: bool = False) -> pa.Table:
-    table = PartedTable(path, IDENTITY, TableOptions(topk=topk, format="parquet"), overwrite=False)
+    table = ResumableTable(path, IDENTITY, TableOptions(topk=topk, format="parquet"), overwrite=False)
     save(table, parts, merge=merge)
     return pq.read_table(path)
 
@@ -42,7 +42,7 @@ def test_parquet_has_types(tmp_path: Path) -> None:
 
 @all_odd
 @given(cells=st.lists(st.tuples(names, texts), min_size=1, max_size=20))
-def test_names_and_labels_survive_parquet(
+def test_parquet_round_trip_of_names_and_labels(
     tmp_path_factory: pytest.TempPathFactory, cells: list[tuple[str, str]]
 ) -> None:
     path = tmp_path_factory.mktemp("parquet") / "out.parquet"
@@ -59,12 +59,12 @@ def test_names_and_labels_survive_parquet(
         else:
             assert (row["filename"], row["filename_bytes"]) == (exact, None)
     assert shown["filename"].tolist() == found["filename"].to_pylist()
-    said = [printable(text) if lone([(text, "")]) else text for _, text in cells]
-    assert found["label"].to_pylist() == said + [None] * len(cells)
-    assert found["error"].to_pylist() == [None] * len(cells) + said
+    shown_texts = [printable(text) if lone([(text, "")]) else text for _, text in cells]
+    assert found["label"].to_pylist() == shown_texts + [None] * len(cells)
+    assert found["error"].to_pylist() == [None] * len(cells) + shown_texts
 
 
-def test_parquet_has_the_same_bytes_however_the_rows_were_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_do_not_depend_on_the_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.classification.parquet.ROWS_PER_GROUP", 30)
     rows = [image(f"{number:03}", random.Random(number).choice("abc"), number / 100) for number in range(100)]
     tens = [rows[start : start + 10] for start in range(0, 100, 10)]
@@ -78,13 +78,13 @@ def test_parquet_has_the_same_bytes_however_the_rows_were_cut(tmp_path: Path, mo
     assert pq.read_table(tmp_path / "all")["filename"].to_pylist() == [row[0] for row in rows]
 
 
-def test_without_pyarrow_parquet_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_pyarrow_is_an_error_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.delitem(sys.modules, "jobs.classification.parquet", raising=False)
     with pytest.raises(JobError, match=r"found it cannot be imported \(.*\): run pip install pyarrow"):
-        PartedTable(tmp_path / "out.parquet", IDENTITY, PARQUET, overwrite=False)
+        ResumableTable(tmp_path / "out.parquet", IDENTITY, PARQUET, overwrite=False)
     assert left(tmp_path) == []
-    PartedTable(tmp_path / "out.csv", IDENTITY, PLAIN, overwrite=False)
+    ResumableTable(tmp_path / "out.csv", IDENTITY, PLAIN, overwrite=False)
 
 
 def test_csv_does_not_import_pyarrow() -> None:
@@ -98,5 +98,5 @@ def test_spreadsheet_safe_is_not_for_parquet() -> None:
         TableOptions(spreadsheet_safe=True, format="parquet")
 
 
-def test_a_table_without_any_part(tmp_path: Path) -> None:
+def test_table_without_parts(tmp_path: Path) -> None:
     assert parquet(tmp_path / "out.parquet", []).num_rows == 0

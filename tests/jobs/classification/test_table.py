@@ -1,4 +1,4 @@
-"""The table: every name as it is, every part once, in order; what is not ours is refused."""
+"""The table: names unchanged, every part once and in order, and no file of others touched."""
 
 import os
 import subprocess
@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.classification import table as results
-from jobs.classification.table import PartedTable, TableOptions, error_row, header, ok_row
+from jobs.classification import table as module
+from jobs.classification.table import ResumableTable, TableOptions, error_row, header, ok_row
 from jobs.errors import JobError
 from tests.jobs.classification.tables import (
     IDENTITY,
@@ -49,7 +49,7 @@ def test_rows_have_the_columns_of_the_header() -> None:
     ("prob", "label"),
     [(0.89, "unknown"), (0.9, "x"), (0.91, "x"), (0.8999997615814209, "x"), (0.8999994, "unknown")],
 )
-def test_below_the_threshold_only_the_first_label_is_unknown(prob: float, label: str) -> None:
+def test_threshold_applies_to_the_first_label_only(prob: float, label: str) -> None:
     row = ok_row("a", [("x", prob), ("y", 0.05)], TableOptions(topk=2, threshold=0.9))
     assert row == ["a", "ok", label, f"{prob:.6f}", "", "y", "0.050000"]
     assert (float(row[3]) < 0.9) == (label == "unknown")
@@ -60,54 +60,57 @@ def test_below_the_threshold_only_the_first_label_is_unknown(prob: float, label:
 
 @all_odd
 @given(cells=st.lists(st.tuples(names, texts), min_size=1, max_size=20))
-def test_names_and_labels_survive_csv(tmp_path_factory: pytest.TempPathFactory, cells: list[tuple[str, str]]) -> None:
+def test_csv_round_trip_of_names_and_labels(
+    tmp_path_factory: pytest.TempPathFactory, cells: list[tuple[str, str]]
+) -> None:
     folder = tmp_path_factory.mktemp("csv")
     rows = [image(name, label) for name, label in cells]
     rows += [error_row(name, reason, 1) for name, reason in cells]
-    assert save(PartedTable(folder / "out.csv", IDENTITY, PLAIN, overwrite=False), [rows]) == (len(cells), len(cells))
+    table = ResumableTable(folder / "out.csv", IDENTITY, PLAIN, overwrite=False)
+    assert save(table, [rows]) == (len(cells), len(cells))
     assert read(folder / "out.csv") == [header(1), *rows]
     assert (folder / "out.csv").read_bytes().endswith(b"\n")
-    told: dict[str, Any] = {"keep_default_na": False, "encoding_errors": "surrogateescape"}
-    assert pd.read_csv(folder / "out.csv", dtype=object, **told).to_numpy().tolist() == rows
+    reading: dict[str, Any] = {"keep_default_na": False, "encoding_errors": "surrogateescape"}
+    assert pd.read_csv(folder / "out.csv", dtype=object, **reading).to_numpy().tolist() == rows
     if not lone(cells):
-        assert pd.read_csv(folder / "out.csv", dtype=str, **told).to_numpy().tolist() == rows
+        assert pd.read_csv(folder / "out.csv", dtype=str, **reading).to_numpy().tolist() == rows
 
 
-def test_the_bytes_are_those_we_document(tmp_path: Path) -> None:
+def test_bytes_are_as_documented(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "er" / "out.csv"
-    assert save(PartedTable(out, IDENTITY, PLAIN, overwrite=False), SPLITS) == (4, 1)
+    assert save(ResumableTable(out, IDENTITY, PLAIN, overwrite=False), SPLITS) == (4, 1)
     assert out.read_bytes() == TABLE
     assert left(out.parent) == ["out.csv"]
 
 
-def test_a_table_without_any_part(tmp_path: Path) -> None:
-    assert save(PartedTable(tmp_path / "out.csv", IDENTITY, PLAIN, overwrite=False), []) == (0, 0)
+def test_table_without_parts(tmp_path: Path) -> None:
+    assert save(ResumableTable(tmp_path / "out.csv", IDENTITY, PLAIN, overwrite=False), []) == (0, 0)
     assert read(tmp_path / "out.csv") == [header(1)]
 
 
-def test_cells_that_a_spreadsheet_would_run(tmp_path: Path) -> None:
+def test_spreadsheet_safe_escapes_formulas(tmp_path: Path) -> None:
     cells = ["=1", "+1", "-1", "@x", "\tx", "\rx", "x=1", "'=1", "", "\u2028=", "\n=1"]
     rows = [[name, "ok", name, "0.500000", "", name, "0.250000"] for name in cells]
     rows += [[name, "error", "", "", name, "", ""] for name in cells]
     safe = TableOptions(topk=2, spreadsheet_safe=True)
-    save(PartedTable(tmp_path / "out.csv", IDENTITY, safe, overwrite=False), [rows])
+    save(ResumableTable(tmp_path / "out.csv", IDENTITY, safe, overwrite=False), [rows])
     found = read(tmp_path / "out.csv")[1:]
-    defused = ["'=1", "'+1", "'-1", "'@x", "'\tx", "'\rx", "x=1", "'=1", "", "\u2028=", "\n=1"]
-    assert [row[0] for row in found] == defused * 2
-    assert [row[2] for row in found] == [row[5] for row in found] == defused + [""] * len(cells)
-    assert [row[4] for row in found] == [""] * len(cells) + defused
+    escaped = ["'=1", "'+1", "'-1", "'@x", "'\tx", "'\rx", "x=1", "'=1", "", "\u2028=", "\n=1"]
+    assert [row[0] for row in found] == escaped * 2
+    assert [row[2] for row in found] == [row[5] for row in found] == escaped + [""] * len(cells)
+    assert [row[4] for row in found] == [""] * len(cells) + escaped
     assert {row[3] for row in found} == {"0.500000", ""}
 
 
-def test_defusing_does_not_change_the_order(tmp_path: Path) -> None:
+def test_escaping_does_not_change_the_order(tmp_path: Path) -> None:
     rows = [image(name) for name in sorted(["=a", "#a", "+a", "0", "'a"])]
-    table = PartedTable(tmp_path / "out.csv", IDENTITY, TableOptions(spreadsheet_safe=True), overwrite=False)
+    table = ResumableTable(tmp_path / "out.csv", IDENTITY, TableOptions(spreadsheet_safe=True), overwrite=False)
     save(table, [rows[::2], rows[1::2]], merge=True)
     assert [row[0] for row in read(tmp_path / "out.csv")[1:]] == ["#a", "'a", "'+a", "0", "'=a"]
 
 
-def test_a_part_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = PartedTable(tmp_path / "out.csv", IDENTITY, PLAIN, overwrite=False)
+def test_part_is_synced_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = ResumableTable(tmp_path / "out.csv", IDENTITY, PLAIN, overwrite=False)
     synced = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(left(table.scratch)))
     table.write(0, digest(0), SPLITS[0])
@@ -120,29 +123,29 @@ def test_a_part_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatc
 
 @settings(max_examples=40)
 @given(parts=st.lists(st.sets(names, max_size=6), max_size=9))
-def test_merged_parts_are_in_the_order_of_sorted(
+def test_merged_parts_are_sorted(
     tmp_path_factory: pytest.TempPathFactory, parts: list[set[str]]
 ) -> None:
     folder = tmp_path_factory.mktemp("merged")
-    table = PartedTable(folder / "out.csv", IDENTITY, PLAIN, overwrite=False)
+    table = ResumableTable(folder / "out.csv", IDENTITY, PLAIN, overwrite=False)
     rows = [[image(name) for name in sorted(part)] for part in parts]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(results, "FILES_OPEN", 2)
-        patch.setattr(os, "fsync", lambda descriptor: None)  # a disk would take seconds for them all
+        patch.setattr(module, "MAX_OPEN_FILES", 2)
+        patch.setattr(os, "fsync", lambda descriptor: None)  # slow on a real disk
         assert save(table, rows, merge=True) == (sum(map(len, parts)), 0)
     assert [row[0] for row in read(folder / "out.csv")[1:]] == sorted(name for part in parts for name in part)
 
 
-# Two thousand parts where 96 files may be open, and what the table says of them.
+# Two thousand parts, with a limit of 96 open files.
 MANY = """
 import os, resource, sys
 from pathlib import Path
-from jobs.classification.table import PartedTable, TableOptions, ok_row
+from jobs.classification.table import ResumableTable, TableOptions, ok_row
 
 os.fsync = lambda descriptor: None
 resource.setrlimit(resource.RLIMIT_NOFILE, (96, 96))
 options = TableOptions()
-table = PartedTable(Path(sys.argv[1]), {}, options, overwrite=False)
+table = ResumableTable(Path(sys.argv[1]), {}, options, overwrite=False)
 for number in range(2000):
     names = [f"{(7 * number + step) % 4000:04}" for step in (0, 2000)]
     table.write(number, "0", [ok_row(name, [("a", 1.0)], options) for name in sorted(names)])
@@ -150,9 +153,9 @@ print(table.finish(2000, merge=sys.argv[2] == "merge"))
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="has no limit of this kind")
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limit")
 @pytest.mark.parametrize("how", ["merge", "join"])
-def test_two_thousand_parts_do_not_take_two_thousand_open_files(tmp_path: Path, how: str) -> None:
+def test_many_parts_need_few_open_files(tmp_path: Path, how: str) -> None:
     out = tmp_path / "out.csv"
     command = [sys.executable, "-W", "error", "-c", MANY, str(out), how]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "(4000, 0)\n"
@@ -166,11 +169,11 @@ def test_memory_does_not_grow_with_the_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: TableOptions
 ) -> None:
     monkeypatch.setattr("jobs.classification.parquet.ROWS_PER_GROUP", 100)
-    monkeypatch.setattr(results, "FILES_OPEN", 4)
+    monkeypatch.setattr(module, "MAX_OPEN_FILES", 4)
 
     def peak(count: int, merge: bool) -> int:
-        """Bytes that Python held at most while 10 parts of `count` rows were put together."""
-        table = PartedTable(tmp_path / f"{count}-{merge}.out", IDENTITY, options, overwrite=False)
+        """Peak bytes held by Python while 10 parts of `count` rows are assembled."""
+        table = ResumableTable(tmp_path / f"{count}-{merge}.out", IDENTITY, options, overwrite=False)
         for number in range(10):
             rows = [image(f"{row:06}-{number}" + 50 * "x") for row in range(count)]
             table.write(number, digest(number), rows)
@@ -182,29 +185,29 @@ def test_memory_does_not_grow_with_the_rows(
         return held
 
     for merge in (False, True):
-        peak(10, merge)  # what is imported or cached on the first time
+        peak(10, merge)  # warm up: imports and caches
         assert peak(1000, merge) < peak(100, merge) + 100_000  # 1,000 rows alone take three times that
 
 
-# Refused ------------------------------------------------------------------------------------------------
+# Rejected -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def begun(tmp_path: Path) -> Path:
-    """A table of which two parts are finished."""
-    table = PartedTable(tmp_path / "out.csv", IDENTITY, PLAIN, overwrite=False)
+    """A table with two finished parts."""
+    table = ResumableTable(tmp_path / "out.csv", IDENTITY, PLAIN, overwrite=False)
     for number in range(2):
         table.write(number, digest(number), SPLITS[number])
     return table.path
 
 
-def test_finished_parts_are_kept(begun: Path) -> None:
+def test_finished_parts_are_reused(begun: Path) -> None:
     written = {path: path.stat().st_mtime_ns for path in (begun.parent / "out.csv.parts").glob("part-*")}
     assert {path.name for path in written} == {f"part-00000{n}-{digest(n)[:16]}.csv" for n in range(2)}
-    table = PartedTable(begun, IDENTITY, PLAIN, overwrite=False)
-    assert [table.finished(number, digest(number)) for number in range(3)] == [True, True, False]
+    table = ResumableTable(begun, IDENTITY, PLAIN, overwrite=False)
+    assert [table.is_finished(number, digest(number)) for number in range(3)] == [True, True, False]
     table.write(2, digest(2), SPLITS[2])
-    assert table.finished(2, digest(2))
+    assert table.is_finished(2, digest(2))
     assert all(path.stat().st_mtime_ns == time for path, time in written.items())
     assert not begun.exists()
     assert table.finish(3) == (4, 1)
@@ -224,83 +227,83 @@ def test_finished_parts_are_kept(begun: Path) -> None:
         (IDENTITY, PARQUET, "--format"),
     ],
 )
-def test_parts_of_another_classification_are_refused(
+def test_parts_of_another_classification_are_rejected(
     begun: Path, identity: dict[str, Any], options: TableOptions, changed: str
 ) -> None:
     message = f"out.csv.parts holds an unfinished classification with other {changed}; remove it, give --overwrite, or"
     with pytest.raises(JobError, match=message):
-        PartedTable(begun, identity, options, overwrite=False)
-    assert PartedTable(begun, IDENTITY, PLAIN, overwrite=False).finished(0, digest(0))
-    table = PartedTable(begun, identity, options, overwrite=True)
-    assert not table.finished(0, digest(0))
+        ResumableTable(begun, identity, options, overwrite=False)
+    assert ResumableTable(begun, IDENTITY, PLAIN, overwrite=False).is_finished(0, digest(0))
+    table = ResumableTable(begun, identity, options, overwrite=True)
+    assert not table.is_finished(0, digest(0))
     assert left(table.scratch) == ["fingerprint.json"]
 
 
-def test_parts_of_changed_files_are_refused(begun: Path) -> None:
+def test_parts_of_changed_files_are_rejected(begun: Path) -> None:
     message = "holds an unfinished classification of other files: .* changed since; remove it, give --overwrite, or"
-    table = PartedTable(begun, IDENTITY, PLAIN, overwrite=False)
-    assert table.finished(0, digest(0))
+    table = ResumableTable(begun, IDENTITY, PLAIN, overwrite=False)
+    assert table.is_finished(0, digest(0))
     with pytest.raises(JobError, match=message):
-        table.finished(1, digest(7))
+        table.is_finished(1, digest(7))
     with pytest.raises(JobError, match=message):
         table.finish(1)
     assert not begun.exists()
-    assert table.finished(1, digest(1))
-    table = PartedTable(begun, IDENTITY, PLAIN, overwrite=True)
-    assert not table.finished(1, digest(7))
+    assert table.is_finished(1, digest(1))
+    table = ResumableTable(begun, IDENTITY, PLAIN, overwrite=True)
+    assert not table.is_finished(1, digest(7))
     table.write(1, digest(7), [image("other.png")])
     assert table.finish(2) == (2, 1)
     assert [row[0] for row in read(begun)[1:]] == ["a.png", "b.png", "other.png"]
 
 
-def test_with_overwrite_parts_that_are_too_many_are_left_out(begun: Path) -> None:
-    assert PartedTable(begun, IDENTITY, PLAIN, overwrite=True).finish(1) == (1, 1)
+def test_overwrite_ignores_surplus_parts(begun: Path) -> None:
+    assert ResumableTable(begun, IDENTITY, PLAIN, overwrite=True).finish(1) == (1, 1)
     assert left(begun.parent) == ["out.csv"]
 
 
-def test_places_that_are_taken(tmp_path: Path) -> None:
+def test_existing_outputs_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(JobError, match=r"is a folder; give the name of a CSV file, such as .*/out/out\.csv$"):
-        PartedTable(tmp_path / "out", IDENTITY, PLAIN, overwrite=True)
+        ResumableTable(tmp_path / "out", IDENTITY, PLAIN, overwrite=True)
     with pytest.raises(JobError, match=r"give the name of a Parquet file, such as .*/out/out\.parquet$"):
-        PartedTable(tmp_path / "out", IDENTITY, PARQUET, overwrite=True)
+        ResumableTable(tmp_path / "out", IDENTITY, PARQUET, overwrite=True)
     (tmp_path / "mine").write_text("mine")
-    with pytest.raises(JobError, match="mine is there already; give --overwrite to replace it, or another name"):
-        PartedTable(tmp_path / "mine", IDENTITY, PLAIN, overwrite=False)
+    with pytest.raises(JobError, match="mine already exists; give --overwrite to replace it, or another name"):
+        ResumableTable(tmp_path / "mine", IDENTITY, PLAIN, overwrite=False)
     assert left(tmp_path) == ["mine", "out"]
 
 
-def test_the_old_table_stays_until_the_new_one_replaces_it(tmp_path: Path) -> None:
+def test_old_table_stays_until_replaced(tmp_path: Path) -> None:
     out = tmp_path / "out.csv"
     out.write_text("mine")
-    table = PartedTable(out, IDENTITY, PLAIN, overwrite=True)
+    table = ResumableTable(out, IDENTITY, PLAIN, overwrite=True)
     for number in range(3):
         table.write(number, digest(number), SPLITS[number])
         assert out.read_text() == "mine"
     table.finish(3)
     assert out.read_bytes() == TABLE
-    with pytest.raises(JobError, match="is there already"):
-        PartedTable(out, IDENTITY, PLAIN, overwrite=False)
+    with pytest.raises(JobError, match="already exists"):
+        ResumableTable(out, IDENTITY, PLAIN, overwrite=False)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_folder_that_is_not_ours_is_never_removed(tmp_path: Path, overwrite: bool) -> None:
+def test_foreign_folder_is_never_removed(tmp_path: Path, overwrite: bool) -> None:
     mine = tmp_path / "out.csv.parts" / "mine"
     mine.parent.mkdir()
     mine.write_text("mine")
-    with pytest.raises(JobError, match=r"out.csv.parts is no unfinished classification: it has no fingerprint.json; "):
-        PartedTable(tmp_path / "out.csv", IDENTITY, PLAIN, overwrite=overwrite)
+    with pytest.raises(JobError, match=r"out.csv.parts is not an unfinished classification: it has no fingerprint"):
+        ResumableTable(tmp_path / "out.csv", IDENTITY, PLAIN, overwrite=overwrite)
     assert mine.read_text() == "mine"
 
 
-def test_a_damaged_fingerprint_is_that_of_something_else(begun: Path) -> None:
+def test_damaged_fingerprint_is_rejected(begun: Path) -> None:
     (begun.parent / "out.csv.parts" / "fingerprint.json").write_text('{"model": ')
     with pytest.raises(JobError, match=r"with other model and fit and .* and --format"):
-        PartedTable(begun, IDENTITY, PLAIN, overwrite=False)
+        ResumableTable(begun, IDENTITY, PLAIN, overwrite=False)
 
 
-def test_what_the_job_puts_into_scratch_goes_with_the_parts(tmp_path: Path) -> None:
-    table = PartedTable(tmp_path / "out.csv", IDENTITY, PLAIN, overwrite=False)
+def test_temporary_files_are_removed_with_the_parts(tmp_path: Path) -> None:
+    table = ResumableTable(tmp_path / "out.csv", IDENTITY, PLAIN, overwrite=False)
     (table.scratch / "runs").mkdir()
     (table.scratch / "runs" / "0.txt").write_text("sorted names")
     (table.scratch / "linked").symlink_to(tmp_path)

@@ -1,4 +1,4 @@
-"""Killed at any step, the same command ends well, with the same file."""
+"""A table killed at any step: the same command again gives the same file."""
 
 import os
 import sys
@@ -8,21 +8,21 @@ from typing import Any
 
 import pytest
 
-from jobs.classification import table as results
-from jobs.classification.table import PartedTable, TableOptions
+from jobs.classification import table as module
+from jobs.classification.table import ResumableTable, TableOptions
 from jobs.errors import JobError
 from tests.jobs.classification.tables import IDENTITY, PARQUET, PLAIN, SPLITS, TABLE, digest, left, read, save
 
 
 class Killed(BaseException):
-    """What a process that is killed never sees: nothing on the disk changes any more after it."""
+    """Stands for a kill: nothing on the disk changes after it."""
 
 
-STEPS = ("fsync", "mkdir", "replace", "rmdir", "unlink")  # all that changes a folder, and what makes a file last
+STEPS = ("fsync", "mkdir", "replace", "rmdir", "unlink")  # every call that changes a folder or makes a file durable
 
 
 class Machine:
-    """Counts the steps that change what is on the disk; kills before one, and then all that would follow."""
+    """Counts the calls that change the disk; from a chosen one on, all of them raise Killed."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.step, self.fatal = 0, sys.maxsize
@@ -39,7 +39,7 @@ class Machine:
         return counted
 
     def kills(self, fatal: int, run: Callable[[], object]) -> bool:
-        """Run until that many steps are done; whether there was another."""
+        """Run for `fatal` steps; return whether the run was killed before its end."""
         self.step, self.fatal = 0, fatal
         try:
             run()
@@ -57,17 +57,17 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
 
 
 def command(out: Path, options: TableOptions, *, overwrite: bool = False) -> tuple[int, int]:
-    return save(PartedTable(out, IDENTITY, options, overwrite=overwrite), SPLITS, merge=True)
+    return save(ResumableTable(out, IDENTITY, options, overwrite=overwrite), SPLITS, merge=True)
 
 
 @pytest.mark.parametrize("options", [PLAIN, PARQUET], ids=["csv", "parquet"])
 @pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwrite"])
-def test_killed_at_any_step_the_same_command_ends_well(
+def test_rerun_after_a_kill_at_any_step(
     tmp_path: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, options: TableOptions, overwrite: bool
 ) -> None:
-    monkeypatch.setattr(results, "FILES_OPEN", 2)  # three parts are merged in rounds
-    command(tmp_path / "calm", options)
-    calm = (tmp_path / "calm").read_bytes()
+    monkeypatch.setattr(module, "MAX_OPEN_FILES", 2)  # three parts are merged in rounds
+    command(tmp_path / "whole", options)
+    whole = (tmp_path / "whole").read_bytes()
     survived = 0
     for fatal in range(1000):
         out = tmp_path / f"{fatal}" / "out"
@@ -79,21 +79,21 @@ def test_killed_at_any_step_the_same_command_ends_well(
             break
         survived += 1
         at_kill = out.read_bytes() if out.exists() else None
-        assert at_kill in (before, calm)
+        assert at_kill in (before, whole)
         assert command(out, options, overwrite=overwrite) == (4, 1), f"killed after {fatal} steps"
-        assert out.read_bytes() == calm
+        assert out.read_bytes() == whole
         assert left(out.parent) == ["out"]
     assert survived > 30
-    with pytest.raises(JobError, match="is there already; give --overwrite"):
+    with pytest.raises(JobError, match="already exists; give --overwrite"):
         command(out, options)
 
 
-def test_killed_again_while_cleaning_up_after_a_kill(tmp_path: Path, machine: Machine) -> None:
+def test_rerun_after_two_kills(tmp_path: Path, machine: Machine) -> None:
     kills = 0
     for first in range(1000):
         for second in range(1000):
             out = tmp_path / f"{first}-{second}" / "out"
-            table = PartedTable(out, IDENTITY, PLAIN, overwrite=False)
+            table = ResumableTable(out, IDENTITY, PLAIN, overwrite=False)
             for number, rows in enumerate(SPLITS):
                 table.write(number, digest(number), rows)
             if not machine.kills(first, lambda table=table: table.finish(3)):
@@ -110,37 +110,37 @@ def test_killed_again_while_cleaning_up_after_a_kill(tmp_path: Path, machine: Ma
 
 @pytest.fixture
 def uncleaned(tmp_path: Path, machine: Machine) -> Path:
-    """A whole table, killed while the parts were removed: one of them is left."""
+    """A complete table, killed while its parts were removed: one of them is left."""
     for steps in range(1000):
         out = tmp_path / f"{steps}" / "out.csv"
-        table = PartedTable(out, IDENTITY, PLAIN, overwrite=False)
+        table = ResumableTable(out, IDENTITY, PLAIN, overwrite=False)
         assert machine.kills(steps, lambda table=table: save(table, SPLITS))
         if out.exists() and len(list(table.scratch.glob("part-*"))) == 1:
             return out
     raise AssertionError("no step leaves one part")
 
 
-def test_a_finished_table_with_parts_left_is_not_one_of_other_files(uncleaned: Path) -> None:
+def test_complete_table_with_leftover_parts_is_not_reused_for_other_files(uncleaned: Path) -> None:
     before = left(uncleaned.parent)
     for number, files in ((0, 5), (3, 3)):
-        table = PartedTable(uncleaned, IDENTITY, PLAIN, overwrite=False)
-        with pytest.raises(JobError, match="is there already; give --overwrite"):
-            table.finished(number, digest(files))
+        table = ResumableTable(uncleaned, IDENTITY, PLAIN, overwrite=False)
+        with pytest.raises(JobError, match="already exists; give --overwrite"):
+            table.is_finished(number, digest(files))
     for parts in (2, 4):
-        with pytest.raises(JobError, match="is there already; give --overwrite"):
-            PartedTable(uncleaned, IDENTITY, PLAIN, overwrite=False).finish(parts)
-    with pytest.raises(JobError, match="is there already; give --overwrite"):
-        PartedTable(uncleaned, {**IDENTITY, "model": "other"}, PLAIN, overwrite=False)
+        with pytest.raises(JobError, match="already exists; give --overwrite"):
+            ResumableTable(uncleaned, IDENTITY, PLAIN, overwrite=False).finish(parts)
+    with pytest.raises(JobError, match="already exists; give --overwrite"):
+        ResumableTable(uncleaned, {**IDENTITY, "model": "other"}, PLAIN, overwrite=False)
     assert left(uncleaned.parent) == before
     assert uncleaned.read_bytes() == TABLE
     assert command(uncleaned, PLAIN) == (4, 1)
     assert left(uncleaned.parent) == ["out.csv"]
 
 
-def test_a_table_that_was_changed_after_the_kill_is_not_ours(uncleaned: Path) -> None:
+def test_table_changed_after_the_kill_is_not_touched(uncleaned: Path) -> None:
     uncleaned.write_text("mine")
-    with pytest.raises(JobError, match="is there already; give --overwrite"):
-        PartedTable(uncleaned, IDENTITY, PLAIN, overwrite=False)
+    with pytest.raises(JobError, match="already exists; give --overwrite"):
+        ResumableTable(uncleaned, IDENTITY, PLAIN, overwrite=False)
     assert uncleaned.read_text() == "mine"
     uncleaned.unlink()
     assert command(uncleaned, PLAIN) == (4, 1)
@@ -149,12 +149,12 @@ def test_a_table_that_was_changed_after_the_kill_is_not_ours(uncleaned: Path) ->
 
 
 @pytest.mark.parametrize("change", ["model", "files"])
-def test_overwriting_a_table_whose_parts_are_half_removed(uncleaned: Path, change: str) -> None:
+def test_overwrite_of_a_table_with_leftover_parts(uncleaned: Path, change: str) -> None:
     identity = {**IDENTITY, "model": "other"} if change == "model" else IDENTITY
-    table = PartedTable(uncleaned, identity, PLAIN, overwrite=True)
+    table = ResumableTable(uncleaned, identity, PLAIN, overwrite=True)
     digests = [digest(number + 10 * (change == "files")) for number in range(3)]
     for number, rows in enumerate(SPLITS[::-1]):
-        assert not table.finished(number, digests[number])
+        assert not table.is_finished(number, digests[number])
         table.write(number, digests[number], rows)
     assert table.finish(3) == (4, 1)
     assert [row[0] for row in read(uncleaned)[1:]] == ["z.png", "c\r.png", "caf\udce9.png", "a.png", "b.png"]

@@ -1,4 +1,4 @@
-"""Building and checking a dataset, as the command line shows them."""
+"""The commands build and verify."""
 
 import csv
 import re
@@ -11,25 +11,25 @@ from pipeline.dataset.store import Dataset
 from tests.jobs.conftest import RECIPE, Logpose, draw_classes, draw_image
 
 
-def test_build_says_what_was_built_and_what_was_left_out(logpose: Logpose, tmp_path: Path) -> None:
+def test_build_reports_what_was_built_and_left_out(logpose: Logpose, tmp_path: Path) -> None:
     root = draw_classes(tmp_path / "colours", 5)
     (root / "red" / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
     (root / "readme.txt").write_text("not a class")
     outcome = logpose("build", root, tmp_path / "d.zarr", "--size", "20x12", "--val", 0.2)
     assert (outcome.code, outcome.err) == (0, "")
     assert re.search(r"d\.zarr: 3 classes, \d+ images to train on, \d to validate; took ", outcome.out)
-    assert "not in a class folder, so left out: readme.txt" in outcome.out
-    assert f"1 file could not be read and left out; the reasons are in {tmp_path / 'd.zarr'}" in outcome.out
+    assert "skipped, not in a class folder: readme.txt" in outcome.out
+    assert f"1 file could not be read: the reasons are in {tmp_path / 'd.zarr'}" in outcome.out
     assert "building: " in outcome.out and "\x1b" not in outcome.out
     data = Dataset.open(tmp_path / "d.zarr")
-    assert data.size == (12, 20)  # rows by columns, as arrays have them
+    assert data.size == (12, 20)  # (H, W)
     assert data.train.rows + data.val.rows == 15
     with (tmp_path / "d.zarr" / "failures.csv").open(newline="") as file:
         (failure,) = csv.DictReader(file)
     assert failure["path"] == "red/broken.jpg"
 
 
-def test_a_finished_dataset_is_not_overwritten_without_being_told(
+def test_finished_dataset_needs_overwrite(
     logpose: Logpose, image_folder: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "d.zarr"
@@ -39,7 +39,8 @@ def test_a_finished_dataset_is_not_overwritten_without_being_told(
     again = logpose(*arguments)
     assert (again.code, again.err) == (0, "")
     assert again.out.splitlines() == [
-        f"{path}: 3 classes, 54 images to train on, 6 to validate; was finished already, nothing to do"
+        f"{path}: 3 classes, 54 images to train on, 6 to validate; already complete",
+        f"next: logpose train {path} runs/d",
     ]
     outcome = logpose(*arguments, "--seed", 1)
     assert outcome.code == 2
@@ -60,7 +61,7 @@ def test_a_finished_dataset_is_not_overwritten_without_being_told(
         ("a class of broken images", "expected a readable training image in every class, found none in blue"),
     ],
 )
-def test_folders_that_are_no_classes(logpose: Logpose, tmp_path: Path, sort: str, message: str) -> None:
+def test_unusable_image_folder_is_an_error(logpose: Logpose, tmp_path: Path, sort: str, message: str) -> None:
     root = tmp_path / "images"
     if sort != "missing":
         root.mkdir()
@@ -75,11 +76,11 @@ def test_folders_that_are_no_classes(logpose: Logpose, tmp_path: Path, sort: str
     outcome = logpose("build", root, tmp_path / "d.zarr", "--size", 8)
     assert outcome.code == 2
     assert message in outcome.error
-    assert logpose("verify", tmp_path / "d.zarr").code == 2  # nothing half-written is taken for whole
+    assert logpose("verify", tmp_path / "d.zarr").code == 2  # an unfinished dataset does not pass
 
 
 @pytest.mark.parametrize("limit", ["1", "20%"])
-def test_too_many_broken_images_stop_the_build(logpose: Logpose, tmp_path: Path, limit: str) -> None:
+def test_too_many_failures_stop_the_build(logpose: Logpose, tmp_path: Path, limit: str) -> None:
     root = draw_classes(tmp_path / "colours", 2)
     for number in range(2):
         (root / "red" / f"broken{number}.png").write_bytes(b"")
@@ -89,13 +90,13 @@ def test_too_many_broken_images_stop_the_build(logpose: Logpose, tmp_path: Path,
     assert logpose("build", root, tmp_path / "d.zarr", "--size", 8, "--max-failures", 2).code == 0
 
 
-def test_verify_a_whole_dataset(logpose: Logpose, dataset: Path) -> None:
+def test_verify_intact_dataset(logpose: Logpose, dataset: Path) -> None:
     outcome = logpose("verify", dataset)
     assert (outcome.code, outcome.err) == (0, "")
-    assert f"{dataset} is whole: 48 + 12 images in " in outcome.out
+    assert f"{dataset} is intact: 48 + 12 images in " in outcome.out
 
 
-def test_verify_names_each_damage_and_exits_with_1(logpose: Logpose, dataset: Path, tmp_path: Path) -> None:
+def test_verify_prints_each_damage_and_exits_with_1(logpose: Logpose, dataset: Path, tmp_path: Path) -> None:
     broken = Path(shutil.copytree(dataset, tmp_path / "broken.zarr"))
     shard = broken / "train" / "images" / "c" / "0" / "0" / "0" / "0"
     content = bytearray(shard.read_bytes())
@@ -113,32 +114,32 @@ def test_verify_names_each_damage_and_exits_with_1(logpose: Logpose, dataset: Pa
     assert [int(row["row"]) for row in rows] == list(range(48))
     trained = logpose("train", broken, tmp_path / "run", "--device", "cpu")
     assert trained.code == 2
-    assert damaged[0].removeprefix("damaged: ") in trained.error, "training says the same of it"
+    assert damaged[0].removeprefix("damaged: ") in trained.error, "train reports the same damage"
     assert "1 damage in 48 + 12 images" in outcome.out
     assert "--overwrite" in outcome.out
 
 
-def test_verify_what_is_no_dataset(logpose: Logpose, image_folder: Path, tmp_path: Path) -> None:
+def test_verify_of_something_else_is_an_error(logpose: Logpose, image_folder: Path, tmp_path: Path) -> None:
     assert "no zarr.json in it" in logpose("verify", image_folder).error
     assert "found nothing at" in logpose("verify", tmp_path / "nowhere").error
 
 
-def test_build_says_what_copies_it_has_found(logpose: Logpose, tmp_path: Path) -> None:
+def test_build_reports_near_duplicates(logpose: Logpose, tmp_path: Path) -> None:
     root = draw_classes(tmp_path / "colours", 6)
     shutil.copy(root / "red" / "000.png", root / "red" / "again.png")
     shutil.copy(root / "red" / "001.png", root / "blue" / "no blue.png")
     listed = tmp_path / "d.zarr" / "duplicates.csv"
     outcome = logpose("build", root, tmp_path / "d.zarr", "--size", 16)
     assert (
-        "4 images in 2 groups of copies; each group on one side of the split; 1 group with different labels: see"
+        "near-duplicates: 4 images in 2 groups; each in one split; 1 group with different labels: see"
         f" {listed}" in outcome.out.splitlines()
     )
     shutil.move(root, tmp_path / "set" / "train")
     shutil.copytree(tmp_path / "set" / "train", tmp_path / "set" / "val")
     outcome = logpose("build", tmp_path / "set", tmp_path / "d.zarr", "--size", 16, "--overwrite")
-    assert "40 images in 18 groups of copies; 20 of 20 to validate are copies of some to train on; " in outcome.out
+    assert "near-duplicates: 40 images in 18 groups; 20 of 20 validation images duplicate a training" in outcome.out
     trained = logpose("train", tmp_path / "d.zarr", tmp_path / "run", *RECIPE)
     flatters = "20 of the 20 images to validate are copies of some to train on, so that the accuracy flatters: see"
     assert f"{flatters} {listed}" in trained.out.splitlines()
     outcome = logpose("build", tmp_path / "set", tmp_path / "e.zarr", "--no-group-copies")
-    assert "of copies" not in outcome.out
+    assert "near-duplicates" not in outcome.out

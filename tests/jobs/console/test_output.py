@@ -1,0 +1,113 @@
+"""--quiet, --verbose and --json of every command."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs.console.output import Verbosity, detail, emit, say, verbosity, verbosity_of
+from tests.jobs.conftest import CLASSES, RECIPE, Logpose
+
+
+def test_levels(capsys: pytest.CaptureFixture[str]) -> None:
+    for level, expected in (
+        (Verbosity.JSON, '{"a": 2}\n'),
+        (Verbosity.QUIET, ""),
+        (Verbosity.NORMAL, "line\n"),
+        (Verbosity.VERBOSE, "line\nmore\n"),
+    ):
+        with verbosity_of(level):
+            say("line")
+            detail("more")
+            emit({"a": 1})
+            emit({"a": 2})
+        assert capsys.readouterr().out == expected
+    assert verbosity() is Verbosity.NORMAL
+
+
+def test_json_holds_paths_and_numpy_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    numpy = pytest.importorskip("numpy")
+    with verbosity_of(Verbosity.JSON):
+        emit({"path": Path("a\udcff"), "number": numpy.float32(0.5), "count": numpy.int64(3)})
+    assert json.loads(capsys.readouterr().out) == {"path": "a\\udcff", "number": 0.5, "count": 3}
+
+
+def test_no_result_after_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="broken"), verbosity_of(Verbosity.JSON):
+        emit({"a": 1})
+        raise ValueError("broken")
+    assert capsys.readouterr().out == ""
+    assert verbosity() is Verbosity.NORMAL
+
+
+FIND_LR = ("--model", "plain", "--set", "model.width=4", "--batch-size", "8", "--steps", "30", "--device", "cpu")
+
+
+def arguments_of(name: str, images: Path, dataset: Path, trained: Path, folder: Path) -> tuple[object, ...]:
+    return {
+        "build": ("build", images, folder / "d.zarr", "--size", 8),
+        "info": ("info", dataset, "--no-sheet"),
+        "verify": ("verify", dataset),
+        "train": ("train", dataset, folder / "run", *RECIPE),
+        "find-lr": ("find-lr", dataset, *FIND_LR),
+        "classify": ("classify", images, trained, folder / "out.csv"),
+        "report": ("report", trained, "--out", folder / "report.html"),
+        "recipes": ("recipes",),
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["build", "info", "verify", "train", "find-lr", "classify", "report", "recipes"])
+def test_quiet_prints_nothing_and_json_one_object(
+    logpose: Logpose, name: str, image_folder: Path, dataset: Path, trained: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "quiet").mkdir()
+    quiet = logpose(*arguments_of(name, image_folder, dataset, trained, tmp_path / "quiet"), "-q")
+    assert (quiet.code, quiet.out, quiet.err) == (0, "", "")
+    (tmp_path / "json").mkdir()
+    outcome = logpose(*arguments_of(name, image_folder, dataset, trained, tmp_path / "json"), "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.count("\n") == 1
+    assert isinstance(json.loads(outcome.out), dict)
+
+
+def test_json_results(logpose: Logpose, image_folder: Path, dataset: Path, trained: Path, tmp_path: Path) -> None:
+    def result(name: str) -> dict[str, object]:
+        found = json.loads(logpose(*arguments_of(name, image_folder, dataset, trained, tmp_path), "--json").out)
+        assert isinstance(found, dict)
+        return found
+
+    built = result("build")
+    assert (built["classes"], built["train"], built["val"], built["unreadable"]) == (list(CLASSES), 54, 6, 0)
+    assert result("info")["classes"] == {name: {"train": 16, "val": 4} for name in CLASSES}
+    assert (result("verify")["ok"], result("verify")["damaged"]) == (True, [])
+    assert result("classify") == {
+        "table": str(tmp_path / "out.csv"),
+        "ok": 60,
+        "failed": 0,
+        "model": str(trained / "model.safetensors"),
+        "classes": 3,
+    }
+
+
+def test_verbose_prints_more(logpose: Logpose, image_folder: Path, tmp_path: Path) -> None:
+    outcome = logpose("build", image_folder, tmp_path / "d.zarr", "--size", 8, "-v")
+    assert f"classes: {', '.join(CLASSES)}" in outcome.out.splitlines()
+    assert "classes: " not in logpose("build", image_folder, tmp_path / "e.zarr", "--size", 8).out
+
+
+def test_missing_gpu_is_reported_with_verbose_only(
+    logpose: Logpose, image_folder: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("cnn.backends.gpu", "jobs.console.device"):
+        monkeypatch.setattr(f"{module}.why_unusable", lambda: "CuPy is not installed")
+    usual = logpose("classify", image_folder, trained, tmp_path / "usual.csv")
+    assert usual.code == 0 and "CuPy" not in usual.out
+    assert "no GPU: CuPy is not installed" in logpose("classify", image_folder, trained, tmp_path / "v.csv", "-v").out
+    assert "CuPy is not installed" in logpose(
+        "classify", image_folder, trained, tmp_path / "cuda.csv", "--device", "cuda"
+    ).error
+
+
+def test_build_names_the_next_command(logpose: Logpose, image_folder: Path, tmp_path: Path) -> None:
+    outcome = logpose("build", image_folder, tmp_path / "my flags.zarr", "--size", 8)
+    assert outcome.out.splitlines()[-1] == f"next: logpose train '{tmp_path}/my flags.zarr' 'runs/my flags'"
