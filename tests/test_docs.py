@@ -6,6 +6,7 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`. Keys and defau
 and meaning are written by hand, and kept when the table is rewritten.
 """
 
+import ast
 import hashlib
 import json
 import re
@@ -292,6 +293,30 @@ def test_commands_have_their_options(logpose: Logpose) -> None:
                 helps[command] = logpose(command, "--help").out
             for option in re.findall(r"(?<=\s)--[a-z][\w-]*", rest.partition("`")[0].partition("#")[0]):
                 assert option in helps[command], f"{document.name}: logpose {command} has no {option}"
+
+
+# Messages ---------------------------------------------------------------------------------------------
+
+
+def test_quoted_messages_are_in_the_code() -> None:
+    """Each message in the first column of troubleshooting.md, between its dots, is part of a string of the product."""
+    strings = [text for path in FILES for text in strings_of(path)]
+    rows = re.findall(r"^\| (`.+?) \| ", (DOCS / "troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE)
+    messages = [message for cell in rows for message in re.findall(r"`([^`]+)`", cell)]
+    fragments = [part.strip() for message in messages if not message.startswith(NOT_OURS) for part in message.split("…")]
+    unknown = [part for part in fragments if not any(part in text for text in strings)]
+    assert not unknown, f"docs/troubleshooting.md quotes {unknown}, which no message says"
+
+
+NOT_OURS = ("logpose: command not found", "pip install", "logpose needs Python")  # the shell's, pip's, the Makefile's
+FILES = [path for package in ("logpose", "pipeline", "cnn", "jobs") for path in (ROOT / package).rglob("*.py")]
+
+
+def strings_of(path: Path) -> Iterator[str]:
+    """The string literals of a file; of an f-string what stands between its values."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
 
 
 if __name__ == "__main__":
