@@ -242,10 +242,19 @@ def test_every_model_loss_and_recipe_is_described() -> None:
         assert f"`{name}`" in text, f"docs/models-and-recipes.md does not describe {name}"
 
 
+@pytest.mark.parametrize("name", [name.partition(".")[2] for name in KINDS if name.startswith("model.")])
+def test_layers_of_every_model_are_listed(name: str) -> None:
+    (row,) = re.findall(rf"^\| `{name}` \| (.*`head`.*) \|$", RECIPES.read_text(encoding="utf-8"), re.MULTILINE)
+    network = KINDS[f"model.{name}"]().layers((64, 64, 3), 10)
+    first = [layer.partition(".")[0] for layer, _ in network.layers]
+    listed = [re.sub(r"\d+", "", layer) for layer in re.findall(r"`(\w+)`", row)]
+    assert not [layer for layer in first if re.sub(r"\d+", "", layer) not in listed]
+
+
 # Links, paths and commands ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(document: Path) -> None:
     broken = [link for link in links(document) if not leads_somewhere(document, link)]
     assert not broken, f"{document.name} links to {broken}"
@@ -267,7 +276,7 @@ def anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_paths_and_modules_exist(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     if document.name == "CHANGELOG.md":  # tells of paths that are no longer there
