@@ -38,7 +38,6 @@ from logpose.common.errors import LogposeError
 from pipeline.build.journal import ShardResult
 from pipeline.dataset.codecs import CODECS
 from pipeline.dataset.schema import DUPLICATES_HEADER, FAILURES_HEADER, Attributes, DuplicateCounts
-from pipeline.duplicates.find import POSITIONS
 from pipeline.errors import FailureKind
 from tests.jobs.conftest import RECIPE, Logpose, draw_classes
 from tests.jobs.conftest import logpose as logpose  # the fixture
@@ -60,12 +59,13 @@ def names(kind: type) -> list[str]:
 
 ATTRIBUTES = Attributes(("a", "b"), (8, 8), "pad", 0, "", "", DuplicateCounts(0, 0, 0, 0)).to_json()
 IDENTITY = ("pictures", "format version", "--size", "--fit", "--val", "--seed", "--codec", "--group-copies")
+TRANSFORMS = ("same", "flipped", *(f"rotated {angle}" for angle in (90, 180, 270)), "inverted", "cropped", "recoloured")
 # Heading of format.md -> the names that its section has to explain.
 EXPLAINED: dict[str, list[str]] = {
     "Attributes": [*ATTRIBUTES, *ATTRIBUTES["copies"]],
     "Arrays": [*CODECS],
     "failures.csv": [*FAILURES_HEADER, *get_args(FailureKind)],
-    "duplicates.csv": [*DUPLICATES_HEADER, *{word for words in POSITIONS.values() for word in words}],
+    "duplicates.csv": [*DUPLICATES_HEADER, *TRANSFORMS],
     "A build in progress": [*IDENTITY, *names(ShardResult)],
     "Card": names(ModelCard),
     "The run folder": [path.name for path in vars(RunFolder(Path("run"))).values() if path.suffix],
