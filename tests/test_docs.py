@@ -35,7 +35,6 @@ from jobs.training.run_folder import RunFolder, TrainingState
 from jobs.training.summary import Summary
 from jobs.training.timing import EpochTimes
 from logpose.common.errors import LogposeError
-from pipeline.build.journal import ShardResult
 from pipeline.dataset.codecs import CODECS
 from pipeline.dataset.schema import DUPLICATES_HEADER, FAILURES_HEADER, Attributes, DuplicateCounts
 from pipeline.errors import FailureKind
@@ -59,6 +58,7 @@ def names(kind: type) -> list[str]:
 
 ATTRIBUTES = Attributes(("a", "b"), (8, 8), "pad", 0, "", "", DuplicateCounts(0, 0, 0, 0)).to_json()
 IDENTITY = ("pictures", "format version", "--size", "--fit", "--val", "--seed", "--codec", "--group-copies")
+SHARD_RESULT = ("part", "shard", "wanted", "failures", "sums", "squares", "digest")
 TRANSFORMS = ("same", "flipped", *(f"rotated {angle}" for angle in (90, 180, 270)), "inverted", "cropped", "recoloured")
 # Heading of format.md -> the names that its section has to explain.
 EXPLAINED: dict[str, list[str]] = {
@@ -66,7 +66,7 @@ EXPLAINED: dict[str, list[str]] = {
     "Arrays": [*CODECS],
     "failures.csv": [*FAILURES_HEADER, *get_args(FailureKind)],
     "duplicates.csv": [*DUPLICATES_HEADER, *TRANSFORMS],
-    "A build in progress": [*IDENTITY, *names(ShardResult)],
+    "A build in progress": [*IDENTITY, *SHARD_RESULT],
     "Card": names(ModelCard),
     "The run folder": [path.name for path in vars(RunFolder(Path("run"))).values() if path.suffix],
     "metrics.csv": names(EpochRow),
