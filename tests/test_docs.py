@@ -46,6 +46,7 @@ DOCS = ROOT / "docs"
 FORMAT = (DOCS / "format.md").read_text(encoding="utf-8")
 RECIPES = DOCS / "models-and-recipes.md"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md")])
+FILES = [path for package in ("logpose", "pipeline", "cnn", "jobs") for path in (ROOT / package).rglob("*.py")]
 TABLE = re.compile(r"<!-- table: (\S+) -->\n(.*?)<!-- end -->", re.DOTALL)
 
 
@@ -307,6 +308,12 @@ def test_paths_and_modules_exist(document: Path) -> None:
     assert not missing, f"{document.name} names {missing}"
 
 
+def test_identifiers_of_the_architecture_exist() -> None:
+    quoted = re.findall(r"`([A-Z]\w*[a-z]\w*(?:\.\w+)?)`", (DOCS / "architecture.md").read_text(encoding="utf-8"))
+    words = {word for path in FILES for word in re.findall(r"\w+", path.read_text(encoding="utf-8"))}
+    assert not [name for name in quoted if not set(name.split(".")) <= words]
+
+
 COMMANDS = "build|train|classify|report|verify|info|find-lr|recipes"
 
 
@@ -337,7 +344,6 @@ def test_quoted_messages_are_in_the_code() -> None:
 
 
 NOT_OURS = ("logpose: command not found", "pip install", "logpose needs Python")  # the shell's, pip's, the Makefile's
-FILES = [path for package in ("logpose", "pipeline", "cnn", "jobs") for path in (ROOT / package).rglob("*.py")]
 
 
 def strings_of(path: Path) -> Iterator[str]:
