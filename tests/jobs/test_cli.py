@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cnn.inputs.augment import VIEWS
+from cnn.inference.tta import VIEWS
 from jobs import cli
 from jobs.commands.app import app
 from jobs.options import ClassifyOptions, InfoOptions, TrainOptions, VerifyOptions

@@ -15,7 +15,7 @@ from cnn.training.optimizers import SGD
 from cnn.training.recipe import Recipe
 from cnn.training.schedules import Constant
 from cnn.training.trainer import Trainer
-from jobs.console.interrupts import CtrlC
+from jobs.console.interrupts import DeferredInterrupt
 from jobs.errors import Interrupted, JobError, WorkFailedError
 from jobs.options import FindLrOptions, RecipeOptions, TrainOptions
 from jobs.recipes.config import resolve
@@ -251,12 +251,12 @@ def test_bad_options_are_refused(dataset: Path) -> None:
 
 
 def test_ctrl_c_stops_after_the_step(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Asked(CtrlC):
+    class Asked(DeferredInterrupt):
         def __init__(self) -> None:
             super().__init__()
-            self.asked = True
+            self.requested = True
 
-    monkeypatch.setattr(job, "CtrlC", Asked)
+    monkeypatch.setattr(job, "DeferredInterrupt", Asked)
     with pytest.raises(Interrupted, match="stopped after 1 step of 30; run the same command again"):
         find_lr(dataset, OPTIONS)
 
