@@ -297,7 +297,7 @@ class Dataset:
             f"  val      {self.val.rows:,} images\n"
             f"  images   uint8 ({height}, {width}, 3), fit {self.fit!r}\n"
             f"  classes  {len(self.class_names):,}: {', '.join(names)}{f' and {more:,} more' if more > 0 else ''}\n"
-            f"  mean     {mean} of 255, per channel, of train\n"
+            f"  mean     {mean} (red, green, blue of train, in 0..255)\n"
             f"  std      {std}\n"
             f"  content  {self.content_hash}>"
         )

@@ -3,7 +3,7 @@
     python -m tests.pipeline.build.kill_builds IMAGES [--kills 100] [--size 128] [--workers 2] [--seed 0]
 
 Each build is killed with SIGKILL one to three times, at random moments between the listing of the folder and the end
-of the process, and then run to the end. Each dataset must have the content hash of an undisturbed build and no
+of the process, and then run to the end. Each dataset must have the content hash of an uninterrupted build and no
 temporary files. Per kill, at most one shard per worker may be decoded again, and the files that fill the rows of
 unreadable ones: which these are may change once more. Prints a line per dataset and, at the end, one JSON object.
 """
@@ -111,13 +111,13 @@ class Builder:
 def kill_builds(builder: Builder, kills: int, seed: int, folder: Path) -> tuple[list[Kills], int, int]:
     """Build datasets until this many kills have hit.
 
-    Returns them, the number of files that an undisturbed build decodes, and the maximum rows of a shard. Fails if a
-    dataset differs from that of an undisturbed build.
+    Returns them, the number of files that an uninterrupted build decodes, and the maximum rows of a shard. Fails if a
+    dataset differs from that of an uninterrupted build.
     """
-    undisturbed, log = folder / "undisturbed.zarr", folder / "log"
-    builder.finish(undisturbed, log)
-    expected, decodes = Dataset.open(undisturbed), log.stat().st_size
-    refilled = decodes - len(expected) - len(read_failures(undisturbed))  # rows of unreadable files
+    uninterrupted, log = folder / "uninterrupted.zarr", folder / "log"
+    builder.finish(uninterrupted, log)
+    expected, decodes = Dataset.open(uninterrupted), log.stat().st_size
+    refilled = decodes - len(expected) - len(read_failures(uninterrupted))  # rows of unreadable files
     seconds = builder.finish(folder / "again.zarr", folder / "another log")  # now the kernels are compiled
     assert Dataset.open(folder / "again.zarr").content_hash == expected.content_hash
     draw = random.Random(seed)
@@ -158,7 +158,7 @@ def main() -> None:
         "rows of a shard": rows,
         "workers": options.workers,
         "decoded again per kill, mean": round(redone / kills, 1),
-        "decoded again per kill, most": max(round(kill.redone / kill.hits, 1) for kill in done if kill.hits),
+        "decoded again per kill, maximum": max(round(kill.redone / kill.hits, 1) for kill in done if kill.hits),
     }
     print(json.dumps(summary))
 

@@ -21,12 +21,12 @@ from pipeline.dataset.verify import verify_dataset
 from pipeline.errors import DecodeError, PipelineError
 
 Build = Callable[..., BuildReport]
-SIDE = 12
+PIXELS = 12
 
 
 def draw_noise(path: Path, seed: int) -> None:
     """Write an image of noise, different for each seed."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)  # (H, W, 3)
+    pixels = np.random.default_rng(seed).integers(0, 256, (PIXELS, PIXELS, 3), dtype=np.uint8)  # (H, W, 3)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
 
@@ -61,7 +61,7 @@ def listed(dataset: Path) -> list[dict[str, str]]:
 
 @pytest.mark.usefixtures("small_chunks")
 def test_duplicates_are_in_one_split_and_listed(copied: Path, build: Build) -> None:
-    report = build(copied, size=(SIDE, SIDE), val=0.4)
+    report = build(copied, size=(PIXELS, PIXELS), val=0.4)
     assert report.duplicates == DuplicateCounts(groups=14, images=28, labels_differ=2, leaks=0)
     dataset = Dataset.open(report.path)
     assert dataset.attributes.duplicates == report.duplicates
@@ -83,7 +83,7 @@ def test_duplicates_are_in_one_split_and_listed(copied: Path, build: Build) -> N
 @pytest.mark.usefixtures("small_chunks")
 def test_without_grouping_duplicates_are_divided(copied: Path, build: Build) -> None:
     """Otherwise the test above would prove nothing."""
-    report = build(copied, size=(SIDE, SIDE), val=0.4, group_copies=False)
+    report = build(copied, size=(PIXELS, PIXELS), val=0.4, group_copies=False)
     assert report.duplicates is None
     assert not (report.path / DUPLICATES_FILE).exists()
     splits = split_of_each(Dataset.open(report.path))
@@ -96,7 +96,7 @@ def test_leaks_of_a_given_split_are_reported_but_not_corrected(build: Build, tmp
         draw_noise(root / ("train" if number < 8 else "test") / "ab"[number % 2] / f"{number}.png", number)
     shutil.copy(root / "train" / "a" / "0.png", root / "test" / "a" / "again.png")
     shutil.copy(root / "test" / "b" / "9.png", root / "test" / "b" / "twice.png")
-    report = build(root, size=(SIDE, SIDE))
+    report = build(root, size=(PIXELS, PIXELS))
     assert report.has_splits
     assert report.rows == {"train": 8, "val": 6}
     assert report.duplicates == DuplicateCounts(groups=2, images=4, labels_differ=0, leaks=1)
@@ -110,8 +110,8 @@ def test_resumed_build_has_the_same_split(
 ) -> None:
     """Stopped in the first round, right before the search for near-duplicates, and in the second round."""
     (copied / "b" / "25.png").write_bytes(b"")
-    options = {"size": (SIDE, SIDE), "val": 0.4}
-    undisturbed = build(copied, tmp_path / "undisturbed.zarr", **options)
+    options = {"size": (PIXELS, PIXELS), "val": 0.4}
+    uninterrupted = build(copied, tmp_path / "uninterrupted.zarr", **options)
     write, written = shard_task.write_shard, list[object]()
 
     def write_some(*arguments: object) -> None:
@@ -127,8 +127,8 @@ def test_resumed_build_has_the_same_split(
     assert (dest / FOLDER / "copies.json").exists() == (stopped_after >= 14), "14 shards in the first round"
     report = build(copied, dest, **options)
     assert report.existing is ExistingBuild.UNFINISHED
-    assert (report.content_hash, report.duplicates) == (undisturbed.content_hash, undisturbed.duplicates)
-    assert listed(dest) == listed(undisturbed.path)
+    assert (report.content_hash, report.duplicates) == (uninterrupted.content_hash, uninterrupted.duplicates)
+    assert listed(dest) == listed(uninterrupted.path)
     check_pixels(Dataset.open(dest), copied)
 
 
@@ -152,7 +152,7 @@ def test_split_that_grows_and_then_loses_an_image(
         return decode(path, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(shard_task, "decode_image", vanish)
-    report = build(root, size=(SIDE, SIDE), val=0.2)
+    report = build(root, size=(PIXELS, PIXELS), val=0.2)
     assert report.rows == {"train": 8, "val": 1}
     assert [failure.path[0] for failure in report.failures] == ["b"]
     dataset = Dataset.open(report.path)

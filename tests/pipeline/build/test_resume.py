@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -14,16 +15,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.build import build as build_module
 from pipeline.build import scheduler, shard_task
 from pipeline.build.build import BuildReport, build_dataset
 from pipeline.build.destination import LOCK_FILE, ExistingBuild, lock_destination
-from pipeline.build.journal import FOLDER, Journal
+from pipeline.build.journal import FOLDER, NO_FILE, Journal, ShardResult
 from pipeline.build.options import BuildOptions
 from pipeline.dataset.store import Dataset, shard_file
 from pipeline.dataset.verify import verify_dataset
+from pipeline.duplicates.fingerprint import FINGERPRINT_BYTES
 from pipeline.errors import (
     BuildError,
     BusyError,
@@ -68,6 +71,20 @@ def count_decoding(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return decoded
 
 
+def test_names_in_the_journal_never_change(tmp_path: Path) -> None:
+    """Otherwise builds that an earlier logpose began could not be resumed."""
+    journal = Journal(tmp_path)
+    journal.begin({"pictures": "hash"}, [])
+    result = ShardResult("train", 3, (1, 2), ((2, "empty", "no bytes"),), (1, 2, 3), (4, 5, 6), "digest")
+    journal.add(result, [], np.empty((0, FINGERPRINT_BYTES), np.uint8))
+    assert json.loads((tmp_path / FOLDER / "train-00003.json").read_text()) == {
+        "part": "train", "shard": 3, "wanted": [1, 2], "failures": [[2, "empty", "no bytes"]],
+        "sums": [1, 2, 3], "squares": [4, 5, 6], "digest": "digest",
+    }  # fmt: skip
+    assert journal.results() == {("train", 3): result}
+    assert result.files == (1, NO_FILE)
+
+
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("after", [0, 1, 3, 5, 6, 7])
 def test_build_resumes_after_a_full_disk(
@@ -76,12 +93,12 @@ def test_build_resumes_after_a_full_disk(
     root = image_folder(a=20, b=20)
     for number in (3, 19):  # so that there is a second round, which rewrites shards
         (root / "a" / f"{number:04d}.png").write_bytes(b"")
-    undisturbed = build(root, tmp_path / "undisturbed.zarr")
+    uninterrupted = build(root, tmp_path / "uninterrupted.zarr")
     build_and_stop(root, tmp_path / "stopped.zarr", after, monkeypatch)
     report = build(root, tmp_path / "stopped.zarr")
     assert report.existing is ExistingBuild.UNFINISHED
-    assert report.content_hash == undisturbed.content_hash
-    assert report.failures == undisturbed.failures
+    assert report.content_hash == uninterrupted.content_hash
+    assert report.failures == uninterrupted.failures
     dataset = Dataset.open(report.path)
     check_rows(dataset.train, dataset.class_names)
 
@@ -109,12 +126,12 @@ def test_deleted_shard_is_written_again(
     root = image_folder(a=20, b=20)
     for number in (3, 19):  # so that shards are read again for the second round
         (root / "a" / f"{number:04d}.png").write_bytes(b"")
-    undisturbed = build(root, tmp_path / "undisturbed.zarr", val=0.0)
+    uninterrupted = build(root, tmp_path / "uninterrupted.zarr", val=0.0)
     build_and_stop(root, tmp_path / "stopped.zarr", 4, monkeypatch, val=0.0)
     files = [shard_file(tmp_path / "stopped.zarr", "train", shard) for shard in range(5)]
     next(file for file in files[1:] if file.is_file()).unlink()  # Dask has its own order
     report = build(root, tmp_path / "stopped.zarr", val=0.0)
-    assert report.content_hash == undisturbed.content_hash
+    assert report.content_hash == uninterrupted.content_hash
     assert verify_dataset(report.path).damage == ()
 
 
@@ -163,7 +180,7 @@ def test_killed_build_resumes(image_folder: Images, build: Build, tmp_path: Path
         Dataset.open(dest)
     report = build(root, dest)
     assert report.existing is ExistingBuild.UNFINISHED
-    assert report.content_hash == build(root, tmp_path / "undisturbed.zarr").content_hash
+    assert report.content_hash == build(root, tmp_path / "uninterrupted.zarr").content_hash
     assert not list(dest.rglob("*.partial"))
 
 

@@ -177,9 +177,9 @@ def test_for_loop_ends_after_the_last_row(forty: Dataset) -> None:
 
 
 def test_repr_describes_dataset_and_splits(forty: Dataset) -> None:
-    text = repr(forty)
-    for part in ("28 images", "12 images", "(8, 12, 3)", "2: a, b", forty.content_hash, str(forty.path)):
-        assert part in text
+    description = repr(forty)
+    for text in ("28 images", "12 images", "(8, 12, 3)", "2: a, b", forty.content_hash, str(forty.path)):
+        assert text in description
     assert repr(forty.val) == f"<Split 'val' of {str(forty.path)!r}: images uint8 (12, 8, 12, 3)>"
 
 
@@ -295,6 +295,14 @@ def change(path: Path, edit: Callable[[dict[str, object]], object]) -> None:
     node = json.loads(path.read_text())
     edit(node)
     path.write_text(json.dumps(node))
+
+
+def test_names_of_the_attributes_never_change(forty: Dataset) -> None:
+    """Otherwise datasets that an earlier logpose built could not be opened, and their hashes would differ."""
+    names = ("class_names", "size", "fit", "seed", "source", "build_hash", "copies", "mean", "std", "content_hash")
+    attributes = json.loads((forty.path / "zarr.json").read_text())["attributes"]
+    assert list(attributes) == ["format", "format_version", *names, "sealed"]
+    assert list(attributes["copies"]) == ["groups", "pictures", "labels_differ", "leaks"]
 
 
 @pytest.mark.parametrize(

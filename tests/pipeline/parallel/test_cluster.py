@@ -185,7 +185,7 @@ def test_slow_task_stops_the_submitting_and_the_cluster_drops_results(
     pair: Cluster, tmp_path: Path
 ) -> None:
     taken: list[int] = []
-    most = AHEAD_PER_THREAD * 2
+    limit = AHEAD_PER_THREAD * 2
 
     def work(number: int) -> int:
         deadline = time.monotonic() + 60
@@ -200,7 +200,7 @@ def test_slow_task_stops_the_submitting_and_the_cluster_drops_results(
             yield number
 
     def release() -> None:
-        wait_for(lambda: (tmp_path / str(most - 1)).exists(), "the others")
+        wait_for(lambda: (tmp_path / str(limit - 1)).exists(), "the others")
         time.sleep(0.3)  # time to take too many
         (tmp_path / "proceed").touch()
 
@@ -209,7 +209,7 @@ def test_slow_task_stops_the_submitting_and_the_cluster_drops_results(
     helper.start()
     assert next(results) == 0
     helper.join()
-    assert taken == list(range(most))
+    assert taken == list(range(limit))
     assert [next(results) for _ in range(20)] == list(range(1, 21))
     client = cluster_module.connect(pair.address)
     wait_for(lambda: client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)) == 0, "dropped tasks")

@@ -125,11 +125,11 @@ class Oddity(BaseException):
 
 @pytest.mark.parametrize("error", [OSError(28, "no space left"), SystemExit(3), Oddity("odd"), queue.Empty()])
 def test_exception_of_a_task_is_raised_at_once_and_cancels_the_others(error: BaseException) -> None:
-    begun: list[int] = []
+    started: list[int] = []
     failed = threading.Event()
 
     def work(number: int) -> int:
-        begun.append(number)
+        started.append(number)
         if number == 1:
             failed.set()
             raise error
@@ -141,7 +141,7 @@ def test_exception_of_a_task_is_raised_at_once_and_cancels_the_others(error: Bas
         # All of these would begin if the error was raised at its turn, or the other tasks were not cancelled.
         list(in_order_on_threads(work, range(500), 2, ahead=500))
     assert caught.value is error
-    assert len(begun) < 500
+    assert len(started) < 500
     assert not own_threads()
 
 
@@ -172,30 +172,30 @@ def test_exception_stops_the_taking_of_items_even_if_there_is_room() -> None:
 
 
 def test_exceptions_of_the_items_cancel_the_tasks() -> None:
-    begun: list[int] = []
+    started: list[int] = []
 
     def items() -> Iterator[int]:
         yield from range(200)
         raise LookupError("no more of them")
 
     def work(number: int) -> int:
-        begun.append(number)
+        started.append(number)
         time.sleep(0.01)
         return number
 
     with pytest.raises(LookupError, match="no more of them"):
         list(in_order_on_threads(work, items(), 2, ahead=500))
-    assert len(begun) < 200
+    assert len(started) < 200
     assert not own_threads()
 
 
 @pytest.mark.parametrize("how", ["close", "del", "break", "throw"])
 def test_leaving_early_cancels_waiting_tasks(how: str) -> None:
-    begun: list[int] = []
+    started: list[int] = []
     ended: list[int] = []
 
     def work(number: int) -> int:
-        begun.append(number)
+        started.append(number)
         time.sleep(0.01)
         ended.append(number)
         return number
@@ -215,8 +215,8 @@ def test_leaving_early_cancels_waiting_tasks(how: str) -> None:
     else:
         del results
     assert not own_threads()
-    assert len(begun) < 1000
-    assert sorted(begun) == sorted(ended), "running tasks finish first"
+    assert len(started) < 1000
+    assert sorted(started) == sorted(ended), "running tasks finish first"
 
 
 def test_unused_generator_starts_no_thread() -> None:
@@ -251,10 +251,10 @@ def test_garbage_collection_in_one_of_its_own_threads() -> None:
 
 
 def test_ctrl_c_interrupts_the_waiting_consumer() -> None:
-    begun, proceed = threading.Event(), threading.Event()
+    started, proceed = threading.Event(), threading.Event()
 
     def work(number: int) -> int:
-        begun.set()
+        started.set()
         assert proceed.wait(timeout=TIMEOUT)
         return number
 
@@ -263,7 +263,7 @@ def test_ctrl_c_interrupts_the_waiting_consumer() -> None:
         raise KeyboardInterrupt
 
     def press() -> None:
-        assert begun.wait(timeout=TIMEOUT)
+        assert started.wait(timeout=TIMEOUT)
         time.sleep(0.2)  # for the consumer to be waiting
         os.kill(os.getpid(), signal.SIGINT)
 
