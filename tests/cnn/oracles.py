@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from cnn import layers
@@ -22,6 +23,9 @@ BACKENDS = [
     "cpu",
     pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(bool(why_unusable()), reason=why_unusable())]),
 ]
+thorough = settings(
+    max_examples=20, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
 Case = tuple[Layer, tuple[int, ...]]  # a layer, and the shape of one input
 
 

@@ -6,7 +6,7 @@ import pkgutil
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import cnn.layers
@@ -18,15 +18,13 @@ from tests.cnn.oracles import (
     directional_error,
     get_backend,
     random_network,
+    thorough,
     to_device,
     training_run,
     well_apart,
 )
 
 TOLERANCE = 1e-6
-thorough = settings(
-    max_examples=20, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-)
 # A row for every loss.
 LOSS_ROWS: dict[type, st.SearchStrategy[Loss]] = {
     SoftmaxCrossEntropy: st.builds(

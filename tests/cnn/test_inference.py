@@ -24,8 +24,7 @@ from cnn.models import MODELS
 from cnn.network import Network
 from cnn.training.recipe import Recipe
 from cnn.training.trainer import Trainer
-from tests.cnn.oracles import LAYERS, random_network
-from tests.cnn.test_gradients import thorough
+from tests.cnn.oracles import LAYERS, random_network, thorough
 
 CPUS = {threads: pick_backend("cpu", threads) for threads in (1, 2, 3)}
 MEAN, STD = (110.0, 120.0, 130.0), (60.0, 61.0, 62.0)

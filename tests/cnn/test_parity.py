@@ -15,8 +15,16 @@ from cnn.inputs.mixup import Mix
 from cnn.layers import BatchNorm, MaxPool, Run
 from cnn.models import MODELS
 from cnn.training.optimizers import OPTIMIZERS
-from tests.cnn.oracles import BACKENDS, LAYERS, get_backend, random_network, to_device, training_run, well_apart
-from tests.cnn.test_gradients import thorough
+from tests.cnn.oracles import (
+    BACKENDS,
+    LAYERS,
+    get_backend,
+    random_network,
+    thorough,
+    to_device,
+    training_run,
+    well_apart,
+)
 
 FAST_BACKENDS = BACKENDS[1:]
 REFERENCE = ReferenceBackend()
