@@ -1,10 +1,9 @@
-"""The most memory that a build ever holds, by number of images and of workers.
+"""Peak memory of a build, by number of images and of workers.
 
     python -m benchmarks.build.build_memory [--counts 1000 10000 40000] [--workers 1 2 4] [--size 128]
 
-Draws small images of noise, no two alike, and builds each count of them in a process of its own with two workers,
-and the least count with each number of workers. Peak resident memory as the system counts it, less that of a process
-that has only imported the same. One run each: memory, unlike time, hardly varies.
+Builds each number of distinct noise images with two workers, and the smallest number with each number of workers, each
+in its own process. Measures the peak resident memory, less that after the imports. One run each: memory hardly varies.
 """
 
 import argparse
@@ -34,7 +33,7 @@ print(json.dumps({"imported": before / 1024, "peak": after / 1024, "shard": rows
 
 
 def draw(root: Path, count: int) -> None:
-    """Two classes of noise, 16 x 16, as PNG."""
+    """Write `count` PNG images of 16x16 pixels of noise, in two classes."""
     generator = np.random.default_rng(count)
     for number in range(count):
         folder = root / "ab"[number % 2]
@@ -56,9 +55,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--size", type=int, default=128)
     options = parser.parse_args()
-    least = min(options.counts)
+    smallest = min(options.counts)
     print("images  workers  shard MB  imported MB  build MB  build MB / (workers x shard)")
-    for count, workers in [(count, 2) for count in options.counts] + [(least, workers) for workers in options.workers]:
+    cases = [(count, 2) for count in options.counts] + [(smallest, workers) for workers in options.workers]
+    for count, workers in cases:
         with tempfile.TemporaryDirectory() as folder:
             draw(Path(folder) / "images", count)
             found = measure(Path(folder) / "images", Path(folder) / "d.zarr", options.size, workers)

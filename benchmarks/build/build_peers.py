@@ -1,16 +1,17 @@
-"""Other libraries turn a folder of images into one file of pixels: what `build_speed` puts beside `logpose build`.
+"""Other libraries' conversion of an image folder to one file of pixels: the peers of `build_speed`.
 
     PYTHON benchmarks/build/build_peers.py PEER FOLDER OUT SIZE WORKERS
 
-PYTHON is an interpreter with Pillow and PyTorch and, for FFCV, ffcv 1.0.2; nothing of logpose is imported. Prints one
-line of JSON: images and seconds, from listing the folder to the closed file, without imports. PEER is one of
+PYTHON is an interpreter with Pillow, PyTorch and, for FFCV, ffcv 1.0.2; imports nothing of logpose. Prints one line of
+JSON: images, and seconds from listing the folder to closing the file, without imports. PEER is one of
 
-    ffcv        FFCV's DatasetWriter, raw RGB; images come from Pillow: JPEG draft and resize as logpose does them
-    ffcv-area   the same, but Pillow only decodes, and FFCV shrinks (OpenCV's area average), as its own examples do
-    dataloader  PyTorch's DataLoader; Pillow opens, converts to RGB and resizes bicubically, as torchvision does; the
-                main process writes the batches into a uint8 memory map and flushes it
+    ffcv        FFCV's DatasetWriter, raw RGB; Pillow decodes and resizes as logpose does (JPEG draft, bicubic)
+    ffcv-area   the same, but Pillow only decodes, and FFCV shrinks (OpenCV's area average), as in its examples
+    dataloader  PyTorch's DataLoader; Pillow decodes and resizes bicubically, as in torchvision; the main process writes
+                the batches to a uint8 memory map and flushes it
 
-Proportions are kept. A memory map needs one shape, so there white fills the frame. All images must be readable.
+Aspect ratios are preserved; the memory map needs one shape, so images there are padded with white. All images must be
+readable.
 """
 
 import argparse
@@ -29,28 +30,31 @@ from PIL import Image
 BATCH = 64
 
 
-def within(image: tuple[int, int], size: int) -> tuple[int, int]:
-    """The image's (W, H) in proportion, its longer side `size`."""
+def scaled_size(image: tuple[int, int], size: int) -> tuple[int, int]:
+    """(W, H) scaled so that the longer side is `size`."""
     ratio = size / max(image)
     return max(1, round(image[0] * ratio)), max(1, round(image[1] * ratio))
 
 
-def decoded(path: str, size: int) -> np.ndarray:
+def decode(path: str, size: int) -> np.ndarray:
+    """The full-size image, (h, w, 3); `size` is ignored."""
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))  # (h, w, 3)
 
 
-def drafted(path: str, size: int) -> np.ndarray:
+def decode_draft(path: str, size: int) -> np.ndarray:
+    """The image resized to a longer side of `size`, decoded at reduced size where JPEG allows it: (h, w, 3)."""
     with Image.open(path) as image:
-        to = within(image.size, size)
-        image.draft(None, (2 * to[0], 2 * to[1]))
+        small = scaled_size(image.size, size)
+        image.draft(None, (2 * small[0], 2 * small[1]))
         rgb = image if image.mode == "RGB" else image.convert("RGB")
-        return np.asarray(rgb.resize(to, Image.Resampling.BICUBIC, reducing_gap=3.0))  # (h, w, 3)
+        return np.asarray(rgb.resize(small, Image.Resampling.BICUBIC, reducing_gap=3.0))  # (h, w, 3)
 
 
-def framed(path: str, size: int) -> np.ndarray:
+def decode_padded(path: str, size: int) -> np.ndarray:
+    """The resized image, padded with white: (size, size, 3)."""
     with Image.open(path) as image:
-        small = image.convert("RGB").resize(within(image.size, size), Image.Resampling.BICUBIC)
+        small = image.convert("RGB").resize(scaled_size(image.size, size), Image.Resampling.BICUBIC)
     if small.size == (size, size):
         return np.asarray(small)  # (size, size, 3)
     frame = Image.new("RGB", (size, size), (255, 255, 255))
@@ -59,14 +63,14 @@ def framed(path: str, size: int) -> np.ndarray:
 
 
 class Images:
-    """An indexable dataset of (image, label): class folders, all files in them."""
+    """An indexable dataset of (image, label) from class folders."""
 
     def __init__(self, folder: Path, size: int, decode: Callable[[str, int], np.ndarray]) -> None:
         classes = sorted(entry.path for entry in os.scandir(folder) if entry.is_dir())
         self._files = [
-            (f"{where}/{name}", label)
+            (f"{root}/{name}", label)
             for label, path in enumerate(classes)
-            for where, _, names in os.walk(path)
+            for root, _, names in os.walk(path)
             for name in sorted(names)
         ]
         self._size, self._decode = size, decode
@@ -84,10 +88,10 @@ def with_ffcv(decode: Callable[[str, int], np.ndarray]) -> Callable[..., int]:
     from ffcv.writer import DatasetWriter
 
     def write(folder: Path, out: Path, size: int, workers: int) -> int:
-        dataset_ = Images(folder, size, decode)
+        dataset = Images(folder, size, decode)
         fields = {"image": RGBImageField(write_mode="raw", max_resolution=size), "label": IntField()}
-        DatasetWriter(str(out), fields, num_workers=workers).from_indexed_dataset(dataset_)
-        return len(dataset_)
+        DatasetWriter(str(out), fields, num_workers=workers).from_indexed_dataset(dataset)
+        return len(dataset)
 
     return write
 
@@ -96,11 +100,11 @@ def with_dataloader() -> Callable[..., int]:
     from torch.utils.data import DataLoader
 
     def write(folder: Path, out: Path, size: int, workers: int) -> int:
-        dataset_: Any = Images(folder, size, framed)
-        pixels = np.memmap(out, np.uint8, "w+", shape=(len(dataset_), size, size, 3))
-        labels = np.empty(len(dataset_), np.int64)  # (N,)
+        dataset: Any = Images(folder, size, decode_padded)
+        pixels = np.memmap(out, np.uint8, "w+", shape=(len(dataset), size, size, 3))
+        labels = np.empty(len(dataset), np.int64)  # (N,)
         start = 0
-        for images, batch_labels in DataLoader(dataset_, BATCH, num_workers=workers):
+        for images, batch_labels in DataLoader(dataset, BATCH, num_workers=workers):
             pixels[start : start + len(images)] = images.numpy()  # (n, size, size, 3)
             labels[start : start + len(images)] = batch_labels.numpy()  # (n,)
             start += len(images)
@@ -112,8 +116,8 @@ def with_dataloader() -> Callable[..., int]:
 
 
 PEERS: dict[str, Callable[[], Callable[..., int]]] = {
-    "ffcv": lambda: with_ffcv(drafted),
-    "ffcv-area": lambda: with_ffcv(decoded),
+    "ffcv": lambda: with_ffcv(decode_draft),
+    "ffcv-area": lambda: with_ffcv(decode),
     "dataloader": with_dataloader,
 }
 
@@ -129,9 +133,9 @@ def main() -> None:
     with contextlib.redirect_stdout(sys.stderr):
         write = PEERS[arguments.peer]()
         began = time.perf_counter()
-        dataset_ = write(arguments.folder, arguments.out, arguments.size, arguments.workers)
+        count = write(arguments.folder, arguments.out, arguments.size, arguments.workers)
         seconds = time.perf_counter() - began
-    print(json.dumps({"images": dataset_, "seconds": seconds}))
+    print(json.dumps({"images": count, "seconds": seconds}))
 
 
 if __name__ == "__main__":

@@ -1,28 +1,27 @@
-"""Time `logpose build` beside the limit, bare Pillow, and beside other libraries: images a second.
+"""Throughput of `logpose build` against bare Pillow and other libraries, in images per second.
 
     python -m benchmarks.build.build_speed [--images FOLDER ...] [--photos FOLDER] [--peers PYTHON] [--rounds N]
                                       [--size N] [--threads N]
 
-The folders are those given, of one folder per class, and 4,000 synthetic photos of 500x375 pixels, made once. Each
-side does each folder in turn, A B C A B C, after one round to warm up; medians are over the rounds, ratios of ours to
-the others within a round: above 1, ours is faster. Files are read once before, so all come from the page cache. One
-side works at a time, on as many threads or worker processes as the others.
+The inputs are the given folders, with one subfolder per class, and 4,000 synthetic photos of 500x375 pixels, generated
+once. Sides are interleaved, A B C A B C, after one warm-up round; rates are medians over the rounds, ratios are within
+a round: above 1, ours is faster. All files come from the page cache. One side runs at a time, with equal numbers of
+threads or worker processes.
 
-    logpose     `build_dataset` with its defaults into a new dataset, in this process: all of the job, from listing the
-                folder over splitting, writing, checksums and fsync to the sealed dataset; without imports
+    logpose     `build_dataset` with its defaults, in this process: from listing the folder to the sealed dataset,
+                including checksums and fsync, without imports
     ungrouped   the same with --no-group-copies
-    limit       bare Pillow in a pool of threads: open, JPEG draft to no less than twice the pixels, to RGB, bicubic
-                resize with a reducing gap of 3, proportions kept; the result is thrown away. It is what Pillow can
-                do, not what a processor can
+    limit       bare Pillow in a thread pool: open, JPEG draft to at least twice the size, convert to RGB, bicubic
+                resize with a reducing gap of 3; the result is discarded
     decode      `decode_pixels` in the same pool
-    ffcv, ffcv-area, dataloader    with --peers, an interpreter that has them (see `build_peers`), in a new process each
-                time, without imports; none of them checks its files, writes checksums, or survives being killed, and
-                FFCV does not wait for the disk
+    ffcv, ffcv-area, dataloader    with --peers, an interpreter that has them (see `build_peers`), in a new process,
+                without imports; none of them verifies its files, writes checksums or is crash-safe, and FFCV does not
+                wait for the disk
 
-Then, once a folder, the whole time of the command `logpose build`, and where a build's time goes with one worker; what
-the main thread does meanwhile overlaps, so the rest may be less than it seems. All images must be readable. Datasets
-go to the system's folder for temporary files. Run it on a quiet machine: the end says how busy other processes were.
-The last line is one JSON object.
+Then, for each folder, the total time of the command `logpose build`, and a profile of a build with one worker; the main
+thread works in parallel with it, so "the rest" is a lower bound. All images must be readable. Datasets go to the
+system's temporary folder. Run it on an idle machine: the output ends with the load by other processes. The last line is
+one JSON object.
 """
 
 import argparse
@@ -48,17 +47,17 @@ from unittest.mock import patch
 import numpy as np
 from PIL import Image, ImageDraw
 
-from benchmarks.worker import ROOT, Neighbours, available_cpus
+from benchmarks.worker import ROOT, BackgroundLoad, available_cpus
 from pipeline.build.build import build_dataset
 from pipeline.build.options import BuildOptions
 from pipeline.images.decode import decode_pixels
 
 PEERS = ("ffcv", "ffcv-area", "dataloader")
-TASK_FILES = 32  # what a thread takes at once: the pool's own 20 µs a task do not count
+TASK_FILES = 32  # files in a task, so that the pool's overhead of 20 µs is negligible
 
 PHOTOS, PHOTO_CLASSES, PHOTO_SIZE = 4000, 10, (500, 375)
 
-# What a build's time is attributed to; functions that a build does not have, or does not call, have no line.
+# The profile's steps and their functions; functions that do not exist or are not called are omitted.
 STEPS = {
     "listing": ("pipeline.build.build.list_images",),
     "stat of each file, split": ("pipeline.build.build.stat_files",),
@@ -74,11 +73,11 @@ STEPS = {
 }
 
 
-# The photos -------------------------------------------------------------------------------------------
+# Synthetic photos -------------------------------------------------------------------------------------------
 
 
 def make_photos(folder: Path, threads: int) -> None:
-    """Fill the folder with PHOTOS photo-like JPEGs in class folders; the same ones every time."""
+    """Write PHOTOS deterministic photo-like JPEGs to class folders, unless they exist."""
     if (folder / "whole").exists():
         return
     print(f"making {PHOTOS:,} photos in {folder}", file=sys.stderr)
@@ -94,7 +93,7 @@ def make_photos(folder: Path, threads: int) -> None:
 
 
 def cloud(rng: np.random.Generator) -> np.ndarray:
-    """Noise whose amplitude falls with the frequency, as it does in photographs: (1024, 1024), mean 0, deviation 1."""
+    """1/f noise, as in photographs: (1024, 1024), mean 0, std 1."""
     spectrum = np.fft.rfft2(rng.standard_normal((1024, 1024)))  # (1024, 513)
     frequency = np.hypot(np.fft.fftfreq(1024)[:, None], np.fft.rfftfreq(1024)[None])  # (1024, 513)
     frequency[0, 0] = np.inf
@@ -103,7 +102,7 @@ def cloud(rng: np.random.Generator) -> np.ndarray:
 
 
 def photo(clouds: np.ndarray, number: int) -> bytes:
-    """The JPEG of a scene: a gradient and some shapes, under the clouds (n, 1024, 1024) in colours of its own."""
+    """A JPEG of a gradient and random shapes, with coloured noise from `clouds` (n, 1024, 1024)."""
     rng = np.random.default_rng((1, number))
     width, height = PHOTO_SIZE
     corners = Image.fromarray(rng.integers(30, 226, (2, 2, 3), np.uint8))
@@ -125,11 +124,11 @@ def photo(clouds: np.ndarray, number: int) -> bytes:
     return buffer.getvalue()
 
 
-# The sides --------------------------------------------------------------------------------------------
+# Sides --------------------------------------------------------------------------------------------
 
 
 class Bench:
-    """One folder, and how to turn it into a dataset."""
+    """One folder, and the sides that convert it."""
 
     def __init__(self, folder: Path, size: int, threads: int, peers: Path | None) -> None:
         self.folder, self.size, self.threads, self.peers = folder, size, threads, peers
@@ -145,7 +144,7 @@ class Bench:
             self.sides |= {name: partial(self.peer, name) for name in PEERS}
 
     def logpose(self, group_copies: bool = True) -> float:
-        """Seconds of a build."""
+        """Run a build; returns seconds."""
         options = replace(self.options(self.threads), group_copies=group_copies)
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()
@@ -156,7 +155,7 @@ class Bench:
         return BuildOptions(size=(self.size, self.size), workers=workers)
 
     def loop(self, work: Callable[[Path], object]) -> float:
-        """Seconds to do the work for each file."""
+        """Call `work` for each file in a thread pool; returns seconds."""
 
         def do(start: int) -> None:
             for path in self.files[start : start + TASK_FILES]:
@@ -176,7 +175,7 @@ class Bench:
             rgb.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
 
     def peer(self, name: str) -> float:
-        """Seconds of a peer's job, without its imports; NaN, and why, where it fails."""
+        """Run a peer; returns seconds without imports, or NaN, with a message, if it fails."""
         with tempfile.TemporaryDirectory() as folder:
             script, out = ROOT / "benchmarks/build/build_peers.py", Path(folder, "out")
             command = [self.peers, script, name, self.folder, out, self.size, self.threads]
@@ -190,7 +189,7 @@ class Bench:
         return float(answer["seconds"])
 
     def command(self) -> float:
-        """Seconds of the whole process `logpose build`, imports included."""
+        """Run the command `logpose build`; returns seconds, imports included."""
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "jobs", "build", str(self.folder), f"{folder}/d.zarr"]
             began = time.perf_counter()
@@ -199,11 +198,11 @@ class Bench:
             return time.perf_counter() - began
 
 
-# Where the time goes ----------------------------------------------------------------------------------
+# Profile ----------------------------------------------------------------------------------
 
 
 class Clock:
-    """Each step's own time in seconds, that of steps inside it taken off, over all threads."""
+    """Exclusive time of each step in seconds, over all threads."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -225,7 +224,7 @@ class Clock:
 
 
 def print_profile(bench: Bench) -> dict[str, float]:
-    """Where a build's time goes on one worker: microseconds an image by step."""
+    """Profile a build with one worker; prints and returns microseconds per image by step."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         for step, names in STEPS.items():
@@ -237,25 +236,25 @@ def print_profile(bench: Bench) -> dict[str, float]:
         build_dataset(bench.folder, Path(folder, "d.zarr"), bench.options(1))
         total = time.perf_counter() - began
     steps = clock.seconds | {"the rest": total - sum(clock.seconds.values())}
-    print(f"\nlogpose on one thread, {bench.folder}: {total:.2f} s\n{'':26} {'µs an image':>12} {'of all':>7}")
+    print(f"\nlogpose on one thread, {bench.folder}: {total:.2f} s\n{'':26} {'µs per image':>12} {'of all':>7}")
     for step, seconds in steps.items():
         print(f"{step:26} {seconds / len(bench.files) * 1e6:12.1f} {seconds / total:7.1%}")
     return {step: round(seconds / len(bench.files) * 1e6, 1) for step, seconds in steps.items()}
 
 
 def measure(bench: Bench, rounds: int) -> dict[str, Any]:
-    """All sides in turn; prints a table and returns the medians."""
+    """Compare all sides; prints a table and returns the medians."""
     times: dict[str, list[float]] = {name: [] for name in bench.sides}
     for number in range(-1, rounds):
         for name, side in bench.sides.items():
-            os.sync()  # or else whoever waits for the disk waits for what the one before has left to write
+            os.sync()  # so that no side waits for the previous one's writes
             seconds = side()
-            if number >= 0:  # the first round is to warm up
+            if number >= 0:  # the first round is a warm-up
                 times[name].append(seconds)
         print(f"{bench.folder.name}: round {number + 1} of {rounds}", file=sys.stderr)
     count = len(bench.files)
     print(f"\n{bench.folder}: {count:,} files of {bench.bytes / count / 1e3:.1f} kB on average")
-    print(f"{'':11} {'images/s':>10}  {'of the rounds':15}  {'ours / this':>11}  {'of the rounds':13}")
+    print(f"{'':11} {'images/s':>10}  {'range':15}  {'ours / this':>11}  {'range':13}")
     found: dict[str, Any] = {}
     for name, seconds in times.items():
         rates = count / np.array(seconds)  # (rounds,)
@@ -282,15 +281,15 @@ def main() -> None:
     make_photos(arguments.photos, arguments.threads)
     os.sync()
 
-    began, neighbours, found = time.perf_counter(), Neighbours(), {}
+    began, background, found = time.perf_counter(), BackgroundLoad(), {}
     print(f"{arguments.threads} threads, {arguments.rounds} rounds, {arguments.size} px")
     for folder in [*arguments.images, arguments.photos / "photos"]:
         bench = Bench(folder, arguments.size, arguments.threads, arguments.peers)
         found[str(folder)] = measure(bench, arguments.rounds)
-    others = round(neighbours.cores(), 2)
+    others = round(background.cores(), 2)
     print(
-        f"\ntook {time.perf_counter() - began:.0f} s; cores that other processes kept busy meanwhile: {others}"
-        f"{', too many to trust these' if others > 0.1 else ''}"
+        f"\ntook {time.perf_counter() - began:.0f} s; cores used by other processes: {others}"
+        f"{': too many for reliable figures' if others > 0.1 else ''}"
     )
     print(json.dumps({"other_cores": others, "folders": found}))
 

@@ -1,16 +1,14 @@
-"""What compressing decoded images would save and cost: size, writing and reading of one shard under each codec.
+"""Compression codecs on decoded images: size, write speed and read speed of one shard.
 
     python -m benchmarks.build.codecs FOLDER... [--size N] [--fit FIT] [--rounds N]
 
-For each folder as many of its images as fill one shard, in the order of a seeded draw, are decoded and written
-through zarr as `pipeline.dataset.store` does it: the shards, chunks and pixels are those of a dataset, CRC32C comes
-after each codec. Codecs take turns, A B C A B C, after one round to warm up; rates are medians over the rounds, in
-MB of pixels a second, of one caller (zarr itself may use more threads). "written" includes the wait for the disk,
-"handed over" does not; reading is from the page cache. The last number of a Blosc codec is its typesize: 3 is a pixel,
-1 a byte.
+For each folder, decodes a seeded sample of images that fills one shard and writes it with zarr, with the shards, chunks
+and CRC32C of a dataset. Codecs are interleaved, A B C A B C, after one warm-up round; rates are medians over the
+rounds, in MB of pixels per second, for one caller (zarr may use more threads). "written" includes the wait for the
+disk, "handed over" does not; reading is from the page cache. The last number of a Blosc codec is its typesize: 3 is a
+pixel, 1 a byte.
 
-With the default fit, pad, white fills the frame around images that are not square, and compresses to nothing:
---fit crop shows what the images themselves do.
+The default fit, pad, adds a white border that compresses to nothing; --fit crop measures the images alone.
 """
 
 import argparse
@@ -27,12 +25,12 @@ from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore
 
-from benchmarks.worker import Neighbours
+from benchmarks.worker import BackgroundLoad
 from pipeline.dataset.schema import layout
 from pipeline.errors import DecodeError
 from pipeline.images.decode import FITS, decode_pixels
 
-MANY_ROWS = 10**6  # of a dataset whose chunks and shards are full
+MANY_ROWS = 10**6  # enough for full chunks and shards
 
 CODECS: dict[str, tuple[BytesBytesCodec, ...]] = {
     "none": (),
@@ -51,7 +49,7 @@ CODECS: dict[str, tuple[BytesBytesCodec, ...]] = {
 
 
 def shard_of(folder: Path, size: int, fit: str) -> np.ndarray:
-    """The pixels of one shard, (n, size, size, 3): fewer than it takes where the folder has no more images."""
+    """The pixels of one shard, or of all images if they do not fill it: (n, size, size, 3)."""
     rows = layout(MANY_ROWS, (size, size)).shard_rows
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     images: list[np.ndarray] = []
@@ -66,7 +64,7 @@ def shard_of(folder: Path, size: int, fit: str) -> np.ndarray:
 
 
 def create(folder: Path, images: np.ndarray, codecs: tuple[BytesBytesCodec, ...]) -> Any:
-    """An empty array for one shard, laid out as a dataset's."""
+    """An empty Zarr array of one shard, with a dataset's layout."""
     cut, frame = layout(MANY_ROWS, images.shape[1:3]), images.shape[1:]
     return zarr.create_array(
         LocalStore(folder),
@@ -81,8 +79,8 @@ def create(folder: Path, images: np.ndarray, codecs: tuple[BytesBytesCodec, ...]
     )
 
 
-def turn(folder: Path, images: np.ndarray, codecs: tuple[BytesBytesCodec, ...]) -> list[float]:
-    """Write, sync and read one shard: seconds to hand it over, to have it on the disk, to read it; and its bytes."""
+def write_and_read(folder: Path, images: np.ndarray, codecs: tuple[BytesBytesCodec, ...]) -> list[float]:
+    """Write, sync and read one shard: seconds until handed over, until on disk, and to read it; and its bytes."""
     array, shard = create(folder, images, codecs), folder / "c/0/0/0/0"
     began = time.perf_counter()
     array[:] = images
@@ -99,27 +97,27 @@ def turn(folder: Path, images: np.ndarray, codecs: tuple[BytesBytesCodec, ...]) 
 
 
 def measure(folder: Path, size: int, fit: str, rounds: int) -> dict[str, dict[str, float]]:
-    """All codecs in turn on one folder; prints a table and returns the medians."""
+    """Compare all codecs on one folder; prints a table and returns the medians."""
     images = shard_of(folder, size, fit)  # (n, size, size, 3)
-    turns: dict[str, list[list[float]]] = {name: [] for name in CODECS}
+    results: dict[str, list[list[float]]] = {name: [] for name in CODECS}
     for number in range(-1, rounds):
         for name, codecs in CODECS.items():
             with tempfile.TemporaryDirectory() as where:
-                found = turn(Path(where, "images"), images, codecs)
-            if number >= 0:  # the first round is to warm up
-                turns[name].append(found)
+                found = write_and_read(Path(where, "images"), images, codecs)
+            if number >= 0:  # the first round is a warm-up
+                results[name].append(found)
     megabytes = images.nbytes / 1e6
     print(f"\n{folder}: {len(images):,} images of {size} px, {fit}, {megabytes:.1f} MB")
     print(f"{'':26} {'stored':>7}  {'handed over MB/s':>16}  {'written MB/s':>12}  {'read MB/s':>9}")
     medians = {}
-    for name, rows in turns.items():
+    for name, rows in results.items():
         handed, written, read, stored = (float(value) for value in np.median(rows, axis=0))
-        share = stored / images.nbytes
+        ratio = stored / images.nbytes
         print(
-            f"{name:26} {share:7.1%}  {megabytes / handed:16.0f}  {megabytes / written:12.0f}  {megabytes / read:9.0f}"
+            f"{name:26} {ratio:7.1%}  {megabytes / handed:16.0f}  {megabytes / written:12.0f}  {megabytes / read:9.0f}"
         )
         medians[name] = {
-            "stored": round(share, 4), "written": round(megabytes / written), "read": round(megabytes / read)
+            "stored": round(ratio, 4), "written": round(megabytes / written), "read": round(megabytes / read)
         }  # fmt: skip
     return medians
 
@@ -131,13 +129,13 @@ def main() -> None:
     parser.add_argument("--fit", choices=FITS, default="pad")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    neighbours, found = Neighbours(), {}
+    background, found = BackgroundLoad(), {}
     for folder in arguments.folders:
         found[str(folder)] = measure(folder, arguments.size, arguments.fit, arguments.rounds)
-    others = round(neighbours.cores(), 2)
+    others = round(background.cores(), 2)
     print(
-        f"\ncores that other processes kept busy meanwhile: {others}"
-        f"{', too many to trust these' if others > 0.1 else ''}"
+        f"\ncores used by other processes: {others}"
+        f"{': too many for reliable figures' if others > 0.1 else ''}"
     )
     print(json.dumps({"size": arguments.size, "fit": arguments.fit, "other_cores": others, "folders": found}))
 

@@ -1,11 +1,11 @@
-"""Plant copies of real images and look for them: how many are found, what is found wrongly, and how long it takes.
+"""Recall, false positives and speed of near-duplicate detection, on planted near-duplicates.
 
     python -m benchmarks.build.duplicates FOLDER [--images N] [--sizes 128 64 32] [--workers N] [--seed N]
     python -m benchmarks.build.duplicates --scale-only [--up-to N] [--workers N] [--seed N]
 
-Of up to N images, 10 kinds of copies each are saved as JPEG and read back. Found is a copy that ends up in the group
-of its original. Images that already have company among the untouched ones count as well, and are counted apart: they
-are the folder's own near-copies, or found wrongly; only looking at them tells (--list names them).
+Plants ten kinds of near-duplicates of up to N images, as JPEG. One is found if it is in its original's group. Originals
+that are already grouped are also reported separately: they are the folder's own near-duplicates or false positives,
+which only a look can tell (--list prints them). Then times the search on 1,000 to 1,000,000 synthetic fingerprints.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pipeline.images.decode import decode_pixels
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 QUALITY, POOR_QUALITY = 90, 30
-CUT = 0.06  # greatest share of a side that a crop takes off at either end
+MAX_CROP = 0.06  # maximal fraction of a side that a crop removes at either end
 
 Generator = np.random.Generator
 Fingerprints = npt.NDArray[np.uint8]
@@ -46,9 +46,9 @@ def flipped(image: Image.Image, draw: Generator) -> Image.Image:
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
-def turned(image: Image.Image, draw: Generator) -> Image.Image:
-    turns = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
-    return image.transpose(turns[draw.integers(3)])
+def rotated(image: Image.Image, draw: Generator) -> Image.Image:
+    rotations = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
+    return image.transpose(rotations[draw.integers(3)])
 
 
 def inverted(image: Image.Image, draw: Generator) -> Image.Image:
@@ -56,7 +56,7 @@ def inverted(image: Image.Image, draw: Generator) -> Image.Image:
 
 
 def cropped(image: Image.Image, draw: Generator) -> Image.Image:
-    left, top, right, bottom = draw.uniform(0, CUT, 4)
+    left, top, right, bottom = draw.uniform(0, MAX_CROP, 4)
     width, height = image.size
     return image.crop(
         (round(left * width), round(top * height), width - round(right * width), height - round(bottom * height))
@@ -64,18 +64,18 @@ def cropped(image: Image.Image, draw: Generator) -> Image.Image:
 
 
 def recoloured(image: Image.Image, draw: Generator) -> Image.Image:
-    """One of: hues turned, channels exchanged, everything jittered, greyscale."""
-    way = draw.integers(4)
-    if way == 0:
+    """One of: hue shift, channel permutation, colour jitter, greyscale."""
+    kind = draw.integers(4)
+    if kind == 0:
         hue, saturation, value = image.convert("HSV").split()
         angle = int(draw.integers(20, 236))  # of 256
         hue = hue.point([(step + angle) % 256 for step in range(256)])
         return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
-    if way == 1:
+    if kind == 1:
         orders = ((0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
         channels = image.split()
         return Image.merge("RGB", [channels[index] for index in orders[draw.integers(5)]])
-    if way == 2:
+    if kind == 2:
         for enhance in (ImageEnhance.Color, ImageEnhance.Brightness, ImageEnhance.Contrast):
             image = enhance(image).enhance(draw.uniform(0.7, 1.3))
         gamma = draw.uniform(0.7, 1.4)
@@ -88,24 +88,24 @@ KINDS: dict[str, tuple[tuple[Step, ...], int]] = {
     "resized": ((resized,), QUALITY),
     "recompressed": ((), POOR_QUALITY),
     "flipped": ((flipped,), QUALITY),
-    "turned": ((turned,), QUALITY),
+    "rotated": ((rotated,), QUALITY),
     "inverted": ((inverted,), QUALITY),
     "recoloured": ((recoloured,), QUALITY),
     "cropped": ((cropped,), QUALITY),
     "flipped, inverted, recompressed": ((flipped, inverted), POOR_QUALITY),
-    "turned, resized, cropped": ((turned, resized, cropped), QUALITY),
+    "rotated, resized, cropped": ((rotated, resized, cropped), QUALITY),
     "recoloured, cropped, recompressed": ((recoloured, cropped), POOR_QUALITY),
 }
 
 
-def opened(path: Path) -> Image.Image:
-    """The image in full size, on white where it is transparent."""
+def load_image(path: Path) -> Image.Image:
+    """The full-size image, transparent pixels on white."""
     with Image.open(path) as image:
         size = ImageOps.exif_transpose(image).size
     return Image.fromarray(decode_pixels(path, size[::-1], "squash"))
 
 
-def copy_of(image: Image.Image, kind: str, draw: Generator) -> bytes:
+def near_duplicate(image: Image.Image, kind: str, draw: Generator) -> bytes:
     steps, quality = KINDS[kind]
     for step in steps:
         image = step(image, draw)
@@ -114,8 +114,8 @@ def copy_of(image: Image.Image, kind: str, draw: Generator) -> bytes:
     return buffer.getvalue()
 
 
-class Prints:
-    """Fingerprints of images fitted into a square, and the seconds that decoding and fingerprinting took."""
+class Fingerprinter:
+    """Fingerprints of images fitted into a square, and the seconds spent decoding and fingerprinting."""
 
     def __init__(self, side: int) -> None:
         self.side = side
@@ -124,7 +124,7 @@ class Prints:
         self.last = np.empty((1, 1, 3), np.uint8)
 
     def add(self, source: Path | bytes, size: tuple[int, int]) -> None:
-        """size: the image's (width, height), which tells what of the square is padding"""
+        """Fingerprint an image of `size` (width, height), from which the padding of the square follows."""
         ratio = min(self.side / size[0], self.side / size[1])
         width, height = (max(1, round(length * ratio)) for length in size)
         top, left = (self.side - height) // 2, (self.side - width) // 2
@@ -137,7 +137,7 @@ class Prints:
         self.fingerprinting += time.perf_counter() - decoded
 
     def warm(self) -> float:
-        """Median seconds of fingerprinting one image again and again."""
+        """The median time of fingerprinting one image repeatedly, in seconds."""
         return float(np.median(timeit.repeat(lambda: fingerprint(self.last), number=10, repeat=50))) / 10
 
     def stacked(self) -> Fingerprints:
@@ -155,40 +155,40 @@ def plant_and_find(arguments: argparse.Namespace) -> None:
     draw = np.random.default_rng(arguments.seed)
     picked = np.sort(draw.permutation(len(paths))[: arguments.images])
     is_picked = np.isin(np.arange(len(paths)), picked)
-    untouched = {side: Prints(side) for side in arguments.sizes}
-    planted = {side: Prints(side) for side in arguments.sizes}
+    originals = {side: Fingerprinter(side) for side in arguments.sizes}
+    planted = {side: Fingerprinter(side) for side in arguments.sizes}
     for index, path in enumerate(paths):
-        image = opened(path)
+        image = load_image(path)
         for side in arguments.sizes:
-            untouched[side].add(path, image.size)
+            originals[side].add(path, image.size)
         if is_picked[index]:
             for kind in KINDS:
-                copy = copy_of(image, kind, draw)
+                copy = near_duplicate(image, kind, draw)
                 size = Image.open(io.BytesIO(copy)).size
                 for side in arguments.sizes:
                     planted[side].add(copy, size)
     for side in arguments.sizes:
-        report(side, paths, picked, untouched[side], planted[side], arguments)
+        report(side, paths, picked, originals[side], planted[side], arguments)
 
 
 def report(
     side: int,
     paths: list[Path],
     picked: npt.NDArray[np.int64],
-    untouched: Prints,
-    planted: Prints,
+    originals: Fingerprinter,
+    planted: Fingerprinter,
     arguments: argparse.Namespace,
 ) -> None:
     count = len(paths)
-    own = untouched.stacked()
+    own = originals.stacked()
     lead, how, seconds = timed(own, arguments.workers)
     sizes = Counter(lead.tolist())
     alone = np.array([sizes[group] == 1 for group in lead.tolist()])
     joined = int((lead != np.arange(count)).sum())
     per = 1e3 / count
-    print(f"\n{side} px: {count} untouched images")
-    print(f"  decode {untouched.decoding * per:.3f} ms an image, fingerprint {untouched.fingerprinting * per:.3f} ms "
-          f"in between, {untouched.warm() * 1e3:.3f} ms again and again")  # fmt: skip
+    print(f"\n{side} px: {count} original images")
+    print(f"  decode {originals.decoding * per:.3f} ms per image, fingerprint {originals.fingerprinting * per:.3f} ms "
+          f"in between, {originals.warm() * 1e3:.3f} ms in a loop")  # fmt: skip
     print(f"  find_duplicates {seconds:.2f} s: {joined} joined to an earlier image, largest groups "
           f"{[size for _, size in sizes.most_common(5)]}")  # fmt: skip
     if arguments.list:
@@ -199,18 +199,18 @@ def report(
     found = lead[count:].reshape(len(picked), len(KINDS)) == lead[picked][:, None]  # (images, kinds)
     distinct = alone[picked]  # (images,)
     joined_now = int((lead[:count] != np.arange(count)).sum())
-    print(f"  with {found.size} copies of {len(picked)} images: find_duplicates {seconds:.2f} s, "
-          f"{joined_now} untouched joined to an earlier one")  # fmt: skip
+    print(f"  with {found.size} near-duplicates of {len(picked)} images: find_duplicates {seconds:.2f} s, "
+          f"{joined_now} originals joined to an earlier one")  # fmt: skip
     for number, kind in enumerate(KINDS):
-        said = Counter(how[count + number :: len(KINDS)]).most_common(2)
-        print(f"    {kind:34}{found[:, number].mean():8.2%}   {', '.join(f'{n}x {w!r}' for w, n in said)}")
-    print(f"    {'all':34}{found.mean():8.2%}   of the {distinct.sum()} without company {found[distinct].mean():.2%}")
+        found_as = Counter(how[count + number :: len(KINDS)]).most_common(2)
+        print(f"    {kind:34}{found[:, number].mean():8.2%}   {', '.join(f'{n}x {w!r}' for w, n in found_as)}")
+    print(f"    {'all':34}{found.mean():8.2%}   of {distinct.sum()} ungrouped originals {found[distinct].mean():.2%}")
 
 
-def made_up(count: int, draw: Generator) -> tuple[Fingerprints, npt.NDArray[np.int64]]:
-    """Fingerprints (count, FINGERPRINT_BYTES) as images might have them; the last 1 in 20 are copies of others (n,).
+def synthetic_fingerprints(count: int, draw: Generator) -> tuple[Fingerprints, npt.NDArray[np.int64]]:
+    """Synthetic fingerprints (count, FINGERPRINT_BYTES), the last 1 in 20 near-duplicates of the originals (n,).
 
-    The copies are cropped a little, flipped or not, and noisy.
+    Near-duplicates are slightly cropped, half of them flipped, and noisy.
     """
     falling = (1.0 + np.arange(16)) ** -0.4  # (16,)
     copies = count // 20
@@ -235,25 +235,25 @@ def made_up(count: int, draw: Generator) -> tuple[Fingerprints, npt.NDArray[np.i
 
 
 def quantised(planes: npt.NDArray[np.float64]) -> Fingerprints:
-    """(n, 2, 16, 16) -> (n, 512)"""
+    """Quantise planes (n, 2, 16, 16) as fingerprints do: (n, 512)."""
     planes[..., 0, 0] = 0
     planes *= NORM / np.sqrt((planes * planes).sum((2, 3), keepdims=True))
     return np.rint(planes).clip(-127, 127).astype(np.int8).reshape(len(planes), -1).view(np.uint8)
 
 
 def scale(arguments: argparse.Namespace) -> None:
-    print(f"\nmade-up fingerprints, {arguments.workers} workers")
-    print("  images  seconds  us an image  copies found  wrong  peak MB")
+    print(f"\nsynthetic fingerprints, {arguments.workers} workers")
+    print("  images  seconds  us per image   found  false positives  peak MB")
     for count in (1_000, 10_000, 100_000, 1_000_000):
         if count > arguments.up_to:
             break
-        fingerprints, originals = made_up(count, np.random.default_rng(arguments.seed))
+        fingerprints, originals = synthetic_fingerprints(count, np.random.default_rng(arguments.seed))
         lead, _, seconds = timed(fingerprints, arguments.workers)
         copies = len(originals)
         found = float((lead[count - copies :] == originals).mean())
         wrong = int((lead[: count - copies] != np.arange(count - copies)).sum())
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-        print(f"{count:10,} {seconds:8.2f} {seconds / count * 1e6:13.0f} {found:13.2%} {wrong:6} {peak:8}", flush=True)
+        print(f"{count:10,} {seconds:8.2f} {seconds / count * 1e6:13.0f} {found:7.2%} {wrong:16} {peak:8}", flush=True)
 
 
 def main() -> None:
@@ -269,7 +269,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.scale_only:
         if arguments.folder is None:
-            parser.error("a folder of images is needed, or --scale-only")
+            parser.error("expected a folder of images or --scale-only")
         plant_and_find(arguments)
     scale(arguments)
 

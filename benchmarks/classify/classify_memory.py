@@ -1,11 +1,10 @@
-"""The most memory that a classification ever holds, by number of files.
+"""Peak memory of a classification, by number of files.
 
     python -m benchmarks.classify.classify_memory IMAGES [--counts 1000 50000] [--distinct 1000] [--size 128]
 
-Fills one flat folder with links to a thousand of the images, and classifies each count of them in a process of its
-own, with the default network as it is before training. Peak resident memory as the system counts it, also that of a
-process that has only imported the same. The greatest count should take at most 5 % more than the least. One run each:
-memory, unlike time, hardly varies.
+Fills a flat folder with links to up to --distinct of the images, and classifies each number of files in its own process,
+with the untrained default network. Reports the peak resident memory, and that after the imports. Fails if the largest
+number takes over 5 % more than the smallest. One run each: memory hardly varies.
 """
 
 import argparse
@@ -22,9 +21,9 @@ from cnn.checkpoint import ModelCard, save_checkpoint
 from cnn.training.recipe import Recipe
 from jobs.recipes.config import model_of
 
-BAR = 0.05
+MAX_GROWTH = 0.05
 
-# The process's own high-water mark. That of getrusage begins with what its parent held.
+# VmHWM is this process's peak; getrusage's would include the parent's memory at the fork.
 CLASSIFY = """
 import json, sys
 from pathlib import Path
@@ -43,27 +42,27 @@ sys.exit(code)
 
 
 def save_default_model(path: Path, size: int) -> None:
-    """The network that `logpose train` begins with, for seven classes."""
+    """Save the untrained network of the default recipe, for seven classes."""
     name, options = model_of(Recipe())
     card = ModelCard(name, options, (size, size, 3), tuple("abcdefg"), "pad", (128.0,) * 3, (64.0,) * 3)
     save_checkpoint(path, card, card.build_network(pick_backend("cpu")).tensors(), {})
 
 
 def fill(folder: Path, images: list[Path], count: int) -> Path:
-    """Link to the images, one after the other, until there are so many links."""
+    """Fill `folder` with `count` links to the images, repeating them; returns it."""
     folder.mkdir()
     for number in range(count):
         source = images[number % len(images)]
         link = folder / f"{number:06}{source.suffix}"
         try:
             os.link(source, link)
-        except OSError:  # another file system, or enough links
+        except OSError:  # another file system, or too many links
             shutil.copy(source, link)
     return folder
 
 
 def measure(images: Path, model: Path, out: Path) -> dict[str, float]:
-    """MB after importing, and at most."""
+    """Classify in a new process; returns its memory in MB, `imported` and `peak`."""
     command = [sys.executable, "-c", CLASSIFY, str(images), str(model), str(out), "--device", "cpu"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -84,15 +83,15 @@ def main() -> None:
         folder = Path(name)
         model = folder / "model.safetensors"
         save_default_model(model, options.size)
-        measure(fill(folder / "first", images, 1), model, folder / "first.csv")  # so that kernels are compiled
+        measure(fill(folder / "first", images, 1), model, folder / "first.csv")  # compiles the kernels
         for count in options.counts:
             found = measure(fill(folder / str(count), images, count), model, folder / f"{count}.csv")
             peaks[count] = found["peak"]
             print(f"{count:8,}  {found['imported']:11.0f}  {found['peak']:7.0f}", flush=True)
             shutil.rmtree(folder / str(count))
-    more = peaks[max(peaks)] / peaks[min(peaks)] - 1
-    print(f"{100 * more:+.1f} % from the least count to the greatest; the bar is {100 * BAR:+.0f} %")
-    if more > BAR:
+    growth = peaks[max(peaks)] / peaks[min(peaks)] - 1
+    print(f"{100 * growth:+.1f} % from the smallest to the largest number of files; the limit is {100 * MAX_GROWTH:+.0f} %")
+    if growth > MAX_GROWTH:
         raise SystemExit(1)
 
 

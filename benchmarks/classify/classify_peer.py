@@ -1,13 +1,13 @@
-"""PyTorch classifies a folder of images with our network: what `classify_speed` puts beside `logpose classify`.
+"""Classification of a folder with our network in PyTorch: the peer of `classify_speed`.
 
     PYTHON -m benchmarks.classify.classify_peer FOLDER MODEL.npz BATCH WORKERS
 
-PYTHON is an interpreter with Pillow and PyTorch. MODEL.npz has the model file's tensors by name and, as JSON, its card;
-`classify_speed` makes it, since a safetensors file needs a library more. A worker that is told when to write its table.
+PYTHON is an interpreter with Pillow and PyTorch. MODEL.npz has the model file's tensors and its card as JSON, exported by
+`classify_speed`, so that no safetensors library is needed. A worker: see `benchmarks.worker`.
 
-A DataLoader of WORKERS processes, which stay, decodes: Pillow opens, converts to RGB, resizes bicubically and pads to a
-square. The main process normalises the uint8 batches and computes, on as many threads as PyTorch takes by itself, in
-inference mode, in the fastest of contiguous or channels-last memory, with batch norm as it is or folded.
+A DataLoader of WORKERS persistent processes decodes: Pillow opens, converts to RGB, resizes bicubically and pads. The
+main process normalises the uint8 batches and computes in inference mode, with PyTorch's default number of threads, in
+the fastest of contiguous or channels-last memory, with batch norm folded or not.
 """
 
 import copy
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.build.build_peers import framed
+from benchmarks.build.build_peers import decode_padded
 from benchmarks.training.side_torch import speed_up
 from benchmarks.training.torch_peer import load_ours, to_torch
 from benchmarks.worker import median_ms, serve
@@ -35,12 +35,12 @@ Network = Callable[[Tensor], Tensor]  # uint8 images (B, H, W, 3) -> probabiliti
 
 
 def list_files(folder: Path) -> list[str]:
-    """All files of a tree, relative to it, sorted."""
+    """All files below `folder`, relative to it, sorted."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 class Files(Dataset[np.ndarray]):
-    """The images at the names below a folder, uint8 (size, size, 3) each."""
+    """The named images of a folder: uint8 (size, size, 3) each."""
 
     def __init__(self, folder: Path, names: list[str], size: int) -> None:
         self.folder, self.names, self.size = folder, names, size
@@ -49,11 +49,11 @@ class Files(Dataset[np.ndarray]):
         return len(self.names)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return np.array(framed(f"{self.folder}/{self.names[index]}", self.size))  # PyTorch wants it writable
+        return np.array(decode_padded(f"{self.folder}/{self.names[index]}", self.size))  # writable, as PyTorch requires
 
 
 class Model:
-    """The network of a model file, and the fastest way to run it."""
+    """The network of a model file, in all of PyTorch's variants."""
 
     def __init__(self, file: Path) -> None:
         with np.load(file) as found:
@@ -69,8 +69,8 @@ class Model:
         for layout, form in (("contiguous", torch.contiguous_format), ("channels_last", torch.channels_last)):
             loaded, module = (to_torch(layers, tuple(card["in_shape"])) for _ in range(2))
             load_ours(loaded, tensors)
-            speed_up(module, "channels_last")  # the other would flatten in another order than that of our weights
-            # It makes new batch norms, under other names but in the same places.
+            speed_up(module, "channels_last")  # contiguous would flatten in another order than our weights
+            # Its batch norms have other names, in the same order.
             module.load_state_dict(dict(zip(module.state_dict(), loaded.state_dict().values(), strict=True)))
             module = module.eval().to(memory_format=form)
             self.networks[layout] = partial(self._probabilities, module, form)
@@ -83,11 +83,14 @@ class Model:
 
     @torch.inference_mode()
     def fastest(self, batch: int) -> str:
+        """The name of the fastest variant for batches of `batch`."""
         images = torch.randint(0, 256, (batch, self.size, self.size, 3), dtype=torch.uint8)  # (B, H, W, 3)
         return min(self.networks, key=lambda name: median_ms(partial(self.networks[name], images), 1.0))
 
 
 class Side:
+    """The files, their DataLoader, and the fastest variant of the network."""
+
     def __init__(self, folder: Path, model: Path, batch: int, workers: int) -> None:
         self.folder, self.model = folder, Model(model)
         self.fastest = self.model.fastest(batch)
@@ -97,9 +100,9 @@ class Side:
 
     @torch.inference_mode()
     def classify(self, out: str) -> float:
-        """Seconds from listing to the finished table at `out`."""
+        """Write the table to `out`; returns seconds from listing the files."""
         began = time.perf_counter()
-        if list_files(self.folder) != self.names:  # which its processes know already
+        if list_files(self.folder) != self.names:  # already sent to the worker processes
             raise SystemExit(f"{self.folder} has changed")
         network, done = self.model.networks[self.fastest], 0
         with Path(out).open("w", encoding="utf-8", newline="") as file:

@@ -1,23 +1,23 @@
-"""Time `logpose classify` beside its own parts and beside PyTorch: images a second.
+"""Throughput of `logpose classify` against its own stages and PyTorch, in images per second.
 
     python -m benchmarks.classify.classify_speed IMAGES MODEL [--peers PYTHON] [--rounds N] [--workers N]
 
-IMAGES is a tree of readable image files, MODEL a model file. Files are read once before, so all come from the page
-cache. Sides take turns, A B C A B C, after one round to warm up, in which kernels are compiled or loaded; medians are
-over the rounds, ratios within a round: above 1, ours is faster.
+IMAGES is a folder of readable image files, MODEL a model file. All files come from the page cache. Sides are interleaved,
+A B C A B C, after one warm-up round, which compiles or loads the kernels; rates are medians over the rounds, ratios are
+within a round: above 1, ours is faster. --workers is the number of threads or processes of each side.
 
-    ours            `classify` with its defaults into a new table, from listing the files to the finished table
-    decode          the files through `decode_image` by as many threads, 32 at a time; pixels are thrown away
-    compute, alone  the decoded images through a predictor of one thread in each of as many threads, batches of 32
-    compute, team   the same through one predictor with a team of as many threads, batches of 64
-    pytorch         with --peers, an interpreter that has it (see `classify_peer`): a DataLoader on the files and the
-                    same network with the same weights, from listing the files to the finished table
+    ours            `classify` with its defaults, from listing the files to the finished table
+    decode          `decode_image` alone, 32 files at a time; pixels are discarded
+    compute, alone  prediction of decoded images: one single-threaded predictor per thread, batches of 32
+    compute, team   the same with one predictor whose kernels are multi-threaded, batches of 64
+    pytorch         with --peers, an interpreter that has it (see `classify_peer`): a DataLoader and the same network and
+                    weights, from listing the files to the finished table
 
-Ours and its parts are one process, PyTorch another with its own; one side works at a time. The bound is what cores
-can do that have both to do, one after the other: 1 / (1/decode + 1/compute), with the better of the two computes.
-PyTorch resizes otherwise, so some labels differ; the share that is the same is said, and must be above 97 %.
+Our sides share one process, PyTorch has its own; one side runs at a time. The bound is the throughput of decoding and
+computing one after the other: 1 / (1/decode + 1/compute), with the faster of the two computes. PyTorch resizes
+differently, so some labels differ; the fraction of equal labels is reported, and must exceed 97 %.
 
-Run it on a quiet machine: the end says how busy other processes were. The last line is one JSON object.
+Run it on an idle machine: the output ends with the load by other processes. The last line is one JSON object.
 """
 
 import argparse
@@ -37,8 +37,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.turns import Peer, in_turns
-from benchmarks.worker import Neighbours, Worker, available_cpus, serve
+from benchmarks.interleave import interleave
+from benchmarks.worker import BackgroundLoad, Worker, available_cpus, serve
 from cnn.backends import pick_backend
 from cnn.checkpoint import load_checkpoint
 from cnn.inference.predictor import Predictor
@@ -46,15 +46,15 @@ from jobs.classification.classify import classify
 from jobs.options import ClassifyOptions
 from pipeline.images.decode import decode_image, quiet_pillow
 
-BLOCK = 32  # images: what a task of ours takes
+BLOCK = 32  # images in a task of ours
 TEAM_BATCH = 64
 PEER_BATCH = 64
-LEAST_AGREEMENT = 0.97
+MIN_AGREEMENT = 0.97
 COMPUTES = ("compute, alone", "compute, team")
 
 
 class Ours:
-    """Our side's process: the whole job and its parts."""
+    """Our side: the whole job and its stages."""
 
     def __init__(self, image_folder: Path, model: Path, workers: int) -> None:
         self.image_folder, self.model, self.workers = image_folder, model, workers
@@ -84,8 +84,8 @@ class Ours:
         return time.perf_counter() - began
 
     def _by_threads(self, work: Callable[[int, Iterable[int]], None]) -> float:
-        """Seconds for all blocks: work(thread, blocks) in each thread, where `blocks` are those no other has taken."""
-        starts = iter(range(0, len(self.files), BLOCK))  # of a range: safe to share
+        """Run work(thread, blocks) on each thread, which share one iterator of blocks; returns seconds."""
+        starts = iter(range(0, len(self.files), BLOCK))  # a range iterator is safe to share between threads
         with ThreadPoolExecutor(self.workers) as pool:
             began = time.perf_counter()
             list(pool.map(lambda thread: work(thread, starts), range(self.workers)))
@@ -109,7 +109,7 @@ class Ours:
 
 
 def export(model: Path, file: Path) -> None:
-    """The model file as the .npz that `classify_peer` reads."""
+    """Export a model file as the .npz that `classify_peer` reads."""
     checkpoint = load_checkpoint(model)
     tensors = checkpoint.tensors | {"card": np.array(json.dumps(asdict(checkpoint.card)))}
     np.savez(file, **tensors)  # type: ignore[arg-type]
@@ -121,7 +121,7 @@ def labels_of(table: Path) -> dict[str, str]:
 
 
 def agreement(ours: Path, theirs: Path) -> float:
-    """The share of images that have the same label in both tables."""
+    """The fraction of images with the same label in both tables."""
     found, others = labels_of(ours), labels_of(theirs)
     if found.keys() != others.keys():
         raise SystemExit(f"{len(found.keys() ^ others.keys())} images are in one table only")
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, metavar="PYTHON")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=available_cpus())
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)  # be the process of our side
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)  # run as our side's worker
     arguments = parser.parse_args()
     image_folder, model, workers = arguments.images.resolve(), arguments.model.resolve(), arguments.workers
     if arguments.serve:
@@ -147,7 +147,7 @@ def main() -> None:
     files = [path for path in image_folder.rglob("*") if path.is_file()]
     for path in files:
         path.read_bytes()  # into the page cache
-    neighbours = Neighbours()
+    background = BackgroundLoad()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         options = [str(image_folder), str(model), "--serve", "--workers", str(workers)]
@@ -168,16 +168,16 @@ def main() -> None:
         if arguments.peers:
             export(model, folder / "model.npz")
             peer = stack.enter_context(
-                Peer(
-                    arguments.peers, "benchmarks.classify.classify_peer", image_folder, folder / "model.npz",
-                    PEER_BATCH, workers,
-                )
+                Worker(
+                    "benchmarks.classify.classify_peer", image_folder, folder / "model.npz", PEER_BATCH, workers,
+                    python=arguments.peers,
+                )  # fmt: skip
             )
             sides["pytorch"] = partial(table, "pytorch", peer)
             described += f"; PyTorch: {peer.ask('fastest')}, {peer.ask('threads')} threads"
-        rates = in_turns(sides, dict.fromkeys(sides, len(files)), arguments.rounds)
+        rates = interleave(sides, dict.fromkeys(sides, len(files)), arguments.rounds)
         same = agreement(tables["ours"], tables["pytorch"]) if arguments.peers else float("nan")
-    others = round(neighbours.cores(), 2)
+    others = round(background.cores(), 2)
 
     compute = rates.best(*COMPUTES)
     rates.of["slower part"] = np.minimum(rates.of["decode"], rates.of[compute])  # (rounds,)
@@ -193,11 +193,11 @@ def main() -> None:
     }  # fmt: skip
     if arguments.peers:
         found["same_labels"] = round(same, 4)
-        print(f"\nlabels that are the same as PyTorch's: {same:.2%}")
-    print(f"cores that other processes kept busy meanwhile: {others}{', too many to trust these' * (others > 0.1)}")
+        print(f"\nlabels equal to PyTorch's: {same:.2%}")
+    print(f"cores used by other processes: {others}{': too many for reliable figures' * (others > 0.1)}")
     print(json.dumps(found))
-    if same <= LEAST_AGREEMENT:
-        sys.exit(f"expected more than {LEAST_AGREEMENT:.0%} of the labels to be the same, found {same:.2%}")
+    if same <= MIN_AGREEMENT:
+        sys.exit(f"expected over {MIN_AGREEMENT:.0%} of the labels equal to PyTorch's, found {same:.2%}")
 
 
 if __name__ == "__main__":

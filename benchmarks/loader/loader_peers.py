@@ -1,18 +1,18 @@
-"""Other libraries' minibatches: what `loader` puts beside `BatchStream`.
+"""Other libraries' data loaders: the peers of `loader`.
 
     PYTHON -m benchmarks.loader.loader_peers files FOLDER SIZE BATCH WORKERS
     PYTHON -m benchmarks.loader.loader_peers pixels PIXELS.npy BATCH WORKERS
     PYTHON -m benchmarks.loader.loader_peers ffcv PIXELS.npy BATCH WORKERS
 
-PYTHON is an interpreter with Pillow and PyTorch and, for FFCV, ffcv 1.0.2; of logpose, only benchmarks are imported.
-A worker that is told when to run an epoch, and answers with its images and seconds.
+PYTHON is an interpreter with Pillow, PyTorch and, for FFCV, ffcv 1.0.2; imports only `benchmarks`. A worker: see
+`benchmarks.worker`.
 
     files   PyTorch's DataLoader on the image files: Pillow opens, converts to RGB, resizes bicubically and pads
     pixels  the same on decoded pixels uint8 (N, H, W, 3) in a memory map
-    ffcv    FFCV's Loader on those pixels, which its DatasetWriter has put raw into a file beside them, in the orders
-            that it has: `random`, with the file in the system's page cache, and `quasi`, with pages read by itself
+    ffcv    FFCV's Loader on those pixels, written raw by its DatasetWriter, in its two orders: `random`, from the
+            system's page cache, and `quasi`, from FFCV's own
 
-All are shuffled and give uint8 tensors (B, H, W, 3) in reused worker processes or threads; their start is not timed.
+All are shuffled and return uint8 tensors (B, H, W, 3) from persistent workers, whose start is not timed.
 """
 
 import sys
@@ -24,15 +24,15 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.build.build_peers import Images, framed
+from benchmarks.build.build_peers import Images, decode_padded
 from benchmarks.worker import serve
 
 
 class Pixels:
-    """An indexable dataset of (image, label)."""
+    """An indexable dataset of (image, label), all labels 0."""
 
     def __init__(self, file: Path) -> None:
-        self._images = np.load(file, mmap_mode="c")  # (N, H, W, 3); PyTorch wants arrays that may be written to
+        self._images = np.load(file, mmap_mode="c")  # (N, H, W, 3); writable, as PyTorch requires
 
     def __len__(self) -> int:
         return len(self._images)
@@ -42,19 +42,19 @@ class Pixels:
 
 
 def writable(path: str, size: int) -> np.ndarray:
-    """What `framed` gives, (size, size, 3), as an array that PyTorch may write to."""
-    return np.array(framed(path, size))
+    """`decode_padded` as a writable array, as PyTorch requires: (size, size, 3)."""
+    return np.array(decode_padded(path, size))
 
 
 def dataloader(data: Any, batch: int, workers: int) -> Iterable[Any]:
     from torch.utils.data import DataLoader
 
-    # Persistent: its processes are started once, and not every epoch.
+    # Persistent: do not restart the processes in every epoch.
     return DataLoader(data, batch, shuffle=True, num_workers=workers, persistent_workers=True)
 
 
 def ffcv_loaders(file: Path, batch: int, workers: int) -> dict[str, Iterable[Any]]:
-    """One loader for each order, of a file that is written here."""
+    """One loader for each order, on a .beton file written here."""
     from ffcv.fields import IntField, RGBImageField
     from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
@@ -79,7 +79,7 @@ def ffcv_loaders(file: Path, batch: int, workers: int) -> dict[str, Iterable[Any
 
 
 def epoch(loaders: dict[str, Iterable[Any]], order: str = "random") -> dict[str, float]:
-    """Take all batches, and do nothing with them."""
+    """Read all batches of an epoch; returns the number of images and seconds."""
     began, count = time.perf_counter(), 0
     for images, _ in loaders[order]:
         count += len(images)
@@ -87,7 +87,7 @@ def epoch(loaders: dict[str, Iterable[Any]], order: str = "random") -> dict[str,
 
 
 def total(loaders: dict[str, Iterable[Any]], order: str = "random") -> int:
-    """The sum of all pixels of an epoch: proof of what the batches have in them."""
+    """The sum of all pixels of an epoch, to check the batches' contents."""
     return sum(int(images.sum()) for images, _ in loaders[order])
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.signal import convolve2d, correlate2d
 
 from benchmarks.training.networks import CASES, LOSS
-from benchmarks.worker import Neighbours, Worker, available_cpus, median_ms, serve
+from benchmarks.worker import BackgroundLoad, Worker, available_cpus, median_ms, serve
 from cnn.backends import pick_backend
 from cnn.layers import Run
 from cnn.network import Network
@@ -116,7 +116,7 @@ def worst_difference() -> float:
 def serve_seed_way(dtype: str) -> None:
     way = SeedWay(Network(CASE.layer, CASE.in_shape, pick_backend("reference")).tensors(), dtype)
     image, label = first_image(dtype)
-    serve({"train": lambda seconds, least: median_ms(lambda: way.step(image, label), seconds, least)})
+    serve({"train": lambda seconds, min_runs: median_ms(lambda: way.step(image, label), seconds, min_runs)})
 
 
 def main() -> None:
@@ -134,15 +134,15 @@ def main() -> None:
     print(f"the loop's derivatives differ from ours by {difference:.1e} of the largest, on one image")
     if not difference < 1e-3:
         sys.exit("the two ways do not compute the same")
-    neighbours, loop, ours = Neighbours(), [], []
+    background, loop, ours = BackgroundLoad(), [], []
     with (
         Worker("benchmarks.training.seed_way", "--worker", "--dtype", arguments.dtype) as loop_side,
         Worker("benchmarks.training.side_ours", CASE.name, str(arguments.threads), "cpu", "sgd") as our_side,
     ):
         for number in range(-1, arguments.rounds):
             rates = [
-                1e3 / loop_side.ask("train", seconds=1.0, least=2),
-                1e3 * CASE.batch / our_side.ask("train", seconds=1.0, least=2),
+                1e3 / loop_side.ask("train", seconds=1.0, min_runs=2),
+                1e3 * CASE.batch / our_side.ask("train", seconds=1.0, min_runs=2),
             ]
             if number >= 0:  # the first round is to warm up
                 loop.append(rates[0])
@@ -152,7 +152,7 @@ def main() -> None:
     print(f"ours: {np.median(ours):.1f} images/s (batches of {CASE.batch}, {arguments.threads} threads)")
     closing = {
         "ratio": ratio, "ours_per_s": float(np.median(ours)), "seed_way_per_s": float(np.median(loop)),
-        "other_cores": neighbours.cores(),
+        "other_cores": background.cores(),
     }  # fmt: skip
     print(json.dumps({name: round(value, 3) for name, value in closing.items()}))
 

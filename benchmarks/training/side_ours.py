@@ -49,12 +49,12 @@ class OurSide:
         result = self.trainer.train_batch(self.x, self.labels, self.rows)
         return result.loss_sum / result.rows
 
-    def train(self, seconds: float, least: int = 2) -> float:
-        return median_ms(self.step, seconds, least)
+    def train(self, seconds: float, min_runs: int = 2) -> float:
+        return median_ms(self.step, seconds, min_runs)
 
-    def infer(self, seconds: float, least: int = 2) -> dict[str, float]:
+    def infer(self, seconds: float, min_runs: int = 2) -> dict[str, float]:
         infer = FoldedNetwork(self.network)
-        return {"ours": median_ms(lambda: infer(self.x), seconds, least)}
+        return {"ours": median_ms(lambda: infer(self.x), seconds, min_runs)}
 
 
 def main() -> None:

@@ -102,11 +102,11 @@ class TorchSide:
         self.optimizer = timed[fused][1]
         return "fused" if fused else "default"
 
-    def train(self, seconds: float, least: int = 2) -> float:
+    def train(self, seconds: float, min_runs: int = 2) -> float:
         self.module.train()
-        return median_ms(self.step, seconds, least)
+        return median_ms(self.step, seconds, min_runs)
 
-    def infer(self, seconds: float, least: int = 2) -> dict[str, float]:
+    def infer(self, seconds: float, min_runs: int = 2) -> dict[str, float]:
         """With batch norm as it is and folded into the convolutions."""
         if not self.ready:
             from torch.fx.experimental.optimization import fuse  # large, and training does not need it
@@ -119,13 +119,13 @@ class TorchSide:
             self.ready = {"": plain, "+fold": folded}
         with torch.inference_mode():
             return {
-                name: median_ms(lambda m=module: m(self.x), seconds, least) for name, module in self.ready.items()
+                name: median_ms(lambda m=module: m(self.x), seconds, min_runs) for name, module in self.ready.items()
             }
 
-    def gemm(self, seconds: float, least: int = 2) -> float:
+    def gemm(self, seconds: float, min_runs: int = 2) -> float:
         a, b = torch.randn(2, 1024, 1024)
         out = torch.empty_like(a)
-        return median_ms(lambda: torch.mm(a, b, out=out), seconds, least)
+        return median_ms(lambda: torch.mm(a, b, out=out), seconds, min_runs)
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.training.networks import CASES, Case
-from benchmarks.worker import Neighbours, Worker, available_cpus
+from benchmarks.worker import BackgroundLoad, Worker, available_cpus
 
 LAYOUTS = ("contiguous", "channels_last")
 GEMM_FLOP = 2 * 1024**3
@@ -120,12 +120,12 @@ class Bench:
             result.optimizers = {layout: sides[layout].ask("optimizer") for layout in LAYOUTS}
             for number in range(-1, self.rounds):
                 # The first round is to warm up.
-                seconds, least = (0.0, 1) if number < 0 else (self.seconds, 2)
-                trained = {name: side.ask("train", seconds=seconds, least=least) for name, side in sides.items()}
-                inferred = {name: side.ask("infer", seconds=seconds / 2, least=least) for name, side in sides.items()}
+                seconds, min_runs = (0.0, 1) if number < 0 else (self.seconds, 2)
+                trained = {name: side.ask("train", seconds=seconds, min_runs=min_runs) for name, side in sides.items()}
+                inferred = {name: side.ask("infer", seconds=seconds / 2, min_runs=min_runs) for name, side in sides.items()}
                 products = {
-                    "numpy": gemm.ask("gemm", seconds=seconds / 4, least=least),
-                    "torch": sides["contiguous"].ask("gemm", seconds=seconds / 4, least=least),
+                    "numpy": gemm.ask("gemm", seconds=seconds / 4, min_runs=min_runs),
+                    "torch": sides["contiguous"].ask("gemm", seconds=seconds / 4, min_runs=min_runs),
                 }
                 if number < 0:
                     continue
@@ -143,9 +143,9 @@ class Bench:
         """Peak memory and first step, in fresh processes that do nothing but train."""
         for name in ("ours", *LAYOUTS):
             with self.side(result.case, name) as side:
-                side.ask("train", seconds=0.0, least=1)
+                side.ask("train", seconds=0.0, min_runs=1)
                 result.first_step[name] = side.answered - side.started
-                side.ask("train", seconds=0.0, least=MEMORY_STEPS)
+                side.ask("train", seconds=0.0, min_runs=MEMORY_STEPS)
                 result.memory[name] = side.ask("peak")
 
     def first_step_cold(self) -> float:
@@ -154,7 +154,7 @@ class Bench:
             tempfile.TemporaryDirectory() as folder,
             self.side(CASES["default"], "ours", {"NUMBA_CACHE_DIR": folder}) as side,
         ):
-            side.ask("train", seconds=0.0, least=1)
+            side.ask("train", seconds=0.0, min_runs=1)
             return side.answered - side.started
 
 
@@ -224,7 +224,7 @@ def main() -> None:
     arguments = parser.parse_args()
     bench = Bench(arguments.rounds, arguments.threads, arguments.seconds, arguments.device)
 
-    began, neighbours, results = time.perf_counter(), Neighbours(), []
+    began, background, results = time.perf_counter(), BackgroundLoad(), []
     with Worker("benchmarks.worker", env={"OPENBLAS_NUM_THREADS": str(bench.threads)}) as gemm:
         for name in arguments.only:
             result = bench.time(CASES[name], gemm)
@@ -232,13 +232,13 @@ def main() -> None:
             results.append(result)
             print(f"{name}: training {result.train.ratio:.2f}, inference {result.infer.ratio:.2f}", file=sys.stderr)
 
-    others = round(neighbours.cores(), 2)
+    others = round(background.cores(), 2)
     gemm_gflops = round(gemm_rate(results) / 1e9, 1)
     optimizers = sorted({kind for result in results for kind in result.optimizers.values()})
     print(
         f"{bench.threads} threads, {bench.rounds} rounds; PyTorch's AdamW: {' or '.join(optimizers)}; "
         f"GEMM {gemm_gflops:.0f} GFLOP/s\n"
-        f"cores that other processes kept busy meanwhile: {others}{', too many to trust these' if others > 0.1 else ''}"
+        f"cores used by other processes: {others}{': too many for reliable figures' if others > 0.1 else ''}"
     )
     print_tables(results)
     closing = summary(results) | {"other_cores": others, "gemm_gflops": gemm_gflops}

@@ -1,32 +1,16 @@
-"""Sides of a benchmark that take turns, and what came of it: images a second, and ratios within a round."""
+"""Interleaved rounds of a benchmark's sides, and their results: images per second, and ratios within a round."""
 
 import os
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-
-from benchmarks.worker import ROOT, Worker
-
-
-class Peer(Worker):
-    """`PYTHON -m MODULE ARGUMENTS`: a worker in an interpreter that has other libraries than this one."""
-
-    def __init__(self, python: Path, module: str, *arguments: object) -> None:
-        self.started = self.answered = time.perf_counter()
-        self._process = subprocess.Popen(
-            [str(python), "-m", module, *map(str, arguments)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Images a second of each side, round by round."""
+    """Images per second of each side, by round."""
 
     of: dict[str, np.ndarray]  # (rounds,)
 
@@ -34,11 +18,11 @@ class Rates:
         return float(np.median(self.of[side]))
 
     def best(self, *sides: str) -> str:
-        """The fastest of some sides."""
+        """The fastest of `sides`."""
         return max(sides, key=self.median)
 
     def ratios(self, side: str, other: str) -> np.ndarray:
-        """(rounds,): above 1, `side` is the faster of the two."""
+        """The ratio in each round: (rounds,). Above 1, `side` is faster."""
         return self.of[side] / self.of[other]
 
     def ratio(self, side: str, other: str) -> float:
@@ -46,9 +30,9 @@ class Rates:
         return round(float(np.median(self.ratios(side, other))), 3)
 
     def print(self, ours: str) -> None:
-        """A table of all sides, each beside the one named."""
+        """Print a table of all sides, compared with the side `ours`."""
         wide = max(map(len, self.of))
-        print(f"\n{'':{wide}} {'images/s':>10}  {'of the rounds':16}  {ours} / this  of the rounds")
+        print(f"\n{'':{wide}} {'images/s':>10}  {'range':16}  {ours} / this  range")
         for side, rates in self.of.items():
             ratios = self.ratios(ours, side)  # (rounds,)
             print(
@@ -57,15 +41,15 @@ class Rates:
             )
 
 
-def in_turns(sides: Mapping[str, Callable[[], float]], images: Mapping[str, int], rounds: int) -> Rates:
-    """Every side once a round, A B C A B C, after a round to warm up.
+def interleave(sides: Mapping[str, Callable[[], float]], images: Mapping[str, int], rounds: int) -> Rates:
+    """Run every side once a round, A B C A B C, after one warm-up round.
 
-    A side returns the seconds that it took for its `images`.
+    A side returns the seconds it took for its number of `images`.
     """
     times: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(-1, rounds):
         for side, work in sides.items():
-            os.sync()  # or else whoever waits for the disk waits for what the one before has left to write
+            os.sync()  # so that no side waits for the previous one's writes
             seconds = work()
             if number >= 0:
                 times[side].append(seconds)
