@@ -30,6 +30,7 @@ from jobs.options import FindLrOptions
 from jobs.recipes.config import resolve
 from jobs.training.setup import build_card, build_trainer, describe_data, describe_training, measure
 from logpose.common.cpus import available_cpus
+from logpose.common.errors import printable
 from pipeline.dataset.store import Dataset
 from pipeline.loader.stream import Batch, BatchStream
 
@@ -82,7 +83,7 @@ def find_lr(dataset: Path, options: FindLrOptions) -> Suggestion:
     card = build_card(data, recipe)
     trainer = build_trainer(card, constant, pick_backend(options.device), data)
     for line in (*describe_data(data), *describe_training(card, trainer, recipe)):
-        say(line)
+        say(printable(line))
     measure(trainer, data)
     workers = options.workers or available_cpus()
     stream = BatchStream(data.train, recipe.batch_size, seed=recipe.seed, workers=workers)
@@ -98,9 +99,9 @@ def find_lr(dataset: Path, options: FindLrOptions) -> Suggestion:
     for line in table(test, suggestion):
         say(line)
     if options.plot:
-        say(f"plot: {options.plot}")
+        say(printable(f"plot: {options.plot}"))
     say(f"the loss is low from {suggestion.lowest:.2g} to {suggestion.highest:.2g}; train with:")
-    say(_train_command(data.path, options, suggestion.lr))
+    say(printable(_train_command(data.path, options, suggestion.lr)))
     emit({**suggestion._asdict(), "plot": options.plot})
     if options.plot:
         draw_range_test(options.plot, test, suggestion)

@@ -29,6 +29,7 @@ from jobs.training.setup import (
 )
 from jobs.training.summary import Summary
 from logpose.common.cpus import available_cpus
+from logpose.common.errors import printable
 from logpose.common.files import write_atomically
 from pipeline.build.destination import exclusive_lock
 from pipeline.dataset.schema import DUPLICATES_FILE
@@ -60,12 +61,12 @@ def train(dataset: Path, run_dir: Path, options: TrainOptions, recipe: Recipe | 
         recipe = resolve(options, given or saved, str(options.init) if start and not given else "the recipe")
         state = TrainingState(to_toml(recipe), data.content_hash)
     for line in describe_data(data):
-        say(line)
+        say(printable(line))
     _warn(data, recipe)
     if is_finished(state, recipe) and (summary := folder.read_summary()):
         done = plural(len(state.history), "epoch")
         more = "--epochs" if len(state.history) >= recipe.epochs else "--patience"
-        say(f"{run_dir} is finished ({done}); to train longer, give more {more}")
+        say(printable(f"{run_dir} is finished ({done}); to train longer, give more {more}"))
         _report_end(folder, summary)
         return folder
     state.dataset = str(data.path.resolve())
@@ -131,7 +132,8 @@ def _warn(data: Dataset, recipe: Recipe) -> None:
     counts = data.attributes.duplicates
     if counts and counts.leaks:
         leaks = f"{counts.leaks:,} of the {data.val.rows:,} images to validate are near-duplicates of training images"
-        say(labelled("note", f"{leaks}, so the accuracy is inflated: see {data.path / DUPLICATES_FILE}"))
+        path = printable(str(data.path / DUPLICATES_FILE))
+        say(labelled("note", f"{leaks}, so the accuracy is inflated: see {path}"))
     if recipe.patience and not data.val.rows:
         say(labelled("note", "patience has no effect without images to validate"))
 
@@ -154,9 +156,8 @@ def _initialise(
             say(f"resuming in epoch {state.epoch}{done}")
     elif start:
         state.init = str(start.path.resolve())
-        say(f"starting from {start.path}")
-        for note in initialise_from(trainer.network, card, start):
-            say(note)
+        for line in (f"starting from {start.path}", *initialise_from(trainer.network, card, start)):
+            say(printable(line))
     else:
         measure(trainer, data)
 
@@ -168,9 +169,10 @@ def _resume_command(data: Dataset, folder: RunFolder, card: ModelCard) -> str:
 
 def _report_end(folder: RunFolder, summary: Summary) -> None:
     """Print where the model is and which commands come next."""
-    say(f"done: the model of epoch {summary.epoch} is in {folder.model}")
+    run_dir = printable(shlex.quote(str(folder.path)))
+    say(printable(f"done: the model of epoch {summary.epoch} is in {folder.model}"))
     say("next:")
     if summary.accuracy is not None:
-        say(f"  {shlex.join(['logpose', 'report', str(folder.path)])}")
-    say(f"  logpose classify IMAGES {shlex.quote(str(folder.path))} OUT.csv")
+        say(f"  logpose report {run_dir}")
+    say(f"  logpose classify IMAGES {run_dir} OUT.csv")
     emit({"run_dir": str(folder.path), "model": str(folder.model), **asdict(summary)})
