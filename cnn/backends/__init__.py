@@ -7,7 +7,7 @@ DEVICES = ("auto", "cpu", "cuda", "reference")
 
 
 def pick_backend(device: str = "auto", threads: int | None = None) -> Backend:
-    """The backend for `device`: `auto` takes the GPU when CuPy works, else the CPU, and says why.
+    """The backend for `device`: `auto` takes the GPU when CuPy works, else the CPU.
 
     `threads` is the number of CPU threads, by default as many as the process may use. Raises `DeviceError`
     where `cuda` was asked for and does not work, `UnknownNameError` for another name.
@@ -20,7 +20,6 @@ def pick_backend(device: str = "auto", threads: int | None = None) -> Backend:
         from cnn.backends.reference import ReferenceBackend
 
         return ReferenceBackend()
-    reason = ""
     if device in ("auto", "cuda"):
         from cnn.backends.gpu import GpuBackend, why_unusable
 

@@ -446,7 +446,7 @@ def test_wrong_names_and_options_are_explained() -> None:
 
 
 @pytest.mark.skipif(not why_unusable(), reason="this machine has a working GPU")
-def test_without_a_gpu_auto_takes_the_cpu_and_says_why() -> None:
-    assert "no GPU: " in pick_backend("auto").description
+def test_auto_without_a_gpu_is_the_cpu() -> None:
+    assert pick_backend("auto").name == "cpu"
     with pytest.raises(DeviceError, match=r"no usable GPU: .*; use --device cpu"):
         pick_backend("cuda")

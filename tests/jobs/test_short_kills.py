@@ -17,7 +17,7 @@ FILES, BROKEN = 1300, 9  # three parts
 def test_killed_trainings_end_with_the_same_bytes(dataset: Path, tmp_path: Path) -> None:
     """A short version of `python -m tests.jobs.training.kill_trainings`."""
     trainings = Trainings(dataset, epochs=2, batch_size=1, checkpoint_steps=3)
-    done, steps = kill_trainings(trainings, kills=3, seed=56, folder=tmp_path, most_kills=3)
+    done, steps = kill_trainings(trainings, 3, 56, tmp_path, 3)
     assert steps == 2 * 48
     assert sum(len(outcome.hits) for outcome in done) == 3
     assert [outcome.wrong for outcome in done] == [[]] * len(done)
@@ -31,7 +31,7 @@ def classifications(image_folder: Path, model: Path, tmp_path: Path) -> Classifi
 
 def test_killed_classifications_end_with_the_same_table(classifications: Classifications) -> None:
     """A short version of `python -m tests.jobs.classification.kill_classifications`."""
-    done = kill_classifications(classifications, kills=3, seed=68, most_kills=3)
+    done = kill_classifications(classifications, kills=3, seed=68, max_kills=3)
     assert sum(len(outcome.hits) for outcome in done) == 3
     assert [outcome.wrong for outcome in done] == [[]] * len(done)
 
