@@ -122,7 +122,9 @@ class Bench:
                 # The first round is to warm up.
                 seconds, min_runs = (0.0, 1) if number < 0 else (self.seconds, 2)
                 trained = {name: side.ask("train", seconds=seconds, min_runs=min_runs) for name, side in sides.items()}
-                inferred = {name: side.ask("infer", seconds=seconds / 2, min_runs=min_runs) for name, side in sides.items()}
+                inferred = {
+                    name: side.ask("infer", seconds=seconds / 2, min_runs=min_runs) for name, side in sides.items()
+                }
                 products = {
                     "numpy": gemm.ask("gemm", seconds=seconds / 4, min_runs=min_runs),
                     "torch": sides["contiguous"].ask("gemm", seconds=seconds / 4, min_runs=min_runs),

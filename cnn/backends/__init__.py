@@ -7,7 +7,7 @@ DEVICES = ("auto", "cpu", "cuda", "reference")
 
 
 def pick_backend(device: str = "auto", threads: int | None = None) -> Backend:
-    """Return the backend of `device`: 'auto' is the GPU if CuPy works, else the CPU, with the reason described.
+    """Return the backend of `device`: 'auto' is the GPU if CuPy works, else the CPU.
 
     `threads` is the number of CPU threads, by default as many as the process may use. Raises `DeviceError`
     where 'cuda' does not work or `threads` is less than 1, and `UnknownNameError` for an unknown device.
@@ -20,7 +20,6 @@ def pick_backend(device: str = "auto", threads: int | None = None) -> Backend:
         from cnn.backends.reference import ReferenceBackend
 
         return ReferenceBackend()
-    reason = ""
     if device in ("auto", "cuda"):
         from cnn.backends.gpu import GpuBackend, why_unusable
 

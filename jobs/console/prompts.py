@@ -39,7 +39,7 @@ def path_argument(
 ) -> Path:
     """Return the argument as given or, on a terminal, ask until `problem` finds nothing wrong with the answer.
 
-    Raises JobError where the argument is missing and nobody can be asked.
+    Raises JobError where the argument is missing and there is no terminal to ask on.
     """
     if given is not None:
         return given

@@ -31,7 +31,7 @@ def classifications(image_folder: Path, model: Path, tmp_path: Path) -> Classifi
 
 def test_killed_classifications_end_with_the_same_table(classifications: Classifications) -> None:
     """A short version of `python -m tests.jobs.classification.kill_classifications`."""
-    done = kill_classifications(classifications, kills=3, seed=68, most_kills=3)
+    done = kill_classifications(classifications, kills=3, seed=68, max_kills=3)
     assert sum(len(outcome.hits) for outcome in done) == 3
     assert [outcome.wrong for outcome in done] == [[]] * len(done)
 

@@ -89,6 +89,20 @@ def test_task_raises_where_the_model_file_differs(model: Path, tmp_path: Path) -
         task.classify_task(another, task.FileTask(str(tmp_path), ["a.png"]))
 
 
+def test_model_class_is_imported_here_and_on_workers(
+    logpose: Logpose, image_folder: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imported: list[str] = []
+    monkeypatch.setattr("cnn.models.import_model", imported.append, raising=False)
+    assert logpose("classify", image_folder, model, tmp_path / "a.csv").code == 0
+    assert imported == [], "a model file alone imports nothing"
+    assert logpose("classify", image_folder, model, tmp_path / "b.csv", "--model", "nets.small:Small").code == 0
+    assert imported == ["nets.small:Small"]
+    settings = task.TaskSettings(model, task.hash_file(model), "cpu", "none", 8, TableOptions(), "nets.small:Small")
+    task.classify_task(settings, task.FileTask(str(image_folder), ["red/000.png"]))
+    assert imported == ["nets.small:Small"] * 2
+
+
 @pytest.mark.skipif(sys.platform == "darwin", reason="the file system accepts only UTF-8")
 def test_file_name_that_is_not_utf8_is_written_unchanged(logpose: Logpose, model: Path, tmp_path: Path) -> None:
     draw_image(tmp_path / "odd" / "a.png", 0, 0)
