@@ -15,9 +15,9 @@ from logpose.common.splitmix64 import GOLDEN_GAMMA, MASK, mix
 _BLOCK = 1 << 18  # numbers drawn at a time; even, since normal numbers are drawn in pairs
 
 
-def key_of(*parts: int | str) -> int:
+def key_of(*values: int | str) -> int:
     """Hash numbers and names to a 64-bit key, as in `key_of(seed, "dropout", step)`; the same on every machine."""
-    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b("\x1f".join(map(str, values)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
 

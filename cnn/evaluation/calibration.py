@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-MIN_ROWS = 10  # images that calibration needs at least
+MIN_ROWS = 10  # the smallest number of images to calibrate with
 _BINS = 15
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.02, 50.0
 _MAX_FIT_ROWS = 10_000  # images that a temperature is fitted to

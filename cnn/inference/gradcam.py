@@ -18,7 +18,7 @@ from cnn.layers import BatchNorm, Cache, Layer, Residual, Run, Sequential
 from cnn.network import Network
 
 
-class _Placed(NamedTuple):
+class _BoundLayer(NamedTuple):
     """A layer with its arrays: parameters, state and gradients."""
 
     layer: Layer
@@ -39,20 +39,20 @@ class GradCam:
         self.network, self.backend = network, network.backend
         self.mean, self.std = normalisation(network, mean, std)  # (3,)
         arrays = network.parameters.tree, network.state.tree, network.gradients.tree
-        layers = list(_flatten(_Placed(network.layer, *arrays)))
+        layers = list(_flatten(_BoundLayer(network.layer, *arrays)))
         shape, cut = network.in_shape, 0
-        for placed in layers:
-            if len(out_shape := placed.layer.specs(shape).out_shape) != 3:
+        for bound in layers:
+            if len(out_shape := bound.layer.specs(shape).out_shape) != 3:
                 break
             shape, cut = out_shape, cut + 1
         else:
             raise ShapeError(f"expected a network that ends in vectors, found outputs of shape {shape}; end in a pool")
         self._body, self._tail = layers[:cut], layers[cut:]  # up to the last feature maps, and after them
-        for placed in self._tail:
+        for bound in self._tail:
             # Their backward pass needs what only a training pass caches.
-            if isinstance(placed.layer, BatchNorm | Residual):
+            if isinstance(bound.layer, BatchNorm | Residual):
                 raise ShapeError(
-                    f"expected only dense layers after the last feature maps, found {placed.layer}; move it before them"
+                    f"expected only dense layers after the last feature maps, found {bound.layer}; move it before them"
                 )
 
     def maps(self, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -88,13 +88,13 @@ class GradCam:
         return d
 
 
-def _flatten(placed: _Placed) -> Iterator[_Placed]:
+def _flatten(bound: _BoundLayer) -> Iterator[_BoundLayer]:
     """The layers of nested sequences, in order."""
-    if not isinstance(placed.layer, Sequential):
-        yield placed
+    if not isinstance(bound.layer, Sequential):
+        yield bound
         return
-    for name, layer in placed.layer.layers:
-        yield from _flatten(_Placed(layer, *(tree.get(name, {}) for tree in placed[1:])))
+    for name, layer in bound.layer.layers:
+        yield from _flatten(_BoundLayer(layer, *(tree.get(name, {}) for tree in bound[1:])))
 
 
 def _enlarge(maps: np.ndarray, size: tuple[int, ...]) -> np.ndarray:

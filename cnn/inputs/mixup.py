@@ -62,13 +62,13 @@ class Mix:
 
         Whether to blend, and which kind, is a function of `key`; weights and boxes are functions of (key, row).
         """
-        whether, which = uniform(key_of(key, "step"), np.zeros(1, np.int64), 2)[0]
-        if self.kind == "none" or whether >= self.share:
+        blend_draw, kind_draw = uniform(key_of(key, "step"), np.zeros(1, np.int64), 2)[0]
+        if self.kind == "none" or blend_draw >= self.share:
             return None
         partners = np.roll(np.arange(len(rows)), -1)  # (N,)
         draws = uniform(key_of(key, "rows"), rows, 4).astype(np.float64).T  # (4, N)
         own = _symmetric_beta(self.alpha, *draws[:2])  # (N,)
-        if self.kind == "mixup" or (self.kind == "either" and which < 0.5):
+        if self.kind == "mixup" or (self.kind == "either" and kind_draw < 0.5):
             weights = own.astype(np.float32)  # (N,)
             return Blend(partners, weights, np.tile((0, height, 0, width), (len(rows), 1)), weights)
         side = np.sqrt(1.0 - own)  # (N,) the box's, as a fraction of the image's

@@ -69,8 +69,8 @@ def import_model(path: str) -> str:
     `RecipeError` where `path` has another form, the module cannot be imported, or its class cannot be registered.
     """
     module_name, _, class_name = path.partition(":")
-    parts = (*module_name.split("."), *class_name.split("."))
-    if not all(map(str.isidentifier, parts)) or module_name.endswith(".py"):
+    names = (*module_name.split("."), *class_name.split("."))
+    if not all(map(str.isidentifier, names)) or module_name.endswith(".py"):
         raise RecipeError(f"model '{path}': expected PACKAGE.MODULE:CLASS; write it as my_models:Tiny, for example")
     if (folder := str(Path.cwd())) not in sys.path:
         sys.path.append(folder)  # last, so that its files hide no installed module
@@ -81,15 +81,13 @@ def import_model(path: str) -> str:
             f"model '{path}': importing {module_name} failed with {type(error).__name__}: {_first_line(error)}; "
             "correct it there, or run from the folder that holds the module"
         ) from error
-    for part in class_name.split("."):
-        if not hasattr(found, part):
-            raise RecipeError(f"model '{path}': {module_name} has no {class_name}; {suggest(part, dir(found))}")
-        found = getattr(found, part)
-    names = [name for name, model in MODELS.items() if model is found]
-    if not names:
+    for attribute in class_name.split("."):
+        if not hasattr(found, attribute):
+            raise RecipeError(f"model '{path}': {module_name} has no {class_name}; {suggest(attribute, dir(found))}")
+        found = getattr(found, attribute)
+    if found not in MODELS.values():
         _register(found, "")
-        names = [found.__name__.lower()]
-    return names[0]
+    return next(name for name, model in MODELS.items() if model is found)
 
 
 def model_path(name: str) -> str:

@@ -37,8 +37,8 @@ class SGD:
 
     Weight decay is added to the gradient of weight matrices and kernels, but not of biases and batch norm, unless a
     layer asks for it. `decoupled` (Page, 2019; Jordan, 2024) makes the hyperparameters independent: the rate is divided
-    by 1 + 1 / (1 - momentum), so that steps are no longer with more momentum, and `weight_decay` is about the fraction
-    that weights lose per step at the peak rate, whatever that rate is.
+    by 1 + 1 / (1 - momentum), so that more momentum does not lengthen the steps, and `weight_decay` is about the
+    fraction that weights lose per step at the peak rate, whatever that rate is.
 
     Raises `RecipeError` for a value out of range.
     """

@@ -45,8 +45,8 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, part in _PARTS.items():
-            part.check(name, getattr(self, name))
+        for name, field_type in _FIELDS.items():
+            field_type.check(name, getattr(self, name))
         for name, lowest in (("epochs", 1), ("batch_size", 1), ("clip", 0), ("patience", 0), ("seed", 0)):
             value = getattr(self, name)
             if not isinstance(value, int | float if name == "clip" else int):
@@ -58,7 +58,7 @@ class Recipe:
             raise UnknownNameError("views", self.views, VIEWS)
 
 
-class _Part(NamedTuple):
+class _Field(NamedTuple):
     """What a field of a recipe that holds an object accepts: any with these methods, such as `example`."""
 
     example: str
@@ -81,13 +81,13 @@ class _Part(NamedTuple):
         raise RecipeError(f"{name}: expected an object such as {self.example}, found {found}; {remedy}")
 
 
-_PARTS = {
-    "model": _Part("ResNet9(width=64)", ("layers",), MODELS),
-    "optimizer": _Part("SGD(lr=0.1)", ("lr", "slots", "update"), OPTIMIZERS),
-    "schedule": _Part("Cosine(warmup=0.1)", ("factor",), SCHEDULES),
-    "loss": _Part("SoftmaxCrossEntropy()", ("forward", "probabilities"), LOSSES),
-    "augment": _Part("Augment(flip=True)", ("maps", "colours")),
-    "mix": _Part("Mix('cutmix')", ("draw",)),
-    "lookahead": _Part("Lookahead(every=5)", ("first_step", "update")),
-    "ema": _Part("EMA(horizon=0.1)", ("horizon", "update")),
+_FIELDS = {
+    "model": _Field("ResNet9(width=64)", ("layers",), MODELS),
+    "optimizer": _Field("SGD(lr=0.1)", ("lr", "slots", "update"), OPTIMIZERS),
+    "schedule": _Field("Cosine(warmup=0.1)", ("factor",), SCHEDULES),
+    "loss": _Field("SoftmaxCrossEntropy()", ("forward", "probabilities"), LOSSES),
+    "augment": _Field("Augment(flip=True)", ("maps", "colours")),
+    "mix": _Field("Mix('cutmix')", ("draw",)),
+    "lookahead": _Field("Lookahead(every=5)", ("first_step", "update")),
+    "ema": _Field("EMA(horizon=0.1)", ("horizon", "update")),
 }

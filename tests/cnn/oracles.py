@@ -1,4 +1,4 @@
-"""What the tests of the network share: backends to test, layers to draw, and the directional derivative check."""
+"""Helpers of the network's tests: backends to test, layers to draw, and the directional derivative check."""
 
 import math
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from cnn.layers import Layer, Run
 from cnn.layers.activations import ACTIVATIONS
 from cnn.network import Network
 
-# Every backend that must agree with the reference; the last only where a GPU is.
+# All backends; the last is skipped without a GPU.
 BACKENDS = [
     "reference",
     "cpu",
@@ -33,8 +33,8 @@ def get_backend(name: str) -> Backend:
     return pick_backend(name)
 
 
-def _images(least: int = 1, most: int = 8) -> st.SearchStrategy[tuple[int, int, int]]:
-    return st.tuples(st.integers(least, most), st.integers(least, most), st.integers(1, 6))
+def _images(low: int = 1, high: int = 8) -> st.SearchStrategy[tuple[int, int, int]]:
+    return st.tuples(st.integers(low, high), st.integers(low, high), st.integers(1, 6))
 
 
 @st.composite
@@ -91,7 +91,7 @@ def _residuals(draw: st.DrawFn) -> Case:
     return layers.Residual(_small_block(filters), layers.Conv2D(filters, 1, bias=False), activation), shape
 
 
-# A row for every layer; test_gradients fails when one is missing.
+# Layers to draw, by class; a test in test_gradients checks that none is missing.
 LAYERS: dict[type, st.SearchStrategy[Case]] = {
     layers.Conv2D: _convolutions(),
     layers.Dense: st.tuples(st.integers(1, 9), st.booleans(), st.integers(1, 9)).map(
@@ -118,7 +118,7 @@ LAYERS: dict[type, st.SearchStrategy[Case]] = {
 
 
 def well_apart(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Values whose signs and order small steps do not change, so that kinks stay away: |x| and gaps over 0.01."""
+    """Values far enough from 0 and from each other that small steps cross no kink: |x| and gaps over 0.01."""
     size = math.prod(shape)
     steps = generator.permutation(size) - size // 2  # (size,)
     spacing = max(0.02, 4.0 / size)
@@ -126,7 +126,7 @@ def well_apart(generator: np.random.Generator, shape: tuple[int, ...]) -> np.nda
 
 
 def random_network(layer: Layer, shape: tuple[int, ...], backend: Backend, seed: int, dtype: Any) -> Network:
-    """A network whose parameters are all random, those that start as zeros or ones too."""
+    """A network whose parameters are all random, including those initialised to zeros or ones."""
     network = Network(layer, shape, backend, seed, dtype)
     generator = np.random.default_rng(seed)
     for name, view in network.parameters.views.items():
@@ -143,8 +143,8 @@ def directional_error(
 ) -> float:
     """Relative error of `gradients` against a fourth-order central difference of `value` along one direction.
 
-    The direction is random in all arguments together, leaning towards the gradient so that the derivative along it
-    is not lost in cancellation (after Chainer's gradient_check).
+    The direction is random in all arguments together, plus the gradient's own, so that the derivative along it does
+    not cancel (after Chainer's gradient_check).
     """
     generator = np.random.default_rng(seed)
     flat = np.concatenate([g.reshape(-1) for g in gradients])  # (all,)

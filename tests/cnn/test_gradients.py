@@ -1,4 +1,4 @@
-"""The gradient certificate: every layer and loss, on every backend, in float64, against numeric derivatives."""
+"""Gradient checks: every layer and loss, on every backend, in float64, against numeric derivatives."""
 
 import importlib
 import inspect
@@ -25,7 +25,7 @@ from tests.cnn.oracles import (
 )
 
 TOLERANCE = 1e-6
-# A row for every loss.
+# Losses to draw; a test checks that none is missing.
 LOSS_ROWS: dict[type, st.SearchStrategy[Loss]] = {
     SoftmaxCrossEntropy: st.builds(
         SoftmaxCrossEntropy, st.sampled_from([0.0, 0.1, 0.5]), st.sampled_from([(), (0.5, 1.0, 2.0, 3.0)])
@@ -35,7 +35,7 @@ LOSS_ROWS: dict[type, st.SearchStrategy[Loss]] = {
 }
 
 
-def test_every_layer_and_loss_has_a_row() -> None:
+def test_every_layer_and_loss_is_checked() -> None:
     modules = [
         importlib.import_module(f"cnn.layers.{module.name}") for module in pkgutil.iter_modules(cnn.layers.__path__)
     ]
@@ -51,7 +51,7 @@ def test_every_layer_and_loss_has_a_row() -> None:
 
 @pytest.mark.parametrize("backend_name", BACKENDS)
 @pytest.mark.parametrize("kind", LAYERS, ids=lambda kind: kind.__name__)
-def test_layer(kind: type, backend_name: str) -> None:
+def test_layer_gradients(kind: type, backend_name: str) -> None:
     backend = get_backend(backend_name)
 
     @thorough
@@ -59,14 +59,14 @@ def test_layer(kind: type, backend_name: str) -> None:
     def check(case: tuple, batch: int, seed: int) -> None:
         layer, shape = case
         if kind is cnn.layers.BatchNorm:
-            batch += 1  # the variance of a single number is zero however it moves
+            batch += 1  # the variance of a single value is always 0
         generator = np.random.default_rng(seed)
         network = random_network(layer, shape, backend, seed, np.float64)
         run = training_run(backend)
         x = well_apart(generator, (batch, *shape))
         y, cache = network.forward(run, to_device(backend, x))
         assert y.shape == (batch, *network.out_shape), "specs() and forward() disagree on the output's shape"
-        weights = generator.normal(size=y.shape)  # makes one number of the output
+        weights = generator.normal(size=y.shape)  # reduces the output to one number
         dx = network.backward(run, cache, to_device(backend, weights))
         assert dx is not None and dx.shape == x.shape
         parameters = backend.to_host(network.parameters.flat)
@@ -84,7 +84,7 @@ def test_layer(kind: type, backend_name: str) -> None:
 
 @pytest.mark.parametrize("backend_name", BACKENDS)
 @pytest.mark.parametrize("kind", LOSS_ROWS, ids=lambda kind: kind.__name__)
-def test_loss(kind: type, backend_name: str) -> None:
+def test_loss_gradients(kind: type, backend_name: str) -> None:
     backend = get_backend(backend_name)
 
     @thorough
@@ -104,8 +104,8 @@ def test_loss(kind: type, backend_name: str) -> None:
 
 
 @pytest.mark.parametrize("backend_name", BACKENDS)
-def test_no_derivative_is_computed_that_nobody_wants(backend_name: str) -> None:
-    """With need_dx off, parameters get the same gradients and the input gets none."""
+def test_without_need_dx_no_input_gradient_is_computed(backend_name: str) -> None:
+    """The parameters have the same gradients."""
     backend = get_backend(backend_name)
     layer = cnn.layers.chain(
         relu=cnn.layers.ReLU(), conv=cnn.layers.Conv2D(3), norm=cnn.layers.BatchNorm(), flat=cnn.layers.Flatten(),

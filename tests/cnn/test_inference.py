@@ -1,4 +1,4 @@
-"""What a network says of an image is the same to the bit, whatever else is in the batch and however many threads."""
+"""An image's outputs are bitwise independent of the batch and of the number of threads."""
 
 import tracemalloc
 from collections.abc import Callable
@@ -41,19 +41,19 @@ def trained(layer: Layer, shape: tuple[int, ...], backend: Backend, seed: int) -
 
 
 def check_rows(network: Network, x: np.ndarray, place: int) -> np.ndarray:
-    """Row `place` of x (N, ...) alone, first, and last, on every number of threads, as among all the others.
+    """Assert that row `place` of x (N, ...) alone, first and last, on any number of threads, has the same outputs.
 
-    Returns the outputs (N, ...).
+    Returns the outputs (N, ...) of all rows.
     """
     infer = FoldedNetwork(network)
     expected = infer(x)  # (N, ...)
     assert np.isfinite(expected).all()
     for backend in CPUS.values():
-        there = infer.on(backend)
-        np.testing.assert_array_equal(there(x), expected)
-        np.testing.assert_array_equal(there(x[place : place + 1])[0], expected[place])
-        np.testing.assert_array_equal(there(x[place:])[0], expected[place])
-        np.testing.assert_array_equal(there(x[: place + 1])[place], expected[place])
+        other = infer.on(backend)
+        np.testing.assert_array_equal(other(x), expected)
+        np.testing.assert_array_equal(other(x[place : place + 1])[0], expected[place])
+        np.testing.assert_array_equal(other(x[place:])[0], expected[place])
+        np.testing.assert_array_equal(other(x[: place + 1])[place], expected[place])
     return expected
 
 
@@ -61,7 +61,7 @@ def check_rows(network: Network, x: np.ndarray, place: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", LAYERS, ids=lambda kind: kind.__name__)
-def test_a_layer_gives_a_row_the_same_bits_in_any_batch(kind: type) -> None:
+def test_a_layers_outputs_do_not_depend_on_the_batch(kind: type) -> None:
     @some
     @given(case=LAYERS[kind], rows=st.integers(1, 40), place=st.integers(0, 39), seed=st.integers(0, 2**32 - 1))
     def check(case: tuple, rows: int, place: int, seed: int) -> None:
@@ -83,7 +83,7 @@ def options(name: str) -> st.SearchStrategy[dict[str, object]]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_model_gives_a_image_the_same_bits_in_any_batch(name: str) -> None:
+def test_a_models_outputs_do_not_depend_on_the_batch(name: str) -> None:
     @some
     @given(
         chosen=options(name), side=st.tuples(st.integers(8, 33), st.integers(8, 33)), classes=st.integers(2, 20),
@@ -96,7 +96,7 @@ def test_a_model_gives_a_image_the_same_bits_in_any_batch(name: str) -> None:
         x = np.random.default_rng(seed).normal(size=(rows, *shape)).astype(np.float32)  # (N, H, W, 3)
         layer = MODELS[name](**chosen).layers(shape, classes)
         outputs = check_rows(trained(layer, shape, CPUS[2], seed), x, place % rows)  # (N, C)
-        for backend in (CPUS[1], CPUS[3]):  # prepared by another number of threads
+        for backend in (CPUS[1], CPUS[3]):  # folded with another number of threads
             np.testing.assert_array_equal(FoldedNetwork(trained(layer, shape, backend, seed))(x), outputs)
 
     check()
@@ -105,7 +105,7 @@ def test_a_model_gives_a_image_the_same_bits_in_any_batch(name: str) -> None:
 @pytest.mark.parametrize("inputs, units", [(5000, 40), (700, 90), (256, 18), (257, 16), (1, 1), (255, 8)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_dense_layer_of_any_size(inputs: int, units: int, bias: bool) -> None:
-    """More rows, inputs and outputs than are taken at a time, and so many products that threads share them."""
+    """More rows, inputs and outputs than fit in a block, and enough work for several threads."""
     generator = np.random.default_rng(0)
     x, weight = (generator.normal(size=size).astype(np.float32) for size in ((200, inputs), (inputs, units)))
     offset = generator.normal(size=units).astype(np.float32) if bias else None  # (K,)
@@ -143,21 +143,21 @@ def save(tmp_path: Path) -> Callable[[ModelCard], Path]:
 
 
 def in_threads(predictors: list[Predictor], batches: list[np.ndarray]) -> list[np.ndarray]:
-    """The logits of every batch, predictor i taking each batch i, i + the number of predictors and so on."""
+    """The logits of every batch; predictor i of n classifies the batches i, i + n, i + 2n, ..."""
     with ThreadPoolExecutor(len(predictors)) as pool:
         step = len(predictors)
-        shares = [
+        tasks = [
             pool.submit(lambda p, own: [p.logits(batch) for batch in own], predictor, batches[i::step])
             for i, predictor in enumerate(predictors)
         ]
         found: list[np.ndarray] = [np.empty(0)] * len(batches)
-        for i, share in enumerate(shares):
-            found[i::step] = share.result(timeout=60)
+        for i, task in enumerate(tasks):
+            found[i::step] = task.result(timeout=60)
     return found
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_probabilities_are_those_of_the_logits_in_any_batch(loss: str, save: Callable[[ModelCard], Path]) -> None:
+def test_probabilities_match_the_logits_in_any_batch(loss: str, save: Callable[[ModelCard], Path]) -> None:
     path, images = save(card(loss=loss, width=8)), random_images(11, (32, 32, 3))
     predictor = Predictor(path, CPUS[2])
     logits, probabilities = predictor.logits(images), predictor.probabilities(images)  # (B, C) each
@@ -170,7 +170,7 @@ def test_probabilities_are_those_of_the_logits_in_any_batch(loss: str, save: Cal
 
 @dataclass(frozen=True)
 class Watched(SoftmaxCrossEntropy):
-    """A loss that remembers the outputs it was given."""
+    """A loss that records its outputs."""
 
     seen: list[np.ndarray] = field(default_factory=list)
 
@@ -180,7 +180,7 @@ class Watched(SoftmaxCrossEntropy):
 
 
 @pytest.mark.parametrize("name, side", [("seed", 17), ("plain", 20), ("resnet9", 32), ("resnet18", 32)])
-def test_evaluation_sees_the_logits_of_the_predictor(name: str, side: int, save: Callable[[ModelCard], Path]) -> None:
+def test_evaluation_and_predictor_have_the_same_logits(name: str, side: int, save: Callable[[ModelCard], Path]) -> None:
     of = card(name, side, **({} if name == "seed" else {"width": 6}))
     path, images, labels = save(of), random_images(75, of.in_shape), np.arange(75) % 5
     network = trained(of.build_model().layers(of.in_shape, 5), of.in_shape, CPUS[2], 1)
@@ -192,7 +192,7 @@ def test_evaluation_sees_the_logits_of_the_predictor(name: str, side: int, save:
 
 
 @pytest.mark.parametrize("name", ["seed", "resnet9"])
-def test_predictors_work_side_by_side(name: str, save: Callable[[ModelCard], Path]) -> None:
+def test_predictors_work_concurrently(name: str, save: Callable[[ModelCard], Path]) -> None:
     of = card(name, **({} if name == "seed" else {"width": 8}))
     batches = [random_images(1 + 5 * i % 17, of.in_shape, seed=i) for i in range(24)]
     for threads in (1, 2, 3):
@@ -207,7 +207,7 @@ def test_predictors_work_side_by_side(name: str, save: Callable[[ModelCard], Pat
 
 def test_a_predictor_for_a_thread_has_one_thread_and_shares_the_parameters(save: Callable[[ModelCard], Path]) -> None:
     predictor = Predictor(save(card(width=16)), CPUS[3])
-    predictor.for_thread()  # whatever is only made once
+    predictor.for_thread()  # not to measure what is created only once
     tracemalloc.start()
     other = predictor.for_thread()
     allocated = tracemalloc.get_traced_memory()[1]
@@ -218,16 +218,16 @@ def test_a_predictor_for_a_thread_has_one_thread_and_shares_the_parameters(save:
     np.testing.assert_array_equal(other.for_thread().probabilities(images), predictor.probabilities(images))
 
 
-def test_other_devices_do_one_thing_at_a_time(save: Callable[[ModelCard], Path]) -> None:
+def test_calls_from_several_threads_are_serialised(save: Callable[[ModelCard], Path]) -> None:
     predictor = Predictor(save(card(width=4)), pick_backend("reference"))
     assert predictor.for_thread() is predictor
     running: list[int] = []
-    whole = predictor.infer
+    infer = predictor.infer
 
     def alone(x: Array) -> Array:
         running.append(1)
         assert len(running) == 1
-        y = whole(x)
+        y = infer(x)
         running.pop()
         return y
 

@@ -31,14 +31,14 @@ REFERENCE = ReferenceBackend()
 
 
 def close(found: np.ndarray, expected: np.ndarray, rtol: float = 1e-4) -> None:
-    """Within `rtol` of the largest value, or of 0.1, the size of what went in: float32 sums in another order."""
+    """Assert equality within `rtol` of the largest value, at least 0.1: float32 sums differ by their order."""
     assert found.shape == expected.shape and found.dtype == expected.dtype
     np.testing.assert_allclose(found, expected, rtol=rtol, atol=rtol * float(np.abs(expected).max(initial=0.1)))
 
 
 @pytest.mark.parametrize("backend_name", FAST_BACKENDS)
 @pytest.mark.parametrize("kind", LAYERS, ids=lambda kind: kind.__name__)
-def test_layer(kind: type, backend_name: str) -> None:
+def test_layer_matches_the_reference(kind: type, backend_name: str) -> None:
     backend = get_backend(backend_name)
 
     @thorough
@@ -66,8 +66,8 @@ def test_layer(kind: type, backend_name: str) -> None:
 
 @pytest.mark.parametrize("backend_name", FAST_BACKENDS)
 @pytest.mark.parametrize("name", MODELS)
-def test_model(name: str, backend_name: str) -> None:
-    """A whole network, wide enough that a convolution takes several tiles."""
+def test_model_matches_the_reference(name: str, backend_name: str) -> None:
+    """A whole network, wide enough for several tiles per convolution."""
     backend = get_backend(backend_name)
     shape, batch = (33, 37, 3), 3
     layer = MODELS[name]().layers(shape, 5)
@@ -79,13 +79,13 @@ def test_model(name: str, backend_name: str) -> None:
         network.backward(training_run(each), cache, y)
         outputs.append([each.to_host(array) for array in (y, network.gradients.flat)])
     close(outputs[1][0], outputs[0][0], rtol=1e-3)
-    close(outputs[1][1], outputs[0][1], rtol=1e-2)  # a ReLU on the brink may fall either way
+    close(outputs[1][1], outputs[0][1], rtol=1e-2)  # a ReLU near 0 may have either sign
 
 
 @pytest.mark.parametrize("backend_name", BACKENDS)
 @pytest.mark.parametrize("name", MODELS)
-def test_inference(name: str, backend_name: str) -> None:
-    """Folded into the convolutions, batch norm and activations say what they say by themselves."""
+def test_folded_inference_matches_the_layers(name: str, backend_name: str) -> None:
+    """Batch norm and activations folded into the convolutions give the outputs of the separate layers."""
     backend, shape = get_backend(backend_name), (33, 37, 3)
     network = random_network(MODELS[name]().layers(shape, 5), shape, backend, 1, np.float32)
     generator = np.random.default_rng(0)
@@ -97,7 +97,7 @@ def test_inference(name: str, backend_name: str) -> None:
 
 @pytest.mark.parametrize("backend_name", FAST_BACKENDS)
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_optimizer(name: str, backend_name: str) -> None:
+def test_optimizer_matches_the_reference(name: str, backend_name: str) -> None:
     backend = get_backend(backend_name)
     optimizer = OPTIMIZERS[name]()
     specs = [
@@ -129,7 +129,9 @@ def test_optimizer(name: str, backend_name: str) -> None:
     ),
     seed=st.integers(0, 2**32 - 1),
 )  # fmt: skip
-def test_resample(backend_name: str, shape: tuple[int, int, int], augment: Augment, seed: int) -> None:
+def test_resample_matches_the_reference(
+    backend_name: str, shape: tuple[int, int, int], augment: Augment, seed: int
+) -> None:
     backend = get_backend(backend_name)
     images = np.random.default_rng(seed).integers(0, 256, (*shape, 3), np.uint8)
     maps = augment.maps(seed, np.arange(shape[0]), *shape[1:])
@@ -148,7 +150,7 @@ def test_resample(backend_name: str, shape: tuple[int, int, int], augment: Augme
     shape=st.tuples(st.integers(1, 4), st.integers(1, 19), st.integers(1, 19), st.integers(1, 4)),
     kind=st.sampled_from(["mixup", "cutmix"]), seed=st.integers(0, 2**32 - 1),
 )  # fmt: skip
-def test_blend(backend_name: str, shape: tuple[int, int, int, int], kind: str, seed: int) -> None:
+def test_blend_matches_the_reference(backend_name: str, shape: tuple[int, int, int, int], kind: str, seed: int) -> None:
     backend = get_backend(backend_name)
     x = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
     drawn = Mix(kind).draw(seed, np.arange(shape[0]), *shape[1:3])  # type: ignore[arg-type]
@@ -157,7 +159,7 @@ def test_blend(backend_name: str, shape: tuple[int, int, int, int], kind: str, s
     for each in (REFERENCE, backend):
         arrays = [to_device(each, array) for array in (x, drawn.partners, drawn.weights, drawn.boxes)]
         out.append(each.to_host(each.blend(*arrays)))
-        np.testing.assert_array_equal(each.to_host(arrays[0]), x)  # partners must be what they were
+        np.testing.assert_array_equal(each.to_host(arrays[0]), x)  # the input must not change
     close(out[1], out[0], rtol=1e-6)
 
 
@@ -167,18 +169,18 @@ def test_blend(backend_name: str, shape: tuple[int, int, int, int], kind: str, s
     rows=st.integers(1, 9), classes=st.integers(1, 20), smoothing=st.sampled_from([0.0, 0.1]),
     weighted=st.booleans(), seed=st.integers(0, 2**32 - 1),
 )  # fmt: skip
-def test_cross_entropy_of_values(
+def test_cross_entropy_of_soft_labels_matches_the_reference(
     backend_name: str, rows: int, classes: int, smoothing: float, weighted: bool, seed: int
 ) -> None:
     backend, generator = get_backend(backend_name), np.random.default_rng(seed)
     logits = (3 * generator.normal(size=(rows, classes))).astype(np.float32)
-    values = generator.dirichlet(np.ones(classes), rows).astype(np.float32)
+    targets = generator.dirichlet(np.ones(classes), rows).astype(np.float32)
     weights = generator.uniform(0.5, 2.0, classes).astype(np.float32)
     results = []
     for each in (REFERENCE, backend):
         class_weights = to_device(each, weights) if weighted else None
         loss, gradient = each.softmax_cross_entropy(
-            to_device(each, logits), to_device(each, values), smoothing, class_weights, rows + 1
+            to_device(each, logits), to_device(each, targets), smoothing, class_weights, rows + 1
         )
         results.append([each.to_host(np.float32(float(loss))), each.to_host(gradient)])
     for found, expected in zip(results[1], results[0], strict=True):
@@ -187,7 +189,7 @@ def test_cross_entropy_of_values(
 
 @pytest.mark.parametrize("backend_name", BACKENDS)
 def test_batch_norm_does_not_cancel(backend_name: str) -> None:
-    """A small deviation around a large mean, in float32, where E[x^2] - E[x]^2 gives nonsense."""
+    """A small std around a large mean, in float32, where E[x^2] - E[x]^2 cancels."""
     backend = get_backend(backend_name)
     x = (1000 + 0.1 * np.random.default_rng(0).normal(size=(64, 8, 8, 3))).astype(np.float32)
     network = random_network(BatchNorm(momentum=1.0), (8, 8, 3), backend, 0, np.float32)
@@ -197,8 +199,8 @@ def test_batch_norm_does_not_cancel(backend_name: str) -> None:
 
 
 @pytest.mark.parametrize("backend_name", BACKENDS)
-def test_max_pool_does_not_hide_a_nan(backend_name: str) -> None:
-    """A diverged network must be seen to diverge."""
+def test_max_pool_propagates_nan(backend_name: str) -> None:
+    """Divergence must be detected."""
     backend = get_backend(backend_name)
     x = np.zeros((1, 4, 4, 1), np.float32)
     x[0, 1, 1] = np.nan
@@ -207,7 +209,7 @@ def test_max_pool_does_not_hide_a_nan(backend_name: str) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_same_bits_from_run_to_run(threads: int) -> None:
+def test_gradients_are_deterministic(threads: int) -> None:
     backend = pick_backend("cpu", threads)
     layer = MODELS["resnet9"](width=8).layers((32, 32, 3), 4)  # type: ignore[call-arg]
     x = np.random.default_rng(0).normal(size=(5, 32, 32, 3)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Ten training steps beside PyTorch's: the losses, the first gradients and the final logits, to 1e-4 in float32."""
+"""Ten training steps against PyTorch: losses, first gradients and final logits, to 1e-4 in float32."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ RTOL = 1e-4
 
 @pytest.mark.parametrize("backend_name", BACKENDS)
 @pytest.mark.parametrize("trajectory", TRAJECTORIES, ids=lambda trajectory: trajectory.name)
-def test_trajectory(trajectory: Trajectory, backend_name: str) -> None:
+def test_training_matches_pytorch(trajectory: Trajectory, backend_name: str) -> None:
     with np.load(trajectory.path) as file:
         golden = dict(file)
     shape = (trajectory.size, trajectory.size, 3)
@@ -35,6 +35,6 @@ def test_trajectory(trajectory: Trajectory, backend_name: str) -> None:
 
 
 def close(found: np.ndarray, expected: np.ndarray, name: str) -> None:
-    """Within 1e-4 of the array's largest value: single small entries are differences of large ones."""
+    """Assert equality within 1e-4 of the array's largest value: small entries are differences of large ones."""
     worst = np.abs(found - expected).max() / np.abs(expected).max()
     assert worst < RTOL, f"{name}: off by {worst:.1e} of its largest value"

@@ -1,4 +1,4 @@
-"""The trainings that the golden files record: two small networks, ten steps of fixed images."""
+"""The trainings of the golden files: two small networks, ten steps of fixed images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ MEAN, STD = np.full(3, 127.5), np.full(3, 64.0)
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One network and its images' size; `path` is its golden file."""
+    """A network and the size of its images; `path` is its golden file."""
 
     model: Model
     size: int
@@ -39,7 +39,7 @@ class Trajectory:
         )  # fmt: skip
 
     def batches(self) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 (STEPS, BATCH, size, size, 3) and class numbers (STEPS, BATCH)."""
+        """uint8 (STEPS, BATCH, size, size, 3) and class indices (STEPS, BATCH)."""
         generator = np.random.default_rng(0)
         images = generator.integers(0, 256, (STEPS, BATCH, self.size, self.size, 3), np.uint8)
         return images, generator.integers(0, CLASSES, (STEPS, BATCH))
