@@ -103,9 +103,10 @@ def test_missing_gpu_is_reported_with_verbose_only(
     usual = logpose("classify", image_folder, trained, tmp_path / "usual.csv")
     assert usual.code == 0 and "CuPy" not in usual.out
     assert "no GPU: CuPy is not installed" in logpose("classify", image_folder, trained, tmp_path / "v.csv", "-v").out
-    assert "CuPy is not installed" in logpose(
-        "classify", image_folder, trained, tmp_path / "cuda.csv", "--device", "cuda"
-    ).error
+    assert (
+        "CuPy is not installed"
+        in logpose("classify", image_folder, trained, tmp_path / "cuda.csv", "--device", "cuda").error
+    )
 
 
 def test_build_names_the_next_command(logpose: Logpose, image_folder: Path, tmp_path: Path) -> None:
