@@ -25,6 +25,11 @@ def test_levels(capsys: pytest.CaptureFixture[str]) -> None:
     assert verbosity() is Verbosity.NORMAL
 
 
+def test_lone_surrogates_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    say("caf\udce9")
+    assert capsys.readouterr().out == "caf\\udce9\n"
+
+
 def test_json_holds_paths_and_numpy_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     numpy = pytest.importorskip("numpy")
     with verbosity_of(Verbosity.JSON):
