@@ -101,7 +101,7 @@ def test_failures_are_counted_by_kind(logpose: Logpose, tmp_path: Path) -> None:
     failures = value(logpose("info", tmp_path / "d.zarr").out, "failures")
     assert failures == f"3 files left out: 2 empty, 1 not-an-image; see {file}"
     file.unlink()
-    assert value(logpose("info", tmp_path / "d.zarr").out, "failures") == f"unknown: {file} is missing"
+    assert value(logpose("info", tmp_path / "d.zarr").out, "failures") == f"unknown: {file} is missing or damaged"
 
 
 AMONG = "with a near-duplicate among the training images"
