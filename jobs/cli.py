@@ -73,8 +73,6 @@ def _usage(error: Exception, given: Sequence[str]) -> str:
         message = error.format_message()  # type: ignore[attr-defined]
     message = " ".join(message.split()).rstrip(".").replace("Value error, ", "")
     message = message[:1].lower() + message[1:]
-    names = [
-        command.callback.__name__.replace("_", "-") for command in app.registered_commands if command.callback
-    ]
+    names = [command.callback.__name__.replace("_", "-") for command in app.registered_commands if command.callback]
     command = f"logpose {given[0]} --help" if given[0] in names else "logpose --help"
     return f"{message} (see '{command}')"

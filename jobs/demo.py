@@ -3,6 +3,7 @@
 import csv
 from itertools import islice
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from jobs.classification.classify import classify
@@ -76,7 +77,9 @@ def demo(folder: Path) -> None:
 
 def _announce(*words: object) -> None:
     """Print the command that does the next step."""
-    say(f"\n$ logpose {' '.join(map(str, words))}")
+    command = f"$ logpose {' '.join(map(str, words))}"
+    lines = wrap(command, 78, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    say("\n" + " \\\n".join(lines))
 
 
 def _draw(folder: Path, count: int, seed: int) -> None:

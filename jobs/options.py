@@ -12,9 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias, get_type_hints
 from jobs.console.sizes import parse_bytes
 from logpose.common.options import Option
 
-Device: TypeAlias = Annotated[
-    Literal["auto", "cpu", "cuda"], Option("Where to compute; auto uses a GPU if one works.")
-]
+Device: TypeAlias = Annotated[Literal["auto", "cpu", "cuda"], Option("Where to compute; auto uses a GPU if one works.")]
 Workers: TypeAlias = Annotated[int | None, Option("Decoding threads; default: one per CPU.", "N", 1)]
 Overwrite: TypeAlias = Annotated[bool, Option("Replace a finished output.")]
 ModelClass: TypeAlias = Annotated[
@@ -28,17 +26,17 @@ class RecipeOptions:
     """Where a recipe comes from: see `jobs.recipes.config.resolve`."""
 
     recipe: Annotated[str | None, Option("Recipe by name: see 'logpose recipes'.", "NAME", group="Recipe")] = None
-    config: Annotated[
-        Path | None, Option("Recipe file, such as RUN_DIR/config.toml.", "FILE.toml", group="Recipe")
-    ] = None
+    config: Annotated[Path | None, Option("Recipe file, such as RUN_DIR/config.toml.", "FILE.toml", group="Recipe")] = (
+        None
+    )
     set: Annotated[tuple[str, ...], Option("One value of the recipe; repeatable.", "a.b=v", group="Recipe")] = ()
     model: Annotated[
         str | None,
         Option("Architecture, such as resnet9, or PACKAGE.MODULE:CLASS.", "NAME", group="Recipe", recipe="model.name"),
     ] = None
-    batch_size: Annotated[
-        int | None, Option("Images per step.", "N", 1, group="Recipe", recipe="train.batch_size")
-    ] = None
+    batch_size: Annotated[int | None, Option("Images per step.", "N", 1, group="Recipe", recipe="train.batch_size")] = (
+        None
+    )
     seed: Annotated[
         int | None,
         Option("Seed of weights, order and augmentation.", "N", 0, group="Recipe", recipe="train.seed"),
@@ -59,15 +57,13 @@ class RecipeOptions:
 class TrainOptions(RecipeOptions):
     """How to train. The recipe's own values are in `cnn.training.recipe`."""
 
-    epochs: Annotated[
-        int | None, Option("Passes over the images.", "N", 1, group="Recipe", recipe="train.epochs")
-    ] = None
+    epochs: Annotated[int | None, Option("Passes over the images.", "N", 1, group="Recipe", recipe="train.epochs")] = (
+        None
+    )
     lr: Annotated[float | None, Option("Peak learning rate.", "X", group="Recipe", recipe="optimizer.lr")] = None
     patience: Annotated[
         int | None,
-        Option(
-            "Stop after N epochs without improvement; 0: never.", "N", 0, group="Recipe", recipe="train.patience"
-        ),
+        Option("Stop after N epochs without improvement; 0: never.", "N", 0, group="Recipe", recipe="train.patience"),
     ] = None
     resume: Annotated[bool, Option("Resume the training in RUN_DIR; start if there is none.", group="Start")] = False
     init: Annotated[
@@ -81,9 +77,7 @@ class TrainOptions(RecipeOptions):
         Option("Memory for images; if all fit, they are read once.", "SIZE", parse=parse_bytes, default="1GB"),
     ] = 10**9
     checkpoint_minutes: Annotated[float, Option("Minutes between checkpoints within an epoch.", "X", 0)] = 5.0
-    checkpoint_steps: Annotated[
-        int | None, Option("Steps between checkpoints, if that comes first.", "N", 1)
-    ] = None
+    checkpoint_steps: Annotated[int | None, Option("Steps between checkpoints, if that comes first.", "N", 1)] = None
 
 
 @dataclass(frozen=True)
@@ -119,9 +113,9 @@ class ClassifyOptions:
     model: ModelClass = None
     device: Device = "auto"
     workers: Workers = None
-    scheduler: Annotated[
-        str | None, Option("Use this Dask cluster instead of local threads.", "tcp://HOST:PORT")
-    ] = None
+    scheduler: Annotated[str | None, Option("Use this Dask cluster instead of local threads.", "tcp://HOST:PORT")] = (
+        None
+    )
 
 
 @dataclass(frozen=True)
@@ -135,9 +129,7 @@ class VerifyOptions:
 class InfoOptions:
     """What to report about a dataset."""
 
-    sheet: Annotated[
-        Path | None, Option("File of the contact sheet; default: in the dataset.", "FILE.png")
-    ] = None
+    sheet: Annotated[Path | None, Option("File of the contact sheet; default: in the dataset.", "FILE.png")] = None
     no_sheet: Annotated[bool, Option("Draw no contact sheet.")] = False
     shuffle: Annotated[bool, Option("Compare the order of an epoch with true permutations.")] = False
 

@@ -23,6 +23,7 @@ from jobs.console.progress import bar, plural
 from jobs.errors import JobError
 from jobs.options import ClassifyOptions
 from logpose.common.cpus import available_cpus
+from logpose.common.errors import printable
 from pipeline.build.destination import exclusive_lock
 from pipeline.parallel.ordered import in_order_on_cluster, in_order_on_threads
 
@@ -65,7 +66,7 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
     identity = {"model": settings.model_hash, "--views": options.views, "device": device}
     say(f"classifying {images} with {card.model}, {classes}")
     say(f"cluster at {options.scheduler}" if options.scheduler else backend.description)
-    detail(f"classes: {', '.join(card.class_names)}")
+    detail(printable(f"classes: {', '.join(card.class_names)}"))
     out.parent.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(out.with_name(f".{out.name}.lock"), f"classification into {out}"):
         table = ResumableTable(out, identity, columns, overwrite=options.overwrite)

@@ -1,10 +1,10 @@
 """OUT.parquet: the rows of the CSV with types, for pandas, DuckDB, Spark and others.
 
-    filename, status   string
-    label, label_2…    string, null on error rows
-    prob, prob_2…      float32, null on error rows
-    error              string, null on ok rows
-    filename_bytes     binary: the exact name if it is not valid UTF-8 and `filename` escapes it; else null
+filename, status   string
+label, label_2…    string, null on error rows
+prob, prob_2…      float32, null on error rows
+error              string, null on ok rows
+filename_bytes     binary: the exact name if it is not valid UTF-8 and `filename` escapes it; else null
 """
 
 from collections.abc import Iterable, Sequence

@@ -125,15 +125,13 @@ def _build_options(options_type: type[Any], values: dict[str, Any]) -> Any:
     for name, hint, default, option in _descriptions(options_type):
         value = values[name]
         if option.parse:
-            value = default if value is None else option.parse(value)
+            value = default if value in (None, option.default) else option.parse(value)
         given[name] = tuple(value or ()) if hint == tuple[str, ...] else value
     return options_type(**given)
 
 
 def _parameter(name: str, hint: Any, default: Any, info: Any) -> inspect.Parameter:
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, info]
-    )
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, info])
 
 
 _OUTPUT_PARAMETERS = [

@@ -9,7 +9,16 @@ import typer
 
 from jobs.commands.app import command
 from jobs.console.output import say
-from jobs.console.prompts import choose, existing_dataset, existing_model, existing_path, interactive, path_argument
+from jobs.console.prompts import (
+    choose,
+    existing_dataset,
+    existing_model,
+    existing_path,
+    interactive,
+    no_problem,
+    path_argument,
+    unused_path,
+)
 from jobs.options import ClassifyOptions, TrainOptions
 from pipeline.build.options import BuildOptions
 
@@ -43,9 +52,7 @@ def build(
 
 @command(TrainOptions)
 def train(
-    dataset: Annotated[
-        Path | None, typer.Argument(metavar="DATASET.zarr", help="Written by 'logpose build'.")
-    ] = None,
+    dataset: Annotated[Path | None, typer.Argument(metavar="DATASET.zarr", help="Written by 'logpose build'.")] = None,
     run_dir: Annotated[Path | None, typer.Argument(metavar="RUN_DIR", help="Folder for the results.")] = None,
     *,
     options: TrainOptions,
@@ -103,7 +110,9 @@ def classify(
 
     images = path_argument(images, "IMAGES", "Folder of images to classify", "classify", existing_path)
     model_file = path_argument(model_file, "MODEL", "Model", "classify", existing_model)
-    out = path_argument(out, "OUT.csv", "Table to write", "classify", default=f"{images.resolve().stem}.csv")
+    problem = no_problem if options.overwrite else unused_path
+    default = f"{images.resolve().stem}.csv"
+    out = path_argument(out, "OUT.csv", "Table to write", "classify", problem, default)
     run(images, model_file, out, options)
 
 

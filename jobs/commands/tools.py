@@ -7,7 +7,7 @@ import typer
 
 from jobs.commands.app import command
 from jobs.console.output import emit, say
-from jobs.console.prompts import existing_dataset, existing_path, path_argument
+from jobs.console.prompts import existing_dataset, existing_model, path_argument
 from jobs.options import FindLrOptions, InfoOptions, ReportOptions, VerifyOptions
 
 DatasetArgument: TypeAlias = Annotated[
@@ -96,7 +96,7 @@ def report(
     """
     from jobs.report import report as run
 
-    run(path_argument(run_dir, "RUN_DIR", "Folder of the training", "report", existing_path), options)
+    run(path_argument(run_dir, "RUN_DIR", "Folder of the training", "report", existing_model), options)
 
 
 @command()

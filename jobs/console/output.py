@@ -43,9 +43,12 @@ def verbosity_of(level: Verbosity) -> Iterator[None]:
 
 
 def say(line: str = "", *, at: Verbosity = Verbosity.NORMAL) -> None:
-    """Print a line if the verbosity is `at` or higher. The caller escapes names with `printable` where needed."""
+    """Print a line if the verbosity is `at` or higher.
+
+    Bytes that are not valid UTF-8 (lone surrogates) are escaped; a name that may hold newlines needs `printable`.
+    """
     if _verbosity >= at:
-        print(line, flush=True)
+        print(line.encode("utf-8", "backslashreplace").decode("utf-8"), flush=True)
 
 
 def detail(line: str) -> None:

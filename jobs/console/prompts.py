@@ -29,12 +29,22 @@ def existing_model(path: Path) -> str:
     return "" if path.is_file() or (path / "model.safetensors").is_file() else f"no model file at {path}"
 
 
+def unused_path(path: Path) -> str:
+    """Return what is wrong with a path to write, '' if nothing is there."""
+    return f"already something at {path}" if path.exists() else ""
+
+
+def no_problem(path: Path) -> str:
+    """Accept any path."""
+    return ""
+
+
 def path_argument(
     given: Path | None,
     name: str,
     question: str,
     command: str,
-    problem: Callable[[Path], str] = lambda path: "",
+    problem: Callable[[Path], str] = no_problem,
     default: str = "",
 ) -> Path:
     """Return the argument as given or, on a terminal, ask until `problem` finds nothing wrong with the answer.

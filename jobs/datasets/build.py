@@ -5,6 +5,7 @@ from pathlib import Path
 
 from jobs.console.output import detail, emit, say
 from jobs.console.progress import bar, duration, plural
+from logpose.common.errors import printable
 from pipeline.build.build import BuildReport, build_dataset
 from pipeline.build.destination import ExistingBuild
 from pipeline.build.options import BuildOptions
@@ -38,7 +39,7 @@ def build(images: Path, dataset: Path, options: BuildOptions) -> BuildReport:
         ExistingBuild.FINISHED: "already complete",
     }
     say(f"{dataset}: {classes}, {rows}; {took[report.existing]}")
-    detail(f"classes: {', '.join(report.class_names)}")
+    detail(printable(f"classes: {', '.join(report.class_names)}"))
     detail(f"content hash: {report.content_hash}")
     for line in _warnings(report):
         say(line)

@@ -20,6 +20,7 @@ from pipeline.build.reports import read_failures
 from pipeline.dataset.disk_usage import Storage, measure_storage
 from pipeline.dataset.schema import DUPLICATES_FILE, FAILURES_FILE, FORMAT, FORMAT_VERSION, SHEET_FILE
 from pipeline.dataset.store import Dataset, Split
+from pipeline.errors import DatasetError
 from pipeline.loader.shuffle_quality import PERMUTATIONS, all_rows, compare
 from pipeline.loader.stream import BatchStream
 
@@ -146,7 +147,7 @@ def _origin(data: Dataset, failures: dict[str, int] | None) -> list[str]:
     """The source of the images, the files left out, and the near-duplicates."""
     file = data.path / FAILURES_FILE
     if failures is None:
-        found = f"unknown: {file} is missing"
+        found = f"unknown: {file} is missing or damaged"
     elif failures:
         listed = ", ".join(f"{count:,} {kind}" for kind, count in failures.items())
         found = f"{plural(sum(failures.values()), 'file')} left out: {listed}; see {file}"
@@ -161,10 +162,10 @@ def _origin(data: Dataset, failures: dict[str, int] | None) -> list[str]:
 
 
 def _count_failures(dataset: Path) -> dict[str, int] | None:
-    """Count the files left out by kind, the most frequent first; None without a failures.csv."""
+    """Count the files left out by kind, the most frequent first; None without a readable failures.csv."""
     try:
         return dict(Counter(failure.kind for failure in read_failures(dataset)).most_common())
-    except FileNotFoundError:
+    except (FileNotFoundError, DatasetError):
         return None
 
 

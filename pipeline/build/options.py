@@ -45,9 +45,7 @@ class BuildOptions:
 
     size: Annotated[
         tuple[int, int],
-        Option(
-            "Pixels of the stored images.", "N|WIDTHxHEIGHT", group="Images", parse=parse_size, default="128"
-        ),
+        Option("Pixels of the stored images.", "N|WIDTHxHEIGHT", group="Images", parse=parse_size, default="128"),
     ] = (128, 128)
     fit: Annotated[
         Literal["pad", "crop", "squash"],
@@ -69,7 +67,7 @@ class BuildOptions:
         bool, Option("Find near-duplicates and never divide them between train and val.", group="Split")
     ] = True
     workers: Annotated[int | None, Option("Decoding threads; default: one per CPU.", "N", 1)] = None
-    scheduler: Annotated[
-        str | None, Option("Use this Dask cluster instead of local threads.", "tcp://HOST:PORT")
-    ] = None
+    scheduler: Annotated[str | None, Option("Use this Dask cluster instead of local threads.", "tcp://HOST:PORT")] = (
+        None
+    )
     overwrite: Annotated[bool, Option("Replace a finished dataset.")] = False

@@ -90,13 +90,9 @@ def test_help_imports_no_heavy_library() -> None:
 
 def test_shell_completion_is_installable_and_light(logpose: Logpose) -> None:
     assert "--install-completion" in logpose("--help").out
-    script = (
-        "import atexit, sys; from jobs.cli import main; atexit.register(lambda: print(*sys.modules)); main(['x'])"
-    )
+    script = "import atexit, sys; from jobs.cli import main; atexit.register(lambda: print(*sys.modules)); main(['x'])"
     environment = {**os.environ, "_LOGPOSE_COMPLETE": "complete_bash", "COMP_WORDS": "logpose tr", "COMP_CWORD": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
     suggestion, modules = done.stdout.splitlines()
     assert suggestion == "train"
     assert not {"numpy", "dask", "numba", "matplotlib", "zarr", "rich"} & set(modules.split())

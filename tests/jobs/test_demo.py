@@ -19,7 +19,8 @@ def test_demo_runs_and_can_be_repeated(logpose: Logpose, tmp_path: Path, monkeyp
 
     first = logpose("demo", folder)
     assert (first.code, first.err) == (0, "")
-    assert f"$ logpose train {folder}/flags.zarr {folder}/run --resume --set model.name=plain" in first.out
+    commands = first.out.replace(" \\\n    ", " ")
+    assert f"$ logpose train {folder}/flags.zarr {folder}/run --resume --set model.name=plain" in commands
     assert "filename,status,label,prob,error,label_2,prob_2" in first.out
     assert f"of {len(CREWS)} correct" in first.out
     assert (folder / "run" / "curves.png").exists()

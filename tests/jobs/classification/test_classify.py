@@ -1,13 +1,8 @@
 """Classification: one row per file, whatever its name and content."""
 
-import csv
-import errno
 import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +19,13 @@ from cnn.training.trainer import Recipe, Trainer
 from jobs.classification import inputs, task
 from jobs.classification.table import TableOptions
 from jobs.errors import JobError
-from pipeline.build.destination import exclusive_lock
 from pipeline.dataset.store import Dataset, shard_file
 from pipeline.loader.stream import BatchStream
+from tests.jobs.classification.tables import read
 from tests.jobs.conftest import CLASSES, Logpose, draw_classes, draw_image
 
 HEADER = ["filename", "status", "label", "prob", "error"]
 ODD_NAMES = ("comma, here.png", 'quo"te.png', "new\nline.png", " space .png", "ünïcödé ルフィ.png", "=1+1.png", "#.png")
-
-
-def table(path: Path) -> list[list[str]]:
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        return list(csv.reader(file))
 
 
 @pytest.fixture
@@ -64,7 +54,7 @@ def test_one_row_for_each_file_sorted_by_path(
     outcome = logpose("classify", mixed, model, out, "--topk", 3, "--batch-size", 4)
     assert (outcome.code, outcome.err) == (0, "")
     assert "8 images classified, 3 files could not be read (status 'error')" in outcome.out
-    header, *rows = table(out)
+    header, *rows = read(out)
     assert header == [*HEADER, "label_2", "prob_2", "label_3", "prob_3"]
     assert [row[0] for row in rows] == relative_names(mixed)
     assert {len(row) for row in rows} == {9}
@@ -153,10 +143,10 @@ def test_views_average_the_outputs(
     for views, batch in (("none", 7), ("mirror", 7), ("mirror", 3), ("mirror_shift", 7)):
         out = tmp_path / f"{views}-{batch}.csv"
         assert logpose("classify", dataset, model, out, "--views", views, "--batch-size", batch).code == 0
-        assert probs.setdefault(views, table(out)) == table(out)
+        assert probs.setdefault(views, read(out)) == read(out)
     assert probs["none"] != probs["mirror"] != probs["mirror_shift"] != probs["none"]
     assert logpose("classify", image_folder, model, tmp_path / "files.csv", "--views", "mirror").code == 0
-    assert table(tmp_path / "files.csv") == probs["mirror"]
+    assert read(tmp_path / "files.csv") == probs["mirror"]
     task._process_cache.clear()  # as on a cluster worker, which loads the model itself, for one job after the other
     files = task.FileTask(str(image_folder), [row[0] for row in probs["mirror"][1:4]])
     for views in ("mirror", "none"):
@@ -181,12 +171,10 @@ def test_dataset_and_its_folder_give_the_same_bytes(
     for images, out in zip((tmp_path / "colours", tmp_path / "colours.zarr"), outs, strict=True):
         assert logpose("classify", images, model, out, "--topk", 2).code == 0
     assert outs[0].read_bytes() == outs[1].read_bytes()
-    assert len(table(outs[0])) == 62
+    assert len(read(outs[0])) == 62
 
 
-def test_dataset_of_another_size_is_rejected(
-    logpose: Logpose, image_folder: Path, model: Path, tmp_path: Path
-) -> None:
+def test_dataset_of_another_size_is_rejected(logpose: Logpose, image_folder: Path, model: Path, tmp_path: Path) -> None:
     assert logpose("build", image_folder, tmp_path / "small.zarr", "--size", 8).code == 0
     outcome = logpose("classify", tmp_path / "small.zarr", model, tmp_path / "out.csv")
     assert outcome.code == 2
@@ -194,9 +182,7 @@ def test_dataset_of_another_size_is_rejected(
     assert not list(tmp_path.glob("out.csv*"))
 
 
-def test_damaged_dataset_is_an_error(
-    logpose: Logpose, dataset: Path, model: Path, tmp_path: Path
-) -> None:
+def test_damaged_dataset_is_an_error(logpose: Logpose, dataset: Path, model: Path, tmp_path: Path) -> None:
     broken = Path(shutil.copytree(dataset, tmp_path / "broken.zarr"))
     shard_file(broken, "train", 0).unlink()
     outcome = logpose("classify", broken, model, tmp_path / "out.csv")
@@ -209,7 +195,7 @@ def test_label_below_the_threshold_is_unknown(
 ) -> None:
     assert logpose("classify", image_folder, model, tmp_path / "all.csv").code == 0
     assert logpose("classify", image_folder, model, tmp_path / "sure.csv", "--threshold", 0.6).code == 0
-    rows = list(zip(table(tmp_path / "all.csv")[1:], table(tmp_path / "sure.csv")[1:], strict=True))
+    rows = list(zip(read(tmp_path / "all.csv")[1:], read(tmp_path / "sure.csv")[1:], strict=True))
     assert {float(row[3]) >= 0.6 for row, _ in rows} == {True, False}, "some on either side of the threshold"
     for row, sure in rows:
         label = row[2] if float(row[3]) >= 0.6 else "unknown"
@@ -218,7 +204,7 @@ def test_label_below_the_threshold_is_unknown(
 
 def test_spreadsheet_safe_escapes_formulas(logpose: Logpose, mixed: Path, model: Path, tmp_path: Path) -> None:
     assert logpose("classify", mixed, model, tmp_path / "out.csv", "--spreadsheet-safe").code == 0
-    names = [row[0] for row in table(tmp_path / "out.csv")[1:]]
+    names = [row[0] for row in read(tmp_path / "out.csv")[1:]]
     assert "'=1+1.png" in names and "=1+1.png" not in names
 
 
@@ -227,7 +213,7 @@ def test_parquet_equals_csv(logpose: Logpose, mixed: Path, model: Path, tmp_path
     assert logpose("classify", mixed, model, tmp_path / "out.csv").code == 0
     assert logpose("classify", mixed, model, tmp_path / "out.parquet").code == 0
     rows = parquet.read_table(tmp_path / "out.parquet").to_pylist()
-    for row, (name, status, label, prob, error) in zip(rows, table(tmp_path / "out.csv")[1:], strict=True):
+    for row, (name, status, label, prob, error) in zip(rows, read(tmp_path / "out.csv")[1:], strict=True):
         assert (row["filename"], row["status"], row["label"] or "", row["error"] or "") == (name, status, label, error)
         assert prob == "" if row["prob"] is None else row["prob"] == pytest.approx(float(prob), abs=1e-6)
 
@@ -237,7 +223,7 @@ def test_single_image_and_run_folder_as_model(
 ) -> None:
     one = image_folder / "red" / "000.png"
     assert logpose("classify", one, trained, tmp_path / "out.csv").code == 0
-    header, row = table(tmp_path / "out.csv")
+    header, row = read(tmp_path / "out.csv")
     assert header == HEADER
     assert row[0] == "000.png"
 
@@ -249,7 +235,7 @@ def test_batch_without_a_readable_file(logpose: Logpose, model: Path, tmp_path: 
     outcome = logpose("classify", tmp_path / "broken", model, tmp_path / "out.csv", "--batch-size", 2)
     assert outcome.code == 0
     assert "0 images classified, 5 files could not be read" in outcome.out
-    assert [row[1] for row in table(tmp_path / "out.csv")[1:]] == ["error"] * 5
+    assert [row[1] for row in read(tmp_path / "out.csv")[1:]] == ["error"] * 5
 
 
 def test_table_inside_the_image_folder_is_not_an_input(
@@ -259,170 +245,7 @@ def test_table_inside_the_image_folder_is_not_an_input(
     out = root / "out.csv"
     assert logpose("classify", root, model, out).code == 0
     assert logpose("classify", root, model, out, "--overwrite").code == 0
-    assert len(table(out)) == 61
-
-
-# Resuming -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def many(tmp_path: Path) -> Path:
-    """800 names for a few images."""
-    root = tmp_path / "many"
-    for number in range(10):
-        draw_image(root / f"{number:04}.png", number % 3, number)
-    for number in range(10, 800):
-        os.link(root / f"{number % 10:04}.png", root / f"{number:04}.png")
-    return root
-
-
-def test_killed_classification_resumes_to_the_same_bytes(
-    logpose: Logpose, many: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(inputs, "FILES_PER_PART", 32)
-    killed, whole_run = tmp_path / "killed.csv", tmp_path / "whole.csv"
-    arguments = ["classify", str(many), str(model), str(killed), "--batch-size", "16", "--device", "cpu"]
-    script = (
-        "from jobs import cli; from jobs.classification import inputs; inputs.FILES_PER_PART = 32;"
-        f" cli.main({arguments!r})"
-    )
-    parts = tmp_path / "killed.csv.parts"
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL) as process:
-        limit = time.monotonic() + 300
-        while not list(parts.glob("part-000002-*.csv")):
-            assert process.poll() is None and time.monotonic() < limit
-            time.sleep(0.002)
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
-    assert not killed.exists()
-    finished = {path: path.stat().st_mtime_ns for path in parts.glob("part-*.csv")}
-
-    computed = []
-    whole = Predictor.probabilities
-    monkeypatch.setattr(Predictor, "probabilities", lambda s, x: computed.append(len(x)) or whole(s, x))
-    outcome = logpose(*arguments)
-    assert (outcome.code, outcome.err) == (0, "")
-    assert f"resuming: {32 * len(finished):,} files already classified" in outcome.out
-    assert sum(computed) == 800 - 32 * len(finished)
-    assert logpose(*arguments[:3], whole_run, *arguments[4:]).code == 0
-    assert killed.read_bytes() == whole_run.read_bytes()
-
-
-@pytest.fixture
-def begun(logpose: Logpose, image_folder: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """OUT.csv of a classification that was interrupted with two parts finished; the images are beside it."""
-    shutil.copytree(image_folder, tmp_path / "images")
-    monkeypatch.setattr(inputs, "FILES_PER_PART", 16)
-    out = tmp_path / "out.csv"
-    calls = []
-
-    def interrupted(self: Predictor, images: np.ndarray) -> np.ndarray:
-        calls.append(len(images))
-        limit = time.monotonic() + 60
-        while len(calls) == 3 and time.monotonic() < limit:  # until the first two parts are written
-            if len(list((tmp_path / "out.csv.parts").glob("part-*.csv"))) == 2:
-                raise KeyboardInterrupt
-            time.sleep(0.005)
-        return whole(self, images)
-
-    whole = Predictor.probabilities
-    with monkeypatch.context() as patch:
-        patch.setattr(Predictor, "probabilities", interrupted)
-        outcome = logpose("classify", tmp_path / "images", model, out, "--batch-size", 16, "--workers", 1)
-    assert (outcome.code, outcome.err) == (130, "interrupted: run the same command again to resume\n")
-    assert not out.exists()
-    return out
-
-
-@pytest.mark.parametrize(
-    "change", ["model", "--topk", "--views", "--threshold", "other files", "a changed file", "fewer files"]
-)
-def test_parts_of_another_classification_are_rejected(
-    logpose: Logpose, begun: Path, model: Path, tmp_path: Path, change: str
-) -> None:
-    root, rows = tmp_path / "images", 60
-    values = {"--topk": 2, "--views": "mirror", "--threshold": 0.5}
-    options: tuple[object, ...] = (change, values[change]) if change in values else ()
-    message = f"holds an unfinished classification with other {change}; remove it, give --overwrite"
-    if change == "model":
-        checkpoint = load_checkpoint(model)
-        model = tmp_path / "other.safetensors"
-        save_checkpoint(model, checkpoint.card, checkpoint.tensors, {"another": "training"})
-    elif not options:
-        message = "holds an unfinished classification of other files"
-        if change == "other files":
-            draw_image(root / "aaa.png", 0, 777)
-            rows = 61
-        elif change == "a changed file":
-            draw_image(root / "blue" / "000.png", 0, 777)
-        else:
-            shutil.rmtree(root / "green")
-            shutil.rmtree(root / "red")
-            for number in range(10, 20):
-                (root / "blue" / f"{number:03}.png").unlink()
-            rows = 10
-    outcome = logpose("classify", root, model, begun, *options)
-    assert outcome.code == 2
-    assert message in outcome.error
-    outcome = logpose("classify", root, model, begun, *options, "--overwrite")
-    assert outcome.code == 0
-    assert "resuming" not in outcome.out
-    assert len(table(begun)) == rows + 1
-
-
-def test_resuming_with_other_threads_and_batches_gives_the_same_bytes(
-    logpose: Logpose, begun: Path, model: Path, tmp_path: Path
-) -> None:
-    whole = tmp_path / "whole.csv"
-    assert logpose("classify", tmp_path / "images", model, whole, "--batch-size", 7, "--workers", 1).code == 0
-    outcome = logpose("classify", tmp_path / "images", model, begun, "--batch-size", 5, "--workers", 3)
-    assert outcome.code == 0
-    assert "resuming: 32 files already classified" in outcome.out
-    assert begun.read_bytes() == whole.read_bytes()
-
-
-def test_second_classification_into_the_same_table_is_rejected(
-    logpose: Logpose, image_folder: Path, model: Path, tmp_path: Path
-) -> None:
-    with exclusive_lock(tmp_path / ".out.csv.lock", "test"):
-        outcome = logpose("classify", image_folder, model, tmp_path / "out.csv")
-        assert outcome.code == 2
-        assert "expected to be the only classification into" in outcome.error
-        assert not (tmp_path / "out.csv").exists()
-    assert logpose("classify", image_folder, model, tmp_path / "out.csv").code == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
-
-
-def test_finished_table_needs_overwrite(
-    logpose: Logpose, image_folder: Path, model: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out.csv"
-    out.write_text("mine")
-    outcome = logpose("classify", image_folder, model, out)
-    assert outcome.code == 2
-    assert "already exists; give --overwrite" in outcome.error
-    assert out.read_text() == "mine"
-    assert logpose("classify", image_folder, model, out, "--overwrite").code == 0
-    assert len(table(out)) == 61
-
-
-def test_full_disk_leaves_no_table_and_the_rerun_resumes(
-    logpose: Logpose, begun: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    arguments = ("classify", tmp_path / "images", model, begun)
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        outcome = logpose(*arguments)
-    assert outcome.code == 1
-    assert "no space left on device" in outcome.error
-    assert not begun.exists()
-    outcome = logpose(*arguments)
-    assert outcome.code == 0
-    assert "resuming: 32 files already classified" in outcome.out
-    assert len(table(begun)) == 61
+    assert len(read(out)) == 61
 
 
 # Rejected -----------------------------------------------------------------------------------------------
@@ -499,10 +322,8 @@ def test_unusable_arguments_are_errors(
     assert {path.name for path in tmp_path.iterdir()} == {"empty", "some"}
 
 
-def test_images_are_resized_to_the_model(
-    logpose: Logpose, model: Path, tmp_path: Path
-) -> None:
+def test_images_are_resized_to_the_model(logpose: Logpose, model: Path, tmp_path: Path) -> None:
     (tmp_path / "wide").mkdir()
     Image.new("L", (300, 20)).save(tmp_path / "wide" / "grey.gif")
     assert logpose("classify", tmp_path / "wide", model, tmp_path / "out.csv").code == 0
-    assert table(tmp_path / "out.csv")[1][1] == "ok"
+    assert read(tmp_path / "out.csv")[1][1] == "ok"

@@ -123,9 +123,7 @@ def test_part_is_synced_before_the_rename(tmp_path: Path, monkeypatch: pytest.Mo
 
 @settings(max_examples=40)
 @given(parts=st.lists(st.sets(names, max_size=6), max_size=9))
-def test_merged_parts_are_sorted(
-    tmp_path_factory: pytest.TempPathFactory, parts: list[set[str]]
-) -> None:
+def test_merged_parts_are_sorted(tmp_path_factory: pytest.TempPathFactory, parts: list[set[str]]) -> None:
     folder = tmp_path_factory.mktemp("merged")
     table = ResumableTable(folder / "out.csv", IDENTITY, PLAIN, overwrite=False)
     rows = [[image(name) for name in sorted(part)] for part in parts]

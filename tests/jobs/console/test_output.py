@@ -25,6 +25,11 @@ def test_levels(capsys: pytest.CaptureFixture[str]) -> None:
     assert verbosity() is Verbosity.NORMAL
 
 
+def test_lone_surrogates_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    say("caf\udce9")
+    assert capsys.readouterr().out == "caf\\udce9\n"
+
+
 def test_json_holds_paths_and_numpy_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     numpy = pytest.importorskip("numpy")
     with verbosity_of(Verbosity.JSON):
@@ -103,9 +108,10 @@ def test_missing_gpu_is_reported_with_verbose_only(
     usual = logpose("classify", image_folder, trained, tmp_path / "usual.csv")
     assert usual.code == 0 and "CuPy" not in usual.out
     assert "no GPU: CuPy is not installed" in logpose("classify", image_folder, trained, tmp_path / "v.csv", "-v").out
-    assert "CuPy is not installed" in logpose(
-        "classify", image_folder, trained, tmp_path / "cuda.csv", "--device", "cuda"
-    ).error
+    assert (
+        "CuPy is not installed"
+        in logpose("classify", image_folder, trained, tmp_path / "cuda.csv", "--device", "cuda").error
+    )
 
 
 def test_build_names_the_next_command(logpose: Logpose, image_folder: Path, tmp_path: Path) -> None:

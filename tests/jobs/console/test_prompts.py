@@ -115,6 +115,15 @@ def test_ctrl_d_stops(tmp_path: Path) -> None:
         assert person.finish() == 130
 
 
+def test_classify_asks_for_an_unused_name(tmp_path: Path, image_folder: Path, trained: Path) -> None:
+    (tmp_path / "mine.csv").touch()
+    with terminal(tmp_path, "classify", image_folder, trained) as person:
+        person.answer("Table to write [colours.csv]: ", "mine.csv")
+        person.answer("There is already something at mine.csv.", "")
+        assert person.finish() == 0
+    assert "60 images classified: colours.csv" in person.text
+
+
 @pytest.mark.parametrize("option", ["--quiet", "--json"])
 def test_quiet_and_json_ask_nothing(tmp_path: Path, option: str) -> None:
     with terminal(tmp_path, "verify", option) as person:

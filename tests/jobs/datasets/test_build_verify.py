@@ -29,9 +29,7 @@ def test_build_reports_what_was_built_and_left_out(logpose: Logpose, tmp_path: P
     assert failure["path"] == "red/broken.jpg"
 
 
-def test_finished_dataset_needs_overwrite(
-    logpose: Logpose, image_folder: Path, tmp_path: Path
-) -> None:
+def test_finished_dataset_needs_overwrite(logpose: Logpose, image_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "d.zarr"
     arguments = ("build", image_folder, path, "--size", 8)
     assert logpose(*arguments).code == 0

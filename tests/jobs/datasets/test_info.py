@@ -101,7 +101,7 @@ def test_failures_are_counted_by_kind(logpose: Logpose, tmp_path: Path) -> None:
     failures = value(logpose("info", tmp_path / "d.zarr").out, "failures")
     assert failures == f"3 files left out: 2 empty, 1 not-an-image; see {file}"
     file.unlink()
-    assert value(logpose("info", tmp_path / "d.zarr").out, "failures") == f"unknown: {file} is missing"
+    assert value(logpose("info", tmp_path / "d.zarr").out, "failures") == f"unknown: {file} is missing or damaged"
 
 
 AMONG = "with a near-duplicate among the training images"
@@ -159,9 +159,7 @@ def test_sheet_shows_each_image_in_its_row(logpose: Logpose, copy: Path) -> None
     assert len(np.unique(before, axis=0)) > 10, "names and counts stand before the images"
 
 
-def test_sheet_without_validation_is_narrower(
-    logpose: Logpose, image_folder: Path, copy: Path, tmp_path: Path
-) -> None:
+def test_sheet_without_validation_is_narrower(logpose: Logpose, image_folder: Path, copy: Path, tmp_path: Path) -> None:
     logpose("build", image_folder, tmp_path / "d.zarr", "--size", 16, "--val", 0)
     for path in (copy, tmp_path / "d.zarr"):
         logpose("info", path)
@@ -200,9 +198,7 @@ def test_sheet_is_limited_to_60_classes(logpose: Logpose, tmp_path: Path) -> Non
         assert len(find(sheet, train.read(row, row + 1)[0], 6)) == count
 
 
-def test_only_needed_chunks_are_read(
-    logpose: Logpose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_needed_chunks_are_read(logpose: Logpose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.dataset.schema.CHUNK_BYTES", 4 * 8 * 8 * 3)
     draw_classes(tmp_path / "images", 100, ("a", "b"))
     logpose("build", tmp_path / "images", tmp_path / "d.zarr", "--size", 8, "--val", 0)
