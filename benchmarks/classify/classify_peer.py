@@ -2,8 +2,8 @@
 
     PYTHON -m benchmarks.classify.classify_peer FOLDER MODEL.npz BATCH WORKERS
 
-PYTHON is an interpreter with Pillow and PyTorch. MODEL.npz has the model file's tensors and its card as JSON, exported by
-`classify_speed`, so that no safetensors library is needed. A worker: see `benchmarks.worker`.
+PYTHON is an interpreter with Pillow and PyTorch. MODEL.npz has the model file's tensors and its card as JSON, as
+`classify_speed` exports them, so that no safetensors library is needed. A worker: see `benchmarks.worker`.
 
 A DataLoader of WORKERS persistent processes decodes: Pillow opens, converts to RGB, resizes bicubically and pads. The
 main process normalises the uint8 batches and computes in inference mode, with PyTorch's default number of threads, in

@@ -2,16 +2,16 @@
 
     python -m benchmarks.classify.classify_speed IMAGES MODEL [--peers PYTHON] [--rounds N] [--workers N]
 
-IMAGES is a folder of readable image files, MODEL a model file. All files come from the page cache. Sides are interleaved,
-A B C A B C, after one warm-up round, which compiles or loads the kernels; rates are medians over the rounds, ratios are
-within a round: above 1, ours is faster. --workers is the number of threads or processes of each side.
+IMAGES is a folder of readable image files, MODEL a model file. All files come from the page cache. Sides are
+interleaved, A B C A B C, after one warm-up round, which compiles or loads the kernels; rates are medians over the
+rounds, ratios are within a round: above 1, ours is faster. --workers is the number of threads or processes of each side.
 
     ours            `classify` with its defaults, from listing the files to the finished table
     decode          `decode_image` alone, 32 files at a time; pixels are discarded
     compute, alone  prediction of decoded images: one single-threaded predictor per thread, batches of 32
     compute, team   the same with one predictor whose kernels are multi-threaded, batches of 64
-    pytorch         with --peers, an interpreter that has it (see `classify_peer`): a DataLoader and the same network and
-                    weights, from listing the files to the finished table
+    pytorch         with --peers, an interpreter that has it (see `classify_peer`): a DataLoader and the same network
+                    and weights, from listing the files to the finished table
 
 Our sides share one process, PyTorch has its own; one side runs at a time. The bound is the throughput of decoding and
 computing one after the other: 1 / (1/decode + 1/compute), with the faster of the two computes. PyTorch resizes
@@ -170,7 +170,7 @@ def main() -> None:
                 Worker(
                     "benchmarks.classify.classify_peer", image_folder, folder / "model.npz", PEER_BATCH, workers,
                     python=arguments.peers,
-                )  # fmt: skip
+                )
             )
             sides["pytorch"] = partial(table, "pytorch", peer)
             described += f"; PyTorch: {peer.ask('fastest')}, {peer.ask('threads')} threads"

@@ -1,4 +1,4 @@
-"""Our side of `benchmarks.training.train_step`: a worker that trains and classifies one batch of noise over and over.
+"""Our side of `benchmarks.training.train_step`: a worker that times training and inference on one batch of noise.
 
     python -m benchmarks.training.side_ours NETWORK THREADS DEVICE [sgd]
 """
@@ -20,7 +20,7 @@ from cnn.training.trainer import Recipe, Trainer
 
 
 class Unchanged:
-    """An `Augment` that leaves images alone."""
+    """An `Augment` that does nothing."""
 
     flip = False
 
@@ -32,6 +32,8 @@ class Unchanged:
 
 
 class OurSide:
+    """A case's network, trainer and batch."""
+
     def __init__(self, name: str, threads: int, device: str, optimizer: Optimizer) -> None:
         case = CASES[name]
         self.network = Network(case.layer, case.in_shape, pick_backend(device, threads))
@@ -44,7 +46,7 @@ class OurSide:
         self.x, self.rows = self.network.backend.asarray(x), np.arange(case.batch)
 
     def step(self) -> float:
-        """The trainer's step, from the normalised images on; its loss."""
+        """One training step on the normalised images; returns the loss."""
         result = self.trainer.train_batch(self.x, self.labels, self.rows)
         return result.loss_sum / result.rows
 
@@ -57,8 +59,8 @@ class OurSide:
 
 
 def main() -> None:
-    name, threads, device, *plain = sys.argv[1:]
-    optimizer = SGD(OPTIMIZER.lr, momentum=0.0, nesterov=False, weight_decay=0.0) if plain else OPTIMIZER
+    name, threads, device, *sgd = sys.argv[1:]
+    optimizer = SGD(OPTIMIZER.lr, momentum=0.0, nesterov=False, weight_decay=0.0) if sgd else OPTIMIZER
     side = OurSide(name, int(threads), device, optimizer)
     # What reaches `train_batch` here is what `prepare` would make of uint8 images.
     with patch("cnn.training.trainer.prepare", lambda backend, x, maps, mean, std, colours: x):
