@@ -4,8 +4,8 @@
         [--seeds N] [--only WORDS] [--set ...]
 
 Each run is a `logpose train --resume` into a folder of RUNS, so that the benchmark resumes when started again. Ends
-with a table of means over the seeds: the last epoch's accuracy, the best epoch's with the recipe's test-time augmentation,
-and the loss of accuracy without each component.
+with a table of means over the seeds: the last epoch's accuracy, the best epoch's with the recipe's test-time
+augmentation, and the loss of accuracy without each component.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def outcome(run_dir: Path, arguments: list[str]) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset")
     parser.add_argument("runs", type=Path)
     parser.add_argument("--recipe", choices=WITHOUT, default="cifar-speedrun")

@@ -33,7 +33,7 @@ def line(name: str, outputs: np.ndarray, labels: np.ndarray, scaled: np.ndarray)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
     runs = parser.parse_args().runs
     everything = []

@@ -54,7 +54,7 @@ def write_images(data: Dataset, folder: Path, quality: int, border: int) -> None
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--quality", type=int, default=75)

@@ -134,7 +134,7 @@ class TorchTraining:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("recipe")
     parser.add_argument("--set", action="append", default=[])
@@ -148,7 +148,7 @@ def main() -> None:
     recipe = resolve(overrides._replace(sets=arguments.set))
     assert isinstance(recipe.loss, SoftmaxCrossEntropy) and not recipe.loss.class_weights and not recipe.clip
     assert recipe.mix == Mix() and recipe.ema == EMA() and not recipe.patience, "no mix, EMA or patience here"
-    assert recipe.augment == replace(recipe.augment, brightness=0.0, contrast=0.0, saturation=0.0), "no colour jitter here"
+    assert recipe.augment == replace(recipe.augment, brightness=0.0, contrast=0.0, saturation=0.0), "no jitter here"
     training = TorchTraining(data, recipe)
     train = BatchStream(data.train, recipe.batch_size, seed=recipe.seed)
     val = BatchStream(data.val, recipe.batch_size, seed=recipe.seed, shuffle=False)

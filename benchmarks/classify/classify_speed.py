@@ -4,7 +4,7 @@
 
 IMAGES is a folder of readable image files, MODEL a model file. All files come from the page cache. Sides are
 interleaved, A B C A B C, after one warm-up round, which compiles or loads the kernels; rates are medians over the
-rounds, ratios are within a round: above 1, ours is faster. --workers is the number of threads or processes of each side.
+rounds, ratios are within a round: above 1, ours is faster. Each side has --workers threads or processes.
 
     ours            `classify` with its defaults, from listing the files to the finished table
     decode          `decode_image` alone, 32 files at a time; pixels are discarded

@@ -3,7 +3,10 @@
     python -m benchmarks.training.side_ours NETWORK THREADS DEVICE [sgd]
 """
 
+import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -58,12 +61,25 @@ class OurSide:
         return {"ours": median_ms(lambda: infer(self.x), seconds, min_runs)}
 
 
+@contextmanager
+def without_preprocessing() -> Iterator[None]:
+    """Have the trainer take normalised images, as `preprocess` would return them, instead of uint8 ones."""
+    preprocess = patch("cnn.training.trainer.preprocess", lambda backend, x, maps, mean, std, colours: x)
+    with preprocess, patch("cnn.training.trainer.check_images", create=True):
+        yield
+
+
 def main() -> None:
-    name, threads, device, *sgd = sys.argv[1:]
-    optimizer = SGD(OPTIMIZER.lr, momentum=0.0, nesterov=False, weight_decay=0.0) if sgd else OPTIMIZER
-    side = OurSide(name, int(threads), device, optimizer)
-    # What reaches `train_batch` here is what `prepare` would make of uint8 images.
-    with patch("cnn.training.trainer.prepare", lambda backend, x, maps, mean, std, colours: x):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network", choices=CASES)
+    parser.add_argument("threads", type=int)
+    parser.add_argument("device", choices=("cpu", "reference"))
+    parser.add_argument("optimizer", nargs="?", choices=("sgd",), help="plain SGD instead of AdamW")
+    arguments = parser.parse_args()
+    plain_sgd = SGD(OPTIMIZER.lr, momentum=0.0, nesterov=False, weight_decay=0.0)
+    optimizer = plain_sgd if arguments.optimizer else OPTIMIZER
+    side = OurSide(arguments.network, arguments.threads, arguments.device, optimizer)
+    with without_preprocessing():
         serve({"loss": side.step, "train": side.train, "infer": side.infer, "peak": peak_mb})
     assert "torch" not in sys.modules
 

@@ -6,6 +6,7 @@ LAYOUT is `contiguous` or `channels_last`. Uses PyTorch's faster options: the fu
 ReLU, flatten without a copy, and for inference also batch norm folded into convolutions.
 """
 
+import argparse
 import copy
 import sys
 from collections.abc import Callable
@@ -131,9 +132,13 @@ class TorchSide:
 
 
 def main() -> None:
-    name, threads, layout = sys.argv[1:]
-    torch.set_num_threads(int(threads))
-    side = TorchSide(name, layout)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network", choices=CASES)
+    parser.add_argument("threads", type=int)
+    parser.add_argument("layout", choices=("contiguous", "channels_last"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    side = TorchSide(arguments.network, arguments.layout)
     serve(
         {"loss": side.loss, "optimizer": side.pick_optimizer, "train": side.train, "infer": side.infer,
          "gemm": side.gemm, "peak": peak_mb}

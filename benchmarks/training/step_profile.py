@@ -13,12 +13,11 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 
 from benchmarks.training.networks import CASES, OPTIMIZER
-from benchmarks.training.side_ours import OurSide
+from benchmarks.training.side_ours import OurSide, without_preprocessing
 from cnn.backends.base import Window
 from cnn.backends.cpu import convolution
 from cnn.backends.cpu.team import Team, get_team
@@ -126,7 +125,7 @@ def measured_rates(team: Team) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", choices=CASES)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
@@ -147,7 +146,7 @@ def main() -> None:
 
         return run
 
-    with patch("cnn.training.trainer.prepare", lambda backend, x, maps, mean, std, colours: x):
+    with without_preprocessing():
         infer = FoldedNetwork(side.network)
         step: Callable[[], Any] = (lambda: infer(side.x)) if arguments.inference else side.step
         for _ in range(3):

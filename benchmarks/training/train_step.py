@@ -3,9 +3,9 @@
     python -m benchmarks.training.train_step [--rounds N] [--threads N] [--only NAME ...] [--cold] [--json PATH]
 
 Each side runs in its own process (`side_ours`, and `side_torch` for each of PyTorch's two memory layouts), with the
-same number of threads, initial weights and batch of noise. Sides are interleaved, A B A B, about half a second each, idle
-while another runs. Times are medians over the rounds. Ratios are the median of PyTorch's time over ours within a round,
-with PyTorch's faster layout (and for inference the faster of batch norm folded or not); above 1 we are faster.
+same number of threads, initial weights and batch of noise. Sides are interleaved, A B A B, about half a second each,
+idle while another runs. Times are medians over the rounds. Ratios are the median of PyTorch's time over ours within a
+round, with PyTorch's faster layout (and for inference the faster of batch norm folded or not); above 1 we are faster.
 
 A training step is forward, loss, backward, the check for finite numbers and the AdamW update, from normalised images;
 inference is the forward pass of the batch. Peak memory is that of a process that only trains, imports included.
