@@ -1,0 +1,1 @@
+"""Benchmarks: speed, memory and accuracy against other libraries and our own limits. See README.md."""

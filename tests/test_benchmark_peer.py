@@ -1,14 +1,14 @@
-"""PyTorch's side of the benchmarks takes a step and infers. Only where PyTorch is installed (the extra `bench`)."""
+"""PyTorch's side of the benchmarks: a training step and inference. Skipped without PyTorch (the extra `bench`)."""
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch, of the extra `bench`, is not installed")
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # what `fuse` imports does so itself
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # raised by an import of `fuse`
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("name", ["plain", "resnet9"])  # a chain and one with residuals
-def test_every_parameter_moves_and_folding_changes_nothing(name: str, layout: str) -> None:
+def test_step_updates_all_parameters_and_folding_keeps_the_outputs(name: str, layout: str) -> None:
     from benchmarks.training.side_torch import TorchSide
 
     side = TorchSide(name, layout)

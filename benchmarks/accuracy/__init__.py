@@ -1,0 +1,1 @@
+"""Accuracy benchmarks: ablations, calibration, JPEG, and training in PyTorch."""

@@ -1,9 +1,9 @@
-"""How far the probabilities of trained networks are off, each alone and all together, beside what chance alone does.
+"""Calibration error of trained networks, before and after temperature scaling, against that of perfect calibration.
 
     python -m benchmarks.accuracy.calibration RUN_DIR ...
 
-The calibration error of few images is never zero. So the last column has what a network would show that is as sure of
-each image as ours and right exactly as often as it says: labels drawn by its own probabilities, 500 times.
+On a finite sample even a perfectly calibrated network has an error above zero. The last column estimates it: labels are
+drawn from the network's own probabilities, 500 times. Reports each run, and all together.
 """
 
 import argparse
@@ -21,7 +21,7 @@ DRAWS = 500
 
 
 def line(name: str, outputs: np.ndarray, labels: np.ndarray, scaled: np.ndarray) -> str:
-    """The errors for outputs and scaled outputs (N, C) and classes (N,)."""
+    """A row of the table: the errors of outputs and scaled outputs (N, C) for class indices (N,)."""
     limits, last = softmax(scaled).cumsum(axis=1), scaled.shape[1] - 1  # (N, C), ()
     places = np.random.default_rng(0).random((DRAWS, len(limits), 1))  # (DRAWS, N, 1), 0 to 1
     drawn = [np.minimum((limits < each).sum(axis=1), last) for each in places]  # (N,) each
@@ -33,7 +33,7 @@ def line(name: str, outputs: np.ndarray, labels: np.ndarray, scaled: np.ndarray)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
     runs = parser.parse_args().runs
     everything = []
@@ -45,7 +45,7 @@ def main() -> None:
         outputs, labels = evaluation.outputs, evaluation.labels
         scaled = outputs / temperatures_by_halves(outputs, labels)[:, None]  # (N, C)
         everything.append((outputs, labels, scaled))
-    print(f"\n{'':24} {'images':>9} {'unscaled':>9} {'scaled':>9}   by chance alone (nine in ten)")
+    print(f"\n{'':24} {'images':>9} {'unscaled':>9} {'scaled':>9}   perfectly calibrated (90 % interval)")
     for run_dir, found in zip(runs, everything, strict=True):
         print(line(run_dir.name, *found))
     if len(runs) > 1:

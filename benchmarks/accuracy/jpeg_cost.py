@@ -1,15 +1,14 @@
-"""What small JPEG files cost a network: train on images as they are, and on the same through JPEG.
+"""Accuracy lost by JPEG compression of small images: train on the originals and on JPEG versions of them.
 
     python -m benchmarks.accuracy.jpeg_cost DATASET.zarr FOLDER [--quality 75] [--border N] [--recipe quick]
         [--epochs N] [--seeds N]
 
-DATASET is built small (`--size 32`) from large images, so that its pixels hardly know of any JPEG. FOLDER gets two
-copies of it, both as PNG in DATASET's split: `clean`, and `jpeg`, which went through JPEG of that quality with colours
-at half the resolution, as CIFAR-10 in JPEG files did. Ends with how far that moved pixels, a line a seed and the means.
+DATASET should be small images (`--size 32`) resized from large ones, which have hardly any JPEG artefacts. Writes it to
+FOLDER twice, as PNG with DATASET's split: `clean`, and `jpeg`, compressed with that quality and 4:2:0 subsampling, as
+in CIFAR-10 distributed as JPEG. Ends with the RMS change of the pixels, the accuracies of each seed and their means.
 
-Images that were small JPEG files already show what a second loss costs, if its blocks of 8 pixels do not fall on the
-first's (they would alter next to nothing): `--border 4` mirrors four pixels at each side on before, and cuts them off
-after.
+For images that already were small JPEG files, `--border 4` mirrors four pixels around them before compressing and
+removes them afterwards, so that the 8x8 blocks do not coincide with the first compression's, which would change little.
 """
 
 import argparse
@@ -25,7 +24,7 @@ from pipeline.dataset.store import Dataset
 
 
 def through_jpeg(image: np.ndarray, quality: int, border: int) -> np.ndarray:
-    """(H, W, 3) uint8, written and read: (H, W, 3) uint8."""
+    """Compress and decompress an image (H, W, 3) uint8: (H, W, 3) uint8."""
     file = io.BytesIO()
     wide = np.pad(image, ((border, border), (border, border), (0, 0)), "symmetric")  # (H + 2 border, W + 2 border, 3)
     Image.fromarray(wide).save(file, "jpeg", quality=quality, subsampling="4:2:0")
@@ -33,8 +32,8 @@ def through_jpeg(image: np.ndarray, quality: int, border: int) -> np.ndarray:
     return read[border : border + image.shape[0], border : border + image.shape[1]]
 
 
-def moved(data: Dataset, quality: int, border: int) -> float:
-    """Root mean square of what JPEG changes in the validation images, in grey levels of 255."""
+def rms_change(data: Dataset, quality: int, border: int) -> float:
+    """The RMS change of the validation images by JPEG, in levels of 255."""
     images = data.val.read(0, data.val.rows)  # (N, H, W, 3) uint8
     squares = [
         np.mean(np.subtract(image, through_jpeg(image, quality, border), dtype=np.float64) ** 2)
@@ -44,18 +43,18 @@ def moved(data: Dataset, quality: int, border: int) -> float:
 
 
 def write_images(data: Dataset, folder: Path, quality: int, border: int) -> None:
-    """FOLDER/clean and FOLDER/jpeg, each with train/CLASS/ROW.png and test/CLASS/ROW.png."""
-    for part, split in (("train", data.train), ("test", data.val)):
+    """Write FOLDER/clean and FOLDER/jpeg, each with train/CLASS/ROW.png and test/CLASS/ROW.png."""
+    for name, split in (("train", data.train), ("test", data.val)):
         images, labels = split.read(0, split.rows), split.labels  # (N, H, W, 3) uint8, (N,) int64
         for row, (image, label) in enumerate(zip(images, labels, strict=True)):
             for kind, pixels in (("clean", image), ("jpeg", through_jpeg(image, quality, border))):
-                path = folder / kind / part / data.class_names[label] / f"{row:05}.png"
+                path = folder / kind / name / data.class_names[label] / f"{row:05}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels).save(path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--quality", type=int, default=75)
@@ -67,7 +66,7 @@ def main() -> None:
     data, folder = Dataset.open(arguments.dataset), arguments.folder
     if not folder.exists():
         write_images(data, folder, arguments.quality, arguments.border)
-    last: dict[str, list[float]] = {"clean": [], "jpeg": []}  # the last epoch's accuracy, a seed each
+    last: dict[str, list[float]] = {"clean": [], "jpeg": []}  # the last epoch's accuracy, by seed
     for kind in last:
         if not (built := folder / f"{kind}.zarr").exists():
             logpose(["build", str(folder / kind), str(built), "--size", str(data.size[0])])
@@ -76,7 +75,7 @@ def main() -> None:
             run = folder / f"{kind}-{arguments.recipe}-{arguments.epochs}-{seed}"
             given = ["--recipe", arguments.recipe, "--epochs", str(arguments.epochs), "--seed", str(seed)]
             found.append(outcome(run, [str(folder / f"{kind}.zarr"), *given])[0])
-    print(f"JPEG moves a value by {moved(data, arguments.quality, arguments.border):.1f} of 255, root mean square")
+    print(f"JPEG changes pixels by {rms_change(data, arguments.quality, arguments.border):.1f} of 255 (RMS)")
     lost = np.subtract(last["clean"], last["jpeg"])  # (seeds,)
     for seed, (clean, jpeg) in enumerate(zip(last["clean"], last["jpeg"], strict=True)):
         print(f"seed {seed}: {clean:.2%} clean, {jpeg:.2%} through JPEG")

@@ -1,10 +1,10 @@
-"""Train to the end on the CPU backend and on the reference, several seeds each: do they learn the same?
+"""Final accuracy of the CPU backend against the reference backend, over several seeds.
 
     python -m benchmarks.accuracy.same_accuracy DATASET.zarr [--seeds N] [--epochs N] [--width N] [--threads N]
 
-The same images, draws and first weights on both sides; only the kernels differ, so that each pair begins alike and
-drifts apart by rounding. Prints a line a run and ends with one JSON object: by backend, each seed's last validation
-accuracy, their mean and standard deviation.
+Both backends train on the same images, random draws and initial weights; only the kernels differ, so that each pair
+diverges by rounding alone. Prints one line per run. The last line is one JSON object: for each backend, each seed's
+last validation accuracy, their mean and standard deviation.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from pipeline.loader.stream import BatchStream
 
 
 def last_accuracy(data: Dataset, recipe: Recipe, device: str, threads: int | None) -> tuple[float, float]:
-    """Validation accuracy after the last epoch, and the first epoch's training loss."""
+    """Train; returns the validation accuracy after the last epoch and the first epoch's training loss."""
     shape = (*data.size, 3)
     layer = recipe.model.layers(shape, len(data.class_names))
     network = Network(layer, shape, pick_backend(device, threads), recipe.seed)
@@ -41,7 +41,7 @@ def last_accuracy(data: Dataset, recipe: Recipe, device: str, threads: int | Non
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=8)

@@ -1,10 +1,10 @@
-"""Train what a run of `logpose train` trained, in PyTorch, and say how far and how fast it got.
+"""Training of a `logpose train` recipe in PyTorch: accuracy and time.
 
     python -m benchmarks.accuracy.torch_train DATASET.zarr RECIPE [--set a.b=v] [--threads N]
 
-RECIPE is a run's config.toml, or a recipe's name. The same images in the same order, the same augmentation draws,
-first weights, optimizer, schedule, lookahead, loss, epochs and views; forward, backward and update are PyTorch's, in
-the faster of its two memory layouts (channels last). Prints a line an epoch and a JSON object at the end.
+RECIPE is a run's config.toml, or a recipe's name. Uses the same order of images, augmentation draws, initial weights,
+optimizer, schedule, lookahead, loss, epochs and test-time augmentation; forward, backward and update are PyTorch's, in
+channels-last memory, the faster layout. Prints one line per epoch. The last line is one JSON object.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from pipeline.loader.stream import Batch, BatchStream
 
 
 def resample(images: np.ndarray, maps: Maps, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 (N, H, W, 3), cropped, flipped and normalised as `Backend.resample` does: (N, 3, H, W), channels last."""
+    """Crop, flip and normalise uint8 images (N, H, W, 3) as `Backend.resample` does: (N, 3, H, W), channels last."""
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float()  # (N, 3, H, W); channels last in memory
     height, width = images.shape[1:3]
     y = torch.from_numpy(maps.ys)[:, :, None].expand(-1, -1, width) * (2 / (height - 1)) - 1  # (N, H, W)
@@ -53,7 +53,7 @@ def resample(images: np.ndarray, maps: Maps, mean: Tensor, std: Tensor) -> Tenso
 
 
 class TorchTraining:
-    """What `cnn.training.trainer.Trainer` does, by PyTorch."""
+    """`cnn.training.trainer.Trainer` in PyTorch."""
 
     def __init__(self, data: Dataset, recipe: Recipe) -> None:
         self.recipe, self.size = recipe, data.size
@@ -86,7 +86,7 @@ class TorchTraining:
         raise ValueError(f"no PyTorch counterpart for {self.recipe.optimizer}")
 
     def train_batch(self, batch: Batch) -> tuple[float, int]:
-        """One update: the sum of the rows' losses, and how many were right."""
+        """One update; returns the sum of the losses and the number of correct predictions."""
         recipe, step = self.recipe, self.step
         maps = recipe.augment.maps(key_of(recipe.seed, "augment", step), batch.rows, *self.size)
         if recipe.augment.flip == "alternate":
@@ -121,8 +121,8 @@ class TorchTraining:
         torch._foreach_copy_(now, self.average)
 
     @torch.no_grad()
-    def right(self, batch: Batch, views: str) -> int:
-        """How many of a batch it gets right."""
+    def count_correct(self, batch: Batch, views: str) -> int:
+        """The number of correct predictions in a batch, with test-time augmentation `views`."""
         self.module.eval()
         outputs: Tensor | float = 0.0
         for view in VIEWS[views]:
@@ -136,7 +136,7 @@ class TorchTraining:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("recipe")
     parser.add_argument("--set", action="append", default=[])
@@ -149,27 +149,27 @@ def main() -> None:
     overrides = Overrides(recipe=arguments.recipe) if named else Overrides(file=Path(arguments.recipe))
     recipe = resolve(overrides._replace(sets=arguments.set))
     assert isinstance(recipe.loss, SoftmaxCrossEntropy) and not recipe.loss.class_weights and not recipe.clip
-    assert recipe.mix == Mix() and recipe.ema == EMA() and not recipe.patience, "these have no counterpart here"
-    assert recipe.augment == replace(recipe.augment, brightness=0.0, contrast=0.0, saturation=0.0), "nor have colours"
+    assert recipe.mix == Mix() and recipe.ema == EMA() and not recipe.patience, "no mix, EMA or patience here"
+    assert recipe.augment == replace(recipe.augment, brightness=0.0, contrast=0.0, saturation=0.0), "no jitter here"
     training = TorchTraining(data, recipe)
     train = BatchStream(data.train, recipe.batch_size, seed=recipe.seed)
     val = BatchStream(data.val, recipe.batch_size, seed=recipe.seed, shuffle=False)
 
     def accuracy(views: str) -> float:
-        return sum(training.right(batch, views) for batch in val.epoch(0)) / data.val.rows
+        return sum(training.count_correct(batch, views) for batch in val.epoch(0)) / data.val.rows
 
     accuracies, seconds = [], []
     for epoch in range(1, recipe.epochs + 1):
         began = time.perf_counter()
-        loss_sum, right = 0.0, 0
+        loss_sum, correct_sum = 0.0, 0
         for batch in train.epoch(epoch):
             loss, correct = training.train_batch(batch)
-            loss_sum, right = loss_sum + loss, right + correct
+            loss_sum, correct_sum = loss_sum + loss, correct_sum + correct
         accuracies.append(accuracy("none"))
         seconds.append(time.perf_counter() - began)
         rows = data.train.rows
         print(
-            f"epoch {epoch}/{recipe.epochs}  train loss {loss_sum / rows:.3f} accuracy {right / rows:.1%}  "
+            f"epoch {epoch}/{recipe.epochs}  train loss {loss_sum / rows:.3f} accuracy {correct_sum / rows:.1%}  "
             f"val accuracy {accuracies[-1]:.2%}  {seconds[-1]:.1f} s",
             flush=True,
         )

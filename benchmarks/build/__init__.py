@@ -1,0 +1,1 @@
+"""Dataset build benchmarks: throughput, memory, codecs and near-duplicate detection."""

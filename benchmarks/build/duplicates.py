@@ -257,7 +257,7 @@ def scale(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 64, 32])

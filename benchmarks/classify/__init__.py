@@ -1,0 +1,1 @@
+"""Classification benchmarks: throughput and memory."""

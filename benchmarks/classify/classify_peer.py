@@ -2,18 +2,18 @@
 
     PYTHON -m benchmarks.classify.classify_peer FOLDER MODEL.npz BATCH WORKERS
 
-PYTHON is an interpreter with Pillow and PyTorch. MODEL.npz has the model file's tensors and its card as JSON,
-exported by `classify_speed`, so that no safetensors library is needed. A worker: see `benchmarks.worker`.
+PYTHON is an interpreter with Pillow and PyTorch. MODEL.npz has the model file's tensors and its card as JSON, as
+`classify_speed` exports them, so that no safetensors library is needed. A worker: see `benchmarks.worker`.
 
 A DataLoader of WORKERS persistent processes decodes: Pillow opens, converts to RGB, resizes bicubically and pads. The
 main process normalises the uint8 batches and computes in inference mode, with PyTorch's default number of threads, in
 the fastest of contiguous or channels-last memory, with batch norm folded or not.
 """
 
+import argparse
 import copy
 import csv
 import json
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -118,8 +118,12 @@ class Side:
 
 
 def main() -> None:
-    folder, model, batch, workers = sys.argv[1:]
-    side = Side(Path(folder), Path(model), int(batch), int(workers))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("batch", type=int)
+    parser.add_argument("workers", type=int)
+    side = Side(**vars(parser.parse_args()))
     serve({"classify": side.classify, "fastest": lambda: side.fastest, "threads": torch.get_num_threads})
 
 

@@ -3,8 +3,8 @@
     python -m benchmarks.classify.classify_speed IMAGES MODEL [--peers PYTHON] [--rounds N] [--workers N]
 
 IMAGES is a folder of readable image files, MODEL a model file. All files come from the page cache. Sides are
-interleaved, A B C A B C, after one warm-up round, which compiles or loads the kernels; rates are medians over the rounds, ratios are
-within a round: above 1, ours is faster. --workers is the number of threads or processes of each side.
+interleaved, A B C A B C, after one warm-up round, which compiles or loads the kernels; rates are medians over the
+rounds, ratios are within a round: above 1, ours is faster. Each side has --workers threads or processes.
 
     ours            `classify` with its defaults, from listing the files to the finished table
     decode          `decode_image` alone, 32 files at a time; pixels are discarded
@@ -43,7 +43,6 @@ from cnn.backends import pick_backend
 from cnn.checkpoint import load_checkpoint
 from cnn.inference.predictor import Predictor
 from jobs.classification.classify import classify
-from jobs.options import ClassifyOptions
 from pipeline.images.decode import decode_image, quiet_pillow
 
 BLOCK = 32  # images in a task of ours
@@ -68,7 +67,7 @@ class Ours:
     def classify(self, out: str) -> float:
         with contextlib.redirect_stdout(io.StringIO()):
             began = time.perf_counter()
-            classify(self.image_folder, self.model, Path(out), ClassifyOptions(workers=self.workers, device="cpu"))
+            classify(self.image_folder, self.model, Path(out), workers=self.workers, device="cpu")
             return time.perf_counter() - began
 
     def decode(self) -> float:

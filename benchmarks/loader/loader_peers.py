@@ -15,7 +15,7 @@ PYTHON is an interpreter with Pillow, PyTorch and, for FFCV, ffcv 1.0.2; imports
 All are shuffled and return uint8 tensors (B, H, W, 3) from persistent workers, whose start is not timed.
 """
 
-import sys
+import argparse
 import time
 from collections.abc import Iterable
 from functools import partial
@@ -92,12 +92,17 @@ def total(loaders: dict[str, Iterable[Any]], order: str = "random") -> int:
 
 
 def main() -> None:
-    peer, source, *options = sys.argv[1:]
-    *size, batch, workers = map(int, options)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("peer", choices=("files", "pixels", "ffcv"))
+    parser.add_argument("source", type=Path)
+    parser.add_argument("numbers", type=int, nargs="+", metavar="[SIZE] BATCH WORKERS")
+    arguments = parser.parse_args()
+    peer, source = arguments.peer, arguments.source
+    *size, batch, workers = arguments.numbers
     if peer == "ffcv":
-        loaders = ffcv_loaders(Path(source), batch, workers)
+        loaders = ffcv_loaders(source, batch, workers)
     else:
-        data = Pixels(Path(source)) if peer == "pixels" else Images(Path(source), size[0], writable)
+        data = Pixels(source) if peer == "pixels" else Images(source, size[0], writable)
         loaders = {"random": dataloader(data, batch, workers)}
     serve({"epoch": partial(epoch, loaders), "total": partial(total, loaders)})
 

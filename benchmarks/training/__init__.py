@@ -1,0 +1,1 @@
+"""Training benchmarks: step time, profile, rounding error and the seed project."""

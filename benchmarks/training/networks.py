@@ -1,4 +1,4 @@
-"""The networks that the benchmarks time, their input, and how many multiplications they take."""
+"""Networks of the training benchmarks, their input, and their multiply-add counts."""
 
 import math
 from collections.abc import Iterator
@@ -23,16 +23,18 @@ from cnn.losses import SoftmaxCrossEntropy
 from cnn.models import Model, Plain, ResNet9, ResNet18, Seed
 from cnn.training.optimizers import AdamW
 
-# Both sides train with the product's optimizer and loss. The rate is next to nothing, which costs as much time as any
-# other and leaves the networks as they start: trained on noise, units would saturate and numbers become subnormal.
+# All sides use this optimizer and loss. The learning rate is tiny, to leave the networks as initialised: training on
+# noise would saturate units and produce subnormal numbers, which change the timing.
 OPTIMIZER, LOSS = AdamW(lr=1e-7), SoftmaxCrossEntropy()
 
 
 @dataclass(frozen=True)
 class Airbench:
-    """The network of the CIFAR-10 speed runs (Jordan, 2024, airbench94), all of its parameters trained.
+    """The CIFAR-10 speedrun network (Jordan, 2024, airbench94), with all parameters trained.
 
-    Its whitening layer and the factor 1/9 at its end are matters of initialisation and scale, and left out.
+    Unlike `cnn.models.Airbench94`, it has no whitening or identity initialisation, no frozen first layer, no learning
+    rate factors and no output scale of 1/9, which PyTorch's optimizers and layers lack and which cost no time: both
+    sides compute the same with plain layers.
     """
 
     def layers(self, in_shape: Shape, classes: int) -> Sequential:
@@ -51,7 +53,7 @@ class Airbench:
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the benchmark: a network, the side of its images, and how many there are in a batch."""
+    """A row of the benchmark: a network, the side of its images in pixels, and the batch size."""
 
     name: str
     model: Model
@@ -69,11 +71,11 @@ class Case:
 
     @property
     def macs(self) -> int:
-        """Multiplications in the forward pass of one batch."""
+        """Multiply-adds in the forward pass of one batch."""
         return self.batch * macs(self.layer, self.in_shape)
 
     def batch_of_noise(self) -> tuple[np.ndarray, np.ndarray]:
-        """Normalised images (B, H, W, 3) float32 and class numbers (B,), the same for every side."""
+        """Random normalised images (B, H, W, 3) float32 and class indices (B,), the same for every side."""
         rng = np.random.default_rng(0)
         x = rng.standard_normal((self.batch, *self.in_shape), np.float32)
         return x, rng.integers(0, self.classes, self.batch)
@@ -93,7 +95,7 @@ CASES = {
 
 
 def leaves(layer: Layer, in_shape: Shape) -> Iterator[tuple[Layer, Shape]]:
-    """Every layer inside that is no container, with the shape that enters it."""
+    """Every layer inside that is not a container, with its input shape."""
     match layer:
         case Sequential():
             for _, inner in layer.layers:
@@ -107,12 +109,12 @@ def leaves(layer: Layer, in_shape: Shape) -> Iterator[tuple[Layer, Shape]]:
 
 
 def macs(layer: Layer, in_shape: Shape) -> int:
-    """Multiplications of all convolutions and dense layers for one image, convolutions taken as plain sums."""
+    """Multiply-adds of all convolutions (computed directly) and dense layers for one image."""
     total = 0
     for leaf, shape in leaves(layer, in_shape):
         out_shape, parameters, _ = leaf.specs(shape)
         weights = sum(math.prod(spec.shape) for spec in parameters if spec.decay)
         if weights and not isinstance(leaf, Conv2D | Dense):
-            raise ValueError(f"how many multiplications does {leaf} take?")
+            raise ValueError(f"expected weights in Conv2D and Dense only, found {leaf}: count its multiply-adds here")
         total += weights * math.prod(out_shape[:-1])
     return total

@@ -1,12 +1,12 @@
-"""Our float32 error beside PyTorch's, layer by layer, both against PyTorch in float64.
+"""Float32 rounding error of our layers and PyTorch's, both against PyTorch in float64.
 
     python -m benchmarks.training.precision [--only NAME ...] [--threads N]
 
-Every distinct convolution, dense, batch-norm and pool layer of the benchmark's networks, at the shapes it has there,
-and every activation once: standard normal inputs and output derivatives, our initial weights, a few images. The
-error of an array is the root mean square of its difference from the float64 one over that one's own. For each layer
-and each array (`y` in training, `infer` outside, `dx`, and the parameters' derivatives) the table has both errors
-and ours over PyTorch's. The last line is one JSON object with the worst ratio.
+Tests every distinct convolution, dense, batch norm and pooling layer of the benchmark's networks, at its shapes there,
+and every activation once, with standard normal inputs and output gradients and our initial weights. The error of an
+array is the RMS of its difference from float64 over the RMS of the float64 array. For each layer and array (`y` in
+training, `infer` in inference, `dx`, and the parameter gradients), prints both errors and the ratio of ours to
+PyTorch's. The last line is one JSON object with the largest ratio.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks.training.networks import CASES, leaves
-from benchmarks.training.torch_peer import images, load_ours, our_gradients, to_torch
+from benchmarks.training.torch_peer import load_ours, our_gradients, to_nchw, to_torch
 from cnn.arena import Shape
 from cnn.backends import pick_backend
 from cnn.backends.base import Backend
@@ -32,16 +32,16 @@ from cnn.layers.pooling import AveragePool, GlobalAveragePool, GlobalMaxPool, Ma
 from cnn.network import Network
 
 WITH_SHAPES = (AveragePool, BatchNorm, Conv2D, Dense, GlobalAveragePool, GlobalMaxPool, MaxPool)
-BELOW_NOTICE = 1e-8  # an error under a tenth of float32's resolution is no error
-# A ReLU's derivative jumps at 0, where the last digit decides between two values: no derivative comes from there.
+NEGLIGIBLE = 1e-8  # errors below a tenth of float32's resolution do not count
+# ReLU's gradient is discontinuous at 0, where rounding decides: exclude inputs this close.
 NEAR_ZERO = 1e-5
-LARGE = 1 << 17  # numbers in an image, above which there are 4 in the batch instead of 8
+LARGE = 1 << 17  # elements of an image, above which the batch has 4 images instead of 8
 
 Arrays = dict[str, np.ndarray]
 
 
 def distinct_layers(names: list[str]) -> list[tuple[str, Layer, Shape]]:
-    """(network, layer, input shape) for every layer to look at, each the first time that it occurs."""
+    """(network, layer, input shape) of every distinct layer, at its first occurrence."""
     seen: dict[object, tuple[str, Layer, Shape]] = {}
     for name in names:
         for layer, shape in leaves(CASES[name].layer, CASES[name].in_shape):
@@ -74,7 +74,7 @@ def theirs(module: torch.nn.Module, names: list[str], x: np.ndarray, dy: np.ndar
 
 
 def to_their_layout(x: np.ndarray) -> torch.Tensor:
-    return images(x) if x.ndim == 4 else torch.from_numpy(x)
+    return to_nchw(x) if x.ndim == 4 else torch.from_numpy(x)
 
 
 def to_our_layout(x: np.ndarray) -> np.ndarray:
@@ -87,7 +87,7 @@ def error(found: np.ndarray, truth: np.ndarray) -> float:
 
 
 def compare(layer: Layer, shape: Shape, backend: Backend) -> dict[str, tuple[float, float]]:
-    """Our error and PyTorch's for every array, by its name."""
+    """(our error, PyTorch's error) of every array, by name."""
     network = Network(chain(layer=layer), shape, backend)
     module = to_torch(chain(layer=layer), shape)
     load_ours(module, network.tensors())
@@ -102,7 +102,7 @@ def compare(layer: Layer, shape: Shape, backend: Backend) -> dict[str, tuple[flo
 
 
 def before_activation(layer: BatchNorm, module: torch.nn.Module, x: np.ndarray) -> np.ndarray:
-    """What the batch norm gives to its activation, in float64."""
+    """The input of the batch norm's activation, in float64."""
     bare = to_torch(chain(layer=replace(layer, activation="")), x.shape[1:])
     bare.load_state_dict(module.state_dict())
     with torch.no_grad():
@@ -110,7 +110,7 @@ def before_activation(layer: BatchNorm, module: torch.nn.Module, x: np.ndarray) 
 
 
 def ratio_of(our_error: float, their_error: float) -> float:
-    if max(our_error, their_error) < BELOW_NOTICE:
+    if max(our_error, their_error) < NEGLIGIBLE:
         return 1.0
     return our_error / their_error if their_error else math.inf
 

@@ -1,11 +1,11 @@
-"""Time the seed project's own way of training beside ours: one image at a time, a Python loop over channel pairs.
+"""Training throughput of the seed project's algorithm against ours: SciPy correlations in a Python loop, per image.
 
     python -m benchmarks.training.seed_way [--rounds N] [--threads N] [--dtype float32|float64]
 
-Both train the `seed` network at 256x256 with plain SGD: forward, backward, update. The seed's way calls
-`scipy.signal.correlate2d` for each pair of channels (`convolve2d` for the derivative by a layer's input) and NumPy
-for the rest, an image a step; ours takes batches of 32. The sides take turns, each in a process of its own. First
-the loop's derivatives are compared with ours on one image. The last line is one JSON object.
+Both train the `seed` network at 256x256 with plain SGD: forward, backward, update. The seed's algorithm calls
+`scipy.signal.correlate2d` for each pair of channels (`convolve2d` for the gradient w.r.t. a layer's input) and NumPy
+otherwise, one image per step; ours uses batches of 32. The sides are interleaved, each in its own process. First
+compares the gradients of both on one image. The last line is one JSON object.
 """
 
 import argparse
@@ -23,11 +23,11 @@ from cnn.network import Network
 
 CASE = CASES["seed"]
 CONVOLUTIONS, DENSE = ("conv1", "conv2", "conv3"), ("dense1", "dense2", "dense3", "head")
-LR = 1e-7  # the time does not depend on it
+LR = 1e-7  # does not affect the time
 
 
 class SeedWay:
-    """The seed network by hand. Images are (C, H, W), kernels (K, C, 3, 3), matrices (inputs, outputs)."""
+    """The seed network, written out. Images are (C, H, W), kernels (K, C, 3, 3), matrices (inputs, outputs)."""
 
     def __init__(self, tensors: dict[str, np.ndarray], dtype: str) -> None:
         self.weights, self.biases = {}, {}
@@ -37,7 +37,7 @@ class SeedWay:
             self.biases[name] = tensors[f"{name}.bias"].astype(dtype)
 
     def gradients(self, image: np.ndarray, label: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """The loss's derivative by the weights and by the biases, from one image (3, H, W)."""
+        """The gradients w.r.t. the weights and the biases, from one image (3, H, W)."""
         inputs, x = {}, image
         for name in CONVOLUTIONS:
             inputs[name] = x
@@ -52,16 +52,16 @@ class SeedWay:
         exponential = np.exp(x - x.max())
         dy = exponential / exponential.sum() - target
 
-        by_weight, by_bias = {}, {}
+        d_weights, d_biases = {}, {}
         for name in reversed(DENSE):
-            by_weight[name], by_bias[name] = np.outer(inputs[name], dy), dy
+            d_weights[name], d_biases[name] = np.outer(inputs[name], dy), dy
             dy = (self.weights[name] @ dy) * inputs[name] * (1 - inputs[name])
         dy = dy.reshape(*maps.shape[1:], len(maps)).transpose(2, 0, 1)  # (5, OH, OW)
         for name in reversed(CONVOLUTIONS):
-            by_weight[name], by_bias[name] = self._weight_gradient(inputs[name], dy), dy.sum(axis=(1, 2))
+            d_weights[name], d_biases[name] = self._weight_gradient(inputs[name], dy), dy.sum(axis=(1, 2))
             if name != "conv1":
                 dy = self._input_gradient(name, dy) * inputs[name] * (1 - inputs[name])
-        return by_weight, by_bias
+        return d_weights, d_biases
 
     def _convolve(self, name: str, x: np.ndarray) -> np.ndarray:
         kernels = self.weights[name]
@@ -96,18 +96,18 @@ def first_image(dtype: str) -> tuple[np.ndarray, int]:
     return np.ascontiguousarray(x[0].transpose(2, 0, 1), dtype), int(labels[0])
 
 
-def worst_difference() -> float:
-    """The largest difference of the loop's derivatives from ours, over the largest of that array, on one image."""
+def max_difference() -> float:
+    """The maximal relative difference between the loop's gradients and ours, on one image."""
     network = Network(CASE.layer, CASE.in_shape, pick_backend("cpu"))
     x, labels = CASE.batch_of_noise()
     run = Run(network.backend, training=True, need_dx=False)
     outputs, cache = network.forward(run, x[:1])
     network.backward(run, cache, LOSS.forward(network.backend, outputs, labels[:1], 1)[1])
-    by_weight, by_bias = SeedWay(network.tensors(), "float64").gradients(*first_image("float64"))
+    d_weights, d_biases = SeedWay(network.tensors(), "float64").gradients(*first_image("float64"))
     worst = 0.0
     for name, gradient in network.gradients.to_host().items():
         layer, kind = name.split(".")
-        theirs = by_weight[layer] if kind == "weight" else by_bias[layer]
+        theirs = d_weights[layer] if kind == "weight" else d_biases[layer]
         theirs = theirs.transpose(2, 3, 1, 0) if theirs.ndim == 4 else theirs
         worst = max(worst, float(np.abs(theirs - gradient).max() / np.abs(theirs).max()))
     return worst
@@ -130,10 +130,10 @@ def main() -> None:
         serve_seed_way(arguments.dtype)
         return
 
-    difference = worst_difference()
-    print(f"the loop's derivatives differ from ours by {difference:.1e} of the largest, on one image")
+    difference = max_difference()
+    print(f"the loop's gradients differ from ours by at most {difference:.1e}, relative to each array's maximum")
     if not difference < 1e-3:
-        sys.exit("the two ways do not compute the same")
+        sys.exit("expected the same gradients within 1e-3: the two sides do not compute the same")
     background, loop, ours = BackgroundLoad(), [], []
     with (
         Worker("benchmarks.training.seed_way", "--worker", "--dtype", arguments.dtype) as loop_side,
@@ -144,11 +144,11 @@ def main() -> None:
                 1e3 / loop_side.ask("train", seconds=1.0, min_runs=2),
                 1e3 * CASE.batch / our_side.ask("train", seconds=1.0, min_runs=2),
             ]
-            if number >= 0:  # the first round is to warm up
+            if number >= 0:  # the first round is a warm-up
                 loop.append(rates[0])
                 ours.append(rates[1])
     ratio = float(np.median(np.array(ours) / np.array(loop)))
-    print(f"the seed's way: {np.median(loop):.2f} images/s ({1 / np.median(loop):.2f} s each, {arguments.dtype})")
+    print(f"the seed's algorithm: {np.median(loop):.2f} images/s ({1 / np.median(loop):.2f} s each, {arguments.dtype})")
     print(f"ours: {np.median(ours):.1f} images/s (batches of {CASE.batch}, {arguments.threads} threads)")
     closing = {
         "ratio": ratio, "ours_per_s": float(np.median(ours)), "seed_way_per_s": float(np.median(loop)),

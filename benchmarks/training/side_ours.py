@@ -1,9 +1,12 @@
-"""Our side of `benchmarks.training.train_step`: a worker that trains and classifies one batch of noise over and over.
+"""Our side of `benchmarks.training.train_step`: a worker that times training and inference on one batch of noise.
 
     python -m benchmarks.training.side_ours NETWORK THREADS DEVICE [sgd]
 """
 
+import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -15,13 +18,12 @@ from cnn.backends import pick_backend
 from cnn.inference.folded import FoldedNetwork
 from cnn.network import Network
 from cnn.training.optimizers import SGD, Optimizer
-from cnn.training.recipe import Recipe
 from cnn.training.schedules import Constant
-from cnn.training.trainer import Trainer
+from cnn.training.trainer import Recipe, Trainer
 
 
 class Unchanged:
-    """An `Augment` that leaves images alone."""
+    """An `Augment` that does nothing."""
 
     flip = False
 
@@ -33,6 +35,8 @@ class Unchanged:
 
 
 class OurSide:
+    """A case's network, trainer and batch."""
+
     def __init__(self, name: str, threads: int, device: str, optimizer: Optimizer) -> None:
         case = CASES[name]
         self.network = Network(case.layer, case.in_shape, pick_backend(device, threads))
@@ -45,7 +49,7 @@ class OurSide:
         self.x, self.rows = self.network.backend.asarray(x), np.arange(case.batch)
 
     def step(self) -> float:
-        """The trainer's step, from the normalised images on; its loss."""
+        """One training step on the normalised images; returns the loss."""
         result = self.trainer.train_batch(self.x, self.labels, self.rows)
         return result.loss_sum / result.rows
 
@@ -57,13 +61,25 @@ class OurSide:
         return {"ours": median_ms(lambda: infer(self.x), seconds, min_runs)}
 
 
+@contextmanager
+def without_preprocessing() -> Iterator[None]:
+    """Have the trainer take normalised images, as `preprocess` would return them, instead of uint8 ones."""
+    preprocess = patch("cnn.training.trainer.preprocess", lambda backend, x, maps, mean, std, colours: x)
+    with preprocess, patch("cnn.training.trainer.check_images", create=True):
+        yield
+
+
 def main() -> None:
-    name, threads, device, *plain = sys.argv[1:]
-    optimizer = SGD(OPTIMIZER.lr, momentum=0.0, nesterov=False, weight_decay=0.0) if plain else OPTIMIZER
-    side = OurSide(name, int(threads), device, optimizer)
-    # What reaches `train_batch` here is what `preprocess` would make of uint8 images.
-    preprocessed = patch("cnn.training.trainer.preprocess", lambda backend, x, maps, mean, std, colours: x)
-    with preprocessed, patch("cnn.training.trainer.check_images"):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network", choices=CASES)
+    parser.add_argument("threads", type=int)
+    parser.add_argument("device", choices=("cpu", "reference"))
+    parser.add_argument("optimizer", nargs="?", choices=("sgd",), help="plain SGD instead of AdamW")
+    arguments = parser.parse_args()
+    plain_sgd = SGD(OPTIMIZER.lr, momentum=0.0, nesterov=False, weight_decay=0.0)
+    optimizer = plain_sgd if arguments.optimizer else OPTIMIZER
+    side = OurSide(arguments.network, arguments.threads, arguments.device, optimizer)
+    with without_preprocessing():
         serve({"loss": side.step, "train": side.train, "infer": side.infer, "peak": peak_mb})
     assert "torch" not in sys.modules
 

@@ -1,11 +1,12 @@
-"""PyTorch's side of `benchmarks.training.train_step`: the same batch through the same network, as its users write it.
+"""PyTorch's side of `benchmarks.training.train_step`: the same network and batch in idiomatic, fast PyTorch.
 
     python -m benchmarks.training.side_torch NETWORK THREADS LAYOUT
 
-LAYOUT is `contiguous` or `channels_last`. What PyTorch offers to go faster is used: the fused AdamW where it is the
-faster one, ReLUs in place, a flatten that copies nothing, and for inference also batch norm folded into convolutions.
+LAYOUT is `contiguous` or `channels_last`. Uses PyTorch's faster options: the fused AdamW where it is faster, in-place
+ReLU, flatten without a copy, and for inference also batch norm folded into convolutions.
 """
 
+import argparse
 import copy
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from torch.nn import functional
 
 from benchmarks.training import torch_peer
 from benchmarks.training.networks import CASES, LOSS, OPTIMIZER
-from benchmarks.training.torch_peer import images, load_ours, parameter_groups, to_torch
+from benchmarks.training.torch_peer import load_ours, parameter_groups, to_nchw, to_torch
 from benchmarks.worker import median_ms, peak_mb, serve
 from cnn.backends import pick_backend
 from cnn.network import Network
@@ -32,10 +33,10 @@ class Apply(nn.Module):
 
 
 def speed_up(module: nn.Module, layout: str) -> None:
-    """Make of the counterpart of ours, whose names and order of numbers are ours, what a user of PyTorch writes.
+    """Replace layers that mirror ours by what a PyTorch user would write, in place.
 
-    Batch norms become PyTorch's own class, which `fuse` looks for, with the same parameters; ReLUs work in place, as in
-    torchvision's networks; flattening copies nothing.
+    Batch norms become `nn.BatchNorm2d`, as `fuse` expects, with the same parameters; ReLU works in place, as in
+    torchvision; flatten does not copy.
     """
     for child_name, child in module.named_children():
         if isinstance(child, torch_peer.BatchNorm):
@@ -57,13 +58,15 @@ def in_place(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
 
 
 class TorchSide:
+    """A case's network, optimizer and batch in PyTorch."""
+
     def __init__(self, name: str, layout: str) -> None:
         self.case = CASES[name]
         x, labels = self.case.batch_of_noise()
-        self.x, self.labels = images(x), torch.from_numpy(labels)
+        self.x, self.labels = to_nchw(x), torch.from_numpy(labels)
         self.module = to_torch(self.case.layer, self.case.in_shape)
         specs = self.case.layer.specs(self.case.in_shape).parameters
-        self.groups = parameter_groups(self.module, specs, OPTIMIZER.weight_decay)  # before the names change
+        self.groups = parameter_groups(self.module, specs, OPTIMIZER.weight_decay)  # before `speed_up` renames
         speed_up(self.module, layout)
         if layout == "channels_last":
             self.x = self.x.contiguous(memory_format=torch.channels_last)
@@ -72,12 +75,12 @@ class TorchSide:
         self.ready: dict[str, nn.Module] = {}  # for inference
 
     def make_optimizer(self, fused: bool) -> torch.optim.AdamW:
-        groups = [dict(group) for group in self.groups]  # an optimizer writes its own defaults into them
+        groups = [dict(group) for group in self.groups]  # an optimizer adds its defaults to them
         betas = (OPTIMIZER.beta1, OPTIMIZER.beta2)
         return torch.optim.AdamW(groups, OPTIMIZER.lr, betas, OPTIMIZER.epsilon, fused=fused)
 
     def loss(self) -> float:
-        """The first step's loss from our first weights: proof that the two sides compute the same."""
+        """The first step's loss from our initial weights, to check that both sides compute the same."""
         module = to_torch(self.case.layer, self.case.in_shape)
         load_ours(module, Network(self.case.layer, self.case.in_shape, pick_backend("reference")).tensors())
         with torch.no_grad():
@@ -92,11 +95,11 @@ class TorchSide:
         self.optimizer.step()
 
     def pick_optimizer(self) -> str:
-        """Go on with the faster of the two AdamWs that PyTorch has for a CPU."""
+        """Use the faster of PyTorch's two AdamW implementations on the CPU; returns its name."""
         timed = {}
         for fused in (True, False):
             self.optimizer = self.make_optimizer(fused)
-            self.step()  # leaves gradients
+            self.step()  # for the gradients
             timed[fused] = median_ms(self.optimizer.step, 0.1), self.optimizer
         fused = timed[True][0] <= timed[False][0]
         self.optimizer = timed[fused][1]
@@ -107,15 +110,15 @@ class TorchSide:
         return median_ms(self.step, seconds, min_runs)
 
     def infer(self, seconds: float, min_runs: int = 2) -> dict[str, float]:
-        """With batch norm as it is and folded into the convolutions."""
+        """Median times without and with batch norm folded into the convolutions."""
         if not self.ready:
-            from torch.fx.experimental.optimization import fuse  # large, and training does not need it
+            from torch.fx.experimental.optimization import fuse  # a slow import that training does not need
 
             plain = copy.deepcopy(self.module).eval()
             folded = fuse(plain)
             before, after = (sum(isinstance(m, nn.BatchNorm2d) for m in net.modules()) for net in (plain, folded))
             if before and before == after:
-                raise RuntimeError("no batch norm was folded: does `fuse` know these modules?")
+                raise RuntimeError("expected `fuse` to fold the batch norms, found none folded: check their class")
             self.ready = {"": plain, "+fold": folded}
         with torch.inference_mode():
             return {
@@ -129,9 +132,13 @@ class TorchSide:
 
 
 def main() -> None:
-    name, threads, layout = sys.argv[1:]
-    torch.set_num_threads(int(threads))
-    side = TorchSide(name, layout)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network", choices=CASES)
+    parser.add_argument("threads", type=int)
+    parser.add_argument("layout", choices=("contiguous", "channels_last"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    side = TorchSide(arguments.network, arguments.layout)
     serve(
         {"loss": side.loss, "optimizer": side.pick_optimizer, "train": side.train, "infer": side.infer,
          "gemm": side.gemm, "peak": peak_mb}

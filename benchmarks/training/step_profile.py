@@ -1,12 +1,11 @@
-"""Where a training step's time goes: by kind of work its time, arithmetic, memory traffic and share of the limit.
+"""Profile of a training step: time, arithmetic, memory traffic and roofline fraction of each kind of work.
 
     python -m benchmarks.training.step_profile NETWORK [--steps N] [--threads N] [--inference]
 
-The networks are those of `train_step`. Arithmetic is that of plain convolution (2 operations a multiplication);
-bytes are those that each call must at least read and write, once. The limit is the longer of the two at the rates
-measured in the same run: products of 1024x1024 matrices, and copying 256 MB, on as many threads. Winograd's
-algorithm needs fewer operations than are counted, so its share may exceed 1. What is left of the step is Python and
-waiting.
+The networks are those of `train_step`. Arithmetic counts direct convolution, 2 operations per multiply-add; memory
+traffic counts every array that a call must read or write, once. The roofline is the longer of both at the rates
+measured in the same run, with as many threads: products of 1024x1024 matrices, and copying 256 MB. Winograd needs
+fewer operations than are counted, so its fraction may exceed 1. The rest of the step is Python and waiting.
 """
 
 import argparse
@@ -14,43 +13,42 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 
 from benchmarks.training.networks import CASES, OPTIMIZER
-from benchmarks.training.side_ours import OurSide
+from benchmarks.training.side_ours import OurSide, without_preprocessing
 from cnn.backends.base import Window
 from cnn.backends.cpu import convolution
-from cnn.backends.cpu.team import Team, team_of
+from cnn.backends.cpu.team import Team, get_team
 from cnn.inference.folded import FoldedNetwork
 
-# (kind of work, operations, arrays that are read or written) of a call's arguments and result
+# (kind of work, operations, arrays read or written) of a call
 _Work = tuple[str, int, list[Any]]
 
 
 def convolution_work(x: Any, out_shape: tuple[int, ...], window: Window, filters: int) -> tuple[str, int]:
-    """How it is done, and the operations of one product."""
-    way = "Winograd" if convolution.choose(window, x.shape, filters) else "direct"
-    return way, 2 * int(np.prod(out_shape[:3])) * window.size[0] * window.size[1] * x.shape[3] * filters
+    """The algorithm, and the operations of one convolution."""
+    algorithm = "Winograd" if convolution.choose_tile(window, x.shape, filters) else "direct"
+    return algorithm, 2 * int(np.prod(out_shape[:3])) * window.size[0] * window.size[1] * x.shape[3] * filters
 
 
 def of_conv2d(result: Any, x: Any, weight: Any, bias: Any, window: Window) -> _Work:
-    way, flop = convolution_work(x, result.shape, window, weight.shape[3])
-    return f"convolution, {way}", flop, [x, weight, result]
+    algorithm, flop = convolution_work(x, result.shape, window, weight.shape[3])
+    return f"convolution, {algorithm}", flop, [x, weight, result]
 
 
 def of_conv2d_packed(result: Any, x: Any, packed: Any, kind: str) -> _Work:
-    way, flop = convolution_work(x, result.shape, packed.window, result.shape[3])
-    return f"convolution, {way}", flop, [x, packed.kernels, result]
+    algorithm, flop = convolution_work(x, result.shape, packed.window, result.shape[3])
+    return f"convolution, {algorithm}", flop, [x, packed.kernels, result]
 
 
 def of_conv2d_backward(
     result: Any, dy: Any, x: Any, weight: Any, window: Window, d_weight: Any, d_bias: Any, need_dx: bool
 ) -> _Work:
-    way, flop = convolution_work(x, dy.shape, window, weight.shape[3])
+    algorithm, flop = convolution_work(x, dy.shape, window, weight.shape[3])
     both = [dy, x, weight, dy, result] if need_dx else []
-    return f"convolution backward, {way}", flop * (1 + need_dx), [x, dy, d_weight, d_weight, *both]
+    return f"convolution backward, {algorithm}", flop * (1 + need_dx), [x, dy, d_weight, d_weight, *both]
 
 
 def of_dense(result: Any, x: Any, weight: Any, bias: Any) -> _Work:
@@ -65,7 +63,7 @@ def of_dense_backward(
 
 
 def elementwise(kind: str, passes: int = 1) -> Callable[..., _Work]:
-    """Work that only moves its arrays through the processor, `passes` times its inputs."""
+    """Memory-bound work that reads its inputs `passes` times."""
 
     def of(result: Any, *arguments: Any, **_: Any) -> _Work:
         read = [a for a in arguments if isinstance(a, np.ndarray) and a.size > 4096]
@@ -103,17 +101,17 @@ WORK: dict[str, Callable[..., _Work]] = {
 
 
 def measured_rates(team: Team) -> tuple[float, float]:
-    """GFLOP/s of matrix products and GB/s of copying, the best of a few tries each."""
+    """The GFLOP/s of matrix products and the GB/s of copying, the best of seven runs each."""
     a, b = np.ones((2, 1024, 1024), np.float32)
     c = np.empty((team.threads, 1024, 1024), np.float32)
-    source, to = np.ones((2, 1 << 26), np.float32)  # 256 MB each
+    src, dst = np.ones((2, 1 << 26), np.float32)  # 256 MB each
 
     def multiply(t: int, threads: int) -> None:
         np.dot(a, b, out=c[t])
 
     def copy(t: int, threads: int) -> None:
-        share = slice(len(source) * t // threads, len(source) * (t + 1) // threads)
-        to[share] = source[share]
+        own = slice(len(src) * t // threads, len(src) * (t + 1) // threads)
+        dst[own] = src[own]
 
     def best(work: Callable[[int, int], None]) -> float:
         seconds = []
@@ -123,11 +121,11 @@ def measured_rates(team: Team) -> tuple[float, float]:
             seconds.append(time.perf_counter() - began)
         return min(seconds)
 
-    return 2e-9 * 1024**3 * team.threads / best(multiply), 2e-9 * source.nbytes / best(copy)
+    return 2e-9 * 1024**3 * team.threads / best(multiply), 2e-9 * src.nbytes / best(copy)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", choices=CASES)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
@@ -148,13 +146,12 @@ def main() -> None:
 
         return run
 
-    preprocessed = patch("cnn.training.trainer.preprocess", lambda backend, x, maps, mean, std, colours: x)
-    with preprocessed, patch("cnn.training.trainer.check_images"):
+    with without_preprocessing():
         infer = FoldedNetwork(side.network)
         step: Callable[[], Any] = (lambda: infer(side.x)) if arguments.inference else side.step
         for _ in range(3):
             step()
-        rates = measured_rates(team_of(arguments.threads))
+        rates = measured_rates(get_team(arguments.threads))
         for name, work in WORK.items():
             setattr(backend, name, timed(getattr(backend, name), work))
         began = time.perf_counter()
@@ -166,7 +163,7 @@ def main() -> None:
         f"{arguments.network}, {what} of {len(side.x)} images, {arguments.threads} threads, mean of "
         f"{arguments.steps}; {rates[0]:.0f} GFLOP/s in products, {rates[1]:.1f} GB/s in copying"
     )
-    print(f"{'':34} {'ms':>8} {'of all':>7} {'GFLOP':>8} {'MB':>8} {'share of the limit':>19}")
+    print(f"{'':34} {'ms':>8} {'of all':>7} {'GFLOP':>8} {'MB':>8} {'roofline fraction':>19}")
     rows = sorted(calls.items(), key=lambda item: -sum(call[0] for call in item[1]))
     accounted = 0.0
     for kind, made in rows:

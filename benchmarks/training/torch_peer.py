@@ -1,6 +1,6 @@
-"""The same network in PyTorch: what the golden files and the comparisons stand beside ours.
+"""Conversion of our networks to PyTorch modules, for the golden files and the benchmarks.
 
-Only the layers' descriptions are read; every forward and backward is PyTorch's own. Needs the extra `bench`.
+Only the layers' descriptions are used; forward and backward are PyTorch's. Needs the extra `bench`.
 """
 
 from collections import OrderedDict
@@ -16,7 +16,7 @@ from cnn import layers
 from cnn.arena import Shape, Spec
 from cnn.layers import Layer
 
-# What follows a batch norm or a sum, by our names.
+# Activations after a batch norm or a sum, by our names.
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "": lambda x: x,
     "relu": functional.relu,
@@ -28,7 +28,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Its parameters' names are `nn.BatchNorm2d`'s: the activation is a function, not a module."""
+    """Batch norm and activation, which is a function, so that the parameters have the names of `nn.BatchNorm2d`."""
 
     def __init__(self, channels: int, layer: layers.BatchNorm) -> None:
         super().__init__(channels, layer.epsilon, layer.momentum)
@@ -39,6 +39,8 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class Residual(nn.Module):
+    """activation(body(x) + shortcut(x))."""
+
     def __init__(self, body: nn.Module, shortcut: nn.Module, activation: str) -> None:
         super().__init__()
         self.body, self.shortcut, self.activation = body, shortcut, FUNCTIONS[activation]
@@ -48,16 +50,22 @@ class Residual(nn.Module):
 
 
 class GlobalMax(nn.Module):
+    """Global max pooling: (N, C, H, W) -> (N, C)."""
+
     def forward(self, x: Tensor) -> Tensor:
         return x.amax(dim=(2, 3))
 
 
 class GlobalAverage(nn.Module):
+    """Global average pooling: (N, C, H, W) -> (N, C)."""
+
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(dim=(2, 3))
 
 
 class Scale(nn.Module):
+    """Multiplication by a constant."""
+
     def __init__(self, factor: float) -> None:
         super().__init__()
         self.factor = factor
@@ -67,14 +75,17 @@ class Scale(nn.Module):
 
 
 class FlattenChannelsLast(nn.Module):
-    """Flattens in our order, height first and channels last, so that dense weights can be compared."""
+    """Flatten in our order (H, W, C), so that dense weights can be compared."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.permute(0, 2, 3, 1).flatten(1)
 
 
 def to_torch(layer: Layer, in_shape: Shape) -> nn.Module:
-    """`layer` for inputs of `in_shape` (H, W, C) as a PyTorch module for (N, C, H, W), with the same names inside."""
+    """`layer` for inputs of `in_shape` (H, W, C) as a PyTorch module for (N, C, H, W), with the same names.
+
+    Raises ValueError where PyTorch has no counterpart.
+    """
     match layer:
         case layers.Sequential():
             modules: OrderedDict[str, nn.Module] = OrderedDict()
@@ -87,7 +98,7 @@ def to_torch(layer: Layer, in_shape: Shape) -> nn.Module:
         case layers.Conv2D():
             window = layer.window
             if window.top != window.bottom or window.left != window.right:
-                raise ValueError(f"{layer} pads unevenly, which PyTorch's convolution does not")
+                raise ValueError(f"expected symmetric padding, found {layer}: PyTorch's convolution supports no other")
             return nn.Conv2d(
                 in_shape[2], layer.filters, window.size, window.stride, (window.top, window.left), bias=layer.bias
             )
@@ -123,15 +134,18 @@ def to_torch(layer: Layer, in_shape: Shape) -> nn.Module:
 
 
 def load_ours(module: nn.Module, tensors: Mapping[str, np.ndarray]) -> None:
-    """Give a module of `to_torch` our parameters and state, by name."""
+    """Load our parameters and state into a module of `to_torch`, by name.
+
+    Raises ValueError where names are missing or unexpected.
+    """
     theirs = {_their_name(name): torch.from_numpy(_to_their_layout(tensor)) for name, tensor in tensors.items()}
     missing, unexpected = module.load_state_dict(theirs, strict=False)
     if unexpected or any(not name.endswith("num_batches_tracked") for name in missing):
-        raise ValueError(f"not a counterpart: missing {missing}, unexpected {unexpected}")
+        raise ValueError(f"expected the module's tensors, found missing {missing}, unexpected {unexpected}")
 
 
 def our_gradients(module: nn.Module, names: list[str]) -> dict[str, np.ndarray]:
-    """The module's gradients under our names and in our layout."""
+    """The module's gradients, with our names and layout."""
     theirs = dict(module.named_parameters())
     gradients = {}
     for name in names:
@@ -142,9 +156,9 @@ def our_gradients(module: nn.Module, names: list[str]) -> dict[str, np.ndarray]:
 
 
 def parameter_groups(module: nn.Module, specs: Sequence[Spec], weight_decay: float) -> list[dict[str, object]]:
-    """The module's parameters, all of them ours under their names, as `specs` say, in groups for PyTorch's optimizers.
+    """The module's parameters in groups for PyTorch's optimizers, as `specs` require.
 
-    What these do not know stands beside it: each group's `lr_factor`, and for how long it is `trained`.
+    Each group also has what those optimizers do not support: its `lr_factor`, and for how long it is `trained`.
     """
     theirs = dict(module.named_parameters())
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
@@ -163,8 +177,8 @@ def _their_name(name: str) -> str:
     return f"{path}.{names.get(leaf, leaf)}"
 
 
-def images(x: np.ndarray) -> Tensor:
-    """Our (N, H, W, C) as PyTorch's (N, C, H, W)."""
+def to_nchw(x: np.ndarray) -> Tensor:
+    """Our images (N, H, W, C) in PyTorch's layout: (N, C, H, W)."""
     return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
 
 

@@ -1,23 +1,22 @@
-"""Time ours and PyTorch on the same networks: a training step, an inference pass, peak memory, the first step.
+"""Training step, inference, peak memory and first step of our networks against PyTorch.
 
     python -m benchmarks.training.train_step [--rounds N] [--threads N] [--only NAME ...] [--cold] [--json PATH]
 
-Each side runs in a process of its own (`side_ours`, and `side_torch` once for each of PyTorch's two memory layouts)
-with the same number of threads, the same first weights and the same batch of noise. They take turns, A B A B, for
-about half a second each, idle while the others work. Times are medians over the rounds; ratios are PyTorch's time
-over ours within a round, the median over the rounds, with PyTorch's better layout (and for inference its better of
-batch norm as it is and folded). Above 1 we are faster.
+Each side runs in its own process (`side_ours`, and `side_torch` for each of PyTorch's two memory layouts), with the
+same number of threads, initial weights and batch of noise. Sides are interleaved, A B A B, about half a second each,
+idle while another runs. Times are medians over the rounds. Ratios are the median of PyTorch's time over ours within a
+round, with PyTorch's faster layout (and for inference the faster of batch norm folded or not); above 1 we are faster.
 
-A training step is forward, loss, backward, check and AdamW update from normalised images on; inference is the
-forward pass of the whole batch. Peak memory is what processes that only train ever held, imports included.
+A training step is forward, loss, backward, the check for finite numbers and the AdamW update, from normalised images;
+inference is the forward pass of the batch. Peak memory is that of a process that only trains, imports included.
 
-Shares of GEMM: the step's arithmetic, by plain convolution (2 operations a multiplication, training 3 times the
-forward pass), over its time, as a share of what matrix products of 1024x1024 reach in their best turn of the same
-run. Winograd's algorithm needs fewer operations than are counted, so a share may exceed 1.
+GEMM fraction: the step's arithmetic, counted as direct convolution (2 operations per multiply-add, training 3 times the
+forward pass), over its time, as a fraction of the best rate of 1024x1024 matrix products in the same run. Winograd
+needs fewer operations than are counted, so it may exceed 1.
 
-Run it on a quiet machine: PyTorch's threads wait for each other many times a step, so a core taken away costs it more
-than us. The header says how busy other processes were. The last line is one JSON object with the geometric means and
-the least of the ratios.
+Run it on an idle machine: PyTorch's threads synchronise many times a step, so background load costs it more than us.
+The header has the load by other processes. The last line is one JSON object with the geometric means and minima of the
+ratios.
 """
 
 import argparse
@@ -37,12 +36,12 @@ from benchmarks.worker import BackgroundLoad, Worker, available_cpus
 
 LAYOUTS = ("contiguous", "channels_last")
 GEMM_FLOP = 2 * 1024**3
-MEMORY_STEPS = 2  # after the first; a peak that the second does not reach, none does
+MEMORY_STEPS = 2  # after the first; later steps do not raise the peak
 
 
 @dataclass
 class Timing:
-    """One kind of work, training or inference: each round's times in milliseconds, by side."""
+    """The times of training or inference in each round, in milliseconds, by side."""
 
     flop: int
     ours: list[float] = field(default_factory=list)
@@ -62,24 +61,24 @@ class Timing:
         return float(np.median(self.ratios))
 
     def row(self, name: str, gemm: float) -> str:
-        """A line of the table; `gemm` is the rate of matrix products, in operations a second."""
+        """A row of the table; `gemm` is the rate of matrix products, in operations per second."""
         ours, theirs = float(np.median(self.ours)), float(np.median(self.theirs[self.best]))
-        shares = [self.flop / (ms / 1e3) / gemm for ms in (ours, theirs)]
+        fractions = [self.flop / (ms / 1e3) / gemm for ms in (ours, theirs)]
         return (
             f"{name:9} {ours:9.1f} {theirs:9.1f}  {self.best:18} {self.ratio:6.2f}  "
-            f"{self.ratios.min():5.2f} to {self.ratios.max():5.2f}  {shares[0]:16.2f} {shares[1]:5.2f}"
+            f"{self.ratios.min():5.2f} to {self.ratios.max():5.2f}  {fractions[0]:19.2f} {fractions[1]:5.2f}"
         )
 
 
 @dataclass
 class Result:
-    """All that is measured for one network. Memory in megabytes, the first step in seconds since the process began."""
+    """All measurements of one network: memory in MB, the first step in seconds since the process started."""
 
     case: Case
     train: Timing
     infer: Timing
     gemm: dict[str, list[float]] = field(default_factory=lambda: {"numpy": [], "torch": []})  # milliseconds
-    optimizers: dict[str, str] = field(default_factory=dict)  # which of PyTorch's AdamWs was faster
+    optimizers: dict[str, str] = field(default_factory=dict)  # PyTorch's faster AdamW, by layout
     memory: dict[str, float] = field(default_factory=dict)
     first_step: dict[str, float] = field(default_factory=dict)
 
@@ -89,13 +88,13 @@ class Result:
 
     @property
     def memory_ratio(self) -> float:
-        """Ours over PyTorch's, the smaller of its two: below 1 we take less."""
+        """Our memory over that of PyTorch's better layout; below 1 we use less."""
         return self.memory["ours"] / self.their_memory
 
 
 @dataclass(frozen=True)
 class Bench:
-    """How to measure: `seconds` is the length of a turn."""
+    """The measurement's options; `seconds` is the time of a side in a round."""
 
     rounds: int
     threads: int
@@ -104,7 +103,7 @@ class Bench:
 
     @contextmanager
     def sides(self, case: Case) -> Iterator[dict[str, Worker]]:
-        """A worker for each side, by its name."""
+        """Start a worker for each side, by name."""
         with ExitStack() as stack:
             yield {name: stack.enter_context(self.side(case, name)) for name in ("ours", *LAYOUTS)}
 
@@ -119,17 +118,15 @@ class Bench:
             check_same(case, sides)
             result.optimizers = {layout: sides[layout].ask("optimizer") for layout in LAYOUTS}
             for number in range(-1, self.rounds):
-                # The first round is to warm up.
-                seconds, min_runs = (0.0, 1) if number < 0 else (self.seconds, 2)
-                trained = {name: side.ask("train", seconds=seconds, min_runs=min_runs) for name, side in sides.items()}
-                inferred = {
-                    name: side.ask("infer", seconds=seconds / 2, min_runs=min_runs) for name, side in sides.items()
-                }
+                warm_up = number < 0
+                seconds, runs = (0.0, 1) if warm_up else (self.seconds, 2)
+                trained = {name: side.ask("train", seconds=seconds, min_runs=runs) for name, side in sides.items()}
+                inferred = {name: side.ask("infer", seconds=seconds / 2, min_runs=runs) for name, side in sides.items()}
                 products = {
-                    "numpy": gemm.ask("gemm", seconds=seconds / 4, min_runs=min_runs),
-                    "torch": sides["contiguous"].ask("gemm", seconds=seconds / 4, min_runs=min_runs),
+                    "numpy": gemm.ask("gemm", seconds=seconds / 4, min_runs=runs),
+                    "torch": sides["contiguous"].ask("gemm", seconds=seconds / 4, min_runs=runs),
                 }
-                if number < 0:
+                if warm_up:
                     continue
                 result.train.ours.append(trained["ours"])
                 result.infer.ours.append(inferred["ours"]["ours"])
@@ -142,7 +139,7 @@ class Bench:
         return result
 
     def measure_memory(self, result: Result) -> None:
-        """Peak memory and first step, in fresh processes that do nothing but train."""
+        """Measure peak memory and the first step, in new processes that only train."""
         for name in ("ours", *LAYOUTS):
             with self.side(result.case, name) as side:
                 side.ask("train", seconds=0.0, min_runs=1)
@@ -151,7 +148,7 @@ class Bench:
                 result.memory[name] = side.ask("peak")
 
     def first_step_cold(self) -> float:
-        """Our first step of the default model where no compiled kernel is on disk."""
+        """The time of the default model's first step with an empty kernel cache."""
         with (
             tempfile.TemporaryDirectory() as folder,
             self.side(CASES["default"], "ours", {"NUMBA_CACHE_DIR": folder}) as side,
@@ -161,14 +158,14 @@ class Bench:
 
 
 def check_same(case: Case, sides: dict[str, Worker]) -> None:
-    """Both sides must find the same loss in the first step from the same weights."""
+    """Check that both sides have the same loss in the first step."""
     ours, theirs = sides["ours"].ask("loss"), sides["contiguous"].ask("loss")
     if not abs(ours - theirs) < 1e-3 * abs(theirs):
-        raise SystemExit(f"{case.name}: our loss is {ours}, PyTorch's {theirs}: not the same network")
+        raise SystemExit(f"{case.name}: expected equal losses, found {ours} and PyTorch's {theirs}: different networks")
 
 
 def gemm_rate(results: list[Result]) -> float:
-    """Operations a second in matrix products: the best turn of either library."""
+    """The rate of matrix products in operations per second, the best of either library."""
     return GEMM_FLOP / (min(min(times) for result in results for times in result.gemm.values()) / 1e3)
 
 
@@ -193,8 +190,8 @@ def summary(results: list[Result]) -> dict[str, object]:
 
 def table(results: list[Result], kind: Callable[[Result], Timing], title: str) -> None:
     print(
-        f"\n{title:9} {'ours ms':>9} {'torch ms':>9}  {'torch as':18} {'ratio':>6}  {'of the rounds':13}  "
-        "GEMM share: ours torch"
+        f"\n{title:9} {'ours ms':>9} {'torch ms':>9}  {'torch as':18} {'ratio':>6}  {'range':13}  "
+        "GEMM fraction: ours torch"
     )
     for result in results:
         print(kind(result).row(result.case.name, gemm_rate(results)))
@@ -220,9 +217,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=available_cpus())
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), metavar="NAME")
     parser.add_argument("--device", choices=("cpu", "reference"), default="cpu")
-    parser.add_argument("--seconds", type=float, default=0.6, help="the length of a turn")
-    parser.add_argument("--cold", action="store_true", help="also time a first step that compiles every kernel")
-    parser.add_argument("--json", type=Path, help="write every round's times here")
+    parser.add_argument("--seconds", type=float, default=0.6, help="the time of a side in a round")
+    parser.add_argument("--cold", action="store_true", help="also time a first step that compiles all kernels")
+    parser.add_argument("--json", type=Path, help="write all times to this file")
     arguments = parser.parse_args()
     bench = Bench(arguments.rounds, arguments.threads, arguments.seconds, arguments.device)
 
@@ -246,7 +243,7 @@ def main() -> None:
     closing = summary(results) | {"other_cores": others, "gemm_gflops": gemm_gflops}
     if arguments.cold:
         closing["first_step_cold_s"] = round(bench.first_step_cold(), 2)
-        print(f"\nour first step of `default` with no compiled kernel on disk: {closing['first_step_cold_s']} s")
+        print(f"\nour first step of `default` with an empty kernel cache: {closing['first_step_cold_s']} s")
     print(f"\ntook {time.perf_counter() - began:.0f} s")
     if arguments.json:
         details = {"options": asdict(bench), "results": [asdict(result) for result in results]}

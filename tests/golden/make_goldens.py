@@ -1,15 +1,14 @@
-"""Write the golden files with PyTorch: `make golden`. The tests read them without PyTorch.
+"""Generate the golden files with PyTorch: `make golden`. The tests that read them need no PyTorch.
 
-A file holds the images and class indices of ten batches, the initial weights, and PyTorch's results in float32: the
-ten losses, the gradients of the first step, and the logits of the first batch after the last step.
+A file holds the images and class indices of ten batches, the initial weights, and PyTorch's float32 results: the ten
+losses, the gradients of the first step, and the logits of the first batch after the last step.
 """
 
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from benchmarks.training.torch_peer import images as to_tensor
-from benchmarks.training.torch_peer import load_ours, our_gradients, parameter_groups, to_torch
+from benchmarks.training.torch_peer import load_ours, our_gradients, parameter_groups, to_nchw, to_torch
 from cnn.backends import pick_backend
 from cnn.losses import SoftmaxCrossEntropy
 from cnn.network import Network
@@ -29,7 +28,7 @@ def make(trajectory: Trajectory) -> None:
     groups = parameter_groups(module, specs, optimizer.weight_decay)
     sgd = torch.optim.SGD(groups, optimizer.lr, optimizer.momentum, nesterov=optimizer.nesterov)
     images, labels = trajectory.batches()
-    inputs = [to_tensor(((batch - MEAN) / STD).astype(np.float32)) for batch in images]
+    inputs = [to_nchw(((batch - MEAN) / STD).astype(np.float32)) for batch in images]
     losses, gradients = [], {}
     names = [spec.name for spec in specs]
     for x, targets in zip(inputs, torch.from_numpy(labels), strict=True):
