@@ -1,7 +1,7 @@
-"""Generate the golden files with PyTorch: `make golden`. The tests that read them need no PyTorch.
+"""Write the golden files with PyTorch: `make golden`. The tests read them without PyTorch.
 
-A file holds the images and class indices of ten batches, the initial weights, and PyTorch's float32 results: the ten
-losses, the gradients of the first step, and the logits of the first batch after the last step.
+A file holds the images and class indices of ten batches, the initial weights, and PyTorch's results in float32: the
+ten losses, the gradients of the first step, and the logits of the first batch after the last step.
 """
 
 import numpy as np
