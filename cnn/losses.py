@@ -2,6 +2,9 @@
 
 Every loss divides by `denominator`, the number of rows of the whole batch, not by the number of rows it is given:
 losses and gradients of slices of a batch then add up, whatever their sizes.
+
+>>> logpose.losses.SoftmaxCrossEntropy(label_smoothing=0.05)
+SoftmaxCrossEntropy(label_smoothing=0.05, class_weights=())
 """
 
 from dataclasses import dataclass, replace

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from cnn.backends import pick_backend
 from cnn.errors import InputError
 from cnn.inference.predictor import Predictor
+from pipeline.errors import DecodeError
 from pipeline.images.decode import decode_pixels
 
 if TYPE_CHECKING:
@@ -120,7 +121,10 @@ class Model:
                 raise InputError(
                     f"expected an image, found the folder {image}: classify it into a table with logpose.classify"
                 )
-            return decode_pixels(Path(image), self.size, fit)
+            try:
+                return decode_pixels(Path(image), self.size, fit)
+            except DecodeError as error:
+                raise InputError(f"expected an image, found {image}, which is {error}; check the file") from error
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.shape != (*self.size, 3):
                 raise InputError(
@@ -128,7 +132,7 @@ class Model:
                     " give the file's path, or PIL.Image.fromarray(array), which are resized as in training"
                 )
             return image
-        if hasattr(image, "save") and hasattr(image, "mode"):  # Pillow's, resized by the one decoder that there is
+        if hasattr(image, "save") and hasattr(image, "mode"):  # Pillow's, resized by the decoder that training used
             file = io.BytesIO()
             image.save(file, "PNG")
             return decode_pixels(file.getvalue(), self.size, fit)

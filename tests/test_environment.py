@@ -1,5 +1,6 @@
 """One list of dependencies, one test command: the files that repeat them must agree."""
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,21 @@ def _recipe(target: str) -> list[str]:
     return commands
 
 
-def test_environment_lists_only_python_pip_and_this_project() -> None:
+OWNERS = ("cupy-cuda12x", "numpy", "pillow", "dask", "zarr", "numcodecs")  # what the project is made of
+
+
+def test_environment_names_the_packages_as_pyproject_does() -> None:
+    """The packages of OWNERS by name, from conda-forge where it has them; pyproject.toml gives all the rest."""
     environment = yaml.safe_load(_read("environment.yml"))
     conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
-    pip = [entry for entry in environment["dependencies"] if isinstance(entry, dict)]
+    (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
     assert environment["name"] == "logpose"
-    assert conda == [f"python{PROJECT['requires-python']}", "pip"]
-    assert pip == [{"pip": ["--editable .[dev]"]}]
+    assert conda[0] == f"python{PROJECT['requires-python']}" and conda[-1] == "pip"
+    assert pip[-1] == "--editable .[dev]"
+    declared = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["cuda12"]]
+    listed = [*conda[1:-1], *(requirement.partition(";")[0] for requirement in pip[:-1])]
+    assert set(listed) <= set(declared), "environment.yml and pyproject.toml disagree"
+    assert {re.split(r"[\[>]", requirement)[0] for requirement in listed} == set(OWNERS)
 
 
 def test_extras_are_those_the_readers_are_told_of() -> None:
@@ -46,7 +55,7 @@ def test_extras_are_those_the_readers_are_told_of() -> None:
 def test_continuous_integration_runs_the_command_of_the_readme() -> None:
     run = [line for line in _read(".ci/run").splitlines() if line.startswith("exec ")]
     assert run == ["exec make test"]
-    assert "make test" in _read("README.md")
+    assert "make test" in _read("CONTRIBUTING.md")
     assert "make demo" in _read("README.md")
 
 
@@ -56,13 +65,15 @@ def test_make_test_checks_style_types_and_behaviour() -> None:
 
 
 def test_make_demo_runs_the_demo() -> None:
-    assert _recipe("demo") == ["$(BIN)/logpose demo"]
+    demo, hint = _recipe("demo")
+    assert demo == "$(BIN)/logpose demo"
+    assert "$(BIN)/activate" in hint
 
 
 def test_the_console_script_exists() -> None:
-    from jobs.cli import main
+    from logpose.__main__ import main
 
-    assert PROJECT["scripts"] == {"logpose": "jobs.cli:main"}
+    assert PROJECT["scripts"] == {"logpose": "logpose.__main__:main"}
     assert callable(main)
 
 

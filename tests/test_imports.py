@@ -32,7 +32,7 @@ DOORS = {
         "pipeline/images/decode.py", "jobs/drawing/contact_sheet.py", "jobs/drawing/fonts.py",
         "jobs/report/thumbnails.py", "jobs/flags*", "logpose/model.py",
     ],
-    "matplotlib": ["jobs/drawing/plots.py"],
+    "matplotlib": ["jobs/drawing/plots.py", "logpose/training.py"],
     "pyarrow": ["jobs/classification/parquet.py"],
     "jinja2": ["jobs/report/page.py"],
     "typer": ["jobs/cli.py", "jobs/commands/*.py"],

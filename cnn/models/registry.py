@@ -56,6 +56,15 @@ def register_model(model: Any = None, *, name: str = "") -> Any:
     A class of the same module and name, such as that of a notebook cell that is run again, is replaced. Raises
     `RecipeError` for a name that is taken, and for a class that is not a frozen dataclass of options with defaults, or
     has no method `layers`.
+
+    >>> import dataclasses
+    >>> @logpose.register_model
+    ... @dataclasses.dataclass(frozen=True)
+    ... class Linear:
+    ...     def layers(self, in_shape, classes):
+    ...         return logpose.layers.chain(flatten=logpose.layers.Flatten(), head=logpose.layers.Dense(classes))
+    >>> logpose.train("colours.zarr", "runs/linear", model="linear", epochs=1, quiet=True).model.class_names
+    ('blue', 'green', 'red')
     """
     if model is None:
         return lambda decorated: _register(decorated, name)

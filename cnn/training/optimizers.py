@@ -2,6 +2,9 @@
 
 Slots are an optimizer's state, such as the momentum. A group's `lr_factor` multiplies its learning rate and divides
 its weight decay, so that the decay per step stays the same.
+
+>>> logpose.optimizers.SGD(lr=0.1, momentum=0.95).slots
+('velocity',)
 """
 
 from dataclasses import dataclass

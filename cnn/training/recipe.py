@@ -27,6 +27,10 @@ class Recipe:
     seed: of the initial weights, the order of the images, and all augmentation.
 
     Raises `RecipeError` for a value of the wrong type or out of range, `UnknownNameError` for unknown views.
+
+    >>> recipe = logpose.Recipe(optimizer=logpose.optimizers.SGD(lr=0.1), epochs=3)
+    >>> recipe.optimizer.momentum, recipe.batch_size
+    (0.9, 64)
     """
 
     model: Model = field(default_factory=ResNet9)

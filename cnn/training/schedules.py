@@ -1,6 +1,10 @@
 """Learning-rate schedules: functions of the step that return a factor, 0 to 1, of the optimizer's peak rate.
 
 `warmup` is the fraction of all steps in which the factor first rises linearly from 0 to 1.
+
+>>> schedule = logpose.schedules.Cosine(warmup=0.0)
+>>> [round(schedule.factor(step, 100), 2) for step in (0, 50, 99)]
+[1.0, 0.5, 0.0]
 """
 
 import math

@@ -22,7 +22,14 @@ _CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)
 
 
 class LogposeError(Exception):
-    """Root of logpose's errors. `exit_code` is what the command line exits with."""
+    """Root of logpose's errors. `exit_code` is what the command line exits with.
+
+    >>> try:
+    ...     logpose.open("missing.zarr")
+    ... except logpose.LogposeError as error:
+    ...     print(error)
+    expected a dataset built by logpose, found nothing at missing.zarr: check the path
+    """
 
     exit_code: ClassVar[int] = 2
 

@@ -236,7 +236,12 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A sealed dataset. `len()` is the number of all images; `data["train"]` is `data.train`."""
+    """A sealed dataset. `len()` is the number of all images; `data["train"]` is `data.train`.
+
+    >>> data = logpose.open("colours.zarr")
+    >>> len(data), data["val"].class_count, data.size, data.fit
+    (60, 3, (16, 16), 'pad')
+    """
 
     path: Path
     class_names: tuple[str, ...]

@@ -59,6 +59,10 @@ class BatchStream:
     Iterating gives the batches of one epoch: the first `iter(stream)` those of epoch 0, each further one those of the
     next epoch. `epoch(number, start)` gives any epoch, from any step.
     Raises OptionError for arguments out of range and for a budget that is too small.
+
+    >>> stream = logpose.BatchStream(logpose.open("colours.zarr").train, batch_size=20, seed=0)
+    >>> len(stream), [len(batch.labels) for batch in stream]
+    (3, [20, 20, 8])
     """
 
     def __init__(

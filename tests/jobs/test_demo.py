@@ -14,7 +14,7 @@ def test_demo_runs_and_can_be_repeated(logpose: Logpose, tmp_path: Path, monkeyp
     monkeypatch.setattr(job, "VAL", (1, 2))
     monkeypatch.setattr(job, "NEW", (1, 3))
     monkeypatch.setattr(job, "SIZE", 8)
-    monkeypatch.setattr(job, "RECIPE", ("model.name=plain", "model.width=4", "train.epochs=1"))
+    monkeypatch.setattr(job, "RECIPE", {"model.name": "plain", "model.width": 4, "train.epochs": 1})
     folder = tmp_path / "demo"
 
     first = logpose("demo", folder)

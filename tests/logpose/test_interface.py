@@ -92,7 +92,7 @@ def test_wrong_images_are_refused_in_one_line(image: object, message: str) -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model": "resnet8"}, "did you mean 'resnet9'?"),
+        ({"model": "resnet0"}, "no model is called 'resnet0'"),
         ({"optimizer": "sdg"}, "did you mean 'sgd'?"),
         ({"values": {"augment.cutoff": 1}}, "did you mean 'cutout'?"),
         ({"recipe": "bets"}, "did you mean 'best'?"),

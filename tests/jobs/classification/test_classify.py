@@ -258,10 +258,10 @@ def test_table_inside_the_image_folder_is_not_an_input(
         ("truncated", "may be truncated"),
         ("flipped bit", "is damaged: its tensors do not match their checksum"),
         ("not ours", "is a safetensors file but not"),
-        ("no safetensors", "is not a whole model file"),
+        ("no safetensors", "is not a complete model file"),
         ("other shape", "parameter head.weight: expected shape"),
         ("lacks one", "expected a parameter head.weight of shape"),
-        ("unknown model", "no model is called 'resnet8'; did you mean"),
+        ("unknown model", "needs the model 'resnet8', which is not registered; import"),
     ],
 )
 def test_unusable_model_is_an_error(

@@ -55,7 +55,7 @@ ERRORS = {
     _no_model: "expected model.safetensors of a training, found none in",
     _no_finished_epoch: "no epoch is finished",
     _model_alone: "neither last.safetensors nor metrics.csv",
-    _damaged: "last.safetensors is not a whole model file",
+    _damaged: "last.safetensors is not a complete model file",
     _moved_dataset: "found nothing at /nowhere/d.zarr; if it has moved",
     _older_training: "does not record where its dataset is; give it with --dataset",
     _rebuilt_dataset: "was trained on another dataset (content 01234567, ",

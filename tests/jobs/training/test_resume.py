@@ -217,7 +217,7 @@ def two_window_budget(dataset: Path, workers: int) -> int:
     data = Dataset.open(dataset)
     train = BatchStream(data.train, 8, seed=0, workers=workers)
     val = BatchStream(data.val, 8, seed=0, shuffle=False, workers=workers)
-    assert train.depth == 2
+    assert train.buffered_windows == 2
     return train.ram_bytes + val.ram_bytes
 
 
@@ -242,6 +242,6 @@ def test_both_streams_stay_within_the_ram_budget(windows: Path) -> None:
     for budget, depth in ((2 * enough, 2), (enough, 2), (enough - 1, 1)):
         train, val = open_streams(data, recipe, 2, budget)
         assert val is not None and train.ram_bytes + val.ram_bytes <= budget
-        assert train.depth == depth
+        assert train.buffered_windows == depth
     with pytest.raises(OptionError, match=r"--ram-budget.*\(validation takes \d+ MB of it\)"):
         open_streams(data, recipe, 2, enough // 3)
