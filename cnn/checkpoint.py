@@ -16,7 +16,7 @@ import safetensors
 import safetensors.numpy
 
 from cnn.backends.base import Backend
-from cnn.errors import ModelFileError, NetworkError, UnknownNameError, WriteError
+from cnn.errors import ModelFileError, NetworkError, UnknownNameError, WriteError, first_line
 from cnn.losses import LOSSES, Loss
 from cnn.models import MODELS, Model, build_layers
 from cnn.network import Network
@@ -120,7 +120,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ModelFileError(f"no model file at {path}; train one first, or check the name") from None
     except (OSError, safetensors.SafetensorError) as error:
         raise ModelFileError(
-            f"{path} is not a complete model file ({_first_line(error)}); it may be truncated: copy it again"
+            f"{path} is not a complete model file ({first_line(error)}); it may be truncated: copy it again"
         ) from None
     if _ENTRY not in metadata:
         raise ModelFileError(f"{path} is a safetensors file but not logpose's; use one that `logpose train` wrote")
@@ -137,7 +137,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         fields["model_options"] = {key: _tuples(value) for key, value in fields["model_options"].items()}
         card, progress, checksum = ModelCard(**fields), dict(header["progress"]), header["crc32"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelFileError(f"{path} has a damaged header ({_first_line(error)}); copy it again") from None
+        raise ModelFileError(f"{path} has a damaged header ({first_line(error)}); copy it again") from None
     if _checksum(tensors) != checksum:
         raise ModelFileError(f"{path} is damaged: its tensors do not match their checksum; copy it again")
     return Checkpoint(path, card, tensors, progress)
@@ -172,9 +172,5 @@ def _checksum(tensors: dict[str, np.ndarray]) -> int:
 
 
 def _tuples(value: Any) -> Any:
-    """JSON's lists as the tuples that they were."""
+    """Convert JSON's lists back to tuples."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
