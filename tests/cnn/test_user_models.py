@@ -44,15 +44,15 @@ class Tiny:
 
 @pytest.fixture(autouse=True)
 def _registry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Every test begins with the built-in models alone, in an empty folder, and leaves no modules behind."""
-    models, modules = dict(MODELS), set(sys.modules)
+    """Every test begins with the built-in models alone, in an empty folder, and leaves none of its modules behind."""
+    models = dict(MODELS)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
     yield
     MODELS.clear()
     MODELS.update(models)
-    for name in set(sys.modules) - modules:
-        del sys.modules[name]
+    for path in tmp_path.glob("*.py"):
+        sys.modules.pop(path.stem, None)
 
 
 def save_tiny(path: Path) -> ModelCard:
