@@ -5,7 +5,7 @@ step is one call per group, in which weight decay applies to a prefix.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -67,9 +67,9 @@ class Arena:
     def __init__(self, specs: Sequence[Spec], backend: Backend, dtype: Any = np.float32) -> None:
         # Parameters that are trained longest come first, so that those not yet frozen are always one slice; within a
         # group, those with weight decay come first. Otherwise the stable sort keeps the order of the layers.
-        self.specs = sorted(specs, key=lambda spec: (*_group_key(spec), not spec.decay))
+        self.specs = sorted(specs, key=lambda spec: (-spec.trained_until, spec.lr_factor, not spec.decay))
         self.size = sum(spec.size for spec in self.specs)
-        self.groups = _groups(self.specs)
+        self.groups = tuple(_groups(self.specs))
         self.backend = backend
         self.flat: Array = backend.zeros((self.size,), dtype)  # (size,)
         self.views: dict[str, Array] = {}
@@ -103,18 +103,11 @@ class Arena:
         return {name: self.backend.to_host(view) for name, view in self.views.items()}
 
 
-def _group_key(spec: Spec) -> tuple[float, float]:
-    """The sort key that parameters of one group share."""
-    return -spec.trained_until, spec.lr_factor
-
-
-def _groups(specs: Sequence[Spec]) -> tuple[Group, ...]:
-    """The groups of sorted `specs`, in their order."""
-    groups, first = [], 0
-    for (minus_until, lr_factor), run in groupby(specs, _group_key):
+def _groups(specs: Sequence[Spec]) -> Iterator[Group]:
+    """The groups of sorted `specs`, in order."""
+    first = 0
+    for (lr_factor, trained_until), run in groupby(specs, lambda spec: (spec.lr_factor, spec.trained_until)):
         members = list(run)
         last = first + sum(spec.size for spec in members)
-        decayed = sum(spec.size for spec in members if spec.decay)
-        groups.append(Group(first, last, decayed, lr_factor, -minus_until))
+        yield Group(first, last, sum(spec.size for spec in members if spec.decay), lr_factor, trained_until)
         first = last
-    return tuple(groups)

@@ -1,7 +1,7 @@
 """Model files: tensors and a description in one safetensors file, never a pickle.
 
 The description is JSON in the safetensors header: what classification needs (`ModelCard`), the state of the training
-(`progress`), and a checksum of the tensors, by which a damaged file is detected.
+(`progress`), and a checksum that detects damaged tensors.
 """
 
 import errno
@@ -28,7 +28,7 @@ _ENTRY = "logpose"
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What the user of a model file needs: architecture, classes and preprocessing."""
+    """Architecture, classes and preprocessing of a saved network."""
 
     model: str
     model_options: dict[str, Any]
@@ -64,7 +64,7 @@ class ModelCard:
         return LOSSES[self.loss]()
 
     def build_network(self, backend: Backend, seed: int | None = 0) -> Network:
-        """Return the network, initialised from `seed`, or without one all zeros.
+        """Return the network, initialised from `seed`; without one, all zeros.
 
         Raises `ModelFileError` as `build_model` does, and `RecipeError` or `ShapeError` where its layers do not fit.
         """
@@ -89,19 +89,14 @@ class Checkpoint:
             raise ModelFileError(f"{self.path}: {error}; use a model file of the same architecture") from None
 
 
-def save_checkpoint(
-    path: Path, card: ModelCard, tensors: dict[str, np.ndarray], progress: dict[str, Any]
-) -> None:
+def save_checkpoint(path: Path, card: ModelCard, tensors: dict[str, np.ndarray], progress: dict[str, Any]) -> None:
     """Write a model file atomically. Raises `WriteError`."""
     fields = asdict(card)
     if not card.model_class:
         del fields["model_class"]
-    header = {
-        "format_version": FORMAT_VERSION, "card": fields, "progress": progress, "crc32": _checksum(tensors)
-    }  # fmt: skip
-    payload = safetensors.numpy.save(
-        {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, {_ENTRY: json.dumps(header)}
-    )
+    header = {"format_version": FORMAT_VERSION, "card": fields, "progress": progress, "crc32": _checksum(tensors)}
+    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    payload = safetensors.numpy.save(contiguous, {_ENTRY: json.dumps(header)})
     try:
         write_atomically(path, payload)
     except OSError as error:

@@ -1,6 +1,6 @@
-"""The CPU backend: Numba kernels and BLAS where a training step spends its time.
+"""The CPU backend: Numba kernels and BLAS for the operations in which a training step spends its time.
 
-Operations that are not overridden are inherited from the reference: they are small, or rare.
+All others are inherited from the reference.
 """
 
 import ctypes
