@@ -12,7 +12,7 @@ from cnn.rng import key_of
 
 
 class Network:
-    """`layer` and its arrays on `backend`, for inputs of `in_shape` (H, W, C).
+    """The layer tree `layer` and its arrays on `backend`, for inputs of `in_shape` (H, W, C).
 
     Parameters and state are initialised from `seed`; without one they are zeros until `load_tensors`. Raises
     `ShapeError` where the layers do not fit the shape or each other.

@@ -1,10 +1,10 @@
 """The backend protocol: the memory and kernels of a device.
 
-Layers, losses and optimizers call only these methods. `backends/reference.py` implements each in plain NumPy, and the
-other backends are tested against it.
+Layers, losses and optimizers reach the device only through this protocol. `backends/reference.py` implements it in
+plain NumPy, and the other backends are tested against that.
 
 Images and feature maps are channels last throughout: (N, H, W, C). Methods named `*_backward` with an argument such as
-`d_weight` *set* it, and do not add to it: no layer is used twice in a network.
+`d_weight` *set* it, and do not add to it: a parameter is used only once in a forward pass.
 """
 
 from dataclasses import dataclass

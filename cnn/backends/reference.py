@@ -1,4 +1,4 @@
-"""Reference backend in plain NumPy. The other backends are tested against it. Read this first.
+"""Reference backend in plain NumPy. The other backends are tested against it; read it before them.
 
 Each forward kernel is followed by its backward. Arrays are made only by functions of `self.xp`, so that CuPy runs this
 code unchanged on a GPU, and computed in the precision of the inputs, so that tests check gradients in float64.
@@ -354,7 +354,7 @@ def _crop(padded: Array, shape: tuple[int, ...], window: Window) -> Array:
 
 
 def _taps(window: Window, out_h: int, out_w: int) -> Iterator[tuple[int, int, tuple[slice, slice, slice]]]:
-    """Each tap (a, b) of the window, and the slice of padded images that it multiplies: one pixel per output."""
+    """Each position (a, b) in the window, a tap, and the slice of padded images under it: one pixel per output."""
     down, right = window.stride
     for a in range(window.size[0]):
         for b in range(window.size[1]):

@@ -11,8 +11,10 @@ from cnn.rng import uniform
 
 @dataclass(frozen=True)
 class Dropout:
-    """During training, zero each value with probability `rate` and scale the others by 1 / (1 - rate), so that the mean
-    stays the same; the identity in inference. Raises `RecipeError` for a rate out of range.
+    """During training, zero each value with probability `rate`; in inference, the identity.
+
+    The other values are scaled by 1 / (1 - rate), so that the mean stays the same. Raises `RecipeError` for a rate out
+    of range.
     """
 
     rate: float = 0.5

@@ -1,4 +1,4 @@
-"""The registry of models, to which users add their own:
+"""The registry of models. A user's own model joins it by a decorator:
 
     @register_model
     @dataclass(frozen=True)

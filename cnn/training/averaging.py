@@ -15,7 +15,7 @@ class Lookahead:
 
     every: number of steps between resets; 0 is off. The end of an epoch resets too, so that the average is evaluated.
     start: the fraction of the training's steps before the average begins.
-    decay: the weight of the old average after one more step, at the end of the training.
+    decay: the weight of the old average in an update, per step since the last one, at the end of the training.
     power: earlier in the training, that weight is multiplied by (fraction of the steps done) ** power.
 
     Raises `RecipeError` for a value out of range.

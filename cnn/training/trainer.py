@@ -85,7 +85,7 @@ class Trainer:
             outputs, cache = self.network.forward(run, x)  # (B, classes)
             loss, d_outputs = self.recipe.loss.forward(self.backend, outputs, targets, len(labels))
             self.network.backward(run, cache, d_outputs)
-            norm = self._gradient_norm()
+            loss, norm = float(loss), self._gradient_norm()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             culprit = "gradient" if math.isfinite(loss) else "loss"
             where = f"at step {self.step + 1} of {self.total_steps} (learning rate {self.lr:.3g})"
@@ -93,7 +93,7 @@ class Trainer:
         self._update(norm)
         true = targets if targets.ndim == 1 else targets.argmax(axis=1)  # (B,)
         correct = int((outputs.argmax(axis=1) == true).sum())
-        return BatchResult(float(loss) * len(labels), correct, len(labels))
+        return BatchResult(loss * len(labels), correct, len(labels))
 
     def _augment(self, images: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> tuple[Array, Array]:
         """Augmented inputs (B, H, W, 3) and targets: class indices (B,) or soft labels (B, classes)."""

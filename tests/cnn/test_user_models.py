@@ -186,7 +186,7 @@ class NoPlainOption(NoDataclass):
         (Tiny(), r"register_model: expected a class, found Tiny\("),
     ],
 )
-def test_classes_that_are_no_models_are_refused(model: object, message: str) -> None:
+def test_invalid_model_classes_are_refused(model: object, message: str) -> None:
     before = dict(MODELS)
     with pytest.raises(RecipeError, match=message):
         register_model(model)  # type: ignore[call-overload]
@@ -195,7 +195,7 @@ def test_classes_that_are_no_models_are_refused(model: object, message: str) -> 
 
 @dataclass(frozen=True)
 class Returns:
-    """A model that returns what a test gives it."""
+    """A model whose `layers` returns `value`."""
 
     value: object = None
 
