@@ -1,5 +1,6 @@
 """A small CNN library: every forward and backward pass is implemented here, without autograd.
 
-Start with `layers/`, then `network.py` and `training/trainer.py`; `backends/reference.py` holds the arithmetic in plain
-NumPy. Nothing here depends on image files, Zarr or Dask.
+Reading order: `layers/base.py`, `layers/convolution.py`, `backends/reference.py` (the arithmetic in plain NumPy),
+`network.py`, `training/recipe.py`, `training/trainer.py`, `models/architectures.py`. Nothing here depends on image
+files, Zarr or Dask.
 """

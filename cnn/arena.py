@@ -1,11 +1,11 @@
 """A flat vector with named views: all parameters, all gradients or all state of a network.
 
-With one vector, clipping or averaging is one call. Parameters that are trained alike are contiguous, so that the
-optimizer step is one call per group, and weight decay applies to a slice of it.
+Clipping and averaging are then one call each. Parameters that are trained alike are contiguous, so that the optimizer
+step is one call per group, in which weight decay applies to a prefix.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ import numpy as np
 from cnn.backends.base import Array, Backend
 
 Shape = tuple[int, ...]
-# A layer's arrays by name; for a container, the trees of its layers by name.
+# A layer's arrays by name, or a container's trees by the name of the layer.
 Tree = dict[str, Any]
 # (shape, key) -> float64 values on the host
 Initialiser = Callable[[Shape, int], np.ndarray]
@@ -28,7 +28,7 @@ class Spec:
     name: dotted, such as `block1.conv.weight`.
     decay: whether weight decay applies.
     lr_factor: multiplies the learning rate; the weight decay per step stays the same.
-    trained_until: the fraction of the training's steps after which it is frozen; 0 freezes it from the first.
+    trained_until: the fraction of the training's steps after which it is frozen; 0: never trained.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Spec:
 
 
 class Group(NamedTuple):
-    """Parameters that are trained alike: a slice of the flat vector whose first `decayed` entries take weight decay."""
+    """Parameters trained alike: a slice of the flat vector, with weight decay on its first `decayed` entries."""
 
     first: int
     last: int
@@ -60,20 +60,16 @@ class Group(NamedTuple):
     def span(self) -> slice:
         return slice(self.first, self.last)
 
-    def is_trained(self, progress: float) -> bool:
-        """Whether it is still trained when the fraction `progress` of the training's steps is done."""
-        return self.trained_until >= 1.0 or progress < self.trained_until
-
 
 class Arena:
     """A flat vector (`flat`, shape (size,)) and its views, by dotted name (`views`) and as a tree (`tree`)."""
 
     def __init__(self, specs: Sequence[Spec], backend: Backend, dtype: Any = np.float32) -> None:
-        # Those that are trained longest come first, so that what is not frozen is always one slice; in each group,
-        # decayed ones come first. Otherwise in layer order: the sort is stable.
-        self.specs = sorted(specs, key=lambda spec: (*_group_key(spec), not spec.decay))
+        # Parameters that are trained longest come first, so that those not yet frozen are always one slice; within a
+        # group, those with weight decay come first. Otherwise the stable sort keeps the order of the layers.
+        self.specs = sorted(specs, key=lambda spec: (-spec.trained_until, spec.lr_factor, not spec.decay))
         self.size = sum(spec.size for spec in self.specs)
-        self.groups = _groups(self.specs)
+        self.groups = tuple(_groups(self.specs))
         self.backend = backend
         self.flat: Array = backend.zeros((self.size,), dtype)  # (size,)
         self.views: dict[str, Array] = {}
@@ -90,11 +86,11 @@ class Arena:
             node[leaf] = view
 
     def trained_groups(self, progress: float) -> list[Group]:
-        """The groups still trained when the fraction `progress` of the training's steps is done; a prefix."""
-        return [group for group in self.groups if group.is_trained(progress)]
+        """The groups not yet frozen after the fraction `progress` of the training's steps: a prefix of all groups."""
+        return [group for group in self.groups if group.trained_until >= 1.0 or progress < group.trained_until]
 
     def initialise(self, key_of_name: Callable[[str], int]) -> None:
-        """Fill every view by its initialiser, with the random key `key_of_name(name)`."""
+        """Initialise every view, with the random key `key_of_name(name)`."""
         for spec in self.specs:
             self.assign(spec.name, spec.initialise(spec.shape, key_of_name(spec.name)))
 
@@ -104,21 +100,14 @@ class Arena:
 
     def to_host(self) -> dict[str, np.ndarray]:
         """Copies of all views on the host, by name."""
-        return {spec.name: self.backend.to_host(self.views[spec.name]) for spec in self.specs}
+        return {name: self.backend.to_host(view) for name, view in self.views.items()}
 
 
-def _group_key(spec: Spec) -> tuple[float, float]:
-    """The sort key that parameters of one group share."""
-    return -spec.trained_until, spec.lr_factor
-
-
-def _groups(specs: Sequence[Spec]) -> tuple[Group, ...]:
-    """The groups of sorted `specs`, in their order."""
-    groups, first = [], 0
-    for (minus_until, lr_factor), run in groupby(specs, _group_key):
+def _groups(specs: Sequence[Spec]) -> Iterator[Group]:
+    """The groups of sorted `specs`, in order."""
+    first = 0
+    for (lr_factor, trained_until), run in groupby(specs, lambda spec: (spec.lr_factor, spec.trained_until)):
         members = list(run)
         last = first + sum(spec.size for spec in members)
-        decayed = sum(spec.size for spec in members if spec.decay)
-        groups.append(Group(first, last, decayed, lr_factor, -minus_until))
+        yield Group(first, last, sum(spec.size for spec in members if spec.decay), lr_factor, trained_until)
         first = last
-    return tuple(groups)

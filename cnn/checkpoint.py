@@ -1,7 +1,7 @@
 """Model files: tensors and a description in one safetensors file, never a pickle.
 
 The description is JSON in the safetensors header: what classification needs (`ModelCard`), the state of the training
-(`progress`), and a checksum of the tensors, by which a damaged file is detected.
+(`progress`), and a checksum that detects damaged tensors.
 """
 
 import errno
@@ -16,7 +16,7 @@ import safetensors
 import safetensors.numpy
 
 from cnn.backends.base import Backend
-from cnn.errors import ModelFileError, NetworkError, UnknownNameError, WriteError
+from cnn.errors import ModelFileError, NetworkError, UnknownNameError, WriteError, first_line
 from cnn.losses import LOSSES, Loss
 from cnn.models import MODELS, Model, build_layers
 from cnn.network import Network
@@ -28,7 +28,7 @@ _ENTRY = "logpose"
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What the user of a model file needs: architecture, classes and preprocessing."""
+    """Architecture, classes and preprocessing of a saved network."""
 
     model: str
     model_options: dict[str, Any]
@@ -64,7 +64,7 @@ class ModelCard:
         return LOSSES[self.loss]()
 
     def build_network(self, backend: Backend, seed: int | None = 0) -> Network:
-        """Return the network, initialised from `seed`, or without one all zeros.
+        """Return the network, initialised from `seed`; without one, all zeros.
 
         Raises `ModelFileError` as `build_model` does, and `RecipeError` or `ShapeError` where its layers do not fit.
         """
@@ -89,19 +89,14 @@ class Checkpoint:
             raise ModelFileError(f"{self.path}: {error}; use a model file of the same architecture") from None
 
 
-def save_checkpoint(
-    path: Path, card: ModelCard, tensors: dict[str, np.ndarray], progress: dict[str, Any]
-) -> None:
+def save_checkpoint(path: Path, card: ModelCard, tensors: dict[str, np.ndarray], progress: dict[str, Any]) -> None:
     """Write a model file atomically. Raises `WriteError`."""
     fields = asdict(card)
     if not card.model_class:
         del fields["model_class"]
-    header = {
-        "format_version": FORMAT_VERSION, "card": fields, "progress": progress, "crc32": _checksum(tensors)
-    }  # fmt: skip
-    payload = safetensors.numpy.save(
-        {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, {_ENTRY: json.dumps(header)}
-    )
+    header = {"format_version": FORMAT_VERSION, "card": fields, "progress": progress, "crc32": _checksum(tensors)}
+    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    payload = safetensors.numpy.save(contiguous, {_ENTRY: json.dumps(header)})
     try:
         write_atomically(path, payload)
     except OSError as error:
@@ -120,7 +115,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ModelFileError(f"no model file at {path}; train one first, or check the name") from None
     except (OSError, safetensors.SafetensorError) as error:
         raise ModelFileError(
-            f"{path} is not a complete model file ({_first_line(error)}); it may be truncated: copy it again"
+            f"{path} is not a complete model file ({first_line(error)}); it may be truncated: copy it again"
         ) from None
     if _ENTRY not in metadata:
         raise ModelFileError(f"{path} is a safetensors file but not logpose's; use one that `logpose train` wrote")
@@ -137,7 +132,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         fields["model_options"] = {key: _tuples(value) for key, value in fields["model_options"].items()}
         card, progress, checksum = ModelCard(**fields), dict(header["progress"]), header["crc32"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelFileError(f"{path} has a damaged header ({_first_line(error)}); copy it again") from None
+        raise ModelFileError(f"{path} has a damaged header ({first_line(error)}); copy it again") from None
     if _checksum(tensors) != checksum:
         raise ModelFileError(f"{path} is damaged: its tensors do not match their checksum; copy it again")
     return Checkpoint(path, card, tensors, progress)
@@ -172,9 +167,5 @@ def _checksum(tensors: dict[str, np.ndarray]) -> int:
 
 
 def _tuples(value: Any) -> Any:
-    """JSON's lists as the tuples that they were."""
+    """Convert JSON's lists back to tuples."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

@@ -1,6 +1,9 @@
-"""Errors of networks, recipes and model files. Every message is one line that ends in a remedy."""
+"""Errors of networks, recipes and model files, and the check of a hyperparameter's range."""
 
+import math
 from collections.abc import Iterable
+from numbers import Real
+from typing import Any
 
 from logpose.common.errors import LogposeError, suggest
 
@@ -46,3 +49,25 @@ class NonFiniteError(NetworkError):
     """The loss or the gradient became NaN or infinite: the training has diverged."""
 
     exit_code = 1
+
+
+def check_range(
+    name: str, value: Any, low: float, high: float = math.inf, *, below: float = math.inf, kind: type = Real
+) -> None:
+    """Raise `RecipeError` unless `value` is a finite number from `low` to `high`, and less than `below`.
+
+    `kind` is the type of the number: `int` for whole numbers.
+    """
+    if isinstance(value, kind) and low <= value <= high and value < below:  # type: ignore[operator]
+        return
+    noun, bounds = "a whole number" if kind is int else "a number", f"of {low:g} or more"
+    if high < math.inf:
+        bounds = f"from {low:g} to {high:g}"
+    elif below < math.inf:
+        bounds += f" and less than {below:g}"
+    raise RecipeError(f"{name}: expected {noun} {bounds}, found {value!r}")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message."""
+    return str(error).partition("\n")[0]

@@ -1,7 +1,7 @@
-"""Losses: the network's outputs and the true classes -> a number, and its gradient w.r.t. the outputs.
+"""Losses: a number from the network's outputs and the true classes, and its gradient w.r.t. the outputs.
 
-Every loss divides by `denominator`, the number of rows of the whole batch, not by the number of rows it is given:
-losses and gradients of slices of a batch then add up, whatever their sizes.
+Every loss divides by `denominator`, the number of rows of the whole batch, not by the number of rows it is given, so
+that losses and gradients of slices of a batch add up.
 
 >>> logpose.losses.SoftmaxCrossEntropy(label_smoothing=0.05)
 SoftmaxCrossEntropy(label_smoothing=0.05, class_weights=())
@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from cnn.backends.base import Array, Backend
-from cnn.errors import RecipeError
+from cnn.errors import RecipeError, check_range
 
 
 class Loss(Protocol):
@@ -33,9 +33,9 @@ class SoftmaxCrossEntropy:
     """-log of the true class's softmax probability; with soft labels, the mean over classes weighted by them.
 
     label_smoothing: the fraction of the target that is spread evenly over all classes (Szegedy et al., 2016).
-    class_weights: one number per class, which multiplies the loss of the class's rows; for soft labels, their
-        weighted mean does. They are not normalised. The text 'balanced' stands for weights inverse to the classes'
-        numbers of images: the method `balanced` computes them.
+    class_weights: one factor per class for the loss of its rows, not normalised; a row with soft labels gets the mean
+        factor, weighted by them. The text 'balanced' stands for factors inverse to the number of images of each class,
+        which the method `balanced` computes.
 
     Raises `RecipeError` for a value out of range.
     """
@@ -44,8 +44,7 @@ class SoftmaxCrossEntropy:
     class_weights: tuple[float, ...] | Literal["balanced"] = ()
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise RecipeError(f"label_smoothing: expected 0 or more and less than 1, found {self.label_smoothing}")
+        check_range("label_smoothing", self.label_smoothing, 0, below=1)
         if self.class_weights != "balanced" and any(not weight >= 0.0 for weight in self.class_weights):
             raise RecipeError(f"class_weights: expected numbers of 0 or more, found {list(self.class_weights)}")
 

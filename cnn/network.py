@@ -12,10 +12,10 @@ from cnn.rng import key_of
 
 
 class Network:
-    """`layer` for inputs of `in_shape` (H, W, C), with parameters initialised from `seed`, on `backend`.
+    """The layer tree `layer` and its arrays on `backend`, for inputs of `in_shape` (H, W, C).
 
-    Without a seed, parameters and state are zeros until `load_tensors`.
-    Raises `ShapeError` where the layers do not fit the shape or each other.
+    Parameters and state are initialised from `seed`; without one they are zeros until `load_tensors`. Raises
+    `ShapeError` where the layers do not fit the shape or each other.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Network:
 
     @property
     def needs_data(self) -> bool:
-        """Whether parameters must be computed by `initialise_from_images` before the first step."""
+        """Whether `initialise_from_images` must be called before the first step."""
         return isinstance(self.first[1], DataInitialised)
 
     def initialise_from_images(self, x: Array) -> None:
@@ -58,31 +58,27 @@ class Network:
 
     def backward(self, run: Run, cache: Cache, dy: Array) -> Array | None:
         """Write parameter gradients into `gradients`. Consumes `cache`. Returns dx if `run.need_dx`."""
-        return self.layer.backward(
-            run, self.parameters.tree, self.state.tree, self.gradients.tree, cache, dy
-        )
+        return self.layer.backward(run, self.parameters.tree, self.state.tree, self.gradients.tree, cache, dy)
 
     def infer(self, x: Array) -> Array:
         """Return outputs (N, *out_shape) for x (N, *in_shape), in inference mode."""
         return self.forward(Run(self.backend, training=False), x)[0]
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """A copy of all parameters and state on the host, by name."""
+        """Copies of all parameters and state on the host, by name."""
         return self.parameters.to_host() | self.state.to_host()
 
     def load_tensors(self, tensors: dict[str, np.ndarray]) -> None:
         """Copy parameters and state from `tensors`, by name; other entries are ignored.
 
-        Raises `ModelFileError`, before anything is changed, naming the first that is missing or of another shape.
+        Raises `ModelFileError` where one is missing or of another shape; nothing is changed then.
         """
         for arena in (self.parameters, self.state):
             for name, view in arena.views.items():
                 if name not in tensors:
                     raise ModelFileError(f"expected a parameter {name} of shape {view.shape}, found none")
                 if tensors[name].shape != view.shape:
-                    raise ModelFileError(
-                        f"parameter {name}: expected shape {view.shape}, found {tensors[name].shape}"
-                    )
+                    raise ModelFileError(f"parameter {name}: expected shape {view.shape}, found {tensors[name].shape}")
         for arena in (self.parameters, self.state):
             for name in arena.views:
                 arena.assign(name, tensors[name])

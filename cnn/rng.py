@@ -1,7 +1,7 @@
 """Counter-based random numbers: pure functions of a key and a counter, with no hidden state.
 
-A draw depends on (seed, step, row), not on the order of computation: a resumed run, or another number of workers,
-draws the same numbers for the same image.
+A number depends on (seed, step, row), not on the order of computation: a resumed run, or one with another number of
+workers, draws the same numbers for an image.
 """
 
 import hashlib

@@ -1,10 +1,10 @@
 """The backend protocol: the memory and kernels of a device.
 
-Layers, losses and optimizers call these methods, whatever the device. `backends/reference.py` implements each in plain
-NumPy, and the other backends are tested against it.
+Layers, losses and optimizers reach the device only through this protocol. `backends/reference.py` implements it in
+plain NumPy, and the other backends are tested against that.
 
-Images and feature maps are channels last throughout: (N, H, W, C). Methods named `*_backward` with an argument
-`d_weight` or `d_bias` *set* it: each parameter has one layer, and each layer one backward pass per step.
+Images and feature maps are channels last throughout: (N, H, W, C). Methods named `*_backward` with an argument such as
+`d_weight` *set* it, and do not add to it: a parameter is used only once in a forward pass.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Array: TypeAlias = Any
 
 @dataclass(frozen=True)
 class Window:
-    """How a kernel or a pool slides over an image: size, stride and padding, each for height and width."""
+    """The windows of a convolution or pool: size and stride as (height, width), and the padding on each side."""
 
     size: tuple[int, int]
     stride: tuple[int, int]
@@ -42,11 +42,11 @@ class Backend(Protocol):
     """
 
     name: str
-    description: str  # one line for the user: the device, and why it was picked
+    description: str  # the device, in one line for the user
     xp: Any  # the array module: numpy or cupy
 
     def for_thread(self) -> "Backend":
-        """Return a backend for one more thread: itself where the device does one thing at a time."""
+        """Return a backend for another thread to use; itself where that would be no faster."""
         ...
 
     # Memory
@@ -70,13 +70,11 @@ class Backend(Protocol):
 
     # Pooling
     def max_pool(self, x: Array, window: Window) -> tuple[Array, Array]: ...
-    def max_pool_backward(
-        self, dy: Array, winner: Array, in_shape: tuple[int, ...], window: Window
-    ) -> Array: ...
+    def max_pool_backward(self, dy: Array, argmax: Array, in_shape: tuple[int, ...], window: Window) -> Array: ...
     def average_pool(self, x: Array, window: Window) -> Array: ...
     def average_pool_backward(self, dy: Array, in_shape: tuple[int, ...], window: Window) -> Array: ...
     def global_max_pool(self, x: Array) -> tuple[Array, Array]: ...
-    def global_max_pool_backward(self, dy: Array, winner: Array, in_shape: tuple[int, ...]) -> Array: ...
+    def global_max_pool_backward(self, dy: Array, argmax: Array, in_shape: tuple[int, ...]) -> Array: ...
     def global_average_pool(self, x: Array) -> Array: ...
     def global_average_pool_backward(self, dy: Array, in_shape: tuple[int, ...]) -> Array: ...
 

@@ -1,11 +1,13 @@
-"""Reference backend in plain NumPy. The other backends are tested against it. Read this first.
+"""Reference backend in plain NumPy. The other backends are tested against it; read it before them.
 
-Each forward kernel is followed by its backward. The code uses only functions of `self.xp`, in the precision of its
-inputs, so that float64 tests its gradients, and CuPy runs it unchanged on a GPU.
+Each forward kernel is followed by its backward. Arrays are made only by functions of `self.xp`, so that CuPy runs this
+code unchanged on a GPU, and computed in the precision of the inputs, so that tests check gradients in float64.
 
-Shapes: N images, H by W pixels, C channels in; OH by OW pixels, K channels out; kernels (KH, KW, C, K).
+Shapes: N images, H by W pixels, C channels in; OH by OW pixels, K channels out; kernels (KH, KW, C, K); H' by W' pixels
+with padding. dy is the gradient w.r.t. the output y, dx and d_weight those w.r.t. x and the weight.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,11 +72,11 @@ class ReferenceBackend:
         return None if d_padded is None else _crop(d_padded, x.shape, window)  # (N, H, W, C)
 
     def pack_conv2d(self, weight: Array, bias: Array, window: Window, in_shape: tuple[int, ...]) -> Any:
-        """Prepare constant kernels, for images of `in_shape` (H, W, C), for `conv2d_packed`."""
+        """Convert constant kernels to the layout of `conv2d_packed`, for images of `in_shape` (H, W, C)."""
         return weight, bias, window
 
     def conv2d_packed(self, x: Array, packed: Any, kind: str) -> Array:
-        """The convolution and the activation after it, with what `pack_conv2d` returned."""
+        """A convolution by packed kernels, and the activation `kind` after it."""
         return self.activate(kind, self.conv2d(x, *packed))  # (N, OH, OW, K)
 
     # Dense: y = x @ w + bias, over the last axis
@@ -86,11 +88,11 @@ class ReferenceBackend:
         return y  # (N, K)
 
     def dense_infer(self, x: Array, weight: Array, bias: Array | None) -> Array:
-        """As `dense`, but a row's result is bitwise independent of the other rows: every product has the same shape."""
+        """As `dense`, but a row's bits do not depend on the other rows, since all products have the same shape."""
         y = self.xp.empty((len(x), weight.shape[1]), x.dtype)  # (N, K)
         for first in range(0, len(x), _BLOCK):
-            rows = x[first : first + _BLOCK]  # (R, C), padded with zero rows below
-            block = self.xp.zeros((_BLOCK, x.shape[1]), x.dtype)  # (block, C)
+            rows = x[first : first + _BLOCK]  # (R, C), R <= _BLOCK
+            block = self.xp.zeros((_BLOCK, x.shape[1]), x.dtype)  # (_BLOCK, C)
             block[: len(rows)] = rows
             y[first : first + _BLOCK] = self.dense(block, weight, bias)[: len(rows)]
         return y
@@ -106,48 +108,46 @@ class ReferenceBackend:
     # Pooling
 
     def max_pool(self, x: Array, window: Window) -> tuple[Array, Array]:
-        """The largest value in each window, and its index in the window: the first, where several are equal."""
+        """The largest value in each window, and its index in the window; the first of equals."""
         padded = _pad(self.xp, x, window, -np.inf)  # (N, H', W', C)
         out_h, out_w = window.out_size(*x.shape[1:3])
         y = self.xp.full((x.shape[0], out_h, out_w, x.shape[3]), -np.inf, x.dtype)  # (N, OH, OW, C)
-        winner = self.xp.zeros(y.shape, np.int32)  # (N, OH, OW, C)
+        argmax = self.xp.zeros(y.shape, np.int32)  # (N, OH, OW, C)
         for a, b, tap in _taps(window, out_h, out_w):
             values = padded[tap]  # (N, OH, OW, C)
             larger = (values > y) | self.xp.isnan(values)  # (N, OH, OW, C); NaN is propagated
             y = self.xp.where(larger, values, y)  # (N, OH, OW, C)
-            winner = self.xp.where(larger, np.int32(a * window.size[1] + b), winner)  # (N, OH, OW, C)
-        return y, winner
+            argmax = self.xp.where(larger, np.int32(a * window.size[1] + b), argmax)  # (N, OH, OW, C)
+        return y, argmax
 
-    def max_pool_backward(
-        self, dy: Array, winner: Array, in_shape: tuple[int, ...], window: Window
-    ) -> Array:
-        d_padded = _zeros_padded(self.xp, in_shape, window, dy.dtype)  # (N, H', W', C)
+    def max_pool_backward(self, dy: Array, argmax: Array, in_shape: tuple[int, ...], window: Window) -> Array:
+        d_padded = _pad(self.xp, self.xp.zeros(in_shape, dy.dtype), window, 0.0)  # (N, H', W', C)
         for a, b, tap in _taps(window, *dy.shape[1:3]):
-            d_padded[tap] += dy * (winner == a * window.size[1] + b)  # (N, OH, OW, C)
+            d_padded[tap] += dy * (argmax == a * window.size[1] + b)  # (N, OH, OW, C)
         return _crop(d_padded, in_shape, window)  # (N, H, W, C)
 
     def average_pool(self, x: Array, window: Window) -> Array:
         """The mean of each window; padding counts as zeros."""
         padded = _pad(self.xp, x, window, 0.0)  # (N, H', W', C)
         taps = _taps(window, *window.out_size(*x.shape[1:3]))
-        return sum(padded[tap] for _, _, tap in taps) / _area(window)  # (N, OH, OW, C)
+        return sum(padded[tap] for _, _, tap in taps) / math.prod(window.size)  # (N, OH, OW, C)
 
     def average_pool_backward(self, dy: Array, in_shape: tuple[int, ...], window: Window) -> Array:
-        d_padded = _zeros_padded(self.xp, in_shape, window, dy.dtype)  # (N, H', W', C)
-        each = dy / _area(window)  # (N, OH, OW, C)
+        d_padded = _pad(self.xp, self.xp.zeros(in_shape, dy.dtype), window, 0.0)  # (N, H', W', C)
+        each = dy / math.prod(window.size)  # (N, OH, OW, C)
         for _, _, tap in _taps(window, *dy.shape[1:3]):
             d_padded[tap] += each  # (N, OH, OW, C)
         return _crop(d_padded, in_shape, window)  # (N, H, W, C)
 
     def global_max_pool(self, x: Array) -> tuple[Array, Array]:
-        """Each channel's largest value over the image, and the index of its pixel."""
+        """Each channel's largest value over the image, and its pixel's index."""
         pixels = x.reshape(len(x), -1, x.shape[3])  # (N, H*W, C)
         return pixels.max(axis=1), pixels.argmax(axis=1)  # (N, C) each
 
-    def global_max_pool_backward(self, dy: Array, winner: Array, in_shape: tuple[int, ...]) -> Array:
+    def global_max_pool_backward(self, dy: Array, argmax: Array, in_shape: tuple[int, ...]) -> Array:
         n, height, width, channels = in_shape
         dx = self.xp.zeros((n, height * width, channels), dy.dtype)  # (N, H*W, C)
-        dx[self.xp.arange(n)[:, None], winner, self.xp.arange(channels)] = dy
+        dx[self.xp.arange(n)[:, None], argmax, self.xp.arange(channels)] = dy
         return dx.reshape(in_shape)  # (N, H, W, C)
 
     def global_average_pool(self, x: Array) -> Array:
@@ -157,7 +157,7 @@ class ReferenceBackend:
         each = dy[:, None, None] / (in_shape[1] * in_shape[2])  # (N, 1, 1, C)
         return self.xp.broadcast_to(each, in_shape).copy()  # (N, H, W, C)
 
-    # Batch norm (Ioffe and Szegedy, 2015) and an activation (`kind`, "" for none), per channel:
+    # Batch norm (Ioffe and Szegedy, 2015) and the activation `kind`, per channel:
     # y = activation(z) with z = scale * x_hat + shift, x_hat = (x - mean) / sqrt(variance + epsilon)
 
     def batch_norm_train(
@@ -248,10 +248,10 @@ class ReferenceBackend:
     def softmax_cross_entropy(
         self, logits: Array, targets: Array, smoothing: float, class_weights: Array | None, denominator: int
     ) -> tuple[Array, Array]:
-        """The sum of the rows' weighted cross-entropies over `denominator`, and its gradient w.r.t. the logits (N, K).
+        """The weighted sum of the rows' cross-entropies, divided by `denominator`, and its gradient w.r.t. the logits.
 
-        `targets` are class indices (N,), or soft labels (N, K) whose rows sum to 1. A row's weight is its target's
-        class weight (K,), for soft labels their weighted mean.
+        `targets` are class indices (N,), or soft labels (N, K) whose rows sum to 1. A row's weight is its class's entry
+        in `class_weights` (K,); with soft labels, the mean of the entries weighted by them.
         """
         rows = self.xp.arange(len(targets))  # (N,)
         shifted = logits - logits.max(axis=1, keepdims=True)  # (N, K)
@@ -268,7 +268,7 @@ class ReferenceBackend:
         loss = -(row_weights * target * log_p).sum()  # ()
         return loss, row_weights * (self.xp.exp(log_p) - target)  # (N, K)
 
-    # Optimizers: weight decay applies to the first `decayed` entries; `gradient_scale` clips the gradient
+    # Optimizers: weight decay applies to the first `decayed` entries; the gradient is multiplied by `gradient_scale`
 
     def squared_norm(self, vector: Array) -> float:
         return float(vector.astype(np.float64) @ vector.astype(np.float64))
@@ -305,9 +305,10 @@ class ReferenceBackend:
     ) -> Array:
         """Crop, flip, shift, normalise and recolour in one pass: uint8 (N, H, W, C) -> mean's dtype (N, OH, OW, C).
 
-        Output pixel (i, j) of image n is the bilinear sample at row `ys[n, i]`, column `xs[n, j]`, in pixels inside
-        of the image. `colours` (N, C, C + 1), one matrix per image, multiply the normalised pixel with a 1 appended to
-        its channels. `holes` (N, 4), as top, bottom, left, right, are then set to 0, the normalised mean colour.
+        Output pixel (i, j) of image n is interpolated bilinearly at row `ys[n, i]` and column `xs[n, j]`, which lie
+        inside the image. Each image's matrix in `colours` (N, C, C + 1) then multiplies its normalised pixels, with a 1
+        appended to their channels. Last, `holes` (N, 4) are set to 0, the normalised mean colour. A hole or box is
+        given as its top, bottom, left and right.
         """
         xp = self.xp
         y0, y1, fy = _neighbours(xp, ys, images.shape[1], mean.dtype)  # (N, OH) each
@@ -331,8 +332,8 @@ class ReferenceBackend:
     def blend(self, x: Array, partners: Array, weights: Array, boxes: Array) -> Array:
         """Blend image n of x (N, H, W, C) with image `partners[n]`, into a new array.
 
-        Within its box (N, 4), as top, bottom, left, right, the image has the weight `weights[n]` and the partner the
-        rest; outside, the image is unchanged.
+        Inside box n of `boxes` (N, 4), image n has the weight `weights[n]` and its partner 1 - `weights[n]`. Outside,
+        the image is unchanged.
         """
         own = weights.astype(x.dtype)[:, None, None, None]  # (N, 1, 1, 1)
         inside = _within(self.xp, boxes, *x.shape[1:3])[..., None]  # (N, H, W, 1)
@@ -340,7 +341,7 @@ class ReferenceBackend:
 
 
 def _pad(xp: Any, x: Array, window: Window, value: float) -> Array:
-    """x with the window's padding around it: (N, H', W', C)."""
+    """x (N, H, W, C) padded with `value` as the window says: (N, H', W', C)."""
     if not (window.top or window.bottom or window.left or window.right):
         return x
     margins = ((0, 0), (window.top, window.bottom), (window.left, window.right), (0, 0))
@@ -352,15 +353,8 @@ def _crop(padded: Array, shape: tuple[int, ...], window: Window) -> Array:
     return padded[:, window.top : window.top + shape[1], window.left : window.left + shape[2]]
 
 
-def _zeros_padded(xp: Any, shape: tuple[int, ...], window: Window, dtype: Any) -> Array:
-    n, height, width, channels = shape
-    height += window.top + window.bottom
-    width += window.left + window.right
-    return xp.zeros((n, height, width, channels), dtype)  # (N, H', W', C)
-
-
 def _taps(window: Window, out_h: int, out_w: int) -> Iterator[tuple[int, int, tuple[slice, slice, slice]]]:
-    """Each position (a, b) of the window, and the slice of a padded image at that position for all outputs."""
+    """Each position (a, b) in the window, a tap, and the slice of padded images under it: one pixel per output."""
     down, right = window.stride
     for a in range(window.size[0]):
         for b in range(window.size[1]):
@@ -370,22 +364,18 @@ def _taps(window: Window, out_h: int, out_w: int) -> Iterator[tuple[int, int, tu
 
 
 def _within(xp: Any, boxes: Array, height: int, width: int) -> Array:
-    """Which pixels lie in their image's box (N, 4), as top, bottom, left, right: bool (N, height, width)."""
+    """Whether each pixel lies in its image's box (N, 4): bool (N, height, width)."""
     i, j = xp.arange(height)[:, None], xp.arange(width)  # (height, 1), (width,)
     top, bottom, left, right = (boxes[:, side, None, None] for side in range(4))  # (N, 1, 1) each
     return (i >= top) & (i < bottom) & (j >= left) & (j < right)
 
 
-def _area(window: Window) -> int:
-    return window.size[0] * window.size[1]
-
-
 def _sigmoid(xp: Any, x: Array) -> Array:
-    """1 / (1 + exp(-x)) through tanh, which does not overflow."""
+    """1 / (1 + exp(-x)), computed by tanh, which does not overflow."""
     return 0.5 * (1.0 + xp.tanh(0.5 * x))
 
 
 def _neighbours(xp: Any, positions: Array, size: int, dtype: Any) -> tuple[Array, Array, Array]:
-    """The two pixels around each position, and its distance from the first, 0 to 1."""
-    first = xp.floor(positions).astype(np.int64)
+    """The two pixels around each position, and its distance from the first, 0 to 1: (N, OH) or (N, OW) each."""
+    first = xp.floor(positions).astype(np.int64)  # shape of positions
     return first, xp.minimum(first + 1, size - 1), (positions - first).astype(dtype)

@@ -1,8 +1,8 @@
 """Confidence calibration: expected calibration error and temperature scaling.
 
 Of the images predicted with a confidence of 90 %, nine in ten should be correct. Label smoothing makes a network
-under-confident, long training over-confident; one temperature, by which outputs are divided before the softmax,
-corrects most of it (Guo et al., 2017, "On Calibration of Modern Neural Networks"). It changes no predicted class.
+under-confident, long training over-confident. Dividing its outputs by one temperature before the softmax corrects most
+of it, and changes no predicted class (Guo et al., 2017, "On Calibration of Modern Neural Networks").
 """
 
 from dataclasses import dataclass

@@ -1,17 +1,18 @@
 """Fast inference for fixed weights: batch norm and activations are folded into the convolutions before them.
 
-Kernels are converted once to the layout that the backend reads fastest, not for every batch.
+Kernels are converted to the backend's fastest layout once, not for every batch.
 """
 
 from collections.abc import Callable
 from copy import copy
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from cnn.arena import Shape, Tree
 from cnn.backends.base import Array, Backend
-from cnn.layers import BatchNorm, Conv2D, Dense, Layer, Residual, Run, Sequential
+from cnn.layers import BatchNorm, Conv2D, Dense, Layer, Residual, Run, Sequential, chain
 from cnn.layers.activations import Activation
 from cnn.network import Network
 
@@ -20,7 +21,7 @@ _Step: TypeAlias = Callable[[Backend, Array], Array]
 
 
 class FoldedNetwork:
-    """A snapshot of `network` for inference; later changes of its weights have no effect.
+    """A copy of `network` for inference, which later changes of its weights do not affect.
 
     On the CPU a row's outputs are bitwise independent of the batch, its position in it and the number of threads.
     """
@@ -53,7 +54,7 @@ def _prepare(layer: Layer, p: Tree, s: Tree, in_shape: Shape, backend: Backend) 
             )
             return lambda on, x: on.add(body(on, x), shortcut(on, x), layer.activation)
         case Conv2D():
-            return _convolution(layer, p, None, {}, {}, "", in_shape, backend)
+            return _prepare(chain(conv=layer), {"conv": p}, {}, in_shape, backend)
         case Dense():
             return lambda on, x: on.dense_infer(x, p["weight"], p.get("bias"))
     return lambda on, x: layer.forward(Run(on, training=False), p, s, x)[0]
@@ -65,21 +66,25 @@ def _prepare_sequence(sequence: Sequential, p: Tree, s: Tree, in_shape: Shape, b
     rest = list(sequence.layers)
     while rest:
         name, layer = rest.pop(0)
-        out_shape = layer.specs(in_shape).out_shape
         if isinstance(layer, Conv2D):
-            norm: BatchNorm | None = None
-            norm_p, norm_s, kind = {}, {}, ""
-            if rest and isinstance(after := rest[0][1], BatchNorm):
-                norm, norm_p, norm_s, kind = after, p[rest[0][0]], s[rest[0][0]], after.activation
+            weight, kind = p[name]["weight"], ""  # (KH, KW, C, K)
+            bias = p[name].get("bias", backend.zeros((layer.filters,), weight.dtype))  # (K,)
+            if rest and isinstance(norm := rest[0][1], BatchNorm):
+                norm_name, kind = rest.pop(0)[0], norm.activation
+                weight, bias = _fold(norm, p[norm_name], s[norm_name], weight, bias, backend.xp)
+            if rest and not kind and isinstance(activation := rest[0][1], Activation):
+                kind = activation.kind
                 del rest[0]
-            if rest and not kind and isinstance(after := rest[0][1], Activation):
-                kind = after.kind
-                del rest[0]
-            steps.append(_convolution(layer, p[name], norm, norm_p, norm_s, kind, in_shape, backend))
+            packed = backend.pack_conv2d(weight.copy(), bias.copy(), layer.window, in_shape)
+            steps.append(partial(_convolve, packed, kind))
         else:
             steps.append(_prepare(layer, p.get(name, {}), s.get(name, {}), in_shape, backend))
-        in_shape = out_shape
+        in_shape = layer.specs(in_shape).out_shape
     return steps
+
+
+def _convolve(packed: Any, kind: str, on: Backend, x: Array) -> Array:
+    return on.conv2d_packed(x, packed, kind)
 
 
 def _compose(steps: list[_Step]) -> _Step:
@@ -91,19 +96,9 @@ def _compose(steps: list[_Step]) -> _Step:
     return run
 
 
-def _convolution(
-    layer: Conv2D, p: Tree, norm: Any, norm_p: Tree, norm_s: Tree, kind: str, in_shape: Shape, backend: Backend
-) -> _Step:
-    """activation(norm(convolution)) with the norm, which is linear in inference, folded into kernels and bias."""
-    xp, weight = backend.xp, p["weight"]  # (KH, KW, C, K)
-    bias = p["bias"] if "bias" in p else backend.zeros((layer.filters,), weight.dtype)  # (K,)
-    if norm is not None:
-        scale, shift, mean, variance = (
-            values.astype(np.float64)
-            for values in (norm_p["scale"], norm_p["shift"], norm_s["mean"], norm_s["variance"])
-        )  # (K,) each
-        factor = scale / xp.sqrt(variance + norm.epsilon)  # (K,)
-        bias = (factor * (bias - mean) + shift).astype(weight.dtype)  # (K,)
-        weight = (weight * factor).astype(weight.dtype)  # (KH, KW, C, K)
-    packed = backend.pack_conv2d(weight.copy(), bias.copy(), layer.window, in_shape)
-    return lambda on, x: on.conv2d_packed(x, packed, kind)
+def _fold(norm: BatchNorm, p: Tree, s: Tree, weight: Array, bias: Array, xp: Any) -> tuple[Array, Array]:
+    """Kernels (KH, KW, C, K) and bias (K,) of a convolution and the batch norm after it, linear in inference."""
+    arrays = p["scale"], p["shift"], s["mean"], s["variance"]
+    scale, shift, mean, variance = (values.astype(np.float64) for values in arrays)  # (K,) each
+    factor = scale / xp.sqrt(variance + norm.epsilon)  # (K,)
+    return (weight * factor).astype(weight.dtype), (factor * (bias - mean) + shift).astype(weight.dtype)

@@ -1,7 +1,7 @@
 """Grad-CAM: class activation maps (Selvaraju et al., 2017, "Visual Explanations from Deep Networks").
 
-The map of a class is the positive part of a weighted sum of the last feature maps. The weight of each is the mean, over
-its pixels, of the gradient of the class's output w.r.t. it.
+The map of a class is the positive part of a weighted sum of the last feature maps. A feature map's weight is the
+gradient of the class's output w.r.t. it, averaged over its pixels.
 """
 
 from collections.abc import Iterator
@@ -31,8 +31,8 @@ class GradCam:
     """Grad-CAM of `network` for images whose channels have `mean` and `std` (3,), in 0..255 units.
 
     The network runs in inference mode: batch norm with its running statistics, no dropout. Its gradients are
-    overwritten. Raises `ShapeError` unless it ends in vectors, with no batch norm or residual block after the last
-    feature maps.
+    overwritten. Raises `ShapeError` where it does not end in vectors, or has a batch norm or residual block after the
+    last feature maps.
     """
 
     def __init__(self, network: Network, mean: np.ndarray, std: np.ndarray) -> None:
@@ -49,7 +49,7 @@ class GradCam:
             raise ShapeError(f"expected a network that ends in vectors, found outputs of shape {shape}; end in a pool")
         self._body, self._tail = layers[:cut], layers[cut:]  # up to the last feature maps, and after them
         for bound in self._tail:
-            # Their backward pass needs what only a training pass caches.
+            # Their backward pass needs a cache that only the training mode makes.
             if isinstance(bound.layer, BatchNorm | Residual):
                 raise ShapeError(
                     f"expected only dense layers after the last feature maps, found {bound.layer}; move it before them"
@@ -66,7 +66,7 @@ class GradCam:
         run = Run(self.backend, training=False)
         x = preprocess(self.backend, images, None, self.mean, self.std)  # (N, H, W, 3)
         for layer, p, s, _ in self._body:
-            x, _ = layer.forward(run, p, s, x)  # (N, h, w, C) in the end
+            x, _ = layer.forward(run, p, s, x)  # finally (N, h, w, C)
         weights = self._gradient(run, x, classes).mean(axis=(1, 2))  # (N, C)
         found = self.backend.to_host((x * weights[:, None, None]).sum(axis=3))  # (N, h, w)
         found = np.maximum(found, 0.0)
@@ -84,7 +84,7 @@ class GradCam:
         one_hot[np.arange(len(classes)), classes] = 1.0
         d = self.backend.asarray(one_hot)
         for layer, p, s, g in reversed(self._tail):
-            d = layer.backward(run, p, s, g, caches.pop(), d)  # (N, h, w, C) in the end
+            d = layer.backward(run, p, s, g, caches.pop(), d)  # finally (N, h, w, C)
         return d
 
 

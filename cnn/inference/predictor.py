@@ -36,7 +36,7 @@ class Predictor:
         self.infer = FoldedNetwork(network)
         self.loss = self.card.build_loss()
         self.mean, self.std = normalisation(network, np.array(self.card.mean), np.array(self.card.std))  # (3,)
-        self._lock = Lock()  # a backend's scratch memory serves one call at a time
+        self._lock = Lock()  # calls share the backend's scratch memory
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Outputs before the softmax, float32 (B, classes) on the host, for uint8 images (B, H, W, 3).
@@ -56,10 +56,7 @@ class Predictor:
             return self.backend.to_host(self.loss.probabilities(self.backend, outputs))
 
     def for_thread(self) -> "Predictor":
-        """Return a predictor for one more thread, which shares all parameters with this one.
-
-        Where the device does one thing at a time, it is this predictor itself.
-        """
+        """Return a predictor for another thread, with the same parameters; this one where that would be no faster."""
         backend = self.backend.for_thread()
         if backend is self.backend:
             return self

@@ -18,7 +18,7 @@ class View(NamedTuple):
     mirrored: bool
 
     def maps(self, count: int, height: int, width: int) -> Maps:
-        """The maps for `count` images of this size; the border is reflected into the uncovered edge."""
+        """The sampling maps of `count` images of this size; the border is reflected into the uncovered edge."""
         ys, xs, _ = identity_maps(count, height, width)
         ys, xs = (
             reflect(positions - self.shift * max(1, round(size / 32)), size).astype(np.float32)
@@ -27,7 +27,7 @@ class View(NamedTuple):
         return Maps(ys, xs, None).mirrored(np.full(count, self.mirrored))
 
 
-# Policies by name. The weights of each add up to 1.
+# By the names that `--views` takes. The weights of each add up to 1.
 VIEWS: dict[str, tuple[View, ...]] = {
     "none": (View(1.0, 0, False),),
     "mirror": (View(0.5, 0, False), View(0.5, 0, True)),
@@ -41,7 +41,7 @@ VIEWS: dict[str, tuple[View, ...]] = {
 def tta_outputs(
     backend: Backend, infer: FoldedNetwork, images: np.ndarray, views: str, mean: Array, std: Array
 ) -> Array:
-    """The mean outputs (B, C) over all `views`, a key of VIEWS, of uint8 images (B, H, W, 3)."""
+    """The weighted mean, over `views`, a key of VIEWS, of the outputs for uint8 images (B, H, W, 3): (B, C)."""
     outputs = []
     for view in VIEWS[views]:
         x = preprocess(backend, images, view.maps(*images.shape[:3]), mean, std)  # (B, H, W, 3)

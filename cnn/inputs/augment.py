@@ -1,7 +1,7 @@
 """Random augmentation of training images: flip, shift, crop, cutout and colour jitter.
 
-The draws are a function of (key, row). They become maps from output pixels to positions in the source image, and
-the device then crops, shifts, flips, normalises and recolours in one pass over the uint8 pixels (`Backend.resample`).
+Random numbers, functions of (key, row), become maps from output pixels to positions in the source image. The device
+then crops, shifts, flips, normalises and recolours in one pass over the uint8 pixels (`Backend.resample`).
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from cnn.errors import RecipeError
+from cnn.errors import RecipeError, check_range
 from cnn.rng import uniform
 
 _DRAWS = 9  # uniform numbers per image
@@ -38,7 +38,7 @@ class Augment:
     crop_scale: the smallest fraction of the area in a random resized crop (Szegedy et al., 2015); 1 is off.
     crop_stretch: the crop's height over width varies by up to this factor either way.
     cutout: the side of a square that is blanked at a random place (DeVries and Taylor, 2017); 0 is off.
-    brightness, contrast, saturation: each factor varies by up to this much around 1; see `colours`. 0 is off.
+    brightness, contrast, saturation: a factor's largest distance from 1; see `colours`. 0 is off.
 
     Raises `RecipeError` for a value out of range.
     """
@@ -58,13 +58,9 @@ class Augment:
         for name, low, high in (
             ("shift", 0.0, 0.5), ("crop_scale", 0.01, 1.0), ("crop_stretch", 1.0, 10.0), ("cutout", 0.0, 1.0)
         ):
-            if not low <= getattr(self, name) <= high:
-                raise RecipeError(f"augment {name}: expected {low:g} to {high:g}, found {getattr(self, name)}")
+            check_range(f"augment {name}", getattr(self, name), low, high)
         for name in ("brightness", "contrast", "saturation"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise RecipeError(
-                    f"augment {name}: expected 0 or more and less than 1, found {getattr(self, name)}"
-                )
+            check_range(f"augment {name}", getattr(self, name), 0, below=1)
 
     def maps(self, key: int, rows: np.ndarray, height: int, width: int) -> Maps:
         """The maps of images with row numbers `rows` (N,), without alternate flips: a function of (key, row)."""
@@ -91,11 +87,10 @@ class Augment:
     def colours(self, key: int, rows: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray | None:
         """Colour matrices of images with row numbers `rows` (N,): float32 (N, 3, 4), None if none vary.
 
-        Each acts on a pixel's (red, green, blue, 1), normalised by `mean` and `std` (3,). On the unnormalised colour
-        it multiplies by a brightness, then scales its distance from the mean colour by a contrast, then that from the
-        pixel's own luma by a saturation: factors uniform in 1 - x to 1 + x. torchvision's ColorJitter differs in the
-        order, which is random there, in the mean colour, which is the image's own mean grey there, and in clipping
-        at black and white. A function of (key, row).
+        A matrix acts on a pixel's (red, green, blue, 1), normalised by `mean` and `std` (3,). The colour is multiplied
+        by a brightness; then its distance from the mean colour by a contrast; then its distance from the pixel's luma
+        by a saturation. Each factor is uniform in 1 - x to 1 + x, a function of (key, row). In torchvision's
+        ColorJitter, the order is random, contrast is relative to the image's own mean grey, and colours are clipped.
         """
         reach = np.array([self.brightness, self.contrast, self.saturation])  # (3,)
         if not reach.any():
@@ -119,9 +114,10 @@ def identity_maps(count: int, height: int, width: int) -> Maps:
 
 
 def alternate_flips(key: int, rows: np.ndarray, epoch: int) -> np.ndarray:
-    """Which of `rows` (N,) are mirrored in `epoch`, from 0: bool (N,); a random half, and in the next epoch the others.
+    """Whether each of `rows` (N,) is mirrored in `epoch`, counted from 0: bool (N,).
 
-    So a network sees both versions of every image in any two epochs (Jordan, 2024). Use one `key` for all epochs.
+    A random half is, and in the next epoch the other half, so that two epochs show both versions of every image
+    (Jordan, 2024). Use one `key` for all epochs.
     """
     first = uniform(key, rows, 1)[:, 0] < 0.5  # (N,)
     return first if epoch % 2 == 0 else ~first
@@ -138,18 +134,18 @@ def span(draw: np.ndarray, fraction: np.ndarray | float, size: int) -> tuple[np.
 
 
 def reflect(positions: np.ndarray, size: int) -> np.ndarray:
-    """`positions` beyond the border, mirrored at the outermost pixels of `size`."""
+    """Reflect `positions` outside 0 to `size` - 1 at the first and the last pixel."""
     inside = np.abs(positions)
     return np.clip(np.where(inside > size - 1, 2 * (size - 1) - inside, inside), 0, size - 1)
 
 
 def _random_integers(draw: np.ndarray, limit: float) -> np.ndarray:
-    """Uniform integers from -limit to limit, rounded, from uniform draws (N,) in 0 to 1: (N,)."""
+    """Uniform integers (N,) from -limit to limit, which is rounded first, from uniform draws (N,) in [0, 1)."""
     limit = round(limit)
     return np.floor(draw * (2 * limit + 1)) - limit
 
 
 def _crop(positions: np.ndarray, size: int, fraction: np.ndarray, draw: np.ndarray) -> np.ndarray:
-    """`positions` (N, size) mapped into a randomly placed interval of `fraction` (N,) of the side, by pixel centres."""
+    """Map `positions` (N, size) into an interval of `fraction` (N,) of the side, placed by `draw` (N,), 0 to 1."""
     start = draw * (1.0 - fraction) * size  # (N,)
     return np.clip(start[:, None] + (positions + 0.5) * fraction[:, None] - 0.5, 0, size - 1)  # (N, size)

@@ -1,7 +1,7 @@
 """MixUp and CutMix: blend each training image, and its label, with another of the batch.
 
-The draws are a function of (key, row). They become a `Blend`, which the device applies in one pass over the
-normalised images (`Backend.blend`), and which turns class indices into soft labels.
+Random numbers, functions of (key, row), become a `Blend`. The device applies it in one pass over the normalised images
+(`Backend.blend`), and it converts class indices to soft labels.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from cnn.errors import RecipeError, UnknownNameError
+from cnn.errors import RecipeError, UnknownNameError, check_range
 from cnn.inputs.augment import span
 from cnn.rng import key_of, uniform
 
@@ -19,11 +19,11 @@ KINDS: tuple[str, ...] = get_args(Kind)
 
 
 class Blend(NamedTuple):
-    """How each image of a batch is blended with its partner; see `Backend.blend`."""
+    """Partners and weights of a batch of blended images; see `Backend.blend`."""
 
     partners: np.ndarray  # int64 (N,): the index of the partner in the batch
     weights: np.ndarray  # float32 (N,): the weight of the image's own pixels inside its box, 0 to 1
-    boxes: np.ndarray  # int64 (N, 4): top, bottom, left, right of the box where the partner shows
+    boxes: np.ndarray  # int64 (N, 4): top, bottom, left, right of the box that is blended
     label_weights: np.ndarray  # float32 (N,): the weight of the image's own label, 0 to 1
 
     def targets(self, labels: np.ndarray, classes: int) -> np.ndarray:
@@ -54,8 +54,7 @@ class Mix:
             raise UnknownNameError("mix kind", self.kind, KINDS)
         if not 0.0 < self.alpha < math.inf:
             raise RecipeError(f"mix alpha: expected a number above 0, found {self.alpha}")
-        if not 0.0 <= self.share <= 1.0:
-            raise RecipeError(f"mix share: expected 0 to 1, found {self.share}")
+        check_range("mix share", self.share, 0, 1)
 
     def draw(self, key: int, rows: np.ndarray, height: int, width: int) -> Blend | None:
         """The blend of images with row numbers `rows` (N,), each with the next of the batch; None for no blending.

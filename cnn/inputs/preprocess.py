@@ -1,4 +1,4 @@
-"""Preprocessing on the device: uint8 images -> a network's normalised floating-point input."""
+"""Preprocessing on the device, from uint8 images to a network's normalised floating-point input."""
 
 import numpy as np
 
@@ -16,7 +16,7 @@ def normalisation(network: Network, mean: np.ndarray, std: np.ndarray) -> tuple[
 def preprocess(
     backend: Backend, images: np.ndarray, maps: Maps | None, mean: Array, std: Array, colours: np.ndarray | None = None
 ) -> Array:
-    """Augment and normalise uint8 images (B, H, W, 3): floating point (B, H, W, 3). See `Backend.resample`."""
+    """Augment and normalise uint8 images (B, H, W, 3): floating point (B, H, W, 3), by `Backend.resample`."""
     ys, xs, holes = identity_maps(*images.shape[:3]) if maps is None else maps
     arrays = [None if array is None else backend.asarray(array) for array in (ys, xs, holes, mean, std, colours)]
     return backend.resample(backend.asarray(images), *arrays)

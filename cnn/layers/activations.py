@@ -10,10 +10,10 @@ from cnn.layers.base import Cache, Run, Specs
 
 
 class Activation:
-    """y = f(x), elementwise; `kind` names f to the backend."""
+    """y = f(x), elementwise; `kind` is the backend's name of f."""
 
     kind: ClassVar[str]
-    keeps_input: ClassVar[bool]  # whether the gradient is computed from x; else from y alone
+    keeps_input: ClassVar[bool] = False  # whether the gradient is computed from x; else from y
 
     def specs(self, in_shape: Shape) -> Specs:
         return Specs(in_shape)
@@ -32,7 +32,6 @@ class ReLU(Activation):
     """max(x, 0)."""
 
     kind: ClassVar[str] = "relu"
-    keeps_input: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,6 @@ class Sigmoid(Activation):
     """1 / (1 + exp(-x))."""
 
     kind: ClassVar[str] = "sigmoid"
-    keeps_input: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,6 @@ class Tanh(Activation):
     """tanh(x)."""
 
     kind: ClassVar[str] = "tanh"
-    keeps_input: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ class SiLU(Activation):
 
 @dataclass(frozen=True)
 class GELU(Activation):
-    """x times the normal cumulative distribution function of x, tanh approximation (Hendrycks and Gimpel, 2016)."""
+    """x * P(Z <= x) for Z standard normal, in the tanh approximation (Hendrycks and Gimpel, 2016)."""
 
     kind: ClassVar[str] = "gelu"
     keeps_input: ClassVar[bool] = True
@@ -85,7 +82,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Softmax:
-    """exp(x) / sum(exp(x)) over the last axis. To train with cross-entropy, use the fused loss instead."""
+    """exp(x) / sum(exp(x)) over the last axis. For training, use `SoftmaxCrossEntropy` on the logits instead."""
 
     def specs(self, in_shape: Shape) -> Specs:
         return Specs(in_shape)
@@ -98,18 +95,12 @@ class Softmax:
         return run.backend.softmax_backward(dy, cache)  # shape of x
 
 
-# The activations that options of layers and models name.
-ACTIVATIONS: dict[str, type[Activation]] = {
-    "relu": ReLU,
-    "gelu": GELU,
-    "silu": SiLU,
-    "sigmoid": Sigmoid,
-    "tanh": Tanh,
-}
+# By the names that options of layers and models use.
+ACTIVATIONS: dict[str, type[Activation]] = {layer.kind: layer for layer in (ReLU, GELU, SiLU, Sigmoid, Tanh)}
 
 
 def check_activation(name: str, required: bool = False) -> None:
-    """Raise `UnknownNameError` unless `name` is that of an activation, or empty where none is `required`.
+    """Raise `UnknownNameError` unless `name` is an activation's, or empty and not `required`.
 
     Raises `RecipeError` where it is not text.
     """

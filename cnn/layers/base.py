@@ -28,21 +28,22 @@ class Run:
 
     backend: Backend
     training: bool
-    key: int = 0  # random draws are functions of this key and of the rows
-    rows: Array | None = None  # integers (N,): the images' row numbers, for layers that draw random numbers
+    key: int = 0  # random numbers are a function of this key and of `rows`
+    rows: Array | None = None  # integers (N,): the images' row numbers in the dataset
     need_dx: bool = True  # whether to compute the gradient w.r.t. this layer's input
 
     def inside(self, name: str, need_dx: bool = True) -> "Run":
-        """The context of the child layer `name`, with a random key of its own."""
+        """The context of the layer `name` of a container, with its own random key."""
         key = key_of(self.key, name) if self.training else self.key
         return replace(self, key=key, need_dx=need_dx)
 
 
 class Layer(Protocol):
-    """Forward and backward of one kind of layer; implementations are frozen dataclasses.
+    """Forward and backward pass of a layer; implementations are frozen dataclasses.
 
-    `p` and `g` are trees of parameters and gradients, `s` of state. `backward` *sets* `g` and returns the gradient
-    w.r.t. the layer's input, or None where `run.need_dx` is false.
+    `p`, `s` and `g` are the trees of its parameters, state and gradients. x is the input and y the output, dx and dy
+    are the gradients of the loss w.r.t. them. `forward` returns (y, cache). `backward` *sets* `g` and returns dx, or
+    None where `run.need_dx` is false.
     """
 
     def specs(self, in_shape: Shape) -> Specs: ...
@@ -57,12 +58,12 @@ class DataInitialised(Protocol):
     """A layer that computes some of its parameters from training images before the first step."""
 
     def parameters_from_images(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """These parameters by name, from normalised images (N, H, W, C) on the host."""
+        """Compute these parameters, by name, from normalised images (N, H, W, C) on the host."""
         ...
 
 
 def image_shape(layer: object, in_shape: Shape) -> tuple[int, int, int]:
-    """`in_shape` as (H, W, C). Raises `ShapeError` where it has another length."""
+    """Return `in_shape` as (H, W, C). Raises `ShapeError` where it is not of images."""
     if len(in_shape) != 3:
         raise ShapeError(
             f"{layer} expects images (height, width, channels), found shape {in_shape}; put it before Flatten"
@@ -71,5 +72,5 @@ def image_shape(layer: object, in_shape: Shape) -> tuple[int, int, int]:
 
 
 def pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width): `value` itself, or one number twice."""
+    """Return `value` as (height, width); one number stands for both."""
     return (value, value) if isinstance(value, int) else value

@@ -13,7 +13,7 @@ from cnn.layers.base import Cache, Layer, Run, Specs
 class Sequential:
     """Named layers, one after the other; written as `chain(conv=Conv2D(8), relu=ReLU())`.
 
-    Raises `RecipeError` where it is given something else than pairs of a name and a layer.
+    Raises `RecipeError` unless `layers` are pairs of a name and a layer.
     """
 
     layers: tuple[tuple[str, Layer], ...]
@@ -39,10 +39,11 @@ class Sequential:
         caches = []
         for name, layer in self.layers:
             x, cache = layer.forward(run.inside(name), p.get(name, {}), s.get(name, {}), x)
-            caches.append(cache if run.training else None)  # inference frees each array as soon as it can
+            caches.append(cache if run.training else None)  # in inference, free the arrays
         return x, caches
 
     def backward(self, run: Run, p: Tree, s: Tree, g: Tree, cache: Cache, dy: Array) -> Array | None:
+        # Without `need_dx`, the pass ends at the first layer with parameters: no gradient before it is needed.
         first_with_parameters = next((i for i, (name, _) in enumerate(self.layers) if name in g), len(self.layers))
         for i, (name, layer) in reversed(list(enumerate(self.layers))):
             if not run.need_dx and i < first_with_parameters:
@@ -56,7 +57,7 @@ class Sequential:
 
 
 def chain(**layers: Layer) -> Sequential:
-    """Return a `Sequential` of the keyword arguments, in their order. Raises `RecipeError` for other than layers."""
+    """Return a `Sequential` of the keyword arguments, in order. Raises `RecipeError` unless they are layers."""
     return Sequential(tuple(layers.items()))
 
 
@@ -72,7 +73,8 @@ def check_layer(name: str, layer: object) -> None:
 class Residual:
     """activation(body(x) + shortcut(x)) (He et al., 2016); the shortcut is the identity unless given.
 
-    `activation` is a name, or empty for none. Raises `RecipeError` for other values.
+    `activation` is a name, or empty for none. Raises `RecipeError` unless body and shortcut are layers, and
+    `UnknownNameError` for an unknown activation.
     """
 
     body: Layer
@@ -111,7 +113,7 @@ class Residual:
     def backward(self, run: Run, p: Tree, s: Tree, g: Tree, cache: Cache, dy: Array) -> Array | None:
         body_cache, shortcut_cache, cached = cache
         if self.activation:
-            # `cached` is x or y: the one that this activation's gradient is computed from.
+            # `cached` is the activation's input or output, from which its gradient is computed.
             dy = run.backend.activate_backward(self.activation, dy, cached, cached)
         branches = (("body", self.body, body_cache), ("shortcut", self.shortcut, shortcut_cache))
         left, right = (

@@ -1,4 +1,4 @@
-"""2-D convolution of any kernel size, stride and padding."""
+"""2-D convolution with any kernel size, stride and padding."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,10 +12,12 @@ from cnn.layers.base import Cache, Run, Specs, image_shape, pair
 
 @dataclass(frozen=True)
 class Conv2D:
-    """`filters` weighted sums over each `kernel`-sized window: (N, H, W, C) -> (N, OH, OW, filters).
+    """Convolution: (N, H, W, C) -> (N, OH, OW, filters).
 
-    `padding` is the number of zeros on every side, or a pair for height and width; `same` keeps the size at stride 1,
-    where an even kernel's odd zero is below and on the right. `initialise` gives the initial kernels.
+    Each filter computes, at each position of a `kernel`-sized window, a weighted sum of all the window's values. The
+    kernels are not flipped (cross-correlation). `padding` is the number of zeros on each side, or a pair for height and
+    width; `same` keeps the image size at stride 1, and puts the odd zero of an even kernel below and on the right.
+    `initialise` gives the initial kernels.
     """
 
     filters: int

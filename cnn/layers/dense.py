@@ -12,10 +12,7 @@ from cnn.layers.base import Cache, Run, Specs
 
 @dataclass(frozen=True)
 class Dense:
-    """A weighted sum of all inputs for each of `units` outputs: (N, C) -> (N, units).
-
-    `initialise` gives the initial weights.
-    """
+    """Fully connected layer, x @ weight + bias: (N, C) -> (N, units). `initialise` gives the initial weights."""
 
     units: int
     bias: bool = True
@@ -39,7 +36,7 @@ class Dense:
 
 @dataclass(frozen=True)
 class Flatten:
-    """Every image as one vector: (N, H, W, C) -> (N, H*W*C)."""
+    """Reshape each image to a vector: (N, H, W, C) -> (N, H*W*C)."""
 
     def specs(self, in_shape: Shape) -> Specs:
         return Specs((math.prod(in_shape),))

@@ -1,23 +1,26 @@
-"""Dropout: during training, zero a random fraction of the activations (Srivastava et al., 2014)."""
+"""Dropout (Srivastava et al., 2014)."""
 
 from dataclasses import dataclass
 
 from cnn.arena import Shape, Tree
 from cnn.backends.base import Array
-from cnn.errors import RecipeError
+from cnn.errors import check_range
 from cnn.layers.base import Cache, Run, Specs
 from cnn.rng import uniform
 
 
 @dataclass(frozen=True)
 class Dropout:
-    """Zero with probability `rate`, else scaled by 1 / (1 - rate), which keeps the mean; the identity in inference."""
+    """During training, zero each value with probability `rate`; in inference, the identity.
+
+    The other values are scaled by 1 / (1 - rate), so that the mean stays the same. Raises `RecipeError` for a rate out
+    of range.
+    """
 
     rate: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.rate < 1.0:
-            raise RecipeError(f"dropout rate: expected 0 or more and less than 1, found {self.rate}")
+        check_range("dropout rate", self.rate, 0, below=1)
 
     def specs(self, in_shape: Shape) -> Specs:
         return Specs(in_shape)

@@ -13,10 +13,11 @@ from cnn.layers.base import Cache, Run, Specs
 class BatchNorm:
     """Normalise each channel to mean 0 and variance 1 over the batch, then scale and shift (Ioffe and Szegedy, 2015).
 
-    `activation` is the name of an activation that follows in the same pass over memory, or empty. Running statistics
-    move by `momentum` towards those of each training batch, and are used in inference. Without `scaled`, the scale
-    stays 1. The shift's learning rate is multiplied by `shift_lr_factor`; weight decay applies to it with
-    `shift_decay`.
+    momentum: how far the running statistics, which inference uses, move towards those of each training batch.
+    activation: the name of an activation that is applied in the same pass over memory; empty: none.
+    scaled: whether the scale is trained; else it stays 1.
+    shift_lr_factor: multiplies the shift's learning rate.
+    shift_decay: whether weight decay applies to the shift.
     """
 
     momentum: float = 0.1

@@ -10,7 +10,7 @@ from cnn.layers.base import Cache, Run, Specs, image_shape, pair
 
 @dataclass(frozen=True)
 class _Pool:
-    """A window that slides over each channel. The stride defaults to the size."""
+    """A window that slides over each channel, by default with the stride of its size."""
 
     size: int | tuple[int, int] = 2
     stride: int | tuple[int, int] | None = None
@@ -28,7 +28,7 @@ class _Pool:
         if out_h < 1 or out_w < 1:
             raise ShapeError(f"{self} does not fit an image of {height}x{width}; use larger images")
         if 2 * window.top > window.size[0] or 2 * window.left > window.size[1]:
-            raise ShapeError(f"{self} has windows that see only padding; make the padding at most half the size")
+            raise ShapeError(f"{self} has windows entirely in the padding; make the padding at most half the size")
         return Specs((out_h, out_w, channels))
 
 
@@ -37,12 +37,12 @@ class MaxPool(_Pool):
     """The largest value of each window: (N, H, W, C) -> (N, OH, OW, C)."""
 
     def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]:
-        y, winner = run.backend.max_pool(x, self.window)  # (N, OH, OW, C) each
-        return y, (winner, x.shape)
+        y, argmax = run.backend.max_pool(x, self.window)  # (N, OH, OW, C) each
+        return y, (argmax, x.shape)
 
     def backward(self, run: Run, p: Tree, s: Tree, g: Tree, cache: Cache, dy: Array) -> Array | None:
-        winner, shape = cache
-        return run.backend.max_pool_backward(dy, winner, shape, self.window)  # (N, H, W, C)
+        argmax, shape = cache
+        return run.backend.max_pool_backward(dy, argmax, shape, self.window)  # (N, H, W, C)
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,9 @@ class GlobalMaxPool:
         return Specs((image_shape(self, in_shape)[2],))
 
     def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]:
-        y, winner = run.backend.global_max_pool(x)  # (N, C) each
-        return y, (winner, x.shape)
+        y, argmax = run.backend.global_max_pool(x)  # (N, C) each
+        return y, (argmax, x.shape)
 
     def backward(self, run: Run, p: Tree, s: Tree, g: Tree, cache: Cache, dy: Array) -> Array | None:
-        winner, shape = cache
-        return run.backend.global_max_pool_backward(dy, winner, shape)  # (N, H, W, C)
+        argmax, shape = cache
+        return run.backend.global_max_pool_backward(dy, argmax, shape)  # (N, H, W, C)

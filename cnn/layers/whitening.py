@@ -1,7 +1,7 @@
-"""Whitening convolution: its kernels are computed from images, not trained (Page, 2019; Jordan, 2024).
+"""Whitening convolution, whose kernels are computed from images, not trained (Page, 2019; Jordan, 2024).
 
 Neighbouring pixels are strongly correlated. Whitening makes the values of small patches uncorrelated and of equal
-variance, so that the layers after it need not learn to.
+variance, which the next layers then need not learn.
 """
 
 import math
@@ -14,16 +14,16 @@ from cnn.errors import ShapeError
 from cnn.layers.base import Specs, image_shape
 from cnn.layers.convolution import Conv2D
 
-_BLOCK = 64  # images at a time, so that their patches take little memory
+_BLOCK = 64  # images at a time, to bound the memory of their patches
 
 
 @dataclass(frozen=True)
 class Whitening(Conv2D):
-    """The principal components of `kernel`-sized patches, each scaled to variance 1, and their negatives.
+    """The principal components of `kernel`-sized patches, scaled to variance 1, and their negatives.
 
-    (N, H, W, C) -> (N, OH, OW, filters); `filters` must be 2 KH KW C. Kernels are random until they are computed by
-    `parameters_from_images`, and never trained. The bias is trained until the fraction `bias_trained_until` of the
-    training's steps. `epsilon` is added to the variances, so that small ones are not amplified without bound.
+    (N, H, W, C) -> (N, OH, OW, filters), where `filters` must be 2 * KH * KW * C. The kernels are random until
+    `parameters_from_images` computes them, and never trained. The bias is trained until the fraction
+    `bias_trained_until` of the training's steps. `epsilon` is added to the variances, to bound the scaling.
     """
 
     kernel: int | tuple[int, int] = 2
@@ -41,12 +41,12 @@ class Whitening(Conv2D):
         return Specs(out_shape, tuple(parameters), state)
 
     def parameters_from_images(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """Kernels that whiten the patches of `images` (N, H, W, C): `weight`, float64 (KH, KW, C, filters)."""
+        """Compute `weight`, float64 (KH, KW, C, filters), to whiten the patches of `images` (N, H, W, C)."""
         kh, kw = self.window.size
         channels = image_shape(self, images.shape[1:])[2]
         variances, components = np.linalg.eigh(second_moments(images, (kh, kw)))  # (D,) and (D, D), D = KH*KW*C
         variances, components = variances[::-1], components[:, ::-1]  # the largest first
-        # A component's sign is arbitrary. It is fixed here, so that every machine computes the same.
+        # A component's sign is arbitrary; make its largest entry positive, so that all machines compute the same.
         largest = np.abs(components).argmax(axis=0)  # (D,)
         components = components * np.sign(components[largest, np.arange(len(components))])  # (D, D)
         kernels = components / np.sqrt(variances + self.epsilon)  # (D, D)
@@ -54,7 +54,7 @@ class Whitening(Conv2D):
 
 
 def second_moments(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The mean outer product of all patches of `size` in images (N, H, W, C) with themselves: float64 (D, D)."""
+    """The mean of patch @ patch.T over all patches (D, 1) of `size` in images (N, H, W, C): float64 (D, D)."""
     kh, kw = size
     n, height, width, channels = images.shape
     total = np.zeros((kh * kw * channels,) * 2)  # (D, D)

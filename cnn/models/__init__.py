@@ -1,7 +1,7 @@
 """Networks by name: the built-in architectures, and the registry that a user's own network joins."""
 
 from cnn.models.architectures import Airbench94, Plain, ResNet9, ResNet18, Seed
-from cnn.models.registry import MODELS, Model, build_layers, import_model, model_name, model_path, register_model
+from cnn.models.registry import MODELS, Model, build_layers, import_model, model_path, register_model
 
 __all__ = [
     "MODELS",
@@ -13,7 +13,6 @@ __all__ = [
     "Seed",
     "build_layers",
     "import_model",
-    "model_name",
     "model_path",
     "register_model",
 ]

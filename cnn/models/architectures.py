@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 
 from cnn.arena import Shape
-from cnn.errors import RecipeError
+from cnn.errors import RecipeError, check_range
 from cnn.initialise import fan_in_uniform, identity
 from cnn.layers import (
     GELU,
@@ -50,10 +50,10 @@ class Seed:
 
 @dataclass(frozen=True)
 class Plain:
-    """Pairs of 3x3 convolutions with batch norm, each pair followed by a 2x2 max pool (after VGG, Simonyan, 2015).
+    """Pairs of 3x3 convolutions with batch norm, each followed by a 2x2 max pool (VGG, Simonyan and Zisserman, 2015).
 
-    There are as many pairs as bring the image down to about 4 pixels a side. The number of channels begins with
-    `width` and doubles with each pair, up to 8 times `width`.
+    Pairs are added until the image is about 4 pixels a side. The number of channels starts at `width` and doubles with
+    each pair, up to 8 times `width`.
     """
 
     width: int = 32
@@ -69,17 +69,15 @@ class Plain:
             named[f"conv{stage + 1}a"] = _conv_norm(filters, self.activation)
             named[f"conv{stage + 1}b"] = _conv_norm(filters, self.activation)
             named[f"pool{stage + 1}"] = MaxPool(2)
-        if self.dropout:
-            named["dropout"] = Dropout(self.dropout)
-        return chain(**named, average=GlobalAveragePool(), head=Dense(classes))
+        return chain(**named, dropout=Dropout(self.dropout), average=GlobalAveragePool(), head=Dense(classes))
 
 
 @dataclass(frozen=True)
 class ResNet9:
     """Eight convolutions, four of them in two residual blocks: the network of the fast CIFAR-10 runs (Page, 2019).
 
-    Its body works at 32 to 63 pixels a side: strided 3x3 convolutions first halve images of 64 or more. `width` is the
-    number of channels after the stem; the last block has 8 times as many.
+    Strided 3x3 convolutions first halve images of 64 or more pixels a side, down to 32 to 63. `width` is the number of
+    channels after the stem; the last block has 8 times as many.
     """
 
     width: int = 32
@@ -97,16 +95,13 @@ class ResNet9:
         side = min(in_shape[:2]) // 2**halvings
         for stage, filters in enumerate((2 * width, 4 * width, 8 * width), start=1):
             named[f"conv{stage}"] = _conv_norm(filters, act)
-            if side >= 2:  # images of a few pixels are not halved down to none
+            if side >= 2:  # tiny images are not pooled below one pixel
                 named[f"pool{stage}"] = MaxPool(2)
                 side //= 2
             if stage != 2:
                 block = chain(conv1=_conv_norm(filters, act), conv2=_conv_norm(filters, act))
                 named[f"block{stage}"] = Residual(block)
-        named["average"] = GlobalAveragePool()
-        if self.dropout:
-            named["dropout"] = Dropout(self.dropout)
-        return chain(**named, head=Dense(classes))
+        return chain(**named, average=GlobalAveragePool(), dropout=Dropout(self.dropout), head=Dense(classes))
 
 
 @dataclass(frozen=True)
@@ -134,10 +129,7 @@ class ResNet18:
                 stride = 2 if stage > 0 and block == 0 else 1
                 named[f"stage{stage + 1}block{block + 1}"] = _basic_block(channels, filters, stride)
                 channels = filters
-        named["average"] = GlobalAveragePool()
-        if self.dropout:
-            named["dropout"] = Dropout(self.dropout)
-        return chain(**named, head=Dense(classes))
+        return chain(**named, average=GlobalAveragePool(), dropout=Dropout(self.dropout), head=Dense(classes))
 
 
 @dataclass(frozen=True)
@@ -148,9 +140,9 @@ class Airbench94:
     global max pool. Convolutions start as the identity. Batch norm has only a shift, whose learning rate is multiplied
     by `shift_lr_factor`. `width` is the number of channels of the first group; the others have four times as many.
 
-    `whiten_bias` is the fraction of the training in which the whitening layer's bias is trained; in the original, 3
-    epochs of 9.9. `scale` multiplies the outputs. For ablations: without `whiten` the first layer is a trained
-    convolution, without `identity` all convolutions start at random.
+    `whiten_bias` is the fraction of the training during which the whitening layer's bias is trained; in the original,
+    3 of 9.9 epochs. `scale` multiplies the outputs. For ablations: without `whiten` the first layer is a trained
+    convolution, without `identity` all convolutions are initialised at random.
     """
 
     width: int = 64
@@ -164,8 +156,7 @@ class Airbench94:
         _check_options(self.width, "gelu")
         if not self.shift_lr_factor > 0.0:
             raise RecipeError(f"model shift_lr_factor: expected a number above 0, found {self.shift_lr_factor}")
-        if not 0.0 <= self.whiten_bias <= 1.0:
-            raise RecipeError(f"model whiten_bias: expected a fraction from 0 to 1, found {self.whiten_bias}")
+        check_range("model whiten_bias", self.whiten_bias, 0, 1)
         norm = BatchNorm(0.4, 1e-12, "gelu", scaled=False, shift_lr_factor=self.shift_lr_factor, shift_decay=True)
         filters = 2 * 2 * 2 * in_shape[2]
         start = identity if self.identity else fan_in_uniform
@@ -175,14 +166,14 @@ class Airbench94:
         side = min(in_shape[:2]) - 1
         for number, filters in enumerate((self.width, 4 * self.width, 4 * self.width), start=1):
             group: dict[str, Layer] = {"conv1": Conv2D(filters, 3, bias=False, initialise=start)}
-            if side >= 2:  # images of a few pixels are not halved down to none
+            if side >= 2:  # tiny images are not pooled below one pixel
                 group["pool"] = MaxPool(2)
                 side //= 2
             group |= {"norm1": norm, "conv2": Conv2D(filters, 3, bias=False, initialise=start), "norm2": norm}
             named[f"group{number}"] = chain(**group)
         named["largest"] = GlobalMaxPool()
         if self.scale != 1.0:
-            named["scale"] = Scale(self.scale)  # the same before the head as after it: the head has no bias
+            named["scale"] = Scale(self.scale)  # as good as after the head, which has no bias
         return chain(**named, head=Dense(classes, bias=False, initialise=fan_in_uniform))
 
 
@@ -206,6 +197,5 @@ def _basic_block(channels: int, filters: int, stride: int) -> Sequential:
 
 
 def _check_options(width: int, activation: str) -> None:
-    if width < 1:
-        raise RecipeError(f"model width: expected 1 or more channels, found {width}")
+    check_range("model width", width, 1, kind=int)
     check_activation(activation, required=True)

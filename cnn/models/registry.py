@@ -1,4 +1,4 @@
-"""The registry of models, and how a user's own network joins it.
+"""The registry of models. A user's own model joins it by a decorator:
 
     @register_model
     @dataclass(frozen=True)
@@ -8,19 +8,20 @@
         def layers(self, in_shape, classes):
             return chain(conv=Conv2D(self.width), pool=GlobalAveragePool(), head=Dense(classes))
 
-A model file holds its model's name and options, never code: to load one of `Tiny`, import the module that defines it
-first. `import_model` does, and is called only with what a user has typed, never with what a file contains.
+A model file holds the model's name and options, never code: before a file of `Tiny` is loaded, the module that defines
+the class must be imported. `import_model` does that, and is given only text that a user typed, never a file's content.
 """
 
 import dataclasses
 import importlib
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, overload
 
 from cnn.arena import Shape
-from cnn.errors import RecipeError
+from cnn.errors import RecipeError, first_line
 from cnn.layers import Sequential
 from cnn.models.architectures import Airbench94, Plain, ResNet9, ResNet18, Seed
 from logpose.common.errors import suggest
@@ -36,14 +37,14 @@ class Model(Protocol):
 
 Registered = TypeVar("Registered", bound=type)
 
-_BUILT_IN: dict[str, type[Model]] = {
+MODELS: dict[str, type[Model]] = {
     "seed": Seed,
     "plain": Plain,
     "resnet9": ResNet9,
     "resnet18": ResNet18,
     "airbench94": Airbench94,
 }
-MODELS: dict[str, type[Model]] = dict(_BUILT_IN)
+_BUILT_IN = set(MODELS)
 
 
 @overload
@@ -51,11 +52,11 @@ def register_model(model: Registered) -> Registered: ...
 @overload
 def register_model(*, name: str) -> Callable[[Registered], Registered]: ...
 def register_model(model: Any = None, *, name: str = "") -> Any:
-    """Add a model class to MODELS, under `name` or else its own name in lower case: a decorator.
+    """Class decorator: add a model to MODELS under `name`, by default the class's name in lower case.
 
-    A class of the same module and name, such as that of a notebook cell that is run again, is replaced. Raises
-    `RecipeError` for a name that is taken, and for a class that is not a frozen dataclass of options with defaults, or
-    has no method `layers`.
+    A class of the same module and name is replaced, so that a notebook cell can be run again. Raises `RecipeError` for
+    a name that is taken, and for a class that is not a frozen dataclass of options with defaults, or has no method
+    `layers`.
 
     >>> import dataclasses
     >>> @logpose.register_model
@@ -67,15 +68,22 @@ def register_model(model: Any = None, *, name: str = "") -> Any:
     ('blue', 'green', 'red')
     """
     if model is None:
-        return lambda decorated: _register(decorated, name)
-    return _register(model, name)
+        return partial(register_model, name=name)
+    _check_class(model)
+    name = name or model.__name__.lower()
+    present = MODELS.get(name, model)
+    if _path(present) != _path(model):
+        owner = "a built-in model" if name in _BUILT_IN else _path(present)
+        raise RecipeError(f"the model name '{name}' is taken by {owner}; choose another: @register_model(name=\"...\")")
+    MODELS[name] = model
+    return model
 
 
 def import_model(path: str) -> str:
     """Import the model class at `path`, as package.module:Class, register it, and return its name in MODELS.
 
-    The current folder is searched too. Only for text that a user typed: importing a module runs its code. Raises
-    `RecipeError` where `path` has another form, the module cannot be imported, or its class cannot be registered.
+    The current folder is searched too. Importing a module runs its code: call this only with text that a user typed.
+    Raises `RecipeError` where `path` has another form, the module cannot be imported, or the class not registered.
     """
     module_name, _, class_name = path.partition(":")
     names = (*module_name.split("."), *class_name.split("."))
@@ -87,7 +95,7 @@ def import_model(path: str) -> str:
         found: Any = importlib.import_module(module_name)
     except Exception as error:  # a user's module may raise anything
         raise RecipeError(
-            f"model '{path}': importing {module_name} failed with {type(error).__name__}: {_first_line(error)}; "
+            f"model '{path}': importing {module_name} failed with {type(error).__name__}: {first_line(error)}; "
             "correct it there, or run from the folder that holds the module"
         ) from error
     for attribute in class_name.split("."):
@@ -95,22 +103,13 @@ def import_model(path: str) -> str:
             raise RecipeError(f"model '{path}': {module_name} has no {class_name}; {suggest(attribute, dir(found))}")
         found = getattr(found, attribute)
     if found not in MODELS.values():
-        _register(found, "")
+        register_model(found)
     return next(name for name, model in MODELS.items() if model is found)
 
 
 def model_path(name: str) -> str:
-    """Where a registered model is defined, as package.module:Class; empty for a built-in one."""
+    """The class of a registered model, as package.module:Class; empty for a built-in one."""
     return "" if name in _BUILT_IN else _path(MODELS[name])
-
-
-def model_name(model: Model) -> str:
-    """The name in MODELS of a model's class. Raises `RecipeError` where it is not registered."""
-    for name, registered in MODELS.items():
-        if registered is type(model):
-            return name
-    kind = type(model).__name__
-    raise RecipeError(f"model: {kind} is not registered; put @register_model above the class {kind}")
 
 
 def build_layers(model: Model, in_shape: Shape, classes: int) -> Sequential:
@@ -127,17 +126,6 @@ def build_layers(model: Model, in_shape: Shape, classes: int) -> Sequential:
     return layers
 
 
-def _register(model: Any, name: str) -> Any:
-    _check_class(model)
-    name = name or model.__name__.lower()
-    present = MODELS.get(name, model)
-    if present is not model and (name in _BUILT_IN or _path(present) != _path(model)):
-        owner = "a built-in model" if name in _BUILT_IN else _path(present)
-        raise RecipeError(f"the model name '{name}' is taken by {owner}; choose another: @register_model(name=\"...\")")
-    MODELS[name] = model
-    return model
-
-
 def _check_class(model: Any) -> None:
     if not isinstance(model, type):
         raise RecipeError(f"register_model: expected a class, found {model!r}; put @register_model above a class")
@@ -149,9 +137,9 @@ def _check_class(model: Any) -> None:
     if not callable(getattr(model, "layers", None)):
         raise RecipeError(f"model {kind}: it has no method layers; define layers(self, in_shape, classes)")
     for field in dataclasses.fields(model):
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise RecipeError(f"model {kind}: the option '{field.name}' has no default; give it one")
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if default is dataclasses.MISSING:
+            raise RecipeError(f"model {kind}: the option '{field.name}' has no default; give it one")
         if not _is_plain(default):
             raise RecipeError(
                 f"model {kind}: the option '{field.name}' is {default!r}, which a model file cannot hold; use "
@@ -167,7 +155,3 @@ def _is_plain(value: Any) -> bool:
 
 def _path(model: type) -> str:
     return f"{model.__module__}:{model.__qualname__}"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

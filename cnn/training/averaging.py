@@ -1,10 +1,11 @@
 """Averages of the weights over the steps of a training: lookahead, and an exponential moving average."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from cnn.backends.base import Array
-from cnn.errors import RecipeError
+from cnn.errors import check_range
 from cnn.network import Network
 
 
@@ -14,8 +15,8 @@ class Lookahead:
 
     every: number of steps between resets; 0 is off. The end of an epoch resets too, so that the average is evaluated.
     start: the fraction of the training's steps before the average begins.
-    decay: how much of the average a single step leaves at the very end of the training.
-    power: before the end, the decay is multiplied by (fraction of the steps done) ** power.
+    decay: the weight of the old average in an update, per step since the last one, at the end of the training.
+    power: earlier in the training, that weight is multiplied by (fraction of the steps done) ** power.
 
     Raises `RecipeError` for a value out of range.
     """
@@ -27,27 +28,26 @@ class Lookahead:
     power: float = 3.0
 
     def __post_init__(self) -> None:
-        for name, highest in (("every", float("inf")), ("start", 1.0), ("decay", 1.0), ("power", float("inf"))):
-            if not 0.0 <= getattr(self, name) <= highest:
-                raise RecipeError(f"lookahead {name}: expected 0 to {highest:g}, found {getattr(self, name)}")
+        for name, highest in (("every", math.inf), ("start", 1), ("decay", 1), ("power", math.inf)):
+            check_range(f"lookahead {name}", getattr(self, name), 0, highest)
 
     def first_step(self, total: int) -> int:
         """The step, counted from 1, after which the average begins, as a copy of the weights."""
         return self.every * (int(self.start * total) // self.every + 1)
 
     def decay_at(self, step: int, total: int) -> float:
-        """The average's own weight, 0 to 1, when the weights after `step` of `total` steps join it."""
+        """The weight of the old average, 0 to 1, in its update after `step` of `total` steps."""
         return self.decay**self.every * (step / total) ** self.power
 
     def update(self, slots: dict[str, Array], network: Network, step: int, total: int, epoch_steps: int) -> None:
-        """Update the average in `slots` after `step` of `total` steps, and reset `network` to it where one is due."""
+        """Update the average in `slots` after `step` of `total` steps, and reset `network` to it, if it is time."""
         if not self.every or step < self.first_step(total):
             return
-        joins = step % self.every == 0
-        if not joins and step % epoch_steps:
+        due = step % self.every == 0
+        if not due and step % epoch_steps:
             return
-        decay = self.decay_at(step, total) if joins else 1.0
-        # A training resumed with fewer epochs may be past the first step already, its average still empty.
+        decay = self.decay_at(step, total) if due else 1.0  # at the end of an epoch the average does not change
+        # A training resumed with fewer epochs may be past the first step with an average of zeros.
         begins = step == self.first_step(total) or not slots["average"].any()
         for name, arena in zip(self.slots, (network.parameters, network.state), strict=True):
             average, weights = slots[name], arena.flat  # (size,) each
@@ -64,7 +64,7 @@ class EMA:
 
     The average is evaluated and saved; training continues on the raw weights.
 
-    horizon: how far back it reaches, as a fraction of the training's steps; 0 is off. During the first `horizon`, it
+    horizon: the length of the average, as a fraction of the training's steps; 0 is off. During the first `horizon`, it
         is the plain mean of all steps so far.
 
     Raises `RecipeError` for a horizon outside of 0 to 1.
@@ -74,17 +74,16 @@ class EMA:
     horizon: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.horizon <= 1.0:
-            raise RecipeError(f"ema horizon: expected 0 to 1, found {self.horizon}")
+        check_range("ema horizon", self.horizon, 0, 1)
 
     def decay_at(self, step: int, total: int) -> float:
-        """The average's own weight, 0 to 1, when the weights after `step` of `total` steps join it."""
+        """The weight of the old average, 0 to 1, in its update after `step` of `total` steps."""
         return 1.0 - 1.0 / max(1.0, min(step, self.horizon * total))
 
     def update(self, slots: dict[str, Array], network: Network, step: int, total: int) -> None:
-        """Let the weights and state of `network`, after `step` of `total` steps, join the average in `slots`."""
+        """Update the average in `slots` with the weights and state of `network` after `step` of `total` steps."""
         if not self.horizon:
             return
-        joining = 1.0 - self.decay_at(step, total)
+        rate = 1.0 - self.decay_at(step, total)
         for name, arena in zip(self.slots, (network.parameters, network.state), strict=True):
-            slots[name] += joining * (arena.flat - slots[name])  # (size,)
+            slots[name] += rate * (arena.flat - slots[name])  # (size,)

@@ -1,7 +1,7 @@
 """Optimizers: one kernel call per group of parameters, over flat vectors of weights, gradients and slots.
 
-Slots are an optimizer's state, such as the momentum. A group's `lr_factor` multiplies its learning rate and divides
-its weight decay, so that the decay per step stays the same.
+Slots are an optimizer's state, such as the velocity. A group's `lr_factor` multiplies its learning rate and divides
+its weight decay, so that the decay per step, the product of the two, stays the same.
 
 >>> logpose.optimizers.SGD(lr=0.1, momentum=0.95).slots
 ('velocity',)
@@ -12,13 +12,13 @@ from typing import ClassVar, Protocol
 
 from cnn.arena import Arena
 from cnn.backends.base import Array, Backend
-from cnn.errors import RecipeError
+from cnn.errors import check_range
 
 
 class Optimizer(Protocol):
     """A frozen dataclass of hyperparameters; `lr` is the peak learning rate, which a schedule scales."""
 
-    slots: ClassVar[tuple[str, ...]]  # names of vectors of the parameters' size
+    slots: ClassVar[tuple[str, ...]]  # the names of its state vectors, each of the parameters' size
 
     @property
     def lr(self) -> float: ...
@@ -27,9 +27,9 @@ class Optimizer(Protocol):
         self, backend: Backend, parameters: Arena, gradient: Array, slots: dict[str, Array],
         gradient_scale: float, lr: float, step: int, progress: float = 0.0,
     ) -> None:
-        """Update `parameters` in place from `gradient_scale * gradient` (size,), and `slots`; `step` counts from 1.
+        """Update `parameters` and `slots` in place, from `gradient_scale * gradient` (size,). `step` counts from 1.
 
-        `progress`, 0 to 1, is the fraction of the training's steps that are done: some parameters are frozen early.
+        `progress`, 0 to 1, is the fraction of the training's steps that are done; it decides which are frozen.
         """
         ...
 
@@ -38,10 +38,10 @@ class Optimizer(Protocol):
 class SGD:
     """Stochastic gradient descent with momentum, by default Nesterov's (Sutskever et al., 2013).
 
-    Weight decay is added to the gradient of weight matrices and kernels, but not of biases and batch norm, unless a
-    layer asks for it. `decoupled` (Page, 2019; Jordan, 2024) makes the hyperparameters independent: the rate is divided
-    by 1 + 1 / (1 - momentum), so that more momentum does not lengthen the steps, and `weight_decay` is about the
-    fraction that weights lose per step at the peak rate, whatever that rate is.
+    Weight decay applies to weight matrices and kernels, but not to biases and batch norm unless a layer asks for it.
+    `decoupled` (Page, 2019; Jordan, 2024) makes the hyperparameters independent: the rate is divided by
+    1 + 1 / (1 - momentum), so that more momentum does not lengthen the steps, and `weight_decay` is about the fraction
+    that weights lose per step at the peak rate, whatever that rate is.
 
     Raises `RecipeError` for a value out of range.
     """
@@ -54,8 +54,9 @@ class SGD:
     decoupled: bool = False
 
     def __post_init__(self) -> None:
-        _check(lr=self.lr, weight_decay=self.weight_decay)
-        _check_decay(momentum=self.momentum)
+        check_range("lr", self.lr, 0)
+        check_range("momentum", self.momentum, 0, below=1)
+        check_range("weight_decay", self.weight_decay, 0)
 
     def update(
         self, backend: Backend, parameters: Arena, gradient: Array, slots: dict[str, Array],
@@ -85,8 +86,10 @@ class AdamW:
     weight_decay: float = 0.05
 
     def __post_init__(self) -> None:
-        _check(lr=self.lr, epsilon=self.epsilon, weight_decay=self.weight_decay)
-        _check_decay(beta1=self.beta1, beta2=self.beta2)
+        for name in ("lr", "epsilon", "weight_decay"):
+            check_range(name, getattr(self, name), 0)
+        for name in ("beta1", "beta2"):
+            check_range(name, getattr(self, name), 0, below=1)
 
     def update(
         self, backend: Backend, parameters: Arena, gradient: Array, slots: dict[str, Array],
@@ -99,18 +102,6 @@ class AdamW:
                 group.decayed, gradient_scale, lr * group.lr_factor, self.beta1, self.beta2, self.epsilon,
                 self.weight_decay / group.lr_factor, step,
             )
-
-
-def _check(**values: float) -> None:
-    for name, value in values.items():
-        if not 0.0 <= value < float("inf"):
-            raise RecipeError(f"{name}: expected a number of 0 or more, found {value}")
-
-
-def _check_decay(**values: float) -> None:
-    for name, value in values.items():
-        if not 0.0 <= value < 1.0:
-            raise RecipeError(f"{name}: expected 0 or more and less than 1, found {value}")
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adamw": AdamW}

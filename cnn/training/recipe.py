@@ -1,10 +1,10 @@
-"""The recipe of a training: its model, optimizer, schedule, loss, augmentation and all other hyperparameters."""
+"""Training recipe: the model, optimizer, schedule, loss, augmentation and all other hyperparameters."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from cnn.errors import RecipeError, UnknownNameError
+from cnn.errors import RecipeError, UnknownNameError, check_range
 from cnn.inference.tta import VIEWS
 from cnn.inputs.augment import Augment
 from cnn.inputs.mixup import Mix
@@ -17,14 +17,14 @@ from cnn.training.schedules import SCHEDULES, Cosine, Schedule
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides how a network is trained.
+    """All hyperparameters of a training.
 
     epochs: passes over the training images.
     batch_size: images per step.
     clip: upper bound of the gradient's norm; 0 is off.
     patience: number of epochs without improvement after which training stops; 0 is off.
     views: test-time augmentation of the final evaluation, a key of cnn.inference.tta.VIEWS.
-    seed: of the initial weights, the order of the images, and all augmentation.
+    seed: determines the initial weights, the order of the images, and all augmentation.
 
     Raises `RecipeError` for a value of the wrong type or out of range, `UnknownNameError` for unknown views.
 
@@ -49,49 +49,38 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, field_type in _FIELDS.items():
-            field_type.check(name, getattr(self, name))
-        for name, lowest in (("epochs", 1), ("batch_size", 1), ("clip", 0), ("patience", 0), ("seed", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int | float if name == "clip" else int):
-                kind = "a number" if name == "clip" else "a whole number"
-                raise RecipeError(f"{name}: expected {kind}, found {value!r}; write {name}={lowest} or more")
-            if not value >= lowest:
-                raise RecipeError(f"{name}: expected {lowest} or more, found {value}")
+        for name in _OBJECTS:
+            _check_object(name, getattr(self, name))
+        for name, lowest in (("epochs", 1), ("batch_size", 1), ("patience", 0), ("seed", 0)):
+            check_range(name, getattr(self, name), lowest, kind=int)
+        check_range("clip", self.clip, 0)
         if self.views not in VIEWS:
             raise UnknownNameError("views", self.views, VIEWS)
 
 
-class _Field(NamedTuple):
-    """What a field of a recipe that holds an object accepts: any with these methods, such as `example`."""
-
-    example: str
-    methods: tuple[str, ...]
-    registry: Mapping[str, type] = {}
-
-    def check(self, name: str, value: Any) -> None:
-        """Raise `RecipeError` where `value` is a name, a class or another kind of object."""
-        if not isinstance(value, str | type) and all(hasattr(value, method) for method in self.methods):
-            return
-        found, remedy = repr(value), f"write {name}={self.example}"
-        if isinstance(value, str):
-            found = f"the text '{value}'"
-            if kind := self.registry.get(value.lower()):
-                remedy = f"write {name}={kind.__name__}()"
-        elif isinstance(value, type):
-            found = f"the class {value.__name__}"
-            if all(hasattr(value, method) for method in self.methods):
-                remedy = f"write {name}={value.__name__}()"
-        raise RecipeError(f"{name}: expected an object such as {self.example}, found {found}; {remedy}")
-
-
-_FIELDS = {
-    "model": _Field("ResNet9(width=64)", ("layers",), MODELS),
-    "optimizer": _Field("SGD(lr=0.1)", ("lr", "slots", "update"), OPTIMIZERS),
-    "schedule": _Field("Cosine(warmup=0.1)", ("factor",), SCHEDULES),
-    "loss": _Field("SoftmaxCrossEntropy()", ("forward", "probabilities"), LOSSES),
-    "augment": _Field("Augment(flip=True)", ("maps", "colours")),
-    "mix": _Field("Mix('cutmix')", ("draw",)),
-    "lookahead": _Field("Lookahead(every=5)", ("first_step", "update")),
-    "ema": _Field("EMA(horizon=0.1)", ("horizon", "update")),
+# The fields that hold an object: an example, the attributes that the object needs, and the registry of its classes.
+_OBJECTS: dict[str, tuple[str, tuple[str, ...], Mapping[str, type]]] = {
+    "model": ("ResNet9(width=64)", ("layers",), MODELS),
+    "optimizer": ("SGD(lr=0.1)", ("lr", "slots", "update"), OPTIMIZERS),
+    "schedule": ("Cosine(warmup=0.1)", ("factor",), SCHEDULES),
+    "loss": ("SoftmaxCrossEntropy()", ("forward", "probabilities"), LOSSES),
+    "augment": ("Augment(flip=True)", ("maps", "colours"), {}),
+    "mix": ("Mix('cutmix')", ("draw",), {}),
+    "lookahead": ("Lookahead(every=5)", ("first_step", "update"), {}),
+    "ema": ("EMA(horizon=0.1)", ("horizon", "update"), {}),
 }
+
+
+def _check_object(name: str, value: Any) -> None:
+    """Raise `RecipeError` where the field `name` is given text, a class or the wrong kind of object."""
+    example, attributes, registry = _OBJECTS[name]
+    fits = all(hasattr(value, attribute) for attribute in attributes)
+    if fits and not isinstance(value, type):
+        return
+    found, meant = repr(value), None
+    if isinstance(value, str):
+        found, meant = f"the text '{value}'", registry.get(value.lower())
+    elif isinstance(value, type):
+        found, meant = f"the class {value.__name__}", value if fits else None
+    remedy = f"write {name}={f'{meant.__name__}()' if meant else example}"
+    raise RecipeError(f"{name}: expected an object such as {example}, found {found}; {remedy}")

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: functions of the step that return a factor, 0 to 1, of the optimizer's peak rate.
+"""Learning-rate schedules: functions from the step to a factor, 0 to 1, of the optimizer's peak rate.
 
 `warmup` is the fraction of all steps in which the factor first rises linearly from 0 to 1.
 
@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from cnn.errors import RecipeError
+from cnn.errors import check_range
 
 
 class Schedule(Protocol):
@@ -29,18 +29,17 @@ class _WithWarmup:
     warmup: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.warmup < 1.0:
-            raise RecipeError(f"warmup: expected a fraction of all steps, from 0 to less than 1, found {self.warmup}")
+        check_range("warmup", self.warmup, 0, below=1)
 
     def factor(self, step: int, total: int) -> float:
         warm_steps = self.warmup * total
         if step < warm_steps:
-            # The middle of the step, so that the first is not wasted at a rate of 0.
+            # The middle of the step, so that the rate of the first is not 0.
             return (step + 0.5) / warm_steps
         return self.after_warmup((step - warm_steps) / max(total - warm_steps, 1.0))
 
     def after_warmup(self, progress: float) -> float:
-        """Return the factor when the fraction `progress` of the steps after the warm-up is done."""
+        """Return the factor after the fraction `progress` of the steps that follow the warm-up."""
         raise NotImplementedError
 
 

@@ -11,7 +11,7 @@ from cnn.errors import ModelFileError, NonFiniteError
 from cnn.evaluation.metrics import Evaluation
 from cnn.inference.folded import FoldedNetwork
 from cnn.inference.tta import tta_outputs
-from cnn.inputs.augment import Maps, alternate_flips
+from cnn.inputs.augment import alternate_flips
 from cnn.inputs.checks import check_images, check_labels
 from cnn.inputs.preprocess import normalisation, preprocess
 from cnn.layers import Run
@@ -21,7 +21,7 @@ from cnn.training.recipe import Recipe
 
 
 class BatchResult(NamedTuple):
-    """One training batch, before its update: the sum of the losses, and how many predictions were correct."""
+    """Sum of the losses and number of correct predictions of a training batch, before its update."""
 
     loss_sum: float
     correct: int
@@ -31,18 +31,16 @@ class BatchResult(NamedTuple):
 class Trainer:
     """Trains `network` by `recipe` on images whose channels have `mean` and `std` (3,), in 0..255 units.
 
-    `train_rows` is the number of images in an epoch, from which the schedule knows the number of steps.
+    `train_rows`, the number of images in an epoch, determines the number of steps.
     """
 
-    def __init__(
-        self, network: Network, recipe: Recipe, mean: np.ndarray, std: np.ndarray, train_rows: int
-    ) -> None:
+    def __init__(self, network: Network, recipe: Recipe, mean: np.ndarray, std: np.ndarray, train_rows: int) -> None:
         self.network, self.recipe, self.backend = network, recipe, network.backend
         self.mean, self.std = normalisation(network, mean, std)  # (3,) each, on the device
         self._host_mean, self._host_std = self.backend.to_host(self.mean), self.backend.to_host(self.std)
         self.epoch_steps = math.ceil(train_rows / recipe.batch_size)
         self.total_steps = recipe.epochs * self.epoch_steps
-        self.step = 0  # updates done
+        self.step = 0  # number of updates done
         size, state_size, dtype = network.parameters.size, network.state.size, network.dtype
         self.slots = {name: self.backend.zeros((size,), dtype) for name in recipe.optimizer.slots}
         if recipe.lookahead.every:
@@ -75,65 +73,54 @@ class Trainer:
     def train_batch(self, images: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> BatchResult:
         """Do one update from uint8 images (B, H, W, 3), class indices (B,) and row numbers (B,).
 
-        Of images blended by MixUp or CutMix, `correct` counts predictions of the class with the larger weight.
-        Raises `InputError` for other arrays, and `NonFiniteError`, with the weights unchanged, where the loss or
-        the gradient is not finite.
+        For images blended by MixUp or CutMix, the class with the larger weight counts as correct. Raises `InputError`
+        for other arrays, and `NonFiniteError` where the loss or the gradient is not finite; the weights are unchanged.
         """
         check_images(images, self.network.in_shape)
         check_labels(labels, len(images), self.network.out_shape[0])
         x, targets = self._augment(images, labels, rows)  # (B, H, W, 3), and (B,) or (B, classes)
         key = key_of(self.recipe.seed, "layers", self.step)
         run = Run(self.backend, training=True, key=key, rows=self.backend.asarray(rows), need_dx=False)
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # `_check_finite` reports them
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # reported below
             outputs, cache = self.network.forward(run, x)  # (B, classes)
             loss, d_outputs = self.recipe.loss.forward(self.backend, outputs, targets, len(labels))
             self.network.backward(run, cache, d_outputs)
-            norm = self._gradient_norm()
-        self._check_finite(float(loss), norm)
+            loss, norm = float(loss), self._gradient_norm()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            culprit = "gradient" if math.isfinite(loss) else "loss"
+            where = f"at step {self.step + 1} of {self.total_steps} (learning rate {self.lr:.3g})"
+            raise NonFiniteError(f"the {culprit} is not finite {where}: {self._remedy()}")
         self._update(norm)
         true = targets if targets.ndim == 1 else targets.argmax(axis=1)  # (B,)
         correct = int((outputs.argmax(axis=1) == true).sum())
-        return BatchResult(float(loss) * len(labels), correct, len(labels))
+        return BatchResult(loss * len(labels), correct, len(labels))
 
     def _augment(self, images: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> tuple[Array, Array]:
         """Augmented inputs (B, H, W, 3) and targets: class indices (B,) or soft labels (B, classes)."""
         seed, backend, size = self.recipe.seed, self.backend, images.shape[1:3]
         augment, mix = self.recipe.augment, self.recipe.mix
+        maps = augment.maps(key_of(seed, "augment", self.step), rows, *size)
+        if augment.flip == "alternate":
+            maps = maps.mirrored(alternate_flips(key_of(seed, "flip"), rows, self.step // self.epoch_steps))
         colours = augment.colours(key_of(seed, "colours", self.step), rows, self._host_mean, self._host_std)
-        x = preprocess(backend, images, self._maps(rows, *size), self.mean, self.std, colours)  # (B, H, W, 3)
+        x = preprocess(backend, images, maps, self.mean, self.std, colours)  # (B, H, W, 3)
         blend = mix.draw(key_of(seed, "mix", self.step), rows, *size)
         if blend is None:
             return x, backend.asarray(labels)
         x = backend.blend(x, *map(backend.asarray, (blend.partners, blend.weights, blend.boxes)))  # (B, H, W, 3)
         return x, backend.asarray(blend.targets(labels, self.network.out_shape[0]))
 
-    def _maps(self, rows: np.ndarray, height: int, width: int) -> Maps:
-        """The sampling maps of this step's images."""
-        seed, augment = self.recipe.seed, self.recipe.augment
-        maps = augment.maps(key_of(seed, "augment", self.step), rows, height, width)
-        if augment.flip == "alternate":
-            maps = maps.mirrored(alternate_flips(key_of(seed, "flip"), rows, self.step // self.epoch_steps))
-        return maps
-
     def _gradient_norm(self) -> float:
-        """The norm of the gradient, without parameters that are frozen now: those come last in the flat vector."""
+        """The norm of the gradient, without frozen parameters, which come last in the flat vector."""
         trained = self.network.parameters.trained_groups(self.progress)
         stop = trained[-1].last if trained else 0
         return math.sqrt(self.backend.squared_norm(self.network.gradients.flat[:stop]))
 
-    def _check_finite(self, loss: float, norm: float) -> None:
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise NonFiniteError(
-                f"the {'gradient' if math.isfinite(loss) else 'loss'} is not finite at step {self.step + 1} of "
-                f"{self.total_steps} (learning rate {self.lr:.3g}): {self._remedy()}"
-            )
-
     def _remedy(self) -> str:
-        lower = self.recipe.optimizer.lr / 10
-        return f"training diverged; lower --lr (try {lower:.2g}) or set train.clip=1"
+        return f"training diverged; lower --lr (try {self.recipe.optimizer.lr / 10:.2g}) or set train.clip=1"
 
     def _update(self, norm: float) -> None:
-        """Move the weights along the clipped gradient, whose norm is `norm`, and update their averages."""
+        """Update the weights from the clipped gradient, whose norm is `norm` before clipping, and their averages."""
         recipe, network, lr, progress = self.recipe, self.network, self.lr, self.progress
         scale = recipe.clip / norm if 0.0 < recipe.clip < norm else 1.0
         self.step += 1
@@ -146,10 +133,10 @@ class Trainer:
     def evaluate(
         self, batches: Iterable[tuple[np.ndarray, np.ndarray]], views: str = "none", network: Network | None = None
     ) -> Evaluation:
-        """Evaluate `eval_network` on batches of (images uint8 (B, H, W, 3), class indices (B,)), not augmented.
+        """Evaluate `network`, by default `eval_network`, on batches of (uint8 images (B, H, W, 3), class indices (B,)).
 
-        `network`, if given, is evaluated in its place. `views` is a key of cnn.inference.tta.VIEWS: test-time
-        augmentation. Raises `InputError` for other arrays, and `NonFiniteError` where the loss is not finite.
+        `views` is the test-time augmentation, a key of cnn.inference.tta.VIEWS. Raises `InputError` for other arrays,
+        and `NonFiniteError` where the loss is not finite.
         """
         network = network or self.eval_network
         all_outputs = [np.empty((0, *network.out_shape), network.dtype)]  # (B, C) each
@@ -171,12 +158,12 @@ class Trainer:
         return evaluation
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """Everything that an exact resume needs besides `step`: parameters, state, optimizer slots and averages."""
+        """Everything that an exact resume needs, besides `step`: parameters, state, optimizer slots and averages."""
         slots = {f"optimizer.{name}": self.backend.to_host(slot) for name, slot in self.slots.items()}
         return self.network.tensors() | slots
 
     def load_tensors(self, tensors: dict[str, np.ndarray], step: int) -> None:
-        """Resume from what `tensors` gave at `step`. Raises `ModelFileError` naming the tensor that does not fit."""
+        """Resume from the result of `tensors` at `step`. Raises `ModelFileError` naming a tensor that does not fit."""
         for name, slot in self.slots.items():
             found = tensors.get(f"optimizer.{name}")
             if found is None or found.shape != slot.shape:

@@ -16,7 +16,7 @@ def test_lookahead_starts_at_a_multiple_and_its_decay_rises() -> None:
     assert [ahead.first_step(total) for total in (490, 476, 10, 3)] == [150, 145, 5, 5]
     assert ahead.decay_at(100, 100) == pytest.approx(0.95**5)
     assert ahead.decay_at(50, 100) == pytest.approx(0.95**5 / 8)
-    with pytest.raises(RecipeError, match=r"lookahead decay: expected 0 to 1, found 1\.5"):
+    with pytest.raises(RecipeError, match=r"lookahead decay: expected a number from 0 to 1, found 1\.5"):
         Lookahead(decay=1.5)
 
 
@@ -63,7 +63,7 @@ def test_ema_starts_as_the_mean_of_all_steps() -> None:
     decays = [EMA(0.5).decay_at(step, 8) for step in (1, 2, 3, 4, 8)]
     assert decays == pytest.approx([0, 1 / 2, 2 / 3, 3 / 4, 3 / 4])
     assert EMA(0.01).decay_at(1, 10) == EMA(0.01).decay_at(10, 10) == 0.0
-    with pytest.raises(RecipeError, match=r"ema horizon: expected 0 to 1, found 2"):
+    with pytest.raises(RecipeError, match=r"ema horizon: expected a number from 0 to 1, found 2"):
         EMA(2.0)
 
 

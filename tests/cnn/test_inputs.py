@@ -44,7 +44,7 @@ def uses(tmp_path: Path) -> dict[str, Callable[[np.ndarray], object]]:
         (IMAGES[0], r"found uint8 \(12, 12, 3\); pass one image as a batch: images\[None\]"),
         (IMAGES[..., 0], r"found uint8 \(8, 12, 12\); repeat the grey channel"),
         (IMAGES.transpose(0, 3, 1, 2), r"found uint8 \(8, 3, 12, 12\); .* images\.transpose\(0, 2, 3, 1\)"),
-        (IMAGES.tolist(), r"found a list; write np\.asarray\(images, np\.uint8\)"),
+        (IMAGES.tolist(), r"found an object of type list; write np\.asarray\(images, np\.uint8\)"),
     ],
     ids=["floats", "integers", "size", "single", "grey", "channels_first", "list"],
 )
@@ -65,7 +65,7 @@ def test_wrong_images_are_refused_everywhere(
         (LABELS.astype(np.float32), r"found float32 \(8,\); write labels\.astype\(np\.int64\)"),
         (np.eye(3)[LABELS], r"found float64 \(8, 3\); write labels\.argmax\(axis=1\)"),
         (LABELS[:7], r"found int64 \(7,\); pass one label for each image"),
-        (LABELS.tolist(), r"found a list; write np\.asarray\(labels\)"),
+        (LABELS.tolist(), r"found an object of type list; write np\.asarray\(labels\)"),
     ],
     ids=["too_high", "negative", "floats", "one_hot", "too_few", "list"],
 )

@@ -108,12 +108,12 @@ def test_whether_to_blend_and_the_kind_are_drawn_per_step() -> None:
     ("build", "message"),
     [
         (lambda: Augment("random"), r"augment flip: expected True, False or 'alternate', found 'random'"),
-        (lambda: Augment(brightness=1.0), r"augment brightness: expected 0 or more and less than 1, found 1\.0"),
-        (lambda: Augment(contrast=-0.1), r"augment contrast: expected 0 or more and less than 1, found -0\.1"),
+        (lambda: Augment(brightness=1.0), r"augment brightness: .* less than 1, found 1\.0"),
+        (lambda: Augment(contrast=-0.1), r"augment contrast: expected a number of 0 or more .*, found -0\.1"),
         (lambda: Augment(saturation=float("nan")), "augment saturation: .* found nan"),
         (lambda: Mix(alpha=0.0), r"mix alpha: expected a number above 0, found 0\.0"),
         (lambda: Mix(alpha=float("inf")), "mix alpha: expected a number above 0, found inf"),
-        (lambda: Mix(share=1.5), r"mix share: expected 0 to 1, found 1\.5"),
+        (lambda: Mix(share=1.5), r"mix share: expected a number from 0 to 1, found 1\.5"),
     ],
 )  # fmt: skip
 def test_invalid_options_are_refused(build: object, message: str) -> None:

@@ -97,9 +97,9 @@ def test_unknown_names_and_invalid_options_are_refused() -> None:
         pick_backend("cpu", 0)
     with pytest.raises(UnknownNameError, match="did you mean 'relu'"):
         MODELS["plain"](activation="rellu").layers((8, 8, 3), 2)  # type: ignore[call-arg]
-    with pytest.raises(RecipeError, match="model width"):
+    with pytest.raises(RecipeError, match="model width: expected a whole number of 1 or more, found 0"):
         MODELS["resnet9"](width=0).layers((8, 8, 3), 2)  # type: ignore[call-arg]
-    with pytest.raises(RecipeError, match="model whiten_bias: expected a fraction from 0 to 1, found 3"):
+    with pytest.raises(RecipeError, match="model whiten_bias: expected a number from 0 to 1, found 3"):
         MODELS["airbench94"](whiten_bias=3.0).layers((8, 8, 3), 2)  # type: ignore[call-arg]
     with pytest.raises(RecipeError, match="model shift_lr_factor: expected a number above 0, found 0"):
         MODELS["airbench94"](shift_lr_factor=0.0).layers((8, 8, 3), 2)  # type: ignore[call-arg]

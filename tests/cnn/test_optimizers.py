@@ -78,8 +78,10 @@ def test_adamw_by_hand() -> None:
 def test_invalid_hyperparameters_are_refused() -> None:
     with pytest.raises(RecipeError, match="lr: expected a number of 0 or more, found nan"):
         SGD(lr=math.nan)
-    with pytest.raises(RecipeError, match="beta1: expected 0 or more and less than 1"):
+    with pytest.raises(RecipeError, match="beta1: expected a number of 0 or more and less than 1"):
         AdamW(beta1=1.0)
+    with pytest.raises(RecipeError, match=r"lr: expected a number of 0 or more, found '0\.1'"):
+        SGD(lr="0.1")  # type: ignore[arg-type]
 
 
 # Schedules
@@ -103,5 +105,5 @@ def test_schedules_have_their_textbook_values() -> None:
     assert Triangular(0.5, 0.2).factor(75, 100) == pytest.approx(0.6)
     climbing = Triangular(0.5, 0.0, 0.2)
     assert [climbing.factor(step, 100) for step in (0, 25, 50)] == pytest.approx([0.208, 0.608, 1.0])
-    with pytest.raises(RecipeError, match="warmup: expected a fraction"):
+    with pytest.raises(RecipeError, match=r"warmup: expected a number of 0 or more and less than 1, found 1\.5"):
         Cosine(warmup=1.5)

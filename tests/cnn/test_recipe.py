@@ -29,10 +29,10 @@ from cnn.training.schedules import Cosine
         ({"mix": "cutmix"}, r"mix: .* found the text 'cutmix'; write mix=Mix\('cutmix'\)"),
         ({"ema": 0.1}, r"ema: .* found 0\.1; write ema=EMA\(horizon=0\.1\)"),
         ({"lookahead": True}, r"lookahead: .* found True; write lookahead=Lookahead\(every=5\)"),
-        ({"epochs": "5"}, r"epochs: expected a whole number, found '5'"),
-        ({"epochs": 0}, r"epochs: expected 1 or more, found 0"),
-        ({"batch_size": 2.5}, r"batch_size: expected a whole number, found 2\.5"),
-        ({"clip": "off"}, r"clip: expected a number, found 'off'"),
+        ({"epochs": "5"}, r"epochs: expected a whole number of 1 or more, found '5'"),
+        ({"epochs": 0}, r"epochs: expected a whole number of 1 or more, found 0"),
+        ({"batch_size": 2.5}, r"batch_size: expected a whole number of 1 or more, found 2\.5"),
+        ({"clip": "off"}, r"clip: expected a number of 0 or more, found 'off'"),
     ],
 )
 def test_wrong_types_are_refused_with_the_right_expression(changes: dict[str, object], message: str) -> None:

@@ -14,7 +14,7 @@ from cnn.checkpoint import ModelCard, load_checkpoint, save_checkpoint
 from cnn.errors import ModelFileError, RecipeError
 from cnn.inference.predictor import Predictor
 from cnn.layers import Conv2D, Dense, GlobalAveragePool, Layer, ReLU, Sequential, chain
-from cnn.models import MODELS, ResNet9, build_layers, import_model, model_name, model_path, register_model
+from cnn.models import MODELS, ResNet9, build_layers, import_model, model_path, register_model
 from cnn.training.trainer import Trainer
 from tests.cnn.tiny_task import CARD, MEAN, SHAPE, STD, draw_images, make_recipe, train
 
@@ -44,15 +44,15 @@ class Tiny:
 
 @pytest.fixture(autouse=True)
 def _registry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Every test begins with the built-in models alone, in an empty folder, and leaves no modules behind."""
-    models, modules = dict(MODELS), set(sys.modules)
+    """Every test begins with the built-in models alone, in an empty folder, and leaves none of its modules behind."""
+    models = dict(MODELS)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
     yield
     MODELS.clear()
     MODELS.update(models)
-    for name in set(sys.modules) - modules:
-        del sys.modules[name]
+    for path in tmp_path.glob("*.py"):
+        sys.modules.pop(path.stem, None)
 
 
 def save_tiny(path: Path) -> ModelCard:
@@ -65,7 +65,7 @@ def save_tiny(path: Path) -> ModelCard:
 def test_a_registered_model_trains_and_is_saved_and_loaded(tmp_path: Path) -> None:
     assert register_model(Tiny) is Tiny
     model = Tiny(widths=(6, 12))
-    assert model_name(model) == "tiny" and model_path("tiny") == "tests.cnn.test_user_models:Tiny"
+    assert MODELS["tiny"] is Tiny and model_path("tiny") == "tests.cnn.test_user_models:Tiny"
     card = replace(CARD, model="tiny", model_options={"widths": (6, 12)}, model_class=model_path("tiny"))
     network = card.build_network(pick_backend("cpu"), seed=1)
     trainer = Trainer(network, make_recipe(model=model), np.array(MEAN), np.array(STD), 200)
@@ -186,7 +186,7 @@ class NoPlainOption(NoDataclass):
         (Tiny(), r"register_model: expected a class, found Tiny\("),
     ],
 )
-def test_classes_that_are_no_models_are_refused(model: object, message: str) -> None:
+def test_invalid_model_classes_are_refused(model: object, message: str) -> None:
     before = dict(MODELS)
     with pytest.raises(RecipeError, match=message):
         register_model(model)  # type: ignore[call-overload]
@@ -195,7 +195,7 @@ def test_classes_that_are_no_models_are_refused(model: object, message: str) -> 
 
 @dataclass(frozen=True)
 class Returns:
-    """A model that returns what a test gives it."""
+    """A model whose `layers` returns `value`."""
 
     value: object = None
 
@@ -215,8 +215,3 @@ class Returns:
 def test_layers_that_do_not_end_in_a_head_are_refused(value: object, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         build_layers(Returns(value), SHAPE, 3)  # type: ignore[arg-type]
-
-
-def test_a_model_that_is_not_registered_has_no_name() -> None:
-    with pytest.raises(RecipeError, match="Tiny is not registered; put @register_model above the class Tiny"):
-        model_name(Tiny())

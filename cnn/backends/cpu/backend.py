@@ -1,6 +1,6 @@
-"""The CPU backend: Numba kernels and BLAS where a training step spends its time.
+"""The CPU backend: Numba kernels and BLAS for the operations in which a training step spends its time.
 
-Operations that are not overridden are inherited from the reference: they are small, or rare.
+All others are inherited from the reference.
 """
 
 import ctypes
@@ -21,17 +21,16 @@ from logpose.common.cpus import available_cpus
 class CpuBackend(ReferenceBackend):
     """Numba kernels on a team of `threads` threads, by default one per available CPU.
 
-    BLAS is limited to one thread, since each thread of the team calls it for its slice. `why` goes to `description`.
+    BLAS is limited to one thread, since each thread of the team calls it for its slice.
     """
 
     name = "cpu"
 
-    def __init__(self, threads: int | None = None, why: str = "") -> None:
+    def __init__(self, threads: int | None = None) -> None:
         self.threads = threads or available_cpus()
         threadpool_limits(1, user_api="blas")
         _keep_freed_memory()
-        plural = "" if self.threads == 1 else "s"
-        self.description = f"cpu: {self.threads} thread{plural}" + (f" ({why})" if why else "")
+        self.description = f"cpu: {self.threads} thread{'' if self.threads == 1 else 's'}"
         self._team = get_team(self.threads)
         self._work = Workspace(self._team)
 
@@ -110,8 +109,8 @@ class CpuBackend(ReferenceBackend):
     def max_pool(self, x: Array, window: Window) -> tuple[Array, Array]:
         return pooling.max_pool(x, window, self._team)
 
-    def max_pool_backward(self, dy: Array, winner: Array, in_shape: tuple[int, ...], window: Window) -> Array:
-        return pooling.max_pool_backward(dy, winner, in_shape, window, self._team)
+    def max_pool_backward(self, dy: Array, argmax: Array, in_shape: tuple[int, ...], window: Window) -> Array:
+        return pooling.max_pool_backward(dy, argmax, in_shape, window, self._team)
 
     def average_pool(self, x: Array, window: Window) -> Array:
         return pooling.average_pool(x, window, self._team)
@@ -120,12 +119,12 @@ class CpuBackend(ReferenceBackend):
         return pooling.average_pool_backward(dy, in_shape, window, self._team)
 
     def global_max_pool(self, x: Array) -> tuple[Array, Array]:
-        y, winner = pooling.max_pool(x, pooling.whole_image(x.shape), self._team)
-        return y[:, 0, 0], winner
+        y, argmax = pooling.max_pool(x, pooling.whole_image(x.shape), self._team)
+        return y[:, 0, 0], argmax
 
-    def global_max_pool_backward(self, dy: Array, winner: Array, in_shape: tuple[int, ...]) -> Array:
+    def global_max_pool_backward(self, dy: Array, argmax: Array, in_shape: tuple[int, ...]) -> Array:
         window = pooling.whole_image(in_shape)
-        return pooling.max_pool_backward(dy[:, None, None], winner, in_shape, window, self._team)
+        return pooling.max_pool_backward(dy[:, None, None], argmax, in_shape, window, self._team)
 
     # Losses
 

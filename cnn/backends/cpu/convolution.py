@@ -50,50 +50,48 @@ def choose_tile(window: Window, shape: tuple[int, ...], filters: int, packed: bo
 
 def forward(x: Array, weight: Array, bias: Array | None, window: Window, work: Workspace) -> Array:
     """y (N, OH, OW, K) = x (N, H, W, C) convolved with weight (KH, KW, C, K), plus bias (K,)."""
-    y = np.empty((len(x), *window.out_size(*x.shape[1:3]), weight.shape[3]), x.dtype)  # (N, OH, OW, K)
-    offset = np.empty(0, x.dtype) if bias is None else bias  # (K,) or (0,)
     m = choose_tile(window, x.shape, weight.shape[3])
-    if m:
-        u = _transform_weights(m, weight, False, work)  # (P matrices C, K8)
-        _winograd(m, x, u, offset, False, (window.top, window.left), y, work)
-    else:
-        geometry = direct.forward_geometry(window, *y.shape[1:3])
-        _direct(x, _pack_weights(weight, geometry, False, work), offset, False, geometry, y, work)
-    return y
+    kernels = _forward_kernels(m, weight, window, x.shape[1:], work)
+    offset = np.empty(0, x.dtype) if bias is None else bias  # (K,) or (0,)
+    return forward_packed(x, Packed(kernels, offset, window, weight.shape[3], m), False, work)
 
 
 class Packed(NamedTuple):
-    """Kernels in the layout of their algorithm, packed once for many batches."""
+    """Kernels in the layout of their algorithm."""
 
-    kernels: Array  # (P matrices C, K8) for Winograd tiles of size `tile`, (taps * C * K8,) where that is 0
-    bias: Array  # (K,)
+    kernels: Array  # see `_forward_kernels`
+    bias: Array  # (K,), or (0,) for none
     window: Window
-    tile: int
+    filters: int
+    tile: int  # Winograd tile size m; 0 for direct convolution
 
 
 def pack(weight: Array, bias: Array, window: Window, shape: tuple[int, ...], work: Workspace) -> Packed:
     """Pack the kernels (KH, KW, C, K) for images of `shape` (H, W, C)."""
-    channels, filters = weight.shape[2:]
+    filters = weight.shape[3]
     m = choose_tile(window, (1, *shape), filters, packed=True)
-    columns = _round_up(filters, LANES)
-    size = _planes_size(m, channels, columns) if m else math.prod(window.size) * channels * columns
-    kernels = np.empty(size, weight.dtype)  # (size,)
-    if m:
-        _transform_weights(m, weight, False, work, kernels)
-    else:
-        _pack_weights(weight, direct.forward_geometry(window, *window.out_size(*shape[:2])), False, work, kernels)
-    return Packed(kernels, bias, window, m)
+    return Packed(_forward_kernels(m, weight, window, shape, work).copy(), bias, window, filters, m)
 
 
 def forward_packed(x: Array, packed: Packed, relu: bool, work: Workspace) -> Array:
-    """`forward` with packed kernels, then ReLU if `relu`."""
+    """As `forward`, with packed kernels, then ReLU if `relu`."""
     window, bias = packed.window, packed.bias
-    y = np.empty((len(x), *window.out_size(*x.shape[1:3]), len(bias)), x.dtype)  # (N, OH, OW, K)
+    y = np.empty((len(x), *window.out_size(*x.shape[1:3]), packed.filters), x.dtype)  # (N, OH, OW, K)
     if packed.tile:
         _winograd(packed.tile, x, packed.kernels, bias, relu, (window.top, window.left), y, work)
     else:
         _direct(x, packed.kernels, bias, relu, direct.forward_geometry(window, *y.shape[1:3]), y, work)
     return y
+
+
+def _forward_kernels(m: int, weight: Array, window: Window, shape: tuple[int, ...], work: Workspace) -> Array:
+    """The kernels (KH, KW, C, K) in the layout for images of `shape` (H, W, C), in a workspace buffer.
+
+    (P matrices C, K8) for Winograd tiles of size m, (taps * C * K8,) where m is 0.
+    """
+    if m:
+        return _transform_weights(m, weight, False, work)
+    return _pack_weights(weight, direct.forward_geometry(window, *window.out_size(*shape[:2])), False, work)
 
 
 def input_gradient(dy: Array, weight: Array, window: Window, shape: tuple[int, ...], work: Workspace) -> Array:
@@ -157,11 +155,10 @@ def _tile_count(m: int, y: Array) -> int:
     return len(y) * -(-y.shape[1] // m) * -(-y.shape[2] // m)
 
 
-def _transform_weights(m: int, weight: Array, adjoint: bool, work: Workspace, u: Array | None = None) -> Array:
-    """The kernels as `_winograd` takes them, in `u` or else in a workspace buffer: (P matrices C, K8)."""
+def _transform_weights(m: int, weight: Array, adjoint: bool, work: Workspace) -> Array:
+    """The kernels as `_winograd` takes them, in a workspace buffer: (P matrices C, K8)."""
     filters, channels = weight.shape[2:] if adjoint else weight.shape[:1:-1]
-    if u is None:
-        u = work.buffer("weights", (_planes_size(m, channels, _round_up(filters, LANES)),), weight.dtype)
+    u = work.buffer("weights", (_planes_size(m, channels, _round_up(filters, LANES)),), weight.dtype)
     scratch = work.buffer("scratch", (work.team.threads, winograd.WEIGHT_SCRATCH), weight.dtype)  # (T, size)
     work.team.run(winograd.transform_weights, m, weight, adjoint, u, scratch)
     return u
@@ -205,14 +202,11 @@ def _choose_block(geometry: Geometry, images: int, channels: int, itemsize: int,
     return Block(1, min(rows, limit, max(1, rows * images // threads)))
 
 
-def _pack_weights(
-    weight: Array, geometry: Geometry, adjoint: bool, work: Workspace, packed: Array | None = None
-) -> Array:
-    """The kernels as `_direct` takes them, in `packed` or else in a workspace buffer: (taps * C * K8,)."""
+def _pack_weights(weight: Array, geometry: Geometry, adjoint: bool, work: Workspace) -> Array:
+    """The kernels as `_direct` takes them, in a workspace buffer: (taps * C * K8,)."""
     filters, channels = weight.shape[2:] if adjoint else weight.shape[:1:-1]
-    if packed is None:
-        size = math.prod(geometry.size) * channels * _round_up(filters, LANES)
-        packed = work.buffer("weights", (size,), weight.dtype)
+    size = math.prod(geometry.size) * channels * _round_up(filters, LANES)
+    packed = work.buffer("weights", (size,), weight.dtype)
     work.team.run(direct.pack_weights, weight, geometry.to_array(Block(1, 1)), adjoint, packed)
     return packed
 

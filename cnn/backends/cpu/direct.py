@@ -1,7 +1,7 @@
 """Direct convolution of any size and stride, without im2col: the micro-kernel reads the image itself.
 
 With channels last, a window's row is KW * C contiguous elements, so that a tile of MR output pixels by NR filters sums
-over KH such runs, in place, or in a copy of the input with its padding.
+over KH such runs, read in place or from a padded copy of the input.
 
 The gradient w.r.t. the input uses the same kernel. At stride s, every s-th pixel of dx (a *phase*) sees the same taps,
 so that each phase is a stride-1 convolution of dy with its own subset of the rotated kernels (`phases`).

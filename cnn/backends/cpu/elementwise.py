@@ -1,7 +1,7 @@
 """Activations, their gradients, and additions on flat arrays.
 
-The kernels process whole vectors. Forward, a remainder shorter than a vector is padded to one, so that an element gets
-the same bits wherever it is; backward, it goes through the reference.
+The kernels process whole vectors. Forward, a remainder shorter than a vector is padded to one, so that an element's
+bits do not depend on its position; backward, it goes through the reference.
 """
 
 import numpy as np

@@ -2,7 +2,7 @@
 
 Feature maps are flattened and cut into wide rows: enough whole pixels to fill whole SIMD vectors, so that a column of
 the wide rows always has the same channel. Per-channel vectors are tiled to a wide row's width W. The remainder after
-the last wide row, a few pixels, is zero-padded to one in `infer`, so that a pixel gets the same bits wherever it is;
+the last wide row, a few pixels, is zero-padded to one in `infer`, so that a pixel's bits do not depend on its position;
 elsewhere it goes through NumPy.
 
 R wide rows of W elements; M pixels of C channels; T threads.

@@ -1,4 +1,4 @@
-"""Crop, flip, shift, normalise and recolour uint8 images in one pass; blend images with one another in another.
+"""Image kernels: crop, flip, shift, normalise and recolour uint8 images in one pass; blend images in another.
 
 N images, H by W pixels, C channels; OH by OW out.
 """
@@ -40,7 +40,7 @@ def resample(
     padded = np.zeros((2, channels + LANES), mean.dtype)  # (2, C + LANES)
     padded[:, :channels] = mean, 1 / std
     team = team.for_size(out.size)
-    # Two rows of pixels for each thread. Zeros: what is read beside a row is multiplied by zero, and must be finite.
+    # Two rows of pixels for each thread. Elements beside a row are read too and multiplied by 0, so must be finite.
     rows = np.zeros((team.threads, 2, (max(width, xs.shape[1]) + 1) * channels + LANES), mean.dtype)
     matrices = _colour_vectors(colours, mean)  # (N or 0, 2C, C * LANES)
     team.run(_resample, images, *_floor(ys, mean), *_floor(xs, mean), *padded, matrices, rows, out)

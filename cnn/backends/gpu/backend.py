@@ -10,19 +10,20 @@ import numpy as np
 
 from cnn.backends.base import Array
 from cnn.backends.reference import ReferenceBackend
+from cnn.errors import first_line
 
 
 @cache
 def why_unusable() -> str:
-    """The reason, in one line, why CuPy cannot use a GPU here; empty where it can."""
+    """Why CuPy cannot use a GPU here, in one line; empty where it can."""
     try:
         import cupy
     except ImportError as error:
-        return f"CuPy is not installed ({str(error).partition(chr(10))[0]})"
+        return f"CuPy is not installed ({first_line(error)})"
     try:
         cupy.arange(8).sum().item()  # compiles and runs a kernel, to detect a broken CUDA
     except Exception as error:  # CuPy raises many types; a broken CUDA must not end a run on the CPU
-        return f"CuPy cannot use a GPU ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+        return f"CuPy cannot use a GPU ({type(error).__name__}: {first_line(error)})"
     return ""
 
 
