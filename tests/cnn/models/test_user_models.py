@@ -65,7 +65,7 @@ def save_tiny(path: Path) -> ModelCard:
 def test_a_registered_model_trains_and_is_saved_and_loaded(tmp_path: Path) -> None:
     assert register_model(Tiny) is Tiny
     model = Tiny(widths=(6, 12))
-    assert MODELS["tiny"] is Tiny and model_path("tiny") == "tests.cnn.test_user_models:Tiny"
+    assert MODELS["tiny"] is Tiny and model_path("tiny") == "tests.cnn.models.test_user_models:Tiny"
     card = replace(CARD, model="tiny", model_options={"widths": (6, 12)}, model_class=model_path("tiny"))
     network = card.build_network(pick_backend("cpu"), seed=1)
     trainer = Trainer(network, make_recipe(model=model), np.array(MEAN), np.array(STD), 200)
@@ -97,7 +97,7 @@ def test_files_of_built_in_models_do_not_mention_a_class(tmp_path: Path) -> None
     assert b"model_class" not in (tmp_path / "model.safetensors").read_bytes()
     assert model_path("resnet9") == ""
     save_tiny(tmp_path / "tiny.safetensors")
-    assert b"tests.cnn.test_user_models:Tiny" in (tmp_path / "tiny.safetensors").read_bytes()
+    assert b"tests.cnn.models.test_user_models:Tiny" in (tmp_path / "tiny.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_a_name_that_is_taken_is_refused() -> None:
         register_model(name="resnet9")(Tiny)
     register_model(Tiny)
     other = type("Tiny", (Tiny,), {"__module__": "elsewhere"})
-    with pytest.raises(RecipeError, match=r"'tiny' is taken by tests\.cnn\.test_user_models:Tiny; choose another"):
+    with pytest.raises(RecipeError, match=r"'tiny' is taken by tests\.cnn\.models\.test_user_models:Tiny; choose another"):
         register_model(other)
     assert MODELS["tiny"] is Tiny
 

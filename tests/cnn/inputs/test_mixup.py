@@ -14,8 +14,8 @@ from cnn.inputs.preprocess import preprocess
 from cnn.layers import Run
 from cnn.network import Network
 from cnn.rng import key_of
+from tests.cnn.inputs.test_augment import JITTER, MEANS, STDS
 from tests.cnn.oracles import BACKENDS, get_backend, to_device
-from tests.cnn.test_augment import JITTER, MEANS, STDS
 from tests.cnn.tiny_task import CARD, SHAPE, draw_images, make_trainer, train
 
 REFERENCE = ReferenceBackend()
