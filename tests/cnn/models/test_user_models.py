@@ -139,7 +139,7 @@ def test_a_name_that_is_taken_is_refused() -> None:
         register_model(name="resnet9")(Tiny)
     register_model(Tiny)
     other = type("Tiny", (Tiny,), {"__module__": "elsewhere"})
-    with pytest.raises(RecipeError, match=r"'tiny' is taken by tests\.cnn\.models\.test_user_models:Tiny; choose another"):
+    with pytest.raises(RecipeError, match=r"'tiny' is taken by tests\.cnn\.models\.test_user_models:Tiny; choose"):
         register_model(other)
     assert MODELS["tiny"] is Tiny
 
