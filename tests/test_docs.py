@@ -1,4 +1,4 @@
-"""The documents agree with the code: names, defaults, ranges, links, paths and commands.
+"""The documents agree with the code: names, defaults, ranges, links, paths and messages.
 
     python -m tests.test_docs     # rewrite the tables of docs/models-and-recipes.md after a change of defaults
 
@@ -132,25 +132,6 @@ def test_chunk_is_stored_as_specified(tmp_path: Path, logpose: Logpose) -> None:
     pixels = np.frombuffer(stored, np.uint8).reshape(images.chunks)  # (rows, H, W, 3)
     rows = min(images.chunks[0], images.shape[0])
     assert np.array_equal(pixels[:rows], images[:rows]) and not pixels[rows:].any()
-
-
-def test_json_output_has_the_documented_keys(tmp_path: Path, logpose: Logpose) -> None:
-    images, data, run = draw_classes(tmp_path / "images", 12), tmp_path / "d.zarr", tmp_path / "run"
-    commands: dict[str, tuple[Any, ...]] = {
-        "build": (images, data, "--size", 16, "--val", 0.25),
-        "train": (data, run, *RECIPE, "--epochs", 1),
-        "classify": (images, run, tmp_path / "out.csv"),
-        "report": (run,),
-        "verify": (data,),
-        "info": (data,),
-    }
-    rows = dict(re.findall(r"^\| `([\w-]+)` \| (.*) \|$", section("JSON output"), re.MULTILINE))
-    for command, arguments in commands.items():
-        result = logpose(command, *arguments, "--json")
-        assert result.code == 0, result.err
-        documented = set(re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", rows[command])))
-        documented |= set(names(Summary)) if command == "train" else set()
-        assert set(json.loads(result.out)) == documented, command
 
 
 def shard_digests(data: Path, split: str) -> list[str]:
@@ -291,7 +272,7 @@ def test_layers_of_every_model_are_listed(name: str) -> None:
     assert not [layer for layer in first if re.sub(r"\d+", "", layer) not in listed]
 
 
-# Links, paths and commands ----------------------------------------------------------------------------
+# Links and paths --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -333,31 +314,6 @@ def test_identifiers_of_the_architecture_exist() -> None:
     quoted = re.findall(r"`([A-Z]\w*[a-z]\w*(?:\.\w+)?)`", (DOCS / "architecture.md").read_text(encoding="utf-8"))
     words = {word for path in FILES for word in re.findall(r"\w+", path.read_text(encoding="utf-8"))}
     assert not [name for name in quoted if not set(name.split(".")) <= words]
-
-
-COMMANDS = "build|train|classify|report|verify|info|find-lr|recipes"
-
-
-def test_commands_have_their_options(logpose: Logpose) -> None:
-    """Every option on a `logpose COMMAND …` line of the documents is an option of the command."""
-    helps: dict[str, str] = {}
-    for document in DOCUMENTS:
-        text = document.read_text(encoding="utf-8").replace("\\\n", " ")
-        for command, rest in re.findall(rf"logpose ({COMMANDS})\b(.*)", text):
-            if command not in helps:
-                helps[command] = logpose(command, "--help").out
-            for option in re.findall(r"(?<=\s)--[a-z][\w-]*", rest.partition("`")[0].partition("#")[0]):
-                assert option in helps[command], f"{document.name}: logpose {command} has no {option}"
-
-
-def test_benchmarks_have_their_options() -> None:
-    """Every option on a `python -m benchmarks…` (or `tests…`) line of the documents is an option of the module."""
-    for document in [*DOCUMENTS, ROOT / "benchmarks" / "README.md"]:
-        text = document.read_text(encoding="utf-8").replace("\\\n", " ")
-        for module, rest in re.findall(r"python -m ((?:benchmarks|tests)\.[a-z_.]+)\b(.*)", text):
-            code = (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
-            for option in re.findall(r"(?<=[\s\[])--[a-z][\w-]*", rest.partition("`")[0].partition("#")[0]):
-                assert f'"{option}"' in code, f"{document.name}: {module} has no {option}"
 
 
 # Messages ---------------------------------------------------------------------------------------------
