@@ -1,9 +1,9 @@
-"""The documents agree with the code: names, defaults, ranges, links, paths and commands.
+"""The documents agree with the code: names, defaults, ranges, links, paths and messages.
 
     python -m tests.test_docs     # rewrite the tables of docs/models-and-recipes.md after a change of defaults
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`. Keys and defaults come from the dataclasses; range
-and meaning are written by hand, and kept when the table is rewritten.
+A table is between `<!-- table: NAME -->` and `<!-- end -->`. Keys and defaults come from the dataclasses; range and
+meaning are written by hand, and stay when the table is rewritten.
 """
 
 import ast
@@ -28,6 +28,7 @@ from crc32c import crc32c
 from cnn.checkpoint import ModelCard
 from cnn.evaluation.metrics import ClassScores
 from jobs.classification.table import TableOptions, header
+from jobs.datasets.verify import REPORT_HEADER
 from jobs.recipes import recipe_names, recipe_text
 from jobs.recipes.config import REGISTRIES, Recipe
 from jobs.training.metrics import EpochRow
@@ -76,6 +77,7 @@ EXPLAINED: dict[str, list[str]] = {
     "last.safetensors": [*names(TrainingState), *names(EpochTimes)],
     "The table": header(topk=2),
     "A classification in progress": [*TableOptions().by_flag(), "model", "--views", "device"],
+    "The verification report": [*REPORT_HEADER],
 }
 
 
@@ -87,14 +89,14 @@ def test_format_explains_every_name(heading: str) -> None:
 
 
 def section(heading: str) -> str:
-    """The text under a heading of format.md, to the next one."""
+    """Return the text under a heading of format.md, up to the next heading."""
     found = re.search(rf"^#+ {re.escape(heading)}\n(.*?)(?=^#+ |\Z)", FORMAT, re.DOTALL | re.MULTILINE)
     assert found, f"docs/format.md has no heading '{heading}'"
     return found[1]
 
 
-def test_hashes_are_as_format_says(tmp_path: Path, logpose: Logpose) -> None:
-    """`content_hash` and `crc32`, calculated with public libraries from the text of format.md."""
+def test_hashes_match_the_specification(tmp_path: Path, logpose: Logpose) -> None:
+    """Calculate `content_hash` and `crc32` with public libraries, as format.md specifies them."""
     data, run = tmp_path / "d.zarr", tmp_path / "run"
     assert logpose("build", draw_classes(tmp_path / "images", 12), data, "--size", 16, "--val", 0.25).code == 0
     assert logpose("train", data, run, *RECIPE, "--epochs", 1).code == 0
@@ -116,8 +118,8 @@ def test_hashes_are_as_format_says(tmp_path: Path, logpose: Logpose) -> None:
     assert crc == metadata["crc32"]
 
 
-def test_chunk_is_where_format_says(tmp_path: Path, logpose: Logpose) -> None:
-    """The first chunk of the first shard, found by the index at the end, both checksums right."""
+def test_chunk_is_stored_as_specified(tmp_path: Path, logpose: Logpose) -> None:
+    """Find the first chunk of the first shard by the index, as format.md specifies it, and check both checksums."""
     data = tmp_path / "d.zarr"
     assert logpose("build", draw_classes(tmp_path / "images", 12), data, "--size", 16, "--val", 0.25).code == 0
     images: Any = zarr.open_array(data / "train" / "images", mode="r")
@@ -148,7 +150,7 @@ def shard_digests(data: Path, split: str) -> list[str]:
 
 
 def option_kinds() -> dict[str, type]:
-    """Name of each table of options -> the dataclass that it describes. Models that a test registered are left out."""
+    """Return table name -> the dataclass that it describes, without models that a test registered."""
     found: dict[str, type] = {"train": Recipe}
     for field in fields(Recipe):
         if field.name in REGISTRIES:
@@ -163,19 +165,19 @@ KINDS = option_kinds()
 
 
 def defaults(kind: type) -> dict[str, str]:
-    """Key -> default as TOML, of the fields that are values."""
+    """Return key -> default as TOML, of the fields that are values."""
     values = {field.name: getattr(kind(), field.name) for field in fields(kind) if field.init}
     return {key: json.dumps(value) for key, value in values.items() if not is_dataclass(value)}
 
 
 def rendered(name: str, before: str) -> str:
-    """A table as it has to be; of `before` the hand-written cells are kept."""
+    """Return the table with the code's keys and defaults, and the hand-written cells of `before`."""
     if name == "recipes":
         return recipes_table()
-    kept = {row[0]: row[2:] for row in rows_of(before)}
+    by_hand = {row[0]: row[2:] for row in rows_of(before)}
     lines = ["| key | default | range | meaning |", "|---|---|---|---|"]
     for key, default in defaults(KINDS[name]).items():
-        lines.append("| " + " | ".join([f"`{key}`", f"`{default}`", *kept.get(f"`{key}`", ["", ""])]) + " |")
+        lines.append("| " + " | ".join([f"`{key}`", f"`{default}`", *by_hand.get(f"`{key}`", ["", ""])]) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -184,7 +186,7 @@ def rows_of(table: str) -> list[list[str]]:
 
 
 def recipes_table() -> str:
-    """What the named recipes set differently, the default recipe first."""
+    """Return the table of the values in which the named recipes differ, the default recipe first."""
     columns = sorted(recipe_names(), key=lambda name: name != "quick")
     complete = {name: complete_recipe(name) for name in columns}
     lines = [f"| key | {' | '.join(f'`{name}`' for name in columns)} |", "|---" * (len(columns) + 1) + "|"]
@@ -198,7 +200,7 @@ def recipes_table() -> str:
 
 
 def complete_recipe(name: str) -> dict[str, str]:
-    """`section.key` -> value as TOML, defaults included."""
+    """Return `section.key` -> value as TOML, defaults included."""
     found = {}
     given = tomllib.loads(recipe_text(name))
     for part in [field.name for field in fields(Recipe) if is_dataclass(getattr(Recipe(), field.name))] + ["train"]:
@@ -227,7 +229,7 @@ def test_table_is_up_to_date(name: str) -> None:
 
 
 def beyond(text: str) -> list[float | str]:
-    """Values just outside a range as the tables write it; none where it is not a range of numbers or names."""
+    """Return values just outside a range as the tables write it; none if it is not a range of numbers or names."""
     if match := re.fullmatch(r"≥ (\S+)", text):
         return [float(match[1]) - 1]
     if match := re.fullmatch(r"> (\S+)", text):
@@ -270,12 +272,12 @@ def test_layers_of_every_model_are_listed(name: str) -> None:
     assert not [layer for layer in first if re.sub(r"\d+", "", layer) not in listed]
 
 
-# Links, paths and commands ----------------------------------------------------------------------------
+# Links and paths --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_lead_somewhere(document: Path) -> None:
-    broken = [link for link in links(document) if not leads_somewhere(document, link)]
+def test_links_have_targets(document: Path) -> None:
+    broken = [link for link in links(document) if not has_target(document, link)]
     assert not broken, f"{document.name} links to {broken}"
 
 
@@ -284,7 +286,7 @@ def links(document: Path) -> Iterator[str]:
     yield from (link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not link.startswith(("http", "mailto:")))
 
 
-def leads_somewhere(document: Path, link: str) -> bool:
+def has_target(document: Path, link: str) -> bool:
     name, _, anchor = link.partition("#")
     target = (document.parent / name) if name else document
     return target.exists() and (not anchor or anchor in anchors(target))
@@ -298,7 +300,7 @@ def anchors(document: Path) -> set[str]:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_paths_and_modules_exist(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
-    if document.name == "CHANGELOG.md":  # tells of paths that are no longer there
+    if document.name == "CHANGELOG.md":  # names old paths
         text = text.partition("\n## [0.1.0]")[0]
     paths = set(re.findall(r"`((?:[\w.-]+/)+(?:[\w-]+\.(?:py|toml|jinja|css|ipynb|md))?)`", text))
     ours = {path for path in paths if path.partition("/")[0] in {entry.name for entry in ROOT.iterdir()}}
@@ -314,40 +316,25 @@ def test_identifiers_of_the_architecture_exist() -> None:
     assert not [name for name in quoted if not set(name.split(".")) <= words]
 
 
-COMMANDS = "build|train|classify|report|verify|info|find-lr|recipes"
-
-
-def test_commands_have_their_options(logpose: Logpose) -> None:
-    """Every option on a `logpose COMMAND …` line of the documents is one of the command."""
-    helps: dict[str, str] = {}
-    for document in DOCUMENTS:
-        text = document.read_text(encoding="utf-8").replace("\\\n", " ")
-        for command, rest in re.findall(rf"logpose ({COMMANDS})\b(.*)", text):
-            if command not in helps:
-                helps[command] = logpose(command, "--help").out
-            for option in re.findall(r"(?<=\s)--[a-z][\w-]*", rest.partition("`")[0].partition("#")[0]):
-                assert option in helps[command], f"{document.name}: logpose {command} has no {option}"
-
-
 # Messages ---------------------------------------------------------------------------------------------
 
 
 def test_quoted_messages_are_in_the_code() -> None:
-    """Each message in the first column of troubleshooting.md, between its dots, is part of a string of the product."""
+    """Each message in the first column of troubleshooting.md, split at …, is part of a string literal of the code."""
     strings = [text for path in FILES for text in strings_of(path)]
     rows = re.findall(r"^\| (`.+?) \| ", (DOCS / "troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE)
     messages = [message for cell in rows for message in re.findall(r"`([^`]+)`", cell)]
     ours = [message for message in messages if not message.startswith(NOT_OURS)]
     fragments = [fragment.strip() for message in ours for fragment in message.split("…")]
     unknown = [fragment for fragment in fragments if not any(fragment in text for text in strings)]
-    assert not unknown, f"docs/troubleshooting.md quotes {unknown}, which no message says"
+    assert not unknown, f"docs/troubleshooting.md quotes {unknown}, which are in no message"
 
 
 NOT_OURS = ("logpose: command not found", "pip install", "logpose needs Python")  # the shell's, pip's, the Makefile's
 
 
 def strings_of(path: Path) -> Iterator[str]:
-    """The string literals of a file; of an f-string what stands between its values."""
+    """Yield the string literals of a file; of an f-string the text between its values."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
