@@ -1,7 +1,7 @@
 """The job `find-lr`: suggest a learning rate by the range test of Smith (2017, arXiv 1506.01186).
 
-A training is begun, and every step takes a higher rate than the one before, from far too low to far too high. The loss
-first stays where it is, then falls, and at last climbs again. Which rate to take from that: see `suggest`.
+Every step of a short training takes a higher rate than the one before, from far too low to far too high. The loss is
+first flat, then falls, and finally rises. `suggest` picks a rate from that curve.
 """
 
 import dataclasses
@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cnn.backends import pick_backend
 from cnn.errors import NonFiniteError
 from cnn.training.averaging import Lookahead
 from cnn.training.recipe import Recipe
 from cnn.training.schedules import Constant
 from cnn.training.trainer import Trainer
+from jobs.console.device import choose_backend
 from jobs.console.interrupts import DeferredInterrupt
 from jobs.console.output import emit, say
 from jobs.console.progress import bar, plural
@@ -38,7 +38,7 @@ MIN_FACTOR, MAX_FACTOR = 1e-3, 1e2  # the range of rates, as multiples of the re
 MIN_STEPS, MAX_STEPS = 20, 1000  # with fewer steps, five orders of magnitude show no curve
 SMOOTHING = 0.02  # time constant of the smoothed loss, as a fraction of all steps
 DIVERGENCE_RATIO = 4.0  # the loss has diverged at this multiple of the lowest smoothed loss
-LOW_FRACTION = 0.25  # a loss is low if it has lost at most this fraction of the fall again
+LOW_FRACTION = 0.25  # a loss is low if it is above the lowest one by at most this fraction of the fall
 MIN_FALL = 2.5  # in standard deviations of a single loss: less is noise
 INITIAL_STEPS = 5  # their mean is the initial loss
 TABLE_ROWS, BAR_COLUMNS = 11, 40
@@ -81,17 +81,17 @@ def find_lr(dataset: Path, options: FindLrOptions) -> Suggestion:
         raise JobError("optimizer.lr: expected more than 0, since rates around it are tried, found 0; leave it out")
     constant = _without_schedule(recipe, steps, data.train.rows)
     card = build_card(data, recipe)
-    trainer = build_trainer(card, constant, pick_backend(options.device), data)
+    trainer = build_trainer(card, constant, choose_backend(options.device), data)
     for line in (*describe_data(data), *describe_training(card, trainer, recipe)):
-        say(printable(line))
+        say(line)
     measure(trainer, data)
     workers = options.workers or available_cpus()
     stream = BatchStream(data.train, recipe.batch_size, seed=recipe.seed, workers=workers)
-    with bar("trying rates", "steps", steps, ends=False) as progress, DeferredInterrupt() as ctrl_c:
+    with bar("trying rates", "steps", steps, ends=False) as progress, DeferredInterrupt() as interrupt:
 
         def on_step(done: int, rate: float, loss: float) -> None:
             progress.update(done, f"rate {rate:.2g}, loss {loss:.3f}")
-            if ctrl_c.requested:
+            if interrupt.requested:
                 raise Interrupted(f"stopped after {plural(done, 'step')} of {steps}; run the same command again")
 
         test = range_test(trainer, stream, steps, on_step)
@@ -172,10 +172,10 @@ def _initial_loss(losses: np.ndarray) -> float:
 def suggest(test: RangeTest) -> Suggestion:
     """Return the rate at which the smoothed loss is lowest, and the range in which it is low.
 
-    Others take a rate in the middle of the fall (fastai's "valley"), the steepest point (Lightning) or a tenth of the
-    lowest, from a curve that is smoothed backwards only. In nine runs with three recipes, each with a warm-up and a
-    decay to nearly zero, the first and the last were up to 7 times off, the second up to 50; the lowest point of a
-    curve without lag was less than 3 times off in eight, and 5 times in one, where the curve was flat.
+    Others take the middle of the fall (fastai's "valley"), the steepest point (Lightning), or a tenth of the rate of
+    the lowest loss, all from a curve that lags behind. In nine runs with three recipes, each with a warm-up and a decay
+    to nearly zero, the first and the last were up to 7 times off, the second up to 50. The lowest point of a curve
+    without lag was less than 3 times off in eight runs, and 5 times in one, where the curve was flat.
 
     Raises WorkFailedError where the loss does not fall, diverges at once, or is still low at the highest rate.
     """
