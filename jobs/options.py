@@ -131,7 +131,7 @@ class InfoOptions:
 
     sheet: Annotated[Path | None, Option("File of the contact sheet; default: in the dataset.", "FILE.png")] = None
     no_sheet: Annotated[bool, Option("Draw no contact sheet.")] = False
-    shuffle: Annotated[bool, Option("Compare the order of an epoch with true permutations.")] = False
+    shuffle: Annotated[bool, Option("Compare the order of an epoch with random permutations.")] = False
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ class Training:
         with self.clock("validation"):
             metrics = validation_metrics(evaluation, self.recipe.loss) if evaluation else {}
         row = self.state.end_epoch(metrics)
-        self.clock.times = self.state.times  # saving is charged to the next epoch
+        self.clock.times = self.state.times  # saving counts for the next epoch
         with self.clock("save"):
             self.artifacts.save_epoch(row, evaluation)
         report_epoch(self.state, self.recipe)
