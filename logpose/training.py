@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
@@ -85,9 +84,9 @@ class History(Sequence[EpochRow]):
     def _repr_png_(self) -> bytes | None:
         if not self._rows:
             return None
-        file = io.BytesIO()
-        self.plot().savefig(file, format="png")
-        return file.getvalue()
+        from jobs.drawing.plots import figure_png
+
+        return figure_png(self.plot())
 
 
 class TrainingRun:

@@ -17,9 +17,9 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from jobs.drawing.colours import GRID, INK, RATE, TRAIN, VAL
-from jobs.drawing.curves import MAX_MARKERS, best_epoch, loss_limit
+from jobs.drawing.curves import MAX_MARKERS, loss_limit
 from jobs.drawing.fonts import drawable, font_runs, load_font
-from jobs.training.metrics import EpochRow
+from jobs.training.metrics import EpochRow, best_epoch
 from logpose.common.files import write_atomically
 
 MAX_NAMED_CLASSES = 100  # with more, the names would overlap

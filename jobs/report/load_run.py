@@ -6,10 +6,9 @@ from pathlib import Path
 
 from cnn.checkpoint import Checkpoint, load_checkpoint
 from cnn.training.recipe import Recipe
-from jobs.drawing.curves import best_epoch
 from jobs.errors import JobError
 from jobs.recipes.config import resolve
-from jobs.training.metrics import EpochRow
+from jobs.training.metrics import EpochRow, best_epoch
 from jobs.training.run_folder import RunFolder, TrainingState, is_finished
 from pipeline.dataset.store import Dataset
 from pipeline.errors import DatasetError

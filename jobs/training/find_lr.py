@@ -7,8 +7,8 @@ first flat, then falls, and finally rises. `suggest` picks a rate from that curv
 import dataclasses
 import math
 import shlex
-from collections.abc import Callable, Iterator
-from itertools import count
+from collections.abc import Callable
+from itertools import chain, count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +32,7 @@ from jobs.training.setup import build_card, build_trainer, describe_data, descri
 from logpose.common.cpus import available_cpus
 from logpose.common.errors import printable
 from pipeline.dataset.store import Dataset
-from pipeline.loader.stream import Batch, BatchStream
+from pipeline.loader.stream import BatchStream
 
 MIN_FACTOR, MAX_FACTOR = 1e-3, 1e2  # the range of rates, as multiples of the recipe's
 MIN_STEPS, MAX_STEPS = 20, 1000  # with fewer steps, five orders of magnitude show no curve
@@ -127,7 +127,8 @@ def range_test(
     losses: list[float] = []
     decay = math.exp(-1.0 / (SMOOTHING * steps))
     total, weight, best, diverged = 0.0, 0.0, math.inf, False
-    for rate, batch in zip(rates.tolist(), _batches(stream), strict=False):
+    batches = chain.from_iterable(map(stream.epoch, count(1)))  # without end
+    for rate, batch in zip(rates.tolist(), batches, strict=False):
         # As with `--lr rate`: an optimizer may use its peak rate for more than the length of the step.
         optimizer = dataclasses.replace(recipe.optimizer, lr=rate)  # type: ignore[type-var]
         trainer.recipe = dataclasses.replace(recipe, optimizer=optimizer)
@@ -145,12 +146,6 @@ def range_test(
         if diverged:
             break
     return RangeTest(rates[: len(losses)], np.array(losses), diverged)
-
-
-def _batches(stream: BatchStream) -> Iterator[Batch]:
-    """One epoch after the other, without end."""
-    for epoch in count(1):
-        yield from stream.epoch(epoch)
 
 
 def smooth(losses: np.ndarray) -> np.ndarray:

@@ -83,6 +83,15 @@ def is_better(row: EpochRow, best: EpochRow | None) -> bool:
     return (row.val_accuracy, -loss) > (best.val_accuracy, -best_loss)
 
 
+def best_epoch(history: Iterable[EpochRow]) -> EpochRow | None:
+    """Return the best row, by `is_better`; None without a finished epoch."""
+    best: EpochRow | None = None
+    for row in history:
+        if is_better(row, best):
+            best = row
+    return best
+
+
 def write_metrics(path: Path, rows: Iterable[EpochRow]) -> None:
     """Write all epochs as CSV; a missing value is an empty field. Raises OSError."""
     header = [field.name for field in fields(EpochRow)]
