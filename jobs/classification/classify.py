@@ -86,7 +86,7 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
 
 
 class _Run:
-    """Tasks of the unfinished parts, and the writing of each part from their rows.
+    """Creates the tasks of the unfinished parts, and writes each part from their rows.
 
     parts   parts of the inputs so far
     reused  rows in finished parts of earlier runs

@@ -173,7 +173,7 @@ def _families(text: str) -> list[str]:
 
 @cache
 def _family(file: str) -> str:
-    """matplotlib's name for a font file, which it need not have found itself."""
+    """Register a font file with matplotlib; return its family name."""
     path = str(load_font(file, 16).path)
     fontManager.addfont(path)
     return FontProperties(fname=path).get_name()

@@ -84,7 +84,7 @@ def render(run: TrainedRun, data: Dataset, result: ValidationResult | None, cam:
 
 
 def _scores(data: Dataset, result: ValidationResult) -> dict[str, Any]:
-    """The template's values that come from the evaluation, images excepted."""
+    """The template's values from the evaluation, except images."""
     evaluation, calibration = result.evaluation, result.calibration
     matrix = evaluation.confusion  # (C, C) [true, predicted]
     fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)  # (C, C)

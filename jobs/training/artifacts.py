@@ -114,7 +114,7 @@ class Artifacts:
         with_views = evaluation.accuracy if evaluation else None
         summary = summarise(state.history, state.best, data.train.rows, data.val.rows, views, with_views)
         write_summary(self.folder.summary, summary)
-        self.save_checkpoint()  # last: with this and the summary, running the command again has nothing to do
+        self.save_checkpoint()  # last: with this and the summary, a rerun has nothing to do
         return summary
 
     def evaluate_best(self, views: str = "none") -> Evaluation | None:

@@ -109,7 +109,7 @@ def find_lr(dataset: Path, options: FindLrOptions) -> Suggestion:
 
 
 def _without_schedule(recipe: Recipe, steps: int, rows: int) -> Recipe:
-    """The recipe without what changes in the course of a training, and with enough epochs for the test."""
+    """The recipe with a constant schedule, without lookahead, and with enough epochs for the test."""
     epochs = max(recipe.epochs, math.ceil(steps / math.ceil(rows / recipe.batch_size)))
     return dataclasses.replace(recipe, schedule=Constant(), lookahead=Lookahead(every=0), epochs=epochs)
 
@@ -160,7 +160,7 @@ def smooth(losses: np.ndarray) -> np.ndarray:
 
 
 def _initial_loss(losses: np.ndarray) -> float:
-    """The loss before anything is learned, averaged over some batches."""
+    """The loss before training, averaged over the first batches."""
     return float(losses[:INITIAL_STEPS].mean())
 
 

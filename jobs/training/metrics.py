@@ -132,7 +132,7 @@ def _format(value: float | None) -> str:
 
 
 def _parse(column: str, text: str | None) -> float | None:
-    """The number in a field, None if it is empty. `text` is None where the row is too short, a list where too long."""
+    """Parse a field; None if it is empty. For csv, a row that is too short has None here, a longer one a list."""
     if text is None:
         raise ValueError(f"a row without {column}")
     if not text:

@@ -107,16 +107,15 @@ def bottleneck(rows: Sequence[EpochRow]) -> Bottleneck | None:
 
 def time_lines(row: EpochRow) -> list[str]:
     """Return where the epoch's time went, as lines of text: the phases in percent, then the reader threads' seconds."""
-    names = {"wait": "data wait", "save": "saving"}
-    phases = {names.get(phase, phase): seconds / row.seconds for phase, seconds in phase_seconds([row]).items()}
-    lines = ["  time: " + ", ".join(f"{name} {fraction:.1%}" for name, fraction in phases.items())]
+    phases = phase_seconds([row]).items()
+    lines = ["  time: " + ", ".join(f"{phase} {seconds / row.seconds:.1%}" for phase, seconds in phases)]
     if readers := {name: seconds for name, seconds in _reader_seconds([row]).items() if seconds >= 0.005}:
         lines.append("  readers: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in readers.items()))
     return lines
 
 
 def phase_seconds(rows: Sequence[EpochRow]) -> dict[str, float]:
-    """Return the seconds of each phase over these epochs. In older trainings, which recorded fewer, most is `other`."""
+    """Return the seconds of each phase; `wait` is for training batches, `other` what no phase recorded."""
     seconds = {phase: _total(rows, phase) for phase in ("compute", "wait", "validation", "save")}
     seconds["other"] = max(0.0, sum(row.seconds for row in rows) - sum(seconds.values()))  # rounding: never negative
     return seconds

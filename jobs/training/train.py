@@ -128,7 +128,7 @@ def _check_same_dataset(data: Dataset, state: TrainingState, folder: RunFolder) 
 
 
 def _warn(data: Dataset, recipe: Recipe) -> None:
-    """Print what makes the results less than they seem."""
+    """Print why the accuracy is inflated, and which options have no effect."""
     counts = data.attributes.duplicates
     if counts and counts.leaks:
         leaks = f"{counts.leaks:,} of the {data.val.rows:,} images to validate are near-duplicates of training images"
