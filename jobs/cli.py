@@ -23,10 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except (KeyboardInterrupt, typer.Abort):
         return _fail("run the same command again to resume", Interrupted.exit_code, "interrupted")
-    except Interrupted as stop:
-        return _fail(str(stop), stop.exit_code, "interrupted")
     except LogposeError as error:
-        return _fail(str(error), error.exit_code)
+        return _fail(str(error), error.exit_code, "interrupted" if isinstance(error, Interrupted) else "error")
     except BrokenPipeError:
         # stdout is closed: redirect it to /dev/null so that the flush at exit does not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -40,12 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail(_usage(error, given), 2)
         if os.environ.get("LOGPOSE_DEBUG"):
             traceback.print_exc()
-        what = f"{type(error).__name__}: {error}"
-        return _fail(f"this is a bug: {what}; set LOGPOSE_DEBUG=1 to see where, and report it", 1)
+        bug = f"{type(error).__name__}: {error}"
+        return _fail(f"this is a bug: {bug}; set LOGPOSE_DEBUG=1 to see where, and report it", 1)
 
 
-def _fail(message: str, code: int, what: str = "error") -> int:
-    print(f"{what}: {printable(message)}", file=sys.stderr, flush=True)
+def _fail(message: str, code: int, prefix: str = "error") -> int:
+    print(f"{prefix}: {printable(message)}", file=sys.stderr, flush=True)
     return code
 
 
@@ -64,10 +62,9 @@ def _explain(error: OSError) -> tuple[str, int]:
 def _usage(error: Exception, given: Sequence[str]) -> str:
     """Return a usage error as one line, with the help to read."""
     message = getattr(error, "message", "") or str(error)
-    possible = getattr(error, "possibilities", None)
-    if getattr(error, "option_name", None) and "o such option" in message:
+    if getattr(error, "option_name", None) and "no such option" in message.lower():
         message = f"no such option: {error.option_name}"  # type: ignore[attr-defined]
-        if possible:
+        if possible := getattr(error, "possibilities", None):
             message += f"; did you mean {possible[0]}?"
     else:
         message = error.format_message()  # type: ignore[attr-defined]

@@ -13,7 +13,7 @@ class WorkFailedError(JobError):
     exit_code = 1
 
 
-class Interrupted(Exception):
+class Interrupted(LogposeError):
     """Ctrl-C was pressed. The work so far is saved; the message says how to resume."""
 
     exit_code = 130

@@ -6,70 +6,60 @@ Imports nothing heavy: `--help` must not wait for NumPy.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, get_type_hints
+from typing import Annotated, Any, Literal, TypeAlias, get_args, get_type_hints
 
 from jobs.console.sizes import parse_bytes
 from logpose.common.options import Option
 
 Device: TypeAlias = Annotated[Literal["auto", "cpu", "cuda"], Option("Where to compute; auto uses a GPU if one works.")]
 Workers: TypeAlias = Annotated[int | None, Option("Decoding threads; default: one per CPU.", "N", 1)]
-Overwrite: TypeAlias = Annotated[bool, Option("Replace a finished output.")]
 ModelClass: TypeAlias = Annotated[
     str | None,
     Option("Class of the network, unless it is one of logpose's.", "PACKAGE.MODULE:CLASS", flag="--model"),
 ]
 
 
+_Recipe = partial(Option, group="Recipe")
+_Start = partial(Option, group="Start")
+_Table = partial(Option, group="Table")
+
+
 @dataclass(frozen=True)
 class RecipeOptions:
     """Where a recipe comes from: see `jobs.recipes.config.resolve`."""
 
-    recipe: Annotated[str | None, Option("Recipe by name: see 'logpose recipes'.", "NAME", group="Recipe")] = None
-    config: Annotated[Path | None, Option("Recipe file, such as RUN_DIR/config.toml.", "FILE.toml", group="Recipe")] = (
-        None
-    )
-    set: Annotated[tuple[str, ...], Option("One value of the recipe; repeatable.", "a.b=v", group="Recipe")] = ()
+    recipe: Annotated[str | None, _Recipe("Recipe by name: see 'logpose recipes'.", "NAME")] = None
+    config: Annotated[Path | None, _Recipe("Recipe file, such as RUN_DIR/config.toml.", "FILE.toml")] = None
+    set: Annotated[tuple[str, ...], _Recipe("One value of the recipe; repeatable.", "a.b=v")] = ()
     model: Annotated[
-        str | None,
-        Option("Architecture, such as resnet9, or PACKAGE.MODULE:CLASS.", "NAME", group="Recipe", recipe="model.name"),
+        str | None, _Recipe("Architecture, such as resnet9, or PACKAGE.MODULE:CLASS.", "NAME", recipe="model.name")
     ] = None
-    batch_size: Annotated[int | None, Option("Images per step.", "N", 1, group="Recipe", recipe="train.batch_size")] = (
-        None
-    )
+    batch_size: Annotated[int | None, _Recipe("Images per step.", "N", 1, recipe="train.batch_size")] = None
     seed: Annotated[
-        int | None,
-        Option("Seed of weights, order and augmentation.", "N", 0, group="Recipe", recipe="train.seed"),
+        int | None, _Recipe("Seed of weights, order and augmentation.", "N", 0, recipe="train.seed")
     ] = None
 
     def recipe_values(self) -> dict[str, Any]:
         """Return the options that set a value of the recipe, as `section.key` -> value, without those not given."""
         hints = get_type_hints(type(self), include_extras=True)
-        found = {}
-        for field in fields(self):
-            for option in getattr(hints[field.name], "__metadata__", ()):
-                if option.recipe and getattr(self, field.name) is not None:
-                    found[option.recipe] = getattr(self, field.name)
-        return found
+        values = {get_args(hints[field.name])[1].recipe: getattr(self, field.name) for field in fields(self)}
+        return {key: value for key, value in values.items() if key and value is not None}
 
 
 @dataclass(frozen=True)
 class TrainOptions(RecipeOptions):
     """How to train. The recipe's own values are in `cnn.training.recipe`."""
 
-    epochs: Annotated[int | None, Option("Passes over the images.", "N", 1, group="Recipe", recipe="train.epochs")] = (
-        None
-    )
-    lr: Annotated[float | None, Option("Peak learning rate.", "X", group="Recipe", recipe="optimizer.lr")] = None
+    epochs: Annotated[int | None, _Recipe("Passes over the images.", "N", 1, recipe="train.epochs")] = None
+    lr: Annotated[float | None, _Recipe("Peak learning rate.", "X", recipe="optimizer.lr")] = None
     patience: Annotated[
-        int | None,
-        Option("Stop after N epochs without improvement; 0: never.", "N", 0, group="Recipe", recipe="train.patience"),
+        int | None, _Recipe("Stop after N epochs without improvement; 0: never.", "N", 0, recipe="train.patience")
     ] = None
-    resume: Annotated[bool, Option("Resume the training in RUN_DIR; start if there is none.", group="Start")] = False
-    init: Annotated[
-        Path | None, Option("Start from a saved model; its classes may differ.", "MODEL", group="Start")
-    ] = None
-    overwrite: Annotated[bool, Option("Replace a finished training.", group="Start")] = False
+    resume: Annotated[bool, _Start("Resume the training in RUN_DIR; start if there is none.")] = False
+    init: Annotated[Path | None, _Start("Start from a saved model; its classes may differ.", "MODEL")] = None
+    overwrite: Annotated[bool, _Start("Replace a finished training.")] = False
     device: Device = "auto"
     workers: Workers = None
     ram_budget: Annotated[
@@ -94,17 +84,13 @@ class FindLrOptions(RecipeOptions):
 class ClassifyOptions:
     """How to classify, and what the table holds."""
 
-    topk: Annotated[int, Option("Labels per image, the most likely first.", "K", 1, group="Table")] = 1
-    threshold: Annotated[
-        float | None, Option("Below this probability the label is 'unknown'.", "X", 0, 1, group="Table")
-    ] = None
+    topk: Annotated[int, _Table("Labels per image, the most likely first.", "K", 1)] = 1
+    threshold: Annotated[float | None, _Table("Below this probability the label is 'unknown'.", "X", 0, 1)] = None
     format: Annotated[
-        Literal["csv", "parquet"] | None, Option("Format; default: from the ending of OUT.", group="Table")
+        Literal["csv", "parquet"] | None, _Table("Format; default: from the ending of OUT.")
     ] = None
-    spreadsheet_safe: Annotated[
-        bool, Option("Escape cells that a spreadsheet would run as formulas.", group="Table")
-    ] = False
-    overwrite: Annotated[bool, Option("Replace a finished table.", group="Table")] = False
+    spreadsheet_safe: Annotated[bool, _Table("Escape cells that a spreadsheet would run as formulas.")] = False
+    overwrite: Annotated[bool, _Table("Replace a finished table.")] = False
     views: Annotated[
         Literal["none", "mirror", "mirror_shift"],
         Option("Test-time augmentation: average 2 or 6 views of each image."),
@@ -113,9 +99,9 @@ class ClassifyOptions:
     model: ModelClass = None
     device: Device = "auto"
     workers: Workers = None
-    scheduler: Annotated[str | None, Option("Use this Dask cluster instead of local threads.", "tcp://HOST:PORT")] = (
-        None
-    )
+    scheduler: Annotated[
+        str | None, Option("Use this Dask cluster instead of local threads.", "tcp://HOST:PORT")
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -131,7 +117,7 @@ class InfoOptions:
 
     sheet: Annotated[Path | None, Option("File of the contact sheet; default: in the dataset.", "FILE.png")] = None
     no_sheet: Annotated[bool, Option("Draw no contact sheet.")] = False
-    shuffle: Annotated[bool, Option("Compare the order of an epoch with true permutations.")] = False
+    shuffle: Annotated[bool, Option("Compare the order of an epoch with random permutations.")] = False
 
 
 @dataclass(frozen=True)

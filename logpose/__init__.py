@@ -27,27 +27,27 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-# Where each public name comes from: a module, and the name in it (none for the module itself).
-_SOURCES: dict[str, tuple[str, str]] = {
-    "BatchStream": ("pipeline.loader.stream", "BatchStream"),
-    "Dataset": ("pipeline.dataset.store", "Dataset"),
-    "History": ("logpose.training", "History"),
-    "LogposeError": ("logpose.common.errors", "LogposeError"),
-    "Model": ("logpose.model", "Model"),
-    "Prediction": ("logpose.model", "Prediction"),
-    "Recipe": ("cnn.training.recipe", "Recipe"),
-    "TrainingRun": ("logpose.training", "TrainingRun"),
-    "build": ("logpose.data", "build"),
-    "classify": ("logpose.classification", "classify"),
-    "layers": ("cnn.layers", ""),
-    "load": ("logpose.model", "load"),
-    "load_run": ("logpose.training", "load_run"),
-    "losses": ("cnn.losses", ""),
-    "open": ("logpose.data", "open"),
-    "optimizers": ("cnn.training.optimizers", ""),
-    "register_model": ("cnn.models", "register_model"),
-    "schedules": ("cnn.training.schedules", ""),
-    "train": ("logpose.training", "train"),
+# The module that each public name is imported from.
+_SOURCES = {
+    "BatchStream": "pipeline.loader.stream",
+    "Dataset": "pipeline.dataset.store",
+    "History": "logpose.training",
+    "LogposeError": "logpose.common.errors",
+    "Model": "logpose.model",
+    "Prediction": "logpose.model",
+    "Recipe": "cnn.training.recipe",
+    "TrainingRun": "logpose.training",
+    "build": "logpose.data",
+    "classify": "logpose.classification",
+    "layers": "cnn",
+    "load": "logpose.model",
+    "load_run": "logpose.training",
+    "losses": "cnn",
+    "open": "logpose.data",
+    "optimizers": "cnn.training",
+    "register_model": "cnn.models",
+    "schedules": "cnn.training",
+    "train": "logpose.training",
 }
 
 __all__ = [
@@ -78,14 +78,11 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used."""
     if name not in _SOURCES:
         raise AttributeError(f"module 'logpose' has no attribute '{name}'; it has {', '.join(__all__)}")
-    from importlib import import_module
-
     from logpose.own_packages import check_own_packages
 
     check_own_packages()
-    module_name, attribute = _SOURCES[name]
-    module = import_module(module_name)
-    value = globals()[name] = getattr(module, attribute) if attribute else module
+    source = __import__(_SOURCES[name], fromlist=[name])  # imports `name` too, where it is a module
+    value = globals()[name] = getattr(source, name)
     return value
 
 

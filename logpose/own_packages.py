@@ -1,6 +1,6 @@
 """Make sure that `pipeline`, `cnn` and `jobs` are logpose's own, whatever the current folder or PYTHONPATH hold.
 
-These are everyday names: a project may well have a folder `jobs/` of its own, which Python would import first.
+These names are common: a project may have a folder `jobs/` of its own, which Python would import first.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent  # the checkout, or site-packages
 
 
 def prefer_own_packages() -> None:
-    """For the command line: find our own packages first, and look into the current folder last.
+    """For the command line: search the current folder last, so that our own packages win.
 
-    Last, but look: `--model my_module:MyNetwork` names a class that is likely to be there.
+    It must be searched, since `--model my_module:MyNetwork` often names a module in it.
     """
     here = Path.cwd()
     if here != ROOT:
@@ -28,7 +28,7 @@ def prefer_own_packages() -> None:
 
 
 def check_own_packages() -> None:
-    """For `import logpose`: raise ImportError, in one line, where another package stands before one of ours."""
+    """For `import logpose`: raise ImportError where Python would import another package instead of one of ours."""
     if found := foreign_package():
         name, place = found
         raise ImportError(
@@ -38,7 +38,7 @@ def check_own_packages() -> None:
 
 
 def foreign_package() -> tuple[str, Path] | None:
-    """Return the first of our package names under which Python finds another package, and where that lies."""
+    """Return the first of our package names that Python finds elsewhere, and where; None if all are ours."""
     for name in PACKAGES:
         loaded = sys.modules.get(name)
         spec = loaded.__spec__ if loaded else find_spec(name)

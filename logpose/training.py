@@ -1,8 +1,7 @@
-"""Train a network from Python, and look at how it went."""
+"""Train a network from Python, and inspect the results."""
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 class History(Sequence[EpochRow]):
     """The epochs of a training, one `EpochRow` each; `history["val_accuracy"]` is a column.
 
-    A notebook shows it as its curves.
+    A notebook displays its curves.
 
     >>> history = logpose.load_run("runs/colours").history
     >>> len(history), history[-1].epoch, len(history["train_loss"])
@@ -85,18 +84,18 @@ class History(Sequence[EpochRow]):
     def _repr_png_(self) -> bytes | None:
         if not self._rows:
             return None
-        file = io.BytesIO()
-        self.plot().savefig(file, format="png")
-        return file.getvalue()
+        from jobs.drawing.plots import figure_png
+
+        return figure_png(self.plot())
 
 
 class TrainingRun:
-    """The folder of a training, and what is in it. `train` and `load_run` return one.
+    """A training and its folder, as `train` and `load_run` return it.
 
     path     of the folder
-    history  figures of each epoch so far; plots itself
-    summary  figures of the best epoch, once the training is finished; else None
-    model    the best network so far, ready to predict
+    history  metrics of each epoch so far
+    summary  metrics of the best epoch once the training is finished, else None
+    model    the best network so far
 
     >>> run = logpose.load_run("runs/colours")
     >>> run.path.name, run.summary.epochs, run.model.class_names
@@ -179,8 +178,8 @@ def train(
 ) -> TrainingRun:
     """Train a network on a dataset.
 
-    Interrupted with Ctrl-C, it saves and raises `LogposeError`; `resume=True` then ends with the same weights, bit for
-    bit, as if it had not been interrupted.
+    Ctrl-C saves a checkpoint and raises `LogposeError`; with `resume=True` the same call then ends with the same
+    weights, bit for bit, as without the interruption.
 
     Args:
         data: The dataset, or its path.
@@ -207,26 +206,24 @@ def train(
     """
     path = data.path if isinstance(data, Dataset) else Path(data)
     folder = Path(run_dir) if run_dir is not None else _free_folder(path)
-    parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "loss": loss}
-    texts = {f"{name}.name": part for name, part in parts.items() if isinstance(part, str) and name != "model"}
-    objects: dict[str, Any] = {
-        name: part for name, part in parts.items() if part is not None and not isinstance(part, str)
-    }
+    sections = {"model": model, "optimizer": optimizer, "schedule": schedule, "loss": loss}
+    names = {f"{key}.name": value for key, value in sections.items() if isinstance(value, str) and key != "model"}
+    objects: dict[str, Any] = {key: value for key, value in sections.items() if not isinstance(value, str | None)}
     options = TrainOptions(
         model=model if isinstance(model, str) else None, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed,
-        patience=patience, set=tuple(f"{key}={_toml(value)}" for key, value in {**texts, **(values or {})}.items()),
+        patience=patience, set=tuple(f"{key}={_toml(value)}" for key, value in {**names, **(values or {})}.items()),
         recipe=recipe if isinstance(recipe, str) else None, config=recipe if isinstance(recipe, Path) else None,
         device=device, workers=workers, resume=resume, init=Path(init) if init else None, ram_budget=ram_budget,
         overwrite=overwrite,
     )  # fmt: skip
-    whole = None  # the recipe, where objects say what text cannot
+    given = None  # the recipe, if it is partly given as objects, which options cannot hold
     if isinstance(recipe, Recipe) or objects:
         base = to_toml(recipe) if isinstance(recipe, Recipe) else ""
-        whole = replace(resolve(options, base, "recipe"), **objects)
+        given = replace(resolve(options, base, "recipe"), **objects)
         if lr is not None:
-            whole = replace(whole, optimizer=replace(whole.optimizer, lr=lr))  # type: ignore[type-var]
+            given = replace(given, optimizer=replace(given.optimizer, lr=lr))  # type: ignore[type-var]
     with verbosity_of(Verbosity.QUIET if quiet else Verbosity.NORMAL):
-        return TrainingRun(train_job(path, folder, options, whole))
+        return TrainingRun(train_job(path, folder, options, given))
 
 
 def _free_folder(dataset: Path) -> Path:

@@ -27,8 +27,9 @@ from crc32c import crc32c
 
 from cnn.checkpoint import ModelCard
 from cnn.evaluation.metrics import ClassScores
-from jobs.classification.table import TableOptions, header
+from jobs.classification.table import header, table_settings
 from jobs.datasets.verify import REPORT_HEADER
+from jobs.options import ClassifyOptions
 from jobs.recipes import recipe_names, recipe_text
 from jobs.recipes.config import REGISTRIES, Recipe
 from jobs.training.metrics import EpochRow
@@ -76,7 +77,7 @@ EXPLAINED: dict[str, list[str]] = {
     "summary.json": names(Summary),
     "last.safetensors": [*names(TrainingState), *names(EpochTimes)],
     "The table": header(topk=2),
-    "A classification in progress": [*TableOptions().by_flag(), "model", "--views", "device"],
+    "A classification in progress": [*table_settings(ClassifyOptions(), "csv"), "model", "--views", "device"],
     "The verification report": [*REPORT_HEADER],
 }
 

@@ -39,8 +39,8 @@ def main() -> None:
     everything = []
     backend = pick_backend("cpu")
     for run_dir in runs:
-        run, state = load_run(run_dir)
-        val = open_dataset(run, state, None).val
+        run = load_run(run_dir)
+        val = open_dataset(run, None).val
         evaluation = evaluate_model(Predictor(run.folder.model, backend), val, 1).evaluation
         outputs, labels = evaluation.outputs, evaluation.labels
         scaled = outputs / temperatures_by_halves(outputs, labels)[:, None]  # (N, C)

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from cnn.inference.predictor import Predictor
+from cnn.models import import_model
 from jobs.classification.inputs import FILES_PER_PART, Inputs, Part, find_inputs
-from jobs.classification.table import ResumableTable, TableOptions
+from jobs.classification.table import ResumableTable
 from jobs.classification.task import Row, Task, TaskSettings, cache_predictor, classify_task, hash_file
 from jobs.console.device import choose_backend
 from jobs.console.output import detail, emit, say
@@ -44,8 +45,6 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
     """
     model = model / "model.safetensors" if model.is_dir() else model
     if options.model:
-        from cnn.models import import_model
-
         import_model(options.model)
     workers = options.workers or available_cpus()
     backend = choose_backend(options.device, workers)
@@ -54,11 +53,7 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
     classes = plural(len(card.class_names), "class", "classes")
     if options.topk > len(card.class_names):
         raise JobError(f"--topk {options.topk}: expected at most {len(card.class_names)}, as {model} has {classes}")
-    table_format = options.format or _format_of(out)
-    columns = TableOptions(options.topk, options.threshold, options.spreadsheet_safe, table_format)
-    settings = TaskSettings(
-        model.absolute(), hash_file(model), options.device, options.views, options.batch_size, columns, options.model
-    )
+    settings = TaskSettings(model.absolute(), hash_file(model), options)
     cache_predictor(predictor, settings)
     # Fewer and larger tasks on a cluster, where each one is sent over the network.
     inputs = find_inputs(images, out, card, FILES_PER_PART if options.scheduler else options.batch_size)
@@ -69,7 +64,7 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
     detail(printable(f"classes: {', '.join(card.class_names)}"))
     out.parent.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(out.with_name(f".{out.name}.lock"), f"classification into {out}"):
-        table = ResumableTable(out, identity, columns, overwrite=options.overwrite)
+        table = ResumableTable(out, identity, options)
         run = _Run(inputs, table)
         work = partial(classify_task, settings)
         try:
@@ -91,7 +86,7 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
 
 
 class _Run:
-    """Tasks of the unfinished parts, and the writing of each part from their rows.
+    """Creates the tasks of the unfinished parts, and writes each part from their rows.
 
     parts   parts of the inputs so far
     reused  rows in finished parts of earlier runs
@@ -130,7 +125,3 @@ class _Run:
                     self.started.popleft()
                     rows = []
                 progress.update(self.done, total=self.inputs.found - self.reused)
-
-
-def _format_of(out: Path) -> Literal["csv", "parquet"]:
-    return "parquet" if out.suffix.lower() in (".parquet", ".pq") else "csv"

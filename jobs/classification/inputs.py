@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, TypeAlias
 
 from cnn.checkpoint import ModelCard
 from jobs.classification.task import FailureTask, FileTask, RowTask, Task, hash_names
@@ -28,29 +28,11 @@ class Part(NamedTuple):
     tasks: list[Task]
 
 
-class Inputs(Protocol):
-    """The images to classify.
-
-    merge  whether the table must be merged from sorted parts, because the parts are not in its order
-    """
-
-    merge: bool
-
-    def open(self, scratch: Path) -> AbstractContextManager[object]:
-        """Start listing the inputs; temporary files go to `scratch`."""
-
-    def parts(self) -> Iterator[Part]:
-        """Yield the parts, always in the same order."""
-
-    @property
-    def found(self) -> int:
-        """Rows found so far."""
-
-
 class FolderInputs:
     """All files below `root`, or the one file `root`, except the table `out` and its parts.
 
     task_rows  files of a task
+    merge      whether the table must be merged from sorted parts, because the parts are not in its order
     """
 
     merge = False
@@ -61,10 +43,12 @@ class FolderInputs:
         self.index: FileIndex | None = None
 
     def open(self, scratch: Path) -> AbstractContextManager[object]:
+        """Start listing the files; temporary files go to `scratch`."""
         self.index = FileIndex(self.root, scratch, FILES_PER_PART, self.own.__contains__)
         return self.index
 
     def parts(self) -> Iterator[Part]:
+        """Yield the parts, always in the same order."""
         assert self.index is not None, "not open"
         # Absolute, since a worker elsewhere has another working directory.
         folder = str((self.root if self.root.is_dir() else self.root.parent).absolute())
@@ -79,11 +63,12 @@ class FolderInputs:
 
     @property
     def found(self) -> int:
+        """Rows found so far."""
         return self.index.found if self.index else 0
 
 
 class DatasetInputs:
-    """All rows of a dataset, and the files that it left out.
+    """All rows of a dataset, and the files that it left out, with the interface of `FolderInputs`.
 
     task_rows  rows of a task, rounded down to whole chunks
     Raises JobError where the images have another shape than the model's, DatasetError where there is no dataset.
@@ -129,7 +114,10 @@ class DatasetInputs:
         return self.data.train.rows + self.data.val.rows + len(self.failures)
 
 
-def find_inputs(images: Path, out: Path, card: ModelCard, task_rows: int) -> FolderInputs | DatasetInputs:
+Inputs: TypeAlias = FolderInputs | DatasetInputs
+
+
+def find_inputs(images: Path, out: Path, card: ModelCard, task_rows: int) -> Inputs:
     """Return the images at `images`, in tasks of about `task_rows`, for a model with this card."""
     if (images / "zarr.json").is_file():
         return DatasetInputs(images, card, task_rows)

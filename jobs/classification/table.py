@@ -20,12 +20,12 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple, TypeAlias
 
 from jobs.errors import JobError
+from jobs.options import ClassifyOptions
 from logpose.common.files import atomic_writer, write_atomically
 
 # File names may hold bytes that are not valid UTF-8; the CSV holds these bytes unchanged.
@@ -39,38 +39,7 @@ MAX_OPEN_FILES = 64  # parts merged at a time, well below the limit of 256 open 
 NEEDS_QUOTES = re.compile('[,"\r\n]')
 FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")  # OWASP, "CSV Injection"
 
-
-@dataclass(frozen=True)
-class TableOptions:
-    """How the table is written.
-
-    topk              labels per row
-    threshold         the label is `unknown` if its probability is below; None: never
-    spreadsheet_safe  put a ' before text that a spreadsheet would run as a formula; CSV only
-    format            of the final file
-    Raises JobError where they contradict each other.
-    """
-
-    topk: int = 1
-    threshold: float | None = None
-    spreadsheet_safe: bool = False
-    format: Literal["csv", "parquet"] = "csv"
-
-    def __post_init__(self) -> None:
-        if self.spreadsheet_safe and self.format == "parquet":
-            raise JobError(
-                "--spreadsheet-safe is for CSV, and text in a Parquet file is never a formula;"
-                " leave it out, or give --format csv"
-            )
-
-    def by_flag(self) -> dict[str, int | float | str | None]:
-        """Return the options by their names on the command line, for messages and the fingerprint."""
-        return {
-            "--topk": self.topk,
-            "--threshold": self.threshold,
-            "--spreadsheet-safe": self.spreadsheet_safe,
-            "--format": self.format,
-        }
+Format: TypeAlias = Literal["csv", "parquet"]
 
 
 def header(topk: int) -> list[str]:
@@ -79,7 +48,7 @@ def header(topk: int) -> list[str]:
     return ["filename", "status", "label", "prob", "error", *more]
 
 
-def ok_row(filename: str, ranked: Sequence[tuple[str, float]], options: TableOptions) -> list[str]:
+def ok_row(filename: str, ranked: Sequence[tuple[str, float]], options: ClassifyOptions) -> list[str]:
     """Return the row of an image: its `topk` most likely labels with their probabilities, best first."""
     (label, probability), *others = ranked
     prob = f"{probability:.6f}"
@@ -109,32 +78,28 @@ class ResumableTable:
     """A table at `path` that is written in parts and can be resumed."""
 
     def __init__(
-        self,
-        path: Path,
-        identity: Mapping[str, str | int | float | bool | None],
-        options: TableOptions,
-        *,
-        overwrite: bool,
+        self, path: Path, identity: Mapping[str, str | int | float | bool | None], options: ClassifyOptions
     ) -> None:
         """Claim `path`, and the parts of an interrupted run.
 
-        `identity` holds whatever else the rows depend on, by the name that messages use. With `overwrite`, parts of
-        another classification are removed; a table at `path` stays until `finish`.
-        Raises JobError if `path` exists, if there are parts of another classification, or without pyarrow if needed.
+        `identity` holds whatever else the rows depend on, by the name that messages use. With `options.overwrite`,
+        parts of another classification are removed; a table at `path` stays until `finish`.
+        Raises JobError if `path` exists, if there are parts of another classification, if the options contradict each
+        other, or without pyarrow if needed.
         """
         self.path = path
         self.scratch = path.with_name(path.name + ".parts")  # also for temporary files of the job
         self._marker_path = path.with_name(f".{path.name}.finished")
-        self._overwrite = overwrite
+        self._overwrite = options.overwrite
         self._columns = header(options.topk)
-        self._save = _writer_for(options)
-        self._fingerprint = {**identity, **options.by_flag()}
+        table_format = options.format or _format_of(path)
+        self._save = _writer_for(table_format, options.spreadsheet_safe)
+        self._fingerprint = {**identity, **table_settings(options, table_format)}
         if path.is_dir():
-            kind, example = "CSV" if options.format == "csv" else "Parquet", path / f"out.{options.format}"
-            raise JobError(f"{path} is a folder; give the name of a {kind} file, such as {example}")
-        self._marker = None if overwrite else self._find_marker()
+            raise JobError(f"{path} is a folder; give the name of a file, such as {path / f'out.{table_format}'}")
+        self._marker = None if self._overwrite else self._find_marker()
         if not self._marker:
-            if path.exists() and not overwrite:
+            if path.exists() and not self._overwrite:
                 raise self._exists_error()
             self._check_existing_parts()
         self.scratch.mkdir(parents=True, exist_ok=True)
@@ -217,15 +182,16 @@ class ResumableTable:
         """Accept parts of the same classification. Remove others with `overwrite`, else raise JobError."""
         if not self.scratch.exists():
             return
-        found = _read_json(self.scratch / FINGERPRINT_FILE)
-        ours = (self.scratch / FINGERPRINT_FILE).exists()
-        if not ours and any(path.name != f".{FINGERPRINT_FILE}.tmp" for path in self.scratch.iterdir()):
+        fingerprint = self.scratch / FINGERPRINT_FILE
+        found = _read_json(fingerprint)
+        if not fingerprint.exists() and any(path.name != f".{FINGERPRINT_FILE}.tmp" for path in self.scratch.iterdir()):
             raise JobError(
                 f"{self.scratch} is not an unfinished classification: it has no {FINGERPRINT_FILE};"
                 f" remove it, or choose another name than {self.path.name}"
             )
         names = {**self._fingerprint, **found}
-        changed = [name for name in names if _item(found, name) != _item(self._fingerprint, name)]
+        missing = object()  # None is a value
+        changed = [name for name in names if found.get(name, missing) != self._fingerprint.get(name, missing)]
         if changed and not self._overwrite and self._find_tags():
             raise JobError(
                 f"{self.scratch} holds an unfinished classification with other {' and '.join(changed)};"
@@ -244,13 +210,34 @@ class ResumableTable:
         )
 
 
-def _writer_for(options: TableOptions) -> Callable[[IO[bytes], Sequence[str], Iterable[Sequence[str]]], None]:
-    """Return the function that writes a table of this format. pyarrow is optional, and imported only if needed."""
-    if options.format == "parquet":
-        from jobs.classification.parquet import write_parquet
+def table_settings(options: ClassifyOptions, table_format: Format) -> dict[str, int | float | str | None]:
+    """Return the options that the table depends on, by flag, for the fingerprint and messages."""
+    return {
+        "--topk": options.topk,
+        "--threshold": options.threshold,
+        "--spreadsheet-safe": options.spreadsheet_safe,
+        "--format": table_format,
+    }
 
-        return write_parquet
-    return _write_spreadsheet_safe_csv if options.spreadsheet_safe else _write_csv
+
+def _format_of(path: Path) -> Format:
+    return "parquet" if path.suffix.lower() in (".parquet", ".pq") else "csv"
+
+
+def _writer_for(
+    table_format: Format, spreadsheet_safe: bool
+) -> Callable[[IO[bytes], Sequence[str], Iterable[Sequence[str]]], None]:
+    """Return the function that writes a table of this format. pyarrow is optional, and imported only if needed."""
+    if table_format == "csv":
+        return _write_spreadsheet_safe_csv if spreadsheet_safe else _write_csv
+    if spreadsheet_safe:
+        raise JobError(
+            "--spreadsheet-safe is for CSV, and text in a Parquet file is never a formula;"
+            " leave it out, or give --format csv"
+        )
+    from jobs.classification.parquet import write_parquet
+
+    return write_parquet
 
 
 def _write_csv(file: IO[bytes], columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -323,8 +310,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _item(values: Mapping[str, Any], name: str) -> tuple[bool, Any]:
-    """Return (is present, value), since None is a value too."""
-    return name in values, values.get(name)

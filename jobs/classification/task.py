@@ -16,8 +16,10 @@ import numpy as np
 
 from cnn.backends import pick_backend
 from cnn.inference.predictor import Predictor
-from jobs.classification.table import TableOptions, error_row, ok_row
+from cnn.models import import_model
+from jobs.classification.table import error_row, ok_row
 from jobs.errors import JobError
+from jobs.options import ClassifyOptions
 from pipeline.dataset.store import Dataset, Split
 from pipeline.errors import DecodeError
 from pipeline.images.decode import decode_image, quiet_pillow
@@ -29,19 +31,12 @@ Row: TypeAlias = list[str]
 class TaskSettings:
     """What all tasks of a classification share.
 
-    model_hash   SHA-256 of the file at `model`: another machine may have another file there
-    views        test-time augmentation: see cnn.inference.predictor
-    batch_size   images per forward pass; affects only memory and speed
-    model_class  'package.module:Class' to import, as the user gave it; None for a network of logpose's
+    model_hash  SHA-256 of the file at `model`: another machine may have another file there
     """
 
     model: Path
     model_hash: str
-    device: str
-    views: str
-    batch_size: int
-    options: TableOptions
-    model_class: str | None = None
+    options: ClassifyOptions
 
 
 class FileTask(NamedTuple):
@@ -75,8 +70,9 @@ def classify_task(settings: TaskSettings, task: Task) -> list[Row]:
 
     Raises DamageError where a dataset is damaged, JobError where the model is not the same file on this machine.
     """
+    options = settings.options
     if isinstance(task, FailureTask):
-        return [error_row(*failure, settings.options.topk) for failure in zip(*task, strict=True)]
+        return [error_row(*failure, options.topk) for failure in zip(*task, strict=True)]
     predictor = _thread_predictor(settings)
     size = predictor.card.in_shape[:2]
     pixels = np.empty((len(task.names), *size, 3), np.uint8)  # (n, H, W, 3)
@@ -85,11 +81,9 @@ def classify_task(settings: TaskSettings, task: Task) -> list[Row]:
         _open_split(task.dataset, task.split).read_into(pixels, task.start, task.start + len(task.names))
     else:
         pixels, reasons = _decode(task, predictor.card.fit, pixels)  # (readable, H, W, 3)
-    rankings = iter(_rank(predictor, pixels, settings))
+    rankings = iter(_rank(predictor, pixels, options))
     return [
-        ok_row(name, next(rankings), settings.options)
-        if reason is None
-        else error_row(name, reason, settings.options.topk)
+        ok_row(name, next(rankings), options) if reason is None else error_row(name, reason, options.topk)
         for name, reason in zip(task.names, reasons, strict=True)
     ]
 
@@ -113,13 +107,13 @@ def _decode(task: FileTask, fit: str, pixels: np.ndarray) -> tuple[np.ndarray, l
     return pixels[:readable], reasons
 
 
-def _rank(predictor: Predictor, pixels: np.ndarray, settings: TaskSettings) -> list[list[tuple[str, float]]]:
+def _rank(predictor: Predictor, pixels: np.ndarray, options: ClassifyOptions) -> list[list[tuple[str, float]]]:
     """Return the most likely classes of each image of (n, H, W, 3) with their probabilities, best first."""
     classes = predictor.card.class_names
     ranked = []
-    for start in range(0, len(pixels), settings.batch_size):
-        probabilities = predictor.probabilities(pixels[start : start + settings.batch_size])  # float32 (B, C)
-        order = np.argsort(-probabilities, axis=1, kind="stable")[:, : settings.options.topk]  # (B, K)
+    for start in range(0, len(pixels), options.batch_size):
+        probabilities = predictor.probabilities(pixels[start : start + options.batch_size])  # float32 (B, C)
+        order = np.argsort(-probabilities, axis=1, kind="stable")[:, : options.topk]  # (B, K)
         best = np.take_along_axis(probabilities, order, axis=1)  # (B, K)
         for indices, probs in zip(order.tolist(), best.tolist(), strict=True):
             ranked.append([(classes[index], prob) for index, prob in zip(indices, probs, strict=True)])
@@ -154,12 +148,10 @@ def cache_predictor(predictor: Predictor, settings: TaskSettings) -> None:
 
 
 def _load(settings: TaskSettings) -> Predictor:
-    model = settings.model
-    if settings.model_class:
-        from cnn.models import import_model
-
-        import_model(settings.model_class)
-    predictor = Predictor(model, pick_backend(settings.device), settings.views)
+    model, options = settings.model, settings.options
+    if options.model:
+        import_model(options.model)
+    predictor = Predictor(model, pick_backend(options.device), options.views)
     if hash_file(model) != settings.model_hash:
         raise JobError(
             f"expected the same model throughout a classification, found another one now, or on this machine, at"

@@ -97,7 +97,6 @@ def _descriptions(options_type: type[Any]) -> Iterator[tuple[str, Any, Any, Opti
 
 
 def _option_parameters(options_type: type[Any] | None) -> list[inspect.Parameter]:
-    """Build the Typer parameter of each option."""
     parameters = []
     for name, hint, default, option in _descriptions(options_type) if options_type else ():
         flag = option.flag or f"--{name.replace('_', '-')}"

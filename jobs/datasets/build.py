@@ -68,16 +68,15 @@ def _warnings(report: BuildReport) -> list[str]:
     if report.failures:
         failures = plural(len(report.failures), "file")
         lines.append(f"{failures} could not be read: the reasons are in {report.path / FAILURES_FILE}")
-    copies = report.duplicates
-    if copies is not None and copies.groups:
-        found = [f"near-duplicates: {plural(copies.images, 'image')} in {plural(copies.groups, 'group')}"]
-        if not report.has_splits:
-            found.append("each in one split")
-        elif copies.leaks:
-            found.append(f"{copies.leaks:,} of {report.rows['val']:,} validation images duplicate a training image")
-        else:
-            found.append("none across train and val")
-        if copies.labels_differ:
-            found.append(f"{plural(copies.labels_differ, 'group')} with different labels")
-        lines.append(f"{'; '.join(found)}: see {report.path / DUPLICATES_FILE}")
+    duplicates = report.duplicates
+    if duplicates is not None and duplicates.groups:
+        where = ", each in one split" if not duplicates.leaks else ""
+        groups = plural(duplicates.groups, "group")
+        lines.append(f"near-duplicates: {plural(duplicates.images, 'image')} in {groups}{where}")
+        if duplicates.leaks:
+            leaks = f"{duplicates.leaks:,} of {report.rows['val']:,}"
+            lines.append(f"  {leaks} validation images duplicate a training image")
+        if duplicates.labels_differ:
+            lines.append(f"  {plural(duplicates.labels_differ, 'group')} with different labels")
+        lines.append(f"  listed in {report.path / DUPLICATES_FILE}")
     return lines

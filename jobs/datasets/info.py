@@ -25,7 +25,7 @@ from pipeline.loader.shuffle_quality import PERMUTATIONS, all_rows, compare
 from pipeline.loader.stream import BatchStream
 
 KEY_WIDTH = 12  # columns
-SMALL_CLASS = 10  # with fewer training images, a class is hardly learned
+SMALL_CLASS = 10  # training images; a class with fewer is hardly learned
 
 
 def info(dataset: Path, options: InfoOptions) -> None:
@@ -42,7 +42,7 @@ def info(dataset: Path, options: InfoOptions) -> None:
         check_sheet_path(sheet)
     storage = {split.name: measure_storage(data.path, split.name) for split in (data.train, data.val) if split.rows}
     failures = _count_failures(data.path)
-    blocks = [_form(data), _classes(data), _colours(data), _storage(storage), _origin(data, failures)]
+    blocks = [_format(data), _classes(data), _colours(data), _storage(storage), _origin(data, failures)]
     if options.shuffle:
         blocks.append(_shuffle(data.train))
     say("\n\n".join("\n".join(lines) for lines in blocks))
@@ -81,7 +81,7 @@ def info(dataset: Path, options: InfoOptions) -> None:
     )
 
 
-def _form(data: Dataset) -> list[str]:
+def _format(data: Dataset) -> list[str]:
     height, width = data.size
     return [
         _line("dataset", str(data.path)),
@@ -170,29 +170,29 @@ def _count_failures(dataset: Path) -> dict[str, int] | None:
 
 
 def _duplicates(data: Dataset) -> list[str]:
-    copies = data.attributes.duplicates
-    if copies is None:
+    found = data.attributes.duplicates
+    if found is None:
         return [_line("duplicates", "not searched for")]
-    if not copies.groups:
+    if not found.groups:
         return [_line("duplicates", "none")]
-    groups = plural(copies.groups, "group")
-    lines = [_line("duplicates", f"{plural(copies.images, 'image')} in {groups}; see {data.path / DUPLICATES_FILE}")]
-    if copies.labels_differ:
-        lines.append(_line("", f"{plural(copies.labels_differ, 'group')} with more than one label"))
+    groups = plural(found.groups, "group")
+    lines = [_line("duplicates", f"{plural(found.images, 'image')} in {groups}; see {data.path / DUPLICATES_FILE}")]
+    if found.labels_differ:
+        lines.append(_line("", f"{plural(found.labels_differ, 'group')} with more than one label"))
     if data.val.rows:
-        leaks = plural(copies.leaks, "validation image") if copies.leaks else "no validation image"
+        leaks = plural(found.leaks, "validation image") if found.leaks else "no validation image"
         lines.append(_line("", f"{leaks} with a near-duplicate among the training images"))
     return lines
 
 
 def _shuffle(split: Split) -> list[str]:
-    """Compare an epoch's order with true permutations of its rows."""
+    """Compare an epoch's order with random permutations of its rows."""
     stream = BatchStream(split, batch_size=1, seed=0)
     order = all_rows(stream.order(1))  # (N,)
-    rows = [("neighbours from", "found", "99 % have", "longest run", "99 % have", "")]
+    rows = [("neighbours from", "found", "99 % range", "longest run", "99 % range", "order")]
     for name, values in (("one chunk", np.arange(split.rows) // split.chunk_rows), ("one class", split.labels)):
         result = compare(values, order)
-        verdict = "as permuted" if result.within and result.longest_within else "not as permuted"
+        verdict = "random" if result.within and result.longest_within else "not random"
         low, high = result.low, result.high
         rows.append(
             (
@@ -202,7 +202,7 @@ def _shuffle(split: Split) -> list[str]:
         )  # fmt: skip
     fraction = stream.ram_bytes / (split.rows * split.size[0] * split.size[1] * 3)
     return [
-        _line("shuffle", f"epoch 1 of seed 0, beside {PERMUTATIONS} true permutations"),
+        _line("shuffle", f"epoch 1 of seed 0, compared with {PERMUTATIONS} random permutations"),
         *_table(rows),
         _line("memory", f"{_megabytes(stream.ram_bytes)}, {fraction:.1%} of the pixels"),
     ]

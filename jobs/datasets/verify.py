@@ -39,8 +39,9 @@ def verify(dataset: Path, options: VerifyOptions) -> int:
     else:
         if report.content_matches is False:
             say("damaged: every chunk can be read, but the content differs from what was built")
-        found = plural(len(report.damage) + len(report.missing) or 1, "damage")
-        say(f"{dataset}: {found} in {rows}; build it again with --overwrite, or restore it from a backup")
+        found = plural(len(report.damage) + len(report.missing) or 1, "problem")
+        say(f"{dataset}: {found} in {rows}")
+        say("build it again with --overwrite, or restore it from a backup")
     emit(
         {
             "dataset": dataset,

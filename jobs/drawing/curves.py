@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from jobs.training.metrics import EpochRow, is_better
+from jobs.training.metrics import EpochRow
 
 MAX_MARKERS = 40  # epochs; with more, a curve has no markers
 
@@ -11,12 +11,3 @@ def loss_limit(history: Sequence[EpochRow]) -> float:
     """Upper end of the loss axis: a little above the largest training or validation loss."""
     losses = [loss for row in history for loss in (row.train_loss, row.val_loss) if loss is not None]
     return 1.06 * max(losses, default=1.0) or 1.0
-
-
-def best_epoch(history: Sequence[EpochRow]) -> EpochRow | None:
-    """The row that `is_better` than all others; None without a finished epoch."""
-    best: EpochRow | None = None
-    for row in history:
-        if is_better(row, best):
-            best = row
-    return best

@@ -17,9 +17,9 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from jobs.drawing.colours import GRID, INK, RATE, TRAIN, VAL
-from jobs.drawing.curves import MAX_MARKERS, best_epoch, loss_limit
+from jobs.drawing.curves import MAX_MARKERS, loss_limit
 from jobs.drawing.fonts import drawable, font_runs, load_font
-from jobs.training.metrics import EpochRow
+from jobs.training.metrics import EpochRow, best_epoch
 from logpose.common.files import write_atomically
 
 MAX_NAMED_CLASSES = 100  # with more, the names would overlap
@@ -173,7 +173,7 @@ def _families(text: str) -> list[str]:
 
 @cache
 def _family(file: str) -> str:
-    """matplotlib's name for a font file, which it need not have found itself."""
+    """Register a font file with matplotlib; return its family name."""
     path = str(load_font(file, 16).path)
     fontManager.addfont(path)
     return FontProperties(fname=path).get_name()

@@ -45,9 +45,9 @@ class Pen:
         local = np.array([[c, -s, x], [s, c, y], [0.0, 0.0, 1.0]])  # (3, 3)
         return replace(self, axes=self.axes @ local)
 
-    def mirrored(self) -> Pen:
-        """A pen whose drawings are flipped horizontally."""
-        return replace(self, axes=self.axes @ np.diag([-1.0, 1.0, 1.0]))
+    def sides(self) -> tuple[Pen, Pen]:
+        """This pen and its mirror image, for the two halves of a symmetrical element."""
+        return self, replace(self, axes=self.axes @ np.diag([-1.0, 1.0, 1.0]))
 
     def shape(self, points: Points, ink: Ink) -> None:
         """Draw a filled polygon."""
@@ -98,11 +98,6 @@ def smooth(points: Points, closed: bool = False, steps: int = 10) -> NDArray[np.
     return through if closed else np.concatenate([through, p[-1:]])
 
 
-def both_sides(pen: Pen) -> tuple[Pen, Pen]:
-    """Pens for the right and the left half of symmetrical elements."""
-    return pen, pen.mirrored()
-
-
 # fmt: off
 # --- skulls: crown at y = -0.5, face down to about y = 0.5 ---
 
@@ -113,7 +108,7 @@ def round_skull(pen: Pen) -> None:
     pen.blob([(-0.4, -0.1), (-0.28, -0.4), (0, -0.5), (0.28, -0.4), (0.4, -0.1), (0.3, 0.2), (-0.3, 0.2)], BONE)
     if pen.halo:
         return
-    for side in both_sides(pen):
+    for side in pen.sides():
         side.oval(0.17, -0.05, 0.115, 0.13, CLOTH)
         side.stroke([(0.1, 0.24), (0.1, 0.42)], 0.03, CLOTH)
         side.stroke(smooth([(0.33, -0.24), (0.36, -0.08), (0.3, 0.09)]), 0.04, SHADE)
@@ -128,7 +123,7 @@ def long_skull(pen: Pen) -> None:
               (0.17, 0.45), (0, 0.62), (-0.17, 0.45), (-0.2, 0.2), (-0.28, 0.06)], BONE)
     if pen.halo:
         return
-    for side in both_sides(pen):
+    for side in pen.sides():
         side.blob([(0.06, 0.02), (0.16, -0.12), (0.27, -0.18), (0.25, 0.0), (0.14, 0.07)], CLOTH)
         side.stroke([(0.07, 0.31), (0.07, 0.44)], 0.03, CLOTH)
         side.stroke(smooth([(0.25, 0.1), (0.16, 0.2), (0.15, 0.3)]), 0.04, SHADE)
@@ -155,7 +150,7 @@ def broad_skull(pen: Pen) -> None:
 
 def bones(pen: Pen) -> None:
     """Two crossed thigh bones."""
-    for side in both_sides(pen):
+    for side in pen.sides():
         bone = side.moved(y=0.12, degrees=36)
         bone.stroke([(-0.84, 0), (0.84, 0)], 0.13, BONE)
         for x in (-0.88, 0.88):
@@ -165,7 +160,7 @@ def bones(pen: Pen) -> None:
 
 def swords(pen: Pen) -> None:
     """Two cutlasses, crossed under the chin, points up."""
-    for side in both_sides(pen):
+    for side in pen.sides():
         sword = side.moved(y=0.34, degrees=-43)
         sword.blob([(-0.5, -0.06), (0.8, -0.11), (1.22, -0.24), (1.0, 0.02), (0.4, 0.1), (-0.5, 0.06)], BONE)
         sword.stroke([(-0.86, 0), (-0.5, 0)], 0.1, SHADE)
@@ -174,7 +169,7 @@ def swords(pen: Pen) -> None:
 
 def hooks(pen: Pen) -> None:
     """Two hand hooks in their cuffs, crossed under the chin."""
-    for side in both_sides(pen):
+    for side in pen.sides():
         hook = side.moved(y=0.3, degrees=38)
         curl = [(0, 0.5), (0, -0.72), (0.06, -0.98), (0.26, -1.1), (0.46, -1.02), (0.5, -0.8), (0.38, -0.7)]
         hook.stroke(smooth(curl, steps=24), 0.15, BONE, 0.05)
@@ -186,7 +181,7 @@ def anchor(pen: Pen) -> None:
     pen.stroke([(0, -0.7), (0, 0.85)], 0.14, BONE)
     pen.stroke([(-0.42, -0.58), (0.42, -0.58)], 0.12, DYE)
     pen.oval(0, -0.84, 0.16, 0.16, BONE)
-    for side in both_sides(pen):
+    for side in pen.sides():
         side.stroke(smooth([(0, 0.88), (0.34, 0.8), (0.6, 0.58), (0.72, 0.25)]), 0.14, BONE)
         side.shape([(0.88, 0.36), (0.77, -0.02), (0.5, 0.22)], BONE)
     if not pen.halo:
@@ -204,7 +199,7 @@ def wheel(pen: Pen) -> None:
 
 def wings(pen: Pen) -> None:
     """Wings spread wide, four feathers a side."""
-    for side in both_sides(pen):
+    for side in pen.sides():
         for reach, degrees, ink in ((0.62, 38, SHADE), (0.76, 12, BONE), (0.88, -14, SHADE), (0.98, -38, BONE)):
             feather = side.moved(x=0.2, y=0.12, degrees=degrees)
             feather.blob([(0, -0.08), (0.6 * reach, -0.15), (reach, -0.05), (0.8 * reach, 0.09), (0, 0.1)], ink)
@@ -212,7 +207,7 @@ def wings(pen: Pen) -> None:
 
 def arms(pen: Pen) -> None:
     """Six arms of an octopus, curling, with suckers."""
-    for side in both_sides(pen):
+    for side in pen.sides():
         for path in (
             [(0.2, 0.2), (0.52, 0.1), (0.66, -0.25), (0.62, -0.6), (0.8, -0.78), (0.94, -0.6), (0.84, -0.48)],
             [(0.2, 0.3), (0.6, 0.3), (0.88, 0.05), (0.98, 0.25), (0.86, 0.42)],
@@ -238,7 +233,7 @@ def bolts(pen: Pen) -> None:
     """Four bolts of lightning, from the head to the corners."""
     zigzag = [(0, -0.1), (0.5, -0.2), (0.6, 0.0), (0.92, -0.1), (1.24, 0.06), (0.78, 0.04), (0.84, 0.2),
               (0.42, 0.0), (0, 0.12)]
-    for side in both_sides(pen):
+    for side in pen.sides():
         for degrees in (-42, 38):
             side.moved(degrees=degrees).shape(zigzag, DYE)
 
@@ -249,7 +244,7 @@ def hourglass(pen: Pen) -> None:
         end.blob([(-0.52, -0.86), (0.52, -0.86), (0.46, -0.5), (0.1, -0.04), (-0.1, -0.04), (-0.46, -0.5)], SHADE)
         end.stroke([(-0.64, -0.9), (0.64, -0.9)], 0.15, BONE)
     pen.blob([(-0.5, 0.84), (0.5, 0.84), (0.3, 0.56), (0, 0.45), (-0.3, 0.56)], DYE)
-    for side in both_sides(pen):
+    for side in pen.sides():
         side.stroke([(0.58, -0.9), (0.58, 0.9)], 0.09, BONE)
 
 
@@ -285,7 +280,7 @@ def stovepipe(pen: Pen) -> None:
 
 def horns(pen: Pen) -> None:
     """A bull's horns."""
-    for side in both_sides(pen):
+    for side in pen.sides():
         side.stroke(smooth([(0.2, -0.36), (0.46, -0.42), (0.57, -0.64), (0.46, -0.96)], steps=24), 0.2, BONE, 0.03)
         side.stroke([(0.31, -0.48), (0.35, -0.3)], 0.07, DYE)
 
@@ -325,7 +320,7 @@ def patch(pen: Pen) -> None:
 
 def moustache(pen: Pen) -> None:
     """A moustache with curled tips."""
-    for side in both_sides(pen):
+    for side in pen.sides():
         side.blob([(0, 0.2), (0.16, 0.17), (0.36, 0.28), (0.54, 0.22), (0.6, 0.04), (0.68, 0.24), (0.54, 0.42),
                    (0.3, 0.44), (0, 0.28)], DYE)
 

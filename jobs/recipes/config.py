@@ -73,10 +73,11 @@ def resolve(options: RecipeOptions | None = None, base: str = "", base_name: str
         layers.append(_from_toml(recipe_text(options.recipe), f"--recipe {options.recipe}"))
     if options.config:
         layers.append(_from_file(options.config))
+    layers.append(command_line)
 
     default, sections = Recipe(), {section: dict[str, ConfigValue]() for section in _sections()}
     names: dict[str, Any] = {section: _name(section, getattr(default, section)) for section in REGISTRIES}
-    for layer in [*layers, command_line]:
+    for layer in layers:
         # Names first: the order within a layer has no meaning.
         for value in sorted(layer, key=lambda value: value.key != "name"):
             if value.section not in sections:
@@ -122,7 +123,7 @@ def to_toml(recipe: Recipe) -> str:
 
 def describe(recipe: Recipe) -> str:
     """Return the recipe as one line of text: names, and values that differ from their defaults."""
-    parts = []
+    described = []
     for section in _sections():
         if section == "train":
             continue
@@ -135,9 +136,9 @@ def describe(recipe: Recipe) -> str:
         ]
         if section in REGISTRIES or changed:
             name = _name(section, value) if section in REGISTRIES else section
-            parts.append(f"{name} ({', '.join(changed)})" if changed else name)
+            described.append(f"{name} ({', '.join(changed)})" if changed else name)
     epochs = plural(recipe.epochs, "epoch")
-    return f"{', '.join(parts)}; {epochs}, batches of {recipe.batch_size}, seed {recipe.seed}"
+    return f"{', '.join(described)}; {epochs}, batches of {recipe.batch_size}, seed {recipe.seed}"
 
 
 def differences(before: str, after: str) -> list[str]:
@@ -229,8 +230,8 @@ def _build(sections: dict[str, dict[str, ConfigValue]], default: Recipe) -> Reci
         if section in REGISTRIES and "name" in given:
             kind = _pick(section, given.pop("name"))
         keys = [field.name for field in dataclasses.fields(kind) if field.init]
-        values[section] = _construct(kind, _checked(kind, keys, given, section), given)
-    return _construct(Recipe, values | _checked(Recipe, _sections()["train"], train, "train"), train)
+        values[section] = _construct(kind, section, keys, given)
+    return _construct(Recipe, "train", _sections()["train"], train, **values)
 
 
 def _pick(section: str, name: ConfigValue) -> type:
@@ -243,39 +244,37 @@ def _pick(section: str, name: ConfigValue) -> type:
     raise JobError(f"no {section} is called '{name.value}' ({name.source}); {hint}")
 
 
-def _construct(kind: type, values: Mapping[str, Any], given: Mapping[str, ConfigValue]) -> Any:
-    """Call the dataclass; its own errors get the place where the value was written, if they name it."""
-    try:
-        return kind(**values)
-    except NetworkError as error:
-        sources = [value.source for value in given.values() if value.key in str(error)]
-        raise JobError(f"{error} ({sources[0]})" if sources else str(error)) from error
+def _construct(
+    kind: type, section: str, keys: Iterable[str], given: Mapping[str, ConfigValue], **values: Any
+) -> Any:
+    """Call the dataclass with `values` and those of `given`, converted to the types of its fields.
 
-
-def _checked(
-    kind: type, keys: Iterable[str], given: Mapping[str, ConfigValue], section: str
-) -> dict[str, Any]:
-    """The values as the types of the dataclass's fields. Raises JobError with the place where a value was written."""
-    hints, checked = typing.get_type_hints(kind), {}
+    Raises JobError, with the place where the value was written, for an unknown key or a value that does not fit.
+    """
+    hints = typing.get_type_hints(kind)
     for key, value in given.items():
         if key not in keys:
             hint = suggest(key, keys) if keys else "it has no options"
             raise JobError(f"[{section}] has no '{key}' ({value.source}); {hint}")
         try:
-            checked[key] = _converted(value.value, hints[key])
+            values[key] = _converted(value.value, hints[key])
         except TypeError:
             expected = " or ".join(_type_name(member) for member in _members(hints[key]))
             raise JobError(f"{value.source}: expected {expected}, found {value.value!r}; correct the value") from None
-    return checked
+    try:
+        return kind(**values)
+    except NetworkError as error:
+        sources = [value.source for key, value in given.items() if key in str(error)]
+        raise JobError(f"{error} ({sources[0]})" if sources else str(error)) from error
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
-    """The members of a union; any other type alone."""
+    """The members of a union; for any other type, the type alone."""
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
 def _converted(value: Any, hint: Any) -> Any:
-    """`value` as the type `hint`. Raises TypeError where that would lose or invent something."""
+    """Convert `value` to the type `hint`. Raises TypeError where that would change it."""
     for member in _members(hint):
         origin, inner = typing.get_origin(member), typing.get_args(member)
         if origin is typing.Literal and value in inner:
@@ -307,11 +306,11 @@ def _type_name(hint: Any) -> str:
 
 
 def _name(section: str, value: Any) -> str:
-    for name, kind in REGISTRIES[section].items():
-        if kind is type(value):
+    kind, registry = type(value), REGISTRIES[section]
+    for name, registered in registry.items():
+        if registered is kind:
             return name
-    kind = type(value)
-    remedy = f"choose one of: {', '.join(REGISTRIES[section])}"
+    remedy = f"choose one of: {', '.join(registry)}"
     if section == "model":
         remedy = f"put @logpose.register_model above class {kind.__name__}"
     raise JobError(f"the {section} {kind.__name__} of {kind.__module__} is not registered; {remedy}")

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cnn.backends import pick_backend
 from cnn.errors import ShapeError
 from cnn.inference.gradcam import GradCam
 from cnn.inference.predictor import Predictor
+from cnn.models import import_model
+from jobs.console.device import choose_backend
 from jobs.console.output import detail, emit, say
 from jobs.console.progress import plural
 from jobs.errors import JobError
@@ -30,19 +31,17 @@ def report(run_dir: Path, options: ReportOptions) -> Path:
     if path.suffix.lower() not in (".html", ".htm"):
         raise JobError(f"--out {path}: expected a name that ends in .html; choose another name")
     if options.model:
-        from cnn.models import import_model
-
         import_model(options.model)
-    run, state = load_run(run_dir)
-    data = open_dataset(run, state, options.dataset)
+    run = load_run(run_dir)
+    data = open_dataset(run, options.dataset)
     result = cam = None
     if data.val.rows:
-        backend = pick_backend(options.device)
+        backend = choose_backend(options.device)
         say(backend.description)
         predictor = Predictor(run.folder.model, backend)
         result = evaluate_model(predictor, data.val, options.workers or available_cpus())
         cam = _grad_cam(run, predictor)
-    html = render(run, data, result, cam, options.model).encode()
+    html = render(run, data, result, cam).encode()
     write_atomically(path, html)
     _print(path, len(html), result)
     return path
@@ -65,7 +64,7 @@ def _print(path: Path, size: int, result: ValidationResult | None) -> None:
         accuracy, images, (low, high) = result.evaluation.accuracy, result.evaluation.rows, result.interval
         say(
             f"accuracy {accuracy:.2%} on {plural(images, 'validation image')}"
-            f" (95 % confidence interval {low:.1%} to {high:.1%})"
+            f" (95 % interval {low:.1%} to {high:.1%})"
         )
         summary |= {"accuracy": accuracy, "accuracy_low": low, "accuracy_high": high, "val_images": images}
     say(f"report: {path} ({size / 1e6:.1f} MB)")

@@ -9,8 +9,9 @@ from cnn.evaluation.calibration import Reliability
 from jobs.console.progress import plural
 from jobs.drawing.curves import MAX_MARKERS, loss_limit
 from jobs.report.format import percent
-from jobs.report.phases import PHASES, phase_seconds
+from jobs.report.phases import PHASES
 from jobs.training.metrics import EpochRow
+from jobs.training.timing import phase_seconds
 
 WIDTH = 440  # of every chart, in SVG units; the page scales it
 _LEFT, _RIGHT, _TOP, _BOTTOM = 42, 18, 10, 22  # margins around the plot area

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from cnn.checkpoint import Checkpoint, load_checkpoint
 from cnn.training.recipe import Recipe
-from jobs.drawing.curves import best_epoch
 from jobs.errors import JobError
 from jobs.recipes.config import resolve
-from jobs.training.metrics import EpochRow
+from jobs.training.metrics import EpochRow, best_epoch
 from jobs.training.run_folder import RunFolder, TrainingState, is_finished
 from pipeline.dataset.store import Dataset
 from pipeline.errors import DatasetError
@@ -19,21 +18,22 @@ from pipeline.errors import DatasetError
 class TrainedRun:
     """A finished or unfinished training.
 
-    best      the metrics of the model's epoch
-    finished  whether all epochs are done
-    init      the model file it started from; empty if it started from scratch
-    saved     when the model was saved, in seconds since 1970
+    model     the best model so far, from model.safetensors
+    best      the metrics of its epoch
+    finished  whether training has ended, by the number of epochs or by patience
     """
 
     folder: RunFolder
     model: Checkpoint
-    history: list[EpochRow]
-    best: EpochRow
+    state: TrainingState
     recipe: Recipe
-    recipe_toml: str
+    best: EpochRow
     finished: bool
-    saved: float
-    init: str
+
+    @property
+    def history(self) -> list[EpochRow]:
+        """The metrics of each finished epoch."""
+        return self.state.history
 
     @property
     def seconds(self) -> float:
@@ -43,10 +43,10 @@ class TrainedRun:
     @property
     def date(self) -> str:
         """When the model was saved, in local time."""
-        return time.strftime("%Y-%m-%d %H:%M", time.localtime(self.saved))
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(self.folder.model.stat().st_mtime))
 
 
-def load_run(run_dir: Path) -> tuple[TrainedRun, TrainingState]:
+def load_run(run_dir: Path) -> TrainedRun:
     """Load the training in `run_dir`. Without last.safetensors, its state comes from metrics.csv and config.toml.
 
     Raises JobError where a file is missing, ModelFileError where one is damaged.
@@ -66,19 +66,15 @@ def load_run(run_dir: Path) -> tuple[TrainedRun, TrainingState]:
     if best is None:
         best = EpochRow.from_dict(model.progress, folder.model)
         state.history.append(best)
-    run = TrainedRun(
-        folder, model, state.history, best, recipe, state.recipe, finished,
-        folder.model.stat().st_mtime, state.init,
-    )  # fmt: skip
-    return run, state
+    return TrainedRun(folder, model, state, recipe, best, finished)
 
 
-def open_dataset(run: TrainedRun, state: TrainingState, given: Path | None) -> Dataset:
+def open_dataset(run: TrainedRun, given: Path | None) -> Dataset:
     """Open the dataset of a training: `given`, or the path it was trained from.
 
     Raises JobError where it is missing or not the one trained on, DatasetError where it is damaged.
     """
-    folder, card = run.folder, run.model.card
+    folder, card, state = run.folder, run.model.card, run.state
     if given is None and not state.dataset:
         raise JobError(f"{folder.path} does not record where its dataset is; give it with --dataset DATASET.zarr")
     path = given or Path(state.dataset)

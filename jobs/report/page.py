@@ -23,6 +23,7 @@ from jobs.report.load_run import TrainedRun
 from jobs.report.near_duplicates import select_groups
 from jobs.report.phases import data_bottleneck, phase_times
 from jobs.report.thumbnails import confusion_png
+from jobs.training.run_folder import model_option
 from pipeline.dataset.schema import DUPLICATES_FILE
 from pipeline.dataset.store import Dataset
 
@@ -45,13 +46,10 @@ class ClassRow(NamedTuple):
     training: int
 
 
-def render(
-    run: TrainedRun, data: Dataset, result: ValidationResult | None, cam: GradCam | None, model: str | None = None
-) -> str:
+def render(run: TrainedRun, data: Dataset, result: ValidationResult | None, cam: GradCam | None) -> str:
     """Return the report as HTML. Without a validation split, `result` is None.
 
-    `model` is the option --model with which the network was loaded. Raises DamageError where an image to show is
-    damaged, JobError where duplicates.csv is.
+    Raises DamageError where an image to show is damaged, JobError where duplicates.csv is.
     """
     confusions = result.top_confusions(CONFUSIONS, IMAGES_PER_CONFUSION) if result else []
     context: dict[str, Any] = {
@@ -72,8 +70,8 @@ def render(
         "duplicates": data.attributes.duplicates,
         "duplicates_file": data.path / DUPLICATES_FILE,
         "groups": group_images(data, select_groups(data.path, GROUPS), IMAGES_PER_GROUP),
-        "retrain_command": shlex.join(_retrain_command(run, data, model)),
-        "resume_command": shlex.join(["logpose", "train", str(data.path), str(run.folder.path), "--resume"]),
+        "retrain_command": _retrain_command(run, data),
+        "resume_command": run.folder.resume_command(data.path, run.model.card),
         "versions": f"logpose {version('logpose-cnn')}, Python {platform.python_version()}, NumPy {np.__version__}",
         "colours": COLOURS,
         "max_open_classes": MAX_OPEN_CLASSES,
@@ -86,7 +84,7 @@ def render(
 
 
 def _scores(data: Dataset, result: ValidationResult) -> dict[str, Any]:
-    """The template's values that come from the evaluation, images excepted."""
+    """The template's values from the evaluation, except images."""
     evaluation, calibration = result.evaluation, result.calibration
     matrix = evaluation.confusion  # (C, C) [true, predicted]
     fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)  # (C, C)
@@ -123,16 +121,14 @@ def _parameter_count(run: TrainedRun) -> int:
     return sum(spec.size for spec in layers.specs(card.in_shape).parameters)
 
 
-def _retrain_command(run: TrainedRun, data: Dataset, model: str | None) -> list[str]:
+def _retrain_command(run: TrainedRun, data: Dataset) -> str:
     """The command that repeats the training in another folder."""
-    folder = run.folder.path
+    folder, init = run.folder.path, run.state.init
     if folder.name in ("", ".."):
         folder = folder.resolve()
-    return [
-        "logpose", "train", str(data.path), str(folder.with_name(f"{folder.name}-again")),
-        "--config", str(run.folder.config), *(("--init", run.init) if run.init else ()),
-        *(("--model", model) if model else ()),
-    ]  # fmt: skip
+    words = ["logpose", "train", str(data.path), str(folder.with_name(f"{folder.name}-again"))]
+    words += ["--config", str(run.folder.config), *(["--init", init] if init else [])]
+    return shlex.join([*words, *model_option(run.model.card)])
 
 
 def _environment() -> Environment:

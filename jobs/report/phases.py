@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from jobs.training.metrics import EpochRow
-from jobs.training.timing import bottleneck
+from jobs.training.timing import bottleneck, phase_seconds
 
 # The phases of an epoch, and their names in the report; see timing.EpochTimes.
 PHASES = {
@@ -23,18 +23,6 @@ class PhaseTime(NamedTuple):
     name: str
     seconds: float
     fraction: float
-
-
-def phase_seconds(history: Sequence[EpochRow]) -> dict[str, float]:
-    """Seconds of each of PHASES over all epochs. In older trainings, which recorded fewer, most is `other`."""
-    seconds = {
-        "compute": sum(row.compute_seconds for row in history),
-        "wait": sum(row.wait_seconds for row in history),
-        "validation": sum(row.validation_seconds for row in history),
-        "save": sum(row.save_seconds for row in history),
-    }
-    seconds["other"] = max(0.0, sum(row.seconds for row in history) - sum(seconds.values()))
-    return seconds
 
 
 def phase_times(history: Sequence[EpochRow]) -> list[PhaseTime]:

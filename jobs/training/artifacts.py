@@ -1,7 +1,7 @@
 """The files that a training writes, in an order that makes a kill at any moment safe."""
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from cnn.checkpoint import ModelCard, load_checkpoint
 from cnn.evaluation.metrics import Evaluation
@@ -17,34 +17,31 @@ from pipeline.loader.stream import BatchStream
 MAX_DRAWING_FRACTION = 0.05  # of the time
 
 
+@dataclass
 class Artifacts:
     """Writes checkpoints, metrics and drawings of a training into its run folder.
 
-    last.safetensors is always written first. All else can be made again after a kill: model.safetensors from it, as
-    long as its epoch is the last one, and the other files from the history and model.safetensors.
+    last.safetensors is always written first. After a kill, the other files can be made again: model.safetensors from
+    last.safetensors, if the last epoch is the best, and the others from the history and model.safetensors.
     """
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        data: Dataset,
-        card: ModelCard,
-        trainer: Trainer,
-        state: TrainingState,
-        val_stream: BatchStream | None,
-        checkpoint_minutes: float,
-        checkpoint_steps: int | None,
-    ) -> None:
-        self.folder, self.data, self.card = folder, data, card
-        self.trainer, self.state, self.val_stream = trainer, state, val_stream
-        self.checkpoint_seconds, self.checkpoint_steps = 60 * checkpoint_minutes, checkpoint_steps
+    folder: RunFolder
+    data: Dataset
+    card: ModelCard
+    trainer: Trainer
+    state: TrainingState
+    val_stream: BatchStream | None
+    checkpoint_minutes: float
+    checkpoint_steps: int | None
+
+    def __post_init__(self) -> None:
         self._saved_at = self._drawn_at = time.monotonic()
-        self._saved_step = state.step
+        self._saved_step = self.state.step
         self._drawn_epochs, self._drawing_seconds = 0, 0.0
         self._best_evaluation: Evaluation | None = None  # until it is drawn
 
     def begin(self) -> None:
-        """Write the first checkpoint; after a kill, the best model if it was not written any more.
+        """Write the first checkpoint; when resuming, also the best model if a kill came before it was written.
 
         Raises WriteError, ModelFileError.
         """
@@ -58,11 +55,11 @@ class Artifacts:
             self._save_best(best)
 
     def checkpoint_is_due(self) -> bool:
-        """Return whether the last checkpoint is older than the minutes or the steps asked for."""
+        """Return whether the last checkpoint is older than `checkpoint_minutes` or `checkpoint_steps`."""
         steps = self.state.step - self._saved_step
         if self.checkpoint_steps is not None and steps >= self.checkpoint_steps:
             return True
-        return time.monotonic() - self._saved_at >= self.checkpoint_seconds
+        return time.monotonic() - self._saved_at >= 60 * self.checkpoint_minutes
 
     def save_checkpoint(self) -> None:
         """Write last.safetensors. Raises WriteError."""
@@ -108,7 +105,7 @@ class Artifacts:
         self._drawing_seconds = self._drawn_at - began
 
     def finish(self) -> Summary:
-        """Write everything a last time, summary.json included; return the summary. Raises what `draw` does."""
+        """Write all files, summary.json included; return the summary. Raises what `draw` does."""
         state, data, views = self.state, self.data, self.trainer.recipe.views
         assert state.best, "at least one epoch is done"
         self.draw()
@@ -117,14 +114,14 @@ class Artifacts:
         with_views = evaluation.accuracy if evaluation else None
         summary = summarise(state.history, state.best, data.train.rows, data.val.rows, views, with_views)
         write_summary(self.folder.summary, summary)
-        self.save_checkpoint()  # last: with this and the summary, running the command again has nothing to do
+        self.save_checkpoint()  # last: with this and the summary, a rerun has nothing to do
         return summary
 
     def evaluate_best(self, views: str = "none") -> Evaluation | None:
         """Evaluate model.safetensors on the validation split, with the test-time augmentation `views`.
 
-        Returns None where it does not hold the best epoch: older versions saved it before the checkpoint, so that
-        after a kill this epoch is trained, and saved, once more. Raises PipelineError, ModelFileError, NonFiniteError.
+        Returns None where it holds another epoch than the best: older versions saved it before the checkpoint, and a
+        kill in between means that its epoch is trained again. Raises PipelineError, ModelFileError, NonFiniteError.
         """
         assert self.val_stream and self.state.best, "the best epoch was validated"
         checkpoint = load_checkpoint(self.folder.model)

@@ -1,25 +1,25 @@
 """The job `find-lr`: suggest a learning rate by the range test of Smith (2017, arXiv 1506.01186).
 
-A training is begun, and every step takes a higher rate than the one before, from far too low to far too high. The loss
-first stays where it is, then falls, and at last climbs again. Which rate to take from that: see `suggest`.
+Every step of a short training takes a higher rate than the one before, from far too low to far too high. The loss is
+first flat, then falls, and finally rises. `suggest` picks a rate from that curve.
 """
 
 import dataclasses
 import math
 import shlex
-from collections.abc import Callable, Iterator
-from itertools import count
+from collections.abc import Callable
+from itertools import chain, count
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from cnn.backends import pick_backend
 from cnn.errors import NonFiniteError
 from cnn.training.averaging import Lookahead
 from cnn.training.recipe import Recipe
 from cnn.training.schedules import Constant
 from cnn.training.trainer import Trainer
+from jobs.console.device import choose_backend
 from jobs.console.interrupts import DeferredInterrupt
 from jobs.console.output import emit, say
 from jobs.console.progress import bar, plural
@@ -32,13 +32,13 @@ from jobs.training.setup import build_card, build_trainer, describe_data, descri
 from logpose.common.cpus import available_cpus
 from logpose.common.errors import printable
 from pipeline.dataset.store import Dataset
-from pipeline.loader.stream import Batch, BatchStream
+from pipeline.loader.stream import BatchStream
 
 MIN_FACTOR, MAX_FACTOR = 1e-3, 1e2  # the range of rates, as multiples of the recipe's
 MIN_STEPS, MAX_STEPS = 20, 1000  # with fewer steps, five orders of magnitude show no curve
 SMOOTHING = 0.02  # time constant of the smoothed loss, as a fraction of all steps
 DIVERGENCE_RATIO = 4.0  # the loss has diverged at this multiple of the lowest smoothed loss
-LOW_FRACTION = 0.25  # a loss is low if it has lost at most this fraction of the fall again
+LOW_FRACTION = 0.25  # a loss is low if it is above the lowest one by at most this fraction of the fall
 MIN_FALL = 2.5  # in standard deviations of a single loss: less is noise
 INITIAL_STEPS = 5  # their mean is the initial loss
 TABLE_ROWS, BAR_COLUMNS = 11, 40
@@ -81,17 +81,17 @@ def find_lr(dataset: Path, options: FindLrOptions) -> Suggestion:
         raise JobError("optimizer.lr: expected more than 0, since rates around it are tried, found 0; leave it out")
     constant = _without_schedule(recipe, steps, data.train.rows)
     card = build_card(data, recipe)
-    trainer = build_trainer(card, constant, pick_backend(options.device), data)
+    trainer = build_trainer(card, constant, choose_backend(options.device), data)
     for line in (*describe_data(data), *describe_training(card, trainer, recipe)):
-        say(printable(line))
+        say(line)
     measure(trainer, data)
     workers = options.workers or available_cpus()
     stream = BatchStream(data.train, recipe.batch_size, seed=recipe.seed, workers=workers)
-    with bar("trying rates", "steps", steps, ends=False) as progress, DeferredInterrupt() as ctrl_c:
+    with bar("trying rates", "steps", steps, ends=False) as progress, DeferredInterrupt() as interrupt:
 
         def on_step(done: int, rate: float, loss: float) -> None:
             progress.update(done, f"rate {rate:.2g}, loss {loss:.3f}")
-            if ctrl_c.requested:
+            if interrupt.requested:
                 raise Interrupted(f"stopped after {plural(done, 'step')} of {steps}; run the same command again")
 
         test = range_test(trainer, stream, steps, on_step)
@@ -109,7 +109,7 @@ def find_lr(dataset: Path, options: FindLrOptions) -> Suggestion:
 
 
 def _without_schedule(recipe: Recipe, steps: int, rows: int) -> Recipe:
-    """The recipe without what changes in the course of a training, and with enough epochs for the test."""
+    """The recipe with a constant schedule, without lookahead, and with enough epochs for the test."""
     epochs = max(recipe.epochs, math.ceil(steps / math.ceil(rows / recipe.batch_size)))
     return dataclasses.replace(recipe, schedule=Constant(), lookahead=Lookahead(every=0), epochs=epochs)
 
@@ -127,7 +127,8 @@ def range_test(
     losses: list[float] = []
     decay = math.exp(-1.0 / (SMOOTHING * steps))
     total, weight, best, diverged = 0.0, 0.0, math.inf, False
-    for rate, batch in zip(rates.tolist(), _batches(stream), strict=False):
+    batches = chain.from_iterable(map(stream.epoch, count(1)))  # without end
+    for rate, batch in zip(rates.tolist(), batches, strict=False):
         # As with `--lr rate`: an optimizer may use its peak rate for more than the length of the step.
         optimizer = dataclasses.replace(recipe.optimizer, lr=rate)  # type: ignore[type-var]
         trainer.recipe = dataclasses.replace(recipe, optimizer=optimizer)
@@ -147,12 +148,6 @@ def range_test(
     return RangeTest(rates[: len(losses)], np.array(losses), diverged)
 
 
-def _batches(stream: BatchStream) -> Iterator[Batch]:
-    """One epoch after the other, without end."""
-    for epoch in count(1):
-        yield from stream.epoch(epoch)
-
-
 def smooth(losses: np.ndarray) -> np.ndarray:
     """Return the exponential average (S,) of the losses (S,), in both directions, so that it does not lag behind.
 
@@ -165,17 +160,17 @@ def smooth(losses: np.ndarray) -> np.ndarray:
 
 
 def _initial_loss(losses: np.ndarray) -> float:
-    """The loss before anything is learned, averaged over some batches."""
+    """The loss before training, averaged over the first batches."""
     return float(losses[:INITIAL_STEPS].mean())
 
 
 def suggest(test: RangeTest) -> Suggestion:
     """Return the rate at which the smoothed loss is lowest, and the range in which it is low.
 
-    Others take a rate in the middle of the fall (fastai's "valley"), the steepest point (Lightning) or a tenth of the
-    lowest, from a curve that is smoothed backwards only. In nine runs with three recipes, each with a warm-up and a
-    decay to nearly zero, the first and the last were up to 7 times off, the second up to 50; the lowest point of a
-    curve without lag was less than 3 times off in eight, and 5 times in one, where the curve was flat.
+    Others take the middle of the fall (fastai's "valley"), the steepest point (Lightning), or a tenth of the rate of
+    the lowest loss, all from a curve that lags behind. In nine runs with three recipes, each with a warm-up and a decay
+    to nearly zero, the first and the last were up to 7 times off, the second up to 50. The lowest point of a curve
+    without lag was less than 3 times off in eight runs, and 5 times in one, where the curve was flat.
 
     Raises WorkFailedError where the loss does not fall, diverges at once, or is still low at the highest rate.
     """

@@ -83,6 +83,15 @@ def is_better(row: EpochRow, best: EpochRow | None) -> bool:
     return (row.val_accuracy, -loss) > (best.val_accuracy, -best_loss)
 
 
+def best_epoch(history: Iterable[EpochRow]) -> EpochRow | None:
+    """Return the best row, by `is_better`; None without a finished epoch."""
+    best: EpochRow | None = None
+    for row in history:
+        if is_better(row, best):
+            best = row
+    return best
+
+
 def write_metrics(path: Path, rows: Iterable[EpochRow]) -> None:
     """Write all epochs as CSV; a missing value is an empty field. Raises OSError."""
     header = [field.name for field in fields(EpochRow)]
@@ -123,7 +132,7 @@ def _format(value: float | None) -> str:
 
 
 def _parse(column: str, text: str | None) -> float | None:
-    """The number in a field, None if it is empty. `text` is None where the row is too short, a list where too long."""
+    """Parse a field; None if it is empty. For csv, a row that is too short has None here, a longer one a list."""
     if text is None:
         raise ValueError(f"a row without {column}")
     if not text:

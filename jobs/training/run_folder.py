@@ -1,5 +1,6 @@
 """RUN_DIR: the files of a training, and the state that an exact resume needs."""
 
+import shlex
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,12 @@ def is_finished(state: TrainingState, recipe: Recipe) -> bool:
     return done >= recipe.epochs or 0 < recipe.patience <= done - best
 
 
+def model_option(card: ModelCard) -> list[str]:
+    """Return --model with the class of a user's own network; nothing if a command could not import it."""
+    in_notebook = card.model_class.startswith("__main__:")  # or in a script
+    return ["--model", card.model_class] if card.model_class and not in_notebook else []
+
+
 class RunFolder:
     """The folder `path` of a training, and the paths of the files in it."""
 
@@ -142,6 +149,10 @@ class RunFolder:
                 " another folder"
             )
         return None
+
+    def resume_command(self, dataset: Path, card: ModelCard) -> str:
+        """Return the command line that resumes the training."""
+        return shlex.join(["logpose", "train", str(dataset), str(self.path), "--resume", *model_option(card)])
 
     def clear(self) -> None:
         """Remove the files of an earlier training; create the folder if it is missing. Raises OSError."""

@@ -14,6 +14,7 @@ from cnn.training.recipe import Recipe
 from cnn.training.trainer import Trainer
 from jobs.console.progress import plural
 from jobs.recipes.config import describe, loss_of, model_of
+from logpose.common.errors import printable
 from pipeline.dataset.store import Dataset
 from pipeline.errors import OptionError
 from pipeline.loader.stream import BatchStream
@@ -82,12 +83,12 @@ def measure(trainer: Trainer, data: Dataset) -> None:
 
 
 def describe_data(data: Dataset) -> list[str]:
-    """Return the dataset as lines of text."""
+    """Return the dataset as lines of text, ready to print."""
     height, width = data.size
     val = f"{data.val.rows:,} to validate" if data.val.rows else "none to validate"
     classes = plural(len(data.class_names), "class", "classes")
     lines = [
-        f"dataset  {data.path}",
+        printable(f"dataset  {data.path}"),
         labelled("images", f"{data.train.rows:,} to train on, {val}; {classes}, {width}×{height} ({data.fit})"),
     ]
     if not data.val.rows:
@@ -96,7 +97,7 @@ def describe_data(data: Dataset) -> list[str]:
 
 
 def describe_training(card: ModelCard, trainer: Trainer, recipe: Recipe) -> list[str]:
-    """Return device, network and recipe as lines of text."""
+    """Return device, network and recipe as lines of text, ready to print."""
     network = trainer.network
     return [
         labelled("device", network.backend.description),
@@ -106,8 +107,8 @@ def describe_training(card: ModelCard, trainer: Trainer, recipe: Recipe) -> list
 
 
 def labelled(label: str, text: str) -> str:
-    """Return `text` after a label, in lines of at most 80 columns where its words allow."""
+    """Return `text` after a label, in lines of at most 80 columns where its words allow, ready to print."""
     return textwrap.fill(
-        text, 80, initial_indent=f"{label:9}", subsequent_indent=" " * 9,
+        printable(text), 80, initial_indent=f"{label:9}", subsequent_indent=" " * 9,
         break_long_words=False, break_on_hyphens=False, replace_whitespace=False,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""summary.json: the result of a training in a few figures."""
+"""summary.json: the main metrics of a finished training."""
 
 import json
 from dataclasses import asdict, dataclass, fields
@@ -40,7 +40,7 @@ class Summary:
     accuracy_with_views: float | None = None
 
     def lines(self) -> list[str]:
-        """Return the main figures as lines of text; none without a validation split."""
+        """Return the main metrics as lines of text; none without a validation split."""
         if self.accuracy is None:
             return []
         interval = f"95 % interval {self.accuracy_low:.1%} to {self.accuracy_high:.1%}"

@@ -45,10 +45,10 @@ class EpochTimes:
 
 
 class EpochClock:
-    """Charges every moment to `times.seconds`, and to the innermost `with clock(phase)` block it falls into.
+    """Adds all time to `times.seconds`, and that in a `with clock(phase)` block also to the phase of the innermost one.
 
-    Waiting, reading, decoding and copying are measured by the batch stream: see `add_stream`. Replace `times` to begin
-    a new epoch, after `lap`.
+    Waiting, reading, decoding and copying are measured by the batch stream: see `add_stream`. To begin a new epoch,
+    replace `times` right after a block.
     """
 
     def __init__(self, times: EpochTimes) -> None:
@@ -59,7 +59,7 @@ class EpochClock:
 
     @contextmanager
     def __call__(self, phase: Phase) -> Iterator[None]:
-        """Charge the block to `phase`, except for blocks inside it."""
+        """Add the time of the block to `phase`, except for blocks inside it."""
         self.lap()
         outer, self._phase = self._phase, phase
         try:
@@ -69,7 +69,7 @@ class EpochClock:
             self._phase = outer
 
     def lap(self) -> None:
-        """Charge the time since the last lap."""
+        """Add the time since the last call."""
         now = time.monotonic()
         spent, self._last_lap = now - self._last_lap, now
         self.times.seconds += spent
@@ -107,23 +107,25 @@ def bottleneck(rows: Sequence[EpochRow]) -> Bottleneck | None:
 
 def time_lines(row: EpochRow) -> list[str]:
     """Return where the epoch's time went, as lines of text: the phases in percent, then the reader threads' seconds."""
-    phases = {
-        "compute": row.compute_seconds,
-        "validation": row.validation_seconds,
-        "data wait": row.wait_seconds,
-        "saving": row.save_seconds,
-    }
-    phases["other"] = max(0.0, row.seconds - sum(phases.values()))  # rounding may make it negative
-    lines = ["  time: " + ", ".join(f"{name} {seconds / row.seconds:.1%}" for name, seconds in phases.items())]
+    phases = phase_seconds([row]).items()
+    lines = ["  time: " + ", ".join(f"{phase} {seconds / row.seconds:.1%}" for phase, seconds in phases)]
     if readers := {name: seconds for name, seconds in _reader_seconds([row]).items() if seconds >= 0.005}:
         lines.append("  readers: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in readers.items()))
     return lines
 
 
+def phase_seconds(rows: Sequence[EpochRow]) -> dict[str, float]:
+    """Return the seconds of each phase; `wait` is for training batches, `other` what no phase recorded."""
+    seconds = {phase: _total(rows, phase) for phase in ("compute", "wait", "validation", "save")}
+    seconds["other"] = max(0.0, sum(row.seconds for row in rows) - sum(seconds.values()))  # rounding: never negative
+    return seconds
+
+
 def _reader_seconds(rows: Sequence[EpochRow]) -> dict[str, float]:
     """Seconds of the reader threads, by activity."""
-    return {
-        "reading": sum(row.read_seconds for row in rows),
-        "decoding": sum(row.decode_seconds for row in rows),
-        "copying": sum(row.copy_seconds for row in rows),
-    }
+    activities = {"reading": "read", "decoding": "decode", "copying": "copy"}
+    return {activity: _total(rows, column) for activity, column in activities.items()}
+
+
+def _total(rows: Sequence[EpochRow], column: str) -> float:
+    return sum(getattr(row, f"{column}_seconds") for row in rows)

@@ -4,11 +4,11 @@ import shlex
 from dataclasses import asdict
 from pathlib import Path
 
-from cnn.backends import pick_backend
 from cnn.checkpoint import Checkpoint, ModelCard, initialise_from, load_checkpoint
 from cnn.errors import NonFiniteError
 from cnn.training.recipe import Recipe
 from cnn.training.trainer import Trainer
+from jobs.console.device import choose_backend
 from jobs.console.output import emit, say
 from jobs.console.progress import plural
 from jobs.errors import JobError
@@ -61,7 +61,7 @@ def train(dataset: Path, run_dir: Path, options: TrainOptions, recipe: Recipe | 
         recipe = resolve(options, given or saved, str(options.init) if start and not given else "the recipe")
         state = TrainingState(to_toml(recipe), data.content_hash)
     for line in describe_data(data):
-        say(printable(line))
+        say(line)
     _warn(data, recipe)
     if is_finished(state, recipe) and (summary := folder.read_summary()):
         done = plural(len(state.history), "epoch")
@@ -73,7 +73,7 @@ def train(dataset: Path, run_dir: Path, options: TrainOptions, recipe: Recipe | 
 
     streams = open_streams(data, recipe, options.workers or available_cpus(), options.ram_budget)
     card = build_card(data, recipe)
-    trainer = build_trainer(card, recipe, pick_backend(options.device), data)
+    trainer = build_trainer(card, recipe, choose_backend(options.device), data)
     for line in describe_training(card, trainer, recipe):
         say(line)
     _initialise(trainer, card, data, state, checkpoint, start)
@@ -90,7 +90,7 @@ def train(dataset: Path, run_dir: Path, options: TrainOptions, recipe: Recipe | 
             folder, data, card, trainer, state, streams.val, options.checkpoint_minutes, options.checkpoint_steps
         )
         try:
-            summary = Training(trainer, state, streams, artifacts, _resume_command(data, folder, card)).run()
+            summary = Training(trainer, state, streams, artifacts, folder.resume_command(data.path, card)).run()
         except NonFiniteError as error:
             best = f"the best model so far is in {folder.model}" if state.best else "no model is saved yet"
             raise NonFiniteError(f"{error}, and start again with --overwrite; {best}") from error
@@ -128,12 +128,11 @@ def _check_same_dataset(data: Dataset, state: TrainingState, folder: RunFolder) 
 
 
 def _warn(data: Dataset, recipe: Recipe) -> None:
-    """Print what makes the results less than they seem."""
+    """Print why the accuracy is inflated, and which options have no effect."""
     counts = data.attributes.duplicates
     if counts and counts.leaks:
         leaks = f"{counts.leaks:,} of the {data.val.rows:,} images to validate are near-duplicates of training images"
-        path = printable(str(data.path / DUPLICATES_FILE))
-        say(labelled("note", f"{leaks}, so the accuracy is inflated: see {path}"))
+        say(labelled("note", f"{leaks}, so the accuracy is inflated: see {data.path / DUPLICATES_FILE}"))
     if recipe.patience and not data.val.rows:
         say(labelled("note", "patience has no effect without images to validate"))
 
@@ -160,11 +159,6 @@ def _initialise(
             say(printable(line))
     else:
         measure(trainer, data)
-
-
-def _resume_command(data: Dataset, folder: RunFolder, card: ModelCard) -> str:
-    words = ["logpose", "train", str(data.path), str(folder.path), "--resume"]
-    return shlex.join([*words, *(["--model", card.model_class] if card.model_class else [])])
 
 
 def _report_end(folder: RunFolder, summary: Summary) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 from hypothesis import example, settings
 from hypothesis import strategies as st
 
-from jobs.classification.table import ResumableTable, TableOptions, error_row, ok_row
+from jobs.classification.table import ResumableTable, error_row, ok_row
+from jobs.options import ClassifyOptions
 
 IDENTITY: dict[str, str | int | float | bool | None] = {"model": "abc", "fit": "pad", "scale": 0.1, "seed": None}
-PLAIN = TableOptions()
-PARQUET = TableOptions(format="parquet")
+PLAIN = ClassifyOptions()
+PARQUET = ClassifyOptions(format="parquet")
 
 # Relative paths: any bytes except NUL, as Python represents them.
 names = st.one_of(

@@ -17,8 +17,8 @@ from cnn.inference.predictor import Predictor
 from cnn.losses import SoftmaxCrossEntropy
 from cnn.training.trainer import Recipe, Trainer
 from jobs.classification import inputs, task
-from jobs.classification.table import TableOptions
 from jobs.errors import JobError
+from jobs.options import ClassifyOptions
 from pipeline.dataset.store import Dataset, shard_file
 from pipeline.loader.stream import BatchStream
 from tests.jobs.classification.tables import read
@@ -74,7 +74,7 @@ def test_one_row_for_each_file_sorted_by_path(
 
 
 def test_task_raises_where_the_model_file_differs(model: Path, tmp_path: Path) -> None:
-    another = task.TaskSettings(model, "0" * 64, "cpu", "none", 8, TableOptions())
+    another = task.TaskSettings(model, "0" * 64, ClassifyOptions(device="cpu"))
     with pytest.raises(JobError, match=r"expected the same model throughout a classification, found another one .*at"):
         task.classify_task(another, task.FileTask(str(tmp_path), ["a.png"]))
 
@@ -83,12 +83,13 @@ def test_model_class_is_imported_here_and_on_workers(
     logpose: Logpose, image_folder: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     imported: list[str] = []
-    monkeypatch.setattr("cnn.models.import_model", imported.append, raising=False)
+    for module in ("classify", "task"):
+        monkeypatch.setattr(f"jobs.classification.{module}.import_model", imported.append)
     assert logpose("classify", image_folder, model, tmp_path / "a.csv").code == 0
     assert imported == [], "a model file alone imports nothing"
     assert logpose("classify", image_folder, model, tmp_path / "b.csv", "--model", "nets.small:Small").code == 0
     assert imported == ["nets.small:Small"]
-    settings = task.TaskSettings(model, task.hash_file(model), "cpu", "none", 8, TableOptions(), "nets.small:Small")
+    settings = task.TaskSettings(model, task.hash_file(model), ClassifyOptions(device="cpu", model="nets.small:Small"))
     task.classify_task(settings, task.FileTask(str(image_folder), ["red/000.png"]))
     assert imported == ["nets.small:Small"] * 2
 
@@ -150,7 +151,8 @@ def test_views_average_the_outputs(
     task._process_cache.clear()  # as on a cluster worker, which loads the model itself, for one job after the other
     files = task.FileTask(str(image_folder), [row[0] for row in probs["mirror"][1:4]])
     for views in ("mirror", "none"):
-        settings = task.TaskSettings(model, task.hash_file(model), "cpu", views, 8, TableOptions())
+        options = ClassifyOptions(device="cpu", views=views, batch_size=8)
+        settings = task.TaskSettings(model, task.hash_file(model), options)
         assert task.classify_task(settings, files) == probs[views][1:4]
     predictor, val = Predictor(model, pick_backend("cpu")), Dataset.open(dataset).val
     images = val.read(0, val.rows)  # (N, H, W, 3)
@@ -302,7 +304,7 @@ def test_unusable_model_is_an_error(
     [
         ("nowhere", "out.csv", (), "found nothing at"),
         ("empty", "out.csv", (), "found no file in"),
-        ("some", "empty", (), "is a folder; give the name of a CSV file"),
+        ("some", "empty", (), "is a folder; give the name of a file"),
         ("some", "out.csv", ("--topk", 4), "--topk 4: expected at most 3, as "),
         ("some", "out.csv", ("--topk", 0), "invalid value for '--topk'"),
         ("some", "out.csv", ("--threshold", "nan"), "invalid value for '--threshold'"),

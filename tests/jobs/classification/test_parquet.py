@@ -14,20 +14,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.classification.table import ResumableTable, TableOptions, error_row, header, ok_row
+from jobs.classification.table import ResumableTable, error_row, header, ok_row
 from jobs.errors import JobError
+from jobs.options import ClassifyOptions
 from logpose.common.errors import printable
 from tests.jobs.classification.tables import IDENTITY, PARQUET, PLAIN, all_odd, image, left, lone, names, save, texts
 
 
 def parquet(path: Path, parts: Sequence[Sequence[Sequence[str]]], topk: int = 1, *, merge: bool = False) -> pa.Table:
-    table = ResumableTable(path, IDENTITY, TableOptions(topk=topk, format="parquet"), overwrite=False)
+    table = ResumableTable(path, IDENTITY, ClassifyOptions(topk=topk, format="parquet"))
     save(table, parts, merge=merge)
     return pq.read_table(path)
 
 
 def test_parquet_has_types(tmp_path: Path) -> None:
-    first = ok_row("a.png", [("x", 0.5), ("y", 0.3)], TableOptions(topk=2))
+    first = ok_row("a.png", [("x", 0.5), ("y", 0.3)], ClassifyOptions(topk=2))
     found = parquet(tmp_path / "out.parquet", [[first], [error_row("b.png", "empty: why", 2)]], topk=2)
     text, number = pa.string(), pa.float32()
     assert found.schema.names == [*header(2), "filename_bytes"]
@@ -82,9 +83,9 @@ def test_missing_pyarrow_is_an_error_before_any_work(tmp_path: Path, monkeypatch
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.delitem(sys.modules, "jobs.classification.parquet", raising=False)
     with pytest.raises(JobError, match=r"found it cannot be imported \(.*\): run pip install pyarrow"):
-        ResumableTable(tmp_path / "out.parquet", IDENTITY, PARQUET, overwrite=False)
+        ResumableTable(tmp_path / "out.parquet", IDENTITY, PARQUET)
     assert left(tmp_path) == []
-    ResumableTable(tmp_path / "out.csv", IDENTITY, PLAIN, overwrite=False)
+    ResumableTable(tmp_path / "out.csv", IDENTITY, PLAIN)
 
 
 def test_csv_does_not_import_pyarrow() -> None:
@@ -93,9 +94,10 @@ def test_csv_does_not_import_pyarrow() -> None:
     assert found.stdout == "False\n"
 
 
-def test_spreadsheet_safe_is_not_for_parquet() -> None:
+def test_spreadsheet_safe_is_not_for_parquet(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="leave it out, or give --format csv"):
-        TableOptions(spreadsheet_safe=True, format="parquet")
+        ResumableTable(tmp_path / "out.parquet", IDENTITY, ClassifyOptions(spreadsheet_safe=True))
+    assert left(tmp_path) == []
 
 
 def test_table_without_parts(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.classification import table as module
-from jobs.classification.table import ResumableTable, TableOptions, error_row, header, ok_row
+from jobs.classification.table import ResumableTable, error_row, header, ok_row
 from jobs.errors import JobError
+from jobs.options import ClassifyOptions
 from tests.jobs.classification.tables import (
     IDENTITY,
     PARQUET,
@@ -36,7 +38,7 @@ from tests.jobs.classification.tables import (
 
 
 def test_rows_have_the_columns_of_the_header() -> None:
-    options = TableOptions(topk=3)
+    options = ClassifyOptions(topk=3)
     row = ok_row("a.png", [("x", 0.5), ("y", 0.25), ("z", 0.125)], options)
     assert header(3) == ["filename", "status", "label", "prob", "error", "label_2", "prob_2", "label_3", "prob_3"]
     assert row == ["a.png", "ok", "x", "0.500000", "", "y", "0.250000", "z", "0.125000"]
@@ -50,7 +52,7 @@ def test_rows_have_the_columns_of_the_header() -> None:
     [(0.89, "unknown"), (0.9, "x"), (0.91, "x"), (0.8999997615814209, "x"), (0.8999994, "unknown")],
 )
 def test_threshold_applies_to_the_first_label_only(prob: float, label: str) -> None:
-    row = ok_row("a", [("x", prob), ("y", 0.05)], TableOptions(topk=2, threshold=0.9))
+    row = ok_row("a", [("x", prob), ("y", 0.05)], ClassifyOptions(topk=2, threshold=0.9))
     assert row == ["a", "ok", label, f"{prob:.6f}", "", "y", "0.050000"]
     assert (float(row[3]) < 0.9) == (label == "unknown")
 
@@ -66,7 +68,7 @@ def test_csv_round_trip_of_names_and_labels(
     folder = tmp_path_factory.mktemp("csv")
     rows = [image(name, label) for name, label in cells]
     rows += [error_row(name, reason, 1) for name, reason in cells]
-    table = ResumableTable(folder / "out.csv", IDENTITY, PLAIN, overwrite=False)
+    table = ResumableTable(folder / "out.csv", IDENTITY, PLAIN)
     assert save(table, [rows]) == (len(cells), len(cells))
     assert read(folder / "out.csv") == [header(1), *rows]
     assert (folder / "out.csv").read_bytes().endswith(b"\n")
@@ -78,13 +80,13 @@ def test_csv_round_trip_of_names_and_labels(
 
 def test_bytes_are_as_documented(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "er" / "out.csv"
-    assert save(ResumableTable(out, IDENTITY, PLAIN, overwrite=False), SPLITS) == (4, 1)
+    assert save(ResumableTable(out, IDENTITY, PLAIN), SPLITS) == (4, 1)
     assert out.read_bytes() == TABLE
     assert left(out.parent) == ["out.csv"]
 
 
 def test_table_without_parts(tmp_path: Path) -> None:
-    assert save(ResumableTable(tmp_path / "out.csv", IDENTITY, PLAIN, overwrite=False), []) == (0, 0)
+    assert save(ResumableTable(tmp_path / "out.csv", IDENTITY, PLAIN), []) == (0, 0)
     assert read(tmp_path / "out.csv") == [header(1)]
 
 
@@ -92,8 +94,8 @@ def test_spreadsheet_safe_escapes_formulas(tmp_path: Path) -> None:
     cells = ["=1", "+1", "-1", "@x", "\tx", "\rx", "x=1", "'=1", "", "\u2028=", "\n=1"]
     rows = [[name, "ok", name, "0.500000", "", name, "0.250000"] for name in cells]
     rows += [[name, "error", "", "", name, "", ""] for name in cells]
-    safe = TableOptions(topk=2, spreadsheet_safe=True)
-    save(ResumableTable(tmp_path / "out.csv", IDENTITY, safe, overwrite=False), [rows])
+    safe = ClassifyOptions(topk=2, spreadsheet_safe=True)
+    save(ResumableTable(tmp_path / "out.csv", IDENTITY, safe), [rows])
     found = read(tmp_path / "out.csv")[1:]
     escaped = ["'=1", "'+1", "'-1", "'@x", "'\tx", "'\rx", "x=1", "'=1", "", "\u2028=", "\n=1"]
     assert [row[0] for row in found] == escaped * 2
@@ -104,13 +106,13 @@ def test_spreadsheet_safe_escapes_formulas(tmp_path: Path) -> None:
 
 def test_escaping_does_not_change_the_order(tmp_path: Path) -> None:
     rows = [image(name) for name in sorted(["=a", "#a", "+a", "0", "'a"])]
-    table = ResumableTable(tmp_path / "out.csv", IDENTITY, TableOptions(spreadsheet_safe=True), overwrite=False)
+    table = ResumableTable(tmp_path / "out.csv", IDENTITY, ClassifyOptions(spreadsheet_safe=True))
     save(table, [rows[::2], rows[1::2]], merge=True)
     assert [row[0] for row in read(tmp_path / "out.csv")[1:]] == ["#a", "'a", "'+a", "0", "'=a"]
 
 
 def test_part_is_synced_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = ResumableTable(tmp_path / "out.csv", IDENTITY, PLAIN, overwrite=False)
+    table = ResumableTable(tmp_path / "out.csv", IDENTITY, PLAIN)
     synced = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(left(table.scratch)))
     table.write(0, digest(0), SPLITS[0])
@@ -125,7 +127,7 @@ def test_part_is_synced_before_the_rename(tmp_path: Path, monkeypatch: pytest.Mo
 @given(parts=st.lists(st.sets(names, max_size=6), max_size=9))
 def test_merged_parts_are_sorted(tmp_path_factory: pytest.TempPathFactory, parts: list[set[str]]) -> None:
     folder = tmp_path_factory.mktemp("merged")
-    table = ResumableTable(folder / "out.csv", IDENTITY, PLAIN, overwrite=False)
+    table = ResumableTable(folder / "out.csv", IDENTITY, PLAIN)
     rows = [[image(name) for name in sorted(part)] for part in parts]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "MAX_OPEN_FILES", 2)
@@ -138,12 +140,13 @@ def test_merged_parts_are_sorted(tmp_path_factory: pytest.TempPathFactory, parts
 MANY = """
 import os, resource, sys
 from pathlib import Path
-from jobs.classification.table import ResumableTable, TableOptions, ok_row
+from jobs.classification.table import ResumableTable, ok_row
+from jobs.options import ClassifyOptions
 
 os.fsync = lambda descriptor: None
 resource.setrlimit(resource.RLIMIT_NOFILE, (96, 96))
-options = TableOptions()
-table = ResumableTable(Path(sys.argv[1]), {}, options, overwrite=False)
+options = ClassifyOptions()
+table = ResumableTable(Path(sys.argv[1]), {}, options)
 for number in range(2000):
     names = [f"{(7 * number + step) % 4000:04}" for step in (0, 2000)]
     table.write(number, "0", [ok_row(name, [("a", 1.0)], options) for name in sorted(names)])
@@ -164,14 +167,14 @@ def test_many_parts_need_few_open_files(tmp_path: Path, how: str) -> None:
 
 @pytest.mark.parametrize("options", [PLAIN, PARQUET], ids=["csv", "parquet"])
 def test_memory_does_not_grow_with_the_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: TableOptions
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: ClassifyOptions
 ) -> None:
     monkeypatch.setattr("jobs.classification.parquet.ROWS_PER_GROUP", 100)
     monkeypatch.setattr(module, "MAX_OPEN_FILES", 4)
 
     def peak(count: int, merge: bool) -> int:
         """Peak bytes held by Python while 10 parts of `count` rows are assembled."""
-        table = ResumableTable(tmp_path / f"{count}-{merge}.out", IDENTITY, options, overwrite=False)
+        table = ResumableTable(tmp_path / f"{count}-{merge}.out", IDENTITY, options)
         for number in range(10):
             rows = [image(f"{row:06}-{number}" + 50 * "x") for row in range(count)]
             table.write(number, digest(number), rows)
@@ -193,7 +196,7 @@ def test_memory_does_not_grow_with_the_rows(
 @pytest.fixture
 def begun(tmp_path: Path) -> Path:
     """A table with two finished parts."""
-    table = ResumableTable(tmp_path / "out.csv", IDENTITY, PLAIN, overwrite=False)
+    table = ResumableTable(tmp_path / "out.csv", IDENTITY, PLAIN)
     for number in range(2):
         table.write(number, digest(number), SPLITS[number])
     return table.path
@@ -202,7 +205,7 @@ def begun(tmp_path: Path) -> Path:
 def test_finished_parts_are_reused(begun: Path) -> None:
     written = {path: path.stat().st_mtime_ns for path in (begun.parent / "out.csv.parts").glob("part-*")}
     assert {path.name for path in written} == {f"part-00000{n}-{digest(n)[:16]}.csv" for n in range(2)}
-    table = ResumableTable(begun, IDENTITY, PLAIN, overwrite=False)
+    table = ResumableTable(begun, IDENTITY, PLAIN)
     assert [table.is_finished(number, digest(number)) for number in range(3)] == [True, True, False]
     table.write(2, digest(2), SPLITS[2])
     assert table.is_finished(2, digest(2))
@@ -219,27 +222,27 @@ def test_finished_parts_are_reused(begun: Path) -> None:
         ({**IDENTITY, "model": "abd", "seed": 0}, PLAIN, "model and seed"),
         ({**IDENTITY, "more": None}, PLAIN, "more"),
         ({"model": "abc", "fit": "pad", "scale": 0.1}, PLAIN, "seed"),
-        (IDENTITY, TableOptions(topk=2), "--topk"),
-        (IDENTITY, TableOptions(threshold=0.5), "--threshold"),
-        (IDENTITY, TableOptions(spreadsheet_safe=True), "--spreadsheet-safe"),
+        (IDENTITY, ClassifyOptions(topk=2), "--topk"),
+        (IDENTITY, ClassifyOptions(threshold=0.5), "--threshold"),
+        (IDENTITY, ClassifyOptions(spreadsheet_safe=True), "--spreadsheet-safe"),
         (IDENTITY, PARQUET, "--format"),
     ],
 )
 def test_parts_of_another_classification_are_rejected(
-    begun: Path, identity: dict[str, Any], options: TableOptions, changed: str
+    begun: Path, identity: dict[str, Any], options: ClassifyOptions, changed: str
 ) -> None:
     message = f"out.csv.parts holds an unfinished classification with other {changed}; remove it, give --overwrite, or"
     with pytest.raises(JobError, match=message):
-        ResumableTable(begun, identity, options, overwrite=False)
-    assert ResumableTable(begun, IDENTITY, PLAIN, overwrite=False).is_finished(0, digest(0))
-    table = ResumableTable(begun, identity, options, overwrite=True)
+        ResumableTable(begun, identity, options)
+    assert ResumableTable(begun, IDENTITY, PLAIN).is_finished(0, digest(0))
+    table = ResumableTable(begun, identity, replace(options, overwrite=True))
     assert not table.is_finished(0, digest(0))
     assert left(table.scratch) == ["fingerprint.json"]
 
 
 def test_parts_of_changed_files_are_rejected(begun: Path) -> None:
     message = "holds an unfinished classification of other files: .* changed since; remove it, give --overwrite, or"
-    table = ResumableTable(begun, IDENTITY, PLAIN, overwrite=False)
+    table = ResumableTable(begun, IDENTITY, PLAIN)
     assert table.is_finished(0, digest(0))
     with pytest.raises(JobError, match=message):
         table.is_finished(1, digest(7))
@@ -247,7 +250,7 @@ def test_parts_of_changed_files_are_rejected(begun: Path) -> None:
         table.finish(1)
     assert not begun.exists()
     assert table.is_finished(1, digest(1))
-    table = ResumableTable(begun, IDENTITY, PLAIN, overwrite=True)
+    table = ResumableTable(begun, IDENTITY, replace(PLAIN, overwrite=True))
     assert not table.is_finished(1, digest(7))
     table.write(1, digest(7), [image("other.png")])
     assert table.finish(2) == (2, 1)
@@ -255,33 +258,33 @@ def test_parts_of_changed_files_are_rejected(begun: Path) -> None:
 
 
 def test_overwrite_ignores_surplus_parts(begun: Path) -> None:
-    assert ResumableTable(begun, IDENTITY, PLAIN, overwrite=True).finish(1) == (1, 1)
+    assert ResumableTable(begun, IDENTITY, replace(PLAIN, overwrite=True)).finish(1) == (1, 1)
     assert left(begun.parent) == ["out.csv"]
 
 
 def test_existing_outputs_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with pytest.raises(JobError, match=r"is a folder; give the name of a CSV file, such as .*/out/out\.csv$"):
-        ResumableTable(tmp_path / "out", IDENTITY, PLAIN, overwrite=True)
-    with pytest.raises(JobError, match=r"give the name of a Parquet file, such as .*/out/out\.parquet$"):
-        ResumableTable(tmp_path / "out", IDENTITY, PARQUET, overwrite=True)
+    with pytest.raises(JobError, match=r"is a folder; give the name of a file, such as .*/out/out\.csv$"):
+        ResumableTable(tmp_path / "out", IDENTITY, replace(PLAIN, overwrite=True))
+    with pytest.raises(JobError, match=r"give the name of a file, such as .*/out/out\.parquet$"):
+        ResumableTable(tmp_path / "out", IDENTITY, replace(PARQUET, overwrite=True))
     (tmp_path / "mine").write_text("mine")
     with pytest.raises(JobError, match="mine already exists; give --overwrite to replace it, or another name"):
-        ResumableTable(tmp_path / "mine", IDENTITY, PLAIN, overwrite=False)
+        ResumableTable(tmp_path / "mine", IDENTITY, PLAIN)
     assert left(tmp_path) == ["mine", "out"]
 
 
 def test_old_table_stays_until_replaced(tmp_path: Path) -> None:
     out = tmp_path / "out.csv"
     out.write_text("mine")
-    table = ResumableTable(out, IDENTITY, PLAIN, overwrite=True)
+    table = ResumableTable(out, IDENTITY, replace(PLAIN, overwrite=True))
     for number in range(3):
         table.write(number, digest(number), SPLITS[number])
         assert out.read_text() == "mine"
     table.finish(3)
     assert out.read_bytes() == TABLE
     with pytest.raises(JobError, match="already exists"):
-        ResumableTable(out, IDENTITY, PLAIN, overwrite=False)
+        ResumableTable(out, IDENTITY, PLAIN)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -290,18 +293,18 @@ def test_foreign_folder_is_never_removed(tmp_path: Path, overwrite: bool) -> Non
     mine.parent.mkdir()
     mine.write_text("mine")
     with pytest.raises(JobError, match=r"out.csv.parts is not an unfinished classification: it has no fingerprint"):
-        ResumableTable(tmp_path / "out.csv", IDENTITY, PLAIN, overwrite=overwrite)
+        ResumableTable(tmp_path / "out.csv", IDENTITY, replace(PLAIN, overwrite=overwrite))
     assert mine.read_text() == "mine"
 
 
 def test_damaged_fingerprint_is_rejected(begun: Path) -> None:
     (begun.parent / "out.csv.parts" / "fingerprint.json").write_text('{"model": ')
     with pytest.raises(JobError, match=r"with other model and fit and .* and --format"):
-        ResumableTable(begun, IDENTITY, PLAIN, overwrite=False)
+        ResumableTable(begun, IDENTITY, PLAIN)
 
 
 def test_temporary_files_are_removed_with_the_parts(tmp_path: Path) -> None:
-    table = ResumableTable(tmp_path / "out.csv", IDENTITY, PLAIN, overwrite=False)
+    table = ResumableTable(tmp_path / "out.csv", IDENTITY, PLAIN)
     (table.scratch / "runs").mkdir()
     (table.scratch / "runs" / "0.txt").write_text("sorted names")
     (table.scratch / "linked").symlink_to(tmp_path)

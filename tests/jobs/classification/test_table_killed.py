@@ -3,14 +3,16 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jobs.classification import table as module
-from jobs.classification.table import ResumableTable, TableOptions
+from jobs.classification.table import ResumableTable
 from jobs.errors import JobError
+from jobs.options import ClassifyOptions
 from tests.jobs.classification.tables import IDENTITY, PARQUET, PLAIN, SPLITS, TABLE, digest, left, read, save
 
 
@@ -56,14 +58,14 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
         yield Machine(patch)
 
 
-def command(out: Path, options: TableOptions, *, overwrite: bool = False) -> tuple[int, int]:
-    return save(ResumableTable(out, IDENTITY, options, overwrite=overwrite), SPLITS, merge=True)
+def command(out: Path, options: ClassifyOptions) -> tuple[int, int]:
+    return save(ResumableTable(out, IDENTITY, options), SPLITS, merge=True)
 
 
 @pytest.mark.parametrize("options", [PLAIN, PARQUET], ids=["csv", "parquet"])
 @pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwrite"])
 def test_rerun_after_a_kill_at_any_step(
-    tmp_path: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, options: TableOptions, overwrite: bool
+    tmp_path: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, options: ClassifyOptions, overwrite: bool
 ) -> None:
     monkeypatch.setattr(module, "MAX_OPEN_FILES", 2)  # three parts are merged in rounds
     command(tmp_path / "whole", options)
@@ -75,12 +77,12 @@ def test_rerun_after_a_kill_at_any_step(
         before = b"mine" if overwrite else None
         if overwrite:
             out.write_bytes(b"mine")
-        if not machine.kills(fatal, lambda out=out: command(out, options, overwrite=overwrite)):
+        if not machine.kills(fatal, lambda out=out: command(out, replace(options, overwrite=overwrite))):
             break
         survived += 1
         at_kill = out.read_bytes() if out.exists() else None
         assert at_kill in (before, whole)
-        assert command(out, options, overwrite=overwrite) == (4, 1), f"killed after {fatal} steps"
+        assert command(out, replace(options, overwrite=overwrite)) == (4, 1), f"killed after {fatal} steps"
         assert out.read_bytes() == whole
         assert left(out.parent) == ["out"]
     assert survived > 30
@@ -93,7 +95,7 @@ def test_rerun_after_two_kills(tmp_path: Path, machine: Machine) -> None:
     for first in range(1000):
         for second in range(1000):
             out = tmp_path / f"{first}-{second}" / "out"
-            table = ResumableTable(out, IDENTITY, PLAIN, overwrite=False)
+            table = ResumableTable(out, IDENTITY, PLAIN)
             for number, rows in enumerate(SPLITS):
                 table.write(number, digest(number), rows)
             if not machine.kills(first, lambda table=table: table.finish(3)):
@@ -113,7 +115,7 @@ def uncleaned(tmp_path: Path, machine: Machine) -> Path:
     """A complete table, killed while its parts were removed: one of them is left."""
     for steps in range(1000):
         out = tmp_path / f"{steps}" / "out.csv"
-        table = ResumableTable(out, IDENTITY, PLAIN, overwrite=False)
+        table = ResumableTable(out, IDENTITY, PLAIN)
         assert machine.kills(steps, lambda table=table: save(table, SPLITS))
         if out.exists() and len(list(table.scratch.glob("part-*"))) == 1:
             return out
@@ -123,14 +125,14 @@ def uncleaned(tmp_path: Path, machine: Machine) -> Path:
 def test_complete_table_with_leftover_parts_is_not_reused_for_other_files(uncleaned: Path) -> None:
     before = left(uncleaned.parent)
     for number, files in ((0, 5), (3, 3)):
-        table = ResumableTable(uncleaned, IDENTITY, PLAIN, overwrite=False)
+        table = ResumableTable(uncleaned, IDENTITY, PLAIN)
         with pytest.raises(JobError, match="already exists; give --overwrite"):
             table.is_finished(number, digest(files))
     for parts in (2, 4):
         with pytest.raises(JobError, match="already exists; give --overwrite"):
-            ResumableTable(uncleaned, IDENTITY, PLAIN, overwrite=False).finish(parts)
+            ResumableTable(uncleaned, IDENTITY, PLAIN).finish(parts)
     with pytest.raises(JobError, match="already exists; give --overwrite"):
-        ResumableTable(uncleaned, {**IDENTITY, "model": "other"}, PLAIN, overwrite=False)
+        ResumableTable(uncleaned, {**IDENTITY, "model": "other"}, PLAIN)
     assert left(uncleaned.parent) == before
     assert uncleaned.read_bytes() == TABLE
     assert command(uncleaned, PLAIN) == (4, 1)
@@ -140,7 +142,7 @@ def test_complete_table_with_leftover_parts_is_not_reused_for_other_files(unclea
 def test_table_changed_after_the_kill_is_not_touched(uncleaned: Path) -> None:
     uncleaned.write_text("mine")
     with pytest.raises(JobError, match="already exists; give --overwrite"):
-        ResumableTable(uncleaned, IDENTITY, PLAIN, overwrite=False)
+        ResumableTable(uncleaned, IDENTITY, PLAIN)
     assert uncleaned.read_text() == "mine"
     uncleaned.unlink()
     assert command(uncleaned, PLAIN) == (4, 1)
@@ -151,7 +153,7 @@ def test_table_changed_after_the_kill_is_not_touched(uncleaned: Path) -> None:
 @pytest.mark.parametrize("change", ["model", "files"])
 def test_overwrite_of_a_table_with_leftover_parts(uncleaned: Path, change: str) -> None:
     identity = {**IDENTITY, "model": "other"} if change == "model" else IDENTITY
-    table = ResumableTable(uncleaned, identity, PLAIN, overwrite=True)
+    table = ResumableTable(uncleaned, identity, replace(PLAIN, overwrite=True))
     digests = [digest(number + 10 * (change == "files")) for number in range(3)]
     for number, rows in enumerate(SPLITS[::-1]):
         assert not table.is_finished(number, digests[number])

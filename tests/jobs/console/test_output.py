@@ -100,18 +100,36 @@ def test_verbose_prints_more(logpose: Logpose, image_folder: Path, tmp_path: Pat
     assert "classes: " not in logpose("build", image_folder, tmp_path / "e.zarr", "--size", 8).out
 
 
+@pytest.mark.parametrize("name", ["train", "find-lr", "classify", "report"])
 def test_missing_gpu_is_reported_with_verbose_only(
-    logpose: Logpose, image_folder: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    logpose: Logpose, name: str, image_folder: Path, dataset: Path, trained: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     for module in ("cnn.backends.gpu", "jobs.console.device"):
         monkeypatch.setattr(f"{module}.why_unusable", lambda: "CuPy is not installed")
-    usual = logpose("classify", image_folder, trained, tmp_path / "usual.csv")
+    arguments = arguments_of(name, image_folder, dataset, trained, tmp_path)
+    again = () if name == "find-lr" else ("--out", tmp_path / "b.html") if name == "report" else ("--overwrite",)
+    usual = logpose(*arguments, "--device", "auto")
     assert usual.code == 0 and "CuPy" not in usual.out
-    assert "no GPU: CuPy is not installed" in logpose("classify", image_folder, trained, tmp_path / "v.csv", "-v").out
-    assert (
-        "CuPy is not installed"
-        in logpose("classify", image_folder, trained, tmp_path / "cuda.csv", "--device", "cuda").error
-    )
+    assert "no GPU: CuPy is not installed\n" in logpose(*arguments, *again, "--device", "auto", "-v").out
+    assert "CuPy is not installed" in logpose(*arguments, *again, "--device", "cuda").error
+
+
+@pytest.mark.parametrize("name", ["build", "info", "verify", "train", "find-lr", "classify", "report", "recipes"])
+def test_lines_fit_80_columns(
+    logpose: Logpose, name: str, image_folder: Path, dataset: Path, trained: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    for link, target in (("images", image_folder), ("d.zarr", dataset), ("run", trained)):
+        Path(link).symlink_to(target)
+    Path("out").mkdir()
+    arguments = arguments_of(name, Path("images"), Path("d.zarr"), Path("run"), Path("out"))
+    outcome = logpose(*arguments, *(["--recipe", "best"] if name in ("train", "find-lr") else []), "-v")
+    unlimited = (str(tmp_path.parent), "logpose train")  # paths, and commands to copy
+    lines = [line for line in outcome.out.splitlines() if not any(text in line for text in unlimited)]
+    assert outcome.code == 0 and lines
+    assert [line for line in lines if len(line) > 80 or "\\x" in line] == []
 
 
 def test_build_names_the_next_command(logpose: Logpose, image_folder: Path, tmp_path: Path) -> None:

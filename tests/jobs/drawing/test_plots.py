@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.drawing.curves import best_epoch, loss_limit
+from jobs.drawing.curves import loss_limit
 from jobs.drawing.plots import curves_figure, draw_confusion, draw_curves, figure_png
-from jobs.training.metrics import EpochRow
+from jobs.training.metrics import EpochRow, best_epoch
 
 
 def row(epoch: int, accuracy: float | None = 0.5, loss: float | None = 1.0) -> EpochRow:

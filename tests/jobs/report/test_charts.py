@@ -8,8 +8,9 @@ import pytest
 
 from cnn.evaluation.calibration import Reliability
 from jobs.report import charts
-from jobs.report.phases import data_bottleneck, phase_seconds
+from jobs.report.phases import data_bottleneck
 from jobs.training.metrics import EpochRow
+from jobs.training.timing import phase_seconds
 from tests.jobs.report.pages import percent
 
 

@@ -1,15 +1,18 @@
-"""Where `logpose report` writes, what it prints, and its option --model."""
+"""Where `logpose report` writes, what it prints, and the commands in it."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from cnn.checkpoint import load_checkpoint, save_checkpoint
 from jobs.console.output import Verbosity, verbosity_of
 from jobs.options import ReportOptions
 from jobs.report import report
 from tests.jobs.conftest import Logpose
-from tests.jobs.report.pages import read_report
+from tests.jobs.report.pages import edit_progress, read_report
 
 
 def test_report_is_written_to_the_run_or_elsewhere(logpose: Logpose, run_copy: Path, tmp_path: Path) -> None:
@@ -33,9 +36,20 @@ def test_json_is_one_object_with_the_accuracy(run_copy: Path, capsys: pytest.Cap
     assert 0 < printed["accuracy_low"] < printed["accuracy"] < printed["accuracy_high"] < 1
 
 
-def test_model_option_imports_the_class(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("model_class", "option"), [("nets:Small", "--model nets:Small"), ("__main__:Small", "")])
+def test_commands_name_the_class_of_a_users_own_model(
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch, model_class: str, option: str
+) -> None:
+    """Except for a class of a notebook, which a command cannot import."""
     imported: list[str] = []
-    monkeypatch.setattr("cnn.models.import_model", imported.append, raising=False)
-    report(run_copy, ReportOptions(device="cpu", model="package.module:Class"))
-    assert imported == ["package.module:Class"]
-    assert "--model package.module:Class" in read_report(run_copy).section("reproduce").text
+    monkeypatch.setattr("jobs.report.import_model", imported.append)
+    model = load_checkpoint(run_copy / "model.safetensors")
+    card = replace(model.card, model_class=model_class)
+    save_checkpoint(run_copy / "model.safetensors", card, model.tensors, model.progress)
+    last = load_checkpoint(run_copy / "last.safetensors").progress
+    edit_progress(run_copy / "last.safetensors", recipe=last["recipe"].replace("epochs = 6", "epochs = 9"))
+    report(run_copy, ReportOptions(device="cpu", model="nets:Small"))
+    assert imported == ["nets:Small"]
+    html = read_report(run_copy).html
+    resume, again = (re.findall(rf"<pre>.*{end}(.*)</pre>", html)[0].strip() for end in ("--resume", "config.toml"))
+    assert (resume, again) == (option, option)

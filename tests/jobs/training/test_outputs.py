@@ -17,7 +17,7 @@ from cnn.inference.predictor import Predictor
 from cnn.training.trainer import Trainer
 from jobs.console.output import Verbosity, verbosity_of
 from jobs.options import TrainOptions
-from jobs.training.loop import epoch_line
+from jobs.training.epoch_report import epoch_line
 from jobs.training.metrics import EpochRow
 from jobs.training.train import train
 from pipeline.dataset.store import Dataset

@@ -29,7 +29,7 @@ ROW = EpochRow(
 
 
 class FakeTime:
-    """Stands in for the module `time`: stands still but for `tick`."""
+    """Replaces the module `time`; only `tick` advances it."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -46,7 +46,7 @@ class FakeTime:
 
 def test_time_lines_show_phases_and_reader_threads() -> None:
     assert time_lines(ROW) == [
-        "  time: compute 90.0%, validation 5.0%, data wait 2.0%, saving 1.5%, other 1.5%",
+        "  time: compute 90.0%, wait 2.0%, validation 5.0%, save 1.5%, other 1.5%",
         "  readers: reading 2.50 s, decoding 0.25 s, copying 1.00 s",
     ]
 
