@@ -19,7 +19,6 @@ from pipeline.build.journal import Failure, Journal, ShardResult
 from pipeline.build.options import BuildOptions
 from pipeline.build.reports import read_failures, write_duplicates, write_failures
 from pipeline.build.rounds import OnProgress, Rounds
-from pipeline.build.source_files import Source, stat_files
 from pipeline.dataset.codecs import chunk_codecs
 from pipeline.dataset.schema import (
     FAILURES_FILE,
@@ -36,6 +35,7 @@ from pipeline.dataset.writer import create_dataset, seal
 from pipeline.errors import BuildError, ListingError, OptionError
 from pipeline.images.decode import FITS
 from pipeline.scan.class_folders import list_images
+from pipeline.scan.source_files import Source, stat_files
 
 
 @dataclass(frozen=True)

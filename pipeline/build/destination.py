@@ -13,11 +13,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pipeline.build.journal import FOLDER, Journal
-from pipeline.build.source_files import Source, describe_changes
 from pipeline.dataset.schema import DUPLICATES_FILE, FAILURES_FILE, SHEET_FILE, SPLITS, build_hash
 from pipeline.dataset.store import read_attributes
 from pipeline.dataset.writer import unseal
 from pipeline.errors import BusyError, DatasetError, OptionError, OutputExistsError
+from pipeline.scan.source_files import Source, describe_changes
 
 LOCK_FILE = ".lock"
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from logpose.common.errors import printable
 from pipeline.build.journal import Failure, ShardResult
-from pipeline.build.source_files import Source
+from pipeline.scan.source_files import Source
 
 
 class BuildCancelled(Exception):

@@ -25,14 +25,13 @@ from pipeline.build.reports import write_failures
 from pipeline.build.row_assignment import assign_rows, by_shard, initial_orders, joining_files
 from pipeline.build.scheduler import run_on_cluster, run_on_threads
 from pipeline.build.shard_task import ShardJob
-from pipeline.build.source_files import Source
 from pipeline.build.split import split_files, split_groups
 from pipeline.dataset.schema import FAILURES_FILE, SPLITS, layout
 from pipeline.dataset.store import shard_file
 from pipeline.dataset.writer import ensure_rows
-from pipeline.duplicates.find import find_duplicates
-from pipeline.duplicates.groups import DuplicateGroups
+from pipeline.duplicates.find import DuplicateGroups, find_duplicates
 from pipeline.errors import TooManyFailures
+from pipeline.scan.source_files import Source
 
 # (done, total, what, failed): 'images' decoded or 'comparisons' made, and the number of files that cannot be read.
 OnProgress: TypeAlias = Callable[[int, int, str, int], None]

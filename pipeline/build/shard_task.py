@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from logpose.common.errors import printable
 from pipeline.build.journal import NO_FILE, Failure, Journal, ShardResult
-from pipeline.build.source_files import SourceFile
 from pipeline.dataset.schema import shard_digest
 from pipeline.dataset.store import open_split, read_attributes
 from pipeline.dataset.writer import write_shard
@@ -20,6 +19,7 @@ from pipeline.duplicates.fingerprint import fingerprints
 from pipeline.errors import BusyError, DatasetError, DecodeError, FailureKind
 from pipeline.images.decode import decode_image, quiet_pillow
 from pipeline.images.pixel_sums import add_colours
+from pipeline.scan.source_files import SourceFile
 
 # Called after each file with its number and its failure, if it has one. May raise to cancel the task: its shard is
 # then not written.
