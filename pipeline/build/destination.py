@@ -31,7 +31,7 @@ class ExistingBuild(Enum):
 
 
 def check_destination(root: Path, dest: Path) -> None:
-    """Raises OptionError if `dest` is inside `root`, OutputExistsError if something else than a dataset is there."""
+    """Raises OptionError if `dest` is inside `root`, OutputExistsError if it exists and is not a dataset."""
     if dest.resolve().is_relative_to(root.resolve()):
         raise OptionError(
             f"expected a dataset outside the images, found {dest} inside {root}: the next build would list its files"
@@ -46,14 +46,6 @@ def check_destination(root: Path, dest: Path) -> None:
             f"expected a new path for the dataset, found a folder of something else at {dest}: choose another"
             " (only datasets are ever overwritten)"
         )
-
-
-@contextmanager
-def lock_destination(dest: Path) -> Iterator[None]:
-    """Create the folder, and lock it against other builds while the block runs. Raises BusyError."""
-    dest.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(dest / LOCK_FILE, f"build of {dest}"):
-        yield
 
 
 @contextmanager
@@ -73,15 +65,14 @@ def exclusive_lock(lock_file: Path, what: str) -> Iterator[None]:
     try:
         yield
     finally:
-        # Unlink before releasing. Safe, because every process acquires without blocking: none can be left with the
-        # deleted file.
+        # Unlink before releasing. Safe, because no process waits for the lock: none can acquire the deleted file.
         with suppress(OSError):  # Windows does not delete open files: the lock file stays
             lock_file.unlink()
         lock.release()
 
 
 def prepare_destination(dest: Path, identity: dict[str, Any], source: Source, overwrite: bool) -> ExistingBuild:
-    """Find the build with this identity at a checked and locked path, or delete what is there.
+    """Find the build with this identity at a checked and locked path, and delete any other.
 
     Raises OutputExistsError if that would delete a finished dataset, or an unfinished one of another identity, and
     `overwrite` is not set.

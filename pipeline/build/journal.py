@@ -1,11 +1,11 @@
-"""The journal of a build: what is finished so far, on disk, so that a killed build resumes where it stopped.
+"""The journal of a build: a record on disk of its finished shards, from which a killed build resumes.
 
 In the dataset's folder, until it is sealed:
 
     .build/build.json         identity of the build: its options and source files
-    .build/files.txt          these files, a line each: to report what has changed since
+    .build/files.txt          these files, a line each: to report what has changed when a build cannot resume
     .build/run                id of the current run: only its workers may write
-    .build/*.fingerprints     of the files decoded for a shard; on the disk before the shard counts as finished
+    .build/*.fingerprints     of the files decoded for a shard; written before the shard's entry
     .build/train-00003.json   a finished shard: its `ShardResult`
     .build/copies.json        groups of near-duplicates, once they are known
 
@@ -59,8 +59,8 @@ class ShardResult:
     shard: int
     assigned: tuple[int, ...]
     failures: tuple[tuple[int, FailureKind, str], ...]
-    sums: tuple[int, int, int]
-    squares: tuple[int, int, int]
+    sums: tuple[int, ...]
+    squares: tuple[int, ...]
     digest: str
 
     @property

@@ -26,7 +26,7 @@ class BuildProgress:
         self.done = 0
         self.failed: dict[int, Failure] = {}
         self._source = source
-        self._tried = np.zeros(source.count, dtype=np.bool_)  # (N,)
+        self._tried = np.zeros(len(source.files), dtype=np.bool_)  # (N,)
         self._lock = threading.Lock()
         self._cancelled = threading.Event()
 

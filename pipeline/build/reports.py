@@ -68,7 +68,7 @@ def write_duplicates(
 
 
 def _members(lead: npt.NDArray[np.int64]) -> list[list[int]]:
-    """lead (N,) -> the members of each group of two or more, in order."""
+    """The members of each group of two or more, in order, from the lead (N,) of each file."""
     members: dict[int, list[int]] = {}
     for file in np.flatnonzero(lead != np.arange(len(lead))).tolist():
         members.setdefault(int(lead[file]), [int(lead[file])]).append(file)

@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DatasetError
+from pipeline.errors import damaged_metadata
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,8 @@ def measure_storage(path: Path, split: str) -> Storage:
             codecs=tuple(map(_codec_name, sharding["configuration"]["codecs"])),
         )
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-        raise DatasetError(
-            f"expected images in shards, found {type(error).__name__} {error} in {array / 'zarr.json'}: the metadata"
-            " is damaged, build the dataset again with --overwrite"
-        ) from error
+        found = f"{type(error).__name__} {error}"
+        raise damaged_metadata("images in shards", found, array / "zarr.json") from error
 
 
 def _codec_name(codec: dict[str, Any]) -> str:

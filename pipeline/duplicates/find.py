@@ -26,8 +26,8 @@ Fingerprints = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
 
 # Two images are near-duplicates from this correlation of their coefficients on, one cropped and reoriented to match
-# the other. Of planted duplicates 2 in 1000 score less, of those of 32 px at JPEG quality 30 up to 1 in 100. Hardly any
-# other pair scores more; down to 0.85, drawings of similar objects come in, as of two guitars.
+# the other. Of planted duplicates, 2 in 1000 score less (of those of 32 px at JPEG quality 30, up to 1 in 100). Hardly
+# any other pair scores more; from 0.85 on, drawings of similar objects do, such as two guitars.
 MIN_CORRELATION = 0.9
 MIN_COARSE_CORRELATION = 0.7  # before the crop is found
 
@@ -127,7 +127,7 @@ def _find_links(fingerprints: Fingerprints, images: Ints, workers: int) -> Itera
 def _group_identical(fingerprints: Fingerprints) -> tuple[Ints, Ints]:
     """The first image with the same fingerprint, for each image (N,); and these first images (n,).
 
-    Without this step, the neighbours of each of a thousand identical images would only be others of them.
+    Without this step, each of a thousand identical images would have only the others as neighbours.
     """
     first: dict[bytes, int] = {}
     identical = np.empty(len(fingerprints), np.int64)  # (N,)
@@ -142,7 +142,8 @@ def _group_linked(links: Ints, centre: Ints, radius: int) -> Ints:
 
     Star clustering (Aslam, Pelekhov and Rus, 2004) with a radius in links: the image with the most links is a centre,
     and all that `radius` links reach from it is its group; then the same among the rest. Connected components would be
-    too large: a shape on white matches itself moved a little, and that moved again, until all drawings are one group.
+    too large: a shape on white matches the same shape shifted a little, that one a further shift, and so on, until all
+    drawings are one group.
     """
     linked: dict[int, set[int]] = {}
     for one, other in links.tolist():
@@ -164,12 +165,12 @@ def _group_linked(links: Ints, centre: Ints, radius: int) -> Ints:
 
 
 def _is_flat(fingerprints: Fingerprints) -> npt.NDArray[np.bool_]:
-    """(n, FINGERPRINT_BYTES) -> (n,)"""
+    """Whether each image has one flat colour, (n,), from its fingerprint (n, FINGERPRINT_BYTES)."""
     return np.all(fingerprints[:, :COEFFICIENTS] == 0, axis=1)
 
 
 def _group_flat(fingerprints: Fingerprints, flat: Ints, centre: Ints) -> None:
-    """Group images of one flat colour with the first of about that colour, which cannot form chains."""
+    """Group flat images: each joins the first one of about its colour, so that groups cannot form chains."""
     cells: dict[tuple[int, ...], list[tuple[int, ...]]] = {}  # colours of centres, by their cell of the colour cube
     firsts: dict[tuple[int, ...], int] = {}
     for image in flat.tolist():
@@ -206,9 +207,8 @@ def _links(fingerprints: Fingerprints, neighbours: Neighbours, block: Ints) -> I
 
 
 def _is_duplicate(found: Match, first: Fingerprints, second: Fingerprints, plane: Ints | int) -> npt.NDArray[np.bool_]:
-    """Decide (P,) for pairs of fingerprints (P, FINGERPRINT_BYTES), matched in a plane."""
-    not_inverted = np.zeros(len(first), np.bool_)  # (P,)
-    same_colour = ~found.inverted & (_colour_difference(first, second, not_inverted) <= MAX_COLOUR_DIFFERENCE)  # (P,)
+    """Whether each pair is near-duplicates, (P,): fingerprints (P, FINGERPRINT_BYTES), matched in a plane."""
+    same_colour = ~found.inverted & (_colour_difference(first, second, found.inverted) <= MAX_COLOUR_DIFFERENCE)  # (P,)
     low_texture = _has_low_texture(first, plane) | _has_low_texture(second, plane)  # (P,)
     return np.where(
         low_texture, same_colour & (found.score >= MIN_LOW_TEXTURE_CORRELATION), found.score >= MIN_CORRELATION
@@ -216,7 +216,7 @@ def _is_duplicate(found: Match, first: Fingerprints, second: Fingerprints, plane
 
 
 def _has_low_texture(fingerprints: Fingerprints, plane: Ints | int) -> npt.NDArray[np.bool_]:
-    """(P, FINGERPRINT_BYTES) -> (P,)"""
+    """Whether each image has low texture in a plane, (P,), from its fingerprint (P, FINGERPRINT_BYTES)."""
     rows = np.arange(len(fingerprints))
     squares = np.square(coefficients(fingerprints)[rows, plane]).astype(np.int64)  # (P, 16, 16)
     few = squares.sum((1, 2)) ** 2 < MIN_PARTICIPATION_RATIO * (squares * squares).sum((1, 2))  # (P,)
@@ -231,7 +231,7 @@ def _colour_difference(first: Fingerprints, second: Fingerprints, inverted: npt.
 
 
 def _describe_transforms(fingerprints: Fingerprints, representative: Ints) -> list[str]:
-    """`DuplicateGroups.transforms` for the representatives (N,)."""
+    """Compute `DuplicateGroups.transforms` for the representatives (N,)."""
     transforms = [""] * len(representative)
     for members in blocks(np.flatnonzero(representative != np.arange(len(representative))), BLOCK_PAIRS):
         firsts, seconds = fingerprints[representative[members]], fingerprints[members]

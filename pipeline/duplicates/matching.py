@@ -4,7 +4,7 @@ The transforms are 8 orientations (mirrored and rotated by quarter turns), inver
 An orientation only flips signs of coefficients and transposes them. A crop multiplies them by a matrix from each side:
 coefficients of the crop = D @ coefficients @ A.T. The search tries these against the other image's coefficients.
 
-All numbers here are small multiples of a power of two: float64 adds them exactly, in whatever order a BLAS does.
+All numbers here are small multiples of a power of two: float64 adds them exactly, in any order.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Ints = npt.NDArray[np.int64]
 CROP_STEPS = 8
 CROPS = CROP_STEPS * CROP_STEPS
 
-# The lowest frequencies, each way, that decide on the orientation.
+# The lowest frequencies along each axis, which decide on the orientation.
 LOW_FREQUENCIES = 8
 
 # The frequencies that are correlated. The highest ones of a crop depend on frequencies beyond the 16 in a fingerprint.
@@ -65,7 +65,7 @@ class Match:
 
 
 def coefficients(fingerprints: npt.NDArray[np.uint8]) -> Floats:
-    """(..., FINGERPRINT_BYTES) -> (..., 2, 16, 16)"""
+    """The coefficients (..., 2, 16, 16) of fingerprints (..., FINGERPRINT_BYTES)."""
     shape = (*fingerprints.shape[:-1], PLANES, FREQUENCIES, FREQUENCIES)
     return fingerprints[..., :COEFFICIENTS].view(np.int8).reshape(shape).astype(np.float64)
 

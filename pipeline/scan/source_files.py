@@ -43,11 +43,6 @@ class Source:
     skipped: tuple[str, ...]  # files and folders directly in the root that belong to no class
 
     @property
-    def count(self) -> int:
-        """Number of files, N."""
-        return len(self.files)
-
-    @property
     def has_splits(self) -> bool:
         """Whether the folders define the splits."""
         return self.files[0].split is not None
