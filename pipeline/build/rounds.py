@@ -158,14 +158,14 @@ class Rounds:
 
     def _check_progress(self) -> None:
         """Report progress and enforce `max_failures`; called while waiting for tasks."""
-        failed, limit = len(self.progress.failed), self.options.max_failures
-        self._on_progress(self.progress.done, len(self.source.files), "images", failed)
-        if limit is None or failed <= (limit * len(self.source.files) if isinstance(limit, float) else limit):
+        failed, total, limit = len(self.progress.failed), len(self.source.files), self.options.max_failures
+        self._on_progress(self.progress.done, total, "images", failed)
+        if limit is None or failed <= (limit * total if isinstance(limit, float) else limit):
             return
         failures = self.progress.failures()
         write_failures(self.dest, failures)
         first = ", ".join(f"{failure.path} ({failure.kind})" for failure in failures[:3])
-        allowed = str(limit) if isinstance(limit, int) else f"{limit:.2%} of {len(self.source.files)}"
+        allowed = str(limit) if isinstance(limit, int) else f"{limit:.2%} of {total}"
         raise TooManyFailures(
             f"expected at most {allowed} unreadable files, found {failed}: {first}{', …' if failed > 3 else ''};"
             f" see {self.dest / FAILURES_FILE}, then repair or remove them, or allow more with --max-failures"

@@ -29,7 +29,6 @@ Ints = npt.NDArray[np.int64]
 # the other. Of planted duplicates, 2 in 1000 score less (of those of 32 px at JPEG quality 30, up to 1 in 100). Hardly
 # any other pair scores more; from 0.85 on, drawings of similar objects do, such as two guitars.
 MIN_CORRELATION = 0.9
-MIN_COARSE_CORRELATION = 0.7  # before the crop is found
 
 # An image has low texture if its contrast is below MIN_TEXTURE_CONTRAST levels of grey, or if few coefficients matter:
 # their participation ratio, (sum of squares)**2 / sum of fourth powers, is below MIN_PARTICIPATION_RATIO. Any two
@@ -194,13 +193,8 @@ def _links(fingerprints: Fingerprints, neighbours: Neighbours, block: Ints) -> I
         first, second = fingerprints[candidates.first[pairs]], fingerprints[candidates.second[pairs]]
         plane = candidates.plane[pairs]
         rows = np.arange(len(pairs))
-        found = match(
-            coefficients(first)[rows, plane],
-            coefficients(second)[rows, plane],
-            candidates.crop_y[pairs],
-            candidates.crop_x[pairs],
-            MIN_COARSE_CORRELATION,
-        )
+        planes = coefficients(first)[rows, plane], coefficients(second)[rows, plane]  # (p, 16, 16) each
+        found = match(*planes, candidates.crop_y[pairs], candidates.crop_x[pairs])
         similar = _is_duplicate(found, first, second, plane)  # (p,)
         links.append(np.stack([candidates.first[pairs][similar], candidates.second[pairs][similar]], axis=1))
     return np.concatenate(links)
@@ -243,9 +237,7 @@ def _describe_transforms(fingerprints: Fingerprints, representative: Ints) -> li
             if reverse:
                 first, second = second, first
             crops = np.full(len(rest), crop)  # (r,)
-            found = match(
-                coefficients(first)[:, plane], coefficients(second)[:, plane], crops, crops, MIN_COARSE_CORRELATION
-            )
+            found = match(coefficients(first)[:, plane], coefficients(second)[:, plane], crops, crops)
             similar = _is_duplicate(found, first, second, plane)  # (r,)
             texts[rest[similar]] = _name_transforms(
                 found.take(similar), first[similar], second[similar], reverse, plane > 0

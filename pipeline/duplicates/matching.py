@@ -30,6 +30,9 @@ LOW_FREQUENCIES = 8
 # The frequencies that are correlated. The highest ones of a crop depend on frequencies beyond the 16 in a fingerprint.
 MATCHED_FREQUENCIES = 14
 
+# Pairs that correlate less before their crop is refined are left as they are.
+MIN_COARSE_CORRELATION = 0.7
+
 # Bits of an orientation, in the order in which they are undone: transpose, then mirror.
 LEFT_RIGHT, TOP_BOTTOM, TRANSPOSED = 1, 2, 4
 
@@ -75,16 +78,15 @@ def crop_index(begin: int, end: int) -> int:
     return begin * CROP_STEPS + end
 
 
-def match(first: Floats, second: Floats, crop_y: Ints, crop_x: Ints, min_score: float) -> Match:
+def match(first: Floats, second: Floats, crop_y: Ints, crop_x: Ints) -> Match:
     """Find the transform from each first image to its second.
 
     first, second   (P, 16, 16) coefficients of one plane
     crop_y, crop_x  (P,) crops to begin with
-    min_score       pairs that score less before a refinement of the crop are not refined
     """
     result = _match_orientation(first, second, crop_y, crop_x)
     for _ in range(2):
-        promising = result.score >= min_score  # (P,)
+        promising = result.score >= MIN_COARSE_CORRELATION  # (P,)
         if promising.any():
             result.put(promising, _refine_crop(first[promising], second[promising], result.take(promising)))
     return result

@@ -66,7 +66,7 @@ def resize_into(image: PillowImage, box: Box, out: npt.NDArray[np.uint8]) -> boo
     pixels = _pixel_address(image)
     if pixels is None:
         return False
-    address, _owner = pixels
+    address, _owner = pixels  # the owner must live until the pixels are read
     rows = out if out.strides[1:] == (3, 1) else np.empty(out.shape, dtype=np.uint8)  # (h, w, 3)
     _resize(address, width, height, left, top, right, bottom, rows)
     if rows is not out:
