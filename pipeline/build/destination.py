@@ -23,7 +23,7 @@ LOCK_FILE = ".lock"
 
 
 class ExistingBuild(Enum):
-    """The state in which a build finds its destination: the same build may be there, unfinished or finished."""
+    """Whether the destination holds the same build already, unfinished or finished."""
 
     NONE = "none"
     UNFINISHED = "unfinished"
@@ -31,7 +31,10 @@ class ExistingBuild(Enum):
 
 
 def check_destination(root: Path, dest: Path) -> None:
-    """Raises OptionError if `dest` is inside `root`, OutputExistsError if it exists and is not a dataset."""
+    """Check that a dataset may be built at `dest`.
+
+    Raises OptionError if it is inside `root`, OutputExistsError if it exists and is not a dataset.
+    """
     if dest.resolve().is_relative_to(root.resolve()):
         raise OptionError(
             f"expected a dataset outside the images, found {dest} inside {root}: the next build would list its files"
@@ -109,7 +112,7 @@ def prepare_destination(dest: Path, identity: dict[str, Any], source: Source, ov
 
 
 def _is_dataset(dest: Path) -> bool:
-    """Whether logpose built this, though it may be damaged or of another version."""
+    """Whether logpose built this, even if it is damaged or of another version."""
     with suppress(DatasetError):
         read_attributes(dest)
         return True

@@ -65,7 +65,7 @@ class ShardResult:
 
     @property
     def files(self) -> tuple[int, ...]:
-        """The number of the file that each row shows, or NO_FILE."""
+        """The number of the file stored in each row, or NO_FILE."""
         failed = {file for file, _, _ in self.failures}
         return tuple(NO_FILE if file in failed else file for file in self.assigned)
 
@@ -168,7 +168,7 @@ class Journal:
         return np.memmap(path, dtype=np.uint8, mode="r", shape=(files, FINGERPRINT_BYTES))
 
     def save_duplicates(self, groups: DuplicateGroups) -> None:
-        """Record the groups: they must not change if one of their files disappears before the build is finished."""
+        """Record the groups, so that they stay the same if a file disappears before the build is finished."""
         members = enumerate(zip(groups.representative.tolist(), groups.transforms, strict=True))
         copies = [(file, first, transforms) for file, (first, transforms) in members if first != file]
         content = json.dumps({"files": len(groups.representative), "copies": copies})

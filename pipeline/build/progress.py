@@ -16,7 +16,7 @@ class BuildCancelled(Exception):
 
 
 class BuildProgress:
-    """Counts the files tried, from many threads, and cancels their tasks.
+    """Counters of the files tried, updated from many threads, and the cancelling of their tasks.
 
     done    number of files tried
     failed  the failure of each file that could not be decoded, by file number
@@ -31,7 +31,7 @@ class BuildProgress:
         self._cancelled = threading.Event()
 
     def count_file(self, file: int, failure: Failure | None) -> None:
-        """Count a file, once however often it is tried. Raises BuildCancelled if the task should end."""
+        """Count a file, once even if it is tried again. Raises BuildCancelled if the task should end."""
         self._count(file, failure)
         self.raise_if_cancelled()
 
@@ -59,6 +59,6 @@ class BuildProgress:
         self._cancelled.set()
 
     def raise_if_cancelled(self) -> None:
-        """Raises BuildCancelled after `cancel`."""
+        """Raise BuildCancelled after `cancel`."""
         if self._cancelled.is_set():
             raise BuildCancelled

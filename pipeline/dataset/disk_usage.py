@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from pipeline.dataset.store import image_metadata
 from pipeline.errors import damaged_metadata
 
 
@@ -43,7 +43,7 @@ def measure_storage(path: Path, split: str) -> Storage:
     """Measure a split of the dataset at `path`. Raises DatasetError if the metadata is damaged."""
     array = path / split / "images"
     try:
-        node = json.loads((array / "zarr.json").read_bytes())
+        node = image_metadata(path, split)
         (sharding,) = node["codecs"]
         return Storage(
             disk_bytes=_size_of_files(array),

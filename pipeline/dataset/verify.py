@@ -62,7 +62,7 @@ def verify_dataset(path: Path, on_progress: Callable[[int, int], None] = lambda 
 
 
 class _Checker:
-    """Reads chunk by chunk, and collects the damage."""
+    """Reader of all chunks that collects the damage."""
 
     def __init__(self, on_progress: Callable[[int, int], None], total: int) -> None:
         self.damage: list[Damage] = []

@@ -1,5 +1,7 @@
-"""Group near-duplicates by their fingerprints: images that differ only by resizing, recompression, mirroring,
-rotation by quarter turns, inversion, recolouring or slight cropping.
+"""Group near-duplicates by their fingerprints.
+
+Near-duplicates differ only by resizing, recompression, mirroring, rotation by quarter turns, inversion, recolouring or
+slight cropping.
 
     fingerprints ──identical ones──▶ one of each ──candidates, matched──▶ links ──star clusters──▶ groups
 

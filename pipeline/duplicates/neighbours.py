@@ -85,7 +85,7 @@ def _squared_norms(descriptors: Descriptors) -> Ints:
 
 
 def _database_columns(descriptors: Descriptors, squares: Ints) -> npt.NDArray[np.float32]:
-    """Descriptors (n, d) as columns (d + 2, n): `_query_rows` @ these = - squared distances."""
+    """Descriptors (n, d) as columns (d + 2, n): `_query_rows` @ these = negative squared distances."""
     count, length = descriptors.shape
     columns = np.empty((length + 2, count), np.float32)  # (d + 2, n)
     columns[:length] = descriptors.T
@@ -136,7 +136,7 @@ class _PlaneIndex:
         return _describe(coefficients(fingerprints[images])[:, self.plane, :LOW_FREQUENCIES, :LOW_FREQUENCIES])
 
     def _cell_scores(self, descriptors: Descriptors) -> npt.NDArray[np.float32]:
-        """- squared distances (n, L) of descriptors (n, 63) to the leaders."""
+        """Negative squared distances (n, L) of descriptors (n, 63) to the leaders."""
         return _query_rows(descriptors[:, _CELL_VALUES]) @ self._leaders
 
     def cells_to_probe(self, descriptors: Descriptors) -> tuple[Ints, Ints]:
@@ -193,8 +193,10 @@ class Neighbours:
         return Candidates(images[query[best]], second[best], plane, QUERY_CROPS[crop_y], QUERY_CROPS[crop_x])
 
     def _search(self, plane: _PlaneIndex, own: Floats, images: Ints) -> Iterator[Ints]:
-        """Yield packed hits (h,), cell by cell. Digits: querying image (index into the block), image found, distance as
-        a fraction of the limit, and variant (plane and crop).
+        """Yield packed hits (h,), cell by cell.
+
+        Digits: querying image (index into the block), image found, distance as a fraction of the limit, and variant
+        (plane and crop).
         """
         crops = _describe(_query_coefficients(own, QUERY_CROPS)).reshape(len(own) * QUERIES, -1)  # (9B, 63)
         limits = np.maximum(1, _squared_norms(crops) // MIN_DISTANCE_RATIO)  # (9B,)

@@ -127,7 +127,7 @@ def decode_image(
 
 
 def check_frame(size: tuple[int, int], fit: str) -> None:
-    """Raises OptionError if no image can be decoded to the size (H, W) or with the fit."""
+    """Check the size (H, W) and the fit of a frame. Raises OptionError."""
     height, width = size
     if height < 1 or width < 1:
         raise OptionError(f"expected an image size of at least 1x1, found {height}x{width}: 128x128 is usual")
@@ -253,7 +253,7 @@ def _resize_into(image: Image.Image, box: Box, out: Pixels) -> None:
 
 @cache
 def _fast_resize() -> Callable[[Image.Image, Box, Pixels], bool] | None:
-    """`pipeline.images.resize.resize_into`, or None where it is not available or not equal to Pillow's resize.
+    """Load `pipeline.images.resize.resize_into`; None where it is unavailable or differs from Pillow's resize.
 
     A result must not depend on which of the two is used. Another version of Pillow may compute other values, or be set
     to align its rows, which leaves gaps: so both must agree on a small image first, whose rows of 124 bytes would have

@@ -156,7 +156,7 @@ def _store(builder: Any, values: Any, address: Any) -> None:
 
 
 def _to_bytes(builder: Any, sums: Any) -> Any:
-    """Weighted sums -> bytes, clipped to 0..255. Rounds, since each sum starts at `rounding_half`."""
+    """Convert weighted sums to bytes, clipped to 0..255. Rounds, since each sum starts at `rounding_half`."""
     values = builder.ashr(sums, _constant(PRECISION_BITS))
     values = builder.select(builder.icmp_signed("<", values, _constant(0)), _constant(0), values)
     values = builder.select(builder.icmp_signed(">", values, _constant(255)), _constant(255), values)

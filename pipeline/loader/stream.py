@@ -132,7 +132,7 @@ class BatchStream:
         return self._other_bytes + self._window_bytes
 
     def _plan_memory(self, budget: int | None) -> tuple[int, bool]:
-        """(number of windows, whether to cache all pixels) that the budget has room for."""
+        """Choose the number of windows, and whether to cache all pixels, for a RAM budget in bytes."""
         windows = max(1, -(-self.split.rows // max(self._window_rows, 1)))  # of an epoch
         if budget is None:
             return min(DEFAULT_WINDOWS, windows), False
@@ -201,7 +201,7 @@ class BatchStream:
 
 
 class _RowCursor:
-    """Takes the rows of an epoch in order, window by window.
+    """Cursor over the rows of an epoch, window by window.
 
     taken  rows of the first window to leave out
     batch  (batch size, H, W, 3), for rows that span two windows

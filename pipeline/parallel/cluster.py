@@ -89,7 +89,7 @@ class Cluster:
         self._client.close()
 
     def _check_connection(self) -> None:
-        """Raises BuildError if the connection is lost. Dask may reconnect, but it has dropped the tasks."""
+        """Raise BuildError if the connection is lost. Dask may reconnect, but it has dropped the tasks."""
         if self._client.status != "running":
             raise BuildError(
                 f"expected a connection to the Dask scheduler at {self._address}, found the connection lost: check"

@@ -1,4 +1,4 @@
-"""List the files of a tree of any size, sorted by path, in memory that does not grow with it (external merge sort).
+"""List the files of a tree of any size, sorted by path, in constant memory (external merge sort).
 
     folder ──scandir──▶ run of records, sorted ──┬── the only one ──▶ files and folders, sorted
                                                  └── one of many ──▶ Spool ──merge──▶ the same
