@@ -161,6 +161,8 @@ class Split:
         """
         if not 0 <= start <= stop <= self.rows:
             raise IndexError(f"expected rows within 0..{self.rows} of {self.name}, found {start}..{stop}")
+        if start % self.chunk_rows == 0 and start < stop == min(start + self.chunk_rows, self.rows):
+            return self._read_chunk(start, stop, out)  # one whole chunk, as a stream reads
         read = decode = 0.0
         for first in range(start // self.chunk_rows * self.chunk_rows, stop, self.chunk_rows):
             last = min(first + self.chunk_rows, self.rows)
