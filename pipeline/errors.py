@@ -1,16 +1,5 @@
 """Exceptions of the data pipeline.
 
-    PipelineError             exit code 2: wrong use or bad input
-    ├── ListingError          the folder of images is missing, empty, or not laid out as expected
-    ├── DecodeError           one file cannot be decoded; carries a kind and a reason
-    ├── DatasetError          the dataset is missing, unsealed, of another version, or damaged
-    │   └── DamageError       a chunk of it is damaged or missing; carries the `Damage`
-    ├── OutputExistsError     the destination exists already
-    ├── BusyError             another process is writing the same output
-    ├── OptionError           an option is out of its range
-    └── BuildError            exit code 1: the input is valid, the build failed (disk full, workers lost, …)
-        └── TooManyFailures   more unreadable images than the caller allows
-
 Each message is one line: what was expected, what was found, where, and what to do.
 """
 
@@ -33,7 +22,7 @@ FailureKind = Literal["unreadable", "empty", "not-an-image", "broken", "too-larg
 
 
 class PipelineError(LogposeError):
-    """Base class of the errors of `pipeline`."""
+    """Base class of the errors of `pipeline`. Exit code 2: wrong use or bad input."""
 
 
 class ListingError(PipelineError):
@@ -58,6 +47,14 @@ class DecodeError(PipelineError):
 
 class DatasetError(PipelineError):
     """The dataset is missing, unsealed, of another version, or damaged."""
+
+
+def damaged_metadata(expected: str, found: object, where: object) -> DatasetError:
+    """Make the error for metadata that is not as a build wrote it."""
+    return DatasetError(
+        f"expected {expected}, found {found} in {where}: the metadata is damaged, build the dataset again with"
+        " --overwrite"
+    )
 
 
 @dataclass(frozen=True)
@@ -114,7 +111,7 @@ class OptionError(PipelineError):
 
 
 class BuildError(PipelineError):
-    """The build failed, although the input is valid."""
+    """The build failed although the input is valid: disk full, workers lost, … Exit code 1."""
 
     exit_code = 1
 

@@ -59,8 +59,7 @@ PHOTOS, PHOTO_CLASSES, PHOTO_SIZE = 4000, 10, (500, 375)
 
 # The profile's steps and their functions; functions that do not exist or are not called are omitted.
 STEPS = {
-    "listing": ("pipeline.build.build.list_images",),
-    "stat of each file, split": ("pipeline.build.build.stat_files",),
+    "listing, stat of each file": ("pipeline.build.build.list_images",),
     "decode": ("pipeline.build.shard_task.decode_image",),
     "fingerprint": ("pipeline.build.shard_task.fingerprints",),
     "sums": ("pipeline.build.shard_task._sums",),

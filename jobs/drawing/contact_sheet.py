@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ MAX_CLASSES = 60  # rows of the sheet
 COLUMNS = {"train": 12, "val": 2}  # images per class
 HEADINGS = {"train": "training", "val": "validation"}
 CELL = 96  # pixels of the longer side of an image
+READ_ROWS = 64  # images in memory at a time
 
 PAPER, RULE = "#ebebe9", "#d3d4d6"
 MARGIN, HEAD = 36, 78  # around the sheet; from the top of the title to the column headings
@@ -104,18 +104,17 @@ def draw_sheet(dataset: Dataset) -> Image.Image:
 def _images(split: Split, classes: int) -> Iterator[tuple[int, int, npt.NDArray[np.uint8]]]:
     """Class, column and pixels (H, W, 3) of each image on the sheet.
 
-    Takes the first images of each class in stored order, which is random. Only chunks that hold one of them are read,
-    each once and one at a time.
+    Takes the first images of each class in stored order, which is random.
     """
     cells: dict[int, tuple[int, int]] = {}  # dataset row -> class, column
     for label in range(classes):
         rows = np.flatnonzero(split.labels == label)[: COLUMNS[split.name]]  # (n,)
         cells |= {row: (label, column) for column, row in enumerate(rows.tolist())}
-    for chunk, wanted in groupby(sorted(cells), lambda row: row // split.chunk_rows):
-        start = chunk * split.chunk_rows
-        images = split.read(start, min(start + split.chunk_rows, split.rows))  # (n, H, W, 3)
-        for row in wanted:
-            yield *cells[row], images[row - start]
+    wanted = np.array(sorted(cells), np.int64)  # (n,)
+    for start in range(0, len(wanted), READ_ROWS):
+        block = wanted[start : start + READ_ROWS]  # (b,)
+        for row, image in zip(block.tolist(), split.read_rows(block), strict=True):
+            yield *cells[row], image
 
 
 def _cell(size: tuple[int, int]) -> tuple[int, int]:

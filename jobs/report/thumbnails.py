@@ -3,7 +3,6 @@
 import base64
 import io
 from collections.abc import Sequence
-from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -18,16 +17,9 @@ _MAX_OPACITY = 0.75  # of a heatmap over its image
 
 
 def read_rows(split: Split, rows: Sequence[int]) -> dict[int, npt.NDArray[np.uint8]]:
-    """Read some rows of a split, (H, W, 3) each. Chunks with any of them are read once, the others not at all.
-
-    Raises DamageError where one of these chunks is damaged.
-    """
-    found: dict[int, npt.NDArray[np.uint8]] = {}
-    for chunk, members in groupby(sorted(set(rows)), lambda row: row // split.chunk_rows):
-        start = chunk * split.chunk_rows
-        images = split.read(start, min(start + split.chunk_rows, split.rows))  # (n, H, W, 3)
-        found |= {row: images[row - start].copy() for row in members}
-    return found
+    """Read some rows of a split: row number -> image (H, W, 3). Raises DamageError."""
+    numbers = sorted(set(rows))
+    return dict(zip(numbers, split.read_rows(np.array(numbers, np.int64)), strict=True))
 
 
 def thumbnail(pixels: npt.NDArray[np.uint8]) -> str:

@@ -1,1 +1,1 @@
-"""Shared by pipeline, cnn and jobs, and independent of all three."""
+"""Helpers shared by pipeline, cnn and jobs, and independent of all three."""

@@ -1,4 +1,4 @@
-"""The root of every error that a user can do something about, and what their messages share.
+"""The base class of logpose's errors, and helpers for their messages.
 
     LogposeError
     ├── pipeline.errors.PipelineError   images and datasets
@@ -22,7 +22,7 @@ _CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)
 
 
 class LogposeError(Exception):
-    """Root of logpose's errors. `exit_code` is what the command line exits with.
+    """Base class of logpose's errors. `exit_code` is what the command line exits with.
 
     >>> try:
     ...     logpose.open("missing.zarr")
@@ -47,7 +47,7 @@ def printable(text: str) -> str:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Return the remedy for an unknown name: the known name most like it, or the list of all."""
+    """Return the remedy for an unknown name: the most similar known name, or the list of all."""
     names = sorted(known)
     matches = get_close_matches(name.lower(), [candidate.lower() for candidate in names], n=1, cutoff=0.6)
     if matches:

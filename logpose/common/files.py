@@ -12,12 +12,12 @@ from typing import IO, Any, TypeAlias
 # What a binary file can write: bytes, or a C-contiguous NumPy array.
 Buffer: TypeAlias = Any
 
-# File systems without fsync for folders answer with one of these; the rename is then as durable as it can be.
+# Errors of file systems without fsync for folders.
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EISDIR)
 
 
 def sync(path: Path) -> None:
-    """Return once the file's bytes, or the folder's entries, are on the disk. Raises OSError."""
+    """Flush a file's bytes, or a folder's entries, to the disk (fsync). Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -26,7 +26,7 @@ def sync(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """`sync` for a folder, on the file systems that can. Raises OSError where they can and it fails."""
+    """`sync` for a folder; does nothing on file systems without fsync for folders. Raises OSError."""
     try:
         sync(folder)
     except OSError as error:
@@ -38,13 +38,12 @@ def sync_folder(folder: Path) -> None:
 def atomic_writer(
     path: Path, *, shared: bool = False, before_rename: Callable[[], None] = lambda: None
 ) -> Iterator[IO[bytes]]:
-    """Open a temporary file that takes the name `path` once the block has ended and all of it is on the disk.
+    """Open a temporary file, which is synced and renamed to `path` when the block ends.
 
-    The temporary file lies in the same folder, which is made if need be, since a rename is atomic only within a file
-    system. Its name is fixed, so that the next run overwrites what a killed one left, unless several writers `share`
-    the destination: then each has a name of its own, ending in '.partial'. `before_rename` runs once the bytes are on
-    the disk, and may raise.
-    Raises OSError; on any error the temporary file is removed and `path` is as it was.
+    The temporary file is in the same folder, since a rename is atomic only within a file system; the folder is created
+    if missing. The temporary name is fixed, so that a run overwrites what a killed one left. With `shared`, for several
+    writers of one path, it is random and ends in '.partial'. `before_rename` runs after the sync, and may raise to
+    prevent the rename. Raises OSError; on any error the temporary file is removed and `path` is unchanged.
     """
     name = f"{path.name}.{os.urandom(4).hex()}.partial" if shared else f".{path.name}.tmp"
     temporary = path.with_name(name)

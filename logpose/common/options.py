@@ -1,4 +1,4 @@
-"""Descriptions of options, attached to the fields of options dataclasses.
+"""Descriptions of command-line options, attached to the fields of dataclasses.
 
     @dataclass(frozen=True)
     class ReportOptions:

@@ -1,7 +1,7 @@
-"""The SplitMix64 mixing function, from which all of our random numbers are made.
+"""The SplitMix64 mixing function, from which all random numbers are made.
 
-Ours rather than a library's generators, whose streams may change with a release: a seed must mean the same numbers
-for good. Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+A seed must always give the same numbers; the streams of a library's generators may change with a release.
+Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
 """
 
 from typing import Any

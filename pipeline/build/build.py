@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 
 from logpose.common.errors import printable
-from pipeline.build.destination import ExistingBuild, check_destination, lock_destination, prepare_destination
+from pipeline.build.destination import LOCK_FILE, ExistingBuild, check_destination, exclusive_lock, prepare_destination
 from pipeline.build.journal import Failure, Journal, ShardResult
 from pipeline.build.options import BuildOptions
 from pipeline.build.reports import read_failures, write_duplicates, write_failures
 from pipeline.build.rounds import OnProgress, Rounds
-from pipeline.build.source_files import Source, stat_files
 from pipeline.dataset.codecs import chunk_codecs
 from pipeline.dataset.schema import (
     FAILURES_FILE,
@@ -34,8 +33,9 @@ from pipeline.dataset.schema import (
 from pipeline.dataset.store import Dataset
 from pipeline.dataset.writer import create_dataset, seal
 from pipeline.errors import BuildError, ListingError, OptionError
-from pipeline.images.decode import FITS
+from pipeline.images.decode import check_frame
 from pipeline.scan.class_folders import list_images
+from pipeline.scan.source_files import Source
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,12 @@ def build_dataset(
     began = time.monotonic()
     root, dest, options = Path(root), Path(dest), options or BuildOptions()
     _check_options(options)
-    source = stat_files(list_images(root))
+    source = list_images(root)
     check_destination(root, dest)
     identity, rounds = _identity(source, options), Rounds(dest, source, options, on_progress)
     try:
-        with lock_destination(dest):
+        dest.mkdir(parents=True, exist_ok=True)
+        with exclusive_lock(dest / LOCK_FILE, f"build of {dest}"):
             existing = prepare_destination(dest, identity, source, options.overwrite)
             if existing is not ExistingBuild.FINISHED:
                 _write_dataset(rounds, identity, is_new=existing is ExistingBuild.NONE)
@@ -115,11 +116,7 @@ def build_dataset(
 
 
 def _check_options(options: BuildOptions) -> None:
-    height, width = options.size
-    if height < 1 or width < 1:
-        raise OptionError(f"expected an image size of at least 1x1, found {height}x{width}: 128x128 is usual")
-    if options.fit not in FITS:
-        raise OptionError(f"expected one of the fits {', '.join(FITS)}, found {options.fit!r}; 'pad' is the default")
+    check_frame(options.size, options.fit)
     if options.workers is not None and options.workers < 1:
         raise OptionError(f"expected at least one worker, found {options.workers}: None is one per CPU")
     if options.max_failures is not None and options.max_failures < 0:

@@ -13,17 +13,17 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pipeline.build.journal import FOLDER, Journal
-from pipeline.build.source_files import Source, describe_changes
 from pipeline.dataset.schema import DUPLICATES_FILE, FAILURES_FILE, SHEET_FILE, SPLITS, build_hash
 from pipeline.dataset.store import read_attributes
 from pipeline.dataset.writer import unseal
 from pipeline.errors import BusyError, DatasetError, OptionError, OutputExistsError
+from pipeline.scan.source_files import Source, describe_changes
 
 LOCK_FILE = ".lock"
 
 
 class ExistingBuild(Enum):
-    """The state in which a build finds its destination: the same build may be there, unfinished or finished."""
+    """Whether the destination holds the same build already, unfinished or finished."""
 
     NONE = "none"
     UNFINISHED = "unfinished"
@@ -31,7 +31,10 @@ class ExistingBuild(Enum):
 
 
 def check_destination(root: Path, dest: Path) -> None:
-    """Raises OptionError if `dest` is inside `root`, OutputExistsError if something else than a dataset is there."""
+    """Check that a dataset may be built at `dest`.
+
+    Raises OptionError if it is inside `root`, OutputExistsError if it exists and is not a dataset.
+    """
     if dest.resolve().is_relative_to(root.resolve()):
         raise OptionError(
             f"expected a dataset outside the images, found {dest} inside {root}: the next build would list its files"
@@ -46,14 +49,6 @@ def check_destination(root: Path, dest: Path) -> None:
             f"expected a new path for the dataset, found a folder of something else at {dest}: choose another"
             " (only datasets are ever overwritten)"
         )
-
-
-@contextmanager
-def lock_destination(dest: Path) -> Iterator[None]:
-    """Create the folder, and lock it against other builds while the block runs. Raises BusyError."""
-    dest.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(dest / LOCK_FILE, f"build of {dest}"):
-        yield
 
 
 @contextmanager
@@ -73,15 +68,14 @@ def exclusive_lock(lock_file: Path, what: str) -> Iterator[None]:
     try:
         yield
     finally:
-        # Unlink before releasing. Safe, because every process acquires without blocking: none can be left with the
-        # deleted file.
+        # Unlink before releasing. Safe, because no process waits for the lock: none can acquire the deleted file.
         with suppress(OSError):  # Windows does not delete open files: the lock file stays
             lock_file.unlink()
         lock.release()
 
 
 def prepare_destination(dest: Path, identity: dict[str, Any], source: Source, overwrite: bool) -> ExistingBuild:
-    """Find the build with this identity at a checked and locked path, or delete what is there.
+    """Find the build with this identity at a checked and locked path, and delete any other.
 
     Raises OutputExistsError if that would delete a finished dataset, or an unfinished one of another identity, and
     `overwrite` is not set.
@@ -118,7 +112,7 @@ def prepare_destination(dest: Path, identity: dict[str, Any], source: Source, ov
 
 
 def _is_dataset(dest: Path) -> bool:
-    """Whether logpose built this, though it may be damaged or of another version."""
+    """Whether logpose built this, even if it is damaged or of another version."""
     with suppress(DatasetError):
         read_attributes(dest)
         return True

@@ -1,11 +1,11 @@
-"""The journal of a build: what is finished so far, on disk, so that a killed build resumes where it stopped.
+"""The journal of a build: a record on disk of its finished shards, from which a killed build resumes.
 
 In the dataset's folder, until it is sealed:
 
     .build/build.json         identity of the build: its options and source files
-    .build/files.txt          these files, a line each: to report what has changed since
+    .build/files.txt          these files, a line each: to report what has changed when a build cannot resume
     .build/run                id of the current run: only its workers may write
-    .build/*.fingerprints     of the files decoded for a shard; on the disk before the shard counts as finished
+    .build/*.fingerprints     of the files decoded for a shard; written before the shard's entry
     .build/train-00003.json   a finished shard: its `ShardResult`
     .build/copies.json        groups of near-duplicates, once they are known
 
@@ -27,8 +27,8 @@ import numpy as np
 import numpy.typing as npt
 
 from logpose.common.files import write_atomically
+from pipeline.duplicates.find import DuplicateGroups
 from pipeline.duplicates.fingerprint import FINGERPRINT_BYTES
-from pipeline.duplicates.groups import DuplicateGroups
 from pipeline.errors import FailureKind
 
 FOLDER = ".build"
@@ -59,13 +59,13 @@ class ShardResult:
     shard: int
     assigned: tuple[int, ...]
     failures: tuple[tuple[int, FailureKind, str], ...]
-    sums: tuple[int, int, int]
-    squares: tuple[int, int, int]
+    sums: tuple[int, ...]
+    squares: tuple[int, ...]
     digest: str
 
     @property
     def files(self) -> tuple[int, ...]:
-        """The number of the file that each row shows, or NO_FILE."""
+        """The number of the file stored in each row, or NO_FILE."""
         failed = {file for file, _, _ in self.failures}
         return tuple(NO_FILE if file in failed else file for file in self.assigned)
 
@@ -168,7 +168,7 @@ class Journal:
         return np.memmap(path, dtype=np.uint8, mode="r", shape=(files, FINGERPRINT_BYTES))
 
     def save_duplicates(self, groups: DuplicateGroups) -> None:
-        """Record the groups: they must not change if one of their files disappears before the build is finished."""
+        """Record the groups, so that they stay the same if a file disappears before the build is finished."""
         members = enumerate(zip(groups.representative.tolist(), groups.transforms, strict=True))
         copies = [(file, first, transforms) for file, (first, transforms) in members if first != file]
         content = json.dumps({"files": len(groups.representative), "copies": copies})

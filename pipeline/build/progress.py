@@ -8,7 +8,7 @@ import numpy as np
 
 from logpose.common.errors import printable
 from pipeline.build.journal import Failure, ShardResult
-from pipeline.build.source_files import Source
+from pipeline.scan.source_files import Source
 
 
 class BuildCancelled(Exception):
@@ -16,7 +16,7 @@ class BuildCancelled(Exception):
 
 
 class BuildProgress:
-    """Counts the files tried, from many threads, and cancels their tasks.
+    """Counters of the files tried, updated from many threads, and the cancelling of their tasks.
 
     done    number of files tried
     failed  the failure of each file that could not be decoded, by file number
@@ -26,12 +26,12 @@ class BuildProgress:
         self.done = 0
         self.failed: dict[int, Failure] = {}
         self._source = source
-        self._tried = np.zeros(source.count, dtype=np.bool_)  # (N,)
+        self._tried = np.zeros(len(source.files), dtype=np.bool_)  # (N,)
         self._lock = threading.Lock()
         self._cancelled = threading.Event()
 
     def count_file(self, file: int, failure: Failure | None) -> None:
-        """Count a file, once however often it is tried. Raises BuildCancelled if the task should end."""
+        """Count a file, once even if it is tried again. Raises BuildCancelled if the task should end."""
         self._count(file, failure)
         self.raise_if_cancelled()
 
@@ -59,6 +59,6 @@ class BuildProgress:
         self._cancelled.set()
 
     def raise_if_cancelled(self) -> None:
-        """Raises BuildCancelled after `cancel`."""
+        """Raise BuildCancelled after `cancel`."""
         if self._cancelled.is_set():
             raise BuildCancelled

@@ -14,10 +14,10 @@ import numpy.typing as npt
 from logpose.common.errors import printable
 from logpose.common.files import write_atomically
 from pipeline.build.journal import Failure
-from pipeline.build.source_files import Source
 from pipeline.dataset.schema import DUPLICATES_FILE, DUPLICATES_HEADER, FAILURES_FILE, FAILURES_HEADER, DuplicateCounts
-from pipeline.duplicates.groups import DuplicateGroups
+from pipeline.duplicates.find import DuplicateGroups
 from pipeline.errors import DatasetError, FailureKind
+from pipeline.scan.source_files import Source
 
 
 def write_failures(dataset: Path, failures: Iterable[Failure]) -> None:
@@ -68,7 +68,7 @@ def write_duplicates(
 
 
 def _members(lead: npt.NDArray[np.int64]) -> list[list[int]]:
-    """lead (N,) -> the members of each group of two or more, in order."""
+    """The members of each group of two or more, in order, from the lead (N,) of each file."""
     members: dict[int, list[int]] = {}
     for file in np.flatnonzero(lead != np.arange(len(lead))).tolist():
         members.setdefault(int(lead[file]), [int(lead[file])]).append(file)

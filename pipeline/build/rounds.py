@@ -1,8 +1,8 @@
-"""Rounds of shard tasks: assign files to rows, write the shards that do not show their files yet, repeat.
+"""Rounds of shard tasks: assign files to rows, write the shards that do not have their files yet, repeat.
 
-The first round decodes everything. It finds out which files cannot be read and, by their fingerprints, which images
-are near-duplicates. Files then leave or change splits, and a second round writes the affected shards. A third finds
-nothing to do.
+The first round decodes everything. It finds the files that cannot be read and, by their fingerprints, the
+near-duplicates. Files then leave or change splits, and a second round writes the affected shards. A third finds nothing
+to do.
 """
 
 from __future__ import annotations
@@ -25,14 +25,13 @@ from pipeline.build.reports import write_failures
 from pipeline.build.row_assignment import assign_rows, by_shard, initial_orders, joining_files
 from pipeline.build.scheduler import run_on_cluster, run_on_threads
 from pipeline.build.shard_task import ShardJob
-from pipeline.build.source_files import Source
 from pipeline.build.split import split_files, split_groups
 from pipeline.dataset.schema import FAILURES_FILE, SPLITS, layout
 from pipeline.dataset.store import shard_file
 from pipeline.dataset.writer import ensure_rows
-from pipeline.duplicates.find import find_duplicates
-from pipeline.duplicates.groups import DuplicateGroups
+from pipeline.duplicates.find import DuplicateGroups, find_duplicates
 from pipeline.errors import TooManyFailures
+from pipeline.scan.source_files import Source
 
 # (done, total, what, failed): 'images' decoded or 'comparisons' made, and the number of files that cannot be read.
 OnProgress: TypeAlias = Callable[[int, int, str, int], None]
@@ -81,7 +80,7 @@ class Rounds:
             self._write([self._job(key, assigned[key]) for key in outdated])
 
     def validation_mask(self) -> npt.NDArray[np.bool_]:
-        """Validation mask of the files, (N,), from what is known so far."""
+        """Validation mask of the files, (N,). Divides no group of near-duplicates, once these are known."""
         if self.source.has_splits:
             return np.array([file.split == "val" for file in self.source.files], dtype=np.bool_)  # (N,)
         labels, fraction, seed = self.source.labels, self.options.val, self.options.seed
@@ -90,9 +89,9 @@ class Rounds:
         return split_groups(labels, self.duplicates.representative, fraction, seed)
 
     def _assign(self) -> dict[ShardKey, tuple[int, ...]]:
-        """The files of each shard, from what is known so far."""
+        """The files of each shard, given the failures and near-duplicates known by now."""
         failed, joining = set(self.progress.failed), {split: list[int]() for split in SPLITS}
-        if self.options.group_copies and self.duplicates is None and self.progress.done == self.source.count:
+        if self.options.group_copies and self.duplicates is None and self.progress.done == len(self.source.files):
             self.duplicates = self._find_duplicates()
             self._journal.save_duplicates(self.duplicates)
         if self.duplicates is not None:
@@ -108,7 +107,7 @@ class Rounds:
 
     def _find_duplicates(self) -> DuplicateGroups:
         """Find near-duplicates among the readable images."""
-        count, failed = self.source.count, self.progress.failed
+        count, failed = len(self.source.files), self.progress.failed
         readable = np.array([file for file in range(count) if file not in failed], dtype=np.int64)  # (n,)
         groups = DuplicateGroups(np.arange(count, dtype=np.int64), [""] * count)
         if not len(readable):
@@ -159,14 +158,14 @@ class Rounds:
 
     def _check_progress(self) -> None:
         """Report progress and enforce `max_failures`; called while waiting for tasks."""
-        failed, limit = len(self.progress.failed), self.options.max_failures
-        self._on_progress(self.progress.done, self.source.count, "images", failed)
-        if limit is None or failed <= (limit * self.source.count if isinstance(limit, float) else limit):
+        failed, total, limit = len(self.progress.failed), len(self.source.files), self.options.max_failures
+        self._on_progress(self.progress.done, total, "images", failed)
+        if limit is None or failed <= (limit * total if isinstance(limit, float) else limit):
             return
         failures = self.progress.failures()
         write_failures(self.dest, failures)
         first = ", ".join(f"{failure.path} ({failure.kind})" for failure in failures[:3])
-        allowed = str(limit) if isinstance(limit, int) else f"{limit:.2%} of {self.source.count}"
+        allowed = str(limit) if isinstance(limit, int) else f"{limit:.2%} of {total}"
         raise TooManyFailures(
             f"expected at most {allowed} unreadable files, found {failed}: {first}{', …' if failed > 3 else ''};"
             f" see {self.dest / FAILURES_FILE}, then repair or remove them, or allow more with --max-failures"

@@ -44,6 +44,6 @@ def assign_rows(order: Sequence[int], leaving: Collection[int], joining: Sequenc
 
 
 def by_shard(files: Sequence[int], shard_rows: int) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """(number, files) of each shard."""
+    """Yield (number, files) of each shard."""
     for start in range(0, len(files), shard_rows):
         yield start // shard_rows, tuple(files[start : start + shard_rows])

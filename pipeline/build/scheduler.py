@@ -1,7 +1,7 @@
 """Run the shard tasks of a build with Dask, on threads or on a cluster.
 
 Both functions yield each result when it is ready and, every POLL_SECONDS without one, None, so that the caller can
-report progress. Closing the generator early cancels the tasks as far as possible.
+report progress. Closing the generator early cancels the tasks.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from logpose.common.errors import printable
 from pipeline.build.journal import NO_FILE, Failure, Journal, ShardResult
-from pipeline.build.source_files import SourceFile
 from pipeline.dataset.schema import shard_digest
 from pipeline.dataset.store import open_split, read_attributes
 from pipeline.dataset.writer import write_shard
@@ -20,6 +19,7 @@ from pipeline.duplicates.fingerprint import fingerprints
 from pipeline.errors import BusyError, DatasetError, DecodeError, FailureKind
 from pipeline.images.decode import decode_image, quiet_pillow
 from pipeline.images.pixel_sums import add_colours
+from pipeline.scan.source_files import SourceFile
 
 # Called after each file with its number and its failure, if it has one. May raise to cancel the task: its shard is
 # then not written.
@@ -51,7 +51,7 @@ class ShardJob:
 
 
 def run_shard(job: ShardJob, on_file: OnFile | None = None) -> ShardResult:
-    """Decode the files that the shard does not show yet, write it as a whole, and record it in the journal.
+    """Decode the files that the shard does not have yet, write it as a whole, and record it in the journal.
 
     Files that cannot be decoded are in the result. Raises OSError if writing fails, and BusyError if another run of
     the build has claimed the journal.
@@ -95,7 +95,7 @@ def run_shard(job: ShardJob, on_file: OnFile | None = None) -> ShardResult:
 
 
 def _reuse_rows(job: ShardJob, images: npt.NDArray[np.uint8]) -> set[int]:
-    """Copy the rows that the shard on disk already shows into images (n, H, W, 3); returns their numbers."""
+    """Copy the rows that the shard on disk already has into images (n, H, W, 3); return their numbers."""
     before = job.previous.files if job.previous else ()
     pairs = enumerate(zip(before, job.assigned, strict=False))
     rows = [row for row, (old, new) in pairs if old == new and old != NO_FILE]
@@ -111,14 +111,9 @@ def _reuse_rows(job: ShardJob, images: npt.NDArray[np.uint8]) -> set[int]:
     return set(rows)
 
 
-def _sums(images: npt.NDArray[np.uint8]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+def _sums(images: npt.NDArray[np.uint8]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Σx and Σx² per channel over (n, H, W, 3), exact."""
     sums, squares = np.zeros(3, np.uint64), np.zeros(3, np.uint64)  # (3,)
     for image in images:
         add_colours(image, sums, squares)
-    return _triple(sums), _triple(squares)
-
-
-def _triple(values: npt.NDArray[np.uint64]) -> tuple[int, int, int]:
-    red, green, blue = (int(value) for value in values)
-    return red, green, blue
+    return tuple(sums.tolist()), tuple(squares.tolist())

@@ -16,7 +16,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 def split_files(labels: Ints, fraction: float, seed: int) -> Mask:
-    """Choose the validation files: labels (N,) -> True for a file of the validation split, (N,).
+    """Choose the validation files: labels (N,) -> validation mask (N,).
 
     Stratified: each class gives the same fraction, in [0, 1), rounded to the nearest file; with a fraction above 0, a
     class of two files or more has at least one in each split. Depends on the arguments only. Raises OptionError for a
@@ -32,7 +32,7 @@ def split_files(labels: Ints, fraction: float, seed: int) -> Mask:
 
 
 def split_groups(labels: Ints, lead: Ints, fraction: float, seed: int) -> Mask:
-    """Choose the validation files, (N,), so that no group is divided: lead (N,) is the first file of each one's group.
+    """Choose the validation files, (N,), without dividing a group: lead (N,) is the first file of each file's group.
 
     Changes the result of `split_files` as little as possible, since a build has already stored the rows. Divided
     groups go to train. To replace them, validation gets whole groups from the end of the stored order of train: a
@@ -64,7 +64,7 @@ def _targets(labels: Ints, fraction: float) -> Ints:
 
 
 def _fill(in_val: Mask, leads: Iterable[int], sizes: Ints, labels: Ints, needed: Ints, groups: Ints) -> None:
-    """Move groups, in the order of their leads, to val while they fit into what each class needs.
+    """Move groups to val, in the order of their leads, if all of their files are still needed there.
 
     Updates in_val (N,), needed (C,) and groups (C,). The last group of a class stays in train.
     """

@@ -49,13 +49,7 @@ def decoder(codecs: list[dict[str, Any]]) -> Decode | None:
     Raises ValueError for codecs that `chunk_codecs` never returns.
     """
     codec = _compressor(codecs)
-    if codec is None:
-        return None
-
-    def decode(stored: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8]) -> None:
-        codec.decode(stored, out)
-
-    return decode
+    return None if codec is None else codec.decode
 
 
 def _compressor(codecs: list[dict[str, Any]]) -> Any:

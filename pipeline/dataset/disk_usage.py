@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DatasetError
+from pipeline.dataset.store import image_metadata
+from pipeline.errors import damaged_metadata
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def measure_storage(path: Path, split: str) -> Storage:
     """Measure a split of the dataset at `path`. Raises DatasetError if the metadata is damaged."""
     array = path / split / "images"
     try:
-        node = json.loads((array / "zarr.json").read_bytes())
+        node = image_metadata(path, split)
         (sharding,) = node["codecs"]
         return Storage(
             disk_bytes=_size_of_files(array),
@@ -55,10 +55,8 @@ def measure_storage(path: Path, split: str) -> Storage:
             codecs=tuple(map(_codec_name, sharding["configuration"]["codecs"])),
         )
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-        raise DatasetError(
-            f"expected images in shards, found {type(error).__name__} {error} in {array / 'zarr.json'}: the metadata"
-            " is damaged, build the dataset again with --overwrite"
-        ) from error
+        found = f"{type(error).__name__} {error}"
+        raise damaged_metadata("images in shards", found, array / "zarr.json") from error
 
 
 def _codec_name(codec: dict[str, Any]) -> str:

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_128
 
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, damaged_metadata
 
 FORMAT = "logpose"
 FORMAT_VERSION = 2  # since 2, near-duplicates are all in one split
@@ -98,7 +98,7 @@ class DuplicateCounts:
 
 @dataclass(frozen=True)
 class Attributes:
-    """Metadata of a dataset. What only a finished build knows is None until the dataset is sealed."""
+    """Metadata of a dataset. What depends on the rows is None until the dataset is sealed."""
 
     class_names: tuple[str, ...]
     size: tuple[int, int]  # (H, W)
@@ -120,7 +120,7 @@ class Attributes:
 
     @classmethod
     def from_json(cls, found: Any, where: str) -> Attributes:
-        """Parse the attributes of the group at `where`. Raises DatasetError that names what is wrong."""
+        """Parse the attributes of the group at `where`. Raises DatasetError."""
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise DatasetError(f"expected a logpose dataset, found something else at {where}: check the path")
         if found.get("format_version") != FORMAT_VERSION:
@@ -143,10 +143,7 @@ class Attributes:
                 sealed=bool(found["sealed"]),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise DatasetError(
-                f"expected complete attributes, found {type(error).__name__} {error} in {where}: the metadata"
-                " is damaged, build the dataset again with --overwrite"
-            ) from error
+            raise damaged_metadata("complete attributes", f"{type(error).__name__} {error}", where) from error
 
 
 def _size(value: Any) -> tuple[int, int]:

@@ -138,7 +138,7 @@ _READ_ONLY = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
 def _read_all(
     descriptor: int, buffers: Sequence[npt.NDArray[np.uint8] | bytearray], offset: int, length: int
 ) -> None:
-    """Fill the buffers, `length` bytes in all, from the file at `offset`: as a rule in one call.
+    """Fill the buffers, `length` bytes in all, from the file at `offset`; usually one call.
 
     Raises ValueError if the file is too short.
     """

@@ -24,7 +24,7 @@ from zarr.storage import LocalStore
 from logpose.common.errors import printable
 from pipeline.dataset.schema import COLUMN_CHUNK_ROWS, SPLITS, Attributes, Layout
 from pipeline.dataset.shard_format import ReadSeconds, ShardReader
-from pipeline.errors import Damage, DamageError, DatasetError
+from pipeline.errors import Damage, DamageError, DatasetError, damaged_metadata
 
 # Otherwise zarr skips a chunk that is all zeros, and a black image would look like a missing one.
 WRITE_EMPTY_CHUNKS: Any = {"write_empty_chunks": True}
@@ -65,6 +65,11 @@ class Split:
     def chunk_rows(self) -> int:
         """Rows of a chunk."""
         return self.layout.chunk_rows
+
+    @property
+    def chunks(self) -> int:
+        """Number of chunks."""
+        return -(-self.rows // self.chunk_rows)
 
     @property
     def shards(self) -> int:
@@ -257,7 +262,7 @@ class Dataset:
 
     @classmethod
     def open(cls, path: str | Path) -> Dataset:
-        """Open a sealed dataset. Raises DatasetError that names what is wrong and the remedy."""
+        """Open a sealed dataset. Raises DatasetError."""
         path = Path(path)
         found = read_attributes(path)
         if not found.sealed:
@@ -266,10 +271,7 @@ class Dataset:
                 " again, it resumes where it stopped"
             )
         if found.mean is None or found.std is None or found.content_hash is None:
-            raise DatasetError(
-                f"expected mean, std and content hash, found none in {path}: the metadata is damaged,"
-                " build the dataset again with --overwrite"
-            )
+            raise damaged_metadata("mean, std and content hash", "none", path)
         train, val = (open_split(path, split, found) for split in SPLITS)
         for split in (train, val):
             _check_columns(split)
@@ -318,9 +320,7 @@ def read_attributes(path: Path) -> Attributes:
         node = json.loads(metadata.read_bytes())
         attributes = node.get("attributes")
     except (OSError, ValueError, AttributeError) as error:
-        raise DatasetError(
-            f"expected JSON metadata, found {error} in {metadata}: it is damaged, build the dataset again"
-        ) from error
+        raise damaged_metadata("JSON", error, metadata) from error
     return Attributes.from_json(attributes, str(path))
 
 
@@ -338,7 +338,7 @@ def open_split(path: Path, split: str, attributes: Attributes) -> Split:
             raise ValueError(f"chunks of {images.chunks} in shards of {images.shards}")
         ShardReader(image_metadata(path, split))
     except Exception as error:
-        raise _damaged_metadata(path / split, error) from error
+        raise damaged_metadata("complete metadata", error, path / split) from error
     return Split(path, split, int(images.shape[0]), attributes.size, layout, len(attributes.class_names))
 
 
@@ -349,13 +349,7 @@ def _check_columns(split: Split) -> None:
             if shape != (split.rows,):
                 raise ValueError(f"{shape[0]} {name} for {split.rows} images")
         except Exception as error:
-            raise _damaged_metadata(split.path / split.name, error) from error
-
-
-def _damaged_metadata(where: Path, error: Exception) -> DatasetError:
-    return DatasetError(
-        f"expected complete metadata, found {error} in {where}: it is damaged, build the dataset again with --overwrite"
-    )
+            raise damaged_metadata("complete metadata", error, split.path / split.name) from error
 
 
 def image_metadata(path: Path, split: str) -> dict[str, Any]:

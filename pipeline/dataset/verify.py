@@ -26,7 +26,7 @@ from pipeline.errors import Damage, DamageError
 class VerifyReport:
     """The result of a verification.
 
-    missing          missing files, those of chunks not included
+    missing          missing files outside the arrays
     content_matches  whether the hash of the rows is the one recorded by the build; None if damage prevents hashing
     """
 
@@ -49,10 +49,11 @@ def verify_dataset(path: Path, on_progress: Callable[[int, int], None] = lambda 
     opened; damaged chunks are in the report.
     """
     dataset = Dataset.open(path)
-    checker = _Checker(on_progress, sum(_count_chunks(split) for split in (dataset.train, dataset.val)))
-    digests = {split.name: checker.check(split) for split in (dataset.train, dataset.val)}
+    splits = (dataset.train, dataset.val)
+    checker = _Checker(on_progress, sum(split.chunks + 2 * -(-split.rows // COLUMN_CHUNK_ROWS) for split in splits))
+    digests = {split.name: checker.check(split) for split in splits}
     return VerifyReport(
-        rows={"train": dataset.train.rows, "val": dataset.val.rows},
+        rows={split.name: split.rows for split in splits},
         chunks=checker.total,
         damage=tuple(checker.damage),
         missing=tuple(file for file in _other_files(dataset) if not file.is_file()),
@@ -61,7 +62,7 @@ def verify_dataset(path: Path, on_progress: Callable[[int, int], None] = lambda 
 
 
 class _Checker:
-    """Reads chunk by chunk, and collects the damage."""
+    """Reader of all chunks that collects the damage."""
 
     def __init__(self, on_progress: Callable[[int, int], None], total: int) -> None:
         self.damage: list[Damage] = []
@@ -102,7 +103,3 @@ def _other_files(dataset: Dataset) -> Iterator[Path]:
     yield dataset.path / FAILURES_FILE
     if dataset.attributes.duplicates is not None:
         yield dataset.path / DUPLICATES_FILE
-
-
-def _count_chunks(split: Split) -> int:
-    return -(-split.rows // split.chunk_rows) + 2 * -(-split.rows // COLUMN_CHUNK_ROWS)

@@ -1,5 +1,7 @@
-"""Group near-duplicates by their fingerprints: images that differ only by resizing, recompression, mirroring,
-rotation by quarter turns, inversion, recolouring or slight cropping.
+"""Group near-duplicates by their fingerprints.
+
+Near-duplicates differ only by resizing, recompression, mirroring, rotation by quarter turns, inversion, recolouring or
+slight cropping.
 
     fingerprints ──identical ones──▶ one of each ──candidates, matched──▶ links ──star clusters──▶ groups
 
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import product
 
@@ -18,7 +21,6 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from pipeline.duplicates.fingerprint import COEFFICIENTS, CONTRAST, MEAN, PLANES
-from pipeline.duplicates.groups import DuplicateGroups
 from pipeline.duplicates.matching import LEFT_RIGHT, TOP_BOTTOM, TRANSPOSED, Match, coefficients, crop_index, match
 from pipeline.duplicates.neighbours import Neighbours, blocks
 
@@ -26,10 +28,9 @@ Fingerprints = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
 
 # Two images are near-duplicates from this correlation of their coefficients on, one cropped and reoriented to match
-# the other. Of planted duplicates 2 in 1000 score less, of those of 32 px at JPEG quality 30 up to 1 in 100. Hardly any
-# other pair scores more; down to 0.85, drawings of similar objects come in, as of two guitars.
+# the other. Of planted duplicates, 2 in 1000 score less (of those of 32 px at JPEG quality 30, up to 1 in 100). Hardly
+# any other pair scores more; from 0.85 on, drawings of similar objects do, such as two guitars.
 MIN_CORRELATION = 0.9
-MIN_COARSE_CORRELATION = 0.7  # before the crop is found
 
 # An image has low texture if its contrast is below MIN_TEXTURE_CONTRAST levels of grey, or if few coefficients matter:
 # their participation ratio, (sum of squares)**2 / sum of fourth powers, is below MIN_PARTICIPATION_RATIO. Any two
@@ -61,6 +62,21 @@ ORIENTATION_NAMES = {
     TRANSPOSED | TOP_BOTTOM: ("rotated 90",),
     TRANSPOSED | LEFT_RIGHT | TOP_BOTTOM: ("flipped", "rotated 90"),
 }
+
+
+@dataclass(frozen=True)
+class DuplicateGroups:
+    """Groups of near-duplicates among N images.
+
+    representative  (N,) the first image of each image's group; an image without near-duplicates has itself
+    transforms      (N,) how each image differs from its representative: '' for a representative; 'same'; the transforms
+                    that lead from one to the other, in this order and joined by commas: 'flipped' left to right,
+                    'rotated 90', 180 or 270 degrees clockwise, 'inverted', 'cropped', 'recoloured'; or 'indirect',
+                    if the two match only through other images of the group
+    """
+
+    representative: npt.NDArray[np.int64]
+    transforms: list[str]
 
 
 def find_duplicates(
@@ -112,7 +128,7 @@ def _find_links(fingerprints: Fingerprints, images: Ints, workers: int) -> Itera
 def _group_identical(fingerprints: Fingerprints) -> tuple[Ints, Ints]:
     """The first image with the same fingerprint, for each image (N,); and these first images (n,).
 
-    Without this step, the neighbours of each of a thousand identical images would only be others of them.
+    Without this step, each of a thousand identical images would have only the others as neighbours.
     """
     first: dict[bytes, int] = {}
     identical = np.empty(len(fingerprints), np.int64)  # (N,)
@@ -127,7 +143,8 @@ def _group_linked(links: Ints, centre: Ints, radius: int) -> Ints:
 
     Star clustering (Aslam, Pelekhov and Rus, 2004) with a radius in links: the image with the most links is a centre,
     and all that `radius` links reach from it is its group; then the same among the rest. Connected components would be
-    too large: a shape on white matches itself moved a little, and that moved again, until all drawings are one group.
+    too large: a shape on white matches the same shape shifted a little, that one a further shift, and so on, until all
+    drawings are one group.
     """
     linked: dict[int, set[int]] = {}
     for one, other in links.tolist():
@@ -149,12 +166,12 @@ def _group_linked(links: Ints, centre: Ints, radius: int) -> Ints:
 
 
 def _is_flat(fingerprints: Fingerprints) -> npt.NDArray[np.bool_]:
-    """(n, FINGERPRINT_BYTES) -> (n,)"""
+    """Whether each image has one flat colour, (n,), from its fingerprint (n, FINGERPRINT_BYTES)."""
     return np.all(fingerprints[:, :COEFFICIENTS] == 0, axis=1)
 
 
 def _group_flat(fingerprints: Fingerprints, flat: Ints, centre: Ints) -> None:
-    """Group images of one flat colour with the first of about that colour, which cannot form chains."""
+    """Group flat images: each joins the first one of about its colour, so that groups cannot form chains."""
     cells: dict[tuple[int, ...], list[tuple[int, ...]]] = {}  # colours of centres, by their cell of the colour cube
     firsts: dict[tuple[int, ...], int] = {}
     for image in flat.tolist():
@@ -178,22 +195,16 @@ def _links(fingerprints: Fingerprints, neighbours: Neighbours, block: Ints) -> I
         first, second = fingerprints[candidates.first[pairs]], fingerprints[candidates.second[pairs]]
         plane = candidates.plane[pairs]
         rows = np.arange(len(pairs))
-        found = match(
-            coefficients(first)[rows, plane],
-            coefficients(second)[rows, plane],
-            candidates.crop_y[pairs],
-            candidates.crop_x[pairs],
-            MIN_COARSE_CORRELATION,
-        )
+        planes = coefficients(first)[rows, plane], coefficients(second)[rows, plane]  # (p, 16, 16) each
+        found = match(*planes, candidates.crop_y[pairs], candidates.crop_x[pairs])
         similar = _is_duplicate(found, first, second, plane)  # (p,)
         links.append(np.stack([candidates.first[pairs][similar], candidates.second[pairs][similar]], axis=1))
     return np.concatenate(links)
 
 
 def _is_duplicate(found: Match, first: Fingerprints, second: Fingerprints, plane: Ints | int) -> npt.NDArray[np.bool_]:
-    """Decide (P,) for pairs of fingerprints (P, FINGERPRINT_BYTES), matched in a plane."""
-    not_inverted = np.zeros(len(first), np.bool_)  # (P,)
-    same_colour = ~found.inverted & (_colour_difference(first, second, not_inverted) <= MAX_COLOUR_DIFFERENCE)  # (P,)
+    """Whether each pair is near-duplicates, (P,): fingerprints (P, FINGERPRINT_BYTES), matched in a plane."""
+    same_colour = ~found.inverted & (_colour_difference(first, second, found.inverted) <= MAX_COLOUR_DIFFERENCE)  # (P,)
     low_texture = _has_low_texture(first, plane) | _has_low_texture(second, plane)  # (P,)
     return np.where(
         low_texture, same_colour & (found.score >= MIN_LOW_TEXTURE_CORRELATION), found.score >= MIN_CORRELATION
@@ -201,7 +212,7 @@ def _is_duplicate(found: Match, first: Fingerprints, second: Fingerprints, plane
 
 
 def _has_low_texture(fingerprints: Fingerprints, plane: Ints | int) -> npt.NDArray[np.bool_]:
-    """(P, FINGERPRINT_BYTES) -> (P,)"""
+    """Whether each image has low texture in a plane, (P,), from its fingerprint (P, FINGERPRINT_BYTES)."""
     rows = np.arange(len(fingerprints))
     squares = np.square(coefficients(fingerprints)[rows, plane]).astype(np.int64)  # (P, 16, 16)
     few = squares.sum((1, 2)) ** 2 < MIN_PARTICIPATION_RATIO * (squares * squares).sum((1, 2))  # (P,)
@@ -216,7 +227,7 @@ def _colour_difference(first: Fingerprints, second: Fingerprints, inverted: npt.
 
 
 def _describe_transforms(fingerprints: Fingerprints, representative: Ints) -> list[str]:
-    """`DuplicateGroups.transforms` for the representatives (N,)."""
+    """Compute `DuplicateGroups.transforms` for the representatives (N,)."""
     transforms = [""] * len(representative)
     for members in blocks(np.flatnonzero(representative != np.arange(len(representative))), BLOCK_PAIRS):
         firsts, seconds = fingerprints[representative[members]], fingerprints[members]
@@ -228,9 +239,7 @@ def _describe_transforms(fingerprints: Fingerprints, representative: Ints) -> li
             if reverse:
                 first, second = second, first
             crops = np.full(len(rest), crop)  # (r,)
-            found = match(
-                coefficients(first)[:, plane], coefficients(second)[:, plane], crops, crops, MIN_COARSE_CORRELATION
-            )
+            found = match(coefficients(first)[:, plane], coefficients(second)[:, plane], crops, crops)
             similar = _is_duplicate(found, first, second, plane)  # (r,)
             texts[rest[similar]] = _name_transforms(
                 found.take(similar), first[similar], second[similar], reverse, plane > 0

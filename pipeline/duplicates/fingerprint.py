@@ -6,7 +6,7 @@ it holds FREQUENCIES x FREQUENCIES DCT coefficients. Mirroring the image flips t
 them, a rotation by 90 degrees also transposes them, inversion flips them all: nothing is lost, so matching can undo
 each. Brightness and contrast are divided out.
 
-Equal images have equal fingerprints on any machine: all sums are of integers and exact, whatever their order.
+Equal images have equal fingerprints on any machine: all sums are of integers and exact in any order.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from pipeline.images.pixel_sums import project_greys
 
-FREQUENCIES = 16  # each way
+FREQUENCIES = 16  # along each axis
 PLANES = 2  # luma, lightness
 COEFFICIENTS = PLANES * FREQUENCIES * FREQUENCIES
 
@@ -33,9 +33,8 @@ PROJECTION_SIZE = COEFFICIENTS + 3
 # Euclidean norm of a plane's vector of coefficients. One coefficient can hold half of it; more is clipped.
 NORM = 254.0
 
-# The amplitude of a frequency in natural images falls off as about 1 / frequency: unweighted, the correlation of two
-# images would depend on their lowest few. Separable, so that weighted coefficients can be cropped by weighted matrices,
-# one from each side.
+# In natural images the amplitude falls off as about 1 / frequency: unweighted, the correlation of two images would
+# depend on the lowest few. Separable, so that a weighted matrix from each side can crop weighted coefficients.
 WEIGHT = np.sqrt(1.0 + np.arange(FREQUENCIES))  # (16,)
 
 # In levels of grey: an image with less contrast counts as flat, and its coefficients are zero.
@@ -71,7 +70,7 @@ def fingerprints(frames: npt.NDArray[np.uint8], boxes: Mapping[int, Box]) -> npt
 
 
 def _quantise(projections: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-    """Projections (n, PROJECTION_SIZE) -> fingerprints (n, FINGERPRINT_BYTES).
+    """Quantise projections (n, PROJECTION_SIZE) to fingerprints (n, FINGERPRINT_BYTES).
 
     A projection is the coefficients of both planes, in levels of grey, and the mean red, green and blue.
     """

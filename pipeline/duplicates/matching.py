@@ -4,7 +4,7 @@ The transforms are 8 orientations (mirrored and rotated by quarter turns), inver
 An orientation only flips signs of coefficients and transposes them. A crop multiplies them by a matrix from each side:
 coefficients of the crop = D @ coefficients @ A.T. The search tries these against the other image's coefficients.
 
-All numbers here are small multiples of a power of two: float64 adds them exactly, in whatever order a BLAS does.
+All numbers here are small multiples of a power of two: float64 adds them exactly, in any order.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ Ints = npt.NDArray[np.int64]
 CROP_STEPS = 8
 CROPS = CROP_STEPS * CROP_STEPS
 
-# The lowest frequencies, each way, that decide on the orientation.
+# The lowest frequencies along each axis, which decide on the orientation.
 LOW_FREQUENCIES = 8
 
 # The frequencies that are correlated. The highest ones of a crop depend on frequencies beyond the 16 in a fingerprint.
 MATCHED_FREQUENCIES = 14
+
+# Pairs that correlate less before their crop is refined are left as they are.
+MIN_COARSE_CORRELATION = 0.7
 
 # Bits of an orientation, in the order in which they are undone: transpose, then mirror.
 LEFT_RIGHT, TOP_BOTTOM, TRANSPOSED = 1, 2, 4
@@ -65,7 +68,7 @@ class Match:
 
 
 def coefficients(fingerprints: npt.NDArray[np.uint8]) -> Floats:
-    """(..., FINGERPRINT_BYTES) -> (..., 2, 16, 16)"""
+    """The coefficients (..., 2, 16, 16) of fingerprints (..., FINGERPRINT_BYTES)."""
     shape = (*fingerprints.shape[:-1], PLANES, FREQUENCIES, FREQUENCIES)
     return fingerprints[..., :COEFFICIENTS].view(np.int8).reshape(shape).astype(np.float64)
 
@@ -75,16 +78,15 @@ def crop_index(begin: int, end: int) -> int:
     return begin * CROP_STEPS + end
 
 
-def match(first: Floats, second: Floats, crop_y: Ints, crop_x: Ints, min_score: float) -> Match:
+def match(first: Floats, second: Floats, crop_y: Ints, crop_x: Ints) -> Match:
     """Find the transform from each first image to its second.
 
     first, second   (P, 16, 16) coefficients of one plane
     crop_y, crop_x  (P,) crops to begin with
-    min_score       pairs that score less before a refinement of the crop are not refined
     """
     result = _match_orientation(first, second, crop_y, crop_x)
     for _ in range(2):
-        promising = result.score >= min_score  # (P,)
+        promising = result.score >= MIN_COARSE_CORRELATION  # (P,)
         if promising.any():
             result.put(promising, _refine_crop(first[promising], second[promising], result.take(promising)))
     return result

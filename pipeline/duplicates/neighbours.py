@@ -1,9 +1,9 @@
 """Approximate nearest-neighbour search over fingerprints: the few candidate near-duplicates of each image.
 
-Images are compared by descriptors that mirroring, rotation by quarter turns and inversion leave alone: the absolute
-values of the lowest coefficients, those of (u, v) and (v, u) in the order of their size. Two descriptors are never
-further apart than the coefficients are in the best orientation. Crops do change them, so each image queries with
-several crops of itself.
+Images are compared by descriptors that do not change with mirroring, rotation by quarter turns or inversion: the
+absolute values of the lowest coefficients, each pair (u, v), (v, u) sorted by size. Two descriptors are never further
+apart than the coefficients are in the best orientation. Crops do change them, so each image queries with several crops
+of itself.
 
 Large sets are searched by cluster pruning (Manning, Raghavan and Schütze, Introduction to Information Retrieval,
 7.1.6): a random sample of the images leads a cell each, and a query is compared with the images of the nearest cells.
@@ -71,7 +71,7 @@ class Candidates:
 
 
 def _describe(low: Floats) -> Descriptors:
-    """Lowest coefficients (..., 8, 8) -> (..., 63)"""
+    """The descriptors (..., 63) of lowest coefficients (..., 8, 8)."""
     sizes = np.rint(np.abs(low)).clip(0, 255).astype(np.uint8)  # (..., 8, 8)
     over, under = sizes[..., _UPPER, _RIGHT], sizes[..., _RIGHT, _UPPER]  # (..., 28)
     middle = sizes[..., _DIAGONAL, _DIAGONAL]  # (..., 7)
@@ -79,13 +79,13 @@ def _describe(low: Floats) -> Descriptors:
 
 
 def _squared_norms(descriptors: Descriptors) -> Ints:
-    """(..., d) -> (...)"""
+    """The squared norms (...) of descriptors (..., d)."""
     wide = descriptors.astype(np.int64)  # (..., d)
     return (wide * wide).sum(-1)
 
 
 def _database_columns(descriptors: Descriptors, squares: Ints) -> npt.NDArray[np.float32]:
-    """Descriptors (n, d) as columns (d + 2, n): `_query_rows` @ these = - squared distances."""
+    """Descriptors (n, d) as columns (d + 2, n): `_query_rows` @ these = negative squared distances."""
     count, length = descriptors.shape
     columns = np.empty((length + 2, count), np.float32)  # (d + 2, n)
     columns[:length] = descriptors.T
@@ -95,7 +95,7 @@ def _database_columns(descriptors: Descriptors, squares: Ints) -> npt.NDArray[np
 
 
 def _query_rows(descriptors: Descriptors) -> npt.NDArray[np.float32]:
-    """(n, d) -> (n, d + 2)"""
+    """Descriptors (n, d) as rows (n, d + 2): see `_database_columns`."""
     count, length = descriptors.shape
     rows = np.empty((count, length + 2), np.float32)  # (n, d + 2)
     rows[:, :length] = descriptors
@@ -136,7 +136,7 @@ class _PlaneIndex:
         return _describe(coefficients(fingerprints[images])[:, self.plane, :LOW_FREQUENCIES, :LOW_FREQUENCIES])
 
     def _cell_scores(self, descriptors: Descriptors) -> npt.NDArray[np.float32]:
-        """- squared distances (n, L) of descriptors (n, 63) to the leaders."""
+        """Negative squared distances (n, L) of descriptors (n, 63) to the leaders."""
         return _query_rows(descriptors[:, _CELL_VALUES]) @ self._leaders
 
     def cells_to_probe(self, descriptors: Descriptors) -> tuple[Ints, Ints]:
@@ -193,8 +193,10 @@ class Neighbours:
         return Candidates(images[query[best]], second[best], plane, QUERY_CROPS[crop_y], QUERY_CROPS[crop_x])
 
     def _search(self, plane: _PlaneIndex, own: Floats, images: Ints) -> Iterator[Ints]:
-        """Yield packed hits (h,), cell by cell. Digits: querying image (index into the block), image found, distance as
-        a fraction of the limit, and variant (plane and crop).
+        """Yield packed hits (h,), cell by cell.
+
+        Digits: querying image (index into the block), image found, distance as a fraction of the limit, and variant
+        (plane and crop).
         """
         crops = _describe(_query_coefficients(own, QUERY_CROPS)).reshape(len(own) * QUERIES, -1)  # (9B, 63)
         limits = np.maximum(1, _squared_norms(crops) // MIN_DISTANCE_RATIO)  # (9B,)
@@ -205,11 +207,11 @@ class Neighbours:
             members, columns = plane.members(cell)
             step = max(1, BLOCK_SCORES // max(1, len(members)))
             for start in range(bounds[cell], bounds[cell + 1], step):
-                asking = rows[start : min(start + step, bounds[cell + 1])]  # (b,)
-                scores = queries[asking] @ columns  # (b, m)
-                near = scores >= -limits[asking][:, None].astype(np.float32)  # (b, m)
+                batch = rows[start : min(start + step, bounds[cell + 1])]  # (b,)
+                scores = queries[batch] @ columns  # (b, m)
+                near = scores >= -limits[batch][:, None].astype(np.float32)  # (b, m)
                 row, column = _top_k(scores, near, MAX_CELL_CANDIDATES + 1)  # including the image itself
-                hit = asking[row]
+                hit = batch[row]
                 other = members[column] != images[hit // QUERIES]
                 hit, second = hit[other], members[column[other]]
                 distance = -scores[row[other], column[other]].astype(np.int64) * (_DISTANCES - 1) // limits[hit]

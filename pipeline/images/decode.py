@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
-from pipeline.errors import DecodeError, FailureKind, OptionError
+from pipeline.errors import DecodeError, OptionError
 
 Pixels = npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
@@ -34,11 +34,10 @@ FITS = ("pad", "crop", "squash")
 # Repeating the edge pixels would draw stripes, which no photograph has.
 WHITE = 255  # of each channel
 
-# A JPEG decoder can scale by 1/2, 1/4 or 1/8 while it decodes (Pillow's draft mode). It does as long as each side
-# remains at least this many times as long as in the result, so that the filter below does the last, visible part of the
-# work. Over 304 JPEGs (40 to 1920 px) the result differs from that of a full decode by 0.1 (to 128 px) to 1.0 (to
-# 32 px) of 255, root mean square, at 1.6 to 1.9 times the speed; a margin of 1 would be little faster and differ by 1.5
-# to 2.9.
+# A JPEG decoder can scale by 1/2, 1/4 or 1/8 (Pillow's draft mode). It may do so while each side stays at least this
+# many times as long as in the result: the filter below then does the last, visible part of the work. Over 304 JPEGs
+# (40 to 1920 px) the result differs from that of a full decode by an RMS of 0.1 (to 128 px) to 1.0 (to 32 px) of 255,
+# at 1.6 to 1.9 times the speed. A margin of 1 is hardly faster and differs by 1.5 to 2.9.
 DRAFT_MARGIN = 2.0
 
 # Bicubic, antialiased by Pillow, keeps edges without Lanczos' ringing on drawings. The gap lets Pillow average whole
@@ -52,7 +51,7 @@ MAX_SINGLE_READ = 2**24  # bytes
 
 ORIENTATION_TAG = 0x0112  # EXIF
 TRANSPOSED_ORIENTATIONS = (5, 6, 7, 8)
-# EXIF orientation -> (row step, column step) that take the upright image, transposed where need be, to the stored one.
+# EXIF orientation -> (row step, column step) from the upright image, transposed if need be, to the stored one.
 ORIENTATION_STEPS = {2: (1, -1), 3: (-1, -1), 4: (-1, 1), 6: (-1, 1), 7: (-1, -1), 8: (1, -1)}
 
 # PNG gives its transparent grey in the file's own bit depth, while Pillow scales the pixels to 8 bits.
@@ -101,14 +100,10 @@ def decode_image(
     Raises DecodeError for anything wrong with the file, of kind 'changed' where it does not match `unchanged`, and
     leaves `out` as it was; OptionError where another argument is wrong. Issues no warnings.
     """
-    height, width = size
-    if height < 1 or width < 1:
-        raise OptionError(f"expected an image size of at least 1x1, found {height}x{width}: choose a larger one")
-    if fit not in FITS:
-        raise OptionError(f"expected a fit of {', '.join(FITS)}, found {fit!r}: choose one of these")
-    if out is not None and not (out.shape == (height, width, 3) and out.dtype == np.uint8 and out.flags.carray):
+    check_frame(size, fit)
+    if out is not None and not (out.shape == (*size, 3) and out.dtype == np.uint8 and out.flags.carray):
         raise OptionError(
-            f"expected a writable C-contiguous uint8 array {(height, width, 3)}, found {out.dtype} {out.shape}:"
+            f"expected a writable C-contiguous uint8 array {(*size, 3)}, found {out.dtype} {out.shape}:"
             " allocate one with np.empty"
         )
     with _open(source, unchanged) as file, quiet_pillow():
@@ -125,10 +120,19 @@ def decode_image(
             # The operating system sets errno; Pillow, where the data is damaged, does not.
             if error.errno is None:
                 raise DecodeError("broken", _one_line(error)) from error
-            raise DecodeError(*_unreadable(error)) from error
+            raise _unreadable(error) from error
         except Exception as error:
             # Decoders raise SyntaxError, ValueError, struct.error, zlib.error, IndexError, … for damaged data.
             raise DecodeError("broken", _one_line(error)) from error
+
+
+def check_frame(size: tuple[int, int], fit: str) -> None:
+    """Check the size (H, W) and the fit of a frame. Raises OptionError."""
+    height, width = size
+    if height < 1 or width < 1:
+        raise OptionError(f"expected an image size of at least 1x1, found {height}x{width}: 128x128 is usual")
+    if fit not in FITS:
+        raise OptionError(f"expected a fit of {', '.join(FITS)}, found {fit!r}: 'pad' is the default")
 
 
 @contextmanager
@@ -151,7 +155,7 @@ def _open(source: Path | str | bytes, unchanged: tuple[int, int] | None) -> Iter
             raise DecodeError("empty", "the file has no bytes")
         file = io.FileIO(path)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-        raise DecodeError(*_unreadable(error)) from error
+        raise _unreadable(error) from error
     with file:
         if status.st_size > MAX_SINGLE_READ:
             yield io.BufferedReader(file)
@@ -159,7 +163,7 @@ def _open(source: Path | str | bytes, unchanged: tuple[int, int] | None) -> Iter
         try:
             content = file.readall()
         except OSError as error:
-            raise DecodeError(*_unreadable(error)) from error
+            raise _unreadable(error) from error
         yield io.BytesIO(content)
 
 
@@ -205,7 +209,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _as_stored(size: tuple[int, int], orientation: int) -> tuple[int, int]:
-    """An upright (W, H) -> (W, H) of the stored image, and the inverse."""
+    """Convert the (W, H) of an upright image to that of the stored one, or back."""
     return size[::-1] if orientation in TRANSPOSED_ORIENTATIONS else size
 
 
@@ -249,7 +253,7 @@ def _resize_into(image: Image.Image, box: Box, out: Pixels) -> None:
 
 @cache
 def _fast_resize() -> Callable[[Image.Image, Box, Pixels], bool] | None:
-    """`pipeline.images.resize.resize_into`, or None where it is not available or not equal to Pillow's resize.
+    """Load `pipeline.images.resize.resize_into`; None where it is unavailable or differs from Pillow's resize.
 
     A result must not depend on which of the two is used. Another version of Pillow may compute other values, or be set
     to align its rows, which leaves gaps: so both must agree on a small image first, whose rows of 124 bytes would have
@@ -298,7 +302,8 @@ def _deep_grey_to_rgb(image: Image.Image) -> Image.Image:
     """Scale grey of 16 or 32 bits, or float, to 8 bits (Pillow's own conversion clips at 255).
 
     16-bit values span 0..65535. Modes I and F do not define white; their range is the first usual one that contains all
-    values (I: 0..65535; F: 0..1, then 0..255), or else from the minimum to the maximum.
+    values (I: 0..65535; F: 0..1, then 0..255), or else from the minimum to the maximum. If these two are equal, the
+    image is black.
     """
     grey = np.array(image, dtype=np.float64)  # (H, W)
     finite = np.isfinite(grey)
@@ -307,7 +312,7 @@ def _deep_grey_to_rgb(image: Image.Image) -> Image.Image:
     low, high = float(grey[finite].min()), float(grey[finite].max())
     usual = (1.0, 255.0) if image.mode == "F" else (65535.0,)
     black, white = next(((0.0, top) for top in usual if low >= 0 and high <= top), (low, high))
-    grey = np.where(finite, (grey - black) * (255.0 / (white - black)), 0.0)
+    grey = np.where(finite, (grey - black) * (255.0 / (white - black or 1.0)), 0.0)
     eight = np.rint(grey).clip(0, 255).astype(np.uint8)  # (H, W)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
@@ -356,8 +361,8 @@ def quiet_pillow() -> Iterator[None]:
                 _quiet_filters = None
 
 
-def _unreadable(error: OSError | ValueError) -> tuple[FailureKind, str]:
-    return "unreadable", (getattr(error, "strerror", None) or _one_line(error)).lower()
+def _unreadable(error: OSError | ValueError) -> DecodeError:
+    return DecodeError("unreadable", (getattr(error, "strerror", None) or _one_line(error)).lower())
 
 
 def _one_line(error: BaseException) -> str:
@@ -368,7 +373,8 @@ def _one_line(error: BaseException) -> str:
 
 
 def _unknown_format(file: IO[bytes]) -> str:
+    beginning = ""
     with suppress(OSError, ValueError):
         file.seek(0)
-        return f"no known format, or a damaged header (the file begins with {file.read(8)!r})"
-    return "no known format, or a damaged header"
+        beginning = f" (the file begins with {file.read(8)!r})"
+    return f"no known format, or a damaged header{beginning}"

@@ -1,7 +1,7 @@
 """Numba kernels over every pixel of a build: colour statistics, and the projections that fingerprints are made of.
 
 Each is one call, which releases the GIL. In NumPy each would be a dozen short calls, between which threads wait for the
-GIL: two threads were slower than one. All sums are of integers and exact, whatever their order.
+GIL: two threads were slower than one. All sums are of integers and exact in any order.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def project_greys(
 
     images     (n, h, w, 3)
     rows       (r,) indices of the images to project
-    block      pixels that are first summed up, each way; the blocks at the end may have fewer
+    block      side of the blocks that are first summed up, in pixels; the last ones may be smaller
     cosines_y  (F, blocks down)
     cosines_x  (F, blocks across)
     leakage    (F, F) coefficients of a flat image with a mean of 1, which rounded cosines leave: subtracted

@@ -63,11 +63,12 @@ def resize_into(image: PillowImage, box: Box, out: npt.NDArray[np.uint8]) -> boo
     left, top, right, bottom = _FOUR_FLOATS.unpack(_FOUR_FLOATS.pack(*box))  # rounded as in Pillow
     if not (0 <= left <= right <= width and 0 <= top <= bottom <= height):
         return False
-    pixels = _PixelAddress.of(image)
+    pixels = _pixel_address(image)
     if pixels is None:
         return False
+    address, _owner = pixels  # the owner must live until the pixels are read
     rows = out if out.strides[1:] == (3, 1) else np.empty(out.shape, dtype=np.uint8)  # (h, w, 3)
-    _resize(pixels.address, width, height, left, top, right, bottom, rows)
+    _resize(address, width, height, left, top, right, bottom, rows)
     if rows is not out:
         out[...] = rows
     return True
@@ -79,19 +80,19 @@ def resize_into(image: PillowImage, box: Box, out: npt.NDArray[np.uint8]) -> boo
 class _ArrowArray(ctypes.Structure):
     """See https://arrow.apache.org/docs/format/CDataInterface.html."""
 
+    _fields_ = (
+        ("length", ctypes.c_int64),
+        ("null_count", ctypes.c_int64),
+        ("offset", ctypes.c_int64),
+        ("n_buffers", ctypes.c_int64),
+        ("n_children", ctypes.c_int64),
+        ("buffers", ctypes.POINTER(ctypes.c_void_p)),
+        ("children", ctypes.POINTER(ctypes.c_void_p)),
+        ("dictionary", ctypes.c_void_p),
+        ("release", ctypes.c_void_p),
+        ("private_data", ctypes.c_void_p),
+    )
 
-_ArrowArray._fields_ = [
-    ("length", ctypes.c_int64),
-    ("null_count", ctypes.c_int64),
-    ("offset", ctypes.c_int64),
-    ("n_buffers", ctypes.c_int64),
-    ("n_children", ctypes.c_int64),
-    ("buffers", ctypes.POINTER(ctypes.c_void_p)),
-    ("children", ctypes.POINTER(ctypes.POINTER(_ArrowArray))),
-    ("dictionary", ctypes.c_void_p),
-    ("release", ctypes.c_void_p),
-    ("private_data", ctypes.c_void_p),
-]
 
 # A prototype of its own: argument types set on ctypes.pythonapi's function would apply to all of the process.
 _capsule_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
@@ -99,29 +100,24 @@ _capsule_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c
 )
 
 
-class _PixelAddress:
-    """The address of an image's contiguous rows, four bytes a pixel. Keeps them alive as long as it lives."""
+def _pixel_address(image: PillowImage) -> tuple[int, object] | None:
+    """The address of an image's contiguous rows, four bytes a pixel, and the object that keeps them alive.
 
-    def __init__(self, address: int, owner: object) -> None:
-        self.address = address
-        self._owner = owner
-
-    @classmethod
-    def of(cls, image: PillowImage) -> _PixelAddress | None:
-        """None where Pillow does not expose the pixels, or not in the expected layout."""
-        try:
-            _, array = image.__arrow_c_array__()
-        except (AttributeError, ValueError):
-            return None
-        pixels = _ArrowArray.from_address(_capsule_pointer(array, b"arrow_array"))
-        width, height = image.size
-        if (pixels.length, pixels.offset, pixels.n_children) != (width * height, 0, 1):
-            return None
-        values = pixels.children[0].contents
-        if (values.length, values.offset, values.n_buffers) != (4 * width * height, 0, 2):
-            return None
-        address = values.buffers[1]
-        return None if address is None else cls(address, array)
+    None where Pillow does not expose the pixels, or not in the expected layout.
+    """
+    try:
+        _, array = image.__arrow_c_array__()
+    except (AttributeError, ValueError):
+        return None
+    pixels = _ArrowArray.from_address(_capsule_pointer(array, b"arrow_array"))
+    width, height = image.size
+    if (pixels.length, pixels.offset, pixels.n_children) != (width * height, 0, 1):
+        return None
+    values = _ArrowArray.from_address(pixels.children[0])
+    if (values.length, values.offset, values.n_buffers) != (4 * width * height, 0, 2):
+        return None
+    address = values.buffers[1]
+    return None if address is None else (address, array)
 
 
 # SIMD intrinsics --------------------------------------------------------------------------------------
@@ -160,7 +156,7 @@ def _store(builder: Any, values: Any, address: Any) -> None:
 
 
 def _to_bytes(builder: Any, sums: Any) -> Any:
-    """Weighted sums -> bytes, clipped to 0..255. Rounds, since each sum starts at `rounding_half`."""
+    """Convert weighted sums to bytes, clipped to 0..255. Rounds, since each sum starts at `rounding_half`."""
     values = builder.ashr(sums, _constant(PRECISION_BITS))
     values = builder.select(builder.icmp_signed("<", values, _constant(0)), _constant(0), values)
     values = builder.select(builder.icmp_signed(">", values, _constant(255)), _constant(255), values)

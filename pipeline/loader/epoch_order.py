@@ -46,7 +46,7 @@ def permutation(count: int, *key: int) -> Indices:
 
 
 def rank_slice(size: int, rank: int, world_size: int) -> tuple[int, int]:
-    """(start, stop) of the rows of this rank in a batch of `size` rows; the ranks together have each row once."""
+    """The (start, stop) of this rank's rows in a batch of `size` rows; each row belongs to one rank."""
     return size * rank // world_size, size * (rank + 1) // world_size
 
 

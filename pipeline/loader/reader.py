@@ -31,9 +31,9 @@ class StreamTimes(NamedTuple):
     """Seconds spent by a stream so far.
 
     wait    by the consumer, waiting for a batch
-    read    by all reading threads together, on reading bytes from files,
-    decode  on decoding them, checksums included,
-    copy    and on copying rows to their places
+    read    by all reading threads together, reading bytes from files
+    decode  by the same, decoding them, checksums included
+    copy    by the same, copying rows to their places
     """
 
     wait: float = 0.0
@@ -86,7 +86,7 @@ class ChunkCache:
     def __init__(self, split: Split) -> None:
         self._split = split
         self._pixels = page_aligned((split.rows, *split.size, 3))  # (N, H, W, 3); takes memory as it fills
-        self._read = np.zeros(-(-split.rows // split.chunk_rows), bool)  # (chunks,)
+        self._read = np.zeros(split.chunks, bool)  # (chunks,)
 
     def chunk(self, start: int, stop: int) -> tuple[Pixels, ReadSeconds]:
         """The rows start..stop-1 of one chunk, (n, H, W, 3), and the time it took to read them."""
@@ -99,7 +99,7 @@ class ChunkCache:
 
 
 class WindowReader:
-    """Fills the windows of an epoch, from the one numbered `first` on, in a thread that starts one per scratch buffer.
+    """Reader of the windows of an epoch, from the one numbered `first` on, in threads: one per scratch buffer.
 
     Two queues pass the buffers back and forth: `free` to the reader, `filled` to the consumer. Exceptions are put on
     `filled`, so the consumer never blocks forever, and stored in `error`, so it sees them before it has used up

@@ -91,8 +91,18 @@ class BatchStream:
         self.rank, self.world_size = rank, world_size
         self.steps = -(-split.rows // batch_size)
         self._next_epoch = 0
+        row_bytes = split.size[0] * split.size[1] * 3
         self._batch_rows = -(-batch_size // world_size)  # at most, of this rank
-        self._window_chunks = window_chunks(split.rows, split.chunk_rows, self._row_bytes, shuffle)
+        self._window_chunks = window_chunks(split.rows, split.chunk_rows, row_bytes, shuffle)
+        self._window_rows = min(self._window_chunks * split.chunk_rows, split.rows)
+        self._window_bytes = self._window_rows * (row_bytes + 6 * 8)  # pixels, and finding their order
+        self._split_bytes = split.rows * row_bytes
+        self._other_bytes = (
+            self._batch_rows * (row_bytes + 16)  # a batch
+            + 2 * workers * split.chunk_rows * row_bytes  # scratch: a chunk, and its compressed bytes
+            + split.rows * 8  # labels
+            + split.chunks * 3 * 8  # hashes and order of the chunks
+        )
         self.buffered_windows, self.caches_all = self._plan_memory(ram_budget)
         self._cache = ChunkCache(split) if self.caches_all else None
         self._clock = StreamClock()
@@ -121,31 +131,8 @@ class BatchStream:
         """The minimum RAM budget: for one window, filled and used in turn."""
         return self._other_bytes + self._window_bytes
 
-    @property
-    def _row_bytes(self) -> int:
-        return self.split.size[0] * self.split.size[1] * 3
-
-    @property
-    def _split_bytes(self) -> int:
-        return self.split.rows * self._row_bytes
-
-    @property
-    def _window_rows(self) -> int:
-        return min(self._window_chunks * self.split.chunk_rows, self.split.rows)
-
-    @property
-    def _window_bytes(self) -> int:
-        return self._window_rows * (self._row_bytes + 6 * 8)  # pixels, and finding their order
-
-    @property
-    def _other_bytes(self) -> int:
-        chunks = -(-self.split.rows // self.split.chunk_rows)
-        batch = self._batch_rows * (self._row_bytes + 16)
-        scratch = 2 * self.workers * self.split.chunk_rows * self._row_bytes  # a chunk, and its compressed bytes
-        return batch + scratch + self.split.rows * 8 + chunks * 3 * 8  # labels; hashes and order of the chunks
-
     def _plan_memory(self, budget: int | None) -> tuple[int, bool]:
-        """(number of windows, whether to cache all pixels) that the budget has room for."""
+        """Choose the number of windows, and whether to cache all pixels, for a RAM budget in bytes."""
         windows = max(1, -(-self.split.rows // max(self._window_rows, 1)))  # of an epoch
         if budget is None:
             return min(DEFAULT_WINDOWS, windows), False
@@ -214,7 +201,7 @@ class BatchStream:
 
 
 class _RowCursor:
-    """Takes the rows of an epoch in order, window by window.
+    """Cursor over the rows of an epoch, window by window.
 
     taken  rows of the first window to leave out
     batch  (batch size, H, W, 3), for rows that span two windows

@@ -30,16 +30,36 @@ class Cluster:
         self._address = address
         self._finished = finished
         self._client = connect(address)
-        self._monitor = _Monitor(self._client, address)
         self._running: set[Any] = set()
         self._collecting = threading.Lock()
         self._closed = False
+        self._threads = 0
+        self._polled_at = 0.0
+        self._without_workers_since: float | None = None
 
     def threads(self) -> int:
-        """Number of threads of all workers. Raises BuildError if there has been none for NO_WORKERS_TIMEOUT, or if the
-        connection is lost.
+        """Number of threads of all workers, polled at most once per WORKER_POLL_SECONDS.
+
+        Raises BuildError if there has been none for NO_WORKERS_TIMEOUT, or if the connection is lost.
         """
-        return self._monitor.threads()
+        self._check_connection()
+        now = time.monotonic()
+        if now - self._polled_at >= WORKER_POLL_SECONDS:
+            self._polled_at = now
+            try:
+                self._threads = sum(self._client.nthreads().values())
+            except (OSError, RuntimeError, ValueError):  # the connection was lost during the request
+                self._threads = 0
+        if self._threads:
+            self._without_workers_since = None
+        elif self._without_workers_since is None:
+            self._without_workers_since = now
+        elif now - self._without_workers_since > NO_WORKERS_TIMEOUT:
+            raise BuildError(
+                f"expected workers at {self._address}, found none for {NO_WORKERS_TIMEOUT:.0f} s: start some with"
+                f" 'dask worker {self._address}' and {RESUME}"
+            )
+        return self._threads
 
     def has_room(self) -> bool:
         """Whether another task can be submitted. Raises what `threads` raises.
@@ -53,7 +73,7 @@ class Cluster:
 
         Raises BuildError if the connection is lost.
         """
-        self._monitor.check_connection()
+        self._check_connection()
         future = self._client.submit(function, *arguments, pure=False)
         self._running.add(future)
         future.add_done_callback(self._collect)
@@ -67,6 +87,14 @@ class Cluster:
         if self._collecting.acquire(timeout=CLOSE_TIMEOUT):
             self._collecting.release()
         self._client.close()
+
+    def _check_connection(self) -> None:
+        """Raise BuildError if the connection is lost. Dask may reconnect, but it has dropped the tasks."""
+        if self._client.status != "running":
+            raise BuildError(
+                f"expected a connection to the Dask scheduler at {self._address}, found the connection lost: check"
+                f" that it is running, and {RESUME}"
+            )
 
     def _collect(self, future: Any) -> None:
         """Fetch the result of a finished task; called in a thread of Dask's."""
@@ -111,46 +139,3 @@ def connect(address: str) -> Any:
             f"expected a Dask scheduler at {address}, found none ({error}): start one with"
             " 'dask scheduler', or leave out --scheduler"
         ) from error
-
-
-class _Monitor:
-    """Polls the number of threads of a cluster, at most once per WORKER_POLL_SECONDS."""
-
-    def __init__(self, client: Any, address: str) -> None:
-        self._client = client
-        self._address = address
-        self._threads = 0
-        self._polled_at = 0.0
-        self._without_workers_since: float | None = None
-
-    def threads(self) -> int:
-        """See `Cluster.threads`."""
-        self.check_connection()
-        now = time.monotonic()
-        if now - self._polled_at >= WORKER_POLL_SECONDS:
-            self._polled_at = now
-            self._threads = self._count()
-        if self._threads:
-            self._without_workers_since = None
-        elif self._without_workers_since is None:
-            self._without_workers_since = now
-        elif now - self._without_workers_since > NO_WORKERS_TIMEOUT:
-            raise BuildError(
-                f"expected workers at {self._address}, found none for {NO_WORKERS_TIMEOUT:.0f} s: start some with"
-                f" 'dask worker {self._address}' and {RESUME}"
-            )
-        return self._threads
-
-    def check_connection(self) -> None:
-        """Raises BuildError if the connection is lost. Dask may reconnect, but it has dropped the tasks."""
-        if self._client.status != "running":
-            raise BuildError(
-                f"expected a connection to the Dask scheduler at {self._address}, found the connection lost: check"
-                f" that it is running, and {RESUME}"
-            )
-
-    def _count(self) -> int:
-        try:
-            return sum(self._client.nthreads().values())
-        except (OSError, RuntimeError, ValueError):  # the connection was lost during the request
-            return 0

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 
 from pipeline.scan.walk import FoundFile, Spool, walk_files
 
@@ -28,7 +27,7 @@ class FileIndex:
     Use it in a `with` block, during which the thread runs.
 
     root, scratch, exclude  as for `walk_files`; exclude is called in the thread
-    part_rows              files in each part, but the last
+    part_rows               files in each part; the last may have fewer
 
     `found` is the number of files found so far; `complete` is True once the scan has found all.
     """
@@ -55,9 +54,7 @@ class FileIndex:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Stop the thread, at the latest after its current file, and delete the spool."""
         self._stopped.set()
         self._thread.join()
@@ -67,8 +64,8 @@ class FileIndex:
     def parts(self) -> Iterator[list[FoundFile]]:
         """Yield the parts in order, each as soon as it has been found; every call starts at the first.
 
-        Raises ListingError or OSError, as `walk_files` does, as soon as the thread has met it, before any remaining
-        parts; FileIndexClosed outside the `with` block.
+        Raises what `walk_files` raises, as soon as it does, before any remaining parts; FileIndexClosed outside the
+        `with` block.
         """
         position = 0
         while (stop := self._wait_beyond(position)) > position:

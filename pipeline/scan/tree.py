@@ -46,7 +46,7 @@ class _Level(NamedTuple):
 
 
 def descend(root: Path, entries: Callable[[Path, str], Generator[str, None, None]]) -> Generator[str, None, None]:
-    """Yield every entry of a tree that is not a folder, with the path of its folder relative to the root before it.
+    """Yield every entry of a tree that is not a folder, prefixed with the path of its folder relative to the root.
 
     entries  called with each folder and its prefix, '' or 'a/b/'; yields text that begins with the entry's name, and
              `name/` for a folder

@@ -1,16 +1,15 @@
-"""List the files of a tree of any size, sorted by path, in memory that does not grow with it (external merge sort).
+"""List the files of a tree of any size, sorted by path, in constant memory (external merge sort).
 
     folder ──scandir──▶ run of records, sorted ──┬── the only one ──▶ files and folders, sorted
                                                  └── one of many ──▶ Spool ──merge──▶ the same
 
-A record is a string: `name NUL size NUL time` of a file, `name/` of a folder. Sorted as strings, the records of a
-folder are in the order in which a depth-first walk yields all paths sorted:
+A record is a string: `name NUL size NUL time` for a file, `name/` for a folder. If the records of each folder are
+sorted as strings, a depth-first walk yields all paths sorted:
 
--   NUL is in no name and is less than every character, so `a NUL …` is less than `ab NUL …` just as 'a' is less
-    than 'ab', and '/' is in no name, so no folder's record is the beginning of another record.
--   Of two paths, take the first components that differ, each with its '/' if it is a folder. Either they differ in
-    a character: then so do the paths, there. Or one is the beginning of the other: then it is that of a file, where
-    its path ends, and the shorter path is the lesser one.
+-   NUL occurs in no name and is less than every character, so records sort as names do. '/' occurs in no name, so no
+    folder's record is a prefix of another record.
+-   Compare two paths at their first components that differ, with the '/' of a folder. If these differ in a character,
+    so do the paths. Otherwise one is a prefix of the other: it is a file, its path ends there, and is the lesser one.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ from pipeline.scan.tree import descend, is_folder, visible_entries
 
 # Entries of a folder that are sorted in memory, about 2 MB of them.
 RUN_ENTRIES = 16_384
-# Bytes of a run that the merge reads at a time. With the 62 runs of a million files, the merge takes less memory than
-# sorting one run: the peak is 3 MB, as with 60 thousand files.
+# Bytes of a run that the merge reads at a time. Even with the 62 runs of a million files, the merge takes less memory
+# than sorting one run: the peak is 3 MB.
 BLOCK_BYTES = 8 * 1024
 
 _RECORD_END = "\0\0"  # in a spool; no record contains two adjacent NULs

@@ -1,4 +1,4 @@
-"""Messages are one printable line, and an unknown name gets a remedy."""
+"""Error messages: one printable line, with a remedy for an unknown name."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from pipeline.errors import PipelineError
 
 
 @pytest.mark.parametrize("kind", [PipelineError, NetworkError, JobError])
-def test_every_error_has_one_root_and_is_one_line(kind: type[LogposeError]) -> None:
+def test_every_error_is_a_logpose_error_of_one_line(kind: type[LogposeError]) -> None:
     assert issubclass(kind, LogposeError) and kind.exit_code == 2
     assert str(kind("a\nb\x1b[1m")) == "a\\x0ab\\x1b[1m"
 

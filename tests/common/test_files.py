@@ -1,4 +1,4 @@
-"""A file is whole or not there, whatever happens while it is written."""
+"""Atomic writes: a file is complete or unchanged."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from logpose.common.files import atomic_writer, write_atomically
 
 
-def test_the_old_file_stays_till_the_new_one_is_whole(tmp_path: Path) -> None:
+def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "results" / "a.txt"
     write_atomically(path, "old")
     with pytest.raises(RuntimeError, match="half-way"), atomic_writer(path) as file:
@@ -19,6 +19,6 @@ def test_the_old_file_stays_till_the_new_one_is_whole(tmp_path: Path) -> None:
     assert path.read_text() == "new"
 
 
-def test_file_names_that_are_no_utf8_come_out_as_they_went_in(tmp_path: Path) -> None:
+def test_text_that_is_not_valid_utf8_is_written_unchanged(tmp_path: Path) -> None:
     write_atomically(tmp_path / "names", b"caf\xe9".decode("utf-8", "surrogateescape"))
     assert (tmp_path / "names").read_bytes() == b"caf\xe9"

@@ -140,15 +140,15 @@ def test_file_changed_or_deleted_during_the_build_is_a_failure(
     image_folder: Images, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = image_folder(a=4, b=4)
-    stat_files = build_module.stat_files
+    list_images = build_module.list_images
 
-    def change_files(*arguments: object) -> object:
-        source = stat_files(*arguments)  # type: ignore[arg-type]
+    def change_files(root: Path) -> object:
+        source = list_images(root)
         (root / "a" / "0001.png").unlink()
         (root / "b" / "0005.png").write_bytes(b"other")
         return source
 
-    monkeypatch.setattr(build_module, "stat_files", change_files)
+    monkeypatch.setattr(build_module, "list_images", change_files)
     report = build(root)
     assert [(failure.path, failure.kind) for failure in report.failures] == [
         ("a/0001.png", "unreadable"), ("b/0005.png", "changed")

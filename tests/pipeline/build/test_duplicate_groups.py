@@ -43,7 +43,7 @@ def copied(tmp_path: Path) -> Path:
 
 
 def split_of_each(dataset: Dataset) -> dict[str, str]:
-    """path -> name of its split."""
+    """The name of the split of each path."""
     return {path: split.name for split in (dataset.train, dataset.val) for path in split.paths}
 
 

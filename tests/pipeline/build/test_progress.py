@@ -6,7 +6,6 @@ import pytest
 
 from pipeline.build.journal import ShardResult
 from pipeline.build.progress import BuildCancelled, BuildProgress
-from pipeline.build.source_files import stat_files
 from pipeline.scan.class_folders import list_images
 
 
@@ -15,7 +14,7 @@ def test_finished_shard_is_counted_after_cancel(tmp_path: Path) -> None:
     for name in ("a/1", "a/2", "b/1", "b/2"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    progress = BuildProgress(stat_files(list_images(tmp_path)))
+    progress = BuildProgress(list_images(tmp_path))
     progress.cancel()
     with pytest.raises(BuildCancelled):
         progress.count_file(0, None)

@@ -21,7 +21,7 @@ import pytest
 from pipeline.build import build as build_module
 from pipeline.build import scheduler, shard_task
 from pipeline.build.build import BuildReport, build_dataset
-from pipeline.build.destination import LOCK_FILE, ExistingBuild, lock_destination
+from pipeline.build.destination import LOCK_FILE, ExistingBuild, exclusive_lock
 from pipeline.build.journal import FOLDER, NO_FILE, Journal, ShardResult
 from pipeline.build.options import BuildOptions
 from pipeline.dataset.store import Dataset, shard_file
@@ -278,7 +278,8 @@ def test_finished_build_is_not_repeated(
 def test_second_build_of_a_locked_dataset_is_refused(image_folder: Images, build: Build, tmp_path: Path) -> None:
     root, dest = image_folder(a=3, b=3), tmp_path / "images.zarr"
     found = r"found another process at work on it: wait until"
-    with lock_destination(dest), pytest.raises(BusyError, match=found) as caught:
+    dest.mkdir()
+    with exclusive_lock(dest / LOCK_FILE, f"build of {dest}"), pytest.raises(BusyError, match=found) as caught:
         build(root, dest)
     assert caught.value.exit_code == 2
     assert not dest.joinpath(LOCK_FILE).exists()

@@ -332,13 +332,13 @@ def test_wrong_arrays_are_an_error(dataset: Dataset) -> None:
     metadata = dataset.path / "val" / "labels" / "zarr.json"
     original = metadata.read_text()
     change(metadata, lambda node: node.update(shape=[11]))
-    with pytest.raises(DatasetError, match=r"found 11 labels for 12 images in .*val: it is damaged"):
+    with pytest.raises(DatasetError, match=r"found 11 labels for 12 images in .*val: the metadata is damaged"):
         Dataset.open(dataset.path)
     metadata.write_text(original[:100])
-    with pytest.raises(DatasetError, match=r"expected complete metadata, found .* in .*val: it is damaged"):
+    with pytest.raises(DatasetError, match=r"expected complete metadata, found .* in .*val: the metadata is damaged"):
         Dataset.open(dataset.path)
     shutil.rmtree(dataset.path / "train" / "images")
-    with pytest.raises(DatasetError, match=r"expected complete metadata, found .* in .*train: it is damaged"):
+    with pytest.raises(DatasetError, match=r"expected complete metadata, found .* in .*train: the metadata is damaged"):
         Dataset.open(dataset.path)
 
 

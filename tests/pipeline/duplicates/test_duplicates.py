@@ -20,7 +20,7 @@ SIZE = (72, 96)
 
 
 def draw_image(seed: int, size: tuple[int, int] = SIZE) -> Pixels:
-    """(h, w, 3) smooth noise in colour, with some boxes on it."""
+    """Smooth noise in colour with some boxes on it, (h, w, 3)."""
     draw = np.random.default_rng(seed)
     coarse = draw.integers(0, 256, (7, 9, 3), dtype=np.uint8)
     image = np.array(Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC))  # (h, w, 3)
@@ -32,7 +32,7 @@ def draw_image(seed: int, size: tuple[int, int] = SIZE) -> Pixels:
 
 
 def prints_of(*images: Pixels) -> npt.NDArray[np.uint8]:
-    """Their fingerprints (n, FINGERPRINT_BYTES)."""
+    """The fingerprints of the images, (n, FINGERPRINT_BYTES)."""
     return np.stack([fingerprint(image) for image in images])
 
 

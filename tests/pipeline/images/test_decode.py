@@ -122,6 +122,11 @@ def test_deep_grey_beyond_the_usual_ranges_is_scaled_from_min_to_max() -> None:
     assert pixels[0, :, 0].tolist() == [0, 51, 255, 0]
 
 
+@pytest.mark.parametrize("value", [300.0, -5.0])
+def test_flat_float_grey_beyond_the_usual_ranges_is_black(value: float) -> None:
+    assert not decode_pixels(flat("F", value, "TIFF"), (4, 6), "squash").any()
+
+
 def test_animation_gives_its_first_frame() -> None:
     frames = [Image.new("P", (5, 5), 0), Image.new("P", (5, 5), 1)]
     for frame in frames:
@@ -290,7 +295,7 @@ def test_out_receives_the_pixels() -> None:
 
 
 def test_wrong_arguments_raise_option_error() -> None:
-    with pytest.raises(OptionError, match="expected a fit of pad, crop, squash, found 'fill': choose one of these"):
+    with pytest.raises(OptionError, match="expected a fit of pad, crop, squash, found 'fill': 'pad' is the default"):
         decode_pixels(b"x", (8, 8), "fill")
     with pytest.raises(OptionError, match="at least 1x1, found 0x8"):
         decode_pixels(b"x", (0, 8), "pad")

@@ -20,38 +20,38 @@ def tree(root: Path, *paths: str) -> Path:
 
 
 def test_classes_and_images_are_sorted_and_nested_folders_listed(tmp_path: Path) -> None:
-    listing = list_images(tree(tmp_path, "zoro/b.jpg", "zoro/a.txt", "luffy/deep/er/c.png", "notes.txt"))
-    assert listing.classes == ("luffy", "zoro")
-    assert [(image.path, image.class_index, image.split) for image in listing.images] == [
+    source = list_images(tree(tmp_path, "zoro/b.jpg", "zoro/a.txt", "luffy/deep/er/c.png", "notes.txt"))
+    assert source.class_names == ("luffy", "zoro")
+    assert [(file.path, file.label, file.split) for file in source.files] == [
         ("luffy/deep/er/c.png", 0, None), ("zoro/a.txt", 1, None), ("zoro/b.jpg", 1, None)
     ]  # fmt: skip
-    assert listing.skipped == ("notes.txt",)
-    assert not listing.has_splits
+    assert source.skipped == ("notes.txt",)
+    assert not source.has_splits
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "validation", "test"])
 def test_split_folders(tmp_path: Path, val: str) -> None:
-    listing = list_images(tree(tmp_path, "train/a/1", "train/b/2", "train/c/5", f"{val}/a/3", f"{val}/b/4"))
-    assert listing.classes == ("a", "b", "c")
-    assert {(image.path, image.split) for image in listing.images} == {
+    source = list_images(tree(tmp_path, "train/a/1", "train/b/2", "train/c/5", f"{val}/a/3", f"{val}/b/4"))
+    assert source.class_names == ("a", "b", "c")
+    assert {(file.path, file.split) for file in source.files} == {
         ("train/a/1", "train"), ("train/b/2", "train"), ("train/c/5", "train"),
         (f"{val}/a/3", "val"), (f"{val}/b/4", "val"),
     }  # fmt: skip
 
 
 def test_val_is_preferred_to_test_which_is_reported_as_skipped(tmp_path: Path) -> None:
-    listing = list_images(tree(tmp_path, "train/a/1", "train/b/2", "val/a/3", "test/a/4"))
-    assert "val/a/3" in {image.path for image in listing.images}
-    assert listing.skipped == ("test",)
+    source = list_images(tree(tmp_path, "train/a/1", "train/b/2", "val/a/3", "test/a/4"))
+    assert "val/a/3" in {file.path for file in source.files}
+    assert source.skipped == ("test",)
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
-    assert list_images(tree(tmp_path, "train/1", "car/2")).classes == ("car", "train")
+    assert list_images(tree(tmp_path, "train/1", "car/2")).class_names == ("car", "train")
 
 
 def test_clutter_and_hidden_files_are_left_out(tmp_path: Path) -> None:
     tree(tmp_path, "a/1", "b/2", "a/.DS_Store", "a/Thumbs.db", ".git/x/y", "__MACOSX/a/1", "b/.hidden/3")
-    assert [image.path for image in list_images(tmp_path).images] == ["a/1", "b/2"]
+    assert [file.path for file in list_images(tmp_path).files] == ["a/1", "b/2"]
 
 
 def test_links_are_followed_but_not_in_cycles(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_links_are_followed_but_not_in_cycles(tmp_path: Path) -> None:
     (tmp_path / "a/round").symlink_to(tmp_path / "a", target_is_directory=True)
     (tmp_path / "b/dangling").symlink_to(tmp_path / "nowhere")
     (tmp_path / "b/itself").symlink_to(tmp_path / "b/itself")
-    assert [image.path for image in list_images(tmp_path).images] == ["a/1", "b/2", "b/dangling", "b/itself"]
+    assert [file.path for file in list_images(tmp_path).files] == ["a/1", "b/2", "b/dangling", "b/itself"]
 
 
 WRONG = {

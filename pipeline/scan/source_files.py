@@ -1,26 +1,27 @@
-"""The source files of a build, with their sizes and times when it began."""
+"""The source files of a build: their classes and splits, and their sizes and times when it began."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from logpose.common.errors import printable
-from pipeline.scan.class_folders import Listing, SplitName
+
+SplitName = Literal["train", "val"]
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A source file, as it was when the build began."""
+    """A file in a class folder; only decoding shows whether it is an image."""
 
-    path: str  # relative to the root, with '/'
+    path: str  # relative to the root, with '/' on every system
     label: int
     split: SplitName | None  # None if the folders do not define splits
     bytes: int  # -1 if os.stat failed
@@ -34,17 +35,12 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Source:
-    """Everything that a build reads. The number of a file is its index in `files`, which are sorted by path."""
+    """Everything that a build reads. The number of a file is its index in `files`."""
 
     root: Path
-    class_names: tuple[str, ...]
-    files: tuple[SourceFile, ...]
-    skipped: tuple[str, ...]
-
-    @property
-    def count(self) -> int:
-        """Number of files, N."""
-        return len(self.files)
+    class_names: tuple[str, ...]  # sorted; a label is an index into it
+    files: tuple[SourceFile, ...]  # sorted by path
+    skipped: tuple[str, ...]  # files and folders directly in the root that belong to no class
 
     @property
     def has_splits(self) -> bool:
@@ -70,24 +66,8 @@ class Source:
         return digest.hexdigest()
 
 
-def stat_files(listing: Listing) -> Source:
-    """Get size and time of each listed file."""
-    files = tuple(
-        _stat_file(listing.root, image.path, image.class_index, image.split) for image in listing.images
-    )
-    return Source(listing.root, tuple(map(printable, listing.classes)), files, listing.skipped)
-
-
-def _stat_file(root: Path, path: str, label: int, split: SplitName | None) -> SourceFile:
-    try:
-        status = os.stat(f"{root}/{path}")  # noqa: PTH116  # in half the time of pathlib's
-    except (OSError, ValueError):  # decoding will fail too, and report it
-        return SourceFile(path, label, split, -1, -1)
-    return SourceFile(path, label, split, status.st_size, status.st_mtime_ns)
-
-
 def describe_changes(before: Iterable[str], now: Iterable[str]) -> str:
-    """The differences of two listings of a folder: `1 changed, 2 missing, 1 new (first dogs/3.jpg)`."""
+    """Summarise the differences of two listings of a folder: `1 changed, 2 missing, 1 new (first dogs/3.jpg)`."""
     old = {line.split(" ", 4)[4]: line for line in before}
     new = {line.split(" ", 4)[4]: line for line in now}
     missing = [path for path in old if path not in new]
@@ -96,5 +76,5 @@ def describe_changes(before: Iterable[str], now: Iterable[str]) -> str:
     kinds = ((changed, "changed"), (missing, "missing"), (added, "new"))
     counts = [f"{len(paths):,} {kind}" for paths, kind in kinds if paths]
     if not counts:
-        return "other names of classes"
+        return "other class names"
     return f"{', '.join(counts)} (first {min([*missing, *added, *changed])})"
