@@ -1,7 +1,7 @@
 """Geometry of the report's charts; `charts.html.jinja` draws them as SVG in the page's colours."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -59,8 +59,8 @@ class Chart:
     title: str
     alt: str
     height: int
-    x_ticks: list[Tick]
-    y_ticks: list[Tick]
+    x_ticks: list[Tick] = field(default_factory=list)
+    y_ticks: list[Tick] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
     boxes: list[Box] = field(default_factory=list)
     highlight: Highlight | None = None
@@ -88,15 +88,19 @@ class Scale(NamedTuple):
         fraction = (value - self.low) / ((self.high - self.low) or 1.0)
         return round(self.start + fraction * (self.end - self.start), 1)
 
+    def ticks(self, values: Iterable[float], text: Callable[[float], str]) -> list[Tick]:
+        """Ticks at these values, labelled by `text`."""
+        return [Tick(self(value), text(value)) for value in values]
+
 
 def loss_chart(history: Sequence[EpochRow]) -> Chart:
     """Training and validation loss over the epochs."""
-    return _over_epochs("Loss", history, "loss", loss_limit(history), lambda value: f"{value:.3g}")
+    return _over_epochs("Loss", history, "loss", loss_limit(history), "{:.3g}".format)
 
 
 def accuracy_chart(history: Sequence[EpochRow], best: EpochRow) -> Chart:
     """Training and validation accuracy over the epochs, with the best epoch highlighted."""
-    chart = _over_epochs("Accuracy", history, "accuracy", 1.0, lambda value: percent(value, 0))
+    chart = _over_epochs("Accuracy", history, "accuracy", 1.0, _whole_percent)
     if best.val_accuracy is not None:
         y = Scale(0.0, 1.0, chart.bottom, chart.top)(best.val_accuracy)
         text = f"best {percent(best.val_accuracy)} in epoch {best.epoch}"
@@ -106,15 +110,11 @@ def accuracy_chart(history: Sequence[EpochRow], best: EpochRow) -> Chart:
 
 def rate_chart(history: Sequence[EpochRow]) -> Chart:
     """The learning rate at the end of each epoch."""
-    chart = Chart(
-        "Learning rate at the end of each epoch",
-        f"From {history[0].lr:.3g} to {history[-1].lr:.3g}",
-        96,
-        _epoch_ticks(history),
-        [],
-    )
-    x, y = _epoch_scale(history), Scale(0.0, max(row.lr for row in history) or 1.0, chart.bottom, chart.top)
-    chart.y_ticks = [Tick(y(value), f"{value:.2g}") for value in (0.0, y.high)]
+    first, last, largest = history[0].lr, history[-1].lr, max(row.lr for row in history)
+    title = "Learning rate at the end of each epoch"
+    chart = Chart(title, f"From {first:.3g} to {last:.3g}", 96, _epoch_ticks(history))
+    x, y = _epoch_scale(history), Scale(0.0, largest or 1.0, chart.bottom, chart.top)
+    chart.y_ticks = y.ticks((0.0, y.high), "{:.2g}".format)
     chart.curves = [_curve("rate", "learning rate", [(x(row.epoch), y(row.lr)) for row in history])]
     return chart
 
@@ -122,10 +122,9 @@ def rate_chart(history: Sequence[EpochRow]) -> Chart:
 def time_chart(history: Sequence[EpochRow]) -> Chart:
     """Seconds per epoch, as columns stacked by phase."""
     longest = max(row.seconds for row in history)
-    chart = Chart("Time per epoch", f"At most {longest:.3g} seconds", 130, _epoch_ticks(history), [])
-    x = _epoch_scale(history)
-    y = Scale(0.0, 1.06 * longest or 1.0, chart.bottom, chart.top)
-    chart.y_ticks = [Tick(y(value), f"{value:g} s") for value in _round_values(y.high, 3)]
+    chart = Chart("Time per epoch", f"At most {longest:.3g} seconds", 130, _epoch_ticks(history))
+    x, y = _epoch_scale(history), Scale(0.0, 1.06 * longest or 1.0, chart.bottom, chart.top)
+    chart.y_ticks = y.ticks(_round_values(y.high, 3), "{:g} s".format)
     width = 0.8 * (chart.right - chart.left) / (history[-1].epoch - history[0].epoch + 1)
     for row in history:
         below = 0.0
@@ -141,20 +140,18 @@ def time_chart(history: Sequence[EpochRow]) -> Chart:
 
 def reliability_chart(title: str, bins: Reliability) -> Chart:
     """Accuracy by confidence: a reliability diagram. On the diagonal the two are equal."""
-    chart = Chart(
-        title, f"Calibration error {percent(bins.error)}", 260, [], [], diagonal=True, note="accuracy by confidence"
-    )
+    alt = f"Calibration error {percent(bins.error)}"
+    chart = Chart(title, alt, 260, diagonal=True, note="accuracy by confidence")
     x, y = Scale(0.0, 1.0, chart.left, chart.right), Scale(0.0, 1.0, chart.bottom, chart.top)
-    chart.x_ticks = [Tick(x(value), percent(value, 0)) for value in (0.0, 0.25, 0.5, 0.75, 1.0)]
-    chart.y_ticks = [Tick(y(value), percent(value, 0)) for value in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    quarters = (0.0, 0.25, 0.5, 0.75, 1.0)
+    chart.x_ticks, chart.y_ticks = x.ticks(quarters, _whole_percent), y.ticks(quarters, _whole_percent)
     count, largest = len(bins.images), int(bins.images.max())
     for number, (images, confidence, accuracy) in enumerate(zip(*bins, strict=True)):
         if not images:
             continue
         left, width = x(number / count) + 1, x(1 / count) - x(0) - 2
-        tooltip = (
-            f"{plural(int(images), 'image')}: confidence {percent(confidence, 0)}, accuracy {percent(accuracy, 0)}"
-        )
+        figures = f"confidence {_whole_percent(confidence)}, accuracy {_whole_percent(accuracy)}"
+        tooltip = f"{plural(int(images), 'image')}: {figures}"
         upper, lower = sorted((y(accuracy), y(confidence)))
         chart.boxes.append(Box("accuracy", left, lower, width, round(chart.bottom - lower, 1), tooltip))
         kind = "under" if accuracy > confidence else "over"  # underconfident, overconfident
@@ -165,12 +162,12 @@ def reliability_chart(title: str, bins: Reliability) -> Chart:
 
 
 def _over_epochs(
-    title: str, history: Sequence[EpochRow], metric: str, high: float, written: Callable[[float], str]
+    title: str, history: Sequence[EpochRow], metric: str, high: float, text: Callable[[float], str]
 ) -> Chart:
     """Training and validation over the epochs, from 0 to `high`."""
-    chart = Chart(title, f"{title} over {plural(len(history), 'epoch')}", 230, _epoch_ticks(history), [])
+    chart = Chart(title, f"{title} over {plural(len(history), 'epoch')}", 230, _epoch_ticks(history))
     x, y = _epoch_scale(history), Scale(0.0, high, chart.bottom, chart.top)
-    chart.y_ticks = [Tick(y(value), written(value)) for value in _round_values(high, 5)]
+    chart.y_ticks = y.ticks(_round_values(high, 5), text)
     for kind, label in (("train", "training"), ("val", "validation")):
         known = [(row.epoch, getattr(row, f"{kind}_{metric}")) for row in history]
         points = [(x(epoch), y(value)) for epoch, value in known if value is not None]
@@ -191,8 +188,11 @@ def _epoch_ticks(history: Sequence[EpochRow]) -> list[Tick]:
     first, last = history[0].epoch, history[-1].epoch
     step = max(1, round(_round_step(last - first, 8)))
     numbers = [first, *(n for n in range(step, last + 1, step) if n - first > step / 2)]
-    x = _epoch_scale(history)
-    return [Tick(x(number), f"epoch {number}" if number == first else str(number)) for number in numbers]
+    return _epoch_scale(history).ticks(numbers, lambda number: f"epoch {number}" if number == first else str(number))
+
+
+def _whole_percent(fraction: float) -> str:
+    return percent(fraction, 0)
 
 
 def _round_values(high: float, count: int) -> list[float]:

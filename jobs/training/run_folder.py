@@ -100,9 +100,13 @@ def is_finished(state: TrainingState, recipe: Recipe) -> bool:
 
 
 def model_option(card: ModelCard) -> list[str]:
-    """Return --model with the class of a user's own network; nothing if a command could not import it."""
-    in_notebook = card.model_class.startswith("__main__:")  # or in a script
-    return ["--model", card.model_class] if card.model_class and not in_notebook else []
+    """Return --model with the class of a user's own network; nothing if it is of a notebook, or of logpose."""
+    return ["--model", card.model_class] if card.model_class and not _in_notebook(card) else []
+
+
+def _in_notebook(card: ModelCard) -> bool:
+    """Whether the network's class is of a notebook or a script, which a command cannot import."""
+    return card.model_class.startswith("__main__:")
 
 
 class RunFolder:
@@ -151,7 +155,9 @@ class RunFolder:
         return None
 
     def resume_command(self, dataset: Path, card: ModelCard) -> str:
-        """Return the command line that resumes the training."""
+        """Return the command line that resumes the training; for a class of a notebook, the call in Python."""
+        if _in_notebook(card):
+            return f"logpose.train({str(dataset)!r}, {str(self.path)!r}, resume=True)"
         return shlex.join(["logpose", "train", str(dataset), str(self.path), "--resume", *model_option(card)])
 
     def clear(self) -> None:

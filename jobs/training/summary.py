@@ -60,9 +60,7 @@ def summarise(
     history: list[EpochRow], best: EpochRow, train_images: int, val_images: int, views: str, with_views: float | None
 ) -> Summary:
     """Return the summary of a finished training; `with_views` is the accuracy with `views`, if it was measured."""
-    low = high = None
-    if best.val_accuracy is not None:
-        low, high = wilson_interval(best.val_accuracy, val_images)
+    low, high = (None, None) if best.val_accuracy is None else wilson_interval(best.val_accuracy, val_images)
     return Summary(
         epoch=best.epoch,
         epochs=len(history),

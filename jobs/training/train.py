@@ -149,7 +149,7 @@ def _initialise(
     if checkpoint:
         trainer.load_tensors(checkpoint.tensors, state.step)
         if is_finished(state, trainer.recipe):
-            say("all epochs are done, the summary is missing")
+            say("training is done; only its summary is missing")
         else:
             done = f" after {plural(state.batches, 'step')}" if state.batches else ""
             say(f"resuming in epoch {state.epoch}{done}")

@@ -100,7 +100,7 @@ def test_finished_training_of_an_older_version_gets_a_summary(
     del checkpoint.progress["dataset"], checkpoint.progress["init"]
     save_checkpoint(run_dir / "last.safetensors", checkpoint.card, checkpoint.tensors, checkpoint.progress)
     outcome = logpose("train", dataset, run_dir, "--resume", "--device", "cpu")
-    assert (outcome.code, outcome.err) == (0, "") and "all epochs are done, the summary is missing" in outcome.out
+    assert (outcome.code, outcome.err) == (0, "") and "training is done; only its summary is missing" in outcome.out
     assert_same_weights(run_dir, trained)
     one, other = (json.loads((path / "summary.json").read_text()) for path in (run_dir, trained))
     assert one["accuracy"] == other["accuracy"] and one["macro_f1"] is None
@@ -165,7 +165,7 @@ def test_damage_found_at_the_end_leaves_a_training_to_resume(
         assert logpose("train", dataset, run_dir, *arguments).code != 0
     assert not (run_dir / "summary.json").exists()
     outcome = logpose("train", dataset, run_dir, "--resume", "--device", "cpu")
-    assert outcome.code == 0 and "all epochs are done, the summary is missing" in outcome.out
+    assert outcome.code == 0 and "training is done; only its summary is missing" in outcome.out
     assert json.loads((run_dir / "summary.json").read_text())["accuracy_with_views"] is not None
 
 

@@ -21,6 +21,7 @@ from jobs.errors import Interrupted, JobError
 from jobs.options import RecipeOptions, TrainOptions
 from jobs.recipes.config import resolve, to_toml
 from jobs.training.train import train
+from logpose.common.errors import LogposeError
 from tests.jobs.conftest import Logpose
 
 TINY = '''
@@ -123,8 +124,9 @@ def test_resume_command_after_ctrl_c_names_the_class(
         return train_batch(self, *arguments)
 
     monkeypatch.setattr(Trainer, "train_batch", interrupt)
-    with pytest.raises(Interrupted, match=f"--resume --model {CLASS}$"):
+    with pytest.raises(LogposeError, match=f"--resume --model {CLASS}$") as raised:
         train(dataset, tmp_path / "run", OPTIONS)
+    assert isinstance(raised.value, Interrupted)
 
 
 def test_recipe_object_is_the_base_of_the_options(dataset: Path, tmp_path: Path) -> None:
