@@ -102,10 +102,6 @@ class OutputExistsError(PipelineError):
     """The destination exists already."""
 
 
-class BusyError(PipelineError):
-    """Another process is writing the same output."""
-
-
 class OptionError(PipelineError):
     """An option is out of its range."""
 

@@ -25,7 +25,7 @@ from jobs.errors import JobError
 from jobs.options import ClassifyOptions
 from logpose.common.cpus import available_cpus
 from logpose.common.errors import printable
-from pipeline.build.destination import exclusive_lock
+from logpose.common.locks import exclusive_lock
 from pipeline.parallel.ordered import in_order_on_cluster, in_order_on_threads
 
 

@@ -31,7 +31,7 @@ from jobs.training.summary import Summary
 from logpose.common.cpus import available_cpus
 from logpose.common.errors import printable
 from logpose.common.files import write_atomically
-from pipeline.build.destination import exclusive_lock
+from logpose.common.locks import exclusive_lock
 from pipeline.dataset.schema import DUPLICATES_FILE
 from pipeline.dataset.store import Dataset
 

@@ -37,6 +37,10 @@ class LogposeError(Exception):
         return printable(super().__str__())
 
 
+class BusyError(LogposeError):
+    """Another process is at work on the same output."""
+
+
 def printable(text: str) -> str:
     """Return the text as one line of valid UTF-8.
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from logpose.common.errors import printable
-from pipeline.build.destination import LOCK_FILE, ExistingBuild, check_destination, exclusive_lock, prepare_destination
+from logpose.common.locks import exclusive_lock
+from pipeline.build.destination import LOCK_FILE, ExistingBuild, check_destination, prepare_destination
 from pipeline.build.journal import Failure, Journal, ShardResult
 from pipeline.build.options import BuildOptions
 from pipeline.build.reports import read_failures, write_duplicates, write_failures

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from pipeline.build.journal import FOLDER, Journal
 from pipeline.dataset.schema import DUPLICATES_FILE, FAILURES_FILE, SHEET_FILE, SPLITS, build_hash
 from pipeline.dataset.store import read_attributes
 from pipeline.dataset.writer import unseal
-from pipeline.errors import BusyError, DatasetError, OptionError, OutputExistsError
+from pipeline.errors import DatasetError, OptionError, OutputExistsError
 from pipeline.scan.source_files import Source, describe_changes
 
 LOCK_FILE = ".lock"
@@ -49,29 +46,6 @@ def check_destination(root: Path, dest: Path) -> None:
             f"expected a new path for the dataset, found a folder of something else at {dest}: choose another"
             " (only datasets are ever overwritten)"
         )
-
-
-@contextmanager
-def exclusive_lock(lock_file: Path, what: str) -> Iterator[None]:
-    """Hold a lock while the block runs; the system releases it if the process is killed.
-
-    `what` names the work in the message of BusyError, which is raised if another process holds the lock.
-    """
-    lock = FileLock(lock_file, blocking=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise BusyError(
-            f"expected to be the only {what}, found another process at work on it: wait until that has finished, or"
-            " choose another path"
-        ) from None
-    try:
-        yield
-    finally:
-        # Unlink before releasing. Safe, because no process waits for the lock: none can acquire the deleted file.
-        with suppress(OSError):  # Windows does not delete open files: the lock file stays
-            lock_file.unlink()
-        lock.release()
 
 
 def prepare_destination(dest: Path, identity: dict[str, Any], source: Source, overwrite: bool) -> ExistingBuild:

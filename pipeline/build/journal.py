@@ -27,8 +27,8 @@ import numpy as np
 import numpy.typing as npt
 
 from logpose.common.files import write_atomically
-from pipeline.duplicates.find import DuplicateGroups
 from pipeline.duplicates.fingerprint import FINGERPRINT_BYTES
+from pipeline.duplicates.groups import DuplicateGroups
 from pipeline.errors import FailureKind
 
 FOLDER = ".build"

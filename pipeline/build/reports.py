@@ -15,7 +15,7 @@ from logpose.common.errors import printable
 from logpose.common.files import write_atomically
 from pipeline.build.journal import Failure
 from pipeline.dataset.schema import DUPLICATES_FILE, DUPLICATES_HEADER, FAILURES_FILE, FAILURES_HEADER, DuplicateCounts
-from pipeline.duplicates.find import DuplicateGroups
+from pipeline.duplicates.groups import DuplicateGroups
 from pipeline.errors import DatasetError, FailureKind
 from pipeline.scan.source_files import Source
 

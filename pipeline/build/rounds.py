@@ -29,7 +29,8 @@ from pipeline.build.split import split_files, split_groups
 from pipeline.dataset.schema import FAILURES_FILE, SPLITS, layout
 from pipeline.dataset.store import shard_file
 from pipeline.dataset.writer import ensure_rows
-from pipeline.duplicates.find import DuplicateGroups, find_duplicates
+from pipeline.duplicates.find import find_duplicates
+from pipeline.duplicates.groups import DuplicateGroups
 from pipeline.errors import TooManyFailures
 from pipeline.scan.source_files import Source
 

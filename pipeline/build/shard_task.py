@@ -10,13 +10,13 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from logpose.common.errors import printable
+from logpose.common.errors import BusyError, printable
 from pipeline.build.journal import NO_FILE, Failure, Journal, ShardResult
 from pipeline.dataset.schema import shard_digest
 from pipeline.dataset.store import open_split, read_attributes
 from pipeline.dataset.writer import write_shard
 from pipeline.duplicates.fingerprint import fingerprints
-from pipeline.errors import BusyError, DatasetError, DecodeError, FailureKind
+from pipeline.errors import DatasetError, DecodeError, FailureKind
 from pipeline.images.decode import decode_image, quiet_pillow
 from pipeline.images.pixel_sums import add_colours
 from pipeline.scan.source_files import SourceFile

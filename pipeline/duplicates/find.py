@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import product
 
@@ -21,6 +20,7 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from pipeline.duplicates.fingerprint import COEFFICIENTS, CONTRAST, MEAN, PLANES
+from pipeline.duplicates.groups import DuplicateGroups
 from pipeline.duplicates.matching import LEFT_RIGHT, TOP_BOTTOM, TRANSPOSED, Match, coefficients, crop_index, match
 from pipeline.duplicates.neighbours import Neighbours, blocks
 
@@ -62,21 +62,6 @@ ORIENTATION_NAMES = {
     TRANSPOSED | TOP_BOTTOM: ("rotated 90",),
     TRANSPOSED | LEFT_RIGHT | TOP_BOTTOM: ("flipped", "rotated 90"),
 }
-
-
-@dataclass(frozen=True)
-class DuplicateGroups:
-    """Groups of near-duplicates among N images.
-
-    representative  (N,) the first image of each image's group; an image without near-duplicates has itself
-    transforms      (N,) how each image differs from its representative: '' for a representative; 'same'; the transforms
-                    that lead from one to the other, in this order and joined by commas: 'flipped' left to right,
-                    'rotated 90', 180 or 270 degrees clockwise, 'inverted', 'cropped', 'recoloured'; or 'indirect',
-                    if the two match only through other images of the group
-    """
-
-    representative: npt.NDArray[np.int64]
-    transforms: list[str]
 
 
 def find_duplicates(

@@ -15,7 +15,7 @@ import pytest
 from cnn.checkpoint import load_checkpoint, save_checkpoint
 from cnn.inference.predictor import Predictor
 from jobs.classification import inputs
-from pipeline.build.destination import exclusive_lock
+from logpose.common.locks import exclusive_lock
 from tests.jobs.classification.tables import read
 from tests.jobs.conftest import Logpose, draw_image
 

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from cnn.checkpoint import load_checkpoint
 from cnn.training.optimizers import AdamW
 from cnn.training.trainer import Trainer
-from pipeline.build.destination import exclusive_lock
+from logpose.common.locks import exclusive_lock
 from pipeline.dataset.store import Split
 from pipeline.errors import Damage, DamageError
 from tests.jobs.conftest import RECIPE, Logpose

@@ -18,10 +18,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from logpose.common.errors import BusyError
+from logpose.common.locks import exclusive_lock
 from pipeline.build import build as build_module
 from pipeline.build import scheduler, shard_task
 from pipeline.build.build import BuildReport, build_dataset
-from pipeline.build.destination import LOCK_FILE, ExistingBuild, exclusive_lock
+from pipeline.build.destination import LOCK_FILE, ExistingBuild
 from pipeline.build.journal import FOLDER, NO_FILE, Journal, ShardResult
 from pipeline.build.options import BuildOptions
 from pipeline.dataset.store import Dataset, shard_file
@@ -29,7 +31,6 @@ from pipeline.dataset.verify import verify_dataset
 from pipeline.duplicates.fingerprint import FINGERPRINT_BYTES
 from pipeline.errors import (
     BuildError,
-    BusyError,
     DatasetError,
     OutputExistsError,
 )
