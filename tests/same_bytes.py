@@ -65,7 +65,7 @@ def measure(folder: Path) -> dict[str, str]:
 
 
 def _logpose(*arguments: object) -> None:
-    command = [sys.executable, "-m", "jobs", *map(str, arguments)]
+    command = [sys.executable, "-m", "logpose", *map(str, arguments)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=Path(__file__).resolve().parent.parent)
 
 

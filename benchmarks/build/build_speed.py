@@ -191,7 +191,7 @@ class Bench:
     def command(self) -> float:
         """Run the command `logpose build`; returns seconds, imports included."""
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "jobs", "build", str(self.folder), f"{folder}/d.zarr"]
+            command = [sys.executable, "-m", "logpose", "build", str(self.folder), f"{folder}/d.zarr"]
             began = time.perf_counter()
             subprocess.run([*command, "--size", str(self.size), "--workers", str(self.threads)],
                            check=True, cwd=ROOT, capture_output=True)  # fmt: skip

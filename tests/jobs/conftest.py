@@ -57,7 +57,7 @@ def logpose(capsys: pytest.CaptureFixture[str]) -> Logpose:
 
 def command(*arguments: object) -> list[str]:
     """Return the arguments of a new process in which warnings are errors."""
-    return [sys.executable, "-W", "error", "-m", "jobs", *map(str, arguments)]
+    return [sys.executable, "-W", "error", "-m", "logpose", *map(str, arguments)]
 
 
 def run_process(*arguments: object, cwd: Path | None = None) -> Outcome:
