@@ -93,9 +93,9 @@ class Artifacts:
         shown = state.confusion_epoch if folder.classes.exists() else 0
         evaluation = None
         if best and best.val_loss is not None and shown != best.epoch:
-            evaluation = self._best_evaluation or self.evaluate_best()  # a kill loses the first
+            evaluation = self._best_evaluation or self.evaluate_best()  # the former is lost after a kill
         if best and evaluation:
-            accuracy = f"{evaluation.accuracy:.1%} of {plural(evaluation.rows, 'image')} right"
+            accuracy = f"{evaluation.accuracy:.1%} of {plural(evaluation.rows, 'image')} correct"
             title = f"Validation after epoch {best.epoch}: {accuracy}"
             draw_confusion(folder.confusion, evaluation.confusion, self.data.class_names, title)
             write_classes(folder.classes, self.data.class_names, evaluation.by_class)

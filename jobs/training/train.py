@@ -50,15 +50,15 @@ def train(dataset: Path, run_dir: Path, options: TrainOptions, recipe: Recipe | 
     data, folder = Dataset.open(dataset), RunFolder(run_dir)
     checkpoint = folder.checkpoint_to_resume(resume=options.resume, overwrite=options.overwrite)
     start = load_checkpoint(options.init) if options.init and checkpoint is None else None
-    given = to_toml(recipe) if recipe else ""
+    base, base_name = (to_toml(recipe), "the recipe") if recipe else ("", "")
     if checkpoint:
         state = TrainingState.from_json(checkpoint.progress, folder.last)
-        recipe = recipe_to_resume(options, state, folder, given)
+        recipe = recipe_to_resume(options, state, folder, base)
         _check_same_dataset(data, state, folder)
     else:
-        # A saved model determines the architecture; the rest of the recipe is free.
-        saved = model_toml(start.card.model, start.card.model_options) if start else ""
-        recipe = resolve(options, given or saved, str(options.init) if start and not given else "the recipe")
+        if start and not recipe:  # the saved model determines the architecture; the rest of the recipe is free
+            base, base_name = model_toml(start.card.model, start.card.model_options), str(options.init)
+        recipe = resolve(options, base, base_name)
         state = TrainingState(to_toml(recipe), data.content_hash)
     for line in describe_data(data):
         say(line)
@@ -101,7 +101,7 @@ def train(dataset: Path, run_dir: Path, options: TrainOptions, recipe: Recipe | 
 
 
 def recipe_to_resume(options: TrainOptions, state: TrainingState, folder: RunFolder, given: str = "") -> Recipe:
-    """Return the recipe to resume with, and note it in `state`: `given` as TOML, or the saved one, under `options`.
+    """Return the recipe to resume with, and store it in `state`: `given` (TOML) or the saved one, under `options`.
 
     Raises JobError where it differs from the saved one in more than the training's length.
     """

@@ -127,4 +127,4 @@ def test_kill_before_the_confusion_matrix_of_the_best_epoch_draws_it_after_resum
     assert len(metrics(run_dir)) == 1
     assert logpose("train", dataset, run_dir, "--resume", "--device", "cpu").code == 0
     accuracy = float(metrics(run_dir)[0]["val_accuracy"])
-    assert titles == [f"Validation after epoch 1: {accuracy:.1%} of 12 images right"]
+    assert titles == [f"Validation after epoch 1: {accuracy:.1%} of 12 images correct"]
