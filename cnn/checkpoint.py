@@ -48,10 +48,11 @@ class ModelCard:
         """
         if self.model not in MODELS:
             path = self.model_class or "PACKAGE.MODULE:CLASS"
-            raise ModelFileError(
-                f"this model file needs the model '{self.model}', which is not registered; import "
-                f"{path.partition(':')[0]} first, or give --model {path}"
-            )
+            module = path.partition(":")[0]
+            remedy = f"import {module} first, or give --model {path}"
+            if module == "__main__":  # of a notebook or a script, which nothing can import
+                remedy = "run the code that defines it first"
+            raise ModelFileError(f"this model file needs the model '{self.model}', which is not registered; {remedy}")
         try:
             return MODELS[self.model](**self.model_options)
         except TypeError as error:

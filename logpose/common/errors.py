@@ -3,7 +3,9 @@
     LogposeError
     ├── pipeline.errors.PipelineError   images and datasets
     ├── cnn.errors.NetworkError         networks, recipes and model files
-    └── jobs.errors.JobError            the use of a job
+    ├── jobs.errors.JobError            the use of a job
+    ├── jobs.errors.Interrupted         Ctrl-C, after saving
+    └── BusyError                       another process is at work on the same output
 
 Every message is one line: what was expected, what was found, where, and what to do about it.
 """

@@ -46,7 +46,6 @@ class BuildReport:
     rows        number of rows by split
     failures    files that could not be read, as in failures.csv: sorted by path
     duplicates  None if near-duplicates were not searched for
-    has_splits  whether the folders defined the splits
     skipped     files and folders in the root that are not in a class folder
     existing    whether the build was new, resumed, or finished before
     """
@@ -56,7 +55,6 @@ class BuildReport:
     class_names: tuple[str, ...]
     failures: tuple[Failure, ...]
     duplicates: DuplicateCounts | None
-    has_splits: bool
     skipped: tuple[str, ...]
     content_hash: str
     existing: ExistingBuild
@@ -108,7 +106,6 @@ def build_dataset(
         class_names=dataset.class_names,
         failures=tuple(read_failures(dest)),
         duplicates=dataset.attributes.duplicates,
-        has_splits=source.has_splits,
         skipped=source.skipped,
         content_hash=dataset.content_hash,
         existing=existing,

@@ -1,4 +1,4 @@
-"""Measure how well an epoch shuffles: runs of rows from one chunk or class, compared with true permutations."""
+"""Measure how well an epoch shuffles: runs of rows from one chunk or class, compared with random permutations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Runs:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The runs of an epoch, and the bounds of the middle 99 % of true permutations."""
+    """The runs of an epoch, and the bounds of the middle 99 % of random permutations."""
 
     found: Runs
     low: Runs
@@ -35,12 +35,12 @@ class Comparison:
 
     @property
     def within(self) -> bool:
-        """Whether the number of neighbours, and so the mean length of a run, is that of a true permutation."""
+        """Whether the number of neighbours, and so the mean length of a run, is that of a random permutation."""
         return self.low.neighbours <= self.found.neighbours <= self.high.neighbours
 
     @property
     def longest_within(self) -> bool:
-        """Whether the longest run is that of a true permutation."""
+        """Whether the longest run is that of a random permutation."""
         return self.low.longest <= self.found.longest <= self.high.longest
 
 
