@@ -83,7 +83,7 @@ def find_lr(dataset: Path, options: FindLrOptions) -> Suggestion:
     card = build_card(data, recipe)
     trainer = build_trainer(card, constant, pick_backend(options.device), data)
     for line in (*describe_data(data), *describe_training(card, trainer, recipe)):
-        say(printable(line))
+        say(line)
     measure(trainer, data)
     workers = options.workers or available_cpus()
     stream = BatchStream(data.train, recipe.batch_size, seed=recipe.seed, workers=workers)
@@ -101,7 +101,7 @@ def find_lr(dataset: Path, options: FindLrOptions) -> Suggestion:
     if options.plot:
         say(printable(f"plot: {options.plot}"))
     say(f"the loss is low from {suggestion.lowest:.2g} to {suggestion.highest:.2g}; train with:")
-    say(printable(_train_command(data.path, options, suggestion.lr)))
+    say("  " + printable(_train_command(data.path, options, suggestion.lr)))
     emit({**suggestion._asdict(), "plot": options.plot})
     if options.plot:
         draw_range_test(options.plot, test, suggestion)

@@ -14,6 +14,7 @@ from cnn.training.recipe import Recipe
 from cnn.training.trainer import Trainer
 from jobs.console.progress import plural
 from jobs.recipes.config import describe, loss_of, model_of
+from logpose.common.errors import printable
 from pipeline.dataset.store import Dataset
 from pipeline.errors import OptionError
 from pipeline.loader.stream import BatchStream
@@ -87,7 +88,7 @@ def describe_data(data: Dataset) -> list[str]:
     val = f"{data.val.rows:,} to validate" if data.val.rows else "none to validate"
     classes = plural(len(data.class_names), "class", "classes")
     lines = [
-        f"dataset  {data.path}",
+        f"dataset  {printable(str(data.path))}",
         labelled("images", f"{data.train.rows:,} to train on, {val}; {classes}, {width}×{height} ({data.fit})"),
     ]
     if not data.val.rows:

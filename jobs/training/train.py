@@ -61,7 +61,7 @@ def train(dataset: Path, run_dir: Path, options: TrainOptions, recipe: Recipe | 
         recipe = resolve(options, given or saved, str(options.init) if start and not given else "the recipe")
         state = TrainingState(to_toml(recipe), data.content_hash)
     for line in describe_data(data):
-        say(printable(line))
+        say(line)
     _warn(data, recipe)
     if is_finished(state, recipe) and (summary := folder.read_summary()):
         done = plural(len(state.history), "epoch")
