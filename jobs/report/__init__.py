@@ -65,7 +65,7 @@ def _print(path: Path, size: int, result: ValidationResult | None) -> None:
         accuracy, images, (low, high) = result.evaluation.accuracy, result.evaluation.rows, result.interval
         say(
             f"accuracy {accuracy:.2%} on {plural(images, 'validation image')}"
-            f" (95 % confidence interval {low:.1%} to {high:.1%})"
+            f" (95 % interval {low:.1%} to {high:.1%})"
         )
         summary |= {"accuracy": accuracy, "accuracy_low": low, "accuracy_high": high, "val_images": images}
     say(f"report: {path} ({size / 1e6:.1f} MB)")
