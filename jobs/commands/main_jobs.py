@@ -111,7 +111,7 @@ def classify(
     from jobs.classification.classify import classify as run
 
     images = path_argument(images, "IMAGES", "Folder of images to classify", "classify", existing_path)
-    model_file = path_argument(model_file, "MODEL", "Model", "classify", existing_model)
+    model_file = path_argument(model_file, "MODEL", "Folder of a training, or model file", "classify", existing_model)
     problem = no_problem if options.overwrite else unused_path
     default = f"{images.resolve().stem}.csv"
     out = path_argument(out, "OUT.csv", "Table to write", "classify", problem, default)
