@@ -45,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"this is a bug: {what}; set LOGPOSE_DEBUG=1 to see where, and report it", 1)
 
 
-def _fail(message: str, code: int, what: str = "error") -> int:
-    print(fit(f"{what}: {printable(message)}", sys.stderr), file=sys.stderr, flush=True)
+def _fail(message: str, code: int, prefix: str = "error") -> int:
+    print(fit(f"{prefix}: {printable(message)}", sys.stderr), file=sys.stderr, flush=True)
     return code
 
 

@@ -45,7 +45,7 @@ def demo(folder: Path) -> None:
     flags, dataset, run_dir = folder / "flags", folder / "flags.zarr", folder / "run"
     new, out = folder / "new", folder / "new.csv"
 
-    say(f"Flags of {len(CREWS)} pirate crews, to train on, to validate and to classify")
+    say(f"Flags of {len(CREWS)} pirate crews: to train on, to validate, and to classify")
     for place, (count, seed) in ((flags / "train", TRAIN), (flags / "val", VAL), (new, NEW)):
         _draw(place, count, seed)
 

@@ -88,7 +88,7 @@ def describe_data(data: Dataset) -> list[str]:
     val = f"{data.val.rows:,} to validate" if data.val.rows else "none to validate"
     classes = plural(len(data.class_names), "class", "classes")
     lines = [
-        f"dataset  {printable(str(data.path))}",
+        printable(f"dataset  {data.path}"),
         labelled("images", f"{data.train.rows:,} to train on, {val}; {classes}, {width}×{height} ({data.fit})"),
     ]
     if not data.val.rows:
