@@ -155,7 +155,15 @@ def initialise_from(network: Network, card: ModelCard, checkpoint: Checkpoint) -
             f"new classifier head: {checkpoint.path} has {len(saved.class_names)} classes, "
             f"this dataset has {len(card.class_names)} others"
         )
-    Checkpoint(checkpoint.path, saved, tensors, {}).load_into(network)
+    try:
+        Checkpoint(checkpoint.path, saved, tensors, {}).load_into(network)
+    except ModelFileError as error:
+        (height, width, _), (new_height, new_width, _) = saved.in_shape, card.in_shape
+        if (height, width) == (new_height, new_width):
+            raise
+        raise ModelFileError(
+            f"{error}: it was trained on images of {width}×{height}, this dataset has {new_width}×{new_height}"
+        ) from None
     return notes
 
 

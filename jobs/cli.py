@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import typer
 
 from jobs.commands import app
+from jobs.console.output import fit
 from jobs.errors import Interrupted
 from logpose.common.errors import LogposeError, printable
 
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int, prefix: str = "error") -> int:
-    print(f"{prefix}: {printable(message)}", file=sys.stderr, flush=True)
+    print(fit(f"{prefix}: {printable(message)}", sys.stderr), file=sys.stderr, flush=True)
     return code
 
 

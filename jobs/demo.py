@@ -56,7 +56,7 @@ def demo(folder: Path) -> None:
         build(flags, dataset, BuildOptions(size=(SIZE, SIZE), overwrite=True))
 
     settings = tuple(f"{key}={value}" for key, value in RECIPE.items())
-    _announce("train", dataset, run_dir, "--resume", *(f"--set {setting}" for setting in settings))
+    _announce("train", dataset, run_dir, "--resume", *(f"--set\0{setting}" for setting in settings))
     try:
         train(dataset, run_dir, TrainOptions(set=settings, resume=True))
     except JobError as error:
@@ -76,10 +76,10 @@ def demo(folder: Path) -> None:
 
 
 def _announce(*words: object) -> None:
-    """Print the command that does the next step."""
+    """Print the command that does the next step; a NUL stands for a space at which not to wrap."""
     command = f"$ logpose {' '.join(map(str, words))}"
     lines = wrap(command, 78, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
-    say("\n" + " \\\n".join(lines))
+    say(("\n" + " \\\n".join(lines)).replace("\0", " "))
 
 
 def _draw(folder: Path, count: int, seed: int) -> None:

@@ -20,6 +20,7 @@ from jobs.console.prompts import (
     unused_path,
 )
 from jobs.options import ClassifyOptions, TrainOptions
+from logpose.common.errors import printable
 from pipeline.build.options import BuildOptions
 
 
@@ -75,7 +76,8 @@ def train(
     )
     unfinished = (run_dir / "last.safetensors").exists()
     if unfinished and not options.resume and not options.overwrite and interactive():
-        answer = choose(f"{run_dir} holds a training. Continue, or start from scratch?", ("continue", "scratch"))
+        say(printable(f"{run_dir} holds a training."))
+        answer = choose("Continue, or start from scratch?", ("continue", "scratch"))
         options = replace(options, resume=answer == "continue", overwrite=answer == "scratch")
     elif prompted and not unfinished and options.init is None:
         answer = choose("Train from scratch, or start from a saved model?", ("scratch", "model"))
@@ -109,7 +111,7 @@ def classify(
     from jobs.classification.classify import classify as run
 
     images = path_argument(images, "IMAGES", "Folder of images to classify", "classify", existing_path)
-    model_file = path_argument(model_file, "MODEL", "Model", "classify", existing_model)
+    model_file = path_argument(model_file, "MODEL", "Folder of a training, or model file", "classify", existing_model)
     problem = no_problem if options.overwrite else unused_path
     default = f"{images.resolve().stem}.csv"
     out = path_argument(out, "OUT.csv", "Table to write", "classify", problem, default)

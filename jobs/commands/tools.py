@@ -28,7 +28,7 @@ def recipes(
 
     if name is not None:
         text = recipe_text(name)
-        say(text.removesuffix("\n"))
+        say(text.removesuffix("\n"), wrap=False)
         emit({"name": name, "toml": text})
         return
     summaries = {each: recipe_summary(each) for each in recipe_names()}

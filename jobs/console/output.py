@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import sys
+import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import IntEnum
-from typing import Any
+from typing import Any, TextIO
 
 from logpose.common.errors import printable
+
+# What a terminal must not break, so that it can be copied: quoted text, and a command at the end of a line.
+_WHOLE = re.compile(r"'[^']*'|\"[^\"]*\"|\blogpose .*$")
 
 
 class Verbosity(IntEnum):
@@ -42,13 +49,35 @@ def verbosity_of(level: Verbosity) -> Iterator[None]:
         _verbosity = before
 
 
-def say(line: str = "", *, at: Verbosity = Verbosity.NORMAL) -> None:
-    """Print a line if the verbosity is `at` or higher.
+def say(line: str = "", *, at: Verbosity = Verbosity.NORMAL, wrap: bool = True) -> None:
+    """Print a line if the verbosity is `at` or higher; `wrap` it if it is too long for the terminal.
 
     Bytes that are not valid UTF-8 (lone surrogates) are escaped; a name that may hold newlines needs `printable`.
     """
     if _verbosity >= at:
-        print(line.encode("utf-8", "backslashreplace").decode("utf-8"), flush=True)
+        text = line.encode("utf-8", "backslashreplace").decode("utf-8")
+        print(fit(text, sys.stdout) if wrap else text, flush=True)
+
+
+def fit(text: str, stream: TextIO) -> str:
+    """Wrap the lines that are too long for the terminal at their spaces. Anything but a terminal gets them as they are.
+
+    Quoted text, and a command that ends a line, stay whole.
+    """
+    if not stream.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    return "\n".join(_wrap(line, width) if len(line) > width else line for line in text.split("\n"))
+
+
+def _wrap(line: str, width: int) -> str:
+    body = line.lstrip(" ")
+    indent = " " * (len(line) - len(body))
+    glued = _WHOLE.sub(lambda match: match[0].replace(" ", "\0"), body)
+    return textwrap.fill(
+        glued, width, initial_indent=indent, subsequent_indent=f"{indent}  ",
+        break_long_words=False, break_on_hyphens=False, replace_whitespace=False,
+    ).replace("\0", " ")  # fmt: skip
 
 
 def detail(line: str) -> None:

@@ -70,7 +70,7 @@ def ask(question: str, default: str = "") -> str:
     while True:
         try:
             answer = input(shown).strip()
-        except EOFError:  # Ctrl-D
+        except (EOFError, KeyboardInterrupt):  # Ctrl-D, Ctrl-C: the message goes on a line of its own
             print()
             raise KeyboardInterrupt from None
         if answer or default:

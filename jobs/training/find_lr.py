@@ -101,7 +101,7 @@ def find_lr(dataset: Path, options: FindLrOptions) -> Suggestion:
     if options.plot:
         say(printable(f"plot: {options.plot}"))
     say(f"the loss is low from {suggestion.lowest:.2g} to {suggestion.highest:.2g}; train with:")
-    say(printable(_train_command(data.path, options, suggestion.lr)))
+    say("  " + printable(_train_command(data.path, options, suggestion.lr)))
     emit({**suggestion._asdict(), "plot": options.plot})
     if options.plot:
         draw_range_test(options.plot, test, suggestion)

@@ -123,7 +123,8 @@ def _check_same_dataset(data: Dataset, state: TrainingState, folder: RunFolder) 
     if data.content_hash != state.content_hash:
         raise JobError(
             f"{folder.path} was begun with another dataset (content {state.content_hash[:8]}, {data.path} has"
-            f" {data.content_hash[:8]}); give that one, or start again with --overwrite or --init"
+            f" {data.content_hash[:8]}); give that one, start again with --overwrite, or give another folder and"
+            f" --init {folder.path}"
         )
 
 

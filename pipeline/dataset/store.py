@@ -314,8 +314,10 @@ def read_attributes(path: Path) -> Attributes:
     """Read the attributes of a dataset, sealed or not. Raises DatasetError if there is none."""
     metadata = path / "zarr.json"
     if not metadata.is_file():
-        found = "no zarr.json in it" if os.path.lexists(path) else "nothing"
-        raise DatasetError(f"expected a dataset built by logpose, found {found} at {path}: check the path")
+        found = "nothing" if not os.path.lexists(path) else "no zarr.json" if path.is_dir() else "a file"
+        raise DatasetError(
+            f"expected a dataset built by logpose, found {found} at {path}: check the path, or run logpose build"
+        )
     try:
         node = json.loads(metadata.read_bytes())
         attributes = node.get("attributes")

@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 
 from cnn.backends import pick_backend
-from cnn.checkpoint import ModelCard, initialise_from, load_checkpoint, save_checkpoint
+from cnn.checkpoint import Checkpoint, ModelCard, initialise_from, load_checkpoint, save_checkpoint
 from cnn.errors import ModelFileError, NetworkError, WriteError
 from cnn.inference.predictor import Predictor
 from tests.cnn.tiny_task import CARD, MEAN, SHAPE, STD, draw_images, make_trainer, train
@@ -79,6 +79,15 @@ def test_initialising_from_a_model_of_other_classes_replaces_the_head(model: Pat
     foreign = ModelCard("seed", {}, SHAPE, CARD.class_names, "pad", MEAN, STD)
     with pytest.raises(NetworkError, match="is a plain, not a seed; use --model plain"):
         initialise_from(foreign.build_network(pick_backend("cpu")), foreign, saved)
+
+
+def test_initialising_at_another_size_names_both_sizes() -> None:
+    def card(size: int) -> ModelCard:
+        return ModelCard("resnet9", {"width": 4}, (size, size, 3), ("a", "b"), "pad", MEAN, STD)
+
+    saved = Checkpoint(Path("m"), card(64), card(64).build_network(pick_backend("cpu")).tensors(), {})
+    with pytest.raises(ModelFileError, match="architecture: it was trained on images of 64×64, this dataset has 32×32"):
+        initialise_from(card(32).build_network(pick_backend("cpu")), card(32), saved)
 
 
 def test_a_full_disk_leaves_the_old_file_unchanged(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,12 @@
 """--quiet, --verbose and --json of every command."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 
-from jobs.console.output import Verbosity, detail, emit, say, verbosity, verbosity_of
+from jobs.console.output import Verbosity, detail, emit, fit, say, verbosity, verbosity_of
 from tests.jobs.conftest import CLASSES, RECIPE, Logpose
 
 
@@ -135,3 +136,42 @@ def test_lines_fit_80_columns(
 def test_build_names_the_next_command(logpose: Logpose, image_folder: Path, tmp_path: Path) -> None:
     outcome = logpose("build", image_folder, tmp_path / "my flags.zarr", "--size", 8)
     assert outcome.out.splitlines()[-1] == f"next: logpose train '{tmp_path}/my flags.zarr' 'runs/my flags'"
+
+
+# Terminals ----------------------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+
+
+@pytest.mark.usefixtures("narrow")
+def test_terminal_lines_wrap_at_spaces() -> None:
+    text = "  near-duplicates: 118 images in 51 groups; each in one split\nshort"
+    assert fit(text, Terminal()) == (
+        "  near-duplicates: 118 images in 51\n    groups; each in one split\nshort"
+    )  # fmt: skip
+    assert fit(text, io.StringIO()) == text
+
+
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize(
+    "whole",
+    ["logpose train 'my flags.zarr' runs/flags --resume", "'logpose train --help' and more", '"pip install numpy"'],
+)
+def test_terminal_keeps_commands_and_quoted_text_whole(whole: str) -> None:
+    quoted = whole if whole.startswith("logpose") else whole[: whole.rindex(whole[0]) + 1]
+    assert quoted in fit(f"interrupted: saved after 25 steps; resume with: {whole}", Terminal())
+
+
+@pytest.mark.usefixtures("narrow")
+def test_recipes_are_printed_as_they_are(logpose: Logpose, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = logpose("recipes", "best").out
+    monkeypatch.setattr("jobs.console.output.fit", lambda text, stream: "wrapped")
+    assert logpose("recipes", "best").out == expected

@@ -118,7 +118,7 @@ def test_verify_prints_each_damage_and_exits_with_1(logpose: Logpose, dataset: P
 
 
 def test_verify_of_something_else_is_an_error(logpose: Logpose, image_folder: Path, tmp_path: Path) -> None:
-    assert "no zarr.json in it" in logpose("verify", image_folder).error
+    assert "no zarr.json at" in logpose("verify", image_folder).error
     assert "found nothing at" in logpose("verify", tmp_path / "nowhere").error
 
 

@@ -140,7 +140,7 @@ def test_near_duplicates(logpose: Logpose, copy: Path, copies: tuple[int, ...] |
 
 
 def test_not_a_dataset_is_an_error(logpose: Logpose, copy: Path, image_folder: Path, tmp_path: Path) -> None:
-    assert "no zarr.json in it" in logpose("info", image_folder).error
+    assert "no zarr.json at" in logpose("info", image_folder).error
     assert "found nothing at" in logpose("info", tmp_path / "nowhere").error
     node = json.loads((copy / "zarr.json").read_bytes())
     node["attributes"]["sealed"] = False

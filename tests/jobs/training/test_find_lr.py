@@ -173,9 +173,10 @@ def test_find_lr_prints_the_suggestion_and_writes_nothing(
     assert lines[1].startswith("images   48 to train on, 12 to validate; 3 classes, 16×16 (pad)")
     assert lines[3].startswith("model    plain, ")
     assert lines[4].startswith("recipe   plain (width 4), adamw, cosine")
+    assert lines[5].startswith(" " * 9)  # second line of the recipe
     assert sum(line.endswith("<- suggested") for line in lines) == 1
     assert lines[-2].startswith("the loss is low from ")
-    assert lines[-1].startswith(f"logpose train {dataset} RUN_DIR --lr ")
+    assert lines[-1].startswith(f"  logpose train {dataset} RUN_DIR --lr ")
     assert sorted(dataset.parent.iterdir()) == before
     assert not list(tmp_path.iterdir())
 
@@ -265,7 +266,7 @@ def test_find_lr_command(logpose: Logpose, dataset: Path, tmp_path: Path) -> Non
     arguments = ("--model", "plain", "--set", "model.width=4", "--batch-size", 8, "--device", "cpu", "--steps", 30)
     outcome = logpose("find-lr", dataset, *arguments, "--plot", tmp_path / "rates.png")
     assert (outcome.code, outcome.err) == (0, "")
-    assert outcome.out.splitlines()[-1].startswith(f"logpose train {dataset} RUN_DIR --lr 0.0")
+    assert outcome.out.splitlines()[-1].startswith(f"  logpose train {dataset} RUN_DIR --lr 0.0")
     assert (tmp_path / "rates.png").stat().st_size > 1000
     refused = logpose("find-lr", dataset, "--steps", 3)
     assert refused.code == 2 and "(see 'logpose find-lr --help')" in refused.err

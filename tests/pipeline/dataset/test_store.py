@@ -351,7 +351,7 @@ def test_labels_out_of_range_are_an_error(dataset: Dataset) -> None:
 def test_other_paths_are_not_datasets(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"expected a dataset built by logpose, found nothing at .*check the path"):
         Dataset.open(tmp_path / "nowhere")
-    with pytest.raises(DatasetError, match=r"found no zarr.json in it at"):
+    with pytest.raises(DatasetError, match=r"found no zarr.json at"):
         Dataset.open(tmp_path)
     for text in ("", "{", "[]", '{"attributes": 3}', "\xff"):
         (tmp_path / "zarr.json").write_text(text)
