@@ -263,10 +263,11 @@ def test_errors_of_reading_reach_the_consumer(
 
 
 def test_errors_are_raised_before_earlier_windows_are_used_up(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, failed = Split.read_into, threading.Event()
+    read, started, failed = Split.read_into, threading.Event(), threading.Event()
 
     def fail(self: Split, out: np.ndarray, start: int, stop: int) -> object:
         if start == 12:  # the second window of three chunks
+            started.wait(60)  # an error that came before the first batch would be raised with it
             failed.set()
             raise OSError("the disk failed")
         return read(self, out, start, stop)
@@ -274,6 +275,7 @@ def test_errors_are_raised_before_earlier_windows_are_used_up(split: Split, monk
     monkeypatch.setattr(Split, "read_into", fail)
     epoch = BatchStream(split, 2, seed=0, shuffle=False).epoch(0)
     assert next(epoch).rows.tolist() == [0, 1]
+    started.set()
     assert failed.wait(60)
     while any(thread.name == "logpose-reader" for thread in threading.enumerate()):
         time.sleep(0.01)
