@@ -1,8 +1,15 @@
 """Errors of networks, recipes and model files. Every message is one line that ends in a remedy."""
 
+import math
 from collections.abc import Iterable
+from numbers import Real
 
 from logpose.common.errors import LogposeError, suggest
+
+
+def number(value: object) -> float:
+    """The value, or NaN, which is in no range, where it is not a number (a bool is none)."""
+    return value if isinstance(value, Real) and not isinstance(value, bool) else math.nan  # type: ignore[return-value]
 
 
 class NetworkError(LogposeError):
@@ -25,7 +32,7 @@ class UnknownNameError(RecipeError):
     """A name is missing from its registry."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        super().__init__(f"no {kind} is called '{name}'; {suggest(name, known)}")
+        super().__init__(f"no {kind} is called '{name}'; {suggest(str(name), known)}")
 
 
 class DeviceError(NetworkError):

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from cnn.backends.base import Array, Backend
-from cnn.errors import RecipeError
+from cnn.errors import RecipeError, number
 
 
 class Loss(Protocol):
@@ -44,10 +44,15 @@ class SoftmaxCrossEntropy:
     class_weights: tuple[float, ...] | Literal["balanced"] = ()
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.label_smoothing < 1.0:
+        if not 0.0 <= number(self.label_smoothing) < 1.0:
             raise RecipeError(f"label_smoothing: expected 0 or more and less than 1, found {self.label_smoothing}")
-        if self.class_weights != "balanced" and any(not weight >= 0.0 for weight in self.class_weights):
-            raise RecipeError(f"class_weights: expected numbers of 0 or more, found {list(self.class_weights)}")
+        weights = self.class_weights
+        if weights != "balanced" and not (
+            isinstance(weights, tuple) and all(number(weight) >= 0.0 for weight in weights)
+        ):
+            raise RecipeError(
+                f"class_weights: expected a tuple of numbers of 0 or more, or 'balanced', found {weights!r}; write one"
+            )
 
     def forward(self, backend: Backend, outputs: Array, targets: Array, denominator: int) -> tuple[Array, Array]:
         weights = None

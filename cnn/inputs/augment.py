@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from cnn.errors import RecipeError
+from cnn.errors import RecipeError, number
 from cnn.rng import uniform
 
 _DRAWS = 9  # uniform numbers per image
@@ -58,10 +58,10 @@ class Augment:
         for name, low, high in (
             ("shift", 0.0, 0.5), ("crop_scale", 0.01, 1.0), ("crop_stretch", 1.0, 10.0), ("cutout", 0.0, 1.0)
         ):
-            if not low <= getattr(self, name) <= high:
+            if not low <= number(getattr(self, name)) <= high:
                 raise RecipeError(f"augment {name}: expected {low:g} to {high:g}, found {getattr(self, name)}")
         for name in ("brightness", "contrast", "saturation"):
-            if not 0.0 <= getattr(self, name) < 1.0:
+            if not 0.0 <= number(getattr(self, name)) < 1.0:
                 raise RecipeError(
                     f"augment {name}: expected 0 or more and less than 1, found {getattr(self, name)}"
                 )

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from cnn.errors import RecipeError, UnknownNameError
+from cnn.errors import RecipeError, UnknownNameError, number
 from cnn.inputs.augment import span
 from cnn.rng import key_of, uniform
 
@@ -52,9 +52,9 @@ class Mix:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UnknownNameError("mix kind", self.kind, KINDS)
-        if not 0.0 < self.alpha < math.inf:
+        if not 0.0 < number(self.alpha) < math.inf:
             raise RecipeError(f"mix alpha: expected a number above 0, found {self.alpha}")
-        if not 0.0 <= self.share <= 1.0:
+        if not 0.0 <= number(self.share) <= 1.0:
             raise RecipeError(f"mix share: expected 0 to 1, found {self.share}")
 
     def draw(self, key: int, rows: np.ndarray, height: int, width: int) -> Blend | None:

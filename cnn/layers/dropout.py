@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from cnn.arena import Shape, Tree
 from cnn.backends.base import Array
-from cnn.errors import RecipeError
+from cnn.errors import RecipeError, number
 from cnn.layers.base import Cache, Run, Specs
 from cnn.rng import uniform
 
@@ -16,7 +16,7 @@ class Dropout:
     rate: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.rate < 1.0:
+        if not 0.0 <= number(self.rate) < 1.0:
             raise RecipeError(f"dropout rate: expected 0 or more and less than 1, found {self.rate}")
 
     def specs(self, in_shape: Shape) -> Specs:

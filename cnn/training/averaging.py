@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from cnn.backends.base import Array
-from cnn.errors import RecipeError
+from cnn.errors import RecipeError, number
 from cnn.network import Network
 
 
@@ -28,7 +28,7 @@ class Lookahead:
 
     def __post_init__(self) -> None:
         for name, highest in (("every", float("inf")), ("start", 1.0), ("decay", 1.0), ("power", float("inf"))):
-            if not 0.0 <= getattr(self, name) <= highest:
+            if not 0.0 <= number(getattr(self, name)) <= highest:
                 raise RecipeError(f"lookahead {name}: expected 0 to {highest:g}, found {getattr(self, name)}")
 
     def first_step(self, total: int) -> int:
@@ -74,7 +74,7 @@ class EMA:
     horizon: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.horizon <= 1.0:
+        if not 0.0 <= number(self.horizon) <= 1.0:
             raise RecipeError(f"ema horizon: expected 0 to 1, found {self.horizon}")
 
     def decay_at(self, step: int, total: int) -> float:

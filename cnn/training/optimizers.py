@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol
 
 from cnn.arena import Arena
 from cnn.backends.base import Array, Backend
-from cnn.errors import RecipeError
+from cnn.errors import RecipeError, number
 
 
 class Optimizer(Protocol):
@@ -103,13 +103,13 @@ class AdamW:
 
 def _check(**values: float) -> None:
     for name, value in values.items():
-        if not 0.0 <= value < float("inf"):
+        if not 0.0 <= number(value) < float("inf"):
             raise RecipeError(f"{name}: expected a number of 0 or more, found {value}")
 
 
 def _check_decay(**values: float) -> None:
     for name, value in values.items():
-        if not 0.0 <= value < 1.0:
+        if not 0.0 <= number(value) < 1.0:
             raise RecipeError(f"{name}: expected 0 or more and less than 1, found {value}")
 
 

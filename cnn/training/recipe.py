@@ -53,12 +53,12 @@ class Recipe:
             field_type.check(name, getattr(self, name))
         for name, lowest in (("epochs", 1), ("batch_size", 1), ("clip", 0), ("patience", 0), ("seed", 0)):
             value = getattr(self, name)
-            if not isinstance(value, int | float if name == "clip" else int):
+            if isinstance(value, bool) or not isinstance(value, int | float if name == "clip" else int):
                 kind = "a number" if name == "clip" else "a whole number"
                 raise RecipeError(f"{name}: expected {kind}, found {value!r}; write {name}={lowest} or more")
             if not value >= lowest:
                 raise RecipeError(f"{name}: expected {lowest} or more, found {value}")
-        if self.views not in VIEWS:
+        if not isinstance(self.views, str) or self.views not in VIEWS:
             raise UnknownNameError("views", self.views, VIEWS)
 
 

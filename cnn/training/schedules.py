@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from cnn.errors import RecipeError
+from cnn.errors import RecipeError, number
 
 
 class Schedule(Protocol):
@@ -29,7 +29,7 @@ class _WithWarmup:
     warmup: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.warmup < 1.0:
+        if not 0.0 <= number(self.warmup) < 1.0:
             raise RecipeError(f"warmup: expected a fraction of all steps, from 0 to less than 1, found {self.warmup}")
 
     def factor(self, step: int, total: int) -> float:

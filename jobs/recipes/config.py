@@ -25,6 +25,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import tomli_w
 
 from cnn.errors import NetworkError
@@ -324,4 +325,9 @@ def _fields_of(value: Any) -> dict[str, Any]:
 def _to_toml(value: Any) -> Any:
     if value is None:
         return NONE
-    return [_to_toml(item) for item in value] if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return [_to_toml(item) for item in value]
+    value = value.item() if isinstance(value, np.generic) else value
+    if not isinstance(value, bool | int | float | str):
+        raise JobError(f"expected a number, text, True or False in a recipe, found {value!r}; correct the value")
+    return value

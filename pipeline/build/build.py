@@ -16,7 +16,7 @@ import numpy as np
 from logpose.common.errors import printable
 from pipeline.build.destination import ExistingBuild, check_destination, lock_destination, prepare_destination
 from pipeline.build.journal import Failure, Journal, ShardResult
-from pipeline.build.options import BuildOptions
+from pipeline.build.options import MAX_SIDE, BuildOptions
 from pipeline.build.reports import read_failures, write_duplicates, write_failures
 from pipeline.build.rounds import OnProgress, Rounds
 from pipeline.build.source_files import Source, stat_files
@@ -118,6 +118,8 @@ def _check_options(options: BuildOptions) -> None:
     height, width = options.size
     if height < 1 or width < 1:
         raise OptionError(f"expected an image size of at least 1x1, found {height}x{width}: 128x128 is usual")
+    if max(height, width) > MAX_SIDE:
+        raise OptionError(f"expected an image size of at most {MAX_SIDE} a side, found {height}x{width}: lower it")
     if options.fit not in FITS:
         raise OptionError(f"expected one of the fits {', '.join(FITS)}, found {options.fit!r}; 'pad' is the default")
     if options.workers is not None and options.workers < 1:
