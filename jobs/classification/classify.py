@@ -42,6 +42,8 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
     `model` is a model file, or the folder of a training.
     Raises JobError, ModelFileError, DatasetError, DeviceError where the options, the model or the images do not fit.
     """
+    if not out.name or out.is_dir():
+        raise JobError(f"expected a file for the table, found the folder {out}; add a name, such as {out / 'out.csv'}")
     model = model / "model.safetensors" if model.is_dir() else model
     if options.model:
         from cnn.models import import_model

@@ -251,6 +251,9 @@ def _construct(kind: type, values: Mapping[str, Any], given: Mapping[str, Config
     except NetworkError as error:
         sources = [value.source for value in given.values() if value.key in str(error)]
         raise JobError(f"{error} ({sources[0]})" if sources else str(error)) from error
+    except Exception as error:  # the __post_init__ of a user's model may raise anything
+        options = ", ".join(f"{key}={value!r}" for key, value in values.items())
+        raise JobError(f"{kind.__name__}({options}): {type(error).__name__}: {error}; give other values") from error
 
 
 def _checked(
@@ -281,6 +284,11 @@ def _converted(value: Any, hint: Any) -> Any:
         origin, inner = typing.get_origin(member), typing.get_args(member)
         if origin is typing.Literal and value in inner:
             return value
+        if member in (Any, object, tuple):
+            if isinstance(value, list):
+                return tuple(_converted(item, Any) for item in value)
+            if member is not tuple:
+                return value
         if member is type(None) and value == NONE:
             return None
         if origin is tuple and isinstance(value, list):

@@ -98,7 +98,7 @@ class Split:
             rows = self._row_numbers(array)  # (n,)
         else:
             try:
-                number = operator.index(index)  # type: ignore[arg-type]
+                number = operator.index(index)
             except TypeError:
                 raise self._wrong_index(type(index).__name__) from None
             if not -self.rows <= number < self.rows:

@@ -255,3 +255,16 @@ def test_models_and_datasets_can_be_copied_and_pickled(workspace: Path, monkeypa
     for other in (pickle.loads(written), copy.deepcopy(pickle.loads(written))):
         np.testing.assert_array_equal(other.probabilities(workspace / "images/red/000.png"), expected)
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(data)).val[0].image, data.val[0].image)
+
+
+def test_a_run_whose_path_is_not_valid_utf8_has_a_report(workspace: Path) -> None:
+    odd = workspace / "run \udcff\n"
+    (workspace / "runs" / "colours").rename(odd)
+    assert logpose.load_run(odd).report(quiet=True).stat().st_size > 10_000
+
+
+@pytest.mark.usefixtures("workspace")
+@pytest.mark.parametrize("out", ["images", ".", "/"])
+def test_a_table_needs_a_name(out: str) -> None:
+    with pytest.raises(logpose.LogposeError, match="expected a file for the table, found the folder"):
+        logpose.classify("images", "runs/colours", out, quiet=True)
