@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from cnn.inference.predictor import Predictor
+from cnn.models import model_path
 from jobs.classification.inputs import FILES_PER_PART, Inputs, Part, find_inputs
 from jobs.classification.table import ResumableTable, TableOptions
 from jobs.classification.task import Row, Task, TaskSettings, cache_predictor, classify_task, hash_file
@@ -58,8 +59,11 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
         raise JobError(f"--topk {options.topk}: expected at most {len(card.class_names)}, as {model} has {classes}")
     table_format = options.format or _format_of(out)
     columns = TableOptions(options.topk, options.threshold, options.spreadsheet_safe, table_format)
+    # Workers import the class that is registered here, never one that only the file names.
+    model_class = options.model or (model_path(card.model) if options.scheduler else None)
     settings = TaskSettings(
-        model.absolute(), hash_file(model), options.device, options.views, options.batch_size, columns, options.model
+        model.absolute(), hash_file(model), options.device, options.views, options.batch_size, columns,
+        model_class or None,
     )
     cache_predictor(predictor, settings)
     # Fewer and larger tasks on a cluster, where each one is sent over the network.
