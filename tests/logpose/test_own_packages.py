@@ -53,7 +53,8 @@ def test_a_wheel_runs_the_demo_in_an_empty_folder(installed: Path, tmp_path: Pat
     done = run(installed, tmp_path, "-c", script, PYTHONPATH="")
     assert done.returncode == 0, done.stderr
     assert {"new.csv", "flags.zarr", "run"} <= {path.name for path in (tmp_path / "demo").iterdir()}
-    files = run(installed, tmp_path, "-c", "import logpose, jobs, cnn; print(logpose.__file__, jobs.__file__)", PYTHONPATH="")
+    script = "import logpose, jobs, cnn; print(logpose.__file__, jobs.__file__)"
+    files = run(installed, tmp_path, "-c", script, PYTHONPATH="")
     assert str(ROOT) not in files.stdout, "the wheel was not what ran"
 
 
