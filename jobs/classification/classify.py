@@ -44,7 +44,7 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
     Raises JobError, ModelFileError, DatasetError, DeviceError where the options, the model or the images do not fit.
     """
     if not out.name or out.is_dir():
-        raise JobError(f"expected a file for the table, found the folder {out}; add a name, such as {out / 'out.csv'}")
+        raise JobError(f"{out} is a folder; give the name of a CSV file")
     model = model / "model.safetensors" if model.is_dir() else model
     if options.model:
         from cnn.models import import_model
