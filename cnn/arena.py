@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cnn.backends.base import Array, Backend
+from cnn.errors import ShapeError
 
 Shape = tuple[int, ...]
 # A layer's arrays by name, or a container's trees by the name of the layer.
@@ -96,7 +97,11 @@ class Arena:
 
     def assign(self, name: str, values: np.ndarray) -> None:
         """Copy host values of the view's shape into the view `name`."""
-        self.views[name][...] = self.backend.asarray(values.astype(self.flat.dtype, copy=False))
+        view = self.views[name]
+        if np.shape(values) != view.shape:
+            found = np.shape(values)
+            raise ShapeError(f"{name}: expected initial values of {view.shape}, found {found}; correct the initialiser")
+        view[...] = self.backend.asarray(values.astype(self.flat.dtype, copy=False))
 
     def to_host(self) -> dict[str, np.ndarray]:
         """Copies of all views on the host, by name."""

@@ -28,7 +28,7 @@ class UnknownNameError(RecipeError):
     """A name is missing from its registry."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        super().__init__(f"no {kind} is called '{name}'; {suggest(name, known)}")
+        super().__init__(f"no {kind} is called '{name}'; {suggest(str(name), known)}")
 
 
 class DeviceError(NetworkError):
@@ -58,7 +58,7 @@ def check_range(
 
     `kind` is the type of the number: `int` for whole numbers.
     """
-    if isinstance(value, kind) and low <= value <= high and value < below:  # type: ignore[operator]
+    if isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high and value < below:  # type: ignore[operator]
         return
     noun, bounds = "a whole number" if kind is int else "a number", f"of {low:g} or more"
     if high < math.inf:

@@ -45,8 +45,12 @@ class SoftmaxCrossEntropy:
 
     def __post_init__(self) -> None:
         check_range("label_smoothing", self.label_smoothing, 0, below=1)
-        if self.class_weights != "balanced" and any(not weight >= 0.0 for weight in self.class_weights):
-            raise RecipeError(f"class_weights: expected numbers of 0 or more, found {list(self.class_weights)}")
+        weights = self.class_weights
+        if weights != "balanced":
+            if not isinstance(weights, tuple):
+                raise RecipeError(f"class_weights: expected a tuple of numbers, or 'balanced', found {weights!r}")
+            for weight in weights:
+                check_range("class_weights", weight, 0)
 
     def forward(self, backend: Backend, outputs: Array, targets: Array, denominator: int) -> tuple[Array, Array]:
         weights = None

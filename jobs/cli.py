@@ -1,6 +1,5 @@
 """The command line: `main` runs a command and turns every error into one line and an exit code."""
 
-import errno
 import os
 import sys
 import traceback
@@ -10,7 +9,7 @@ import typer
 
 from jobs.commands import app
 from jobs.console.output import fit
-from jobs.errors import Interrupted
+from jobs.errors import OUT_OF_MEMORY, Interrupted, explain
 from logpose.common.errors import LogposeError, printable
 
 
@@ -31,9 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        return _fail(*_explain(error))
+        return _fail(*explain(error))
     except MemoryError:
-        return _fail("out of memory; use a smaller --batch-size, --ram-budget or --size, or fewer --workers", 1)
+        return _fail(OUT_OF_MEMORY, 1)
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error of Typer, or of the Click inside it
             return _fail(_usage(error, given), 2)
@@ -46,18 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fail(message: str, code: int, prefix: str = "error") -> int:
     print(fit(f"{prefix}: {printable(message)}", sys.stderr), file=sys.stderr, flush=True)
     return code
-
-
-def _explain(error: OSError) -> tuple[str, int]:
-    """Return the message, with a remedy, and the exit code of an error of the operating system."""
-    reason, where = (error.strerror or str(error)).lower(), f" at {error.filename}" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{reason}{where}; make room and run the same command again to resume (train: with --resume)", 1
-    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError):
-        return f"{reason}{where}; check the path", 2
-    if isinstance(error, PermissionError):
-        return f"{reason}{where}; check the permissions of the file and of its folder", 2
-    return f"{reason}{where}; check the disk and run the same command again", 1
 
 
 def _usage(error: Exception, given: Sequence[str]) -> str:

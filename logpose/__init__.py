@@ -10,9 +10,10 @@
 Names are imported when they are first used, so that `import logpose` itself takes no time.
 """
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # not from typing: the current folder may hold a typing.py
 if TYPE_CHECKING:
+    from typing import Any
+
     from cnn import layers, losses
     from cnn.models import register_model
     from cnn.training import optimizers, schedules
@@ -74,7 +75,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """Import a public name when it is first used."""
     if name not in _SOURCES:
         raise AttributeError(f"module 'logpose' has no attribute '{name}'; it has {', '.join(__all__)}")

@@ -1,13 +1,18 @@
 """Entry point of the command line: `logpose`, or `python -m logpose`."""
 
+import os  # always imported already, like sys
 import sys
-from collections.abc import Sequence
 
-from logpose.own_packages import check_own_packages, prefer_own_packages
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: "Sequence[str] | None" = None) -> int:
     """Run the command line; return the exit code."""
+    leave_current_folder()  # before any other import: it may hold a json.py
+    from logpose.own_packages import check_own_packages, prefer_own_packages
+
     prefer_own_packages()
     try:
         check_own_packages()
@@ -17,6 +22,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from jobs.cli import main as run
 
     return run(arguments)
+
+
+def leave_current_folder() -> None:
+    """Take the current folder off the import path, unless logpose itself lies there."""
+    try:
+        here = os.getcwd()  # noqa: PTH109  # pathlib is not imported yet
+    except OSError:  # it is deleted
+        here = ""
+    if __file__.rpartition(os.sep)[0].rpartition(os.sep)[0] != here:
+        sys.path[:] = [entry for entry in sys.path if entry not in ("", ".", here)]
 
 
 if __name__ == "__main__":

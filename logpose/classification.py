@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from jobs.classification.classify import classify as classify_job
-from jobs.console.output import Verbosity, verbosity_of
 from jobs.options import ClassifyOptions
+from logpose.arguments import checked_options, checked_path, running
 
 
 def classify(
@@ -55,10 +55,11 @@ def classify(
     >>> table.read_text().splitlines()[0]
     'filename,status,label,prob,error'
     """
-    options = ClassifyOptions(
-        topk=topk, threshold=threshold, format=format, spreadsheet_safe=spreadsheet_safe, views=views,
-        batch_size=batch_size, device=device, workers=workers, scheduler=scheduler, overwrite=overwrite,
+    options = checked_options(
+        ClassifyOptions, topk=topk, threshold=threshold, format=format, spreadsheet_safe=spreadsheet_safe,
+        views=views, batch_size=batch_size, device=device, workers=workers, scheduler=scheduler, overwrite=overwrite,
     )  # fmt: skip
-    with verbosity_of(Verbosity.QUIET if quiet else Verbosity.NORMAL):
-        classify_job(Path(images), Path(model), Path(out), options)
-    return Path(out)
+    table = checked_path("out", out)
+    with running(quiet):
+        classify_job(checked_path("images", images), checked_path("model", model), table, options)
+    return table

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from jobs.console.output import Verbosity, verbosity_of
 from jobs.datasets.build import build as build_job
-from pipeline.build.options import BuildOptions, parse_failure_limit, parse_size
+from logpose.arguments import checked_options, checked_path, running
+from pipeline.build.options import BuildOptions
 from pipeline.dataset.store import Dataset
 
 
@@ -55,19 +55,15 @@ def build(
     >>> len(data.train), len(data.val), data.class_names
     (48, 12, ('blue', 'green', 'red'))
     """
-    if isinstance(size, str):
-        size = parse_size(size)
-    elif isinstance(size, int):
-        size = (size, size)
-    if isinstance(max_failures, str):
-        max_failures = parse_failure_limit(max_failures)
-    options = BuildOptions(
-        size=size, fit=fit, val=val, seed=seed, group_copies=group_copies, codec=codec, workers=workers,
-        scheduler=scheduler, max_failures=max_failures, overwrite=overwrite,
+    options = checked_options(
+        BuildOptions, size=(size, size) if hasattr(size, "__index__") else size, fit=fit, val=val, seed=seed,
+        group_copies=group_copies, codec=codec, workers=workers, scheduler=scheduler, max_failures=max_failures,
+        overwrite=overwrite,
     )  # fmt: skip
-    with verbosity_of(Verbosity.QUIET if quiet else Verbosity.NORMAL):
-        build_job(Path(images), Path(dataset), options)
-    return Dataset.open(dataset)
+    path = checked_path("dataset", dataset)
+    with running(quiet):
+        build_job(checked_path("images", images), path, options)
+        return Dataset.open(path)
 
 
 def open(path: str | Path) -> Dataset:
@@ -86,4 +82,5 @@ def open(path: str | Path) -> Dataset:
     >>> images.shape, labels.shape, len(paths)
     ((32, 16, 16, 3), (32,), 32)
     """
-    return Dataset.open(path)
+    with running(quiet=True):
+        return Dataset.open(checked_path("path", path))

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from cnn.backends import pick_backend
+from cnn.backends import DEVICES, pick_backend
 from cnn.errors import InputError
 from cnn.inference.predictor import Predictor
+from cnn.inputs.checks import check_images
+from logpose.arguments import checked_number, checked_path, checked_text, running
 from pipeline.errors import DecodeError
 from pipeline.images.decode import decode_pixels
 
@@ -55,8 +58,8 @@ class Model:
     Model(plain: 3 classes, 16×16 pixels, cpu, runs/colours/model.safetensors)
     """
 
-    def __init__(self, path: Path, predictor: Predictor) -> None:
-        self.path, self._predictor = path, predictor
+    def __init__(self, path: Path, predictor: Predictor, device: Literal["auto", "cpu", "cuda"] = "auto") -> None:
+        self.path, self._predictor, self._device = path, predictor, device
         self.class_names: tuple[str, ...] = predictor.card.class_names
         self.size: tuple[int, int] = predictor.card.in_shape[:2]
 
@@ -72,6 +75,9 @@ class Model:
     def predict(self, images: ImageLike | Sequence[ImageLike], *, topk: int = 1) -> Prediction | list[Prediction]:
         """Predict the class of one image, or of each image of a list or of an array (N, H, W, 3).
 
+        A Pillow image counts as its file does, EXIF orientation included. Only a JPEG whose pixels are already loaded
+        may differ slightly: from its file, it is decoded at a reduced size.
+
         Raises:
             LogposeError: A file cannot be read, or an array is not uint8 of the model's size.
 
@@ -81,8 +87,7 @@ class Model:
         >>> len(model.predict(["images/red/000.png", "images/blue/000.png"], topk=2))
         2
         """
-        if not 1 <= topk <= len(self.class_names):
-            raise InputError(f"topk: expected 1 to {len(self.class_names)}, the number of classes, found {topk}")
+        topk = checked_number("topk", topk, 1, len(self.class_names))
         single = _is_single(images)
         probabilities = self.probabilities(images)  # (N, C)
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :topk]  # (N, K)
@@ -101,11 +106,15 @@ class Model:
         >>> logpose.load("runs/colours").probabilities("images/red/000.png").shape
         (1, 3)
         """
-        return self._predictor.probabilities(self._pixels(images))
+        pixels = self._pixels(images)  # (N, H, W, 3)
+        if not len(pixels):
+            return np.empty((0, len(self.class_names)), np.float32)
+        return self._predictor.probabilities(pixels)
 
     def _pixels(self, images: ImageLike | Sequence[ImageLike]) -> npt.NDArray[np.uint8]:
         """The images as the network takes them: uint8 (N, H, W, 3)."""
         if isinstance(images, np.ndarray) and images.ndim == 4:
+            check_images(images, self._predictor.card.in_shape)
             return images
         listed = [images] if _is_single(images) else list(images)  # type: ignore[arg-type]
         pixels = np.empty((len(listed), *self.size, 3), np.uint8)  # (N, H, W, 3)
@@ -115,16 +124,13 @@ class Model:
 
     def _one(self, image: ImageLike) -> npt.NDArray[np.uint8]:
         """One image as the network takes it: uint8 (H, W, 3)."""
-        fit = self._predictor.card.fit
-        if isinstance(image, str | Path):
-            if Path(image).is_dir():
+        if isinstance(image, str | os.PathLike):
+            path = checked_path("images", image)
+            if os.path.isdir(path):  # noqa: PTH112  # False, not an error, for a name that is too long
                 raise InputError(
                     f"expected an image, found the folder {image}: classify it into a table with logpose.classify"
                 )
-            try:
-                return decode_pixels(Path(image), self.size, fit)
-            except DecodeError as error:
-                raise InputError(f"expected an image, found {image}, which is {error}; check the file") from error
+            return self._decoded(path, str(path))
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.shape != (*self.size, 3):
                 raise InputError(
@@ -133,12 +139,20 @@ class Model:
                 )
             return image
         if hasattr(image, "save") and hasattr(image, "mode"):  # Pillow's, resized by the decoder that training used
-            file = io.BytesIO()
-            image.save(file, "PNG")
-            return decode_pixels(file.getvalue(), self.size, fit)
+            return self._decoded(image, "a Pillow image")
         raise InputError(
             f"expected a path, an array or a Pillow image, found {type(image).__name__}: give one of these, or a list"
         )
+
+    def _decoded(self, source: Path | PILImage, name: str) -> npt.NDArray[np.uint8]:
+        try:
+            return decode_pixels(source, self.size, self._predictor.card.fit)
+        except DecodeError as error:
+            raise InputError(f"expected an image, found {name}, which is {error}; check the file") from error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the file's path and the device: a worker on the same file system loads the model again."""
+        return partial(load, self.path.absolute(), device=self._device), ()
 
 
 def _is_single(images: object) -> bool:
@@ -160,6 +174,8 @@ def load(path: str | Path, *, device: Literal["auto", "cpu", "cuda"] = "auto") -
     >>> model.class_names, model.size
     (('blue', 'green', 'red'), (16, 16))
     """
-    path = Path(path)
-    file = path / "model.safetensors" if path.is_dir() else path
-    return Model(file, Predictor(file, pick_backend(device)))
+    file = checked_path("path", path)
+    checked_text("device", device, DEVICES)
+    with running(quiet=True):
+        file = file / "model.safetensors" if file.is_dir() else file
+        return Model(file, Predictor(file, pick_backend(device)), device)

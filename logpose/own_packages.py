@@ -6,6 +6,7 @@ These names are common: a project may have a folder `jobs/` of its own, which Py
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from importlib import invalidate_caches
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,9 +20,10 @@ def prefer_own_packages() -> None:
 
     It must be searched, since `--model my_module:MyNetwork` often names a module in it.
     """
-    here = Path.cwd()
-    if here != ROOT:
-        sys.path[:] = [entry for entry in sys.path if entry not in ("", ".", str(here))] + [str(here)]
+    with suppress(OSError):  # the current folder is deleted
+        here = Path.cwd()
+        if here != ROOT:
+            sys.path[:] = [entry for entry in sys.path if entry not in ("", ".", str(here))] + [str(here)]
     if foreign_package():
         sys.path.insert(0, str(ROOT))
     invalidate_caches()

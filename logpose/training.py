@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
 
 from cnn.losses import Loss
 from cnn.models import Model as Architecture
 from cnn.training.optimizers import Optimizer
 from cnn.training.recipe import Recipe
 from cnn.training.schedules import Schedule
-from jobs.console.output import Verbosity, verbosity_of
 from jobs.errors import JobError
 from jobs.options import ReportOptions, TrainOptions
-from jobs.recipes.config import resolve, to_toml
 from jobs.training.metrics import EpochRow
 from jobs.training.run_folder import RunFolder
 from jobs.training.summary import Summary
 from jobs.training.train import train as train_job
+from logpose.arguments import checked_options, checked_path, running
 from logpose.model import Model, load
 from pipeline.dataset.store import Dataset
 
@@ -125,8 +127,9 @@ class TrainingRun:
         """Write the HTML report of the training; return its path. Raises LogposeError where there is no model yet."""
         from jobs.report import report
 
-        with verbosity_of(Verbosity.QUIET if quiet else Verbosity.NORMAL):
-            return report(self.path, ReportOptions(Path(out) if out else None, self._dataset))
+        file = None if out is None else checked_path("out", out)
+        with running(quiet):
+            return report(self.path, ReportOptions(file, self._dataset))
 
     def __repr__(self) -> str:
         summary = self.summary
@@ -145,8 +148,10 @@ def load_run(path: str | Path) -> TrainingRun:
     >>> logpose.load_run("runs/colours").history[0].epoch
     1
     """
-    folder = RunFolder(Path(path))
-    if not folder.last.exists() and not folder.model.exists():
+    folder = RunFolder(checked_path("path", path))
+    with running(quiet=True):
+        found = folder.last.exists() or folder.model.exists()
+    if not found:
         raise JobError(
             f"expected the folder of a training, found no model in {path}; train one first, or check the path"
         )
@@ -204,26 +209,28 @@ def train(
     >>> len(run.history), run.model.size
     (2, (16, 16))
     """
-    path = data.path if isinstance(data, Dataset) else Path(data)
-    folder = Path(run_dir) if run_dir is not None else _free_folder(path)
-    sections = {"model": model, "optimizer": optimizer, "schedule": schedule, "loss": loss}
-    names = {f"{key}.name": value for key, value in sections.items() if isinstance(value, str) and key != "model"}
-    objects: dict[str, Any] = {key: value for key, value in sections.items() if not isinstance(value, str | None)}
-    options = TrainOptions(
-        model=model if isinstance(model, str) else None, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed,
-        patience=patience, set=tuple(f"{key}={_toml(value)}" for key, value in {**names, **(values or {})}.items()),
-        recipe=recipe if isinstance(recipe, str) else None, config=recipe if isinstance(recipe, Path) else None,
-        device=device, workers=workers, resume=resume, init=Path(init) if init else None, ram_budget=ram_budget,
-        overwrite=overwrite,
+    path = data.path if isinstance(data, Dataset) else checked_path("data", data)
+    folder = _free_folder(path) if run_dir is None else checked_path("run_dir", run_dir)
+    start: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule, "loss": loss}
+    texts = {f"{name}.name": part for name, part in start.items() if isinstance(part, str) and name != "model"}
+    objects = {name: part for name, part in start.items() if part is not None and not isinstance(part, str)}
+    if values is not None and not (isinstance(values, Mapping) and all(isinstance(key, str) for key in values)):
+        raise JobError(f'values: expected a dictionary such as {{"augment.cutout": 0.3}}, found {values!r}; write one')
+    name, file = None, None  # of the recipe
+    if isinstance(recipe, os.PathLike) or (isinstance(recipe, str) and recipe.endswith(".toml")):
+        file = checked_path("recipe", recipe)
+    elif isinstance(recipe, str):
+        name = recipe
+    elif recipe is not None and not isinstance(recipe, Recipe):
+        raise JobError(f"recipe: expected a name, a TOML file or a logpose.Recipe, found {recipe!r}; write 'best'")
+    options = checked_options(
+        TrainOptions, model=model if isinstance(model, str) else None, epochs=epochs, batch_size=batch_size, lr=lr,
+        seed=seed, patience=patience, recipe=name, config=file, device=device, workers=workers, resume=resume,
+        init=init, ram_budget=ram_budget, overwrite=overwrite,
+        set=[f"{key}={_toml(key, value)}" for key, value in {**texts, **(values or {})}.items()],
     )  # fmt: skip
-    given = None  # the recipe, if it is partly given as objects, which options cannot hold
-    if isinstance(recipe, Recipe) or objects:
-        base = to_toml(recipe) if isinstance(recipe, Recipe) else ""
-        given = replace(resolve(options, base, "recipe"), **objects)
-        if lr is not None:
-            given = replace(given, optimizer=replace(given.optimizer, lr=lr))  # type: ignore[type-var]
-    with verbosity_of(Verbosity.QUIET if quiet else Verbosity.NORMAL):
-        return TrainingRun(train_job(path, folder, options, given))
+    with running(quiet):
+        return TrainingRun(train_job(path, folder, options, recipe if isinstance(recipe, Recipe) else None, objects))
 
 
 def _free_folder(dataset: Path) -> Path:
@@ -233,6 +240,18 @@ def _free_folder(dataset: Path) -> Path:
     return next(folder for folder in chain([first], numbered) if not folder.exists())
 
 
-def _toml(value: Any) -> str:
-    """A recipe's value as TOML; `none` where there is none."""
-    return "none" if value is None else json.dumps(list(value) if isinstance(value, tuple) else value)
+def _toml(key: str, value: Any) -> str:
+    """A recipe's value as TOML; `none` where there is none. Raises JobError for what TOML cannot hold."""
+    try:
+        return "none" if value is None else json.dumps(value, default=_plain)
+    except (TypeError, ValueError):
+        raise JobError(
+            f"values: expected a number, text, True, False or a list for '{key}', found {value!r}; correct it"
+        ) from None
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy number or array as Python's. Raises TypeError for other objects."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError

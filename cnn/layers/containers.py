@@ -25,6 +25,10 @@ class Sequential:
                     f"Sequential: expected pairs of a name and a layer, found {pair!r}; write chain(name=layer, ...)"
                 )
             check_layer(*pair)
+        names = [name for name, _ in self.layers]
+        for name in names:
+            if not isinstance(name, str) or not name or "." in name or names.count(name) > 1:
+                raise RecipeError(f"Sequential: expected a name of its own for each layer, found {name!r}; rename it")
 
     def specs(self, in_shape: Shape) -> Specs:
         parameters, state, shape = [], [], in_shape

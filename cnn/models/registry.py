@@ -14,16 +14,19 @@ the class must be imported. `import_model` does that, and is given only text tha
 
 import dataclasses
 import importlib
+import re
 import sys
+import typing
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, overload
 
 from cnn.arena import Shape
-from cnn.errors import RecipeError, first_line
+from cnn.errors import NetworkError, RecipeError, first_line
 from cnn.layers import Sequential
 from cnn.models.architectures import Airbench94, Plain, ResNet9, ResNet18, Seed
+from cnn.models.check import checked
 from logpose.common.errors import suggest
 
 
@@ -71,6 +74,8 @@ def register_model(model: Any = None, *, name: str = "") -> Any:
         return partial(register_model, name=name)
     _check_class(model)
     name = name or model.__name__.lower()
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
+        raise RecipeError(f"the model name {name!r}: expected letters, digits, '_', '-' and '.'; choose another")
     present = MODELS.get(name, model)
     if _path(present) != _path(model):
         owner = "a built-in model" if name in _BUILT_IN else _path(present)
@@ -114,14 +119,21 @@ def model_path(name: str) -> str:
 
 def build_layers(model: Model, in_shape: Shape, classes: int) -> Sequential:
     """`model.layers`, checked. Raises `RecipeError` unless it ends in a layer `head` with `classes` outputs."""
-    layers = model.layers(in_shape, classes)
     kind, example = type(model).__name__, "chain(..., head=Dense(classes))"
+    try:
+        layers = model.layers(in_shape, classes)
+    except NetworkError:
+        raise
+    except Exception as error:  # a user's model may raise anything
+        raise RecipeError(
+            f"{kind}.layers failed with {type(error).__name__}: {first_line(error)}; correct it there"
+        ) from error
     if not isinstance(layers, Sequential) or not layers.layers:
         raise RecipeError(f"{kind}.layers: expected a Sequential, found {layers!r}; return {example}")
     last = layers.layers[-1][0]
     if last != "head":
         raise RecipeError(f"{kind}.layers: expected a last layer called 'head', found '{last}'; return {example}")
-    if (out_shape := layers.specs(in_shape).out_shape) != (classes,):
+    if (out_shape := checked(layers).specs(in_shape).out_shape) != (classes,):
         raise RecipeError(f"{kind}.layers: expected {classes} outputs, found shape {out_shape}; return {example}")
     return layers
 
@@ -136,7 +148,13 @@ def _check_class(model: Any) -> None:
         )
     if not callable(getattr(model, "layers", None)):
         raise RecipeError(f"model {kind}: it has no method layers; define layers(self, in_shape, classes)")
+    try:
+        typing.get_type_hints(model)
+    except Exception as error:  # annotations are code
+        raise RecipeError(f"model {kind}: the type of an option is unknown, {first_line(error)}; define it") from error
     for field in dataclasses.fields(model):
+        if field.name == "name":
+            raise RecipeError(f"model {kind}: an option cannot be called 'name', as the model has one; rename it")
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         if default is dataclasses.MISSING:
             raise RecipeError(f"model {kind}: the option '{field.name}' has no default; give it one")

@@ -54,7 +54,7 @@ class Recipe:
         for name, lowest in (("epochs", 1), ("batch_size", 1), ("patience", 0), ("seed", 0)):
             check_range(name, getattr(self, name), lowest, kind=int)
         check_range("clip", self.clip, 0)
-        if self.views not in VIEWS:
+        if not isinstance(self.views, str) or self.views not in VIEWS:
             raise UnknownNameError("views", self.views, VIEWS)
 
 

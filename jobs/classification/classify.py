@@ -9,12 +9,13 @@ grow with the number of files or with their names.
 from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from cnn.inference.predictor import Predictor
-from cnn.models import import_model
+from cnn.models import import_model, model_path
 from jobs.classification.inputs import FILES_PER_PART, Inputs, Part, find_inputs
 from jobs.classification.table import ResumableTable
 from jobs.classification.task import Row, Task, TaskSettings, cache_predictor, classify_task, hash_file
@@ -43,6 +44,8 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
     `model` is a model file, or the folder of a training.
     Raises JobError, ModelFileError, DatasetError, DeviceError where the options, the model or the images do not fit.
     """
+    if not out.name or out.is_dir():
+        raise JobError(f"{out} is a folder; give the name of a CSV file")
     model = model / "model.safetensors" if model.is_dir() else model
     if options.model:
         import_model(options.model)
@@ -53,7 +56,9 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
     classes = plural(len(card.class_names), "class", "classes")
     if options.topk > len(card.class_names):
         raise JobError(f"--topk {options.topk}: expected at most {len(card.class_names)}, as {model} has {classes}")
-    settings = TaskSettings(model.absolute(), hash_file(model), options)
+    # Workers import the class that is registered here, never one that only the file names.
+    model_class = options.model or (model_path(card.model) if options.scheduler else "")
+    settings = TaskSettings(model.absolute(), hash_file(model), replace(options, model=model_class or None))
     cache_predictor(predictor, settings)
     # Fewer and larger tasks on a cluster, where each one is sent over the network.
     inputs = find_inputs(images, out, card, FILES_PER_PART if options.scheduler else options.batch_size)

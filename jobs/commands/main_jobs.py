@@ -84,8 +84,6 @@ def train(
         if answer == "model":
             model = path_argument(None, "MODEL", "Model to start from", "train", existing_model)
             options = replace(options, init=model)
-    if options.init and options.init.is_dir():  # of a training
-        options = replace(options, init=options.init / "model.safetensors")
     run(dataset, run_dir, options)
 
 

@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from enum import IntEnum
 from typing import Any, TextIO
 
@@ -27,26 +28,27 @@ class Verbosity(IntEnum):
     VERBOSE = 1
 
 
-_verbosity = Verbosity.NORMAL
-_result: Mapping[str, Any] | None = None
+# Of the current thread: two jobs may run at the same time, one quiet and one not.
+_verbosity = ContextVar("verbosity", default=Verbosity.NORMAL)
+_result: ContextVar[Mapping[str, Any] | None] = ContextVar("result", default=None)
 
 
 def verbosity() -> Verbosity:
     """Return the current verbosity."""
-    return _verbosity
+    return _verbosity.get()
 
 
 @contextmanager
 def verbosity_of(level: Verbosity) -> Iterator[None]:
     """Set the verbosity while the block runs. At JSON, print the last emitted result at its end."""
-    global _verbosity, _result
-    before, _verbosity, _result = _verbosity, level, None
+    before = _verbosity.set(level)
+    _result.set(None)
     try:
         yield
-        if level is Verbosity.JSON and _result is not None:
-            print(json.dumps(_result, default=_plain), flush=True)
+        if level is Verbosity.JSON and (result := _result.get()) is not None:
+            print(json.dumps(result, default=_plain), flush=True)
     finally:
-        _verbosity = before
+        _verbosity.reset(before)
 
 
 def say(line: str = "", *, at: Verbosity = Verbosity.NORMAL, wrap: bool = True) -> None:
@@ -54,7 +56,7 @@ def say(line: str = "", *, at: Verbosity = Verbosity.NORMAL, wrap: bool = True) 
 
     Bytes that are not valid UTF-8 (lone surrogates) are escaped; a name that may hold newlines needs `printable`.
     """
-    if _verbosity >= at:
+    if _verbosity.get() >= at:
         text = line.encode("utf-8", "backslashreplace").decode("utf-8")
         print(fit(text, sys.stdout) if wrap else text, flush=True)
 
@@ -87,8 +89,7 @@ def detail(line: str) -> None:
 
 def emit(result: Mapping[str, Any]) -> None:
     """Set the result that `--json` prints. A job that runs other jobs emits last, and so replaces their results."""
-    global _result
-    _result = result
+    _result.set(result)
 
 
 def _plain(value: Any) -> Any:

@@ -25,6 +25,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import tomli_w
 
 from cnn.errors import NetworkError
@@ -266,6 +267,9 @@ def _construct(
     except NetworkError as error:
         sources = [value.source for key, value in given.items() if key in str(error)]
         raise JobError(f"{error} ({sources[0]})" if sources else str(error)) from error
+    except Exception as error:  # the __post_init__ of a user's model may raise anything
+        options = ", ".join(f"{key}={value!r}" for key, value in values.items())
+        raise JobError(f"{kind.__name__}({options}): {type(error).__name__}: {error}; give other values") from error
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
@@ -279,6 +283,11 @@ def _converted(value: Any, hint: Any) -> Any:
         origin, inner = typing.get_origin(member), typing.get_args(member)
         if origin is typing.Literal and value in inner:
             return value
+        if member in (Any, object, tuple):
+            if isinstance(value, list):
+                return tuple(_converted(item, Any) for item in value)
+            if member is not tuple:
+                return value
         if member is type(None) and value == NONE:
             return None
         if origin is tuple and isinstance(value, list):
@@ -323,4 +332,9 @@ def _fields_of(value: Any) -> dict[str, Any]:
 def _to_toml(value: Any) -> Any:
     if value is None:
         return NONE
-    return [_to_toml(item) for item in value] if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return [_to_toml(item) for item in value]
+    value = value.item() if isinstance(value, np.generic) else value
+    if not isinstance(value, bool | int | float | str):
+        raise JobError(f"expected a number, text, True or False in a recipe, found {value!r}; correct the value")
+    return value

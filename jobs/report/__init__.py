@@ -41,7 +41,8 @@ def report(run_dir: Path, options: ReportOptions) -> Path:
         predictor = Predictor(run.folder.model, backend)
         result = evaluate_model(predictor, data.val, options.workers or available_cpus())
         cam = _grad_cam(run, predictor)
-    html = render(run, data, result, cam).encode()
+    # Paths may hold bytes that are not valid UTF-8.
+    html = render(run, data, result, cam).encode("utf-8", "backslashreplace")
     write_atomically(path, html)
     _print(path, len(html), result)
     return path

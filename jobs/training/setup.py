@@ -9,7 +9,8 @@ import numpy as np
 from cnn.backends.base import Backend
 from cnn.checkpoint import ModelCard
 from cnn.losses import SoftmaxCrossEntropy
-from cnn.models import model_path
+from cnn.models import build_layers, model_path
+from cnn.models.check import check_passes
 from cnn.training.recipe import Recipe
 from cnn.training.trainer import Trainer
 from jobs.console.progress import plural
@@ -47,6 +48,8 @@ def build_card(data: Dataset, recipe: Recipe) -> ModelCard:
 
 def build_trainer(card: ModelCard, recipe: Recipe, backend: Backend, data: Dataset) -> Trainer:
     """Return a trainer of a freshly initialised network. Raises NetworkError where the options do not fit."""
+    if model_path(card.model):
+        check_passes(build_layers(recipe.model, card.in_shape, len(card.class_names)), card.in_shape, backend)
     network = card.build_network(backend, recipe.seed)
     if isinstance(recipe.loss, SoftmaxCrossEntropy):
         counts = np.bincount(data.train.labels, minlength=len(data.class_names))  # (C,)

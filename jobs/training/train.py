@@ -1,8 +1,10 @@
 """The job `train`: train a network on a dataset, or resume a training, in a run folder."""
 
 import shlex
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from cnn.checkpoint import Checkpoint, ModelCard, initialise_from, load_checkpoint
 from cnn.errors import NonFiniteError
@@ -12,7 +14,7 @@ from jobs.console.device import choose_backend
 from jobs.console.output import emit, say
 from jobs.console.progress import plural
 from jobs.errors import JobError
-from jobs.options import TrainOptions
+from jobs.options import RecipeOptions, TrainOptions
 from jobs.recipes.config import differences, model_toml, resolve, to_toml
 from jobs.training.artifacts import Artifacts
 from jobs.training.loop import Training
@@ -36,10 +38,17 @@ from pipeline.dataset.schema import DUPLICATES_FILE
 from pipeline.dataset.store import Dataset
 
 
-def train(dataset: Path, run_dir: Path, options: TrainOptions, recipe: Recipe | None = None) -> RunFolder:
+def train(
+    dataset: Path,
+    run_dir: Path,
+    options: TrainOptions,
+    recipe: Recipe | None = None,
+    objects: Mapping[str, Any] | None = None,
+) -> RunFolder:
     """Train a network on `dataset`, write everything into `run_dir`, and return it.
 
-    The recipe's values come from `recipe`, or from the defaults, and from `options`, which win. With `options.resume`
+    The recipe's values come from `recipe`, or from the defaults; from `objects`, by the name of the recipe's field; and
+    from `options`, which win. With `options.resume`
     a training in `run_dir` is continued from its last checkpoint; only its epochs and patience may differ. Weights and
     metrics do not depend on interruptions, on the number of workers or on the RAM budget.
 
@@ -48,17 +57,23 @@ def train(dataset: Path, run_dir: Path, options: TrainOptions, recipe: Recipe | 
     training diverges; Interrupted after Ctrl-C, with the training saved; OSError where a file cannot be written.
     """
     data, folder = Dataset.open(dataset), RunFolder(run_dir)
+    if not run_dir.resolve().name:
+        raise JobError(f"expected a folder for the results, found {run_dir}; give a folder inside it")
+    if (run_dir / "zarr.json").exists():
+        raise JobError(f"expected a folder for the results, found a dataset at {run_dir}; give another folder")
+    if options.init and options.init.is_dir():  # of a training
+        options = replace(options, init=options.init / "model.safetensors")
     checkpoint = folder.checkpoint_to_resume(resume=options.resume, overwrite=options.overwrite)
     start = load_checkpoint(options.init) if options.init and checkpoint is None else None
     base, base_name = (to_toml(recipe), "the recipe") if recipe else ("", "")
     if checkpoint:
         state = TrainingState.from_json(checkpoint.progress, folder.last)
-        recipe = recipe_to_resume(options, state, folder, base)
+        recipe = recipe_to_resume(options, state, folder, base, objects)
         _check_same_dataset(data, state, folder)
     else:
         if start and not recipe:  # the saved model determines the architecture; the rest of the recipe is free
             base, base_name = model_toml(start.card.model, start.card.model_options), str(options.init)
-        recipe = resolve(options, base, base_name)
+        recipe = _resolve(options, base, base_name, objects)
         state = TrainingState(to_toml(recipe), data.content_hash)
     for line in describe_data(data):
         say(line)
@@ -78,7 +93,8 @@ def train(dataset: Path, run_dir: Path, options: TrainOptions, recipe: Recipe | 
         say(line)
     _initialise(trainer, card, data, state, checkpoint, start)
     run_dir.parent.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(run_dir.with_name(f".{run_dir.name}.lock"), f"training into {run_dir}"):
+    place = run_dir.resolve()  # "." and ".." have no name
+    with exclusive_lock(place.with_name(f".{place.name}.lock"), f"training into {run_dir}"):
         if not checkpoint:
             folder.clear()
         write_atomically(folder.config, to_toml(recipe))
@@ -100,12 +116,18 @@ def train(dataset: Path, run_dir: Path, options: TrainOptions, recipe: Recipe | 
     return folder
 
 
-def recipe_to_resume(options: TrainOptions, state: TrainingState, folder: RunFolder, given: str = "") -> Recipe:
+def recipe_to_resume(
+    options: TrainOptions,
+    state: TrainingState,
+    folder: RunFolder,
+    given: str = "",
+    objects: Mapping[str, Any] | None = None,
+) -> Recipe:
     """Return the recipe to resume with, and store it in `state`: `given` (TOML) or the saved one, under `options`.
 
     Raises JobError where it differs from the saved one in more than the training's length.
     """
-    recipe = resolve(options, given or state.recipe, "the recipe" if given else str(folder.config))
+    recipe = _resolve(options, given or state.recipe, "the recipe" if given else str(folder.config), objects)
     # An older training's recipe lacks what was added to recipes since: compare with the defaults filled in.
     saved = to_toml(resolve(base=state.recipe, base_name=str(folder.config)))
     may_differ = ("train.epochs ", "train.patience ")
@@ -117,6 +139,14 @@ def recipe_to_resume(options: TrainOptions, state: TrainingState, folder: RunFol
         )
     state.recipe = to_toml(recipe)
     return recipe
+
+
+def _resolve(options: TrainOptions, base: str, base_name: str, objects: Mapping[str, Any] | None) -> Recipe:
+    """`resolve`, with `objects` in place of the fields of those names, below the values of `options`."""
+    if not objects:
+        return resolve(options, base, base_name)
+    start = resolve(RecipeOptions(recipe=options.recipe, config=options.config), base, base_name)
+    return resolve(replace(options, recipe=None, config=None), to_toml(replace(start, **objects)), "the recipe")
 
 
 def _check_same_dataset(data: Dataset, state: TrainingState, folder: RunFolder) -> None:

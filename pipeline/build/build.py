@@ -17,7 +17,7 @@ from logpose.common.errors import printable
 from logpose.common.locks import exclusive_lock
 from pipeline.build.destination import LOCK_FILE, ExistingBuild, check_destination, prepare_destination
 from pipeline.build.journal import Failure, Journal, ShardResult
-from pipeline.build.options import BuildOptions
+from pipeline.build.options import MAX_SIDE, BuildOptions
 from pipeline.build.reports import read_failures, write_duplicates, write_failures
 from pipeline.build.rounds import OnProgress, Rounds
 from pipeline.dataset.codecs import chunk_codecs
@@ -115,6 +115,9 @@ def build_dataset(
 
 def _check_options(options: BuildOptions) -> None:
     check_frame(options.size, options.fit)
+    if max(options.size) > MAX_SIDE:
+        height, width = options.size
+        raise OptionError(f"expected an image size of at most {MAX_SIDE} a side, found {height}x{width}: lower it")
     if options.workers is not None and options.workers < 1:
         raise OptionError(f"expected at least one worker, found {options.workers}: None is one per CPU")
     if options.max_failures is not None and options.max_failures < 0:

@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 from logpose.common.options import Option
 from pipeline.errors import OptionError
 
+MAX_SIDE = 99_999  # pixels
+
 
 def parse_size(text: str) -> tuple[int, int]:
     """Convert `128` or `160x120` (width x height) to (height, width). Raises OptionError for other text."""

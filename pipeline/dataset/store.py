@@ -95,11 +95,15 @@ class Split:
         """
         if isinstance(index, slice):
             rows = np.arange(*index.indices(self.rows), dtype=np.int64)  # (n,)
-        elif isinstance(index, list | range | np.ndarray) and np.ndim(index):
-            rows = self._row_numbers(np.asarray(index if len(index) else np.empty(0, np.int64)))  # (n,)
+        elif isinstance(index, list | range) or (isinstance(index, np.ndarray) and index.ndim):
+            try:
+                array = np.asarray(index if len(index) else np.empty(0, np.int64))  # (n,)
+            except ValueError:  # lists of unequal lengths
+                raise self._wrong_index("nested lists") from None
+            rows = self._row_numbers(array)  # (n,)
         else:
             try:
-                number = operator.index(index)  # type: ignore[arg-type]
+                number = operator.index(index)
             except TypeError:
                 raise self._wrong_index(type(index).__name__) from None
             if not -self.rows <= number < self.rows:

@@ -75,13 +75,13 @@ class DecodedImage:
     inner: tuple[int, int, int, int]
 
 
-def decode_pixels(source: Path | bytes, size: tuple[int, int], fit: str) -> Pixels:
+def decode_pixels(source: Path | bytes | Image.Image, size: tuple[int, int], fit: str) -> Pixels:
     """Decode one image into a frame of the given size: `decode_image`'s pixels, uint8 (H, W, 3)."""
     return decode_image(source, size, fit).pixels
 
 
 def decode_image(
-    source: Path | str | bytes,
+    source: Path | str | bytes | Image.Image,
     size: tuple[int, int],
     fit: str,
     out: Pixels | None = None,
@@ -89,7 +89,7 @@ def decode_image(
 ) -> DecodedImage:
     """Decode one image into a frame of the given size.
 
-    source     a file, or the bytes of one
+    source     a file, the bytes of one, or an image opened with Pillow, which is left as it is
     size       (H, W) of the result, in pixels
     fit        'pad' keeps all of the image and pads it with white; 'crop' fills the frame and cuts off the rest,
                equally on both sides; 'squash' ignores the aspect ratio
@@ -108,10 +108,11 @@ def decode_image(
         )
     with _open(source, unchanged) as file, quiet_pillow():
         try:
-            with Image.open(file) as image:
+            with _image(file) as image:
                 return _decode(image, size, fit, out)
         except UnidentifiedImageError:
-            raise DecodeError("not-an-image", _unknown_format(file)) from None
+            reason = "" if isinstance(file, Image.Image) else _unknown_format(file)
+            raise DecodeError("not-an-image", reason) from None
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise DecodeError("too-large", _one_line(error)) from error
         except MemoryError as error:
@@ -136,7 +137,12 @@ def check_frame(size: tuple[int, int], fit: str) -> None:
 
 
 @contextmanager
-def _open(source: Path | str | bytes, unchanged: tuple[int, int] | None) -> Iterator[IO[bytes]]:
+def _open(
+    source: Path | str | bytes | Image.Image, unchanged: tuple[int, int] | None
+) -> Iterator[IO[bytes] | Image.Image]:
+    if isinstance(source, Image.Image):
+        yield source
+        return
     if isinstance(source, bytes):
         if not source:
             raise DecodeError("empty", "the file has no bytes")
@@ -165,6 +171,21 @@ def _open(source: Path | str | bytes, unchanged: tuple[int, int] | None) -> Iter
         except OSError as error:
             raise _unreadable(error) from error
         yield io.BytesIO(content)
+
+
+def _image(source: IO[bytes] | Image.Image) -> Image.Image:
+    """The image in a file. Of an image opened with Pillow, a copy, read from its file again where it is not loaded yet:
+    the pixels are then the same as those of the file, JPEG's reduced decoding included."""
+    if not isinstance(source, Image.Image):
+        return Image.open(source)
+    file = getattr(source, "fp", None)
+    if file is None or not getattr(source, "tile", None) or source.tell():
+        return source.copy()
+    position = file.tell()
+    file.seek(0)
+    content = file.read()
+    file.seek(position)
+    return Image.open(io.BytesIO(content))
 
 
 def _decode(image: Image.Image, size: tuple[int, int], fit: str, out: Pixels | None) -> DecodedImage:

@@ -10,9 +10,11 @@ however large the split is. If the budget has room for all pixels of the split, 
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -77,6 +79,11 @@ class BatchStream:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        if not isinstance(split, Split):
+            raise OptionError(f"expected a split such as data.train, found {type(split).__name__}: give one of the two")
+        batch_size, seed = _whole("batch_size", batch_size), _whole("seed", seed)
+        workers, rank, world_size = _whole("workers", workers), _whole("rank", rank), _whole("world_size", world_size)
+        ram_budget = None if ram_budget is None else _whole("ram_budget", ram_budget)
         if batch_size < 1:
             raise OptionError(f"expected a batch size of at least 1, found {batch_size}")
         if workers < 1:
@@ -154,6 +161,7 @@ class BatchStream:
         threads end and its buffers are free again. Raises OptionError for a step out of range; the iterator raises
         DamageError for damaged data, as soon as the threads find it.
         """
+        number, start = _whole("epoch", number), _whole("start", start)
         if not 0 <= start <= self.steps:
             raise OptionError(f"expected a step within 0..{self.steps} of the epoch, found {start}")
         return self._batches(self.order(number), start)
@@ -198,6 +206,14 @@ class BatchStream:
             batch=rows(self._batch_rows),
             scratch=tuple(rows(self.split.chunk_rows) for _ in range(self.workers)),
         )
+
+
+def _whole(name: str, value: SupportsIndex) -> int:
+    """The value as an int. Raises OptionError for floats, bools, text, …"""
+    try:
+        return operator.index(None if isinstance(value, bool) else value)  # type: ignore[arg-type]
+    except TypeError:
+        raise OptionError(f"{name}: expected a whole number, found {value!r}: write an int") from None
 
 
 class _RowCursor:

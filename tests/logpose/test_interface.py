@@ -60,7 +60,9 @@ def test_predictions_agree_whatever_the_form_of_the_image() -> None:
     data = logpose.open("colours.zarr")
     image, label, path = data.val[0]
     expected = model.probabilities(image)  # (1, C)
-    for same in (f"images/{path}", Path("images", path), Image.open(f"images/{path}"), [image], image[None]):
+    with Image.open(f"images/{path}") as opened:
+        np.testing.assert_array_equal(model.probabilities(opened), expected)
+    for same in (f"images/{path}", Path("images", path), [image], image[None]):
         np.testing.assert_array_equal(model.probabilities(same), expected)
     (best,) = model.predict([image], topk=3)
     assert best.label == data.class_names[int(expected[0].argmax())] == best.top[0][0]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-MODULE = '''
+MODULE = """
 from dataclasses import dataclass
 import logpose
 from logpose import layers
@@ -27,7 +27,7 @@ class Tiny:
             conv=layers.Conv2D(self.width, 3), square=Square(),
             average=layers.GlobalAveragePool(), head=layers.Dense(classes),
         )
-'''
+"""
 
 
 def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -87,3 +87,23 @@ def test_an_unregistered_model_is_refused_with_the_remedy(module: Path) -> None:
     (module / "my_networks.py").write_text(text)
     done = python(module, "-c", "import logpose, my_networks as m; logpose.train('colours.zarr', model=m.Tiny())")
     assert "register_model" in done.stderr.splitlines()[-1], done.stderr
+
+
+def test_workers_of_a_cluster_import_the_class_that_is_registered_here(module: Path) -> None:
+    pytest.importorskip("distributed")
+    script = (
+        "import logpose, my_networks\n"
+        "from distributed import LocalCluster\n"
+        "if __name__ == '__main__':\n"
+        "    logpose.train('colours.zarr', 'runs/tiny', model='tiny', epochs=1, device='cpu', quiet=True)\n"
+        "    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:\n"
+        "        address = cluster.scheduler_address\n"
+        "        logpose.classify('images', 'runs/tiny', 'a.csv', scheduler=address, device='cpu', quiet=True)\n"
+        "    logpose.classify('images', 'runs/tiny', 'b.csv', device='cpu', quiet=True)\n"
+    )
+    (module / "main.py").write_text(script)
+    done = subprocess.run(
+        [sys.executable, "main.py"], cwd=module, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (module / "a.csv").read_bytes() == (module / "b.csv").read_bytes()

@@ -51,10 +51,11 @@ def run(python: Path, folder: Path, *arguments: object, **environment: str) -> s
 def test_a_wheel_runs_the_demo_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     few = "demo.TRAIN, demo.VAL, demo.NEW = (3, 1), (1, 2), (1, 3); demo.RECIPE['train.epochs'] = 1"
     script = f"import sys; from jobs import demo; {few}; from logpose.__main__ import main; sys.exit(main(['demo']))"
-    done = run(installed, tmp_path, "-c", script)
+    done = run(installed, tmp_path, "-c", script, PYTHONPATH="")
     assert done.returncode == 0, done.stderr
     assert {"new.csv", "flags.zarr", "run"} <= {path.name for path in (tmp_path / "demo").iterdir()}
-    files = run(installed, tmp_path, "-c", "import logpose, jobs, cnn; print(logpose.__file__, jobs.__file__)")
+    script = "import logpose, jobs, cnn; print(logpose.__file__, jobs.__file__)"
+    files = run(installed, tmp_path, "-c", script, PYTHONPATH="")
     assert str(ROOT) not in files.stdout, "the wheel was not what ran"
 
 
@@ -65,13 +66,21 @@ def test_packages_and_modules_of_the_same_name_do_no_harm(
     for name in ("jobs", "cnn", "pipeline"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong package')")
-    (tmp_path / "numpy.py").write_text("raise SystemExit('the wrong module')")
+    for name in ("numpy", "json", "click", "signal"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')")
     for python in (installed, Path(sys.executable)):
         out = tmp_path / f"{python.parent.parent.name}.csv"
         command = ("-m", "logpose", "classify", finished / "images", finished / "runs/colours", out, "--device", "cpu")
         done = run(python, tmp_path, *command, PYTHONPATH=path)
         assert done.returncode == 0, done.stderr + done.stdout
         assert len(out.read_text().splitlines()) == 61
+
+
+def test_a_deleted_current_folder_does_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    script = "import os, sys; os.rmdir(os.getcwd()); from logpose.__main__ import main; sys.exit(main(['--version']))"
+    done = run(Path(sys.executable), tmp_path / "gone", "-c", script, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0 and done.stdout.startswith("logpose "), done.stderr
 
 
 def test_import_says_what_shadows_it(tmp_path: Path) -> None:
