@@ -29,8 +29,8 @@ DOORS = {
     "llvmlite": ["cnn/backends/cpu/simd.py", "pipeline/images/resize.py"],
     "dask": ["pipeline/build/scheduler.py", "pipeline/parallel/cluster.py", "jobs/console/sizes.py"],
     "PIL": [
-        "pipeline/images/decode.py", "jobs/drawing/contact_sheet.py", "jobs/drawing/fonts.py",
-        "jobs/report/thumbnails.py", "jobs/flags*", "logpose/model.py",
+        "pipeline/images/decode.py", "pipeline/images/colours.py", "jobs/drawing/contact_sheet.py",
+        "jobs/drawing/fonts.py", "jobs/report/thumbnails.py", "jobs/flags*", "logpose/model.py",
     ],
     "matplotlib": ["jobs/drawing/plots.py", "logpose/training.py"],
     "pyarrow": ["jobs/classification/parquet.py"],

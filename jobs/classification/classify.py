@@ -6,6 +6,7 @@ All stages run at once: one thread lists the files, others decode and predict, t
 grow with the number of files or with their names.
 """
 
+import shlex
 from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
@@ -24,6 +25,7 @@ from jobs.console.output import detail, emit, say
 from jobs.console.progress import bar, plural
 from jobs.errors import JobError
 from jobs.options import ClassifyOptions
+from jobs.training.run_folder import RunFolder
 from logpose.common.cpus import available_cpus
 from logpose.common.errors import printable
 from logpose.common.locks import exclusive_lock
@@ -86,6 +88,8 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
         result = ClassifyResult(*table.finish(run.parts, merge=inputs.merge), out)
     unread = f", {plural(result.failed, 'file')} could not be read (status 'error')" if result.failed else ""
     say(f"{plural(result.ok, 'image')} classified{unread}: {out}")
+    if RunFolder(model.parent).config.exists():
+        say(f"next: {shlex.join(['logpose', 'report', str(model.parent)])}")
     emit({"table": out, "ok": result.ok, "failed": result.failed, "model": model, "classes": len(card.class_names)})
     return result
 

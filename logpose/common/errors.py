@@ -30,7 +30,7 @@ class LogposeError(Exception):
     ...     logpose.open("missing.zarr")
     ... except logpose.LogposeError as error:
     ...     print(error)
-    expected a dataset built by logpose, found nothing at missing.zarr: check the path
+    expected a dataset built by logpose, found nothing at missing.zarr: check the path, or run logpose build
     """
 
     exit_code: ClassVar[int] = 2

@@ -24,15 +24,12 @@ import numpy.typing as npt
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 from pipeline.errors import DecodeError, OptionError
+from pipeline.images.colours import WHITE, grey_factor, to_rgb
 
 Pixels = npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 
 FITS = ("pad", "crop", "squash")
-
-# Padding and transparent pixels are both white, so that a logo cut out on transparency has no visible seam.
-# Repeating the edge pixels would draw stripes, which no photograph has.
-WHITE = 255  # of each channel
 
 # A JPEG decoder can scale by 1/2, 1/4 or 1/8 (Pillow's draft mode). It may do so while each side stays at least this
 # many times as long as in the result: the filter below then does the last, visible part of the work. Over 304 JPEGs
@@ -53,9 +50,6 @@ ORIENTATION_TAG = 0x0112  # EXIF
 TRANSPOSED_ORIENTATIONS = (5, 6, 7, 8)
 # EXIF orientation -> (row step, column step) from the upright image, transposed if need be, to the stored one.
 ORIENTATION_STEPS = {2: (1, -1), 3: (-1, -1), 4: (-1, 1), 6: (-1, 1), 7: (-1, -1), 8: (1, -1)}
-
-# PNG gives its transparent grey in the file's own bit depth, while Pillow scales the pixels to 8 bits.
-GREY_FACTORS = {"1": 255, "L;2": 85, "L;4": 17}
 
 # Let Pillow reuse up to 8 blocks of 16 MiB for its next images: in a thread, new pages for each 227 px image took a
 # fifth of its time. The function is undocumented, so a version of Pillow may lack it.
@@ -194,7 +188,7 @@ def _decode(image: Image.Image, size: tuple[int, int], fit: str, out: Pixels | N
     is_jpeg = isinstance(image, JpegImagePlugin.JpegImageFile)
     orientation = _orientation(image) if is_jpeg else 1
     box = _draft(image, _as_stored(frame, orientation), fit) if is_jpeg else None
-    grey_factor = _grey_factor(image)
+    factor = grey_factor(image)
     image.load()
     if not is_jpeg:  # only now: some decoders (TIFF, AVIF) apply the orientation themselves and drop the tag
         orientation = _orientation(image)
@@ -205,7 +199,7 @@ def _decode(image: Image.Image, size: tuple[int, int], fit: str, out: Pixels | N
     right, bottom = left + inner_width, top + inner_height
     pixels = np.empty((height, width, 3), dtype=np.uint8) if out is None else out  # (H, W, 3)
     inner = pixels[top:bottom, left:right]  # (h, w, 3)
-    _resize_into(_to_rgb(image, grey_factor), box, _stored_view(inner, orientation))
+    _resize_into(to_rgb(image, factor), box, _stored_view(inner, orientation))
     for margin in (pixels[:top], pixels[bottom:], pixels[:, :left], pixels[:, right:]):
         margin[...] = WHITE
     return DecodedImage(pixels, (top, left, bottom, right))
@@ -295,57 +289,6 @@ def _fast_resize() -> Callable[[Image.Image, Box, Pixels], bool] | None:
 
 
 # Modes ------------------------------------------------------------------------------------------------
-
-
-def _to_rgb(image: Image.Image, grey_factor: int) -> Image.Image:
-    """Convert any of Pillow's modes to RGB, with transparent pixels composited on white."""
-    mode = image.mode
-    if mode in ("I", "F") or mode.startswith("I;"):
-        return _deep_grey_to_rgb(image)
-    if mode in ("1", "L") and isinstance(image.info.get("transparency"), int):
-        grey = np.array(image.convert("L"))  # (H, W)
-        grey[grey == image.info["transparency"] * grey_factor] = WHITE
-        return Image.fromarray(grey).convert("RGB")
-    if mode == "RGB" and isinstance(image.info.get("transparency"), tuple):
-        colour = image.info["transparency"]
-        if max(colour) > 255:  # in 16 bits, while Pillow has reduced each pixel to its high byte
-            image.info["transparency"] = tuple(value >> 8 for value in colour)
-    if mode in ("La", "RGBa"):  # premultiplied alpha
-        image = image.convert({"La": "LA", "RGBa": "RGBA"}[mode])
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        canvas = Image.new("RGBA", rgba.size, (WHITE, WHITE, WHITE, 255))
-        return Image.alpha_composite(canvas, rgba).convert("RGB")
-    return image if mode == "RGB" else image.convert("RGB")
-
-
-def _deep_grey_to_rgb(image: Image.Image) -> Image.Image:
-    """Scale grey of 16 or 32 bits, or float, to 8 bits (Pillow's own conversion clips at 255).
-
-    16-bit values span 0..65535. Modes I and F do not define white; their range is the first usual one that contains all
-    values (I: 0..65535; F: 0..1, then 0..255), or else from the minimum to the maximum. If these two are equal, the
-    image is black.
-    """
-    grey = np.array(image, dtype=np.float64)  # (H, W)
-    finite = np.isfinite(grey)
-    if not finite.any():
-        raise ValueError("no pixel has a finite value")
-    low, high = float(grey[finite].min()), float(grey[finite].max())
-    usual = (1.0, 255.0) if image.mode == "F" else (65535.0,)
-    black, white = next(((0.0, top) for top in usual if low >= 0 and high <= top), (low, high))
-    grey = np.where(finite, (grey - black) * (255.0 / (white - black or 1.0)), 0.0)
-    eight = np.rint(grey).clip(0, 255).astype(np.uint8)  # (H, W)
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        eight[np.array(image) == transparent] = WHITE
-    return Image.fromarray(eight).convert("RGB")
-
-
-def _grey_factor(image: Image.Image) -> int:
-    """The factor from grey values in the file to those in the loaded image: 1, except for PNGs of 1, 2 or 4 bits."""
-    tiles = getattr(image, "tile", [])
-    raw_mode = tiles[0][3] if image.format == "PNG" and tiles else None
-    return GREY_FACTORS.get(raw_mode, 1) if isinstance(raw_mode, str) else 1
 
 
 # Failures ---------------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ def test_wrong_images_are_refused_in_one_line(image: object, message: str) -> No
         ({"optimizer": "sdg"}, "did you mean 'sgd'?"),
         ({"values": {"augment.cutoff": 1}}, "did you mean 'cutout'?"),
         ({"recipe": "bets"}, "did you mean 'best'?"),
-        ({"epochs": 0}, "expected a whole number of 1 or more, found 0"),
+        ({"epochs": 0}, "epochs: expected 1 or more, found 0"),
         ({"device": "gpu"}, "no device is called 'gpu'"),
     ],
 )

@@ -18,6 +18,7 @@ from PIL import Image
 
 from pipeline.errors import DecodeError, OptionError
 from pipeline.images import decode
+from pipeline.images.colours import to_rgb
 from pipeline.images.decode import decode_image, decode_pixels
 
 RNG = np.random.default_rng(0)
@@ -112,7 +113,7 @@ def test_every_mode_gives_rgb_on_white(data: bytes, expected: tuple[int, int, in
 
 def test_premultiplied_and_palette_alpha_are_composited_on_white() -> None:
     for image in (Image.new("RGBa", (2, 2), (51, 0, 0, 51)), Image.new("PA", (2, 2), (0, 0))):
-        pixel = decode._to_rgb(image, 1).getpixel((0, 0))
+        pixel = to_rgb(image, 1).getpixel((0, 0))
         assert pixel == ((255, 204, 204) if image.mode == "RGBa" else (255, 255, 255))
 
 

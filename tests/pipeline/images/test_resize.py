@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, JpegImagePlugin
 
 from pipeline.images import decode, resize
+from pipeline.images.colours import to_rgb
 from pipeline.images.decode import Box, decode_image, decode_pixels
 from pipeline.images.resize import resize_into
 
@@ -138,7 +139,7 @@ def reference(data: bytes, size: tuple[int, int], fit: str) -> npt.NDArray[np.ui
         box = decode._draft(image, stored, fit) if is_jpeg else None
         image.load()
         orientation = decode._orientation(image)
-        upright = decode._to_rgb(image, 1)
+        upright = to_rgb(image, 1)
     right, bottom = (box or full_box(upright))[2:]
     frame = (height, width) if orientation in decode.TRANSPOSED_ORIENTATIONS else (width, height)
     ratios = (frame[0] / right, frame[1] / bottom)
