@@ -30,13 +30,17 @@ _Table = partial(Option, group="Table")
 class RecipeOptions:
     """Where a recipe comes from: see `jobs.recipes.config.resolve`."""
 
-    recipe: Annotated[str | None, _Recipe("Recipe by name: see 'logpose recipes'.", "NAME")] = None
+    recipe: Annotated[
+        str | None, _Recipe("Recipe by name, with its own defaults: see 'logpose recipes'.", "NAME")
+    ] = None
     config: Annotated[Path | None, _Recipe("Recipe file, such as RUN_DIR/config.toml.", "FILE.toml")] = None
     set: Annotated[tuple[str, ...], _Recipe("One value of the recipe; repeatable.", "a.b=v")] = ()
     model: Annotated[
-        str | None, _Recipe("Architecture, such as resnet9, or PACKAGE.MODULE:CLASS.", "NAME", recipe="model.name")
+        str | None, _Recipe("Architecture, or PACKAGE.MODULE:CLASS; default: resnet9.", "NAME", recipe="model.name")
     ] = None
-    batch_size: Annotated[int | None, _Recipe("Images per step.", "N", 1, recipe="train.batch_size")] = None
+    batch_size: Annotated[
+        int | None, _Recipe("Images per step; default: 64.", "N", 1, recipe="train.batch_size")
+    ] = None
     seed: Annotated[
         int | None, _Recipe("Seed of weights, order and augmentation.", "N", 0, recipe="train.seed")
     ] = None
@@ -52,8 +56,8 @@ class RecipeOptions:
 class TrainOptions(RecipeOptions):
     """How to train. The recipe's own values are in `cnn.training.recipe`."""
 
-    epochs: Annotated[int | None, _Recipe("Passes over the images.", "N", 1, recipe="train.epochs")] = None
-    lr: Annotated[float | None, _Recipe("Peak learning rate.", "X", recipe="optimizer.lr")] = None
+    epochs: Annotated[int | None, _Recipe("Passes over the images; default: 20.", "N", 1, recipe="train.epochs")] = None
+    lr: Annotated[float | None, _Recipe("Peak learning rate; default: 0.004.", "X", recipe="optimizer.lr")] = None
     patience: Annotated[
         int | None, _Recipe("Stop after N epochs without improvement; 0: never.", "N", 0, recipe="train.patience")
     ] = None

@@ -12,7 +12,7 @@ import numpy as np
 
 MIN_ROWS = 10  # the smallest number of images to calibrate with
 _BINS = 15
-_MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.02, 50.0
+_MIN_TEMPERATURE, MAX_TEMPERATURE = 0.02, 50.0
 _MAX_FIT_ROWS = 10_000  # images that a temperature is fitted to
 _BLOCK = 4096  # rows whose probabilities are in memory at a time
 
@@ -102,7 +102,7 @@ def fit_temperature(outputs: np.ndarray, labels: np.ndarray) -> float:
         expected = (softmax(z / temperature) * z).sum(axis=1)  # (N,)
         return float((expected - target).mean())
 
-    low, high = np.log(_MIN_TEMPERATURE), np.log(_MAX_TEMPERATURE)
+    low, high = np.log(_MIN_TEMPERATURE), np.log(MAX_TEMPERATURE)
     for _ in range(16):  # to a relative precision of 1e-4
         middle = (low + high) / 2
         if slope(float(np.exp(middle))) > 0.0:  # over-confident

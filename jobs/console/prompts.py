@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jobs.console.output import Verbosity, verbosity
-from jobs.errors import JobError
+from jobs.errors import Interrupted, JobError
 from logpose.common.errors import printable
 
 
@@ -72,7 +72,7 @@ def ask(question: str, default: str = "") -> str:
             answer = input(shown).strip()
         except (EOFError, KeyboardInterrupt):  # Ctrl-D, Ctrl-C: the message goes on a line of its own
             print()
-            raise KeyboardInterrupt from None
+            raise Interrupted("nothing was started") from None
         if answer or default:
             return answer or default
 

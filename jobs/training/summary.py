@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from cnn.evaluation.calibration import MAX_TEMPERATURE
 from cnn.evaluation.metrics import wilson_interval
 from jobs.console.progress import plural
 from jobs.errors import JobError
@@ -51,6 +52,8 @@ class Summary:
         if self.calibration_error is not None and self.calibration_error_scaled is not None:
             errors = f"{self.calibration_error:.1%}, {self.calibration_error_scaled:.1%} with temperature scaling"
             lines.append(f"calibration error {errors} (T = {self.temperature:.2f})")
+            if self.temperature and self.temperature > 0.99 * MAX_TEMPERATURE:
+                lines.append("T is at its limit: the network's confidence means nothing; train longer, or lower --lr")
         if self.accuracy_with_views is not None:
             lines.append(f"with test-time augmentation (--views {self.views}): accuracy {self.accuracy_with_views:.2%}")
         return lines

@@ -113,6 +113,7 @@ def test_ctrl_d_stops(tmp_path: Path) -> None:
     with terminal(tmp_path, "verify") as person:
         person.answer("Dataset to check: ", "\x04")
         assert person.finish() == 130
+    assert "interrupted: nothing was started" in person.text
 
 
 def test_classify_asks_for_an_unused_name(tmp_path: Path, image_folder: Path, trained: Path) -> None:

@@ -19,6 +19,7 @@ from jobs.console.output import Verbosity, verbosity_of
 from jobs.options import TrainOptions
 from jobs.training.epoch_report import epoch_line
 from jobs.training.metrics import EpochRow
+from jobs.training.summary import Summary
 from jobs.training.train import train
 from pipeline.dataset.store import Dataset
 from tests.jobs.conftest import CLASSES, RECIPE, Logpose, draw_classes
@@ -209,3 +210,12 @@ def test_init_with_other_classes_replaces_the_head(logpose: Logpose, model: Path
     assert f"starting from {model}" in outcome.out
     assert " head" in outcome.out
     assert load_checkpoint(tmp_path / "run" / "model.safetensors").card.class_names == ("crimson", "lime")
+
+
+def test_summary_warns_of_a_temperature_at_its_limit() -> None:
+    usual = Summary(
+        1, 1, 1.0, 10, 10, 0.5, 0.2, 0.8, None, 0.5,
+        calibration_error=0.3, calibration_error_scaled=0.1, temperature=1.5,
+    )  # fmt: skip
+    assert not any("at its limit" in line for line in usual.lines())
+    assert any("T is at its limit" in line for line in replace(usual, temperature=50.0).lines())

@@ -4,7 +4,7 @@ import json
 import re
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -247,3 +247,13 @@ def test_mistakes_in_a_file_are_reported_with_file_and_key(tmp_path: Path, text:
 def test_missing_file_is_refused() -> None:
     with pytest.raises(JobError, match=r"cannot read the recipe nowhere\.toml: no such file"):
         resolve(RecipeOptions(config=Path("nowhere.toml")))
+
+
+def test_help_gives_the_defaults_of_the_recipe() -> None:
+    """Written out in the options, since help must not wait for the recipe's own modules."""
+    recipe, hints = Recipe(), get_type_hints(TrainOptions, include_extras=True)
+    name = next(name for name, kind in MODELS.items() if kind is type(recipe.model))
+    for option, default in {
+        "epochs": recipe.epochs, "batch_size": recipe.batch_size, "lr": recipe.optimizer.lr, "model": name,
+    }.items():  # fmt: skip
+        assert get_args(hints[option])[1].help.endswith(f"default: {default}."), option
