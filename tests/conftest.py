@@ -1,4 +1,4 @@
-"""For all tests: Hypothesis draws the same examples every time, and none has to be quick."""
+"""Hypothesis settings of all tests: the same examples in every run, and no time limit per example."""
 
 from hypothesis import settings
 

@@ -1,4 +1,4 @@
-"""Check that a change of the code changes no result: the same dataset, the same weights, the same table.
+"""Regression check: a change of the code leaves the dataset, the weights and the tables bit-identical.
 
     python -m tests.same_bytes            # print the hashes of this machine
     pytest tests/test_same_bytes.py       # compare with same_bytes.json, on a machine like the one it was recorded on
@@ -36,7 +36,7 @@ TRAININGS = {
 
 
 def machine() -> dict[str, str]:
-    """What the bits of a result depend on."""
+    """System, processor and library versions, on which floating-point results depend."""
     features = llvmlite.binding.get_host_cpu_features()
     vectors = "avx512" if features.get("avx512f") else "avx2" if features.get("avx2") else "other"
     libraries = {name: version(name) for name in ("numpy", "numba", "llvmlite", "pillow")}
@@ -78,7 +78,7 @@ def _hash_of_weights(path: Path) -> str:
 
 
 def _hash_of_table(path: Path) -> str:
-    """Of all cells but the reasons, whose wording is free."""
+    """The SHA-256 of all cells; of an error only whether there is one, because its wording may change."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = [[cell if name != "error" else bool(cell) for name, cell in row.items()] for row in csv.DictReader(file)]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()

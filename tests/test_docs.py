@@ -1,4 +1,4 @@
-"""The documents agree with the code: names, defaults, ranges, links, paths and messages.
+"""Agreement of the documents with the code: names, defaults, ranges, links, paths and messages.
 
     python -m tests.test_docs     # rewrite the tables of docs/models-and-recipes.md after a change of defaults
 
@@ -229,8 +229,8 @@ def test_table_is_up_to_date(name: str) -> None:
     assert all(all(row) for row in rows_of(TABLES[name])), "fill in range and meaning"
 
 
-def beyond(text: str) -> list[float | str]:
-    """Return values just outside a range as the tables write it; none if it is not a range of numbers or names."""
+def values_outside(text: str) -> list[float | str]:
+    """Return values just outside a range in the tables' notation; none if the text is not a range."""
     if match := re.fullmatch(r"≥ (\S+)", text):
         return [float(match[1]) - 1]
     if match := re.fullmatch(r"> (\S+)", text):
@@ -242,15 +242,15 @@ def beyond(text: str) -> list[float | str]:
     return ["no such name"] if text.startswith("`") else []
 
 
-BEYOND = [
+OUTSIDE = [
     (name, row[0].strip("`"), value)
     for name in TABLES if name != "recipes"
     for row in rows_of(TABLES[name])
-    for value in beyond(row[2])
+    for value in values_outside(row[2])
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "key", "value"), BEYOND)
+@pytest.mark.parametrize(("name", "key", "value"), OUTSIDE)
 def test_value_outside_the_documented_range_is_refused(name: str, key: str, value: float | str) -> None:
     with pytest.raises(LogposeError):
         made = KINDS[name](**{key: value})
@@ -311,7 +311,7 @@ def test_paths_and_modules_exist(document: Path) -> None:
     assert not missing, f"{document.name} names {missing}"
 
 
-def test_identifiers_of_the_architecture_exist() -> None:
+def test_identifiers_in_architecture_md_exist() -> None:
     quoted = re.findall(r"`([A-Z]\w*[a-z]\w*(?:\.\w+)?)`", (DOCS / "architecture.md").read_text(encoding="utf-8"))
     words = {word for path in FILES for word in re.findall(r"\w+", path.read_text(encoding="utf-8"))}
     assert not [name for name in quoted if not set(name.split(".")) <= words]
@@ -328,10 +328,10 @@ def test_quoted_messages_are_in_the_code() -> None:
     ours = [message for message in messages if not message.startswith(NOT_OURS)]
     fragments = [fragment.strip() for message in ours for fragment in message.split("…")]
     unknown = [fragment for fragment in fragments if not any(fragment in text for text in strings)]
-    assert not unknown, f"docs/troubleshooting.md quotes {unknown}, which are in no message"
+    assert not unknown, f"docs/troubleshooting.md quotes {unknown}, which no message contains"
 
 
-NOT_OURS = ("logpose: command not found", "pip install", "logpose needs Python")  # the shell's, pip's, the Makefile's
+NOT_OURS = ("logpose: command not found", "pip install", "logpose needs Python")  # from the shell, pip and Makefile
 
 
 def strings_of(path: Path) -> Iterator[str]:

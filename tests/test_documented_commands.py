@@ -1,4 +1,4 @@
-"""The commands in the documents: their options exist, and they print what the documents show."""
+"""Commands in the documents: their options exist, and they print what the documents show."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from tests.test_docs import DOCUMENTS, ROOT, section
 COMMANDS = "build|train|classify|report|verify|info|find-lr|recipes"
 
 
-def test_commands_have_their_options(logpose: Logpose) -> None:
+def test_options_of_documented_commands_exist(logpose: Logpose) -> None:
     """Every option on a `logpose COMMAND …` line of the documents is an option of the command."""
     helps: dict[str, str] = {}
     for document in DOCUMENTS:
@@ -28,7 +28,7 @@ def test_commands_have_their_options(logpose: Logpose) -> None:
                 assert option in helps[command], f"{document.name}: logpose {command} has no {option}"
 
 
-def test_benchmarks_have_their_options() -> None:
+def test_options_of_documented_benchmarks_exist() -> None:
     """Every option on a `python -m benchmarks…` (or `tests…`) line of the documents is an option of the module."""
     for document in [*DOCUMENTS, ROOT / "benchmarks" / "README.md"]:
         text = document.read_text(encoding="utf-8").replace("\\\n", " ")
@@ -38,7 +38,7 @@ def test_benchmarks_have_their_options() -> None:
                 assert f'"{option}"' in code, f"{document.name}: {module} has no {option}"
 
 
-def test_readme_shows_what_the_commands_print(
+def test_commands_print_what_the_readme_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logpose: Logpose
 ) -> None:
     """Run the commands of README's example on other images: each line shown is printed, apart from its numbers."""

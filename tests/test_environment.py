@@ -1,4 +1,4 @@
-"""One list of dependencies, one test command: the files that repeat them must agree."""
+"""Agreement of pyproject.toml, environment.yml, the Makefile, CI and the documents on dependencies and commands."""
 
 import re
 import tomllib
@@ -27,11 +27,11 @@ def _recipe(target: str) -> list[str]:
     return commands
 
 
-OWNERS = ("cupy-cuda12x", "numpy", "pillow", "dask", "zarr", "numcodecs")  # what the project is made of
+LISTED = ("cupy-cuda12x", "numpy", "pillow", "dask", "zarr", "numcodecs")  # listed by name in environment.yml
 
 
-def test_environment_names_the_packages_as_pyproject_does() -> None:
-    """The packages of OWNERS by name, from conda-forge where it has them; pyproject.toml gives all the rest."""
+def test_environment_yml_agrees_with_pyproject() -> None:
+    """The packages of LISTED have the same requirements; the others come from pyproject.toml."""
     environment = yaml.safe_load(_read("environment.yml"))
     conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
     (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
@@ -41,10 +41,10 @@ def test_environment_names_the_packages_as_pyproject_does() -> None:
     declared = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["cuda12"]]
     listed = [*conda[1:-1], *(requirement.partition(";")[0] for requirement in pip[:-1])]
     assert set(listed) <= set(declared), "environment.yml and pyproject.toml disagree"
-    assert {re.split(r"[\[>]", requirement)[0] for requirement in listed} == set(OWNERS)
+    assert {re.split(r"[\[>]", requirement)[0] for requirement in listed} == set(LISTED)
 
 
-def test_extras_are_those_the_readers_are_told_of() -> None:
+def test_documented_extras_exist() -> None:
     extras = PROJECT["optional-dependencies"]
     assert {"cuda12", "test", "bench", "dev"} <= set(extras)
     assert any(requirement.startswith("cupy-cuda12x") for requirement in extras["cuda12"])
@@ -52,14 +52,14 @@ def test_extras_are_those_the_readers_are_told_of() -> None:
     assert "cuda12" in _read("environment.yml")
 
 
-def test_continuous_integration_runs_the_command_of_the_readme() -> None:
+def test_ci_runs_the_documented_test_command() -> None:
     run = [line for line in _read(".ci/run").splitlines() if line.startswith("exec ")]
     assert run == ["exec make test"]
     assert "make test" in _read("CONTRIBUTING.md")
     assert "make demo" in _read("README.md")
 
 
-def test_make_test_checks_style_types_and_behaviour() -> None:
+def test_make_test_runs_ruff_mypy_and_pytest() -> None:
     commands = [command.split("/")[-1].split()[0] for command in _recipe("test")]
     assert commands == ["ruff", "mypy", "pytest"]
 
@@ -70,7 +70,7 @@ def test_make_demo_runs_the_demo() -> None:
     assert "$(BIN)/activate" in hint
 
 
-def test_the_console_script_exists() -> None:
+def test_console_script_exists() -> None:
     from logpose.__main__ import main
 
     assert PROJECT["scripts"] == {"logpose": "logpose.__main__:main"}

@@ -1,4 +1,4 @@
-"""The import rules of docs/architecture.md, read off the syntax tree of every file of the product."""
+"""Import rules of docs/architecture.md, checked in the syntax tree of every file of the product."""
 
 import ast
 import subprocess
@@ -14,13 +14,13 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("logpose", "pipeline", "cnn", "jobs")
 FILES = sorted(path.relative_to(ROOT).as_posix() for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
 
-# What each package may import of the others; `logpose.common` is below all of them, the rest of `logpose` above.
+# The other packages that each package may import. All may import `logpose.common`, which imports none of them.
 MAY_IMPORT = {"pipeline": set[str](), "cnn": set[str](), "jobs": {"pipeline", "cnn"}, "logpose": set(PACKAGES)}
-MAX_FILES = 15  # in a folder; the kernels of a backend excepted, which are one a file
+MAX_FILES = 15  # per folder, except cnn/backends/cpu, which has one file per kernel
 
-# A library with a door of its own: only these files open it.
-DOORS = {
-    # store.py reads and writer.py writes: two ideas. Pixels pass through shard_format.py, which does without zarr.
+# Library -> the only files that may import it.
+ONLY_IMPORTED_BY = {
+    # store.py reads and writer.py writes. Pixels are read and written by shard_format.py, without zarr.
     "zarr": ["pipeline/dataset/store.py", "pipeline/dataset/writer.py", "pipeline/dataset/codecs.py"],
     "numcodecs": ["pipeline/dataset/codecs.py"],
     "cupy": ["cnn/backends/gpu/*.py"],
@@ -38,7 +38,7 @@ DOORS = {
     "typer": ["jobs/cli.py", "jobs/commands/*.py"],
 }  # fmt: skip
 
-# Where the name to import is not the name to install.
+# Import name -> name of the distribution, where they differ.
 INSTALLED_AS = {
     "PIL": "pillow", "tomli_w": "tomli-w", "cupy": "cupy-cuda12x",
     "cupyx": "cupy-cuda12x",
@@ -46,7 +46,7 @@ INSTALLED_AS = {
 
 
 def imported_modules(path: str) -> Iterator[str]:
-    """Every module a file imports, wherever in the file, by its full dotted name."""
+    """Every module that a file imports, also inside functions, by its full dotted name."""
     for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"), path)):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
@@ -63,12 +63,12 @@ def imported_libraries(path: str) -> set[str]:
     return {module.partition(".")[0] for module in imported_modules(path)}
 
 
-def test_the_packages_are_found() -> None:
+def test_every_package_has_files() -> None:
     assert {path.partition("/")[0] for path in FILES} == set(PACKAGES)
 
 
 @pytest.mark.parametrize("path", FILES)
-def test_only_jobs_imports_both(path: str) -> None:
+def test_packages_import_only_the_packages_they_may(path: str) -> None:
     package = path.partition("/")[0]
     others = {module for module in imported_modules(path) if module.partition(".")[0] in set(PACKAGES) - {package}}
     others = {module for module in others if not module.startswith("logpose.common")}
@@ -77,22 +77,22 @@ def test_only_jobs_imports_both(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.startswith("logpose/common/")])
-def test_what_all_share_imports_none_of_them(path: str) -> None:
+def test_common_imports_no_other_package(path: str) -> None:
     ours = {module for module in imported_modules(path) if module.partition(".")[0] in PACKAGES}
     assert all(module.startswith("logpose.common") for module in ours), f"{path} imports {sorted(ours)}"
 
 
-def test_no_file_imports_itself_by_way_of_others() -> None:
-    """No cycle among all files, imports inside of functions included."""
+def test_imports_have_no_cycle() -> None:
+    """Imports inside functions count too."""
     files = set(FILES)
-    arrows = {path: sorted({_file_of(module, files) for module in _targets(path)} - {None, path}) for path in FILES}
+    imports = {path: sorted({_file_of(module, files) for module in _targets(path)} - {None, path}) for path in FILES}
     done: set[str] = set()
 
-    def visit(path: str, above: tuple[str, ...]) -> None:
-        assert path not in above, " -> ".join([*above[above.index(path) :], path])
+    def visit(path: str, chain: tuple[str, ...]) -> None:
+        assert path not in chain, " -> ".join([*chain[chain.index(path) :], path])
         if path not in done:
-            for target in arrows[path]:
-                visit(target, (*above, path))  # type: ignore[arg-type]
+            for target in imports[path]:
+                visit(target, (*chain, path))  # type: ignore[arg-type]
             done.add(path)
 
     for path in FILES:
@@ -100,7 +100,7 @@ def test_no_file_imports_itself_by_way_of_others() -> None:
 
 
 def _targets(path: str) -> Iterator[str]:
-    """The modules that a file imports from, `from a.b import c` being a.b.c where that is a module."""
+    """The modules that a file imports from; `from a.b import c` counts as a.b.c where that is a module."""
     for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"), path)):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
@@ -119,26 +119,26 @@ FOLDERS = {path.parent for top in (*PACKAGES, "tests", "benchmarks") for path in
 
 
 @pytest.mark.parametrize("folder", sorted(folder.relative_to(ROOT).as_posix() for folder in FOLDERS))
-def test_a_folder_holds_few_files(folder: str) -> None:
+def test_folder_has_few_files(folder: str) -> None:
     count = sum(path.is_file() and path.suffix != ".pyc" for path in (ROOT / folder).iterdir())
     assert count <= MAX_FILES or folder == "cnn/backends/cpu", f"{folder} has {count} files"
 
 
 @pytest.mark.parametrize("path", FILES)
-def test_each_library_comes_in_by_its_own_door(path: str) -> None:
-    for library in imported_libraries(path) & set(DOORS):
-        assert any(fnmatch(path, door) for door in DOORS[library]), (
-            f"{path} imports {library}; only {', '.join(DOORS[library])} may"
+def test_library_is_imported_only_where_allowed(path: str) -> None:
+    for library in imported_libraries(path) & set(ONLY_IMPORTED_BY):
+        assert any(fnmatch(path, pattern) for pattern in ONLY_IMPORTED_BY[library]), (
+            f"{path} imports {library}; only {', '.join(ONLY_IMPORTED_BY[library])} may"
         )
 
 
 @pytest.mark.parametrize("path", FILES)
-def test_no_pickle(path: str) -> None:
+def test_no_file_imports_pickle(path: str) -> None:
     assert not imported_libraries(path) & {"pickle", "cPickle", "dill", "cloudpickle", "shelve"}
 
 
 @pytest.mark.parametrize("path", FILES)
-def test_what_is_imported_is_declared(path: str) -> None:
+def test_imported_libraries_are_listed_in_pyproject(path: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for_developers = {"test", "bench", "dev"}
     extras = project["optional-dependencies"]
@@ -150,17 +150,17 @@ def test_what_is_imported_is_declared(path: str) -> None:
 
 
 def _distribution(requirement: str) -> str:
-    """The bare name in a requirement such as `cupy-cuda12x[ctk]>=14.0`."""
+    """The distribution's name in a requirement such as `cupy-cuda12x[ctk]>=14.0`."""
     return requirement.split(">")[0].split("[")[0].strip()
 
 
 @pytest.mark.parametrize("path", FILES)
-def test_a_file_is_one_idea(path: str) -> None:
+def test_file_has_at_most_400_lines(path: str) -> None:
     lines = len((ROOT / path).read_text(encoding="utf-8").splitlines())
-    assert lines <= 400, f"{path} has {lines} lines; over 400 it is two ideas"
+    assert lines <= 400, f"{path} has {lines} lines, over 400: split it"
 
 
-def test_the_command_line_starts_without_the_heavy_libraries() -> None:
+def test_command_line_starts_without_heavy_libraries() -> None:
     heavy = ["numpy", "zarr", "dask", "numba", "matplotlib", "PIL", "safetensors", "rich", "jinja2"]
     script = f"import sys, jobs.cli; print(sorted(set({heavy!r}) & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

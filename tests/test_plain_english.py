@@ -1,4 +1,4 @@
-"""Words that once made the code hard to read for others, and standard terms in their place (CONTRIBUTING.md)."""
+"""Archaic words that must not come back, with the standard terms to use instead (CONTRIBUTING.md)."""
 
 import re
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-# A regular expression, and what to write instead.
+# Regular expression -> what to write instead.
 WORDS = {
     r"\bmend(s|ed|ing)?\b": "repair, correct",
     r"\bturned\b": "rotated, flipped",
@@ -30,7 +30,7 @@ SUFFIXES = {".py", ".md", ".toml", ".jinja", ".css", ".ipynb", ".yml", ""}
 def test_archaic_words_do_not_come_back(pattern: str) -> None:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
     if listed.returncode:
-        pytest.skip("not a git checkout: there is no list of the project's own files")
+        pytest.skip("not a git checkout: cannot list the project's files")
     found = []
     for name in filter(None, listed.stdout.decode().split("\0")):
         path = ROOT / name

@@ -5,7 +5,7 @@
 
 Each run is a `logpose train --resume` into a folder of RUNS, so that the benchmark resumes when started again. Ends
 with a table of means over the seeds: the last epoch's accuracy, the best epoch's with the recipe's test-time
-augmentation, and the loss of accuracy without each component.
+augmentation, and the drop of accuracy without each component.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def main() -> None:
             row = np.array(outcome(run_dir, [arguments.dataset, *given]))  # (2,)
             found[name] = np.vstack([found.get(name, np.empty((0, 2))), row])
     full = found["full recipe"].mean(axis=0)  # (2,)
-    print(f"\n{'':36} {'last epoch':>10}  with views  {'loss':>6}  each seed, with views")
+    print(f"\n{'':36} {'last epoch':>10}  with views  {'drop':>6}  each seed, with views")
     for name, rows in found.items():
         mean = rows.mean(axis=0)  # (2,)
         each_seed = " ".join(f"{value:.2%}" for value in rows[:, 1])

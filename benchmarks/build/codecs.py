@@ -5,7 +5,7 @@
 For each folder, decodes a seeded sample of images that fills one shard and writes it with zarr, with the shards, chunks
 and CRC32C of a dataset. Codecs are interleaved, A B C A B C, after one warm-up round; rates are medians over the
 rounds, in MB of pixels per second, for one caller (zarr may use more threads). "written" includes the wait for the
-disk, "handed over" does not; reading is from the page cache. The last number of a Blosc codec is its typesize: 3 is a
+disk, "unsynced" does not; reading is from the page cache. The last number of a Blosc codec is its typesize: 3 is a
 pixel, 1 a byte.
 
 The default fit, pad, adds a white border that compresses to nothing; --fit crop measures the images alone.
@@ -80,11 +80,11 @@ def create(folder: Path, images: np.ndarray, codecs: tuple[BytesBytesCodec, ...]
 
 
 def write_and_read(folder: Path, images: np.ndarray, codecs: tuple[BytesBytesCodec, ...]) -> list[float]:
-    """Write, sync and read one shard: seconds until handed over, until on disk, and to read it; and its bytes."""
+    """Write, sync and read one shard: seconds until zarr returns, until on disk, and to read it; and its bytes."""
     array, shard = create(folder, images, codecs), folder / "c/0/0/0/0"
     began = time.perf_counter()
     array[:] = images
-    handed = time.perf_counter() - began
+    cached = time.perf_counter() - began
     with shard.open("rb") as file:
         os.fsync(file.fileno())
     written = time.perf_counter() - began
@@ -92,8 +92,8 @@ def write_and_read(folder: Path, images: np.ndarray, codecs: tuple[BytesBytesCod
     back = array[:]
     read = time.perf_counter() - began
     if not np.array_equal(back, images):
-        raise SystemExit(f"{codecs} gave back other pixels")
-    return [handed, written, read, shard.stat().st_size]
+        raise SystemExit(f"{codecs} returned different pixels")
+    return [cached, written, read, shard.stat().st_size]
 
 
 def measure(folder: Path, size: int, fit: str, rounds: int) -> dict[str, dict[str, float]]:
@@ -108,13 +108,13 @@ def measure(folder: Path, size: int, fit: str, rounds: int) -> dict[str, dict[st
                 results[name].append(found)
     megabytes = images.nbytes / 1e6
     print(f"\n{folder}: {len(images):,} images of {size} px, {fit}, {megabytes:.1f} MB")
-    print(f"{'':26} {'stored':>7}  {'handed over MB/s':>16}  {'written MB/s':>12}  {'read MB/s':>9}")
+    print(f"{'':26} {'stored':>7}  {'unsynced MB/s':>16}  {'written MB/s':>12}  {'read MB/s':>9}")
     medians = {}
     for name, rows in results.items():
-        handed, written, read, stored = (float(value) for value in np.median(rows, axis=0))
+        cached, written, read, stored = (float(value) for value in np.median(rows, axis=0))
         ratio = stored / images.nbytes
         print(
-            f"{name:26} {ratio:7.1%}  {megabytes / handed:16.0f}  {megabytes / written:12.0f}  {megabytes / read:9.0f}"
+            f"{name:26} {ratio:7.1%}  {megabytes / cached:16.0f}  {megabytes / written:12.0f}  {megabytes / read:9.0f}"
         )
         medians[name] = {
             "stored": round(ratio, 4), "written": round(megabytes / written), "read": round(megabytes / read)

@@ -5,7 +5,8 @@
 
 Plants ten kinds of near-duplicates of up to N images, as JPEG. One is found if it is in its original's group. Originals
 that are already grouped are also reported separately: they are the folder's own near-duplicates or false positives,
-which only a look can tell (--list prints them). Then times the search on 1,000 to 1,000,000 synthetic fingerprints.
+which only inspection can tell apart (--list prints them). Then times the search on 1,000 to 1,000,000 synthetic
+fingerprints.
 """
 
 from __future__ import annotations

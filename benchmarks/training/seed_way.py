@@ -123,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=available_cpus())
-    parser.add_argument("--dtype", choices=("float32", "float64"), default="float64", help="what the loop computes in")
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float64", help="of the seed's arithmetic")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:

@@ -94,7 +94,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Bench:
-    """The measurement's options; `seconds` is the time of a side in a round."""
+    """The measurement's options; `seconds` is seconds of each side in a round."""
 
     rounds: int
     threads: int
@@ -217,7 +217,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=available_cpus())
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), metavar="NAME")
     parser.add_argument("--device", choices=("cpu", "reference"), default="cpu")
-    parser.add_argument("--seconds", type=float, default=0.6, help="the time of a side in a round")
+    parser.add_argument("--seconds", type=float, default=0.6, help="seconds of each side in a round")
     parser.add_argument("--cold", action="store_true", help="also time a first step that compiles all kernels")
     parser.add_argument("--json", type=Path, help="write all times to this file")
     arguments = parser.parse_args()

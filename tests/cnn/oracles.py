@@ -1,4 +1,4 @@
-"""Helpers of the network's tests: backends to test, layers to draw, and the directional derivative check."""
+"""Helpers for tests of networks: all backends, Hypothesis strategies for layers, and the directional gradient check."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Model files: written, read, damaged, and as the start of another training."""
+"""Model files: saving, loading, damage, and initialising another training."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_model_file_is_all_that_prediction_needs(model: Path) -> None:
+def test_prediction_needs_only_the_model_file(model: Path) -> None:
     predictor = Predictor(model, pick_backend("cpu"))
     assert predictor.card == CARD and load_checkpoint(model).progress == {"epoch": 1}
     probabilities = predictor.probabilities(draw_images(5, 2)[0])
@@ -54,7 +54,7 @@ def test_missing_truncated_and_foreign_files_are_refused(model: Path, tmp_path: 
         load_checkpoint(bad)
 
 
-def test_a_parameter_of_another_shape_is_named(model: Path) -> None:
+def test_parameter_of_another_shape_is_named_in_the_error(model: Path) -> None:
     saved = load_checkpoint(model)
     saved.tensors["conv1a.conv.weight"] = np.zeros((3, 3, 3, 9), np.float32)
     message = r"conv1a\.conv\.weight: expected shape \(3, 3, 3, 8\), found \(3, 3, 3, 9\)"

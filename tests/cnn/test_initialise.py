@@ -1,4 +1,4 @@
-"""Initialisers, and parameters that are computed from images."""
+"""Initialisers, and initialisation from images."""
 
 import math
 
@@ -42,7 +42,7 @@ def test_whitened_patches_are_uncorrelated_with_equal_variance() -> None:
     ).max()
 
 
-def test_a_network_without_such_a_layer_first_does_not_change() -> None:
+def test_initialising_from_images_changes_only_a_first_whitening_layer() -> None:
     network = Network(chain(conv=Conv2D(2), whiten=Whitening(16)), (5, 5, 1), REFERENCE)
     before = network.parameters.flat.copy()
     assert not network.needs_data

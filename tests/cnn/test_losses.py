@@ -17,13 +17,13 @@ from tests.cnn.test_gradients import LOSS_ROWS, TOLERANCE
 REFERENCE = ReferenceBackend()
 
 
-def test_uniform_outputs_cost_the_logarithm_of_the_classes() -> None:
+def test_cross_entropy_of_uniform_outputs_is_log_of_the_number_of_classes() -> None:
     loss, gradient = SoftmaxCrossEntropy(0.0).forward(REFERENCE, np.zeros((4, 18)), np.array([0, 1, 2, 17]), 4)
     assert float(loss) == pytest.approx(math.log(18))
     np.testing.assert_allclose(gradient.sum(axis=1), 0, atol=1e-15)
 
 
-def test_slices_of_a_batch_add_up() -> None:
+def test_losses_of_slices_add_up_to_that_of_the_batch() -> None:
     outputs, labels = np.random.default_rng(0).normal(size=(7, 3)), np.array([0, 1, 2, 0, 1, 2, 0])
     for loss in (SoftmaxCrossEntropy(0.1, (1.0, 2.0, 0.5)), BinaryCrossEntropy(), MeanSquaredError()):
         whole = loss.forward(REFERENCE, outputs, labels, 7)
@@ -45,7 +45,7 @@ def test_class_weights_must_fit_the_classes() -> None:
         SoftmaxCrossEntropy(0.0, (1.0, 2.0)).forward(REFERENCE, np.zeros((1, 3)), np.array([0]), 1)
 
 
-def test_balanced_class_weights() -> None:
+def test_balanced_class_weights_are_inverse_to_the_class_sizes() -> None:
     balanced, plain = SoftmaxCrossEntropy(class_weights="balanced"), SoftmaxCrossEntropy()
     loss = balanced.balanced(np.array([6, 0, 2]))
     assert loss.class_weights == pytest.approx((8 / 12, 0, 8 / 4))

@@ -200,7 +200,7 @@ def test_batch_norm_does_not_cancel(backend_name: str) -> None:
 
 @pytest.mark.parametrize("backend_name", BACKENDS)
 def test_max_pool_propagates_nan(backend_name: str) -> None:
-    """Divergence must be detected."""
+    """Otherwise a diverging training would not be detected."""
     backend = get_backend(backend_name)
     x = np.zeros((1, 4, 4, 1), np.float32)
     x[0, 1, 1] = np.nan

@@ -19,7 +19,7 @@ def test_printable_keeps_text_and_escapes_the_rest() -> None:
     assert printable("caf\udce9\u2028") == "caf\\udce9\\u2028"
 
 
-def test_suggestions() -> None:
+def test_suggest_names_the_nearest_choice_or_all() -> None:
     assert suggest("ResNet8", ["resnet9", "plain"]) == "did you mean 'resnet9'?"
     assert suggest("xyz", ["resnet9", "plain"]) == "choose one of: plain, resnet9"
     assert "did you mean 'plain'?" in str(UnknownNameError("model", "plan", ["plain", "seed"]))

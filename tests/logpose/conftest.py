@@ -1,4 +1,4 @@
-"""A folder as a user of the Python interface has it: images, a dataset and a finished training."""
+"""Folder with images, a dataset and a finished training, for tests of the Python interface."""
 
 import shutil
 from pathlib import Path
@@ -23,7 +23,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def workspace(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the folder, which is the current one."""
+    """A copy of `finished`, as the current folder."""
     shutil.copytree(finished, tmp_path / "workspace")
     monkeypatch.chdir(tmp_path / "workspace")
     return tmp_path / "workspace"

@@ -1,4 +1,4 @@
-"""What a caller passes to the Python interface: other types, NumPy numbers, out of range, and every kind of image."""
+"""Arguments of the Python interface: wrong types, NumPy numbers, values out of range, and every kind of image."""
 
 import copy
 import inspect
@@ -40,7 +40,7 @@ def call(function: Callable[..., Any], **options: Any) -> Any:
 def test_options_of_wrong_types_are_refused_in_one_line(
     function: Callable[..., Any], options: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The job itself never starts with a value that is neither refused nor of the declared type."""
+    """Each wrong value is refused or converted before the job starts."""
     name = {logpose.build: "data.build_job", logpose.train: "training.train_job"}.get(
         function, "classification.classify_job"
     )
@@ -85,7 +85,7 @@ def test_paths_of_wrong_types_are_refused_in_one_line(value: Any, workspace: Pat
 
 
 @pytest.mark.usefixtures("workspace")
-def test_objects_with_a_path_get_the_remedy() -> None:
+def test_model_object_instead_of_its_path_is_refused_with_the_path() -> None:
     with pytest.raises(logpose.LogposeError, match=r"give its path, runs/colours/model\.safetensors"):
         logpose.classify("images", logpose.load("runs/colours", device="cpu"), "x.csv")  # type: ignore[arg-type]
 
@@ -104,7 +104,7 @@ def test_errors_of_the_operating_system_have_a_remedy() -> None:
 
 
 @pytest.mark.usefixtures("workspace")
-def test_numpy_numbers_are_numbers() -> None:
+def test_numpy_numbers_are_accepted() -> None:
     data = logpose.build("images", "b.zarr", size=np.int64(16), val=np.float32(0.25), seed=np.int8(3), quiet=True)  # type: ignore[arg-type]
     assert data.size == (16, 16) and len(data.val) == 15
     values = {"model.width": np.int64(2), "augment.cutout": np.float32(0.25), "augment.flip": np.bool_(True)}
@@ -130,7 +130,7 @@ def test_streams_of_wrong_types_are_refused_in_one_line() -> None:
 
 
 @pytest.mark.usefixtures("workspace")
-def test_objects_are_the_base_and_values_override_them() -> None:
+def test_values_override_objects() -> None:
     sgd = logpose.optimizers.SGD(lr=0.5)
     run = logpose.train(
         "colours.zarr", "a", **FEW | {"model": Plain(width=3)}, optimizer=sgd, lr=0.02,
@@ -149,12 +149,12 @@ def test_objects_are_the_base_and_values_override_them() -> None:
 
 @pytest.mark.usefixtures("workspace")
 @pytest.mark.parametrize("kind", ["colours.zarr", "/"])
-def test_a_run_folder_that_is_none_is_refused(kind: str) -> None:
+def test_dataset_or_root_as_run_folder_is_refused(kind: str) -> None:
     with pytest.raises(logpose.LogposeError, match="expected a folder for the results"):
         logpose.train("colours.zarr", kind, **FEW)
 
 
-def test_ctrl_c_is_an_error_that_says_how_to_resume(workspace: Path) -> None:
+def test_ctrl_c_raises_an_error_that_explains_how_to_resume(workspace: Path) -> None:
     timer = threading.Timer(1.0, signal.raise_signal, [signal.SIGINT])
     timer.start()
     with pytest.raises(logpose.LogposeError, match="resume with"):
@@ -162,7 +162,7 @@ def test_ctrl_c_is_an_error_that_says_how_to_resume(workspace: Path) -> None:
     assert (workspace / "a" / "last.safetensors").exists()
 
 
-def test_quiet_jobs_of_two_threads_do_not_mix() -> None:
+def test_verbosity_is_separate_in_each_thread() -> None:
     inside, leave = threading.Event(), threading.Event()
 
     def quiet() -> None:
@@ -202,7 +202,7 @@ def pillow_images() -> dict[str, tuple[Image.Image, str]]:
 @pytest.mark.usefixtures("workspace")
 @pytest.mark.parametrize("mode", pillow_images())
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_a_pillow_image_counts_as_its_file(mode: str, orientation: int) -> None:
+def test_pillow_image_has_the_probabilities_of_its_file(mode: str, orientation: int) -> None:
     image, ending = pillow_images()[mode]
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -211,7 +211,7 @@ def test_a_pillow_image_counts_as_its_file(mode: str, orientation: int) -> None:
     expected = model.probabilities(f"x.{ending}")
     with Image.open(f"x.{ending}") as opened:
         np.testing.assert_array_equal(model.probabilities(opened), expected)
-        np.testing.assert_array_equal(model.probabilities(opened), expected)  # left as it was
+        np.testing.assert_array_equal(model.probabilities(opened), expected)  # not changed by the first call
         opened.load()
         if mode != "JPEG":  # decoded at a reduced size from its file
             np.testing.assert_array_equal(model.probabilities(opened), expected)
@@ -228,7 +228,7 @@ def test_damaged_pillow_images_are_refused_in_one_line() -> None:
 
 
 @pytest.mark.usefixtures("workspace")
-def test_arrays_of_any_memory_order_agree() -> None:
+def test_arrays_of_any_memory_order_have_the_same_probabilities() -> None:
     model = logpose.load("runs/colours", device="cpu")
     images = logpose.open("colours.zarr").val[:4].images
     expected = model.probabilities(images)
@@ -242,7 +242,7 @@ def test_arrays_of_any_memory_order_agree() -> None:
 
 @pytest.mark.usefixtures("workspace")
 @pytest.mark.parametrize("topk", [0, 4, 1.5, "1", None, True])
-def test_topk_is_a_whole_number_of_classes(topk: Any) -> None:
+def test_topk_out_of_range_or_of_wrong_type_is_refused(topk: Any) -> None:
     with pytest.raises(logpose.LogposeError, match="topk: expected"):
         logpose.load("runs/colours", device="cpu").predict("images/red/000.png", topk=topk)
 
@@ -265,6 +265,6 @@ def test_a_run_whose_path_is_not_valid_utf8_has_a_report(workspace: Path) -> Non
 
 @pytest.mark.usefixtures("workspace")
 @pytest.mark.parametrize("out", ["images", ".", "/"])
-def test_a_table_needs_a_name(out: str) -> None:
+def test_folder_as_table_is_refused(out: str) -> None:
     with pytest.raises(logpose.LogposeError, match="is a folder; give the name of a CSV file"):
         logpose.classify("images", "runs/colours", out, quiet=True)

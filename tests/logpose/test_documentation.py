@@ -1,4 +1,4 @@
-"""Every public name has a docstring with an example that runs; so do the pages and the notebook on Python."""
+"""Examples in the docstrings of all public names, in the documents and in the notebook: they run."""
 
 import doctest
 import inspect
@@ -16,7 +16,7 @@ FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 def run_examples(text: str, name: str, **names: Any) -> int:
-    """Run the `>>>` examples of a text; return how many there were. Fails with what was found instead."""
+    """Run the `>>>` examples of a text; return their number. Fails with what was found instead."""
     test = doctest.DocTestParser().get_doctest(text, {"logpose": logpose, **names}, name, None, 0)
     report: list[str] = []
     failed, tried = doctest.DocTestRunner(optionflags=FLAGS).run(test, out=report.append, clear_globs=False)
@@ -39,7 +39,7 @@ def test_public_methods_have_examples_that_run() -> None:
 
 
 @pytest.mark.usefixtures("workspace")
-def test_python_page_runs() -> None:
+def test_examples_of_python_md_run() -> None:
     assert run_examples((ROOT / "docs" / "python.md").read_text(encoding="utf-8"), "docs/python.md") > 20
 
 

@@ -1,4 +1,4 @@
-"""The Python interface: few names, lazy, typed, one list of options, and errors of one line."""
+"""The Python interface: public names, lazy import, options, results, and errors of one line."""
 
 import inspect
 import subprocess
@@ -29,7 +29,7 @@ def test_import_is_lazy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "options", "not_here"),
+    ("function", "options", "excluded"),
     [
         (logpose.build, BuildOptions, set()),
         (logpose.classify, ClassifyOptions, {"model"}),
@@ -37,12 +37,12 @@ def test_import_is_lazy() -> None:
     ],
 )
 def test_functions_take_the_options_of_the_command_line(
-    function: object, options: type, not_here: set[str]
+    function: object, options: type, excluded: set[str]
 ) -> None:
-    """The same names and defaults; `not_here` are those that Python says in another way."""
+    """The same names and defaults; `excluded` are those with another form in Python."""
     parameters = inspect.signature(function).parameters  # type: ignore[arg-type]
     for field in fields(options):
-        if field.name in not_here:
+        if field.name in excluded:
             continue
         default = field.default if field.default is not MISSING else field.default_factory()  # type: ignore[misc]
         given = parameters[field.name].default
@@ -55,7 +55,7 @@ def test_paths_may_be_strings(workspace: Path) -> None:
 
 
 @pytest.mark.usefixtures("workspace")
-def test_predictions_agree_whatever_the_form_of_the_image() -> None:
+def test_predictions_are_the_same_for_every_form_of_an_image() -> None:
     model = logpose.load("runs/colours", device="cpu")
     data = logpose.open("colours.zarr")
     image, label, path = data.val[0]
@@ -112,11 +112,11 @@ def test_wrong_options_are_refused_in_one_line(options: dict[str, object], messa
 def test_runs_without_a_folder_are_numbered() -> None:
     few = {"model": "plain", "epochs": 1, "values": {"model.width": 2}, "device": "cpu", "quiet": True}
     names = [logpose.train("colours.zarr", **few).path.name for _ in range(2)]  # type: ignore[arg-type]
-    assert names == ["colours-2", "colours-3"]  # runs/colours is there
+    assert names == ["colours-2", "colours-3"]  # runs/colours exists
 
 
 @pytest.mark.usefixtures("workspace")
-def test_objects_and_texts_make_the_same_recipe() -> None:
+def test_objects_and_names_give_the_same_training() -> None:
     few = {"epochs": 1, "batch_size": 8, "device": "cpu", "quiet": True}
     width = {"model.width": 2}
     by_text = logpose.train("colours.zarr", "a", model="plain", optimizer="sgd", lr=0.02, values=width, **few)
@@ -131,7 +131,7 @@ def test_objects_and_texts_make_the_same_recipe() -> None:
 
 
 @pytest.mark.usefixtures("workspace")
-def test_history_is_a_table_that_plots_itself() -> None:
+def test_history_has_columns_rows_text_and_a_plot() -> None:
     history = logpose.load_run("runs/colours").history
     assert history["epoch"] == [1, 2, 3] and [row.epoch for row in history] == [1, 2, 3]
     assert len(history[:2]) == 2 and set(history.to_dict()) >= {"epoch", "val_accuracy"}
@@ -142,7 +142,7 @@ def test_history_is_a_table_that_plots_itself() -> None:
 
 
 @pytest.mark.usefixtures("workspace")
-def test_report_of_a_run() -> None:
+def test_report_is_written_into_the_run_folder() -> None:
     run = logpose.load_run("runs/colours")
     assert run.report(quiet=True) == run.path / "report.html" and (run.path / "report.html").stat().st_size > 10_000
     with pytest.raises(logpose.LogposeError, match="found no model in runs/none"):

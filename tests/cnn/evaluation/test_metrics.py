@@ -13,7 +13,7 @@ OUTPUTS = np.array([[3, 1, 0], [2, 5, 1], [0, 4, 3], [1, 0, 2], [2, 2, 1]], np.f
 LABELS = np.array([0, 1, 2, 0, 1])  # (5,)
 
 
-def test_metrics_by_hand() -> None:
+def test_metrics_match_values_computed_by_hand() -> None:
     evaluation = Evaluation(1.0, OUTPUTS, LABELS)
     assert evaluation.rows == 5
     np.testing.assert_array_equal(evaluation.predicted, [0, 1, 1, 2, 0])
@@ -27,7 +27,7 @@ def test_metrics_by_hand() -> None:
     assert evaluation.macro_f1 == pytest.approx(1 / 3)
 
 
-def test_precision_and_recall_are_not_confused() -> None:
+def test_precision_and_recall_are_not_swapped() -> None:
     outputs = np.eye(2, dtype=np.float32)[[0, 0, 0, 1]]  # (4, 2)
     precision, recall, f1, _ = Evaluation(0.0, outputs, np.array([0, 1, 1, 1])).by_class
     np.testing.assert_allclose(precision, [1 / 3, 1])
@@ -35,11 +35,11 @@ def test_precision_and_recall_are_not_confused() -> None:
     np.testing.assert_allclose(f1, [1 / 2, 1 / 2])
 
 
-def test_top_k_accuracy() -> None:
+def test_top_k_accuracy_matches_values_computed_by_hand() -> None:
     evaluation = Evaluation(1.0, OUTPUTS, LABELS)
     assert evaluation.top(1) == evaluation.accuracy
     assert evaluation.top(2) == 1.0
-    assert Evaluation(1.0, OUTPUTS[:, ::-1], LABELS).top(1) == pytest.approx(0.6)  # of two equals the first
+    assert Evaluation(1.0, OUTPUTS[:, ::-1], LABELS).top(1) == pytest.approx(0.6)  # of equal outputs, the first
 
 
 def test_macro_f1_leaves_out_classes_without_images() -> None:
@@ -49,7 +49,7 @@ def test_macro_f1_leaves_out_classes_without_images() -> None:
     assert evaluation.macro_f1 == pytest.approx(2 / 3)
 
 
-def test_an_evaluation_without_images() -> None:
+def test_evaluation_without_images_has_accuracy_0_and_no_f1() -> None:
     evaluation = Evaluation(0.0, np.empty((0, 3), np.float32), np.empty(0, np.int64))
     assert evaluation.accuracy == 0.0 and evaluation.top(1) == 0.0 and math.isnan(evaluation.macro_f1)
 
@@ -58,7 +58,7 @@ def test_an_evaluation_without_images() -> None:
     ("right", "rows", "low", "high"),
     [(81, 263, 0.2553, 0.3662), (0, 20, 0.0, 0.1611), (20, 20, 0.8389, 1.0)],
 )
-def test_wilson_interval(right: int, rows: int, low: float, high: float) -> None:
+def test_wilson_interval_matches_published_values(right: int, rows: int, low: float, high: float) -> None:
     """Values of Newcombe (1998), table I, and a mirrored one."""
     assert wilson_interval(right / rows, rows) == pytest.approx((low, high), abs=1e-4)
 

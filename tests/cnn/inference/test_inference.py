@@ -1,4 +1,4 @@
-"""An image's outputs are bitwise independent of the batch and of the number of threads."""
+"""Inference: an image's outputs are bitwise independent of the batch and of the number of threads."""
 
 import tracemalloc
 from collections.abc import Callable
@@ -207,7 +207,7 @@ def test_predictors_work_concurrently(name: str, save: Callable[[ModelCard], Pat
 
 def test_a_predictor_for_a_thread_has_one_thread_and_shares_the_parameters(save: Callable[[ModelCard], Path]) -> None:
     predictor = Predictor(save(card(width=16)), CPUS[3])
-    predictor.for_thread()  # not to measure what is created only once
+    predictor.for_thread()  # warm-up: some objects are created only once
     tracemalloc.start()
     other = predictor.for_thread()
     allocated = tracemalloc.get_traced_memory()[1]

@@ -1,4 +1,4 @@
-"""A user's own network: registered, imported by name, trained, saved and loaded."""
+"""User-defined models: registering, importing by name, training, saving and loading."""
 
 import sys
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ class Tiny:
 
 @pytest.fixture(autouse=True)
 def _registry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Every test begins with the built-in models alone, in an empty folder, and leaves none of its modules behind."""
+    """Run each test in an empty folder with only the built-in models; unload the modules that it imported."""
     models = dict(MODELS)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
@@ -78,7 +78,7 @@ def test_a_registered_model_trains_and_is_saved_and_loaded(tmp_path: Path) -> No
     np.testing.assert_array_equal(predictor.logits(images), trainer.evaluate([(images, labels)]).outputs)
 
 
-def test_a_model_file_imports_no_code_and_tells_what_it_needs(tmp_path: Path) -> None:
+def test_loading_a_model_file_imports_no_code_and_names_the_missing_class(tmp_path: Path) -> None:
     Path("evil.py").write_text("raise SystemExit('a model file ran code')")
     sys.path.insert(0, str(tmp_path))
     card = replace(save_tiny(tmp_path / "model.safetensors"), model="shallow", model_class="evil:Shallow")
@@ -134,7 +134,7 @@ def test_import_model_explains_what_is_wrong(path: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_name_that_is_taken_is_refused() -> None:
+def test_registering_a_name_of_another_model_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"the model name 'resnet9' is taken by a built-in model; choose another"):
         register_model(name="resnet9")(Tiny)
     register_model(Tiny)
@@ -150,13 +150,13 @@ def test_registering_a_notebook_cell_again_replaces_the_class() -> None:
     assert register_model(again) is again and MODELS["tiny"] is again
 
 
-class NoDataclass:
+class NotADataclass:
     def layers(self, in_shape: Shape, classes: int) -> Sequential:
         return Tiny().layers(in_shape, classes)
 
 
 @dataclass
-class NotFrozen(NoDataclass):
+class NotFrozen(NotADataclass):
     width: int = 8
 
 
@@ -166,19 +166,19 @@ class NoLayers:
 
 
 @dataclass(frozen=True)
-class NoDefault(NoDataclass):
+class NoDefault(NotADataclass):
     width: int
 
 
 @dataclass(frozen=True)
-class NoPlainOption(NoDataclass):
+class NoPlainOption(NotADataclass):
     pool: Layer = field(default_factory=GlobalAveragePool)
 
 
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (NoDataclass, r"model NoDataclass: expected a frozen dataclass; write @register_model, and below"),
+        (NotADataclass, r"model NotADataclass: expected a frozen dataclass; write @register_model, and below"),
         (NotFrozen, r"model NotFrozen: expected a frozen dataclass"),
         (NoLayers, r"model NoLayers: it has no method layers; define layers\(self, in_shape, classes\)"),
         (NoDefault, r"model NoDefault: the option 'width' has no default"),

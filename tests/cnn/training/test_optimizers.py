@@ -24,15 +24,15 @@ def _one_weight(optimizer: SGD | AdamW, gradients: list[float]) -> float:
     return float(arena.flat[0])
 
 
-def test_sgd_by_hand() -> None:
+def test_sgd_matches_values_computed_by_hand() -> None:
     assert _one_weight(SGD(0.1, 0.0, False, 0.0), [2.0]) == pytest.approx(0.8)
     assert _one_weight(SGD(0.1, 0.9, False, 0.0), [1.0, 1.0]) == pytest.approx(1 - 0.1 - 0.19)
     assert _one_weight(SGD(0.1, 0.9, True, 0.0), [1.0]) == pytest.approx(1 - 0.19)
     assert _one_weight(SGD(0.1, 0.0, False, 0.5), [0.0]) == pytest.approx(0.95)
 
 
-def test_decoupled_sgd_by_hand() -> None:
-    # Momentum 0.5: the rate over 3, and Nesterov's first step 1.5 times the gradient.
+def test_decoupled_sgd_matches_values_computed_by_hand() -> None:
+    # With momentum 0.5, the learning rate is divided by 3, and Nesterov's first step is 1.5 times the gradient.
     assert _one_weight(SGD(0.6, 0.5, True, 0.0, True), [1.0]) == pytest.approx(1 - 0.2 * 1.5)
     for lr in (0.6, 1.2):
         assert _one_weight(SGD(lr, 0.0, False, 0.5, True), [0.0]) == pytest.approx(1 - 0.25)
@@ -69,8 +69,8 @@ def test_parameters_freeze_at_trained_until(optimizer: SGD | AdamW) -> None:
     assert moved == [[True, True, False], [True, False, False]]
 
 
-def test_adamw_by_hand() -> None:
-    # The first step is lr times the gradient's sign, whatever its size; the decay is the weight's own.
+def test_adamw_matches_values_computed_by_hand() -> None:
+    # The first step is lr times the gradient's sign; the decay is decoupled from the gradient.
     assert _one_weight(AdamW(0.1, weight_decay=0.0), [123.0]) == pytest.approx(0.9)
     assert _one_weight(AdamW(0.1, weight_decay=0.5), [0.0]) == pytest.approx(0.95)
 

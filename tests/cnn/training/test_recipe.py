@@ -1,4 +1,4 @@
-"""Recipes and layers that are given something of the wrong type."""
+"""Arguments of wrong types to recipes and layers."""
 
 from collections.abc import Callable
 

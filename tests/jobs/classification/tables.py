@@ -1,4 +1,4 @@
-"""Shared by the tests of the table: unusual names, a small table, and what the job does with it."""
+"""Helpers for tests of the table: unusual names, a small table, and writing its parts as the job does."""
 
 import csv
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ names = st.one_of(
     st.lists(st.sampled_from([*",\"'\r\n\t =+-@#;\\\x1a\x85\ufeff\u2028é", "NA", "001"]), min_size=1).map("".join),
     st.binary(min_size=1).map(lambda name: name.replace(b"\0", b"?").decode("utf-8", "surrogateescape")),
 )
-ODD = [
+UNUSUAL = [
     *("a,b", 'q"q', '"', '""', "n\nl", "c\rr", "\r", "\n", "c\r\nl", "\r\n", " lead", "trail ", " ", "\t", "=1"),
     *("+1", "-1", "@a", "NA", "nan", "null", "001", "1e5", "True", "#c", "\x1a", "\x7f", "\x85", "\u2028", "\ufeff"),
     *("ルフィ", "😀", "a\\b", "'", "''", ";", "filename"),
@@ -46,7 +46,7 @@ def read(path: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
-def left(folder: Path) -> list[str]:
+def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
@@ -65,14 +65,14 @@ TABLE = (
 )
 
 
-def all_odd(test: Callable[..., None]) -> Callable[..., None]:
-    """Add the names and labels that are easily confused with something else to what Hypothesis generates."""
+def with_unusual_names(test: Callable[..., None]) -> Callable[..., None]:
+    """Run the test on UNUSUAL and NOT_UTF8, too, as file names and labels."""
     test = settings(max_examples=40)(test)
-    for some in (["a"], ODD, NOT_UTF8):
+    for some in (["a"], UNUSUAL, NOT_UTF8):
         test = example(cells=[(name, text) for name in some for text in ("", name)])(test)
     return test
 
 
-def lone(cells: list[tuple[str, str]]) -> bool:
+def has_invalid_utf8(cells: list[tuple[str, str]]) -> bool:
     """Return whether some text is not valid UTF-8."""
     return any("\ud800" <= letter <= "\udfff" for text in sum(cells, ()) for letter in text)

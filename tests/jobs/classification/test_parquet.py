@@ -18,7 +18,18 @@ from jobs.classification.table import ResumableTable, error_row, header, ok_row
 from jobs.errors import JobError
 from jobs.options import ClassifyOptions
 from logpose.common.errors import printable
-from tests.jobs.classification.tables import IDENTITY, PARQUET, PLAIN, all_odd, image, left, lone, names, save, texts
+from tests.jobs.classification.tables import (
+    IDENTITY,
+    PARQUET,
+    PLAIN,
+    has_invalid_utf8,
+    image,
+    names,
+    names_in,
+    save,
+    texts,
+    with_unusual_names,
+)
 
 
 def parquet(path: Path, parts: Sequence[Sequence[Sequence[str]]], topk: int = 1, *, merge: bool = False) -> pa.Table:
@@ -38,10 +49,10 @@ def test_parquet_has_types(tmp_path: Path) -> None:
         ["a.png", "ok", "x", 0.5, None, "y", prob_2, None],
         ["b.png", "error", None, None, "empty: why", None, None, None],
     ]
-    assert left(tmp_path) == ["out.parquet"]
+    assert names_in(tmp_path) == ["out.parquet"]
 
 
-@all_odd
+@with_unusual_names
 @given(cells=st.lists(st.tuples(names, texts), min_size=1, max_size=20))
 def test_parquet_round_trip_of_names_and_labels(
     tmp_path_factory: pytest.TempPathFactory, cells: list[tuple[str, str]]
@@ -54,13 +65,13 @@ def test_parquet_round_trip_of_names_and_labels(
     assert shown["status"].tolist() == ["ok"] * len(cells) + ["error"] * len(cells)
     assert shown["prob"].isna().tolist() == [False] * len(cells) + [True] * len(cells)
     for row, exact in zip(found.to_pylist(), [row[0] for row in rows], strict=True):
-        if lone([(exact, "")]):
+        if has_invalid_utf8([(exact, "")]):
             assert row["filename"] == printable(exact)
             assert row["filename_bytes"] == os.fsencode(exact)
         else:
             assert (row["filename"], row["filename_bytes"]) == (exact, None)
     assert shown["filename"].tolist() == found["filename"].to_pylist()
-    shown_texts = [printable(text) if lone([(text, "")]) else text for _, text in cells]
+    shown_texts = [printable(text) if has_invalid_utf8([(text, "")]) else text for _, text in cells]
     assert found["label"].to_pylist() == shown_texts + [None] * len(cells)
     assert found["error"].to_pylist() == [None] * len(cells) + shown_texts
 
@@ -84,7 +95,7 @@ def test_missing_pyarrow_is_an_error_before_any_work(tmp_path: Path, monkeypatch
     monkeypatch.delitem(sys.modules, "jobs.classification.parquet", raising=False)
     with pytest.raises(JobError, match=r"found it cannot be imported \(.*\): run pip install pyarrow"):
         ResumableTable(tmp_path / "out.parquet", IDENTITY, PARQUET)
-    assert left(tmp_path) == []
+    assert names_in(tmp_path) == []
     ResumableTable(tmp_path / "out.csv", IDENTITY, PLAIN)
 
 
@@ -97,7 +108,7 @@ def test_csv_does_not_import_pyarrow() -> None:
 def test_spreadsheet_safe_is_not_for_parquet(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="leave it out, or give --format csv"):
         ResumableTable(tmp_path / "out.parquet", IDENTITY, ClassifyOptions(spreadsheet_safe=True))
-    assert left(tmp_path) == []
+    assert names_in(tmp_path) == []
 
 
 def test_table_without_parts(tmp_path: Path) -> None:

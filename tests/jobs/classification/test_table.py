@@ -1,4 +1,4 @@
-"""The table: names unchanged, every part once and in order, and no file of others touched."""
+"""The table: names unchanged, every part once and in order, and no unrelated file touched."""
 
 import os
 import subprocess
@@ -23,15 +23,15 @@ from tests.jobs.classification.tables import (
     PLAIN,
     SPLITS,
     TABLE,
-    all_odd,
     digest,
+    has_invalid_utf8,
     image,
-    left,
-    lone,
     names,
+    names_in,
     read,
     save,
     texts,
+    with_unusual_names,
 )
 
 # Rows ---------------------------------------------------------------------------------------------------
@@ -60,7 +60,7 @@ def test_threshold_applies_to_the_first_label_only(prob: float, label: str) -> N
 # CSV ----------------------------------------------------------------------------------------------------
 
 
-@all_odd
+@with_unusual_names
 @given(cells=st.lists(st.tuples(names, texts), min_size=1, max_size=20))
 def test_csv_round_trip_of_names_and_labels(
     tmp_path_factory: pytest.TempPathFactory, cells: list[tuple[str, str]]
@@ -74,7 +74,7 @@ def test_csv_round_trip_of_names_and_labels(
     assert (folder / "out.csv").read_bytes().endswith(b"\n")
     reading: dict[str, Any] = {"keep_default_na": False, "encoding_errors": "surrogateescape"}
     assert pd.read_csv(folder / "out.csv", dtype=object, **reading).to_numpy().tolist() == rows
-    if not lone(cells):
+    if not has_invalid_utf8(cells):
         assert pd.read_csv(folder / "out.csv", dtype=str, **reading).to_numpy().tolist() == rows
 
 
@@ -82,7 +82,7 @@ def test_bytes_are_as_documented(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "er" / "out.csv"
     assert save(ResumableTable(out, IDENTITY, PLAIN), SPLITS) == (4, 1)
     assert out.read_bytes() == TABLE
-    assert left(out.parent) == ["out.csv"]
+    assert names_in(out.parent) == ["out.csv"]
 
 
 def test_table_without_parts(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_escaping_does_not_change_the_order(tmp_path: Path) -> None:
 def test_part_is_synced_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = ResumableTable(tmp_path / "out.csv", IDENTITY, PLAIN)
     synced = []
-    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(left(table.scratch)))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(names_in(table.scratch)))
     table.write(0, digest(0), SPLITS[0])
     part = f"part-000000-{digest(0)[:16]}.csv"
     assert synced == [[f".{part}.tmp", "fingerprint.json"], ["fingerprint.json", part]]
@@ -237,7 +237,7 @@ def test_parts_of_another_classification_are_rejected(
     assert ResumableTable(begun, IDENTITY, PLAIN).is_finished(0, digest(0))
     table = ResumableTable(begun, identity, replace(options, overwrite=True))
     assert not table.is_finished(0, digest(0))
-    assert left(table.scratch) == ["fingerprint.json"]
+    assert names_in(table.scratch) == ["fingerprint.json"]
 
 
 def test_parts_of_changed_files_are_rejected(begun: Path) -> None:
@@ -259,7 +259,7 @@ def test_parts_of_changed_files_are_rejected(begun: Path) -> None:
 
 def test_overwrite_ignores_surplus_parts(begun: Path) -> None:
     assert ResumableTable(begun, IDENTITY, replace(PLAIN, overwrite=True)).finish(1) == (1, 1)
-    assert left(begun.parent) == ["out.csv"]
+    assert names_in(begun.parent) == ["out.csv"]
 
 
 def test_existing_outputs_are_rejected(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_existing_outputs_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     with pytest.raises(JobError, match="mine already exists; give --overwrite to replace it, or another name"):
         ResumableTable(tmp_path / "mine", IDENTITY, PLAIN)
-    assert left(tmp_path) == ["mine", "out"]
+    assert names_in(tmp_path) == ["mine", "out"]
 
 
 def test_old_table_stays_until_replaced(tmp_path: Path) -> None:
@@ -309,4 +309,4 @@ def test_temporary_files_are_removed_with_the_parts(tmp_path: Path) -> None:
     (table.scratch / "runs" / "0.txt").write_text("sorted names")
     (table.scratch / "linked").symlink_to(tmp_path)
     assert save(table, SPLITS) == (4, 1)
-    assert left(tmp_path) == ["out.csv"]
+    assert names_in(tmp_path) == ["out.csv"]

@@ -13,18 +13,18 @@ from jobs.classification import table as module
 from jobs.classification.table import ResumableTable
 from jobs.errors import JobError
 from jobs.options import ClassifyOptions
-from tests.jobs.classification.tables import IDENTITY, PARQUET, PLAIN, SPLITS, TABLE, digest, left, read, save
+from tests.jobs.classification.tables import IDENTITY, PARQUET, PLAIN, SPLITS, TABLE, digest, names_in, read, save
 
 
 class Killed(BaseException):
-    """Stands for a kill: nothing on the disk changes after it."""
+    """A simulated kill: nothing on the disk changes after it."""
 
 
 STEPS = ("fsync", "mkdir", "replace", "rmdir", "unlink")  # every call that changes a folder or makes a file durable
 
 
 class Machine:
-    """Counts the calls that change the disk; from a chosen one on, all of them raise Killed."""
+    """Counts the calls that change the disk; after `fatal` of them, every call raises Killed."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.step, self.fatal = 0, sys.maxsize
@@ -84,7 +84,7 @@ def test_rerun_after_a_kill_at_any_step(
         assert at_kill in (before, whole)
         assert command(out, replace(options, overwrite=overwrite)) == (4, 1), f"killed after {fatal} steps"
         assert out.read_bytes() == whole
-        assert left(out.parent) == ["out"]
+        assert names_in(out.parent) == ["out"]
     assert survived > 30
     with pytest.raises(JobError, match="already exists; give --overwrite"):
         command(out, options)
@@ -106,7 +106,7 @@ def test_rerun_after_two_kills(tmp_path: Path, machine: Machine) -> None:
             kills += 1
             assert command(out, PLAIN) == (4, 1)
             assert out.read_bytes() == TABLE
-            assert left(out.parent) == ["out"]
+            assert names_in(out.parent) == ["out"]
     assert kills > 100
 
 
@@ -123,7 +123,7 @@ def uncleaned(tmp_path: Path, machine: Machine) -> Path:
 
 
 def test_complete_table_with_leftover_parts_is_not_reused_for_other_files(uncleaned: Path) -> None:
-    before = left(uncleaned.parent)
+    before = names_in(uncleaned.parent)
     for number, files in ((0, 5), (3, 3)):
         table = ResumableTable(uncleaned, IDENTITY, PLAIN)
         with pytest.raises(JobError, match="already exists; give --overwrite"):
@@ -133,10 +133,10 @@ def test_complete_table_with_leftover_parts_is_not_reused_for_other_files(unclea
             ResumableTable(uncleaned, IDENTITY, PLAIN).finish(parts)
     with pytest.raises(JobError, match="already exists; give --overwrite"):
         ResumableTable(uncleaned, {**IDENTITY, "model": "other"}, PLAIN)
-    assert left(uncleaned.parent) == before
+    assert names_in(uncleaned.parent) == before
     assert uncleaned.read_bytes() == TABLE
     assert command(uncleaned, PLAIN) == (4, 1)
-    assert left(uncleaned.parent) == ["out.csv"]
+    assert names_in(uncleaned.parent) == ["out.csv"]
 
 
 def test_table_changed_after_the_kill_is_not_touched(uncleaned: Path) -> None:
@@ -147,7 +147,7 @@ def test_table_changed_after_the_kill_is_not_touched(uncleaned: Path) -> None:
     uncleaned.unlink()
     assert command(uncleaned, PLAIN) == (4, 1)
     assert uncleaned.read_bytes() == TABLE
-    assert left(uncleaned.parent) == ["out.csv"]
+    assert names_in(uncleaned.parent) == ["out.csv"]
 
 
 @pytest.mark.parametrize("change", ["model", "files"])
@@ -160,4 +160,4 @@ def test_overwrite_of_a_table_with_leftover_parts(uncleaned: Path, change: str) 
         table.write(number, digests[number], rows)
     assert table.finish(3) == (4, 1)
     assert [row[0] for row in read(uncleaned)[1:]] == ["z.png", "c\r.png", "caf\udce9.png", "a.png", "b.png"]
-    assert left(uncleaned.parent) == ["out.csv"]
+    assert names_in(uncleaned.parent) == ["out.csv"]

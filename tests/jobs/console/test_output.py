@@ -10,7 +10,7 @@ from jobs.console.output import Verbosity, detail, emit, fit, say, verbosity, ve
 from tests.jobs.conftest import CLASSES, RECIPE, Logpose
 
 
-def test_levels(capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_level_prints_its_lines_only(capsys: pytest.CaptureFixture[str]) -> None:
     for level, expected in (
         (Verbosity.JSON, '{"a": 2}\n'),
         (Verbosity.QUIET, ""),

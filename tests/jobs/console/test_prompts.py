@@ -70,66 +70,66 @@ def terminal(cwd: Path, *arguments: object) -> Iterator[Terminal]:
 
 def test_build_asks_for_missing_arguments_and_shows_a_bar(tmp_path: Path) -> None:
     draw_classes(tmp_path / "colours", 4)
-    with terminal(tmp_path, "build", "--size", "16") as person:
-        person.answer("Folder of images, one folder per class inside: ", "colors")
-        person.answer("There is nothing at colors.", "colours")
-        person.answer("Dataset to write [colours.zarr]: ", "")
-        assert person.finish() == 0
-    assert "\x1b[" in person.text  # the bar
-    assert "colours.zarr: 3 classes, 9 images to train on, 3 to validate" in person.text
-    assert "next: logpose train colours.zarr runs/colours" in person.text
+    with terminal(tmp_path, "build", "--size", "16") as console:
+        console.answer("Folder of images, one folder per class inside: ", "colors")
+        console.answer("There is nothing at colors.", "colours")
+        console.answer("Dataset to write [colours.zarr]: ", "")
+        assert console.finish() == 0
+    assert "\x1b[" in console.text  # the bar
+    assert "colours.zarr: 3 classes, 9 images to train on, 3 to validate" in console.text
+    assert "next: logpose train colours.zarr runs/colours" in console.text
 
 
 def test_tab_completes_a_path(tmp_path: Path) -> None:
     draw_classes(tmp_path / "my colours", 4)
-    with terminal(tmp_path, "build", "--size", "16") as person:
-        person.wait_for("Folder of images, one folder per class inside: ")
-        os.write(person.end, b"my c\t\n")
-        person.answer("Dataset to write [my colours.zarr]: ", "")
-        assert person.finish() == 0
+    with terminal(tmp_path, "build", "--size", "16") as console:
+        console.wait_for("Folder of images, one folder per class inside: ")
+        os.write(console.end, b"my c\t\n")
+        console.answer("Dataset to write [my colours.zarr]: ", "")
+        assert console.finish() == 0
 
 
 def test_train_asks_to_continue_an_existing_training(tmp_path: Path, dataset: Path, trained: Path) -> None:
-    with terminal(tmp_path, "train", dataset, trained) as person:
-        person.answer("Continue, or start from scratch? (continue / scratch) [continue]: ", "c")
-        assert person.finish() == 0
-    assert "is finished (3 epochs" in person.text
+    with terminal(tmp_path, "train", dataset, trained) as console:
+        console.answer("Continue, or start from scratch? (continue / scratch) [continue]: ", "c")
+        assert console.finish() == 0
+    assert "is finished (3 epochs" in console.text
 
 
 def test_train_asks_for_a_model_until_there_is_one(tmp_path: Path, dataset: Path, trained: Path) -> None:
-    with terminal(tmp_path, "train", "--epochs", "1", "--batch-size", "8") as person:
-        person.answer("Dataset to train on: ", str(tmp_path))
-        person.answer("There is no dataset at", str(dataset))
-        person.answer("Folder for the results [runs/colours]: ", "")
-        person.answer("Train from scratch, or start from a saved model? (scratch / model) [scratch]: ", "x")
-        person.answer("Please answer scratch or model.", "model")
-        person.answer("Model to start from: ", "nothing.safetensors")
-        person.answer("There is no model file at nothing.safetensors.", str(trained))
-        assert person.finish() == 0
-    assert "starting from" in person.text
+    with terminal(tmp_path, "train", "--epochs", "1", "--batch-size", "8") as console:
+        console.answer("Dataset to train on: ", str(tmp_path))
+        console.answer("There is no dataset at", str(dataset))
+        console.answer("Folder for the results [runs/colours]: ", "")
+        console.answer("Train from scratch, or start from a saved model? (scratch / model) [scratch]: ", "x")
+        console.answer("Please answer scratch or model.", "model")
+        console.answer("Model to start from: ", "nothing.safetensors")
+        console.answer("There is no model file at nothing.safetensors.", str(trained))
+        assert console.finish() == 0
+    assert "starting from" in console.text
 
 
 def test_ctrl_d_stops(tmp_path: Path) -> None:
-    with terminal(tmp_path, "verify") as person:
-        person.answer("Dataset to check: ", "\x04")
-        assert person.finish() == 130
-    assert "interrupted: nothing was started" in person.text
+    with terminal(tmp_path, "verify") as console:
+        console.answer("Dataset to check: ", "\x04")
+        assert console.finish() == 130
+    assert "interrupted: nothing was started" in console.text
 
 
 def test_classify_asks_for_an_unused_name(tmp_path: Path, image_folder: Path, trained: Path) -> None:
     (tmp_path / "mine.csv").touch()
-    with terminal(tmp_path, "classify", image_folder, trained) as person:
-        person.answer("Table to write [colours.csv]: ", "mine.csv")
-        person.answer("There is already something at mine.csv.", "")
-        assert person.finish() == 0
-    assert "60 images classified: colours.csv" in person.text
+    with terminal(tmp_path, "classify", image_folder, trained) as console:
+        console.answer("Table to write [colours.csv]: ", "mine.csv")
+        console.answer("There is already something at mine.csv.", "")
+        assert console.finish() == 0
+    assert "60 images classified: colours.csv" in console.text
 
 
 @pytest.mark.parametrize("option", ["--quiet", "--json"])
 def test_quiet_and_json_ask_nothing(tmp_path: Path, option: str) -> None:
-    with terminal(tmp_path, "verify", option) as person:
-        assert person.finish() == 2
-    assert "missing argument DATASET.zarr" in person.text
+    with terminal(tmp_path, "verify", option) as console:
+        assert console.finish() == 2
+    assert "missing argument DATASET.zarr" in console.text
 
 
 def test_path_completion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

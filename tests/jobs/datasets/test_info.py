@@ -1,4 +1,4 @@
-"""The command info: figures and contact sheet."""
+"""The command info: the figures that it prints."""
 
 import csv
 import json
@@ -7,9 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-from PIL import Image
 
 from pipeline.dataset.schema import SHEET_FILE
 from pipeline.dataset.store import Dataset
@@ -18,7 +16,7 @@ from tests.jobs.conftest import CLASSES, Logpose, draw_classes
 
 @pytest.fixture
 def copy(dataset: Path, tmp_path: Path) -> Path:
-    """A copy of the dataset, to draw into and to damage: 3 classes of 16 + 4 images of 16 by 16."""
+    """A copy of the dataset, to change and to damage: 3 classes of 16 + 4 images of 16 by 16."""
     return Path(shutil.copytree(dataset, tmp_path / "copy.zarr"))
 
 
@@ -28,23 +26,7 @@ def value(out: str, key: str) -> str:
     return str(found)
 
 
-def sheet_of(path: Path) -> npt.NDArray[np.uint8]:
-    with Image.open(path) as image:
-        return np.asarray(image)  # (H, W, 3)
-
-
-def find(sheet: npt.NDArray[np.uint8], image: npt.NDArray[np.uint8], times: int) -> list[tuple[int, int]]:
-    """Where (y, x) an image (H, W, 3) is on a sheet (H, W, 3), each of its pixels enlarged so many times."""
-    large = image.repeat(times, axis=0).repeat(times, axis=1)  # (H·times, W·times, 3)
-    height, width = large.shape[:2]
-    corners = np.argwhere((sheet == large[0, 0]).all(axis=2)).tolist()
-    return [(y, x) for y, x in corners if np.array_equal(sheet[y : y + height, x : x + width], large)]
-
-
-# The figures ------------------------------------------------------------------------------------------
-
-
-def test_figures(logpose: Logpose, copy: Path) -> None:
+def test_info_prints_the_figures_of_the_dataset(logpose: Logpose, copy: Path) -> None:
     outcome = logpose("info", copy)
     assert (outcome.code, outcome.err) == (0, "")
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", outcome.out)
@@ -52,7 +34,7 @@ def test_figures(logpose: Logpose, copy: Path) -> None:
     data = Dataset.open(copy)
     classes = outcome.out.split("\n\n")[1].splitlines()
     for label, name in enumerate(CLASSES):
-        train, val = (np.count_nonzero(part.labels == label) for part in (data.train, data.val))
+        train, val = (np.count_nonzero(split.labels == label) for split in (data.train, data.val))
         assert (train, val) == (16, 4)
         assert classes[1 + label].split() == [name, "16", "4"]
     assert classes[4:] == ["3 classes      48   12", "every class has 20 images"]
@@ -131,12 +113,6 @@ def test_near_duplicates(logpose: Logpose, copy: Path, copies: tuple[int, ...] |
     (first,) = [number for number, line in enumerate(out) if line.startswith("duplicates")]
     shown = [line.removeprefix("duplicates").strip() for line in out[first:]]
     assert shown == [line.format(copy / "duplicates.csv") for line in lines]
-
-
-# The sheet --------------------------------------------------------------------------------------------
-
-
-# The file ---------------------------------------------------------------------------------------------
 
 
 def test_not_a_dataset_is_an_error(logpose: Logpose, copy: Path, image_folder: Path, tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def test_clock_adds_the_growth_of_the_streams_times() -> None:
 
 @pytest.fixture
 def _fake_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let everything a training does take a fixed time, in powers of two: sums are exact."""
+    """Give each step of a training a fixed duration, a sum of powers of two, so that totals are exact."""
     fake = FakeTime()
     monkeypatch.setattr("jobs.training.timing.time", fake)
 
@@ -153,7 +153,7 @@ def _fake_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.training.setup.BatchStream", SlowStream)
 
     def slow_down(seconds: float, owner: Any, name: str) -> None:
-        """Let a function take so long, beside what it calls."""
+        """Let a function take this much longer."""
         function = getattr(owner, name)
 
         def slow(*arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Near-duplicates are in one split, and listed."""
+"""Near-duplicates in a build: in one split, and listed in duplicates.csv."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_duplicates_are_in_one_split_and_listed(copied: Path, build: Build) -> N
 
 @pytest.mark.usefixtures("small_chunks")
 def test_without_grouping_duplicates_are_divided(copied: Path, build: Build) -> None:
-    """Otherwise the test above would prove nothing."""
+    """Control for the test above: without grouping, its assertions fail."""
     report = build(copied, size=(PIXELS, PIXELS), val=0.4, group_copies=False)
     assert report.duplicates is None
     assert not (report.path / DUPLICATES_FILE).exists()

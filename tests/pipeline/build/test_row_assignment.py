@@ -15,13 +15,13 @@ from pipeline.errors import OptionError
 LABELS = st.lists(st.integers(0, 5), min_size=1, max_size=200).map(lambda labels: np.array(labels))
 
 
-def alone(count: int) -> npt.NDArray[np.int64]:
+def ungrouped(count: int) -> npt.NDArray[np.int64]:
     return np.arange(count, dtype=np.int64)
 
 
 def groups(draw: st.DrawFn, count: int) -> npt.NDArray[np.int64]:
     """Draw lead (count,): each file leads itself, or has an earlier file that leads itself as its lead."""
-    lead = alone(count)
+    lead = ungrouped(count)
     for row in draw(st.sets(st.integers(1, max(1, count - 1)), max_size=count // 2)) if count > 1 else ():
         lead[row] = lead[draw(st.integers(0, row - 1))]
     for row in range(count):
@@ -39,7 +39,7 @@ def grouped_labels(draw: st.DrawFn) -> tuple[np.ndarray, npt.NDArray[np.int64]]:
 def test_split_is_stratified(labels: np.ndarray, fraction: float, seed: int) -> None:
     in_val = split_files(labels, fraction, seed)
     np.testing.assert_array_equal(in_val, split_files(labels, fraction, seed))
-    np.testing.assert_array_equal(in_val, split_groups(labels, alone(len(labels)), fraction, seed))
+    np.testing.assert_array_equal(in_val, split_groups(labels, ungrouped(len(labels)), fraction, seed))
     for label in np.unique(labels):
         total, val = np.count_nonzero(labels == label), np.count_nonzero(in_val[labels == label])
         if fraction == 0 or total == 1:
@@ -56,7 +56,7 @@ def test_no_group_is_divided(case: tuple[np.ndarray, npt.NDArray[np.int64]], fra
     np.testing.assert_array_equal(in_val, in_val[lead])
     sizes = np.bincount(lead, minlength=len(labels))
     for label in np.unique(labels):
-        leads = np.flatnonzero((labels == label) & (lead == alone(len(labels))))
+        leads = np.flatnonzero((labels == label) & (lead == ungrouped(len(labels))))
         if fraction == 0:
             assert not in_val[labels == label].any()
         elif len(leads) > 1:
@@ -70,7 +70,7 @@ def test_no_group_is_divided(case: tuple[np.ndarray, npt.NDArray[np.int64]], fra
 def test_groups_change_few_rows_mostly_at_the_end_of_train() -> None:
     """Otherwise a build would write most shards twice."""
     labels = np.arange(3000) % 3
-    lead = alone(3000)
+    lead = ungrouped(3000)
     lead[np.arange(2000, 2100)] = np.arange(0, 100)  # mostly of another class
     before, after = split_files(labels, 0.1, 0), split_groups(labels, lead, 0.1, 0)
     np.testing.assert_array_equal(np.bincount(labels[after]), np.bincount(labels[before]))
@@ -112,5 +112,5 @@ def test_files_that_change_splits_have_one_row(first: list[bool], then: list[boo
     assert sorted(val) == np.flatnonzero(after).tolist()
 
 
-def test_by_shard() -> None:
+def test_by_shard_cuts_rows_into_numbered_shards() -> None:
     assert list(by_shard([5, 6, 7, 8, 9], 2)) == [(0, (5, 6)), (1, (7, 8)), (2, (9,))]

@@ -40,7 +40,7 @@ def dataset(image_folder: Images, build: Build, small_chunks: None) -> Dataset:
     return Dataset.open(build(image_folder(a=20, b=20), val=0.3).path)
 
 
-def test_xarray_opens_it(forty: Dataset) -> None:
+def test_xarray_opens_the_dataset(forty: Dataset) -> None:
     for split in (forty.train, forty.val):
         opened = xarray.open_zarr(forty.path, group=split.name, consolidated=False).load()
         assert dict(opened.sizes) == {"row": split.rows, "y": SIZE[0], "x": SIZE[1], "channel": 3}

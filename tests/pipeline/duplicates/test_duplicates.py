@@ -1,4 +1,4 @@
-"""Duplicate search: near-duplicates are found and their transforms named, and nothing else is; deterministic."""
+"""Duplicate search: finds near-duplicates and their transforms, without false positives, deterministically."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_any_size_is_accepted(size: tuple[int, int]) -> None:
     assert find_duplicates(prints_of(*images)).representative.tolist() == [0, 1, 2]
 
 
-def test_no_images() -> None:
+def test_no_images_give_no_groups() -> None:
     groups = find_duplicates(np.empty((0, FINGERPRINT_BYTES), np.uint8))
     assert groups.representative.shape == (0,) and groups.transforms == []
 

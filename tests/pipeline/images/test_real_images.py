@@ -15,18 +15,18 @@ from pipeline.images.decode import decode_pixels
 
 
 @pytest.fixture(scope="module")
-def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def unusual_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = os.environ.get("LOGPOSE_DATA")
     if folder is None:
         pytest.skip("LOGPOSE_DATA is not set: it names the folder with odd-images.tar.xz")
-    unpacked = tmp_path_factory.mktemp("odd")
+    unpacked = tmp_path_factory.mktemp("unusual")
     with tarfile.open(Path(folder) / "odd-images.tar.xz") as archive:
         archive.extractall(unpacked, filter="data")
     return unpacked
 
 
-def test_valid_images_all_decode(odd: Path) -> None:
-    files = sorted((odd / "valid").iterdir())
+def test_valid_images_all_decode(unusual_images: Path) -> None:
+    files = sorted((unusual_images / "valid").iterdir())
     assert len(files) > 70
     for file in files:
         pixels = decode_pixels(file, (64, 64), "pad")
@@ -35,18 +35,18 @@ def test_valid_images_all_decode(odd: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["Landscape", "Portrait"])
-def test_every_orientation_is_decoded_upright(odd: Path, name: str) -> None:
+def test_every_orientation_is_decoded_upright(unusual_images: Path, name: str) -> None:
     # The photographs differ by the digit drawn in the middle, and by JPEG noise.
     images = [
-        decode_pixels(odd / "exif-orientation" / f"{name}_{orientation}.jpg", (96, 96), "pad").astype(float)
+        decode_pixels(unusual_images / "exif-orientation" / f"{name}_{orientation}.jpg", (96, 96), "pad").astype(float)
         for orientation in range(9)
     ]
     for orientation, image in enumerate(images):
         assert np.abs(image - images[1]).mean() < 3, f"{name}_{orientation} is not upright"
 
 
-def test_broken_images_decode_as_pillow_does_or_fail_with_a_reason(odd: Path) -> None:
-    files = sorted((odd / "broken").iterdir())
+def test_broken_images_decode_as_pillow_does_or_fail_with_a_reason(unusual_images: Path) -> None:
+    files = sorted((unusual_images / "broken").iterdir())
     assert len(files) == 6
     for file in files:
         try:

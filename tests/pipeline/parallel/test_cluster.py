@@ -181,7 +181,7 @@ def test_results_come_in_the_order_of_the_items(pair: Cluster) -> None:
     assert list(in_order_on_cluster(later_is_quicker, [], pair.address)) == []
 
 
-def test_slow_task_stops_the_submitting_and_the_cluster_drops_results(
+def test_submission_is_bounded_while_a_task_is_slow_and_results_are_dropped(
     pair: Cluster, tmp_path: Path
 ) -> None:
     taken: list[int] = []

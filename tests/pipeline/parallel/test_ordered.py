@@ -54,7 +54,7 @@ def test_results_come_in_the_order_of_the_items(workers: int, ahead: int | None)
     assert results == [number if number % 3 else None for number in range(30)]
 
 
-def test_no_items_no_results() -> None:
+def test_no_items_give_no_results() -> None:
     assert list(in_order_on_threads(square, [], 2)) == []
 
 
@@ -71,7 +71,7 @@ def test_tasks_run_in_parallel_in_own_threads() -> None:
 
 
 @pytest.mark.parametrize(("ahead", "limit"), [(None, 2 * AHEAD_PER_THREAD), (5, 5)])
-def test_slow_task_stops_the_taking_of_items(ahead: int | None, limit: int) -> None:
+def test_no_more_than_ahead_items_are_taken_while_a_task_is_slow(ahead: int | None, limit: int) -> None:
     taken: list[int] = []
     done: list[int] = []
     proceed = threading.Event()
@@ -94,7 +94,7 @@ def test_slow_task_stops_the_taking_of_items(ahead: int | None, limit: int) -> N
         proceed.set()
 
     results = in_order_on_threads(work, items(), 2, ahead)
-    assert not taken, "expected nothing to be taken before the first result is asked for"
+    assert not taken, "expected no item to be taken before the first result is requested"
     helper = threading.Thread(target=release)
     helper.start()
     assert next(results) == 0
@@ -119,11 +119,11 @@ def test_tasks_run_while_the_next_item_is_computed() -> None:
     assert list(in_order_on_threads(work, items(), 1)) == list(range(6))
 
 
-class Oddity(BaseException):
+class NotAnException(BaseException):
     """Not an Exception: `except Exception` does not catch it."""
 
 
-@pytest.mark.parametrize("error", [OSError(28, "no space left"), SystemExit(3), Oddity("odd"), queue.Empty()])
+@pytest.mark.parametrize("error", [OSError(28, "no space left"), SystemExit(3), NotAnException("odd"), queue.Empty()])
 def test_exception_of_a_task_is_raised_at_once_and_cancels_the_others(error: BaseException) -> None:
     started: list[int] = []
     failed = threading.Event()
@@ -157,7 +157,7 @@ def test_exception_does_not_wait_for_its_turn() -> None:
         next(in_order_on_threads(work, count(), 2))
 
 
-def test_exception_stops_the_taking_of_items_even_if_there_is_room() -> None:
+def test_no_item_is_taken_after_an_exception() -> None:
     taken: list[int] = []
 
     def items() -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""Layers of a user's own: a right one with parameters, and every way to break the protocol, found before training."""
+"""User-defined layers: a correct one with parameters, and violations of the protocol, found before training."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -71,12 +71,12 @@ def train(model: Any) -> logpose.TrainingRun:
 
 
 def break_gradient(g: dict[str, Any], dy: Any) -> Any:
-    g["factor"] = dy.sum(axis=(0, 1, 2))  # another array takes the name; the gradient itself stays unset
+    g["factor"] = dy.sum(axis=(0, 1, 2))  # replaces the array instead of writing into it
     return dy
 
 
 @pytest.mark.usefixtures("workspace")
-def test_a_layer_with_parameters_trains_and_its_gradient_is_right() -> None:
+def test_layer_with_parameters_trains_and_its_gradient_is_correct() -> None:
     run = train(model_of(lambda: network(Gain())))
     assert run.model.predict("images/red/000.png").label in ("blue", "green", "red")
     own = Network(network(Gain()), (5, 4, 3), ReferenceBackend(), dtype=np.float64)
@@ -114,7 +114,7 @@ def test_a_layer_with_parameters_trains_and_its_gradient_is_right() -> None:
         ("backward", lambda g, dy: 1 / 0, "backward failed with ZeroDivisionError"),
     ],
 )
-def test_a_broken_layer_is_named_before_training(method: str, replacement: Any, message: str) -> None:
+def test_broken_layer_is_named_before_training(method: str, replacement: Any, message: str) -> None:
     model = model_of(lambda: network(Gain(method, replacement)))
     with pytest.raises(logpose.LogposeError, match=message) as caught:
         train(model)
@@ -140,7 +140,7 @@ def test_a_broken_layer_is_named_before_training(method: str, replacement: Any, 
         ),
     ],
 )
-def test_a_broken_network_is_one_line(build: Callable[[], Any], message: str) -> None:
+def test_broken_network_is_refused_in_one_line(build: Callable[[], Any], message: str) -> None:
     with pytest.raises(logpose.LogposeError, match=message) as caught:
         train(model_of(build))
     assert "\n" not in str(caught.value)
@@ -151,7 +151,7 @@ def linear(self: Any, in_shape: Any, classes: int) -> Any:
 
 
 @pytest.mark.parametrize("name", ["a b", "a:b", "a\nb", 5])
-def test_a_model_name_is_one_word(name: Any) -> None:
+def test_model_name_other_than_one_word_is_refused(name: Any) -> None:
     with pytest.raises(logpose.LogposeError, match="the model name"):
         logpose.register_model(name=name)(dataclass(frozen=True)(type("Odd", (), {"layers": linear})))
 
@@ -166,7 +166,7 @@ def test_options_that_a_recipe_cannot_hold_are_refused() -> None:
 
 
 @pytest.mark.usefixtures("workspace")
-def test_errors_of_a_models_own_checks_are_one_line() -> None:
+def test_error_in_a_models_post_init_is_reported_in_one_line() -> None:
     def check(self: Any) -> None:
         if self.width > 4:
             raise ValueError("too wide")

@@ -1,4 +1,4 @@
-"""Folders and files of everyday names beside the user do not break the command line."""
+"""Shadowing: files and folders in the current folder with the names of packages do not break the command line."""
 
 import os
 import shutil
@@ -17,13 +17,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of an environment with logpose installed from a wheel, and our dependencies beside it."""
+    """The Python of an environment with logpose installed from a wheel and this environment's dependencies."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     tracked = subprocess.run(listing, cwd=ROOT, capture_output=True, check=False)
     if tracked.returncode:
-        pytest.skip("not a git checkout: there is no list of the files to build from")
+        pytest.skip("not a git checkout: cannot list the files to build from")
     for name in filter(None, tracked.stdout.decode().split("\0")):
         if (ROOT / name).is_file() and not name.startswith(("tests/", "benchmarks/")):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = Path(subprocess.run([python, "-c", where], capture_output=True, text=True, check=True).stdout.strip())
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
         wheel.extractall(place)
-    (place / "dependencies.pth").write_text(sysconfig.get_path("purelib"))  # their own .pth files are not read there
+    (place / "dependencies.pth").write_text(sysconfig.get_path("purelib"))  # .pth files in that folder are not read
     return python
 
 
@@ -48,7 +48,7 @@ def run(python: Path, folder: Path, *arguments: object, **environment: str) -> s
     )  # fmt: skip
 
 
-def test_a_wheel_runs_the_demo_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+def test_wheel_runs_the_demo_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     few = "demo.TRAIN, demo.VAL, demo.NEW = (3, 1), (1, 2), (1, 3); demo.RECIPE['train.epochs'] = 1"
     script = f"import sys; from jobs import demo; {few}; from logpose.__main__ import main; sys.exit(main(['demo']))"
     done = run(installed, tmp_path, "-c", script, PYTHONPATH="")
@@ -56,11 +56,11 @@ def test_a_wheel_runs_the_demo_in_an_empty_folder(installed: Path, tmp_path: Pat
     assert {"new.csv", "flags.zarr", "run"} <= {path.name for path in (tmp_path / "demo").iterdir()}
     script = "import logpose, jobs, cnn; print(logpose.__file__, jobs.__file__)"
     files = run(installed, tmp_path, "-c", script, PYTHONPATH="")
-    assert str(ROOT) not in files.stdout, "the wheel was not what ran"
+    assert str(ROOT) not in files.stdout, "the checkout ran instead of the wheel"
 
 
 @pytest.mark.parametrize("path", ["", "."])
-def test_packages_and_modules_of_the_same_name_do_no_harm(
+def test_command_line_ignores_packages_and_modules_in_the_current_folder(
     installed: Path, finished: Path, tmp_path: Path, path: str
 ) -> None:
     for name in ("jobs", "cnn", "pipeline"):
@@ -76,14 +76,14 @@ def test_packages_and_modules_of_the_same_name_do_no_harm(
         assert len(out.read_text().splitlines()) == 61
 
 
-def test_a_deleted_current_folder_does_no_harm(tmp_path: Path) -> None:
-    (tmp_path / "gone").mkdir()
+def test_command_line_works_in_a_deleted_folder(tmp_path: Path) -> None:
+    (tmp_path / "deleted").mkdir()
     script = "import os, sys; os.rmdir(os.getcwd()); from logpose.__main__ import main; sys.exit(main(['--version']))"
-    done = run(Path(sys.executable), tmp_path / "gone", "-c", script, PYTHONPATH=str(ROOT))
+    done = run(Path(sys.executable), tmp_path / "deleted", "-c", script, PYTHONPATH=str(ROOT))
     assert done.returncode == 0 and done.stdout.startswith("logpose "), done.stderr
 
 
-def test_import_says_what_shadows_it(tmp_path: Path) -> None:
+def test_import_error_names_the_shadowing_package(tmp_path: Path) -> None:
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / "__init__.py").touch()
     done = run(Path(sys.executable), tmp_path, "-c", "import logpose; logpose.load", PYTHONPATH=str(ROOT))
@@ -92,7 +92,7 @@ def test_import_says_what_shadows_it(tmp_path: Path) -> None:
     assert str(tmp_path / "jobs") in last
 
 
-def test_version_is_the_distributions() -> None:
+def test_version_is_that_of_the_distribution() -> None:
     from importlib.metadata import version
 
     assert logpose.__version__ == version("logpose-cnn")

@@ -1,4 +1,4 @@
-"""A network of a user's own: a layer in six lines, a model in ten; trained, saved, loaded, classified with."""
+"""User-defined model with a user-defined layer: training, saving, loading and classifying."""
 
 import subprocess
 import sys
@@ -41,7 +41,7 @@ def module(workspace: Path) -> Path:
     return workspace
 
 
-def test_a_model_of_ones_own_trains_saves_and_loads(module: Path) -> None:
+def test_user_model_trains_saves_and_loads(module: Path) -> None:
     script = (
         "import logpose, my_networks\n"
         "run = logpose.train('colours.zarr', 'runs/tiny', model=my_networks.Tiny(width=5), epochs=2, quiet=True)\n"
@@ -50,14 +50,14 @@ def test_a_model_of_ones_own_trains_saves_and_loads(module: Path) -> None:
     done = python(module, "-c", script)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Model(tiny: 3 classes") and done.stdout.endswith(" 1\n")
-    # A model file alone imports nothing: it says what it needs.
+    # Loading a model file imports no user code; the error names the class that is missing.
     alone = python(module, "-c", "import logpose; logpose.load('runs/tiny')")
     assert alone.returncode == 1 and "my_networks:Tiny" in alone.stderr.splitlines()[-1]
     again = python(module, "-c", "import logpose, my_networks; print(logpose.load('runs/tiny'))")
     assert again.stdout.startswith("Model(tiny:"), again.stderr
 
 
-def test_the_command_line_names_the_class(module: Path) -> None:
+def test_commands_take_the_class_by_name(module: Path) -> None:
     cli = ("-m", "logpose")
     few = ("--epochs", "1", "--device", "cpu")
     done = python(module, *cli, "train", "colours.zarr", "runs/tiny", "--model", "my_networks:Tiny", *few)
@@ -75,21 +75,21 @@ def test_the_command_line_names_the_class(module: Path) -> None:
     assert report.returncode == 0, report.stderr
 
 
-def test_a_class_that_is_not_there_is_one_line(module: Path) -> None:
+def test_missing_class_is_an_error_of_one_line(module: Path) -> None:
     for name in ("no_such_module:Tiny", "my_networks:Other", "my_networks:Square"):
         done = python(module, "-m", "logpose", "train", "colours.zarr", "runs/x", "--model", name)
         assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
         assert done.stderr.startswith("error: ") and "bug" not in done.stderr
 
 
-def test_an_unregistered_model_is_refused_with_the_remedy(module: Path) -> None:
+def test_unregistered_model_is_refused_with_the_remedy(module: Path) -> None:
     text = MODULE.replace("@logpose.register_model\n", "")
     (module / "my_networks.py").write_text(text)
     done = python(module, "-c", "import logpose, my_networks as m; logpose.train('colours.zarr', model=m.Tiny())")
     assert "register_model" in done.stderr.splitlines()[-1], done.stderr
 
 
-def test_workers_of_a_cluster_import_the_class_that_is_registered_here(module: Path) -> None:
+def test_cluster_workers_import_the_registered_class(module: Path) -> None:
     pytest.importorskip("distributed")
     script = (
         "import logpose, my_networks\n"
