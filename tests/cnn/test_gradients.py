@@ -51,7 +51,7 @@ def test_every_layer_and_loss_is_checked() -> None:
 
 @pytest.mark.parametrize("backend_name", BACKENDS)
 @pytest.mark.parametrize("kind", LAYERS, ids=lambda kind: kind.__name__)
-def test_layer_gradients(kind: type, backend_name: str) -> None:
+def test_layer_gradients_match_numeric_derivatives(kind: type, backend_name: str) -> None:
     backend = get_backend(backend_name)
 
     @thorough
@@ -84,7 +84,7 @@ def test_layer_gradients(kind: type, backend_name: str) -> None:
 
 @pytest.mark.parametrize("backend_name", BACKENDS)
 @pytest.mark.parametrize("kind", LOSS_ROWS, ids=lambda kind: kind.__name__)
-def test_loss_gradients(kind: type, backend_name: str) -> None:
+def test_loss_gradients_match_numeric_derivatives(kind: type, backend_name: str) -> None:
     backend = get_backend(backend_name)
 
     @thorough

@@ -49,7 +49,7 @@ def make_trainer(backend: str = "cpu", **changes: object) -> Trainer:
 
 
 def train(trainer: Trainer, steps: int) -> list[float]:
-    """Train for so many steps of 32 of 200 images; returns the mean loss of each."""
+    """Train for `steps` batches of 32, drawn from 200 images; returns the mean loss of each step."""
     images, labels = draw_images(200, 0)
     losses = []
     for _ in range(steps):

@@ -1,6 +1,6 @@
-"""Run `logpose` in a new process that logs its progress, so that a kill can be aimed and attributed to a phase.
+"""Run `logpose` in a new process that logs its progress, so that a kill can be timed and attributed to a phase.
 
-Some functions have a mark, a letter: the process appends it to a log in upper case when it enters the function, and in
+Marked functions have a letter: the process appends it to a log in upper case when it enters the function, and in
 lower case when it leaves. Each is a single write, so that threads do not interfere and a kill loses nothing.
 """
 
@@ -18,16 +18,16 @@ from typing import NamedTuple, TypeAlias
 # Letter -> the function's module or class (for pkgutil.resolve_name) and name.
 Marks: TypeAlias = Mapping[str, tuple[str, str]]
 
-# Longer than any of these runs takes.
+# No run takes longer, unless it hangs.
 LIMIT_SECONDS = 300
 
-NOTING = """
+LOGGING_MAIN = """
 import json, os, pkgutil, sys
 
 log, marks, settings, *arguments = sys.argv[1:]
 note = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
-def noted(mark, function):
+def logged(mark, function):
     def call(*positional, **named):
         os.write(note, mark.upper().encode())
         result = function(*positional, **named)
@@ -37,7 +37,7 @@ def noted(mark, function):
 
 for mark, (place, name) in json.loads(marks).items():
     owner = pkgutil.resolve_name(place)
-    setattr(owner, name, noted(mark, getattr(owner, name)))
+    setattr(owner, name, logged(mark, getattr(owner, name)))
 
 for name, value in json.loads(settings).items():
     place, _, name = name.partition(":")
@@ -56,7 +56,7 @@ class Aim(NamedTuple):
     seconds: float
 
 
-class NotedRun:
+class LoggedRun:
     """A running command line. Its log and output replace those of an earlier run in `folder`.
 
     settings  module:NAME -> value of a constant, such as a smaller part size for a small test
@@ -69,7 +69,7 @@ class NotedRun:
         self._log, self._output = folder / "log", folder / "output"
         self._log.write_bytes(b"")
         passed = (self._log, json.dumps(marks), json.dumps(settings or {}), *arguments)
-        command = [sys.executable, "-W", "error", "-c", NOTING, *map(str, passed)]
+        command = [sys.executable, "-W", "error", "-c", LOGGING_MAIN, *map(str, passed)]
         with self._output.open("wb") as output:
             self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         self.began = time.monotonic()

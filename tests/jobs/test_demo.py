@@ -1,4 +1,4 @@
-"""The demo with few flags: runs through, prints where to look, and skips what is done."""
+"""The demo, with few flags: runs to the end, prints the results' paths, and skips finished steps."""
 
 from pathlib import Path
 

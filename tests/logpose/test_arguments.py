@@ -40,7 +40,7 @@ def call(function: Callable[..., Any], **options: Any) -> Any:
 def test_options_of_wrong_types_are_refused_in_one_line(
     function: Callable[..., Any], options: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each wrong value is refused or converted before the job starts."""
+    """Each value is refused before the job starts, or reaches it as a plain Python value."""
     name = {logpose.build: "data.build_job", logpose.train: "training.train_job"}.get(
         function, "classification.classify_job"
     )

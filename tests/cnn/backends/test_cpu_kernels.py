@@ -53,7 +53,7 @@ def normal(generator: np.random.Generator, shape: tuple[int, ...], dtype: type) 
     pixels=st.integers(2, 900), channels=CHANNELS, kind=KINDS, dtype=DTYPES, threads=THREADS, seed=SEEDS,
     offset=st.sampled_from([0.0, 30.0]),
 )  # fmt: skip
-def test_batch_norm(
+def test_batch_norm_matches_the_reference(
     pixels: int, channels: int, kind: str, dtype: type, threads: int, seed: int, offset: float
 ) -> None:
     generator = np.random.default_rng(seed)
@@ -75,7 +75,7 @@ def test_batch_norm(
 
 @thorough
 @given(pixels=st.integers(1, 900), channels=CHANNELS, dtype=DTYPES, threads=THREADS, seed=SEEDS)
-def test_channel_sums(pixels: int, channels: int, dtype: type, threads: int, seed: int) -> None:
+def test_channel_sums_match_the_reference(pixels: int, channels: int, dtype: type, threads: int, seed: int) -> None:
     x = normal(np.random.default_rng(seed), (pixels, channels), dtype)
     found = norm.channel_sums(x, team.get_team(threads)).astype(dtype)
     assert_close(found, x.astype(np.float64).sum(axis=0), dtype, sums=10)
@@ -84,7 +84,9 @@ def test_channel_sums(pixels: int, channels: int, dtype: type, threads: int, see
 @thorough
 @given(size=st.integers(1, 700), dtype=DTYPES, threads=THREADS, seed=SEEDS, spread=st.sampled_from([0.01, 1.0, 30.0]))
 @pytest.mark.parametrize("kind", ACTIVATIONS)
-def test_activations(kind: str, size: int, dtype: type, threads: int, seed: int, spread: float) -> None:
+def test_activations_match_the_reference(
+    kind: str, size: int, dtype: type, threads: int, seed: int, spread: float
+) -> None:
     backend, generator = CpuBackend(threads), np.random.default_rng(seed)
     x, dy = (spread * normal(generator, (size,), np.float64)).astype(dtype), normal(generator, (size,), dtype)
     exact_x, exact_dy = x.astype(np.float64), dy.astype(np.float64)
@@ -119,7 +121,7 @@ def test_activations_propagate_nan_and_infinity(kind: str, dtype: type) -> None:
     ),
     threads=THREADS, seed=SEEDS,
 )  # fmt: skip
-def test_pools(
+def test_pools_match_the_reference(
     shape: tuple[int, int, int], channels: int, dtype: type, window: Window, threads: int, seed: int
 ) -> None:
     """With many ties, where the first element is the maximum, and a NaN, which propagates."""
@@ -157,7 +159,7 @@ def test_max_pool_argmax_exceeds_a_byte() -> None:
     rows=st.integers(1, 40), classes=st.integers(1, 30), smoothing=st.sampled_from([0.0, 0.1]), weighted=st.booleans(),
     dtype=DTYPES, threads=THREADS, spread=st.sampled_from([1.0, 300.0]), seed=SEEDS,
 )  # fmt: skip
-def test_cross_entropy(
+def test_cross_entropy_matches_the_reference(
     rows: int, classes: int, smoothing: float, weighted: bool, dtype: type, threads: int, spread: float, seed: int
 ) -> None:
     generator = np.random.default_rng(seed)
@@ -183,7 +185,7 @@ def test_cross_entropy_propagates_nan() -> None:
     size=st.integers(1, 500), decayed=st.floats(0.0, 1.0), dtype=DTYPES, threads=THREADS, nesterov=st.booleans(),
     step=st.integers(1, 1000), seed=SEEDS,
 )  # fmt: skip
-def test_optimizers(
+def test_optimizers_match_the_reference(
     size: int, decayed: float, dtype: type, threads: int, nesterov: bool, step: int, seed: int
 ) -> None:
     start = [normal(np.random.default_rng(seed + i), (size,), dtype) for i in range(4)]
@@ -204,7 +206,7 @@ def test_optimizers(
     rows=st.integers(1, 20), inputs=st.integers(1, 70), outputs=st.integers(1, 20), bias=st.booleans(),
     need_dx=st.booleans(), dtype=DTYPES, threads=THREADS, seed=SEEDS,
 )  # fmt: skip
-def test_dense(
+def test_dense_matches_the_reference(
     rows: int, inputs: int, outputs: int, bias: bool, need_dx: bool, dtype: type, threads: int, seed: int
 ) -> None:
     generator = np.random.default_rng(seed)
@@ -228,7 +230,7 @@ def test_dense(
     shape=st.tuples(st.integers(1, 5), st.integers(1, 20), st.integers(1, 40)), channels=st.integers(1, 12),
     crop=st.sampled_from([1.0, 0.3]), cutout=st.sampled_from([0.0, 0.5]), dtype=DTYPES, threads=THREADS, seed=SEEDS,
 )  # fmt: skip
-def test_resample(
+def test_resample_matches_the_reference(
     shape: tuple[int, int, int], channels: int, crop: float, cutout: float, dtype: type, threads: int, seed: int
 ) -> None:
     generator = np.random.default_rng(seed)

@@ -170,7 +170,7 @@ def test_a_training_step_has_the_loss_of_the_blended_images(kind: str, monkeypat
     assert result.correct == (outputs.argmax(axis=1) == heavier).sum() != (outputs.argmax(axis=1) == labels).sum()
 
 
-def test_backends_agree() -> None:
+def test_backends_have_the_same_losses() -> None:
     losses = [train(make_trainer(name, **EVERYTHING), 6) for name in ("cpu", "reference")]
     np.testing.assert_allclose(*losses, rtol=2e-3)
 

@@ -27,7 +27,7 @@ def test_a_network_learns_and_is_evaluated() -> None:
     np.testing.assert_array_equal(evaluation.confusion.sum(axis=1), np.bincount(labels))
 
 
-def test_backends_agree() -> None:
+def test_backends_have_the_same_losses() -> None:
     np.testing.assert_allclose(train(make_trainer("cpu"), 10), train(make_trainer("reference"), 10), rtol=2e-3)
 
 

@@ -5,7 +5,7 @@
 
 Makes a tree of links to the images, with unusual names, some of them broken. Each classification of it is killed with
 SIGKILL one to four times, anywhere between the start of its process and the end of the assembly, and run again, each
-time with other --workers and another --batch-size. The table must equal that of an undisturbed run, with a row for
+time with other --workers and another --batch-size. The table must equal that of an uninterrupted run, with a row for
 each file, and nothing else may be left in its folder. A kill may repeat at most one part and what the threads had
 ahead.
 
@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 from jobs.classification.inputs import FILES_PER_PART
 from pipeline.parallel.ordered import AHEAD_PER_THREAD
-from tests.jobs.killing import Aim, NotedRun
+from tests.jobs.killing import Aim, LoggedRun
 from tests.pipeline.parallel.test_cluster import Cluster
 
 MAX_WORKERS, MAX_BATCH = 4, 64
@@ -87,7 +87,7 @@ class Outcome:
     hits    phase of each kill
     lost    for each kill, files that were begun and are in no finished part
     redone  files that were begun more than once
-    wrong   differences from an undisturbed classification
+    wrong   differences from an uninterrupted classification
     """
 
     hits: list[str] = field(default_factory=list)
@@ -97,13 +97,13 @@ class Outcome:
 
 
 class Times(NamedTuple):
-    """Of an undisturbed classification: seconds to the first image, and for the assembly."""
+    """Times of an uninterrupted classification: seconds to the first image, and for the assembly."""
 
     start: float
     assembly: float
 
     def aim(self, left: int, draw: random.Random) -> Aim:
-        """Draw a moment of a classification with `left` files to go: mostly at a file, sometimes before or after."""
+        """Draw a moment of a classification of `left` files: mostly at a file, sometimes before or after."""
         aims = (
             Aim("p", 0, draw.uniform(0, self.start)),
             Aim("p", 1, draw.uniform(0, 0.1)),
@@ -114,21 +114,21 @@ class Times(NamedTuple):
 
 
 class Classifications:
-    """The tree and its expected table, which `undisturbed` makes: call that first."""
+    """The tree and its expected table. Call `uninterrupted` first: it makes the table."""
 
     def __init__(self, root: Path, model: Path, names: set[str], broken: int, folder: Path) -> None:
         self.root, self.model, self.names, self.broken, self.folder = root, model, names, broken, folder
         self.expected = b""
 
-    def start(self, place: Path, *options: object) -> NotedRun:
+    def start(self, place: Path, *options: object) -> LoggedRun:
         """Start or resume place/table/out.csv."""
         out = place / "table" / "out.csv"
         arguments = ("classify", self.root, self.model, out, "--device", "cpu", *options)
-        return NotedRun(place / "notes", MARKS, *arguments)
+        return LoggedRun(place / "notes", MARKS, *arguments)
 
-    def undisturbed(self) -> Times:
+    def uninterrupted(self) -> Times:
         """Make the expected table, check its rows, and time it."""
-        place = self.folder / "undisturbed"
+        place = self.folder / "uninterrupted"
         run = self.start(place)
         times = [run.wait_for(mark) for mark in ("X", "F", "f")]
         run.finish()
@@ -185,7 +185,7 @@ class Classifications:
         return self.checked(outcome, place)
 
     def checked(self, outcome: Outcome, place: Path) -> Outcome:
-        """Record what is wrong, and remove the files."""
+        """Record the differences, and remove the files."""
         out = place / "table" / "out.csv"
         if out.read_bytes() != self.expected:
             outcome.wrong.append("the table")
@@ -197,10 +197,10 @@ class Classifications:
         return outcome
 
     def rows(self, parts: int) -> int:
-        """Return the rows of so many finished parts."""
+        """Return the number of rows in the first `parts` parts."""
         return min(len(self.names), parts * FILES_PER_PART)
 
-    def phase(self, run: NotedRun) -> str:
+    def phase(self, run: LoggedRun) -> str:
         if run.within("f"):
             return "assembly"
         if run.count("f"):
@@ -216,8 +216,8 @@ class Classifications:
 def kill_classifications(
     classifications: Classifications, kills: int, seed: int, max_kills: int = MAX_KILLS
 ) -> list[Outcome]:
-    """Run classifications until so many kills have hit."""
-    times = classifications.undisturbed()
+    """Run classifications until `kills` processes were killed."""
+    times = classifications.uninterrupted()
     draw = random.Random(seed)
     done: list[Outcome] = []
     while (hits := sum(len(outcome.hits) for outcome in done)) < kills:
@@ -227,8 +227,8 @@ def kill_classifications(
 
 
 def kill_workers(classifications: Classifications, kills: int, seed: int) -> list[Outcome]:
-    """Run classifications on a cluster until so many workers were killed before the end."""
-    classifications.undisturbed()
+    """Run classifications on a cluster until `kills` workers were killed before the end."""
+    classifications.uninterrupted()
     draw = random.Random(seed)
     done: list[Outcome] = []
     (classifications.folder / "cluster").mkdir()

@@ -65,7 +65,7 @@ def test_killed_classification_resumes_to_the_same_bytes(
 
 @pytest.fixture
 def begun(logpose: Logpose, image_folder: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """OUT.csv of a classification that was interrupted with two parts finished; the images are beside it."""
+    """OUT.csv of a classification that was interrupted with two parts finished; the images are in the same folder."""
     shutil.copytree(image_folder, tmp_path / "images")
     monkeypatch.setattr(inputs, "FILES_PER_PART", 16)
     out = tmp_path / "out.csv"

@@ -38,7 +38,7 @@ def parquet(path: Path, parts: Sequence[Sequence[Sequence[str]]], topk: int = 1,
     return pq.read_table(path)
 
 
-def test_parquet_has_types(tmp_path: Path) -> None:
+def test_parquet_columns_have_types(tmp_path: Path) -> None:
     first = ok_row("a.png", [("x", 0.5), ("y", 0.3)], ClassifyOptions(topk=2))
     found = parquet(tmp_path / "out.parquet", [[first], [error_row("b.png", "empty: why", 2)]], topk=2)
     text, number = pa.string(), pa.float32()
@@ -111,5 +111,5 @@ def test_spreadsheet_safe_is_not_for_parquet(tmp_path: Path) -> None:
     assert names_in(tmp_path) == []
 
 
-def test_table_without_parts(tmp_path: Path) -> None:
+def test_table_without_parts_is_empty(tmp_path: Path) -> None:
     assert parquet(tmp_path / "out.parquet", []).num_rows == 0

@@ -85,7 +85,7 @@ def test_bytes_are_as_documented(tmp_path: Path) -> None:
     assert names_in(out.parent) == ["out.csv"]
 
 
-def test_table_without_parts(tmp_path: Path) -> None:
+def test_table_without_parts_has_a_header_only(tmp_path: Path) -> None:
     assert save(ResumableTable(tmp_path / "out.csv", IDENTITY, PLAIN), []) == (0, 0)
     assert read(tmp_path / "out.csv") == [header(1)]
 

@@ -1,4 +1,4 @@
-"""Lines in a pipe, a bar on a terminal."""
+"""Progress: lines in a pipe, a bar on a terminal."""
 
 import io
 
@@ -53,11 +53,11 @@ def test_bar_passes_exceptions_on(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.04, "0.0 s"), (9.94, "9.9 s"), (42.4, "42 s"), (187, "3:07"), (3723, "1:02:03")]
 )
-def test_durations(seconds: float, text: str) -> None:
+def test_durations_are_rounded_and_have_units(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_plurals() -> None:
+def test_counts_have_singular_and_plural() -> None:
     assert [plural(1, "file"), plural(12000, "file"), plural(2, "class", "classes")] == [
         "1 file",
         "12,000 files",

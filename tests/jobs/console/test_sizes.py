@@ -19,7 +19,7 @@ from jobs.errors import JobError
         ("1.9", 1),
     ],
 )
-def test_sizes(text: str, size: int) -> None:
+def test_sizes_are_bytes_with_decimal_and_binary_units(text: str, size: int) -> None:
     assert parse_bytes(text) == size
 
 

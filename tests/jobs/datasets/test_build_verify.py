@@ -88,7 +88,7 @@ def test_too_many_failures_stop_the_build(logpose: Logpose, tmp_path: Path, limi
     assert logpose("build", root, tmp_path / "d.zarr", "--size", 8, "--max-failures", 2).code == 0
 
 
-def test_verify_intact_dataset(logpose: Logpose, dataset: Path) -> None:
+def test_verify_passes_an_intact_dataset(logpose: Logpose, dataset: Path) -> None:
     outcome = logpose("verify", dataset)
     assert (outcome.code, outcome.err) == (0, "")
     assert f"{dataset} is intact: 48 + 12 images in " in outcome.out

@@ -21,7 +21,7 @@ def copy(dataset: Path, tmp_path: Path) -> Path:
 
 
 def value(out: str, key: str) -> str:
-    """Return what is printed after a key."""
+    """Return the value that is printed after `key`."""
     (found,) = re.findall(rf"^{key} +(.*)$", out, re.MULTILINE)
     return str(found)
 
@@ -104,7 +104,9 @@ AMONG = "with a near-duplicate among the training images"
         ),
     ],
 )
-def test_near_duplicates(logpose: Logpose, copy: Path, copies: tuple[int, ...] | None, lines: list[str]) -> None:
+def test_near_duplicates_are_summarised(
+    logpose: Logpose, copy: Path, copies: tuple[int, ...] | None, lines: list[str]
+) -> None:
     node = json.loads((copy / "zarr.json").read_bytes())
     names = ("groups", "pictures", "labels_differ", "leaks")
     node["attributes"]["copies"] = copies and dict(zip(names, copies, strict=True))

@@ -1,4 +1,4 @@
-"""Where `logpose report` writes, what it prints, and the commands in it."""
+"""Output of `logpose report`: the file, the printed lines, and the commands on the page."""
 
 import json
 from dataclasses import replace

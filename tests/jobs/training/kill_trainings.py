@@ -5,7 +5,7 @@
 
 Each training is killed with SIGKILL one to four times, at any moment from the start of its process to its end, and
 resumed, each time with other --workers and another --ram-budget. The last and the best model, the columns of
-metrics.csv without times, the drawings and the names of all files must equal those of an undisturbed training. A kill
+metrics.csv without times, the drawings and the names of all files must equal those of an uninterrupted training. A kill
 may cost as many steps as there are between two checkpoints. Prints a line per training, and one JSON object at the
 end.
 """
@@ -31,7 +31,7 @@ from cnn.checkpoint import load_checkpoint
 from pipeline.dataset.store import Dataset
 from pipeline.loader import epoch_order
 from pipeline.loader.stream import MAX_WINDOWS, BatchStream
-from tests.jobs.killing import Aim, NotedRun
+from tests.jobs.killing import Aim, LoggedRun
 
 MODEL = ("--model", "plain", "--set", "model.width=4", "--device", "cpu")  # trains in seconds
 WINDOW_BYTES = 2 * 2**20  # so that a small dataset has several windows
@@ -55,12 +55,12 @@ PHASES = {
 
 @dataclass
 class Outcome:
-    """What happened to one training.
+    """Result of one training.
 
     hits    phases in which it was killed
     lost    steps that were repeated, by kill
     device  the reported device of all attempts, which includes the number of threads
-    wrong   what differs from an undisturbed training
+    wrong   what differs from an uninterrupted training
     """
 
     hits: list[str] = field(default_factory=list)
@@ -70,14 +70,14 @@ class Outcome:
 
 
 class Times(NamedTuple):
-    """An undisturbed training: seconds to the first step, seconds from there to the end, number of steps."""
+    """An uninterrupted training: seconds to the first step, seconds from there to the end, number of steps."""
 
     start: float
     work: float
     steps: int
 
     def aim(self, left: int, draw: random.Random) -> Aim:
-        """A random moment of a training with so many steps left: in its start, about a step, or anywhere after it."""
+        """A random moment of a training of `left` steps: in its start, near a step, or anywhere after the start."""
         aims = (
             Aim("T", 0, draw.uniform(0, self.start)),
             Aim("T", draw.randint(1, max(1, left)), draw.uniform(0, 2 * self.work / self.steps)),
@@ -88,20 +88,20 @@ class Times(NamedTuple):
 
 @dataclass(frozen=True)
 class Trainings:
-    """How to train."""
+    """Starts trainings with the same dataset and recipe."""
 
     dataset: Path
     epochs: int
     batch_size: int
     checkpoint_steps: int
 
-    def start(self, run_dir: Path, *options: object) -> NotedRun:
-        """Begin or resume; the log lies beside `run_dir`."""
+    def start(self, run_dir: Path, *options: object) -> LoggedRun:
+        """Start or resume; the log is written next to `run_dir`."""
         recipe = (*MODEL, "--epochs", self.epochs, "--batch-size", self.batch_size)
         often = ("--checkpoint-steps", self.checkpoint_steps, "--resume")
         arguments = ("train", self.dataset, run_dir, *recipe, *often, *options)
         settings = {"pipeline.loader.epoch_order:WINDOW_BYTES": WINDOW_BYTES}
-        return NotedRun(run_dir.parent / "notes", MARKS, *arguments, settings=settings)
+        return LoggedRun(run_dir.parent / "notes", MARKS, *arguments, settings=settings)
 
     def budgets(self) -> list[int]:
         """RAM budgets for one window of images in memory, for two, …, for all; enough for any number of workers."""
@@ -117,7 +117,7 @@ class Trainings:
         """Train into `run_dir`, killing the first runs."""
         outcome, budgets = Outcome(), self.budgets()
 
-        def attempt() -> NotedRun:
+        def attempt() -> LoggedRun:
             workers, budget = draw.randint(1, MAX_WORKERS), draw.choice(budgets)
             return self.start(run_dir, "--workers", workers, "--ram-budget", budget)
 
@@ -130,20 +130,20 @@ class Trainings:
                 break
             outcome.hits.append(phase(run))
             outcome.lost.append(before + run.count("t") - saved_step(run_dir))
-        run = attempt()  # also where the training has ended
+        run = attempt()  # also if the training was finished
         run.finish()
         outcome.device |= described_device(run)
         return outcome
 
 
-def phase(run: NotedRun) -> str:
+def phase(run: LoggedRun) -> str:
     mark = run.within(PHASES)
     if mark:
         return PHASES[mark]
     return "between these" if run.count("T") else "starting"
 
 
-def described_device(run: NotedRun) -> set[str]:
+def described_device(run: LoggedRun) -> set[str]:
     return {line for line in run.output.splitlines() if line.startswith("device ")}
 
 
@@ -171,12 +171,12 @@ def results(run_dir: Path) -> dict[str, str]:
 def kill_trainings(
     trainings: Trainings, kills: int, seed: int, folder: Path, max_kills: int = MAX_KILLS
 ) -> tuple[list[Outcome], int]:
-    """Train until so many kills have hit; return the outcomes, and the steps of an undisturbed training."""
-    run = trainings.start(folder / "undisturbed" / "run")
+    """Train until `kills` processes were killed; return the outcomes, and the steps of an uninterrupted training."""
+    run = trainings.start(folder / "uninterrupted" / "run")
     started = run.wait_for("T")
     times = Times(started, run.finish() - started, run.count("t"))
     device = described_device(run)
-    expected = results(folder / "undisturbed" / "run")
+    expected = results(folder / "uninterrupted" / "run")
     draw = random.Random(seed)
     done: list[Outcome] = []
     while (hits := sum(len(outcome.hits) for outcome in done)) < kills:
@@ -214,8 +214,8 @@ def main() -> None:
     summary = {
         "kills": len(lost),
         "trainings": len(done),
-        "as undisturbed": sum(not outcome.wrong for outcome in done),
-        "not as undisturbed": dict(wrong),
+        "as uninterrupted": sum(not outcome.wrong for outcome in done),
+        "not as uninterrupted": dict(wrong),
         "kills by phase": dict(Counter(hit for outcome in done for hit in outcome.hits).most_common()),
         "steps": steps,
         "steps between checkpoints": options.checkpoint_steps,

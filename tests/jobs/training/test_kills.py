@@ -26,7 +26,7 @@ from tests.jobs.training.runs import (
 
 def test_killed_process_resumes_to_the_same_bits(logpose: Logpose, dataset: Path, tmp_path: Path) -> None:
     recipe = (*RECIPE, "--epochs", "5", "--set", "train.clip=1")
-    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    killed, uninterrupted = tmp_path / "killed", tmp_path / "uninterrupted"
     last, limit = killed / "last.safetensors", time.monotonic() + 300
     arguments = command("train", dataset, killed, *recipe, "--checkpoint-minutes", "0")
     with subprocess.Popen(arguments, stdout=subprocess.DEVNULL) as process:
@@ -38,11 +38,11 @@ def test_killed_process_resumes_to_the_same_bits(logpose: Logpose, dataset: Path
     outcome = logpose("train", dataset, killed, "--resume", "--device", "cpu")
     assert (outcome.code, outcome.err) == (0, "")
     assert "resuming in epoch" in outcome.out
-    assert logpose("train", dataset, undisturbed, *recipe).code == 0
-    assert_same_weights(killed, undisturbed)
-    assert metrics_without_times(killed) == metrics_without_times(undisturbed)
+    assert logpose("train", dataset, uninterrupted, *recipe).code == 0
+    assert_same_weights(killed, uninterrupted)
+    assert metrics_without_times(killed) == metrics_without_times(uninterrupted)
     best = load_file(killed / "model.safetensors")
-    for name, values in load_file(undisturbed / "model.safetensors").items():
+    for name, values in load_file(uninterrupted / "model.safetensors").items():
         np.testing.assert_array_equal(best[name], values, err_msg=name)
 
 
@@ -66,7 +66,7 @@ def test_kill_between_checkpoint_and_best_model_keeps_the_best_model(
     logpose: Logpose, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int, epochs: int
 ) -> None:
     """model.safetensors is that of an epoch in the history, also where the resumed training has another schedule."""
-    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    killed, uninterrupted = tmp_path / "killed", tmp_path / "uninterrupted"
     monkeypatch.setattr("jobs.training.run_folder.is_better", lambda row, best: row.epoch <= epoch)
     arguments = (*RECIPE, "--set", "ema.horizon=0.2")
     save_best = RunFolder.save_best
@@ -83,8 +83,8 @@ def test_kill_between_checkpoint_and_best_model_keeps_the_best_model(
     resumed = logpose("train", dataset, killed, "--resume", "--epochs", epochs, "--device", "cpu")
     assert (resumed.code, resumed.err) == (0, "")
     assert [int(row["epoch"]) for row in metrics(killed)] == list(range(1, epochs + 1))
-    assert logpose("train", dataset, undisturbed, *arguments).code == 0
-    one, other = (load_checkpoint(path / "model.safetensors") for path in (killed, undisturbed))
+    assert logpose("train", dataset, uninterrupted, *arguments).code == 0
+    one, other = (load_checkpoint(path / "model.safetensors") for path in (killed, uninterrupted))
     assert one.progress["epoch"] == other.progress["epoch"] == epoch and one.card == other.card
     for name, tensor in other.tensors.items():
         np.testing.assert_array_equal(one.tensors[name], tensor)

@@ -1,4 +1,4 @@
-"""What a training prints and leaves in its run folder."""
+"""Output of a training: the printed lines, and the files in the run folder."""
 
 import csv
 import json
@@ -42,7 +42,7 @@ def test_model_is_that_of_the_best_epoch(trained: Path) -> None:
     assert load_checkpoint(trained / "model.safetensors").progress["epoch"] == int(best["epoch"])
 
 
-def test_lines_of_a_training(logpose: Logpose, dataset: Path, tmp_path: Path) -> None:
+def test_training_prints_its_setup_epochs_and_result(logpose: Logpose, dataset: Path, tmp_path: Path) -> None:
     outcome = logpose("train", dataset, tmp_path / "my run", *RECIPE, "--epochs", 1)
     assert (outcome.code, outcome.err) == (0, "")
     lines = outcome.out.splitlines()
@@ -164,7 +164,7 @@ def test_temperature_and_scores_are_those_of_the_saved_model(dataset: Path, trai
         assert row["f1"] == ("" if np.isnan(f1) else f"{f1:.6g}")
 
 
-def test_balanced_class_weights(
+def test_balanced_class_weights_come_from_the_training_labels(
     logpose: Logpose, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = []

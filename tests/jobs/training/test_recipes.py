@@ -132,7 +132,7 @@ SMALL = ("--recipe", "cifar-speedrun", "--epochs", "3", "--batch-size", "8", "--
 def test_speedrun_is_whitened_resumes_exactly_and_is_evaluated_with_views(
     logpose: Logpose, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    undisturbed, killed, evaluate = tmp_path / "undisturbed", tmp_path / "killed", Trainer.evaluate
+    uninterrupted, killed, evaluate = tmp_path / "uninterrupted", tmp_path / "killed", Trainer.evaluate
     accuracies: dict[str, list[str]] = {}
 
     def recording_evaluate(self: Trainer, batches: Any, views: str = "none", network: Any = None) -> Any:
@@ -142,14 +142,14 @@ def test_speedrun_is_whitened_resumes_exactly_and_is_evaluated_with_views(
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "evaluate", recording_evaluate)
-        outcome = logpose("train", dataset, undisturbed, *SMALL)
+        outcome = logpose("train", dataset, uninterrupted, *SMALL)
     assert (outcome.code, outcome.err) == (0, "")
     best = re.search(r"^epoch (\d): accuracy ([\d.]+%) of 12 images", outcome.out, re.MULTILINE)
     views = r"^with test-time augmentation \(--views mirror_shift\): accuracy ([\d.]+%)$"
     found = re.search(views, outcome.out, re.MULTILINE)
     assert found and best and found[1] == accuracies["mirror_shift"][0]
     assert best[2] == accuracies["none"][int(best[1]) - 1]
-    summary = json.loads((undisturbed / "summary.json").read_text())
+    summary = json.loads((uninterrupted / "summary.json").read_text())
     assert summary["views"] == "mirror_shift" and f"{summary['accuracy_with_views']:.2%}" == found[1]
 
     train_batch = Trainer.train_batch
@@ -163,7 +163,7 @@ def test_speedrun_is_whitened_resumes_exactly_and_is_evaluated_with_views(
         patch.setattr(Trainer, "train_batch", kill_in_step_11)
         assert logpose("train", dataset, killed, *SMALL, "--checkpoint-steps", 3).code == 130
     assert logpose("train", dataset, killed, "--resume", "--device", "cpu").code == 0
-    one, other = (load_checkpoint(run_dir / "last.safetensors").tensors for run_dir in (undisturbed, killed))
+    one, other = (load_checkpoint(run_dir / "last.safetensors").tensors for run_dir in (uninterrupted, killed))
     for name, values in one.items():
         np.testing.assert_array_equal(values, other[name], err_msg=name)
 

@@ -82,8 +82,7 @@ def test_damaged_summary_is_refused(tmp_path: Path, text: str) -> None:
 # The state in last.safetensors --------------------------------------------------------------------------
 
 
-def test_state_is_small(trained: Path) -> None:
-    """Without the recipe and the history."""
+def test_state_without_recipe_and_history_is_under_1000_characters(trained: Path) -> None:
     state = TrainingState.from_json(load_checkpoint(trained / "last.safetensors").progress, trained)
     number = 1 / 3 * 1e5  # seventeen digits
     state.epoch, state.batches, state.step, state.correct, state.rows = (10**9,) * 5

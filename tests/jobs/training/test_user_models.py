@@ -1,4 +1,4 @@
-"""A user's own model class: named on the command line, saved by its registry name, never imported by a file."""
+"""User-defined model classes: given to a command, saved by their registered name, never imported by a file."""
 
 import os
 import signal
@@ -52,7 +52,7 @@ def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def forget() -> None:
-    """Unregister `Tiny`, as a new process would begin."""
+    """Unregister `Tiny`, as in a new process."""
     MODELS.pop("tiny", None)
     sys.modules.pop("my_models", None)
 

@@ -50,7 +50,7 @@ build_dataset(Path(root), Path(dest), BuildOptions((int(size),) * 2, workers=int
 
 @dataclass(frozen=True)
 class Kills:
-    """What happened to one dataset.
+    """Result of one dataset.
 
     hits    kills before the process had finished
     redone  files decoded more than once
@@ -109,7 +109,7 @@ class Builder:
 
 
 def kill_builds(builder: Builder, kills: int, seed: int, folder: Path) -> tuple[list[Kills], int, int]:
-    """Build datasets until this many kills have hit.
+    """Build datasets until `kills` processes were killed.
 
     Returns them, the number of files that an uninterrupted build decodes, and the maximum rows of a shard. Fails if a
     dataset differs from that of an uninterrupted build.

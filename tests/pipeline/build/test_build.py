@@ -83,7 +83,7 @@ def test_splits_of_the_folder_are_used(image_folder: Images, build: Build, tmp_p
     assert {path.split("/")[0] for path in dataset.val.paths} == {"test"}
 
 
-def test_no_validation_split(image_folder: Images, build: Build) -> None:
+def test_val_0_gives_an_empty_validation_split(image_folder: Images, build: Build) -> None:
     dataset = Dataset.open(build(image_folder(a=3, b=3), val=0).path)
     assert dataset.val.rows == 0
     assert dataset.val.read(0, 0).shape == (0, *SIZE, 3)

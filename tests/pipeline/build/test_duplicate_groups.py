@@ -82,7 +82,7 @@ def test_duplicates_are_in_one_split_and_listed(copied: Path, build: Build) -> N
 
 @pytest.mark.usefixtures("small_chunks")
 def test_without_grouping_duplicates_are_divided(copied: Path, build: Build) -> None:
-    """Control for the test above: without grouping, its assertions fail."""
+    """Control for the test above."""
     report = build(copied, size=(PIXELS, PIXELS), val=0.4, group_copies=False)
     assert report.duplicates is None
     assert not (report.path / DUPLICATES_FILE).exists()

@@ -1,4 +1,4 @@
-"""Builds that were killed, ran out of space, or whose source has changed; and two builds at once."""
+"""Resumed builds: after a kill, a full disk or a change of the source; and two builds at the same time."""
 
 from __future__ import annotations
 

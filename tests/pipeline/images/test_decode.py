@@ -139,7 +139,7 @@ def test_animation_gives_its_first_frame() -> None:
 # Frames
 
 
-def test_pad_crop_squash() -> None:
+def test_pad_adds_white_crop_cuts_and_squash_scales() -> None:
     half = np.zeros((10, 20, 3), dtype=np.uint8)  # left black, right grey
     half[:, 10:] = 100
     data = encoded(Image.fromarray(half))
@@ -227,7 +227,7 @@ def failure(source: Path | bytes) -> DecodeError:
     return caught.value
 
 
-def test_kinds_of_failure(tmp_path: Path) -> None:
+def test_each_kind_of_failure_is_named(tmp_path: Path) -> None:
     empty = tmp_path / "empty.png"
     empty.touch()
     pipe = tmp_path / "pipe.png"

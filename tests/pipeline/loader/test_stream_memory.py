@@ -1,4 +1,4 @@
-"""The peak memory of a stream, as the system counts it, in a process of its own."""
+"""Peak resident memory of a stream, measured in a separate process."""
 
 from __future__ import annotations
 

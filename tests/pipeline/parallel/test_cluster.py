@@ -181,7 +181,7 @@ def test_results_come_in_the_order_of_the_items(pair: Cluster) -> None:
     assert list(in_order_on_cluster(later_is_quicker, [], pair.address)) == []
 
 
-def test_submission_is_bounded_while_a_task_is_slow_and_results_are_dropped(
+def test_slow_task_limits_submission_and_the_cluster_releases_results(
     pair: Cluster, tmp_path: Path
 ) -> None:
     taken: list[int] = []
@@ -274,7 +274,7 @@ def test_loss_of_a_worker_costs_no_result_and_loss_of_all_is_an_error(
     assert [*first, *(next(results) for _ in range(50))] == list(range(60))
     assert cluster.workers[0].wait(timeout=60) == -signal.SIGKILL
 
-    # Nothing is left to submit: the cluster must be polled nevertheless.
+    # With nothing left to submit, the cluster must still be polled.
     monkeypatch.setattr(cluster_module, "NO_WORKERS_TIMEOUT", 0.5)
     cluster.workers[1].send_signal(signal.SIGKILL)
     with pytest.raises(

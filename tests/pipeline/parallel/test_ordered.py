@@ -71,7 +71,7 @@ def test_tasks_run_in_parallel_in_own_threads() -> None:
 
 
 @pytest.mark.parametrize(("ahead", "limit"), [(None, 2 * AHEAD_PER_THREAD), (5, 5)])
-def test_no_more_than_ahead_items_are_taken_while_a_task_is_slow(ahead: int | None, limit: int) -> None:
+def test_slow_task_limits_the_number_of_items_taken(ahead: int | None, limit: int) -> None:
     taken: list[int] = []
     done: list[int] = []
     proceed = threading.Event()
@@ -138,7 +138,7 @@ def test_exception_of_a_task_is_raised_at_once_and_cancels_the_others(error: Bas
         return number
 
     with pytest.raises(type(error)) as caught:
-        # All of these would begin if the error was raised at its turn, or the other tasks were not cancelled.
+        # All of these would start if the error was raised in its turn, or if the other tasks were not cancelled.
         list(in_order_on_threads(work, range(500), 2, ahead=500))
     assert caught.value is error
     assert len(started) < 500

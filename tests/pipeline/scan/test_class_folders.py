@@ -30,7 +30,7 @@ def test_classes_and_images_are_sorted_and_nested_folders_listed(tmp_path: Path)
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "validation", "test"])
-def test_split_folders(tmp_path: Path, val: str) -> None:
+def test_folders_train_and_val_give_the_split(tmp_path: Path, val: str) -> None:
     source = list_images(tree(tmp_path, "train/a/1", "train/b/2", "train/c/5", f"{val}/a/3", f"{val}/b/4"))
     assert source.class_names == ("a", "b", "c")
     assert {(file.path, file.split) for file in source.files} == {

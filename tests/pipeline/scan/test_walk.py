@@ -119,7 +119,7 @@ def test_folders_may_be_nested_deeper_than_the_recursion_limit(tmp_path: Path) -
         folder.rmdir()
 
 
-def test_single_file(tmp_path: Path) -> None:
+def test_path_of_a_file_gives_that_file(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"123")
     (tmp_path / ".hidden.jpg").symlink_to(tmp_path / "nowhere")
     (file,) = walk_files(tmp_path / "a.jpg", tmp_path)
