@@ -262,7 +262,7 @@ def test_ctrl_c_stops_after_the_step(dataset: Path, monkeypatch: pytest.MonkeyPa
         find_lr(dataset, OPTIONS)
 
 
-def test_find_lr_command_prints_a_train_command_and_writes_the_plot(logpose: Logpose, dataset: Path, tmp_path: Path) -> None:
+def test_find_lr_prints_a_train_command_and_writes_the_plot(logpose: Logpose, dataset: Path, tmp_path: Path) -> None:
     arguments = ("--model", "plain", "--set", "model.width=4", "--batch-size", 8, "--device", "cpu", "--steps", 30)
     outcome = logpose("find-lr", dataset, *arguments, "--plot", tmp_path / "rates.png")
     assert (outcome.code, outcome.err) == (0, "")
