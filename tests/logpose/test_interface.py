@@ -147,3 +147,10 @@ def test_report_of_a_run() -> None:
     assert run.report(quiet=True) == run.path / "report.html" and (run.path / "report.html").stat().st_size > 10_000
     with pytest.raises(logpose.LogposeError, match="found no model in runs/none"):
         logpose.load_run("runs/none")
+
+
+def test_a_run_before_its_first_epoch_has_no_history(tmp_path: Path) -> None:
+    (tmp_path / "last.safetensors").touch()
+    run = logpose.load_run(tmp_path)
+    assert len(run.history) == 0
+    assert repr(run) == f"TrainingRun({tmp_path}: 0 epochs, not finished)"
