@@ -3,7 +3,9 @@
 import inspect
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -154,3 +156,10 @@ def test_a_run_before_its_first_epoch_has_no_history(tmp_path: Path) -> None:
     run = logpose.load_run(tmp_path)
     assert len(run.history) == 0
     assert repr(run) == f"TrainingRun({tmp_path}: 0 epochs, not finished)"
+
+
+@pytest.mark.usefixtures("workspace")
+def test_training_runs_in_any_thread() -> None:
+    train = partial(logpose.train, "colours.zarr", "thread", model="plain", epochs=1, quiet=True)
+    with ThreadPoolExecutor(1) as pool:
+        assert len(pool.submit(train, values={"model.width": 2}).result().history) == 1
