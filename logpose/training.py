@@ -104,8 +104,8 @@ class TrainingRun:
     ('colours', 3, ('blue', 'green', 'red'))
     """
 
-    def __init__(self, folder: RunFolder, dataset: Path | None = None) -> None:
-        self._folder, self._dataset = folder, dataset
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
 
     @property
     def path(self) -> Path:
@@ -129,7 +129,7 @@ class TrainingRun:
 
         file = None if out is None else checked_path("out", out)
         with running(quiet):
-            return report(self.path, ReportOptions(file, self._dataset))
+            return report(self.path, ReportOptions(file))
 
     def __repr__(self) -> str:
         summary = self.summary
