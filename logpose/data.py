@@ -39,7 +39,7 @@ def build(
         fit: Add a border ("pad"), cut off ("crop") or distort ("squash") to get there.
         val: Fraction of each class for validation, where the folders do not say.
         seed: Seed of the split and of the order of rows.
-        group_copies: Find near-duplicates and keep each group of them on one side of the split.
+        group_copies: Find near-duplicates and keep each group of them in one split.
         codec: Compression of the pixels.
         workers: Threads that decode; None: one per CPU.
         scheduler: Address of a Dask cluster to work on instead.

@@ -104,8 +104,8 @@ class TrainingRun:
     ('colours', 3, ('blue', 'green', 'red'))
     """
 
-    def __init__(self, folder: RunFolder, dataset: Path | None = None) -> None:
-        self._folder, self._dataset = folder, dataset
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
 
     @property
     def path(self) -> Path:
@@ -123,13 +123,19 @@ class TrainingRun:
     def model(self) -> Model:
         return load(self.path)
 
-    def report(self, out: str | Path | None = None, *, quiet: bool = False) -> Path:
-        """Write the HTML report of the training; return its path. Raises LogposeError where there is no model yet."""
+    def report(
+        self, out: str | Path | None = None, *, dataset: str | Path | None = None, quiet: bool = False
+    ) -> Path:
+        """Write the HTML report of the training, by default into its folder; return its path.
+
+        `dataset` is needed if the training's own has moved. Raises LogposeError where there is no model yet, or no such
+        dataset.
+        """
         from jobs.report import report
 
-        file = None if out is None else checked_path("out", out)
+        options = checked_options(ReportOptions, out=out, dataset=dataset)
         with running(quiet):
-            return report(self.path, ReportOptions(file, self._dataset))
+            return report(self.path, options)
 
     def __repr__(self) -> str:
         summary = self.summary

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from cnn.inference.predictor import Predictor
 from cnn.models import import_model, model_path
 from jobs.classification.inputs import FILES_PER_PART, Inputs, Part, find_inputs
-from jobs.classification.table import ResumableTable
+from jobs.classification.table import ResumableTable, check_format
 from jobs.classification.task import Row, Task, TaskSettings, cache_predictor, classify_task, hash_file
 from jobs.console.device import choose_backend
 from jobs.console.output import detail, emit, say
@@ -46,8 +46,7 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
     `model` is a model file, or the folder of a training.
     Raises JobError, ModelFileError, DatasetError, DeviceError where the options, the model or the images do not fit.
     """
-    if not out.name or out.is_dir():
-        raise JobError(f"{out} is a folder; give the name of a CSV file")
+    check_format(out, options)  # before anything is written or loaded
     model = model / "model.safetensors" if model.is_dir() else model
     if options.model:
         import_model(options.model)

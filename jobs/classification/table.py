@@ -87,16 +87,14 @@ class ResumableTable:
         Raises JobError if `path` exists, if there are parts of another classification, if the options contradict each
         other, or without pyarrow if needed.
         """
+        table_format = check_format(path, options)
         self.path = path
         self.scratch = path.with_name(path.name + ".parts")  # also for temporary files of the job
         self._marker_path = path.with_name(f".{path.name}.finished")
         self._overwrite = options.overwrite
         self._columns = header(options.topk)
-        table_format = options.format or _format_of(path)
         self._save = _writer_for(table_format, options.spreadsheet_safe)
         self._fingerprint = {**identity, **table_settings(options, table_format)}
-        if path.is_dir():
-            raise JobError(f"{path} is a folder; give the name of a file, such as {path / f'out.{table_format}'}")
         self._marker = None if self._overwrite else self._find_marker()
         if not self._marker:
             if path.exists() and not self._overwrite:
@@ -220,8 +218,20 @@ def table_settings(options: ClassifyOptions, table_format: Format) -> dict[str, 
     }
 
 
-def _format_of(path: Path) -> Format:
-    return "parquet" if path.suffix.lower() in (".parquet", ".pq") else "csv"
+def check_format(path: Path, options: ClassifyOptions) -> Format:
+    """Return the format of the table at `path`: that of the options, or the one that its ending tells.
+
+    Raises JobError if `path` is a folder, or if the options contradict each other.
+    """
+    table_format: Format = options.format or ("parquet" if path.suffix.lower() in (".parquet", ".pq") else "csv")
+    if not path.name or path.is_dir():
+        raise JobError(f"{path} is a folder; give the name of a file, such as {path / f'out.{table_format}'}")
+    if options.spreadsheet_safe and table_format == "parquet":
+        raise JobError(
+            "--spreadsheet-safe is for CSV, and text in a Parquet file is never a formula;"
+            " leave it out, or give --format csv"
+        )
+    return table_format
 
 
 def _writer_for(
@@ -230,11 +240,6 @@ def _writer_for(
     """Return the function that writes a table of this format. pyarrow is optional, and imported only if needed."""
     if table_format == "csv":
         return _write_spreadsheet_safe_csv if spreadsheet_safe else _write_csv
-    if spreadsheet_safe:
-        raise JobError(
-            "--spreadsheet-safe is for CSV, and text in a Parquet file is never a formula;"
-            " leave it out, or give --format csv"
-        )
     from jobs.classification.parquet import write_parquet
 
     return write_parquet

@@ -1,15 +1,20 @@
 """Deferred Ctrl-C: the current step finishes first."""
 
 import signal
+import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 
 class DeferredInterrupt:
-    """In a `with` block, the first Ctrl-C only sets `requested`; the second one raises KeyboardInterrupt."""
+    """In a `with` block, the first Ctrl-C only sets `requested`; the second one raises KeyboardInterrupt.
+
+    Only in the main thread: Python handles signals in no other, so there the block changes nothing.
+    """
 
     def __init__(self) -> None:
         self.requested = False
+        self._handles = False
         self._previous: Any = signal.default_int_handler
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -18,10 +23,13 @@ class DeferredInterrupt:
         self.requested = True
 
     def __enter__(self) -> Self:
-        self._previous = signal.signal(signal.SIGINT, self._handle)
+        self._handles = threading.current_thread() is threading.main_thread()
+        if self._handles:
+            self._previous = signal.signal(signal.SIGINT, self._handle)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        signal.signal(signal.SIGINT, self._previous)
+        if self._handles:
+            signal.signal(signal.SIGINT, self._previous)

@@ -241,7 +241,9 @@ def _pick(section: str, name: ConfigValue) -> type:
         return registry[name.value]
     if _is_class(name):
         raise JobError(f"{name.source} is a class, and a file does not import code; add --model {name.value}")
-    hint = suggest(str(name.value), registry) + (f" {_ADD_MODEL}" if section == "model" else "")
+    hint = suggest(str(name.value), registry)
+    if section == "model":
+        hint += f"{'' if hint.endswith('?') else ';'} {_ADD_MODEL}"
     raise JobError(f"no {section} is called '{name.value}' ({name.source}); {hint}")
 
 

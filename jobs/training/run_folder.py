@@ -125,8 +125,8 @@ class RunFolder:
         self.report = path / "report.html"  # by `logpose report`
 
     def read_history(self) -> list[EpochRow]:
-        """Read metrics.csv, a row per finished epoch. Raises JobError where it is damaged, OSError where missing."""
-        return read_metrics(self.metrics)
+        """Read metrics.csv: a row per finished epoch, so none during the first. Raises JobError where it is damaged."""
+        return read_metrics(self.metrics) if self.metrics.exists() else []
 
     def read_summary(self) -> Summary | None:
         """Read summary.json; None while the training is not finished. Raises JobError where it is damaged."""

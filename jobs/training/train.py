@@ -48,9 +48,9 @@ def train(
     """Train a network on `dataset`, write everything into `run_dir`, and return it.
 
     The recipe's values come from `recipe`, or from the defaults; from `objects`, by the name of the recipe's field; and
-    from `options`, which win. With `options.resume`
-    a training in `run_dir` is continued from its last checkpoint; only its epochs and patience may differ. Weights and
-    metrics do not depend on interruptions, on the number of workers or on the RAM budget.
+    from `options`, which win. With `options.resume` a training in `run_dir` is continued from its last checkpoint; only
+    its epochs and patience may differ. Weights and metrics do not depend on interruptions, on the number of workers or
+    on the RAM budget.
 
     Raises JobError for options that do not fit the run folder or the recipe; PipelineError for a dataset that is
     missing, damaged or another one; NetworkError for a recipe or a model file that cannot be used; NonFiniteError where
@@ -200,4 +200,4 @@ def _report_end(folder: RunFolder, summary: Summary) -> None:
     if summary.accuracy is not None:
         say(f"  logpose report {run_dir}")
     say(f"  logpose classify IMAGES {run_dir} OUT.csv")
-    emit({"run_dir": str(folder.path), "model": str(folder.model), **asdict(summary)})
+    emit({"run_dir": folder.path, "model": folder.model, **asdict(summary)})

@@ -33,6 +33,7 @@ from pipeline.errors import FailureKind
 
 FOLDER = ".build"
 NO_FILE = -1  # instead of a file number: the file of this row could not be decoded
+_RENAMED_KINDS = {"not-a-picture": "not-an-image"}  # of version 0.1, whose builds can be resumed
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class ShardResult:
             split=entry["part"],
             shard=entry["shard"],
             assigned=tuple(entry["wanted"]),
-            failures=tuple((file, kind, reason) for file, kind, reason in entry["failures"]),
+            failures=tuple((file, _RENAMED_KINDS.get(kind, kind), reason) for file, kind, reason in entry["failures"]),
             sums=tuple(entry["sums"]),
             squares=tuple(entry["squares"]),
             digest=entry["digest"],

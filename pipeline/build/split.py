@@ -52,7 +52,12 @@ def split_groups(labels: Ints, lead: Ints, fraction: float, seed: int) -> Mask:
         if not in_val[labels == label].any() and groups[label] > 1:  # every group is too large: take the smallest
             own = [file for file in leads if labels[file] == label]
             in_val[min(own, key=lambda file: sizes[file])] = True
-    return in_val[lead]
+    in_val = in_val[lead]
+    for label in np.unique(labels):
+        files = labels == label  # (N,)
+        if in_val[files].all() and len(own := np.unique(lead[files])) > 1:  # groups of several classes can do that
+            in_val[lead == own[sizes[own].argmin()]] = False  # the smallest goes back to train
+    return in_val
 
 
 def _targets(labels: Ints, fraction: float) -> Ints:

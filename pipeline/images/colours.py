@@ -16,8 +16,8 @@ GREY_FACTORS = {"1": 255, "L;2": 85, "L;4": 17}
 def to_rgb(image: Image.Image, grey_factor: int) -> Image.Image:
     """Convert an image of any mode, loaded, to RGB, with transparent pixels composited on white.
 
-    `grey_factor` is the function's of that name, from before the image was loaded. Raises ValueError for grey of which
-    no pixel is finite.
+    `grey_factor` is what the function of that name returned before the image was loaded. Raises ValueError for grey of
+    which no pixel is finite.
     """
     mode = image.mode
     if mode in ("I", "F") or mode.startswith("I;"):

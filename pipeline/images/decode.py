@@ -288,9 +288,6 @@ def _fast_resize() -> Callable[[Image.Image, Box, Pixels], bool] | None:
     return None
 
 
-# Modes ------------------------------------------------------------------------------------------------
-
-
 # Failures ---------------------------------------------------------------------------------------------
 
 _quiet_lock = threading.Lock()
@@ -312,7 +309,7 @@ def quiet_pillow() -> Iterator[None]:
             _quiet_filters = warnings.catch_warnings()
             _quiet_filters.__enter__()
             # Odd metadata, mostly. Other modules' warnings stay visible.
-            warnings.filterwarnings("ignore", module=r"PIL\.|pipeline\.images\.decode")
+            warnings.filterwarnings("ignore", module=r"PIL\.|pipeline\.images\.")
             warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
         _quiet_depth += 1
     try:

@@ -1,12 +1,23 @@
 """Folder with images, a dataset and a finished training, for tests of the Python interface."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import logpose
+from cnn.models import MODELS
 from tests.jobs.conftest import draw_classes
+
+
+@pytest.fixture(autouse=True)
+def registry() -> Iterator[None]:
+    """Restore the registry of models after each test: tests in other folders use the same names."""
+    before = dict(MODELS)
+    yield
+    MODELS.clear()
+    MODELS.update(before)
 
 
 @pytest.fixture(scope="session")

@@ -266,5 +266,5 @@ def test_a_run_whose_path_is_not_valid_utf8_has_a_report(workspace: Path) -> Non
 @pytest.mark.usefixtures("workspace")
 @pytest.mark.parametrize("out", ["images", ".", "/"])
 def test_folder_as_table_is_refused(out: str) -> None:
-    with pytest.raises(logpose.LogposeError, match="is a folder; give the name of a CSV file"):
+    with pytest.raises(logpose.LogposeError, match="is a folder; give the name of a file, such as"):
         logpose.classify("images", "runs/colours", out, quiet=True)

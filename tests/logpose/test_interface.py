@@ -3,7 +3,9 @@
 import inspect
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -147,3 +149,17 @@ def test_report_is_written_into_the_run_folder() -> None:
     assert run.report(quiet=True) == run.path / "report.html" and (run.path / "report.html").stat().st_size > 10_000
     with pytest.raises(logpose.LogposeError, match="found no model in runs/none"):
         logpose.load_run("runs/none")
+
+
+def test_a_run_before_its_first_epoch_has_no_history(tmp_path: Path) -> None:
+    (tmp_path / "last.safetensors").touch()
+    run = logpose.load_run(tmp_path)
+    assert len(run.history) == 0
+    assert repr(run) == f"TrainingRun({tmp_path}: 0 epochs, not finished)"
+
+
+@pytest.mark.usefixtures("workspace")
+def test_training_runs_in_any_thread() -> None:
+    train = partial(logpose.train, "colours.zarr", "thread", model="plain", epochs=1, quiet=True)
+    with ThreadPoolExecutor(1) as pool:
+        assert len(pool.submit(train, values={"model.width": 2}).result().history) == 1

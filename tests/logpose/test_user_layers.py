@@ -1,6 +1,6 @@
 """User-defined layers: a correct one with parameters, and violations of the protocol, found before training."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,19 +12,9 @@ from cnn.arena import Spec
 from cnn.backends.reference import ReferenceBackend
 from cnn.initialise import ones
 from cnn.layers import Residual, Sequential, Specs, chain
-from cnn.models import MODELS
 from cnn.network import Network
 from logpose import layers
 from tests.cnn.oracles import directional_error
-
-
-@pytest.fixture(autouse=True)
-def registry() -> Iterator[None]:
-    """Restore the registry after each test."""
-    before = dict(MODELS)
-    yield
-    MODELS.clear()
-    MODELS.update(before)
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def _private_sums(threads: int, size: int, filters: int) -> int:
 
 
 def _block_tiles(limit: int, tiles: int, threads: int) -> int:
-    """The tiles in a block: at most `limit`, and a thread's share."""
+    """The tiles in a block: at most `limit`, and at most what one thread gets of all `tiles`."""
     return min(limit, _round_up(-(-tiles // threads), MR))
 
 

@@ -304,7 +304,8 @@ def test_unusable_model_is_an_error(
     [
         ("nowhere", "out.csv", (), "found nothing at"),
         ("empty", "out.csv", (), "found no file in"),
-        ("some", "empty", (), "is a folder; give the name of a CSV file"),
+        ("some", "empty", (), "is a folder; give the name of a file, such as"),
+        ("some", "new/out.parquet", ("--spreadsheet-safe",), "leave it out, or give --format csv"),
         ("some", "out.csv", ("--topk", 4), "--topk 4: expected at most 3, as "),
         ("some", "out.csv", ("--topk", 0), "invalid value for '--topk'"),
         ("some", "out.csv", ("--threshold", "nan"), "invalid value for '--threshold'"),

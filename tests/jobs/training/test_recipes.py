@@ -204,6 +204,7 @@ def test_differences_show_both_values() -> None:
         ("optimizer.lrr=1", "[optimizer] has no 'lrr' (--set optimizer.lrr=1); did you mean 'lr'?"),
         ("optimiser.lr=1", "no section is called 'optimiser' (--set optimiser.lr=1); did you mean 'optimizer'?"),
         ("model.name=resnet", "no model is called 'resnet' (--set model.name=resnet); did you mean 'resnet9'?"),
+        ("model.name=none", "choose one of: airbench94, plain, resnet18, resnet9, seed; for a class of your own, add"),
         ("train.epochs=2.5", "--set train.epochs=2.5: expected a whole number, found 2.5; correct the value"),
         ("train.epochs=true", "--set train.epochs=true: expected a whole number, found True; correct the value"),
         ("augment.flip=1", "expected true or false or one of 'alternate', found 1; correct the value"),

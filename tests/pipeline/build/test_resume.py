@@ -328,3 +328,11 @@ def test_task_of_an_earlier_run_writes_nothing(
             run(jobs[0])
         assert file.stat().st_ino == before
     assert not list(dataset.path.rglob("*.partial"))
+
+
+def test_journal_of_version_0_1_has_todays_kinds_of_failure() -> None:
+    entry = {
+        "part": "train", "shard": 0, "wanted": [3], "failures": [[4, "not-a-picture", "unknown format"]],
+        "sums": [0, 0, 0], "squares": [0, 0, 0], "digest": "00",
+    }  # fmt: skip
+    assert ShardResult.from_json(entry).failures == ((4, "not-an-image", "unknown format"),)

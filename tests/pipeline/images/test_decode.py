@@ -19,7 +19,7 @@ from PIL import Image
 from pipeline.errors import DecodeError, OptionError
 from pipeline.images import decode
 from pipeline.images.colours import to_rgb
-from pipeline.images.decode import decode_image, decode_pixels
+from pipeline.images.decode import decode_image, decode_pixels, quiet_pillow
 
 RNG = np.random.default_rng(0)
 
@@ -300,6 +300,12 @@ def test_wrong_arguments_raise_option_error() -> None:
         decode_pixels(b"x", (8, 8), "fill")
     with pytest.raises(OptionError, match="at least 1x1, found 0x8"):
         decode_pixels(b"x", (0, 8), "pad")
+
+
+@pytest.mark.parametrize("module", ["PIL.Image", "pipeline.images.decode", "pipeline.images.colours"])
+def test_warnings_of_decoding_are_silent(module: str) -> None:
+    with quiet_pillow():
+        warnings.warn_explicit("odd metadata", UserWarning, "file.py", 1, module)
 
 
 def test_threads_restore_the_warning_filters() -> None:
