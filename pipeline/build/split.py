@@ -55,8 +55,9 @@ def split_groups(labels: Ints, lead: Ints, fraction: float, seed: int) -> Mask:
     in_val = in_val[lead]
     for label in np.unique(labels):
         files = labels == label  # (N,)
-        if in_val[files].all() and len(own := np.unique(lead[files])) > 1:  # groups of several classes can do that
-            in_val[lead == own[sizes[own].argmin()]] = False  # the smallest goes back to train
+        of_class = np.unique(lead[files])  # (groups,)
+        if in_val[files].all() and len(of_class) > 1:  # groups of several classes can do that
+            in_val[lead == of_class[sizes[of_class].argmin()]] = False  # the smallest goes back to train
     return in_val
 
 
