@@ -26,13 +26,6 @@ from tests.jobs.training.runs import (
     weights,
 )
 
-
-@pytest.fixture
-def run_dir(trained: Path, tmp_path: Path) -> Path:
-    """A copy of the finished training."""
-    return Path(shutil.copytree(trained, tmp_path / "run"))
-
-
 # Refused ------------------------------------------------------------------------------------------------
 
 
@@ -54,13 +47,13 @@ def test_existing_training_is_not_overwritten_without_the_option(
 
 def test_two_trainings_into_one_folder_are_refused(logpose: Logpose, dataset: Path, run_dir: Path) -> None:
     before = (run_dir / "last.safetensors").read_bytes()
-    with exclusive_lock(run_dir.with_name(".run.lock"), "test"):
+    with exclusive_lock(run_dir.with_name(f".{run_dir.name}.lock"), "test"):
         outcome = logpose("train", dataset, run_dir, "--resume", "--epochs", 4, "--device", "cpu")
         assert outcome.code == 2
         assert "expected to be the only training into" in outcome.error
         assert logpose("train", dataset, run_dir, *RECIPE, "--overwrite").code == 2
     assert (run_dir / "last.safetensors").read_bytes() == before
-    assert [path.name for path in run_dir.parent.iterdir()] == ["run"]
+    assert list(run_dir.parent.iterdir()) == [run_dir]
 
 
 def test_resuming_with_another_recipe_is_refused(logpose: Logpose, dataset: Path, run_dir: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -30,13 +29,6 @@ from tests.jobs.training.runs import (
     metrics_without_times,
     press_ctrl_c,
 )
-
-
-@pytest.fixture
-def run_dir(trained: Path, tmp_path: Path) -> Path:
-    """A copy of the finished training."""
-    return Path(shutil.copytree(trained, tmp_path / "finished"))
-
 
 # Longer than planned ------------------------------------------------------------------------------------
 
