@@ -8,6 +8,7 @@
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,7 +24,7 @@ class Schedule(Protocol):
 
 
 @dataclass(frozen=True)
-class _WithWarmup:
+class _WithWarmup(ABC):
     """A linear warm-up, and then `after_warmup`. Raises `RecipeError` for a `warmup` out of range."""
 
     warmup: float = 0.0
@@ -38,9 +39,9 @@ class _WithWarmup:
             return (step + 0.5) / warm_steps
         return self.after_warmup((step - warm_steps) / max(total - warm_steps, 1.0))
 
+    @abstractmethod
     def after_warmup(self, progress: float) -> float:
         """Return the factor after the fraction `progress` of the steps that follow the warm-up."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
