@@ -16,14 +16,13 @@ ROOT = Path(__file__).resolve().parent.parent  # the checkout, or site-packages
 
 
 def prefer_own_packages() -> None:
-    """For the command line: search the current folder last, so that our own packages win.
+    """For the command line, whose import path lacks the current folder by now: append that, and put our own first.
 
-    It must be searched, since `--model my_module:MyNetwork` often names a module in it.
+    It must be searched, since `--model my_module:MyNetwork` often names a module in it; last, so that ours win.
     """
     with suppress(OSError):  # the current folder is deleted
-        here = Path.cwd()
-        if here != ROOT:
-            sys.path[:] = [entry for entry in sys.path if entry not in ("", ".", str(here))] + [str(here)]
+        if (here := str(Path.cwd())) not in sys.path:
+            sys.path.append(here)
     if foreign_package():
         sys.path.insert(0, str(ROOT))
     invalidate_caches()
