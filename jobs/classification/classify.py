@@ -87,7 +87,7 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
         result = ClassifyResult(*table.finish(run.parts, merge=inputs.merge), out)
     unread = f", {plural(result.failed, 'file')} could not be read (status 'error')" if result.failed else ""
     say(f"{plural(result.ok, 'image')} classified{unread}: {out}")
-    if RunFolder(model.parent).config.exists():
+    if RunFolder(model.parent).last.exists():
         say(f"next: {shlex.join(['logpose', 'report', str(model.parent)])}")
     emit({"table": out, "ok": result.ok, "failed": result.failed, "model": model, "classes": len(card.class_names)})
     return result
