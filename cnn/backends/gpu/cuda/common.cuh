@@ -77,7 +77,7 @@ template <class A, int V> __device__ __forceinline__ void times_slope(A (&d)[V],
 }
 
 // Neither infinite nor NaN.
-template <class A> __device__ __forceinline__ bool finite(A x) { return x - x == 0; }
+template <class A> __device__ __forceinline__ bool is_finite(A x) { return x - x == 0; }
 
 // V neighbours in memory, loaded or stored by one instruction if they are aligned and at most 16 bytes.
 template <class T, int V> struct __align__(V * sizeof(T)) Vector { T at[V]; };

@@ -5,7 +5,7 @@
 // channels). All threads measure from the block's first row. Since it is one of the rows, the squared distances from it
 // sum to at most rows + 1 times those from the mean, and so the difference of sums keeps its significant digits.
 template <class T, int V>
-__global__ void __launch_bounds__(THREADS) norm_statistics(
+__global__ void __launch_bounds__(THREADS, 4) norm_statistics(
     const T* __restrict__ x, WideOf<T>* __restrict__ partial, int rows, int channels, int width,
     int stretch) {
     typedef WideOf<T> A;
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(MERGE_CHANNELS * MERGE_LANES) norm_merge(
     const A biased = own.squares / rows, unbiased = own.squares / max(rows - 1, 1);
     mean[channel] = own.mean;
     variance[channel] = biased;
-    if (running_mean && finite(own.mean) && finite(unbiased)) {
+    if (running_mean && is_finite(own.mean) && is_finite(unbiased)) {
         running_mean[channel] += momentum * (own.mean - running_mean[channel]);
         running_variance[channel] += momentum * (unbiased - running_variance[channel]);
     }
@@ -157,7 +157,7 @@ __device__ __forceinline__ Affine<A, V> affine_of(
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(THREADS, 3) norm_apply(
+__global__ void __launch_bounds__(THREADS, 2) norm_apply(
     const T* __restrict__ x, const WideOf<T>* __restrict__ scale,
     const WideOf<T>* __restrict__ shift, const WideOf<T>* __restrict__ mean,
     const WideOf<T>* __restrict__ variance, T* __restrict__ y, int rows, int channels, int width,
@@ -204,7 +204,7 @@ __device__ __forceinline__ void pre_activation_gradient(
 
 // Per block of `stretch` rows and channel, the sums of dz and of dz * x_hat: partial (blocks, 2, channels).
 template <class T, int V>
-__global__ void __launch_bounds__(THREADS, 3) norm_backward_sums(
+__global__ void __launch_bounds__(THREADS, 2) norm_backward_sums(
     const T* __restrict__ dy, const T* __restrict__ x, const WideOf<T>* __restrict__ scale,
     const WideOf<T>* __restrict__ shift, const WideOf<T>* __restrict__ mean,
     const WideOf<T>* __restrict__ variance, WideOf<T>* __restrict__ partial, int rows,
@@ -292,7 +292,7 @@ __global__ void __launch_bounds__(THREADS, 2) norm_backward_apply(
 
 // Per block of `stretch` rows and channel, the sum of x: partial (blocks, channels).
 template <class T, int V>
-__global__ void __launch_bounds__(THREADS) channel_sums(
+__global__ void __launch_bounds__(THREADS, 4) channel_sums(
     const T* __restrict__ x, WideOf<T>* __restrict__ partial, int rows, int channels, int width,
     int stretch) {
     typedef WideOf<T> A;
