@@ -35,23 +35,18 @@ class Layout:
 
 def layout_of(channels: int, *arrays: Array) -> Layout:
     """The layout for contiguous arrays (..., channels) of one type."""
-    vector = vector_of(channels, *arrays)
+    vector = vector_of(*arrays, multiple=channels)
     vectors = channels // vector
     slices = -(-vectors // (THREADS if vector == 1 else _MAX_WIDTH))
     width = -(-vectors // slices)
     return Layout(vector, width, THREADS // width, slices)
 
 
-def vector_of(multiple: int, *arrays: Array) -> int:
-    """How many elements a thread loads at once, a divisor of `multiple`: 16 bytes of the widest type, or 1."""
-    vector = widest_vector(*arrays)
+def vector_of(*arrays: Array, multiple: int = 0) -> int:
+    """The elements that a thread loads at once: 16 bytes of the widest type, if a divisor of `multiple`; else 1."""
+    vector = int(16 // max(array.itemsize for array in arrays))
     aligned = all(array.data.ptr % (vector * array.itemsize) == 0 for array in arrays)
     return vector if aligned and multiple % vector == 0 else 1
-
-
-def widest_vector(*arrays: Array) -> int:
-    """The elements of the widest type in 16 bytes."""
-    return int(16 // max(array.itemsize for array in arrays))
 
 
 def flat_blocks(vectors: int) -> int:
