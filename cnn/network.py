@@ -54,11 +54,17 @@ class Network:
 
     def forward(self, run: Run, x: Array) -> tuple[Array, Cache]:
         """Return outputs (N, *out_shape) for x (N, *in_shape), and the cache that `backward` needs."""
-        return self.layer.forward(run, self.parameters.tree, self.state.tree, x)
+        self.backend.begin_pass(self.parameters.flat)
+        y, cache = self.layer.forward(run, self.parameters.tree, self.state.tree, x)
+        if not run.training:
+            self.backend.end_pass()
+        return y, cache
 
     def backward(self, run: Run, cache: Cache, dy: Array) -> Array | None:
         """Write parameter gradients into `gradients`. Consumes `cache`. Returns dx if `run.need_dx`."""
-        return self.layer.backward(run, self.parameters.tree, self.state.tree, self.gradients.tree, cache, dy)
+        dx = self.layer.backward(run, self.parameters.tree, self.state.tree, self.gradients.tree, cache, dy)
+        self.backend.end_pass()
+        return dx
 
     def infer(self, x: Array) -> Array:
         """Return outputs (N, *out_shape) for x (N, *in_shape), in inference mode."""
