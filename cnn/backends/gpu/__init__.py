@@ -2,10 +2,9 @@
 
 from cnn.backends.base import Backend
 from cnn.backends.gpu.arrays import ArrayBackend, compute_capability, why_unusable
-from cnn.backends.gpu.backend import GpuBackend
 from cnn.errors import DeviceError
 
-__all__ = ["GpuBackend", "gpu_backend", "why_unusable"]
+__all__ = ["gpu_backend", "why_unusable"]
 
 _OLDEST = (8, 0)  # of the cards with bfloat16 and asynchronous copies (Ampere, 2020)
 
@@ -17,6 +16,8 @@ def gpu_backend(precision: str = "auto") -> Backend:
     """
     capability = compute_capability()
     if capability >= _OLDEST:
+        from cnn.backends.gpu.backend import GpuBackend
+
         return GpuBackend("bf16" if precision == "auto" else precision)
     if precision not in ("auto", "float32"):
         raise DeviceError(
