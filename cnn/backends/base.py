@@ -47,6 +47,7 @@ class Backend(Protocol):
     name: str
     description: str  # the device, in one line for the user
     xp: Any  # the array module: numpy or cupy
+    precision: str  # of products and feature maps: 'float32', 'tf32' or 'bf16'
 
     def for_thread(self) -> "Backend":
         """Return a backend for another thread to use; itself where that would be no faster."""
