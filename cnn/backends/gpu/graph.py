@@ -54,9 +54,8 @@ class Captured:
         pool = cupy.cuda.MemoryPool()
         stream = cupy.cuda.Stream(non_blocking=True)
         with cupy.cuda.using_allocator(pool.malloc):
-            own = cupy.empty_like(_whole(x))  # shape of x, with the padded channels
-            own_x = own[..., : x.shape[-1]]  # shape of x
-            own[...] = 0
+            pitch = x.strides[-2] // x.itemsize  # the channels, with their padding
+            own_x = cupy.zeros((*x.shape[:-1], pitch), x.dtype)[..., : x.shape[-1]]  # shape of x
             self._run(own_x)  # fills the pool: no memory may be allocated while recording
             cupy.cuda.get_current_stream().synchronize()
             with stream:
@@ -67,7 +66,3 @@ class Captured:
                     graph = stream.end_capture()
         return _Graph(graph, own_x, y, pool)
 
-
-def _whole(x: Array) -> Array:
-    """x with its padded channels, where it is a view of an array that has them."""
-    return x if x.base is None or x.flags.c_contiguous else x.base
