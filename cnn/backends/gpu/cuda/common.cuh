@@ -109,15 +109,18 @@ template <int V> struct Columns {
     }
 };
 
-// The thread's `values` as columns of shared memory, one thread beside the next, without bank conflicts.
-template <int K, class A> __device__ __forceinline__ void put_column(A (*columns)[THREADS], const A (&values)[K]) {
+// Sums over a block: columns of shared memory, one per thread, V to a channel group. Their rows are longer than the
+// block, so that neither threads with neighbouring columns nor those with neighbouring channels meet in a bank.
+template <int V> constexpr int PITCH = THREADS + 32 / V;
+template <int V, int K, class A>
+__device__ __forceinline__ void put_column(A (*columns)[PITCH<V>], const A (&values)[K]) {
 #pragma unroll
     for (int k = 0; k < K; k++) columns[k][threadIdx.x] = values[k];
 }
-// Add the columns of all lanes to those of lane 0, pairwise in a fixed order. Channel i of the slice is then at
+// Add the K columns of all lanes to those of lane 0, pairwise in a fixed order. Channel i of the slice is then at
 // [i % V][i / V]; further sums of it are V rows apart.
-template <int K, class A, int V>
-__device__ __forceinline__ void add_lanes(A (*columns)[THREADS], const Columns<V>& at) {
+template <int K, int V, class A>
+__device__ __forceinline__ void add_lanes(A (*columns)[PITCH<V>], const Columns<V>& at) {
     for (int rest = at.lanes; rest > 1;) {
         int half = (rest + 1) / 2;
         __syncthreads();
@@ -127,4 +130,15 @@ __device__ __forceinline__ void add_lanes(A (*columns)[THREADS], const Columns<V
         rest = half;
     }
     __syncthreads();
+}
+
+// A thread's V neighbours in shared memory, by 16 bytes at a time.
+template <int V, class A> __device__ __forceinline__ void get_own(A (&own)[V], const A* shared) {
+    constexpr int N = V * sizeof(A) > 16 ? 16 / sizeof(A) : V;
+#pragma unroll
+    for (int first = 0; first < V; first += N) {
+        const Vector<A, N> part = load<N>(shared + first);
+#pragma unroll
+        for (int n = 0; n < N; n++) own[first + n] = part.at[n];
+    }
 }

@@ -10,7 +10,7 @@ __global__ void __launch_bounds__(THREADS, 4) norm_statistics(
     int stretch) {
     typedef WideOf<T> A;
     constexpr int BATCH = V == 1 ? 8 : 4;  // loads in flight
-    __shared__ A columns[2 * V][THREADS];
+    __shared__ A columns[2 * V][PITCH<V>];
     const Columns<V> at(channels, width);
     const long long first = (long long)blockIdx.x * stretch, last = min(first + stretch, (long long)rows);
     A sums[2 * V] = {};
@@ -33,8 +33,8 @@ __global__ void __launch_bounds__(THREADS, 4) norm_statistics(
                     }
         }
     }
-    put_column(columns, sums);
-    add_lanes<2 * V>(columns, at);
+    put_column<V>(columns, sums);
+    add_lanes<2 * V, V>(columns, at);
     const A count = (A)(last - first);
     for (int i = threadIdx.x; i < at.count; i += THREADS) {
         A sum = columns[i % V][i / V], mean = sum / count, squares = columns[V + i % V][i / V] - sum * mean;
@@ -148,11 +148,11 @@ __device__ __forceinline__ Affine<A, V> affine_of(
     }
     __syncthreads();
     Affine<A, V> own = {};
-    if (at.active)
-#pragma unroll
-        for (int v = 0; v < V; v++)
-            own.mean[v] = shared[0][at.own + v], own.factor[v] = shared[1][at.own + v],
-            own.shift[v] = shared[2][at.own + v];
+    if (at.active) {
+        get_own<V>(own.mean, shared[0] + at.own);
+        get_own<V>(own.factor, shared[1] + at.own);
+        get_own<V>(own.shift, shared[2] + at.own);
+    }
     return own;
 }
 
@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(THREADS, 2) norm_apply(
     WideOf<T> epsilon, int kind) {
     typedef WideOf<T> A;
     constexpr int BATCH = 4;
-    __shared__ A shared[3][MAX_WIDTH<V> * V];
+    __shared__ __align__(16) A shared[3][MAX_WIDTH<V> * V];
     const Columns<V> at(channels, width);
     const Affine<A, V> own = affine_of<A, V>(shared, scale, shift, mean, variance, epsilon, at);
     if (!at.active) return;
@@ -211,8 +211,8 @@ __global__ void __launch_bounds__(THREADS, 2) norm_backward_sums(
     int channels, int width, int stretch, WideOf<T> epsilon, int kind) {
     typedef WideOf<T> A;
     constexpr int BATCH = V == 1 ? 4 : 2;
-    __shared__ A shared[3][MAX_WIDTH<V> * V];
-    __shared__ A columns[2 * V][THREADS];
+    __shared__ __align__(16) A shared[3][MAX_WIDTH<V> * V];
+    __shared__ A columns[2 * V][PITCH<V>];
     const Columns<V> at(channels, width);
     const Affine<A, V> own = affine_of<A, V>(shared, scale, shift, mean, variance, epsilon, at);
     const long long first = (long long)blockIdx.x * stretch, last = min(first + stretch, (long long)rows);
@@ -238,8 +238,8 @@ __global__ void __launch_bounds__(THREADS, 2) norm_backward_sums(
                 }
             }
         }
-    put_column(columns, sums);
-    add_lanes<2 * V>(columns, at);
+    put_column<V>(columns, sums);
+    add_lanes<2 * V, V>(columns, at);
     for (int i = threadIdx.x; i < at.count; i += THREADS) {
         A* out = partial + (long long)(2 * blockIdx.x) * channels + at.first + i;
         out[0] = columns[i % V][i / V];
@@ -257,7 +257,7 @@ __global__ void __launch_bounds__(THREADS, 2) norm_backward_apply(
     WideOf<T> epsilon, int kind) {
     typedef WideOf<T> A;
     constexpr int BATCH = V == 1 ? 4 : 2;
-    __shared__ A shared[3][MAX_WIDTH<V> * V], offsets[2][MAX_WIDTH<V> * V];
+    __shared__ __align__(16) A shared[3][MAX_WIDTH<V> * V], offsets[2][MAX_WIDTH<V> * V];
     const Columns<V> at(channels, width);
     for (int i = threadIdx.x; i < at.count; i += THREADS) {
         offsets[0][i] = sum_dz[at.first + i] / rows;
@@ -266,8 +266,8 @@ __global__ void __launch_bounds__(THREADS, 2) norm_backward_apply(
     const Affine<A, V> own = affine_of<A, V>(shared, scale, shift, mean, variance, epsilon, at);
     if (!at.active) return;
     A offset[V], slope[V];
-#pragma unroll
-    for (int v = 0; v < V; v++) offset[v] = offsets[0][at.own + v], slope[v] = offsets[1][at.own + v];
+    get_own<V>(offset, offsets[0] + at.own);
+    get_own<V>(slope, offsets[1] + at.own);
     const long long step = (long long)gridDim.x * at.lanes;
     for (long long row = (long long)blockIdx.x * at.lanes + at.lane; row < rows; row += BATCH * step) {
         Vector<T, V> values[BATCH], gradients[BATCH];
@@ -297,7 +297,7 @@ __global__ void __launch_bounds__(THREADS, 4) channel_sums(
     int stretch) {
     typedef WideOf<T> A;
     constexpr int BATCH = V == 1 ? 8 : 4;
-    __shared__ A columns[V][THREADS];
+    __shared__ A columns[V][PITCH<V>];
     const Columns<V> at(channels, width);
     const long long first = (long long)blockIdx.x * stretch, last = min(first + stretch, (long long)rows);
     A sums[V] = {};
@@ -313,8 +313,8 @@ __global__ void __launch_bounds__(THREADS, 4) channel_sums(
 #pragma unroll
                     for (int v = 0; v < V; v++) sums[v] += widen(values[i].at[v]);
         }
-    put_column(columns, sums);
-    add_lanes<V>(columns, at);
+    put_column<V>(columns, sums);
+    add_lanes<V, V>(columns, at);
     for (int i = threadIdx.x; i < at.count; i += THREADS)
         partial[(long long)blockIdx.x * channels + at.first + i] = columns[i % V][i / V];
 }

@@ -204,7 +204,7 @@ __global__ void __launch_bounds__(THREADS, 4) global_average_pool(
     const T* __restrict__ x, WideOf<T>* __restrict__ y, int pixels, int channels, int width) {
     typedef WideOf<T> A;
     constexpr int BATCH = 4;  // loads in flight
-    __shared__ A columns[V][THREADS];
+    __shared__ A columns[V][PITCH<V>];
     const Columns<V> at(channels, width);
     const T* image = x + (long long)blockIdx.x * pixels * channels + at.channel;
     A sums[V] = {};
@@ -220,8 +220,8 @@ __global__ void __launch_bounds__(THREADS, 4) global_average_pool(
 #pragma unroll
                     for (int v = 0; v < V; v++) sums[v] += widen(values[i].at[v]);
         }
-    put_column(columns, sums);
-    add_lanes<V>(columns, at);
+    put_column<V>(columns, sums);
+    add_lanes<V, V>(columns, at);
     for (int i = threadIdx.x; i < at.count; i += THREADS)
         y[(long long)blockIdx.x * channels + at.first + i] = columns[i % V][i / V] / pixels;
 }
@@ -238,8 +238,8 @@ __global__ void __launch_bounds__(THREADS, 4) global_max_pool(
     const T* __restrict__ x, WideOf<T>* __restrict__ y, int* __restrict__ winners, int pixels, int channels,
     int width) {
     typedef WideOf<T> A;
-    __shared__ A columns[V][THREADS];
-    __shared__ int places[V][THREADS];
+    __shared__ A columns[V][PITCH<V>];
+    __shared__ int places[V][PITCH<V>];
     const Columns<V> at(channels, width);
     const T* image = x + (long long)blockIdx.x * pixels * channels + at.channel;
     A largest[V] = {};
@@ -253,8 +253,8 @@ __global__ void __launch_bounds__(THREADS, 4) global_max_pool(
                 if (pixel == at.lane || replaces(other, pixel, largest[v], place[v])) largest[v] = other, place[v] = pixel;
             }
         }
-    put_column(columns, largest);
-    put_column(places, place);
+    put_column<V>(columns, largest);
+    put_column<V>(places, place);
     for (int rest = min(at.lanes, pixels); rest > 1;) {  // pairwise, as in `add_lanes`; lanes without a pixel left out
         int half = (rest + 1) / 2;
         __syncthreads();
@@ -282,8 +282,8 @@ __global__ void __launch_bounds__(THREADS, 4) global_pool_backward(
     const WideOf<T>* __restrict__ dy, const int* __restrict__ winners, T* __restrict__ dx, int pixels, int channels,
     int width, int chunk) {
     typedef WideOf<T> A;
-    __shared__ A gradients[MAX_WIDTH<V> * V];  // neighbours in memory are loaded by neighbouring threads, not by one
-    __shared__ int places[MAX_WIDTH<V> * V];
+    __shared__ __align__(16) A gradients[MAX_WIDTH<V> * V];  // neighbours in memory are loaded by neighbouring threads, not by one
+    __shared__ __align__(16) int places[MAX_WIDTH<V> * V];
     const Columns<V> at(channels, width);
     for (int i = threadIdx.x; i < at.count; i += THREADS) {
         const long long from = (long long)blockIdx.x * channels + at.first + i;
@@ -292,10 +292,13 @@ __global__ void __launch_bounds__(THREADS, 4) global_pool_backward(
     }
     __syncthreads();
     if (!at.active) return;
-    Vector<T, V> own;
+    A gradient[V];
     int place[V];
+    get_own<V>(gradient, gradients + at.own);
+    get_own<V>(place, places + at.own);
+    Vector<T, V> own;
 #pragma unroll
-    for (int v = 0; v < V; v++) own.at[v] = narrow<T>(gradients[at.own + v]), place[v] = places[at.own + v];
+    for (int v = 0; v < V; v++) own.at[v] = narrow<T>(gradient[v]);
     T* image = dx + (long long)blockIdx.x * pixels * channels + at.channel;
     const int end = min((int)(blockIdx.z + 1) * chunk, pixels);
     for (int pixel = blockIdx.z * chunk + at.lane; pixel < end; pixel += at.lanes) {
