@@ -40,9 +40,10 @@ def statistics(x: Array) -> Statistics:
     stretch = _stretch(rows, layout)
     parts = -(-rows // stretch)
     partial = cupy.empty((parts, 2, channels), wide_type(x))  # (B, 2, C)
-    _kernel("norm_statistics", x.dtype, layout.vector)(
-        (parts, layout.slices), (THREADS,), (x, partial, rows, channels, layout.width, stretch)
-    )
+    if parts:
+        _kernel("norm_statistics", x.dtype, layout.vector)(
+            (parts, layout.slices), (THREADS,), (x, partial, rows, channels, layout.width, stretch)
+        )
     return Statistics(partial, stretch)
 
 
