@@ -64,12 +64,14 @@ def read_kernels(compiled: Compiled, architecture: int) -> dict[str, Kernel]:
     """Name -> kernel, of all instances of one compilation."""
     opcodes = _opcodes(disassemble(compiled.cubin))
     return {
-        name: _kernel(name, architecture, _log_of(symbol, compiled.log), _threads(symbol, compiled.ptx), opcodes[symbol])
+        name: _kernel(name, architecture, compiled, symbol, opcodes[symbol])
         for name, symbol in compiled.symbols.items()
     }
 
 
-def _kernel(name: str, architecture: int, log: str, threads: int, opcodes: Counter[str]) -> Kernel:
+def _kernel(name: str, architecture: int, compiled: Compiled, symbol: str, opcodes: Counter[str]) -> Kernel:
+    log, threads = _log_of(symbol, compiled.log), _threads(symbol, compiled.ptx)
+
     def number(pattern: str) -> int:
         found = re.search(pattern, log)
         return int(found[1]) if found else 0
