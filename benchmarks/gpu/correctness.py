@@ -1,12 +1,10 @@
 """Results against float64 on the CPU; the tests for a GPU; and NVIDIA's own tools, where they are installed."""
 
 import argparse
-import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -146,7 +144,7 @@ def _installed(name: str) -> str | None:
 
 def _run(record: Record, stage: str, key: str, command: list[str]) -> None:
     """Run a program to its end or the stage's; keep its output in a file, and the end of it in the record."""
-    path = Path(os.environ.get("OUT", ".")) / f"{stage}-{key}.txt"
+    path = record.folder / f"{stage}-{key}.txt"
     seconds = max(record.left() - 3, 1)
     with path.open("w+", encoding="utf-8", errors="replace") as output:
         with subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT) as process:

@@ -4,7 +4,6 @@ import platform
 import shutil
 import subprocess
 import time
-from pathlib import Path
 from typing import Any
 
 import cupy
@@ -60,11 +59,7 @@ def ceilings(record: Record) -> None:
 
 def compile_cold(record: Record) -> None:
     """The first training step of each precision with an empty kernel cache, and the second."""
-    from cupy.cuda import compiler
-
-    folder = getattr(compiler, "get_cache_dir", lambda: "")()
-    if folder and Path(folder).name == "cupy_cache":  # the run's own
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(record.folder / "cupy_cache", ignore_errors=True)
     for name in ("resnet9", "airbench94"):
         for precision in PRECISIONS:
             times = []

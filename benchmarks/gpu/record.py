@@ -19,7 +19,7 @@ class Record:
     """One JSON file with the results so far, replaced atomically after each: a killed run keeps them."""
 
     def __init__(self, path: Path, seconds: float) -> None:
-        self._path, self._deadline = path, time.monotonic() + seconds
+        self._path, self._deadline, self.folder = path, time.monotonic() + seconds, path.parent
         self.values: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
 
     def left(self) -> float:

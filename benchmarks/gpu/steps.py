@@ -11,7 +11,8 @@ from benchmarks.gpu.setups import DEVICE, PRECISIONS, SETUPS, Ours, Theirs, gpu,
 from benchmarks.training.networks import Airbench, Case
 from cnn.network import Network
 from cnn.training.trainer import Trainer
-from jobs.recipes.config import Overrides, resolve
+from jobs.options import RecipeOptions
+from jobs.recipes.config import resolve
 
 STEPS, ROUNDS = (1, 1) if STANDIN else (10, 7)
 
@@ -63,7 +64,8 @@ def speedrun(record: Record) -> None:
     """Ten epochs of 50,000 synthetic images at batch 1024 by the recipe `cifar-speedrun`, and the same in PyTorch."""
     epochs, images, batch = (1, 12, 4) if STANDIN else (10, 50_000, 1024)
     x, labels = _images(images, 8 if STANDIN else 32)
-    recipe = resolve(Overrides(recipe="cifar-speedrun")._replace(sets=[f"train.epochs={epochs}", f"train.batch_size={batch}"]))
+    changes = f"train.epochs={epochs}", f"train.batch_size={batch}"
+    recipe = resolve(RecipeOptions(recipe="cifar-speedrun", set=changes))
     shape = x.shape[1:]
     layer = recipe.model.layers(shape, 10)
     network = Network(layer, shape, gpu("bf16"), recipe.seed)
