@@ -72,7 +72,8 @@ def main() -> None:
     arguments = parser.parse_args()
     out = arguments.out.resolve()
     if arguments.inside:
-        return run_stage(arguments.stages[0], arguments.seconds, out)
+        run_stage(arguments.stages[0], arguments.seconds, out)
+        return
 
     from benchmarks.gpu.record import Record
 

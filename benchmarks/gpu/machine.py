@@ -12,7 +12,9 @@ import numpy as np
 from benchmarks.gpu.record import REPEATS, STANDIN, Record, in_turns, synchronize
 from benchmarks.gpu.setups import PRECISIONS, SETUPS, Ours, torch_or_none
 
-KERNEL = 'extern "C" __global__ void nothing(float* a, int b, int c, int d, int e, int f, int g, int h) { if (b) a[0] = 1; }'
+KERNEL = """
+extern "C" __global__ void nothing(float* a, int b, int c, int d, int e, int f, int g, int h) { if (b) a[0] = 1; }
+"""
 MANY = 4 if STANDIN else 2000  # launches
 
 
@@ -31,8 +33,9 @@ def describe(record: Record) -> None:
         found = {"driver": runtime.driverGetVersion(), "runtime": runtime.runtimeGetVersion()}
         record.add("machine", "cuda", found | {"nvrtc": cupy.cuda.nvrtc.getVersion()})
     if smi := shutil.which("nvidia-smi"):
-        columns = "name,driver_version,pstate,clocks.max.sm,clocks.max.mem,clocks.sm,power.limit,memory.total,mig.mode.current"
-        done = subprocess.run([smi, f"--query-gpu={columns}", "--format=csv"], capture_output=True, text=True, check=False)
+        query = "name,driver_version,pstate,clocks.max.sm,clocks.max.mem,power.limit,memory.total,mig.mode.current"
+        command = [smi, f"--query-gpu={query}", "--format=csv"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         record.add("machine", "nvidia-smi", done.stdout or done.stderr)
 
 
