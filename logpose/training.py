@@ -180,6 +180,7 @@ def train(
     recipe: Recipe | str | Path | None = None,
     values: Mapping[str, Any] | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    precision: Literal["auto", "float32", "tf32", "bf16"] = "auto",
     workers: int | None = None,
     resume: bool = False,
     init: str | Path | None = None,
@@ -201,6 +202,7 @@ def train(
         recipe: What to start from: a name such as "best", a TOML file, or a `Recipe`.
         values: More values of the recipe, such as {"augment.cutout": 0.3}.
         device: Where to compute; "auto" takes a GPU if one works.
+        precision: Of a GPU's products and feature maps; "auto" is bf16 if the card has it.
         workers: Threads that read and decode images; None: one per CPU.
         resume: Resume the training in `run_dir`; start if there is none.
         init: A saved model to start from; its classes may differ.
@@ -231,8 +233,8 @@ def train(
         raise JobError(f"recipe: expected a name, a TOML file or a logpose.Recipe, found {recipe!r}; write 'best'")
     options = checked_options(
         TrainOptions, model=model if isinstance(model, str) else None, epochs=epochs, batch_size=batch_size, lr=lr,
-        seed=seed, patience=patience, recipe=name, config=file, device=device, workers=workers, resume=resume,
-        init=init, ram_budget=ram_budget, overwrite=overwrite,
+        seed=seed, patience=patience, recipe=name, config=file, device=device, precision=precision,
+        workers=workers, resume=resume, init=init, ram_budget=ram_budget, overwrite=overwrite,
         set=[f"{key}={_toml(key, value)}" for key, value in {**texts, **(values or {})}.items()],
     )  # fmt: skip
     with running(quiet):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from cnn.backends.base import Array, Window
+from cnn.rng import uniform
 
 GELU_SLOPE = 0.7978845608028654  # sqrt(2 / pi)
 GELU_CUBIC = 0.044715
@@ -24,6 +25,7 @@ class ReferenceBackend:
     """Plain NumPy, one operation at a time."""
 
     name = "reference"
+    precision = "float32"
     xp: Any = np
 
     def __init__(self) -> None:
@@ -43,9 +45,18 @@ class ReferenceBackend:
     def to_host(self, values: Array) -> np.ndarray:
         return np.array(values)
 
+    def begin_pass(self, parameters: Array) -> None:
+        pass
+
+    def end_pass(self) -> None:
+        pass
+
     # Convolution: y[n, i, j, k] = bias[k] + sum over (a, b, c) of x_padded[n, i*s + a, j*s + b, c] * w[a, b, c, k]
 
-    def conv2d(self, x: Array, weight: Array, bias: Array | None, window: Window) -> Array:
+    def conv2d(
+        self, x: Array, weight: Array, bias: Array | None, window: Window, before_norm: bool = False
+    ) -> Array:
+        """`before_norm` says that the next call is `batch_norm_train` of the result; a backend may compute ahead."""
         padded = _pad(self.xp, x, window, 0.0)  # (N, H', W', C)
         out_h, out_w = window.out_size(*x.shape[1:3])
         y = self.xp.zeros((x.shape[0], out_h, out_w, weight.shape[3]), x.dtype)  # (N, OH, OW, K)
@@ -144,7 +155,8 @@ class ReferenceBackend:
         pixels = x.reshape(len(x), -1, x.shape[3])  # (N, H*W, C)
         return pixels.max(axis=1), pixels.argmax(axis=1)  # (N, C) each
 
-    def global_max_pool_backward(self, dy: Array, argmax: Array, in_shape: tuple[int, ...]) -> Array:
+    def global_max_pool_backward(self, dy: Array, argmax: Array, in_shape: tuple[int, ...], dtype: Any) -> Array:
+        """`dtype` is that of the feature maps, which have the shape `in_shape` (N, H, W, C)."""
         n, height, width, channels = in_shape
         dx = self.xp.zeros((n, height * width, channels), dy.dtype)  # (N, H*W, C)
         dx[self.xp.arange(n)[:, None], argmax, self.xp.arange(channels)] = dy
@@ -153,7 +165,7 @@ class ReferenceBackend:
     def global_average_pool(self, x: Array) -> Array:
         return x.mean(axis=(1, 2))  # (N, C)
 
-    def global_average_pool_backward(self, dy: Array, in_shape: tuple[int, ...]) -> Array:
+    def global_average_pool_backward(self, dy: Array, in_shape: tuple[int, ...], dtype: Any) -> Array:
         each = dy[:, None, None] / (in_shape[1] * in_shape[2])  # (N, 1, 1, C)
         return self.xp.broadcast_to(each, in_shape).copy()  # (N, H, W, C)
 
@@ -161,13 +173,28 @@ class ReferenceBackend:
     # y = activation(z) with z = scale * x_hat + shift, x_hat = (x - mean) / sqrt(variance + epsilon)
 
     def batch_norm_train(
-        self, x: Array, scale: Array, shift: Array, epsilon: float, kind: str
+        self, x: Array, scale: Array, shift: Array, running_mean: Array, running_variance: Array, momentum: float,
+        epsilon: float, kind: str,
     ) -> tuple[Array, Array, Array]:
-        """Normalise by this batch's mean and biased variance. Returns y, mean (C,) and variance (C,)."""
+        """Normalise by this batch's mean and biased variance. Returns y, mean (C,) and variance (C,).
+
+        Moves the running statistics (C,) towards this batch's by `momentum`.
+        """
         rows = x.reshape(-1, x.shape[-1])  # (M, C), M = N*H*W
         mean = rows.mean(axis=0)  # (C,)
         variance = ((rows - mean) ** 2).mean(axis=0)  # (C,)
+        self._move_running(running_mean, running_variance, mean, variance, momentum, len(rows))
         return self.batch_norm_infer(x, scale, shift, mean, variance, epsilon, kind), mean, variance
+
+    def _move_running(
+        self, running_mean: Array, running_variance: Array, mean: Array, variance: Array, momentum: float, count: int
+    ) -> None:
+        """Move the running statistics towards those of `count` rows, (C,) each, where these are finite."""
+        # The running variance is the unbiased estimate, since it is applied to images outside of the batch.
+        unbiased = variance * (count / max(count - 1, 1))  # (C,)
+        finite = self.xp.isfinite(mean) & self.xp.isfinite(variance)  # (C,); a diverged step is not applied
+        for running, new in ((running_mean, mean), (running_variance, unbiased)):
+            running += self.xp.where(finite, momentum * (new - running), 0)  # (C,)
 
     def batch_norm_infer(
         self, x: Array, scale: Array, shift: Array, mean: Array, variance: Array, epsilon: float, kind: str
@@ -234,6 +261,25 @@ class ReferenceBackend:
 
     def add(self, a: Array, b: Array, kind: str = "") -> Array:
         return self.activate(kind, a + b)
+
+    def scale(self, x: Array, factor: float) -> Array:
+        return x * factor  # shape of x
+
+    def dropout(self, x: Array, rate: float, key: int, rows: Array | None) -> Array:
+        """Zero each value with probability `rate`, and scale the others by 1 / (1 - rate); the backward pass too.
+
+        The draws are functions of `key`, of the row numbers `rows` (N,), 0 to N - 1 if None, and of the position.
+        """
+        rows = self.xp.arange(len(x)) if rows is None else rows  # (N,)
+        draws = uniform(key, rows, math.prod(x.shape[1:]), self.xp).reshape(x.shape)  # shape of x
+        mask = (draws >= rate).astype(x.dtype) / x.dtype.type(1.0 - rate)  # shape of x
+        return x * mask  # shape of x
+
+    def flatten(self, x: Array) -> Array:
+        return x.reshape(len(x), -1)  # (N, H*W*C)
+
+    def flatten_backward(self, dy: Array, in_shape: tuple[int, ...], dtype: Any) -> Array:
+        return dy.reshape(in_shape)  # (N, H, W, C)
 
     def softmax(self, x: Array) -> Array:
         """Over the last axis; subtracting the maximum first keeps the exponentials from overflowing."""

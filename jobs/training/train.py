@@ -88,7 +88,7 @@ def train(
 
     streams = open_streams(data, recipe, options.workers or available_cpus(), options.ram_budget)
     card = build_card(data, recipe)
-    trainer = build_trainer(card, recipe, choose_backend(options.device), data)
+    trainer = build_trainer(card, recipe, choose_backend(options.device, options.precision), data)
     for line in describe_training(card, trainer, recipe):
         say(line)
     _initialise(trainer, card, data, state, checkpoint, start)

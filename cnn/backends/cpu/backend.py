@@ -40,7 +40,9 @@ class CpuBackend(ReferenceBackend):
 
     # Convolution
 
-    def conv2d(self, x: Array, weight: Array, bias: Array | None, window: Window) -> Array:
+    def conv2d(
+        self, x: Array, weight: Array, bias: Array | None, window: Window, before_norm: bool = False
+    ) -> Array:
         return convolution.forward(np.ascontiguousarray(x), weight, bias, window, self._work)
 
     def conv2d_backward(
@@ -76,9 +78,12 @@ class CpuBackend(ReferenceBackend):
     # Batch norm
 
     def batch_norm_train(
-        self, x: Array, scale: Array, shift: Array, epsilon: float, kind: str
+        self, x: Array, scale: Array, shift: Array, running_mean: Array, running_variance: Array, momentum: float,
+        epsilon: float, kind: str,
     ) -> tuple[Array, Array, Array]:
-        return norm.train(x, scale, shift, epsilon, kind, self._team)
+        y, mean, variance = norm.train(x, scale, shift, epsilon, kind, self._team)  # shape of x, (C,), (C,)
+        self._move_running(running_mean, running_variance, mean, variance, momentum, x.size // x.shape[-1])
+        return y, mean, variance
 
     def batch_norm_infer(
         self, x: Array, scale: Array, shift: Array, mean: Array, variance: Array, epsilon: float, kind: str
@@ -122,7 +127,7 @@ class CpuBackend(ReferenceBackend):
         y, argmax = pooling.max_pool(x, pooling.whole_image(x.shape), self._team)
         return y[:, 0, 0], argmax
 
-    def global_max_pool_backward(self, dy: Array, argmax: Array, in_shape: tuple[int, ...]) -> Array:
+    def global_max_pool_backward(self, dy: Array, argmax: Array, in_shape: tuple[int, ...], dtype: Any) -> Array:
         window = pooling.whole_image(in_shape)
         return pooling.max_pool_backward(dy[:, None, None], argmax, in_shape, window, self._team)
 

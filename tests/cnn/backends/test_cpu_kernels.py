@@ -62,7 +62,8 @@ def test_batch_norm_matches_the_reference(
     scale, shift = (normal(generator, (channels,), dtype) for _ in range(2))
     results = []
     for backend in (REFERENCE, CpuBackend(threads)):
-        y, mean, variance = backend.batch_norm_train(x, scale, shift, 1e-5, kind)
+        running = np.zeros_like(scale), np.ones_like(scale)
+        y, mean, variance = backend.batch_norm_train(x, scale, shift, *running, 0.1, 1e-5, kind)
         # Gradients use the reference's statistics, so that rounding flips no ReLU.
         mean, variance = results[0][1:3] if results else (mean, variance)
         inferred = backend.batch_norm_infer(x, scale, shift, mean, variance, 1e-5, kind)
@@ -141,8 +142,8 @@ def test_pools_match_the_reference(
     y, argmax = backend.global_max_pool(x)
     np.testing.assert_array_equal(y, REFERENCE.global_max_pool(x)[0])
     dy = normal(generator, y.shape, dtype)
-    expected = REFERENCE.global_max_pool_backward(dy, REFERENCE.global_max_pool(x)[1], x.shape)
-    assert_close(backend.global_max_pool_backward(dy, argmax, x.shape), expected, dtype)
+    expected = REFERENCE.global_max_pool_backward(dy, REFERENCE.global_max_pool(x)[1], x.shape, x.dtype)
+    assert_close(backend.global_max_pool_backward(dy, argmax, x.shape, x.dtype), expected, dtype)
 
 
 def test_max_pool_argmax_exceeds_a_byte() -> None:
@@ -150,7 +151,7 @@ def test_max_pool_argmax_exceeds_a_byte() -> None:
     x[:, 19, 18] = 1
     y, argmax = CpuBackend(2).global_max_pool(x)
     assert (y == 1).all() and (argmax == 19 * 20 + 18).all()
-    dx = CpuBackend(2).global_max_pool_backward(y, argmax, x.shape)
+    dx = CpuBackend(2).global_max_pool_backward(y, argmax, x.shape, x.dtype)
     np.testing.assert_array_equal(dx, x)
 
 
