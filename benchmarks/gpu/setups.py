@@ -9,28 +9,23 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu.record import STANDIN
-from benchmarks.training.networks import LOSS, OPTIMIZER, Airbench, Case
+from benchmarks.gpu.traffic import CASES
+from benchmarks.training.networks import LOSS, OPTIMIZER, Case
 from cnn.backends import pick_backend
 from cnn.backends.base import Backend
 from cnn.inference.folded import FoldedNetwork
 from cnn.inputs.augment import Augment
 from cnn.inputs.preprocess import preprocess
 from cnn.layers import Run
-from cnn.models import ResNet9, ResNet18
+from cnn.models import ResNet9
 from cnn.network import Network
 from cnn.training.recipe import Recipe
 from cnn.training.schedules import Constant
 from cnn.training.trainer import Trainer
 
 PRECISIONS = ("bf16", "tf32", "float32")
-FULL = (
-    Case("airbench94", Airbench(), 32, 1024),
-    Case("resnet9", ResNet9(), 32, 512),
-    Case("resnet18", ResNet18(), 64, 256),
-    Case("default", ResNet9(), 128, 256),
-)
 TINY = (Case("airbench94", ResNet9(width=8), 12, 3), Case("resnet9", ResNet9(width=8), 9, 3))
-SETUPS = {case.name: case for case in (TINY if STANDIN else FULL)}
+SETUPS = {case.name: case for case in TINY} if STANDIN else CASES
 DEVICE = "cpu" if STANDIN else "cuda"  # PyTorch's
 
 
