@@ -7,6 +7,7 @@ Blocks: how many run at a time on one multiprocessor. Spills: bytes of a thread'
 
 import argparse
 from collections.abc import Iterator
+from pathlib import Path
 
 from cnn.backends.gpu import kernels
 from tests.cuda_compile.instances import INSTANCES
@@ -18,7 +19,8 @@ COLUMNS = ("HMMA", "LDSM", "LDGSTS", "LDG.128", "STG.128", "all")
 
 def rows(architectures: list[int], files: list[str]) -> Iterator[tuple[Kernel, int, int]]:
     """Yield each kernel, its bytes of shared memory and its blocks per multiprocessor."""
-    for file in files:
+    folder = Path(kernels.__file__).parent / "cuda"
+    for file in (name for name in files if (folder / name).exists()):
         instances = {instance.name: instance for instance in INSTANCES[file]}
         for architecture in architectures:
             compiled = compile_cuda(kernels.source(file), tuple(instances), architecture)

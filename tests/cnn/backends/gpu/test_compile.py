@@ -29,6 +29,7 @@ def cases() -> list[tuple[str, int]]:
     return [
         (file, architecture)
         for file, instances in INSTANCES.items()
+        if (FOLDER / file).exists()
         for architecture in MULTIPROCESSORS
         if everything or architecture == FULLY_CHECKED or any(instance.main for instance in instances)
     ]
