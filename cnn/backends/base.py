@@ -78,6 +78,7 @@ class Backend(Protocol):
     name: str
     description: str  # the device, in one line for the user
     xp: Any  # the array module: numpy or cupy
+    precision: str  # of products and feature maps: 'float32', 'tf32' or 'bf16'
     augments_on_device: bool  # whether there is a method `augment`
 
     def for_thread(self) -> "Backend":

@@ -25,6 +25,7 @@ class ReferenceBackend:
     """Plain NumPy, one operation at a time."""
 
     name = "reference"
+    precision = "float32"
     xp: Any = np
     augments_on_device = False
 

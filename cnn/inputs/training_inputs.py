@@ -72,9 +72,8 @@ class TrainingInputs:
         if self.augment.flip == "alternate":
             maps = maps.mirrored(alternate_flips(key_of(seed, "flip"), rows, epoch))
         colours = self.augment.colours(key_of(seed, "colours", step), rows, self._host_mean, self._host_std)
-        if isinstance(images, DeviceRows):
-            images = images.pixels[backend.asarray(rows)]  # (B, H, W, 3)
-        x = preprocess(backend, images, maps, self.mean, self.std, colours)  # (B, H, W, 3)
+        pixels = images.pixels[backend.asarray(rows)] if isinstance(images, DeviceRows) else images  # (B, H, W, 3)
+        x = preprocess(backend, pixels, maps, self.mean, self.std, colours)  # (B, H, W, 3)
         blend = self.mix.draw(key_of(seed, "mix", step), rows, *size)
         if blend is None:
             return TrainingBatch(x, backend.asarray(labels), backend.asarray(rows))

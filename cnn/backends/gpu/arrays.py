@@ -1,4 +1,4 @@
-"""The reference backend's array code, run on a GPU by CuPy: for cards without the tensor cores that our kernels need."""
+"""The reference backend's array code, run on a GPU by CuPy: for cards too old for our kernels."""
 
 from functools import cache
 from typing import Any
@@ -34,7 +34,6 @@ class ArrayBackend(ReferenceBackend):
     """The reference on the current CUDA device. Matrix products use cuBLAS."""
 
     name = "cuda"
-    precision = "float32"
 
     def __init__(self) -> None:
         import cupy

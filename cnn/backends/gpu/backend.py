@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cnn.backends.base import Array, AugmentNumbers, Window
-from cnn.backends.gpu import convolution, dense, elementwise, losses, memory, norm, optimizers, pooling, preprocess
+from cnn.backends.gpu import convolution, dense, elementwise, memory, norm, pooling, preprocess
 from cnn.backends.gpu.arrays import ArrayBackend
 
 BF16 = np.dtype(np.uint16)  # NumPy has no bfloat16: its 16 bits are kept in integers
@@ -66,7 +66,7 @@ class GpuBackend(ArrayBackend):
         if self._narrowed:
             flat, narrow = self._narrowed  # (size,) each
             first = (weight.data.ptr - flat.data.ptr) // flat.itemsize
-            if 0 <= first and first + weight.size <= flat.size:
+            if first >= 0 and first + weight.size <= flat.size:
                 return narrow[first : first + weight.size].reshape(weight.shape)
         return elementwise.convert(self.xp.ascontiguousarray(weight), dtype)
 

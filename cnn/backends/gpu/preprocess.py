@@ -31,8 +31,7 @@ def resample(
     out_h, out_w = ys.shape[1], xs.shape[1]
     out = _padded(count, out_h, out_w, dtype)  # (N, OH, OW, P)
     if out.size:
-        arrays = (images, ys, xs, holes, mean, std, colours)
-        arrays = tuple(None if array is None else _contiguous(array) for array in arrays)
+        arrays = [_contiguous(array) for array in (images, ys, xs, holes, mean, std, colours)]
         grid = (count * -(-out_h * out_w // _THREADS),)
         _kernel("resample", dtype)(grid, (_THREADS,), (*arrays, out, height, width, out_h, out_w))
     return out[..., :3]  # (N, OH, OW, 3)
@@ -43,7 +42,7 @@ def blend(x: Array, partners: Array, weights: Array, boxes: Array) -> Array:
     count, height, width = x.shape[:3]
     out = _padded(count, height, width, x.dtype)  # (N, H, W, P)
     if out.size:
-        arrays = tuple(_contiguous(array) for array in (x, partners, weights, boxes))
+        arrays = [_contiguous(array) for array in (x, partners, weights, boxes)]
         grid = (count * -(-height * width // _THREADS),)
         _kernel("blend", x.dtype)(grid, (_THREADS,), (*arrays, out, height, width))
     return out[..., :3]  # (N, H, W, 3)
@@ -101,10 +100,10 @@ def _padded(count: int, height: int, width: int, dtype: Any) -> Array:
     return cupy.empty((count, height, width, 8 if dtype == np.uint16 else 4), dtype)  # (N, H, W, P)
 
 
-def _contiguous(array: Array) -> Array:
+def _contiguous(array: Array | None) -> Array | None:
     import cupy
 
-    return cupy.ascontiguousarray(array)
+    return None if array is None else cupy.ascontiguousarray(array)
 
 
 def _kernel(name: str, dtype: Any, *options: bool) -> Any:
