@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cnn.backends.base import CORRECT, LOSS, OK, SCALE, Array, Window
+from cnn.backends.base import CORRECT, LOSS, OK, SCALE, Array, AugmentNumbers, Window
 from cnn.rng import uniform
 
 GELU_SLOPE = 0.7978845608028654  # sqrt(2 / pi)
@@ -27,6 +27,7 @@ class ReferenceBackend:
     name = "reference"
     precision = "float32"
     xp: Any = np
+    augments_on_device = False
 
     def __init__(self) -> None:
         self.description = "reference: plain NumPy, written to be read"
@@ -44,6 +45,12 @@ class ReferenceBackend:
 
     def to_host(self, values: Array) -> np.ndarray:
         return np.array(values)
+
+    def upload(self, *arrays: Array | None) -> list[Array]:
+        return [None if array is None else self.asarray(array) for array in arrays]
+
+    def free_bytes(self) -> int | None:
+        return None
 
     def begin_pass(self, parameters: Array) -> None:
         pass
@@ -422,6 +429,12 @@ class ReferenceBackend:
         own = weights.astype(x.dtype)[:, None, None, None]  # (N, 1, 1, 1)
         inside = _within(self.xp, boxes, *x.shape[1:3])[..., None]  # (N, H, W, 1)
         return self.xp.where(inside, own * x + (1 - own) * x[partners], x)  # (N, H, W, C)
+
+    def augment(
+        self, images: Array, rows: Array, labels: Array, numbers: AugmentNumbers, mean: Array, std: Array,
+        whole: bool = False,
+    ) -> tuple[Array, Array]:
+        raise NotImplementedError("images are augmented by resample and blend: see `augments_on_device`")
 
 
 def _pad(xp: Any, x: Array, window: Window, value: float) -> Array:

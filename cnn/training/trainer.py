@@ -10,9 +10,10 @@ from cnn.errors import ModelFileError, NonFiniteError
 from cnn.evaluation.metrics import Evaluation
 from cnn.inference.folded import FoldedNetwork
 from cnn.inference.tta import tta_outputs
-from cnn.inputs.augment import alternate_flips
 from cnn.inputs.checks import check_images, check_labels
+from cnn.inputs.device_images import DeviceRows
 from cnn.inputs.preprocess import normalisation, preprocess
+from cnn.inputs.training_inputs import TrainingInputs
 from cnn.layers import Run
 from cnn.network import Network
 from cnn.rng import key_of
@@ -31,7 +32,9 @@ class Trainer:
     def __init__(self, network: Network, recipe: Recipe, mean: np.ndarray, std: np.ndarray, train_rows: int) -> None:
         self.network, self.recipe, self.backend = network, recipe, network.backend
         self.mean, self.std = normalisation(network, mean, std)  # (3,) each, on the device
-        self._host_mean, self._host_std = self.backend.to_host(self.mean), self.backend.to_host(self.std)
+        self._inputs = TrainingInputs(
+            self.backend, recipe.augment, recipe.mix, recipe.seed, self.mean, self.std, network.out_shape[0]
+        )
         self.epoch_steps = math.ceil(train_rows / recipe.batch_size)
         self.total_steps = recipe.epochs * self.epoch_steps
         self.step = 0  # number of updates done
@@ -67,7 +70,7 @@ class Trainer:
         check_images(images, self.network.in_shape)
         self.network.initialise_from_images(preprocess(self.backend, images, None, self.mean, self.std))
 
-    def train_batch(self, images: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> BatchResult:
+    def train_batch(self, images: np.ndarray | DeviceRows, labels: np.ndarray, rows: np.ndarray) -> BatchResult:
         """Do one update from uint8 images (B, H, W, 3), class indices (B,) and row numbers (B,).
 
         For images blended by MixUp or CutMix, the class with the larger weight counts as correct. Raises `InputError`
@@ -75,7 +78,7 @@ class Trainer:
         """
         return self.start_batch(images, labels, rows).result()
 
-    def start_batch(self, images: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> PendingBatch:
+    def start_batch(self, images: np.ndarray | DeviceRows, labels: np.ndarray, rows: np.ndarray) -> PendingBatch:
         """As `train_batch`, but without waiting for the device: `result` of what is returned does, and raises.
 
         The arrays may be reused at once. Where a step fails, steps started after it change no weights, and fail too. At
@@ -85,10 +88,10 @@ class Trainer:
             self._pending[0].result()
         check_images(images, self.network.in_shape)
         check_labels(labels, len(images), self.network.out_shape[0])
-        x, targets = self._augment(images, labels, rows)  # (B, H, W, 3), and (B,) or (B, classes)
         step, lr = self.step, self.lr
+        x, targets, device_rows = self._inputs(images, labels, rows, step, step // self.epoch_steps)
         key = key_of(self.recipe.seed, "layers", step)
-        run = Run(self.backend, training=True, key=key, rows=self.backend.asarray(rows), need_dx=False)
+        run = Run(self.backend, training=True, key=key, rows=device_rows, need_dx=False)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # reported by `_settle`
             outputs, cache = self.network.forward(run, x)  # (B, classes)
             loss, d_outputs, correct = self.recipe.loss.forward(self.backend, outputs, targets, len(labels))
@@ -98,21 +101,6 @@ class Trainer:
         read_outcome = self.backend.read_later(self._outcome)
         self._pending.append(PendingBatch(step, lr, len(labels), read_outcome, self._settle))
         return self._pending[-1]
-
-    def _augment(self, images: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> tuple[Array, Array]:
-        """Augmented inputs (B, H, W, 3) and targets: class indices (B,) or soft labels (B, classes)."""
-        seed, backend, size = self.recipe.seed, self.backend, images.shape[1:3]
-        augment, mix = self.recipe.augment, self.recipe.mix
-        maps = augment.maps(key_of(seed, "augment", self.step), rows, *size)
-        if augment.flip == "alternate":
-            maps = maps.mirrored(alternate_flips(key_of(seed, "flip"), rows, self.step // self.epoch_steps))
-        colours = augment.colours(key_of(seed, "colours", self.step), rows, self._host_mean, self._host_std)
-        x = preprocess(backend, images, maps, self.mean, self.std, colours)  # (B, H, W, 3)
-        blend = mix.draw(key_of(seed, "mix", self.step), rows, *size)
-        if blend is None:
-            return x, backend.asarray(labels)
-        x = backend.blend(x, *map(backend.asarray, (blend.partners, blend.weights, blend.boxes)))  # (B, H, W, 3)
-        return x, backend.asarray(blend.targets(labels, self.network.out_shape[0]))
 
     def _trained_gradient(self) -> Array:
         """The gradient (size,) without frozen parameters, which come last in the flat vector."""

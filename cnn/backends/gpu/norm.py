@@ -6,7 +6,6 @@ and variances are in the wide type: float64 for float64 maps, else float32.
 
 from typing import Any, NamedTuple
 
-
 from cnn.backends.base import Array
 from cnn.backends.gpu.kernels import ACTIVATIONS, kernel, type_name
 from cnn.backends.gpu.layout import THREADS, Layout, layout_of, wide_name, wide_type
