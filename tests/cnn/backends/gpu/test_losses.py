@@ -12,7 +12,7 @@ from cnn.backends.reference import ReferenceBackend
 REFERENCE = ReferenceBackend()
 TOLERANCE = {np.float32: 1e-5, np.float64: 1e-10}
 # Lanes per row are 8 for up to 64 classes, else 32; over 512 or 128 rows, there are several blocks.
-SHAPES = ((1, 1), (3, 2), (7, 10), (33, 64), (130, 10), (601, 9), (5, 65), (40, 203), (150, 70))
+SHAPES = ((1, 1), (3, 2), (7, 10), (33, 64), (130, 10), (601, 9), (5, 65), (40, 203), (600, 65))
 
 
 def close(found: Any, expected: Any, dtype: type) -> None:
@@ -41,6 +41,16 @@ def test_cross_entropy_matches_the_reference(device: Any, kind: str, dtype: type
         close(loss, expected[0], dtype)
         close(gradient, expected[1], dtype)
         assert int(correct.get()) == int(expected[2])
+
+
+def test_a_limit_of_blocks_leaves_more_rows_to_each(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "_MAX_BLOCKS", 3)
+    logits, labels = np.random.default_rng(0).normal(size=(601, 9)), np.arange(601) % 9
+    loss, gradient, correct = losses.softmax_cross_entropy(device.asarray(logits), device.asarray(labels), 0.1, None, 9)
+    expected = REFERENCE.softmax_cross_entropy(logits, labels, 0.1, None, 9)
+    close(loss, expected[0], np.float64)
+    close(gradient, expected[1], np.float64)
+    assert int(correct.get()) == int(expected[2])
 
 
 @pytest.mark.parametrize("classes", [10, 70])
