@@ -45,6 +45,7 @@ _ADD_COST = 0.06  # of writing and adding up one block's sums, in units of the t
 _MIN_SLICES = 4  # that a block sums
 
 
+@cache
 def choose_tile(rows: int, cols: int, multiprocessors: int, itemsize: int, aligned: bool) -> Tile:
     """The tile with which the busiest multiprocessor is done first. It does not change the bits of any sum."""
     if itemsize == 8 or not aligned:  # kernels that are for correctness, not speed, come in the smallest tile only

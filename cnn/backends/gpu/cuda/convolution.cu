@@ -1,7 +1,7 @@
 // Convolution, the gradients of its input and of its weight: implicit matrix products (see operands.cuh, product.cuh).
 
 template <class T, int PASS> struct Output { typedef T type; };
-template <class T> struct Output<T, WEIGHT> { typedef typename Wide<T>::type type; };
+template <class T> struct Output<T, WEIGHT> { typedef WideOf<T> type; };
 
 // The gathered image is (images, height, width, channels), `pitch` elements from pixel to pixel; out_height x out_width
 // are the pixels of the rows (WEIGHT: of the sum), `cols` the columns. FORWARD and WEIGHT: the weight has `real` of the
@@ -9,11 +9,11 @@ template <class T> struct Output<T, WEIGHT> { typedef typename Wide<T>::type typ
 // `statistics`, if not null, gets of each tile's columns the mean and the sum of squared distances from it.
 template <class T, int MATH, int PASS, int ROWS, int COLS, bool ALIGNED>
 __global__ void __launch_bounds__(THREADS, ALIGNED && ROWS * COLS < 128 * 128 ? 3 : 2) convolve(
-    const T* __restrict__ gathered, const T* __restrict__ right, const typename Wide<T>::type* __restrict__ bias,
-    typename Output<T, PASS>::type* __restrict__ out, typename Wide<T>::type* __restrict__ statistics,
+    const T* __restrict__ gathered, const T* __restrict__ right, const WideOf<T>* __restrict__ bias,
+    typename Output<T, PASS>::type* __restrict__ out, WideOf<T>* __restrict__ statistics,
     int images, int height, int width, int channels, int pitch, int real, int out_height, int out_width, int cols,
     int window_height, int window_width, int stride_down, int stride_across, int top, int left, int kind, int stretch) {
-    typedef typename Wide<T>::type W;
+    typedef WideOf<T> W;
     typedef typename Output<T, PASS>::type O;
     typedef Layout<T, PASS != WEIGHT, ROWS> L;
     typedef Layout<T, PASS == INPUT, COLS> R;
@@ -45,12 +45,14 @@ __global__ void __launch_bounds__(THREADS, ALIGNED && ROWS * COLS < 128 * 128 ? 
     };
 
     // load(slice) copies the next slices of both operands, each time it is called.
-    Corner* corners = (Corner*)shared;
+    Corners<ROWS>& corners = *(Corners<ROWS>*)shared;
     if constexpr (PASS != WEIGHT) {
         for (int r = thread; r < ROWS; r += THREADS) {
             int i, j, image = pixel_of(row0 + r, i, j), y = i * down.step + down.shift, x = j * across.step + across.shift;
             const bool valid = row0 + r < rows;
-            corners[r] = {valid ? y : -(1 << 30), x, valid ? (((long long)image * height + y) * width + x) * pitch : 0};
+            corners.y[r] = valid ? y : -(1 << 30);
+            corners.x[r] = x;
+            corners.offset[r] = valid ? (((long long)image * height + y) * width + x) * pitch : 0;
         }
         __syncthreads();
     }

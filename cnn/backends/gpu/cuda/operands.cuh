@@ -51,10 +51,10 @@ struct Tap {
     }
 };
 
-// The first element of a row's window in the gathered image, which may lie outside.
-struct Corner {
-    int y, x;
-    long long offset;
+// Of each row of a tile, the first element of its window in the gathered image, which may lie outside.
+template <int ROWS> struct Corners {
+    int y[ROWS], x[ROWS];
+    long long offset[ROWS];
 };
 
 // Left operand of FORWARD and INPUT: a line is a row, with the channels of its tap side by side.
@@ -63,13 +63,13 @@ template <class T, class LAYOUT, int V> struct Patches {
     const T* from[C::count];
     int y[C::count], x[C::count];
 
-    __device__ __forceinline__ Patches(const T* gathered, const Corner* corners) {
+    __device__ __forceinline__ Patches(const T* gathered, const Corners<LAYOUT::lines>& corners) {
 #pragma unroll
         for (int i = 0; i < C::count; i++) {
-            const Corner corner = corners[C::line() + i * C::step];
-            from[i] = gathered + corner.offset;
-            y[i] = corner.y;
-            x[i] = corner.x;
+            const int row = C::line() + i * C::step;
+            from[i] = gathered + corners.offset[row];
+            y[i] = corners.y[row];
+            x[i] = corners.x[row];
         }
     }
     __device__ __forceinline__ void load(T* slice, Tap tap, int offset, Axis down, Axis across) const {

@@ -2,7 +2,9 @@
 
 // Two neighbours in one store.
 __device__ __forceinline__ void store_pair(bf16* to, float a, float b) { *(unsigned*)to = pack_bf16(a, b); }
-__device__ __forceinline__ void store_pair(float* to, float a, float b) { *(float2*)to = {a, b}; }
+__device__ __forceinline__ void store_pair(float* to, float a, float b) {
+    *(unsigned long long*)to = __float_as_uint(a) | (unsigned long long)__float_as_uint(b) << 32;
+}
 __device__ __forceinline__ void store_pair(double* to, double a, double b) { *(double2*)to = {a, b}; }
 
 // A tile of P (a Product), or where that does not fit in LIMIT bytes half of each warp's columns at a time. After it in

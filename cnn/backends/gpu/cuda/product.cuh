@@ -34,7 +34,7 @@ __device__ __forceinline__ unsigned tf32_bits(unsigned x) { return __float_as_ui
 
 // A warp's share of the tile. LEFT and RIGHT are layouts.
 template <class T, int MATH, class LEFT, class RIGHT, int ROWS, int COLS> struct Product {
-    typedef typename Wide<T>::type W;
+    typedef WideOf<T> W;
     static constexpr int warps_across = ROWS > 128 ? 1 : 2, warp_rows = ROWS * warps_across / 4, warp_cols = COLS / warps_across;
     static constexpr int high = warp_rows / 16, across = warp_cols / 8;  // pieces of 16 rows, and of 8 columns
     W sum[high][across][4];  // of each piece 16 x 8, four elements a thread, as mma.sync lays them out: see row, col
