@@ -59,7 +59,7 @@ def dropout(x: Array, rate: float, key: int, rows: Array | None) -> Array:
 
 
 def convert(x: Array, dtype: Any) -> Array:
-    """x in another storage type: float32 to bfloat16 (uint16), rounded to the nearest, or back; x itself if it is so."""
+    """x as float32 or, rounded to the nearest, as bfloat16 (uint16); x itself if it has that type."""
     import cupy
 
     if x.dtype == dtype:
@@ -108,7 +108,9 @@ def _softmax(name: str, *inputs: Array) -> Array:
     if y.size:
         rows, columns = y.shape
         kinds = tuple(f"{each}<{type_name(y)}>" for each in ("softmax", "softmax_backward"))
-        kernel("elementwise.cu", f"{name}<{type_name(y)}>", kinds)((-(-rows // _ROWS),), (THREADS,), (*arrays, y, rows, columns))
+        kernel("elementwise.cu", f"{name}<{type_name(y)}>", kinds)(
+            (-(-rows // _ROWS),), (THREADS,), (*arrays, y, rows, columns)
+        )
     return y
 
 
