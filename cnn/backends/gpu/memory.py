@@ -2,8 +2,8 @@
 
     arrays ──host copies──▶ pinned buffer ──copy stream──▶ device buffer ──compute stream──▶ kernels
 
-A buffer is used again after two others. By then the copy out of it and the kernels that read it are mostly done, so
-that nobody waits; events make sure of it.
+A buffer is used again after two others. Events make sure that the copy out of it and the kernels that read it are done;
+by then they mostly are, so that neither the host nor the copy waits.
 """
 
 import threading

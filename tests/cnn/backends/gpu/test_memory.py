@@ -1,4 +1,4 @@
-"""Uploads: the arrays arrive whole, whatever the streams do first and whoever uploads at the same time."""
+"""Uploads: the arrays arrive whole, whichever stream is ahead, and from several threads."""
 
 import threading
 from typing import Any

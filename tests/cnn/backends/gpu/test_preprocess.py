@@ -11,6 +11,7 @@ from cnn.backends.reference import ReferenceBackend
 from cnn.inputs.augment import Augment
 from cnn.inputs.mixup import Mix
 from cnn.inputs.training_inputs import TrainingInputs
+from cnn.rng import key_of, uniform
 
 cupy = pytest.importorskip("cupy")
 REFERENCE = ReferenceBackend()
@@ -150,9 +151,19 @@ def test_numbers_of_many_images_are_those_of_the_host() -> None:
     assert not plans["own"].any()
 
 
-def _mix_key(inputs: TrainingInputs) -> int:
-    from cnn.rng import key_of
+def test_draws_are_exactly_those_of_the_host() -> None:
+    """Of a crop without stretch, whose position and size are exact functions of three draws."""
+    rows, size = np.concatenate([np.arange(500), [2**31, 2**40, 2**63 - 1]]), (33, 57)
+    numbers = inputs_of(Augment(False, 0.0, 0.3, crop_stretch=1.0), Mix()).numbers(9, 0, *size)
+    draws = uniform(numbers.key, rows, 9).astype(np.float64)
+    plans = plans_of(numbers, rows, size)
+    side = np.sqrt(0.3 + 0.7 * draws[:, 3])  # (N,)
+    for axis in range(2):
+        np.testing.assert_array_equal(plans["scale"][:, axis], side)
+        np.testing.assert_array_equal(plans["start"][:, axis], draws[:, 5 + axis] * (1 - side) * size[axis])
 
+
+def _mix_key(inputs: TrainingInputs) -> int:
     return key_of(inputs.seed, "mix", 4)
 
 
