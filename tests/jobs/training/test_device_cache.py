@@ -106,7 +106,7 @@ def test_refusals(dataset: Path) -> None:
         is_cached("device", Device(size_of(split) - 1), split)
     cpu = CpuBackend(1)
     assert not is_cached("auto", cpu, split) and not is_cached("none", cpu, split)
-    with pytest.raises(JobError, match="expected a GPU of compute capability 8.0 or newer, found cpu"):
+    with pytest.raises(JobError, match=r"expected a GPU of compute capability .* or newer, found cpu"):
         is_cached("device", cpu, split)
 
 

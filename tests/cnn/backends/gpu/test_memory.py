@@ -10,6 +10,7 @@ import pytest
 from cnn.backends.gpu.memory import Uploads, free_bytes
 
 UPLOADS = 8  # each buffer is filled several times
+SIZES = [[50] * UPLOADS, [20 * step + 1 for step in range(UPLOADS)], [50, 70, 50, 70, 30] * 2]
 
 
 def test_arrays_of_any_type_and_shape(device: Any) -> None:
@@ -53,7 +54,7 @@ def check(device: Any, copies: list[tuple[Any, np.ndarray]]) -> None:
         np.testing.assert_array_equal(device.asnumpy(found), expected)
 
 
-@pytest.mark.parametrize("sizes", [[50] * UPLOADS, [20 * step + 1 for step in range(UPLOADS)], [50, 70, 50, 70, 30] * 2])
+@pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("own_stream", [False, True])
 def test_buffers_are_filled_again_only_when_they_are_done_with(
     device: Any, stream_schedule: str, sizes: list[int], own_stream: bool
