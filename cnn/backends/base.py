@@ -1,6 +1,6 @@
 """The backend protocol: the memory and kernels of a device.
 
-Layers, losses and optimizers reach the device only through this protocol. `backends/reference.py` implements it in
+Layers, losses and optimizers reach the device only through this protocol. `backends/reference/` implements it in
 plain NumPy, and the other backends are tested against that.
 
 Images and feature maps are channels last throughout: (N, H, W, C). Methods named `*_backward` with an argument such as
@@ -10,6 +10,7 @@ A backend may keep feature maps in a shorter type than the parameters, such as b
 the parameters' type: `flatten` and the global pools convert. So layers do no arithmetic on feature maps themselves.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -17,6 +18,11 @@ import numpy as np
 
 # A device array: numpy.ndarray or cupy.ndarray. Neither NumPy's nor CuPy's type covers both.
 Array: TypeAlias = Any
+
+# The outcome of a training step, a float64 vector (4,) on the device, so that no step waits for the host: whether all
+# losses and gradients so far are finite (1 or 0), the factor that clips the gradient, the loss, and the number of
+# correct predictions.
+OK, SCALE, LOSS, CORRECT = range(4)
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class AugmentNumbers:
 
 
 class Backend(Protocol):
-    """Memory and kernels of one device. See `backends/reference.py` for what each kernel computes.
+    """Memory and kernels of one device. See `backends/reference/` for what each kernel computes.
 
     `kind` is a key of cnn.layers.activations.ACTIVATIONS, or "" for no activation.
     """
@@ -89,6 +95,7 @@ class Backend(Protocol):
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array: ...
     def asarray(self, values: Any) -> Array: ...
     def to_host(self, values: Array) -> np.ndarray: ...
+    def read_later(self, values: Array) -> Callable[[], np.ndarray]: ...
 
     def upload(self, *arrays: Array | None) -> list[Array]:
         """Copy host arrays to the device without waiting for it; None and device arrays are returned as they are.
@@ -163,18 +170,21 @@ class Backend(Protocol):
     # Losses
     def softmax_cross_entropy(
         self, logits: Array, targets: Array, smoothing: float, class_weights: Array | None, denominator: int
-    ) -> tuple[Array, Array]: ...
+    ) -> tuple[Array, Array, Array]: ...
+    def count_correct(self, outputs: Array, targets: Array) -> Array: ...
 
-    # Optimizers: one pass over the flat vectors
-    def squared_norm(self, vector: Array) -> float: ...
+    # Optimizers: one pass over the flat vectors, which changes nothing unless `outcome[OK]`
+    def judge_step(self, outcome: Array, loss: Array, correct: Array, gradient: Array, clip: float) -> None: ...
     def sgd_step(
-        self, weights: Array, gradient: Array, velocity: Array, decayed: int, gradient_scale: float,
+        self, weights: Array, gradient: Array, velocity: Array, decayed: int, outcome: Array,
         lr: float, momentum: float, nesterov: bool, weight_decay: float,
     ) -> None: ...
     def adamw_step(
-        self, weights: Array, gradient: Array, first: Array, second: Array, decayed: int, gradient_scale: float,
+        self, weights: Array, gradient: Array, first: Array, second: Array, decayed: int, outcome: Array,
         lr: float, beta1: float, beta2: float, epsilon: float, weight_decay: float, step: int,
     ) -> None: ...
+    def average(self, average: Array, values: Array, rate: float, outcome: Array) -> None: ...
+    def copy(self, target: Array, values: Array, outcome: Array) -> None: ...
 
     # Images: uint8 to normalised floating point, and blends of those
     def resample(
