@@ -46,10 +46,10 @@ def _convolutions() -> list[Instance]:
         needs = ("LDGSTS", "STG.128") if math == "PLAIN" else ("HMMA", "LDGSTS", "STG.128")
         for which in ("FORWARD", "INPUT", "WEIGHT"):
             # Of float32, ldmatrix can only load an operand whose lines lie along the summed index.
-            ldmatrix = ("LDSM",) if math == "BF16" or math == "TF32" and which != "WEIGHT" else ()
+            ldmatrix = ("LDSM",) if math == "BF16" or (math == "TF32" and which != "WEIGHT") else ()
             for tile in convolution.TILES:
                 for aligned in (True, False):
-                    if tile == convolution.TILES[-1] or aligned and kind != "double":
+                    if tile == convolution.TILES[-1] or (aligned and kind != "double"):
                         name = convolution.kernel_name(kind, math, which, tile, aligned)
                         must = (*needs, *ldmatrix) if aligned else needs[:-2]
                         main = aligned and math != "PLAIN" and tile == convolution.TILES[0]
