@@ -8,12 +8,12 @@ with padding. dy is the gradient w.r.t. the output y, dx and d_weight those w.r.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from cnn.backends.base import Array, Window
+from cnn.backends.base import CORRECT, LOSS, OK, SCALE, Array, AugmentNumbers, Window
 from cnn.rng import uniform
 
 GELU_SLOPE = 0.7978845608028654  # sqrt(2 / pi)
@@ -27,6 +27,7 @@ class ReferenceBackend:
     name = "reference"
     precision = "float32"
     xp: Any = np
+    augments_on_device = False
 
     def __init__(self) -> None:
         self.description = "reference: plain NumPy, written to be read"
@@ -45,11 +46,22 @@ class ReferenceBackend:
     def to_host(self, values: Array) -> np.ndarray:
         return np.array(values)
 
+    def upload(self, *arrays: Array | None) -> list[Array]:
+        return [None if array is None else self.asarray(array) for array in arrays]
+
+    def free_bytes(self) -> int | None:
+        return None
+
     def begin_pass(self, parameters: Array) -> None:
         pass
 
     def end_pass(self) -> None:
         pass
+
+    def read_later(self, values: Array) -> Callable[[], np.ndarray]:
+        """Begin to copy a small array to the host; the function that is returned waits for the copy and returns it."""
+        copy = self.to_host(values)  # shape of values
+        return lambda: copy
 
     # Convolution: y[n, i, j, k] = bias[k] + sum over (a, b, c) of x_padded[n, i*s + a, j*s + b, c] * w[a, b, c, k]
 
@@ -293,11 +305,12 @@ class ReferenceBackend:
 
     def softmax_cross_entropy(
         self, logits: Array, targets: Array, smoothing: float, class_weights: Array | None, denominator: int
-    ) -> tuple[Array, Array]:
+    ) -> tuple[Array, Array, Array]:
         """The weighted sum of the rows' cross-entropies, divided by `denominator`, and its gradient w.r.t. the logits.
 
         `targets` are class indices (N,), or soft labels (N, K) whose rows sum to 1. A row's weight is its class's entry
-        in `class_weights` (K,); with soft labels, the mean of the entries weighted by them.
+        in `class_weights` (K,); with soft labels, the mean of the entries weighted by them. The third result is that of
+        `count_correct`.
         """
         rows = self.xp.arange(len(targets))  # (N,)
         shifted = logits - logits.max(axis=1, keepdims=True)  # (N, K)
@@ -312,29 +325,51 @@ class ReferenceBackend:
             weights = targets.astype(logits.dtype) @ class_weights if targets.ndim == 2 else class_weights[targets]
             row_weights *= weights[:, None]
         loss = -(row_weights * target * log_p).sum()  # ()
-        return loss, row_weights * (self.xp.exp(log_p) - target)  # (N, K)
+        gradient = row_weights * (self.xp.exp(log_p) - target)  # (N, K)
+        return loss, gradient, self.count_correct(logits, targets)
 
-    # Optimizers: weight decay applies to the first `decayed` entries; the gradient is multiplied by `gradient_scale`
+    def count_correct(self, outputs: Array, targets: Array) -> Array:
+        """The number of rows whose largest output (N, K) is that of the class, or of the class with most weight: ()."""
+        true = targets if targets.ndim == 1 else targets.argmax(axis=1)  # (N,)
+        return (outputs.argmax(axis=1) == true).sum()
+
+    # Optimizers: weight decay applies to the first `decayed` entries; the gradient is multiplied by `outcome[SCALE]`.
+    # `outcome` (4,) stays on the device: a step that is not finite, and all steps after it, change nothing.
+
+    def judge_step(self, outcome: Array, loss: Array, correct: Array, gradient: Array, clip: float) -> None:
+        """Set `outcome` for `loss` (), `correct` () and `gradient` (size,), whose norm is clipped to `clip` (0: never).
+
+        `outcome[OK]` is left at 0, and set to 0 where the loss or the norm is not finite.
+        """
+        norm = math.sqrt(self.squared_norm(gradient))
+        if not (self.xp.isfinite(loss) and math.isfinite(norm)):
+            outcome[OK] = 0.0
+        outcome[SCALE] = clip / norm if 0.0 < clip < norm else 1.0
+        outcome[LOSS], outcome[CORRECT] = loss, correct
 
     def squared_norm(self, vector: Array) -> float:
         return float(vector.astype(np.float64) @ vector.astype(np.float64))
 
     def sgd_step(
-        self, weights: Array, gradient: Array, velocity: Array, decayed: int, gradient_scale: float,
+        self, weights: Array, gradient: Array, velocity: Array, decayed: int, outcome: Array,
         lr: float, momentum: float, nesterov: bool, weight_decay: float,
     ) -> None:
-        g = gradient * gradient_scale  # (size,)
+        if not outcome[OK]:
+            return
+        g = gradient * float(outcome[SCALE])  # (size,)
         g[:decayed] += weight_decay * weights[:decayed]
         velocity *= momentum
         velocity += g
         weights -= lr * (g + momentum * velocity if nesterov else velocity)
 
     def adamw_step(
-        self, weights: Array, gradient: Array, first: Array, second: Array, decayed: int, gradient_scale: float,
+        self, weights: Array, gradient: Array, first: Array, second: Array, decayed: int, outcome: Array,
         lr: float, beta1: float, beta2: float, epsilon: float, weight_decay: float, step: int,
     ) -> None:
         """Loshchilov and Hutter (2019): decoupled weight decay; `step` counts from 1."""
-        g = gradient * gradient_scale  # (size,)
+        if not outcome[OK]:
+            return
+        g = gradient * float(outcome[SCALE])  # (size,)
         first *= beta1
         first += (1.0 - beta1) * g
         second *= beta2
@@ -342,6 +377,16 @@ class ReferenceBackend:
         weights[:decayed] *= 1.0 - lr * weight_decay
         root = self.xp.sqrt(second / (1.0 - beta2**step))  # (size,)
         weights -= (lr / (1.0 - beta1**step)) * first / (root + epsilon)
+
+    def average(self, average: Array, values: Array, rate: float, outcome: Array) -> None:
+        """Move `average` (size,) towards `values` (size,) by the fraction `rate`."""
+        if outcome[OK]:
+            average += rate * (values - average)
+
+    def copy(self, target: Array, values: Array, outcome: Array) -> None:
+        """Set `target` (size,) to `values` (size,)."""
+        if outcome[OK]:
+            target[...] = values
 
     # Images
 
@@ -384,6 +429,12 @@ class ReferenceBackend:
         own = weights.astype(x.dtype)[:, None, None, None]  # (N, 1, 1, 1)
         inside = _within(self.xp, boxes, *x.shape[1:3])[..., None]  # (N, H, W, 1)
         return self.xp.where(inside, own * x + (1 - own) * x[partners], x)  # (N, H, W, C)
+
+    def augment(
+        self, images: Array, rows: Array, labels: Array, numbers: AugmentNumbers, mean: Array, std: Array,
+        whole: bool = False,
+    ) -> tuple[Array, Array]:
+        raise NotImplementedError("images are augmented by resample and blend: see `augments_on_device`")
 
 
 def _pad(xp: Any, x: Array, window: Window, value: float) -> Array:

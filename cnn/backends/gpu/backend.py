@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from cnn.backends.base import Array, Window
-from cnn.backends.gpu import convolution, dense, elementwise, norm, pooling
+from cnn.backends.base import Array, AugmentNumbers, Window
+from cnn.backends.gpu import convolution, dense, elementwise, memory, norm, pooling, preprocess
 from cnn.backends.gpu.arrays import ArrayBackend
 
 BF16 = np.dtype(np.uint16)  # NumPy has no bfloat16: its 16 bits are kept in integers
@@ -18,10 +18,13 @@ BF16 = np.dtype(np.uint16)  # NumPy has no bfloat16: its 16 bits are kept in int
 class GpuBackend(ArrayBackend):
     """Our kernels on the current CUDA device, in `precision`: 'float32', 'tf32' or 'bf16'."""
 
+    augments_on_device = True
+
     def __init__(self, precision: str) -> None:
         super().__init__()
         self.precision = precision
         self.description += f", {precision}"
+        self._uploads = memory.Uploads()
         self._narrowed: tuple[Array, Array] | None = None  # all parameters, and their bfloat16 copy, during a pass
         self._ahead: tuple[Array, norm.Statistics] | None = None  # a convolution's output, and its statistics
 
@@ -31,6 +34,12 @@ class GpuBackend(ArrayBackend):
         if values.dtype == BF16:
             values = elementwise.convert(values, np.float32)  # shape of values
         return self.xp.asnumpy(values)
+
+    def upload(self, *arrays: Array | None) -> list[Array]:
+        return self._uploads.upload(*arrays)
+
+    def free_bytes(self) -> int | None:
+        return memory.free_bytes()
 
     def begin_pass(self, parameters: Array) -> None:
         self._ahead = None
@@ -181,3 +190,21 @@ class GpuBackend(ArrayBackend):
 
     def softmax_backward(self, dy: Array, y: Array) -> Array:
         return elementwise.softmax_backward(dy, y)
+
+    # Images
+
+    def resample(
+        self, images: Array, ys: Array, xs: Array, holes: Array | None, mean: Array, std: Array,
+        colours: Array | None = None,
+    ) -> Array:
+        return preprocess.resample(images, ys, xs, holes, mean, std, colours, self._maps_dtype(mean.dtype))
+
+    def blend(self, x: Array, partners: Array, weights: Array, boxes: Array) -> Array:
+        return preprocess.blend(x, partners, weights, boxes)
+
+    def augment(
+        self, images: Array, rows: Array, labels: Array, numbers: AugmentNumbers, mean: Array, std: Array,
+        whole: bool = False,
+    ) -> tuple[Array, Array]:
+        dtype = self._maps_dtype(mean.dtype)
+        return preprocess.augment(images, rows, labels, numbers, mean, std, dtype, whole)
