@@ -1,6 +1,6 @@
 """The backend protocol: the memory and kernels of a device.
 
-Layers, losses and optimizers reach the device only through this protocol. `backends/reference.py` implements it in
+Layers, losses and optimizers reach the device only through this protocol. `backends/reference/` implements it in
 plain NumPy, and the other backends are tested against that.
 
 Images and feature maps are channels last throughout: (N, H, W, C). Methods named `*_backward` with an argument such as
@@ -76,7 +76,7 @@ class AugmentNumbers:
 
 
 class Backend(Protocol):
-    """Memory and kernels of one device. See `backends/reference.py` for what each kernel computes.
+    """Memory and kernels of one device. See `backends/reference/` for what each kernel computes.
 
     `kind` is a key of cnn.layers.activations.ACTIVATIONS, or "" for no activation.
     """

@@ -1,19 +1,16 @@
-"""Reference backend in plain NumPy. The other backends are tested against it; read it before them.
-
-Each forward kernel is followed by its backward. Arrays are made only by functions of `self.xp`, so that CuPy runs this
-code unchanged on a GPU, and computed in the precision of the inputs, so that tests check gradients in float64.
+"""The kernels of layers in plain NumPy; each forward kernel is followed by its backward.
 
 Shapes: N images, H by W pixels, C channels in; OH by OW pixels, K channels out; kernels (KH, KW, C, K); H' by W' pixels
 with padding. dy is the gradient w.r.t. the output y, dx and d_weight those w.r.t. x and the weight.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from cnn.backends.base import CORRECT, LOSS, OK, SCALE, Array, AugmentNumbers, Window
+from cnn.backends.base import Array, Window
 from cnn.rng import uniform
 
 GELU_SLOPE = 0.7978845608028654  # sqrt(2 / pi)
@@ -21,47 +18,10 @@ GELU_CUBIC = 0.044715
 _BLOCK = 64  # rows of each product in `dense_infer`
 
 
-class ReferenceBackend:
-    """Plain NumPy, one operation at a time."""
+class LayerKernels:
+    """Convolution, dense, pooling, batch norm and elementwise kernels, with arrays of the module `xp`."""
 
-    name = "reference"
-    precision = "float32"
-    xp: Any = np
-    augments_on_device = False
-
-    def __init__(self) -> None:
-        self.description = "reference: plain NumPy, written to be read"
-
-    def for_thread(self) -> "ReferenceBackend":
-        return self
-
-    # Memory
-
-    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        return self.xp.zeros(shape, dtype)
-
-    def asarray(self, values: Any) -> Array:
-        return self.xp.asarray(values)
-
-    def to_host(self, values: Array) -> np.ndarray:
-        return np.array(values)
-
-    def upload(self, *arrays: Array | None) -> list[Array]:
-        return [None if array is None else self.asarray(array) for array in arrays]
-
-    def free_bytes(self) -> int | None:
-        return None
-
-    def begin_pass(self, parameters: Array) -> None:
-        pass
-
-    def end_pass(self) -> None:
-        pass
-
-    def read_later(self, values: Array) -> Callable[[], np.ndarray]:
-        """Begin to copy a small array to the host; the function that is returned waits for the copy and returns it."""
-        copy = self.to_host(values)  # shape of values
-        return lambda: copy
+    xp: Any
 
     # Convolution: y[n, i, j, k] = bias[k] + sum over (a, b, c) of x_padded[n, i*s + a, j*s + b, c] * w[a, b, c, k]
 
@@ -301,141 +261,6 @@ class ReferenceBackend:
     def softmax_backward(self, dy: Array, y: Array) -> Array:
         return y * (dy - (dy * y).sum(axis=-1, keepdims=True))  # (N, K)
 
-    # Softmax and cross-entropy as one function, whose gradient w.r.t. the logits is p - target
-
-    def softmax_cross_entropy(
-        self, logits: Array, targets: Array, smoothing: float, class_weights: Array | None, denominator: int
-    ) -> tuple[Array, Array, Array]:
-        """The weighted sum of the rows' cross-entropies, divided by `denominator`, and its gradient w.r.t. the logits.
-
-        `targets` are class indices (N,), or soft labels (N, K) whose rows sum to 1. A row's weight is its class's entry
-        in `class_weights` (K,); with soft labels, the mean of the entries weighted by them. The third result is that of
-        `count_correct`.
-        """
-        rows = self.xp.arange(len(targets))  # (N,)
-        shifted = logits - logits.max(axis=1, keepdims=True)  # (N, K)
-        log_p = shifted - self.xp.log(self.xp.exp(shifted).sum(axis=1, keepdims=True))  # (N, K)
-        target = self.xp.full(logits.shape, smoothing / logits.shape[1], logits.dtype)  # (N, K)
-        if targets.ndim == 2:
-            target += (1.0 - smoothing) * targets.astype(logits.dtype)
-        else:
-            target[rows, targets] += 1.0 - smoothing
-        row_weights = self.xp.full((len(targets), 1), 1.0 / denominator, logits.dtype)  # (N, 1)
-        if class_weights is not None:
-            weights = targets.astype(logits.dtype) @ class_weights if targets.ndim == 2 else class_weights[targets]
-            row_weights *= weights[:, None]
-        loss = -(row_weights * target * log_p).sum()  # ()
-        gradient = row_weights * (self.xp.exp(log_p) - target)  # (N, K)
-        return loss, gradient, self.count_correct(logits, targets)
-
-    def count_correct(self, outputs: Array, targets: Array) -> Array:
-        """The number of rows whose largest output (N, K) is that of the class, or of the class with most weight: ()."""
-        true = targets if targets.ndim == 1 else targets.argmax(axis=1)  # (N,)
-        return (outputs.argmax(axis=1) == true).sum()
-
-    # Optimizers: weight decay applies to the first `decayed` entries; the gradient is multiplied by `outcome[SCALE]`.
-    # `outcome` (4,) stays on the device: a step that is not finite, and all steps after it, change nothing.
-
-    def judge_step(self, outcome: Array, loss: Array, correct: Array, gradient: Array, clip: float) -> None:
-        """Set `outcome` for `loss` (), `correct` () and `gradient` (size,), whose norm is clipped to `clip` (0: never).
-
-        `outcome[OK]` is left at 0, and set to 0 where the loss or the norm is not finite.
-        """
-        norm = math.sqrt(self.squared_norm(gradient))
-        if not (self.xp.isfinite(loss) and math.isfinite(norm)):
-            outcome[OK] = 0.0
-        outcome[SCALE] = clip / norm if 0.0 < clip < norm else 1.0
-        outcome[LOSS], outcome[CORRECT] = loss, correct
-
-    def squared_norm(self, vector: Array) -> float:
-        return float(vector.astype(np.float64) @ vector.astype(np.float64))
-
-    def sgd_step(
-        self, weights: Array, gradient: Array, velocity: Array, decayed: int, outcome: Array,
-        lr: float, momentum: float, nesterov: bool, weight_decay: float,
-    ) -> None:
-        if not outcome[OK]:
-            return
-        g = gradient * float(outcome[SCALE])  # (size,)
-        g[:decayed] += weight_decay * weights[:decayed]
-        velocity *= momentum
-        velocity += g
-        weights -= lr * (g + momentum * velocity if nesterov else velocity)
-
-    def adamw_step(
-        self, weights: Array, gradient: Array, first: Array, second: Array, decayed: int, outcome: Array,
-        lr: float, beta1: float, beta2: float, epsilon: float, weight_decay: float, step: int,
-    ) -> None:
-        """Loshchilov and Hutter (2019): decoupled weight decay; `step` counts from 1."""
-        if not outcome[OK]:
-            return
-        g = gradient * float(outcome[SCALE])  # (size,)
-        first *= beta1
-        first += (1.0 - beta1) * g
-        second *= beta2
-        second += (1.0 - beta2) * g * g
-        weights[:decayed] *= 1.0 - lr * weight_decay
-        root = self.xp.sqrt(second / (1.0 - beta2**step))  # (size,)
-        weights -= (lr / (1.0 - beta1**step)) * first / (root + epsilon)
-
-    def average(self, average: Array, values: Array, rate: float, outcome: Array) -> None:
-        """Move `average` (size,) towards `values` (size,) by the fraction `rate`."""
-        if outcome[OK]:
-            average += rate * (values - average)
-
-    def copy(self, target: Array, values: Array, outcome: Array) -> None:
-        """Set `target` (size,) to `values` (size,)."""
-        if outcome[OK]:
-            target[...] = values
-
-    # Images
-
-    def resample(
-        self, images: Array, ys: Array, xs: Array, holes: Array | None, mean: Array, std: Array,
-        colours: Array | None = None,
-    ) -> Array:
-        """Crop, flip, shift, normalise and recolour in one pass: uint8 (N, H, W, C) -> mean's dtype (N, OH, OW, C).
-
-        Output pixel (i, j) of image n is interpolated bilinearly at row `ys[n, i]` and column `xs[n, j]`, which lie
-        inside the image. Each image's matrix in `colours` (N, C, C + 1) then multiplies its normalised pixels, with a 1
-        appended to their channels. Last, `holes` (N, 4) are set to 0, the normalised mean colour. A hole or box is
-        given as its top, bottom, left and right.
-        """
-        xp = self.xp
-        y0, y1, fy = _neighbours(xp, ys, images.shape[1], mean.dtype)  # (N, OH) each
-        x0, x1, fx = _neighbours(xp, xs, images.shape[2], mean.dtype)  # (N, OW) each
-        n = xp.arange(len(images))[:, None, None]  # (N, 1, 1)
-
-        def row(y: Array) -> Array:
-            left, right = images[n, y[:, :, None], x0[:, None]], images[n, y[:, :, None], x1[:, None]]
-            weight = fx[:, None, :, None]  # (N, 1, OW, 1)
-            return left * (1 - weight) + right * weight  # (N, OH, OW, C)
-
-        weight = fy[:, :, None, None]  # (N, OH, 1, 1)
-        out = (row(y0) * (1 - weight) + row(y1) * weight - mean) / std  # (N, OH, OW, C)
-        if colours is not None:
-            matrices = colours.astype(mean.dtype)[:, None]  # (N, 1, C, C + 1)
-            out = out @ matrices[..., :-1].swapaxes(2, 3) + matrices[:, :, None, :, -1]  # (N, OH, OW, C)
-        if holes is not None:
-            out[_within(xp, holes, *out.shape[1:3])] = 0
-        return out
-
-    def blend(self, x: Array, partners: Array, weights: Array, boxes: Array) -> Array:
-        """Blend image n of x (N, H, W, C) with image `partners[n]`, into a new array.
-
-        Inside box n of `boxes` (N, 4), image n has the weight `weights[n]` and its partner 1 - `weights[n]`. Outside,
-        the image is unchanged.
-        """
-        own = weights.astype(x.dtype)[:, None, None, None]  # (N, 1, 1, 1)
-        inside = _within(self.xp, boxes, *x.shape[1:3])[..., None]  # (N, H, W, 1)
-        return self.xp.where(inside, own * x + (1 - own) * x[partners], x)  # (N, H, W, C)
-
-    def augment(
-        self, images: Array, rows: Array, labels: Array, numbers: AugmentNumbers, mean: Array, std: Array,
-        whole: bool = False,
-    ) -> tuple[Array, Array]:
-        raise NotImplementedError("images are augmented by resample and blend: see `augments_on_device`")
-
 
 def _pad(xp: Any, x: Array, window: Window, value: float) -> Array:
     """x (N, H, W, C) padded with `value` as the window says: (N, H', W', C)."""
@@ -460,19 +285,6 @@ def _taps(window: Window, out_h: int, out_w: int) -> Iterator[tuple[int, int, tu
             yield a, b, (slice(None), rows, columns)
 
 
-def _within(xp: Any, boxes: Array, height: int, width: int) -> Array:
-    """Whether each pixel lies in its image's box (N, 4): bool (N, height, width)."""
-    i, j = xp.arange(height)[:, None], xp.arange(width)  # (height, 1), (width,)
-    top, bottom, left, right = (boxes[:, side, None, None] for side in range(4))  # (N, 1, 1) each
-    return (i >= top) & (i < bottom) & (j >= left) & (j < right)
-
-
 def _sigmoid(xp: Any, x: Array) -> Array:
     """1 / (1 + exp(-x)), computed by tanh, which does not overflow."""
     return 0.5 * (1.0 + xp.tanh(0.5 * x))
-
-
-def _neighbours(xp: Any, positions: Array, size: int, dtype: Any) -> tuple[Array, Array, Array]:
-    """The two pixels around each position, and its distance from the first, 0 to 1: (N, OH) or (N, OW) each."""
-    first = xp.floor(positions).astype(np.int64)  # shape of positions
-    return first, xp.minimum(first + 1, size - 1), (positions - first).astype(dtype)
