@@ -86,7 +86,26 @@ PREPROCESS = [
     *_wide("plan_augmentation"),
 ]
 
+def _flat(kernel: str, needs: tuple[str, ...]) -> list[Instance]:
+    """A kernel<type, vector> over flat vectors of the parameters' type."""
+    return [
+        Instance(f"{kernel}<{wide}, {vector}>", needs if vector > 1 else (), min_blocks=3, main=vector == 4)
+        for wide in WIDE for vector in (16 // TYPES[wide], 1)
+    ]  # fmt: skip
+
+
+OPTIMIZERS = [
+    *_flat("sgd_step", BOTH), *_flat("adamw_step", BOTH), *_flat("average_step", BOTH), *_flat("copy_step", BOTH),
+    *_flat("sum_squares", LOADS), *_wide("judge_step"),
+]  # fmt: skip
+
+LOSSES = [
+    *(Instance(f"{kernel}<{wide}, {lanes}>") for kernel in ("softmax_cross_entropy", "count_correct")
+      for wide in WIDE for lanes in (8, 32)),
+    *_wide("loss_merge"),
+]  # fmt: skip
+
 INSTANCES = {
     "convolution.cu": CONVOLUTION, "norm.cu": NORM, "pooling.cu": POOLING, "elementwise.cu": ELEMENTWISE,
-    "preprocess.cu": PREPROCESS,
+    "preprocess.cu": PREPROCESS, "optimizers.cu": OPTIMIZERS, "losses.cu": LOSSES,
 }  # fmt: skip
