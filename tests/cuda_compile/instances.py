@@ -39,6 +39,14 @@ def _wide(kernel: str) -> list[Instance]:
     return [Instance(f"{kernel}<{wide}>") for wide in WIDE]
 
 
+def _flat(kernel: str, needs: tuple[str, ...]) -> list[Instance]:
+    """A kernel<type, vector> over flat vectors of the parameters' type."""
+    return [
+        Instance(f"{kernel}<{wide}, {vector}>", needs if vector > 1 else (), min_blocks=3, main=vector == 4)
+        for wide in WIDE for vector in (16 // TYPES[wide], 1)
+    ]  # fmt: skip
+
+
 def _convolutions() -> list[Instance]:
     """The passes in every precision, with each tile where the channels fill whole copies of 16 bytes."""
     found = []
@@ -85,14 +93,6 @@ PREPROCESS = [
     *(Instance(f"augment<{kind}, {mixes}>", main=kind == "bf16") for kind in TYPES for mixes in ("false", "true")),
     *_wide("plan_augmentation"),
 ]
-
-def _flat(kernel: str, needs: tuple[str, ...]) -> list[Instance]:
-    """A kernel<type, vector> over flat vectors of the parameters' type."""
-    return [
-        Instance(f"{kernel}<{wide}, {vector}>", needs if vector > 1 else (), min_blocks=3, main=vector == 4)
-        for wide in WIDE for vector in (16 // TYPES[wide], 1)
-    ]  # fmt: skip
-
 
 OPTIMIZERS = [
     *_flat("sgd_step", BOTH), *_flat("adamw_step", BOTH), *_flat("average_step", BOTH), *_flat("copy_step", BOTH),
