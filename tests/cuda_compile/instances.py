@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from cnn.backends.gpu import convolution
+
 
 class Instance(NamedTuple):
     """A kernel with its template arguments.
@@ -37,6 +39,34 @@ def _wide(kernel: str) -> list[Instance]:
     return [Instance(f"{kernel}<{wide}>") for wide in WIDE]
 
 
+def _flat(kernel: str, needs: tuple[str, ...]) -> list[Instance]:
+    """A kernel<type, vector> over flat vectors of the parameters' type."""
+    return [
+        Instance(f"{kernel}<{wide}, {vector}>", needs if vector > 1 else (), min_blocks=3, main=vector == 4)
+        for wide in WIDE for vector in (16 // TYPES[wide], 1)
+    ]  # fmt: skip
+
+
+def _convolutions() -> list[Instance]:
+    """The passes in every precision, with each tile where the channels fill whole copies of 16 bytes."""
+    found = []
+    for kind, math in (("double", "PLAIN"), ("float", "PLAIN"), ("float", "TF32"), ("bf16", "BF16")):
+        needs = ("LDGSTS", "STG.128") if math == "PLAIN" else ("HMMA", "LDGSTS", "STG.128")
+        for which in ("FORWARD", "INPUT", "WEIGHT"):
+            # Of float32, ldmatrix can only load an operand whose lines lie along the summed index.
+            ldmatrix = ("LDSM",) if math == "BF16" or (math == "TF32" and which != "WEIGHT") else ()
+            for tile in convolution.TILES:
+                for aligned in (True, False):
+                    if tile == convolution.TILES[-1] or (aligned and kind != "double"):
+                        name = convolution.kernel_name(kind, math, which, tile, aligned)
+                        must = (*needs, *ldmatrix) if aligned else needs[:-2]
+                        main = aligned and math != "PLAIN" and tile == convolution.TILES[0]
+                        found.append(Instance(name, must, 2, tile.shared_bytes, main))
+    return found
+
+
+CONVOLUTION = [*_convolutions(), *_wide("add_splits")]
+
 NORM = [
     *_vectors("norm_statistics", LOADS), *_vectors("norm_apply"), *_vectors("norm_backward_sums", LOADS),
     *_vectors("norm_backward_apply"), *_vectors("channel_sums", LOADS), *_wide("norm_merge"),
@@ -64,14 +94,6 @@ PREPROCESS = [
     *_wide("plan_augmentation"),
 ]
 
-def _flat(kernel: str, needs: tuple[str, ...]) -> list[Instance]:
-    """A kernel<type, vector> over flat vectors of the parameters' type."""
-    return [
-        Instance(f"{kernel}<{wide}, {vector}>", needs if vector > 1 else (), min_blocks=3, main=vector == 4)
-        for wide in WIDE for vector in (16 // TYPES[wide], 1)
-    ]  # fmt: skip
-
-
 OPTIMIZERS = [
     *_flat("sgd_step", BOTH), *_flat("adamw_step", BOTH), *_flat("average_step", BOTH), *_flat("copy_step", BOTH),
     *_flat("sum_squares", LOADS), *_wide("judge_step"),
@@ -84,6 +106,6 @@ LOSSES = [
 ]  # fmt: skip
 
 INSTANCES = {
-    "norm.cu": NORM, "pooling.cu": POOLING, "elementwise.cu": ELEMENTWISE, "preprocess.cu": PREPROCESS,
-    "optimizers.cu": OPTIMIZERS, "losses.cu": LOSSES,
+    "convolution.cu": CONVOLUTION, "norm.cu": NORM, "pooling.cu": POOLING, "elementwise.cu": ELEMENTWISE,
+    "preprocess.cu": PREPROCESS, "optimizers.cu": OPTIMIZERS, "losses.cu": LOSSES,
 }  # fmt: skip
