@@ -8,7 +8,7 @@ template <class T> struct Output<T, WEIGHT> { typedef WideOf<T> type; };
 // channels; the others, where VEC > real, are padding. A block of WEIGHT sums `stretch` pixels, to out[blockIdx.z].
 // `statistics`, if not null, gets of each tile's columns the mean and the sum of squared distances from it.
 template <class T, int MATH, int PASS, int ROWS, int COLS, bool ALIGNED>
-__global__ void __launch_bounds__(THREADS, ALIGNED && ROWS * COLS < 128 * 128 ? 3 : 2) convolve(
+__global__ void __launch_bounds__(TILE_THREADS, ALIGNED && ROWS * COLS < 128 * 128 ? 3 : 2) convolve(
     const T* __restrict__ gathered, const T* __restrict__ right, const WideOf<T>* __restrict__ bias,
     typename Output<T, PASS>::type* __restrict__ out, WideOf<T>* __restrict__ statistics,
     int images, int height, int width, int channels, int pitch, int real, int out_height, int out_width, int cols,
@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(THREADS, ALIGNED && ROWS * COLS < 128 * 128 ? 
     // load(slice) copies the next slices of both operands, each time it is called.
     Corners<ROWS>& corners = *(Corners<ROWS>*)shared;
     if constexpr (PASS != WEIGHT) {
-        for (int r = thread; r < ROWS; r += THREADS) {
+        for (int r = thread; r < ROWS; r += TILE_THREADS) {
             int i, j, image = pixel_of(row0 + r, i, j), y = i * down.step + down.shift, x = j * across.step + across.shift;
             const bool valid = row0 + r < rows;
             corners.y[r] = valid ? y : -(1 << 30);
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(THREADS, ALIGNED && ROWS * COLS < 128 * 128 ? 
     __syncthreads();
 
     const Stage<O, P, ROWS, COLS, STAGES * SLICES * (int)sizeof(T)> stage(shared);
-    for (int r = thread; r < ROWS; r += THREADS) {
+    for (int r = thread; r < ROWS; r += TILE_THREADS) {
         const int row = row0 + r;
         int to = row;
         if constexpr (PASS == WEIGHT) {

@@ -34,7 +34,7 @@ template <int PASS> __device__ __forceinline__ Axis make_axis(int size, int pixe
 
 // Which lines and elements of a slice a thread copies: the same element of every `step`th line.
 template <class LAYOUT, int V> struct Copies {
-    static constexpr int across = LAYOUT::line / V, step = THREADS / across, count = LAYOUT::lines / step;
+    static constexpr int across = LAYOUT::line / V, step = TILE_THREADS / across, count = LAYOUT::lines / step;
     static __device__ __forceinline__ int line() { return threadIdx.x / across; }
     static __device__ __forceinline__ int element() { return threadIdx.x % across * V; }
 };

@@ -43,7 +43,7 @@ template <class O, class P, int ROWS, int COLS, int LIMIT> struct Stage {
     // The activation `kind` of all; a loop, since code for each sum in registers would be long.
     __device__ __forceinline__ void activate(int kind) const {
 #pragma unroll 1
-        for (int i = threadIdx.x; i < ROWS * cols; i += THREADS) {
+        for (int i = threadIdx.x; i < ROWS * cols; i += TILE_THREADS) {
             O& value = sums[i / cols * pitch + i % cols];
             value = narrow<O>(activated<W>(widen(value), kind));
         }
@@ -51,7 +51,7 @@ template <class O, class P, int ROWS, int COLS, int LIMIT> struct Stage {
     // Copy to `out`, of which rows have `all_cols` elements, V at a time.
     template <int V> __device__ __forceinline__ void write(O* out, int part, int col0, int all_cols) const {
 #pragma unroll 4
-        for (int i = threadIdx.x; i < ROWS * cols / V; i += THREADS) {
+        for (int i = threadIdx.x; i < ROWS * cols / V; i += TILE_THREADS) {
             const int row = i / (cols / V), q = i % (cols / V) * V, col = col0 + tile_col(part, q), to = target[row];
             if (to < 0 || col >= all_cols) continue;
             O* place = out + (long long)to * all_cols + col;

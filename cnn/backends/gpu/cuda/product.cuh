@@ -7,7 +7,7 @@
 
 enum Math { PLAIN, TF32, BF16 };  // multiply-adds of single threads, in T; or tensor cores, which sum in float32
 
-constexpr int THREADS = 128;
+constexpr int TILE_THREADS = 128;
 template <class T> constexpr int VEC = 16 / (int)sizeof(T);    // elements in a chunk of 16 bytes
 template <class T> constexpr int DEPTH = 64 / (int)sizeof(T);  // elements of k in a slice
 
