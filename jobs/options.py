@@ -75,6 +75,10 @@ class TrainOptions(RecipeOptions):
         int,
         Option("Memory for images; if all fit, they are read once.", "SIZE", parse=parse_bytes, default="1GB"),
     ] = 10**9
+    cache: Annotated[
+        Literal["auto", "device", "none"],
+        Option("Keep the training images in the GPU's memory; auto: if they take at most half of it."),
+    ] = "auto"
     checkpoint_minutes: Annotated[float, Option("Minutes between checkpoints within an epoch.", "X", 0)] = 5.0
     checkpoint_steps: Annotated[int | None, Option("Steps between checkpoints, if that comes first.", "N", 1)] = None
 
@@ -141,3 +145,11 @@ class ReportOptions:
     device: Device = "auto"
     precision: Precision = "auto"
     workers: Workers = None
+
+
+@dataclass(frozen=True)
+class SelftestOptions:
+    """What a self-test checks."""
+
+    device: Device = "auto"
+    precision: Precision = "auto"

@@ -185,6 +185,7 @@ def train(
     resume: bool = False,
     init: str | Path | None = None,
     ram_budget: int = 10**9,
+    cache: Literal["auto", "device", "none"] = "auto",
     overwrite: bool = False,
     quiet: bool = False,
 ) -> TrainingRun:
@@ -207,6 +208,8 @@ def train(
         resume: Resume the training in `run_dir`; start if there is none.
         init: A saved model to start from; its classes may differ.
         ram_budget: Bytes for images; if all fit in, they are read once.
+        cache: Where the training images are kept: "device" is the GPU's memory, "auto" the same if they take at most
+            half of what is free, "none" not there.
         overwrite: Replace a finished training.
         quiet: Print nothing.
 
@@ -234,7 +237,7 @@ def train(
     options = checked_options(
         TrainOptions, model=model if isinstance(model, str) else None, epochs=epochs, batch_size=batch_size, lr=lr,
         seed=seed, patience=patience, recipe=name, config=file, device=device, precision=precision,
-        workers=workers, resume=resume, init=init, ram_budget=ram_budget, overwrite=overwrite,
+        workers=workers, resume=resume, init=init, ram_budget=ram_budget, cache=cache, overwrite=overwrite,
         set=[f"{key}={_toml(key, value)}" for key, value in {**texts, **(values or {})}.items()],
     )  # fmt: skip
     with running(quiet):

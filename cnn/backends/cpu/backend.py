@@ -135,8 +135,11 @@ class CpuBackend(ReferenceBackend):
 
     def softmax_cross_entropy(
         self, logits: Array, targets: Array, smoothing: float, class_weights: Array | None, denominator: int
-    ) -> tuple[Array, Array]:
-        return losses.softmax_cross_entropy(logits, targets, smoothing, class_weights, denominator, self._team)
+    ) -> tuple[Array, Array, Array]:
+        loss, gradient = losses.softmax_cross_entropy(
+            logits, targets, smoothing, class_weights, denominator, self._team
+        )
+        return loss, gradient, self.count_correct(logits, targets)
 
     # Optimizers
 
@@ -144,19 +147,19 @@ class CpuBackend(ReferenceBackend):
         return optimizers.squared_norm(vector, self._team)
 
     def sgd_step(
-        self, weights: Array, gradient: Array, velocity: Array, decayed: int, gradient_scale: float,
+        self, weights: Array, gradient: Array, velocity: Array, decayed: int, outcome: Array,
         lr: float, momentum: float, nesterov: bool, weight_decay: float,
     ) -> None:
         optimizers.sgd_step(
-            weights, gradient, velocity, decayed, gradient_scale, lr, momentum, nesterov, weight_decay, self._team
+            weights, gradient, velocity, decayed, outcome, lr, momentum, nesterov, weight_decay, self._team
         )
 
     def adamw_step(
-        self, weights: Array, gradient: Array, first: Array, second: Array, decayed: int, gradient_scale: float,
+        self, weights: Array, gradient: Array, first: Array, second: Array, decayed: int, outcome: Array,
         lr: float, beta1: float, beta2: float, epsilon: float, weight_decay: float, step: int,
     ) -> None:
         optimizers.adamw_step(
-            weights, gradient, first, second, decayed, gradient_scale, lr, beta1, beta2, epsilon, weight_decay, step,
+            weights, gradient, first, second, decayed, outcome, lr, beta1, beta2, epsilon, weight_decay, step,
             self._team,
         )
 
