@@ -1,6 +1,7 @@
 """Compile every CUDA kernel for real GPUs, without one, and check registers, occupancy and instructions.
 
-Each run compiles all instances for one architecture, and the main ones for the others. To compile all for all:
+Each run compiles all instances for one architecture, and the main ones for some others. To compile all for all, which
+takes minutes:
 
     LOGPOSE_COMPILE_ALL=1 pytest tests/cnn/backends/gpu/test_compile.py
 """
@@ -18,6 +19,7 @@ from tests.cuda_compile.resources import MULTIPROCESSORS, Kernel, read_kernels
 
 FOLDER = Path(kernels.__file__).parent / "cuda"
 FULLY_CHECKED = 90
+OTHERS = (80, 100, 120)
 FORBIDDEN = ("local", "float atomic")
 
 needs_compiler = pytest.mark.skipif(bool(why_missing()), reason=why_missing())
@@ -30,7 +32,7 @@ def cases() -> list[tuple[str, int]]:
         (file, architecture)
         for file, instances in INSTANCES.items()
         if (FOLDER / file).exists()
-        for architecture in MULTIPROCESSORS
+        for architecture in (MULTIPROCESSORS if everything else (FULLY_CHECKED, *OTHERS))
         if everything or architecture == FULLY_CHECKED or any(instance.main for instance in instances)
     ]
 
