@@ -27,17 +27,17 @@ class Tile(NamedTuple):
     cols: int
     speed: float
 
-    def count(self, rows: int, cols: int) -> int:
-        """The number of tiles that cover a matrix."""
+    def blocks(self, rows: int, cols: int) -> int:
+        """How many tiles cover a matrix."""
         return -(-rows // self.rows) * -(-cols // self.cols)
 
     @property
     def shared_bytes(self) -> int:
         stages = 3 if self.rows * self.cols > 128 * 64 else 4  # as in the kernel
-        return stages * (self.rows + self.cols) * _SLICE
+        return stages * (self.rows + self.cols + 16) * _SLICE  # 8 rows or columns more of some layouts
 
 
-TILES = (Tile(128, 128, 1.0), Tile(128, 64, 0.7), Tile(64, 64, 0.5))
+TILES = (Tile(128, 128, 1.0), Tile(256, 64, 0.95), Tile(128, 64, 0.7), Tile(64, 64, 0.5))
 
 # Weight gradients are summed in portions, whose number must not depend on the GPU, so that all give the same bits.
 _BLOCKS = 264  # that run at a time: two on each of 132 multiprocessors
@@ -45,13 +45,14 @@ _ADD_COST = 0.06  # of writing and adding up one block's sums, in units of the t
 _MIN_SLICES = 4  # that a block sums
 
 
+@cache
 def choose_tile(rows: int, cols: int, multiprocessors: int, itemsize: int, aligned: bool) -> Tile:
     """The tile with which the busiest multiprocessor is done first. It does not change the bits of any sum."""
     if itemsize == 8 or not aligned:  # kernels that are for correctness, not speed, come in the smallest tile only
         return TILES[-1]
 
     def time(tile: Tile) -> float:
-        return -(-tile.count(rows, cols) // multiprocessors) * tile.rows * tile.cols / tile.speed
+        return -(-tile.blocks(rows, cols) // multiprocessors) * tile.rows * tile.cols / tile.speed
 
     return min(TILES, key=time)
 
@@ -59,6 +60,7 @@ def choose_tile(rows: int, cols: int, multiprocessors: int, itemsize: int, align
 @cache
 def choose_splits(tiles: int, slices: int) -> int:
     """In how many portions to sum a weight gradient of so many tiles, from so many slices of pixels."""
+
     def time(splits: int) -> float:
         return -(-tiles * splits // _BLOCKS) * -(-slices // splits) + _ADD_COST * tiles * splits * (splits > 1)
 
@@ -84,7 +86,7 @@ def forward(
     partial = cupy.empty((-(-rows // tile.rows), 2, filters), wide_dtype(x)) if statistics else None  # (tiles, 2, K)
     if rows:
         _launch(
-            "FORWARD", math, tile, (tile.count(rows, filters), 1, 1), image, _aligned(weight), bias, y, partial,
+            "FORWARD", math, tile, (tile.blocks(rows, filters), 1, 1), image, _aligned(weight), bias, y, partial,
             grid, window, kernels.ACTIVATIONS.index(kind),
         )  # fmt: skip
     return y, None if partial is None else Statistics(partial, tile.rows)
@@ -107,7 +109,7 @@ def input_gradient(dy: Array, weight: Array, window: Window, in_shape: tuple[int
         return dx
     tile = choose_tile(rows * down * across, channels, _multiprocessors(), dy.itemsize, image.aligned)
     _launch(
-        "INPUT", math, tile, (tile.count(rows, channels), 1, down * across), image, _aligned(weight), None, dx, None,
+        "INPUT", math, tile, (tile.blocks(rows, channels), 1, down * across), image, _aligned(weight), None, dx, None,
         (height, width), window,
     )  # fmt: skip
     return dx
@@ -124,9 +126,10 @@ def weight_gradient(dy: Array, x: Array, window: Window, math: str, d_weight: Ar
     image = _image(x, filters)
     rows = maths.prod(window.size) * image.channels
     tile = choose_tile(rows, filters, 1, x.itemsize, image.aligned)  # the portions are to occupy all multiprocessors
-    tiles = tile.count(rows, filters)
+    tiles = tile.blocks(rows, filters)
     depth = _SLICE // x.itemsize  # pixels in a slice
-    stretch = -(--(-pixels // depth) // choose_splits(tiles, -(-pixels // depth))) * depth
+    slices = -(-pixels // depth)
+    stretch = -(-slices // choose_splits(tiles, slices)) * depth
     splits = -(-pixels // stretch)
     direct = splits == 1 and _is_aligned(d_weight)
     parts = d_weight if direct else cupy.empty((splits, *d_weight.shape), d_weight.dtype)  # (splits, KH, KW, C, K)
@@ -188,7 +191,7 @@ def _multiprocessors() -> int:
 
 
 def kernel_name(type_name: str, math: str, which: str, tile: Tile, aligned: bool) -> str:
-    """The instance of `convolve` for elements of a C++ type, one of the passes FORWARD, INPUT and WEIGHT, and a tile."""
+    """The instance of `convolve` for a C++ type, one of the passes FORWARD, INPUT and WEIGHT, and a tile."""
     return f"convolve<{type_name}, {math}, {which}, {tile.rows}, {tile.cols}, {str(aligned).lower()}>"
 
 

@@ -107,6 +107,9 @@ template <int V> struct Columns {
         channel = first + own;
         active = lane < lanes && own < count;
     }
+    // The rows of a kernel whose blocks go through all rows by turns.
+    __device__ __forceinline__ long long first_row() const { return (long long)blockIdx.x * lanes + lane; }
+    __device__ __forceinline__ long long row_step() const { return (long long)gridDim.x * lanes; }
 };
 
 // Sums over a block: columns of shared memory, one per thread, V to a channel group. Their rows are longer than the

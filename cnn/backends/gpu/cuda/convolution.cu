@@ -1,35 +1,24 @@
 // Convolution, the gradients of its input and of its weight: implicit matrix products (see operands.cuh, product.cuh).
 
-// Sums (rows x cols) -> global memory, by way of shared memory, so that warps write whole lines of memory.
-template <class O, int ROWS, int COLS, int LIMIT> struct Stage {
-    // Where the whole tile does not fit in LIMIT bytes, each warp's columns are stored in two goes.
-    static constexpr bool whole = ROWS * (COLS + 8) * (int)sizeof(O) + ROWS * 4 <= LIMIT;
-    static constexpr int parts = whole ? 1 : 2, cols = COLS / parts, pitch = cols + 8;  // 8 more: other banks
-    static constexpr int bytes = ROWS * pitch * (int)sizeof(O);
-    static_assert(bytes + ROWS * 4 <= LIMIT, "the tile does not fit");
-    // The tile's column of the stage's column q in a part.
-    static __device__ __forceinline__ int col(int part, int q) { return q / (cols / 2) * (COLS / 2) + part * (cols / 2) + q % (cols / 2); }
-};
-
 template <class T, int PASS> struct Output { typedef T type; };
-template <class T> struct Output<T, WEIGHT> { typedef typename Wide<T>::type type; };
+template <class T> struct Output<T, WEIGHT> { typedef WideOf<T> type; };
 
 // The gathered image is (images, height, width, channels), `pitch` elements from pixel to pixel; out_height x out_width
 // are the pixels of the rows (WEIGHT: of the sum), `cols` the columns. FORWARD and WEIGHT: the weight has `real` of the
 // channels; the others, where VEC > real, are padding. A block of WEIGHT sums `stretch` pixels, to out[blockIdx.z].
 // `statistics`, if not null, gets of each tile's columns the mean and the sum of squared distances from it.
 template <class T, int MATH, int PASS, int ROWS, int COLS, bool ALIGNED>
-__global__ void __launch_bounds__(THREADS, ALIGNED && ROWS * COLS < 128 * 128 ? 3 : 2) convolve(
-    const T* __restrict__ gathered, const T* __restrict__ right, const typename Wide<T>::type* __restrict__ bias,
-    typename Output<T, PASS>::type* __restrict__ out, typename Wide<T>::type* __restrict__ statistics,
+__global__ void __launch_bounds__(TILE_THREADS, ALIGNED && ROWS * COLS < 128 * 128 ? 3 : 2) convolve(
+    const T* __restrict__ gathered, const T* __restrict__ right, const WideOf<T>* __restrict__ bias,
+    typename Output<T, PASS>::type* __restrict__ out, WideOf<T>* __restrict__ statistics,
     int images, int height, int width, int channels, int pitch, int real, int out_height, int out_width, int cols,
     int window_height, int window_width, int stride_down, int stride_across, int top, int left, int kind, int stretch) {
-    typedef typename Wide<T>::type W;
+    typedef WideOf<T> W;
     typedef typename Output<T, PASS>::type O;
     typedef Layout<T, PASS != WEIGHT, ROWS> L;
     typedef Layout<T, PASS == INPUT, COLS> R;
+    typedef Product<T, MATH, L, R, ROWS, COLS> P;
     constexpr int V = ALIGNED ? VEC<T> : 1, STAGES = ROWS * COLS > 128 * 64 ? 3 : 4, SLICES = L::size + R::size;
-    typedef Stage<O, ROWS, COLS, STAGES * SLICES * (int)sizeof(T)> S;
     extern __shared__ __align__(16) char shared[];
     const int thread = threadIdx.x;
 
@@ -56,12 +45,14 @@ __global__ void __launch_bounds__(THREADS, ALIGNED && ROWS * COLS < 128 * 128 ? 
     };
 
     // load(slice) copies the next slices of both operands, each time it is called.
-    Corner* corners = (Corner*)shared;
+    Corners<ROWS>& corners = *(Corners<ROWS>*)shared;
     if constexpr (PASS != WEIGHT) {
-        if (thread < ROWS) {
-            int i, j, image = pixel_of(row0 + thread, i, j), y = i * down.step + down.shift, x = j * across.step + across.shift;
-            const bool valid = row0 + thread < rows;
-            corners[thread] = {valid ? y : -(1 << 30), x, valid ? (((long long)image * height + y) * width + x) * pitch : 0};
+        for (int r = thread; r < ROWS; r += TILE_THREADS) {
+            int i, j, image = pixel_of(row0 + r, i, j), y = i * down.step + down.shift, x = j * across.step + across.shift;
+            const bool valid = row0 + r < rows;
+            corners.y[r] = valid ? y : -(1 << 30);
+            corners.x[r] = x;
+            corners.offset[r] = valid ? (((long long)image * height + y) * width + x) * pitch : 0;
         }
         __syncthreads();
     }
@@ -89,9 +80,9 @@ __global__ void __launch_bounds__(THREADS, ALIGNED && ROWS * COLS < 128 * 128 ? 
 
     // The slices of the next STAGES - 1 steps are on their way while one is multiplied.
     T* slices = (T*)shared;
-    Product<T, MATH, L, R, ROWS, COLS> product;
+    P product;
     const int steps = (last - first + DEPTH<T> - 1) / DEPTH<T>;
-#pragma unroll
+#pragma unroll 1
     for (int step = 0; step < STAGES - 1; step++) {
         if (step < steps) load(slices + step * SLICES);
         copies_commit();
@@ -110,63 +101,32 @@ __global__ void __launch_bounds__(THREADS, ALIGNED && ROWS * COLS < 128 * 128 ? 
     copies_wait<0>();
     __syncthreads();
 
-    // The row of the output for each row of the tile; -1 for none.
-    O* stage = (O*)shared;
-    int* target = (int*)(shared + S::bytes);
-    if (thread < ROWS) {
-        const int row = row0 + thread;
+    const Stage<O, P, ROWS, COLS, STAGES * SLICES * (int)sizeof(T)> stage(shared);
+    for (int r = thread; r < ROWS; r += TILE_THREADS) {
+        const int row = row0 + r;
         int to = row;
         if constexpr (PASS == WEIGHT) {
-            const int number = row / channels, channel = row - number * channels;
-            to = channel < real ? number * real + channel : -1;
+            const Tap tap = tap_of(row);
+            to = tap.channel < real ? (tap.a * across.taps + tap.b) * real + tap.channel : -1;
         } else if (PASS == INPUT && gridDim.z > 1) {
             int i, j, image = pixel_of(row, i, j);
             to = (image * out_height + down.first + i * down.stride) * out_width + across.first + j * across.stride;
         }
-        target[thread] = row < rows ? to : -1;
+        stage.target[r] = row < rows ? to : -1;
     }
     if (PASS == WEIGHT) out += (long long)blockIdx.z * down.taps * across.taps * real * cols;
 #pragma unroll
-    for (int part = 0; part < S::parts; part++) {
+    for (int part = 0; part < stage.parts; part++) {
         if (part) __syncthreads();
-#pragma unroll
-        for (int j = part * product.across / S::parts; j < (part + 1) * product.across / S::parts; j++) {
-            const int col = product.col0 + product.col(j, 0), q = product.col0 / S::parts + product.col(j, 0) - part * (S::cols / 2);
-            W offset[2] = {};
-            if (bias)
-#pragma unroll
-                for (int e = 0; e < 2; e++) offset[e] = col0 + col + e < cols ? bias[col0 + col + e] : (W)0;
-#pragma unroll
-            for (int i = 0; i < product.high; i++)
-#pragma unroll
-                for (int e = 0; e < 4; e++)
-                    stage[(product.row0 + product.row(i, e)) * S::pitch + q + (e & 1)] =
-                        narrow<O>(activated<W>(product.sum[i][j][e] + offset[e & 1], kind));
-        }
+        stage.put(product, part, bias, kind == RELU ? (W)0 : -(W)__uint_as_float(0x7f800000), col0, cols);
         __syncthreads();
-        constexpr int VO = ALIGNED ? VEC<O> : 1;
-        for (int unit = thread; unit < ROWS * S::cols / VO; unit += THREADS) {
-            const int r = unit / (S::cols / VO), q = unit % (S::cols / VO) * VO, col = col0 + S::col(part, q), to = target[r];
-            if (to < 0 || col >= cols) continue;
-            O* place = out + (long long)to * cols + col;
-            if constexpr (ALIGNED) *(int4*)place = *(const int4*)(stage + r * S::pitch + q);
-            else *place = stage[r * S::pitch + q];
+        if (PASS == FORWARD && kind > RELU) {
+            stage.activate(kind);
+            __syncthreads();
         }
-        if (PASS == FORWARD && statistics) {
-            const int count = min(ROWS, rows - row0), col = col0 + S::col(part, thread);
-            if (thread < S::cols && col < cols) {
-                const O* column = stage + thread;
-                W mean = 0, squares = 0;
-                for (int r = 0; r < count; r++) mean += widen(column[r * S::pitch]);
-                mean /= count;
-                for (int r = 0; r < count; r++) {
-                    const W distance = widen(column[r * S::pitch]) - mean;
-                    squares += distance * distance;
-                }
-                statistics[((long long)row_tile * 2) * cols + col] = mean;
-                statistics[((long long)row_tile * 2 + 1) * cols + col] = squares;
-            }
-        }
+        stage.template write<ALIGNED ? VEC<O> : 1>(out, part, col0, cols);
+        if (PASS == FORWARD && statistics)
+            stage.statistics(statistics + (long long)row_tile * 2 * cols, part, min(ROWS, rows - row0), col0, cols);
     }
 }
 

@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(THREADS, 4) dropout(
     unsigned long long key, float rate, WideOf<T> factor) {
     const Columns<V> at(columns, width);
     if (!at.active) return;
-    for (long long row = (long long)blockIdx.x * at.lanes + at.lane; row < rows; row += (long long)gridDim.x * at.lanes) {
+    for (long long row = at.first_row(); row < rows; row += at.row_step()) {
         Vector<T, V> values = load<V>(x + row * columns + at.channel);
         const unsigned long long number = numbers ? numbers[row] : row, row_key = mix(number * GOLDEN_GAMMA + key);
 #pragma unroll

@@ -134,8 +134,8 @@ __global__ void __launch_bounds__(MERGE_CHANNELS * MERGE_LANES) sums_merge(
     if (K == 2) second[channel] = totals[K - 1][0][c];
 }
 
-// What turns x into z = (x - mean) * factor + shift, for a thread's channels. Read through shared memory, since a warp's
-// loads of V numbers per thread would not be neighbours.
+// What turns x into z = (x - mean) * factor + shift, for a thread's channels. It is read through shared memory, since
+// neighbouring threads would not load neighbours.
 template <class A, int V> struct Affine { A mean[V], factor[V], shift[V]; };
 template <class A, int V>
 __device__ __forceinline__ Affine<A, V> affine_of(
@@ -163,13 +163,13 @@ __global__ void __launch_bounds__(THREADS, 2) norm_apply(
     const WideOf<T>* __restrict__ variance, T* __restrict__ y, int rows, int channels, int width,
     WideOf<T> epsilon, int kind) {
     typedef WideOf<T> A;
-    constexpr int BATCH = 4;
+    constexpr int BATCH = 5;
     __shared__ __align__(16) A shared[3][MAX_WIDTH<V> * V];
     const Columns<V> at(channels, width);
     const Affine<A, V> own = affine_of<A, V>(shared, scale, shift, mean, variance, epsilon, at);
     if (!at.active) return;
-    const long long step = (long long)gridDim.x * at.lanes;
-    for (long long row = (long long)blockIdx.x * at.lanes + at.lane; row < rows; row += BATCH * step) {
+    const long long step = at.row_step();
+    for (long long row = at.first_row(); row < rows; row += BATCH * step) {
         Vector<T, V> values[BATCH];
 #pragma unroll
         for (int i = 0; i < BATCH; i++)
@@ -210,7 +210,7 @@ __global__ void __launch_bounds__(THREADS, 2) norm_backward_sums(
     const WideOf<T>* __restrict__ variance, WideOf<T>* __restrict__ partial, int rows,
     int channels, int width, int stretch, WideOf<T> epsilon, int kind) {
     typedef WideOf<T> A;
-    constexpr int BATCH = V == 1 ? 4 : 2;
+    constexpr int BATCH = V == 1 ? 4 : 3;
     __shared__ __align__(16) A shared[3][MAX_WIDTH<V> * V];
     __shared__ A columns[2 * V][PITCH<V>];
     const Columns<V> at(channels, width);
@@ -256,7 +256,7 @@ __global__ void __launch_bounds__(THREADS, 2) norm_backward_apply(
     const WideOf<T>* __restrict__ sum_dz_x_hat, T* __restrict__ dx, int rows, int channels, int width,
     WideOf<T> epsilon, int kind) {
     typedef WideOf<T> A;
-    constexpr int BATCH = V == 1 ? 4 : 2;
+    constexpr int BATCH = V == 1 ? 4 : 3;
     __shared__ __align__(16) A shared[3][MAX_WIDTH<V> * V], offsets[2][MAX_WIDTH<V> * V];
     const Columns<V> at(channels, width);
     for (int i = threadIdx.x; i < at.count; i += THREADS) {
@@ -268,8 +268,8 @@ __global__ void __launch_bounds__(THREADS, 2) norm_backward_apply(
     A offset[V], slope[V];
     get_own<V>(offset, offsets[0] + at.own);
     get_own<V>(slope, offsets[1] + at.own);
-    const long long step = (long long)gridDim.x * at.lanes;
-    for (long long row = (long long)blockIdx.x * at.lanes + at.lane; row < rows; row += BATCH * step) {
+    const long long step = at.row_step();
+    for (long long row = at.first_row(); row < rows; row += BATCH * step) {
         Vector<T, V> values[BATCH], gradients[BATCH];
 #pragma unroll
         for (int i = 0; i < BATCH; i++)

@@ -34,7 +34,7 @@ template <int PASS> __device__ __forceinline__ Axis make_axis(int size, int pixe
 
 // Which lines and elements of a slice a thread copies: the same element of every `step`th line.
 template <class LAYOUT, int V> struct Copies {
-    static constexpr int across = LAYOUT::line / V, step = THREADS / across, count = LAYOUT::lines / step;
+    static constexpr int across = LAYOUT::line / V, step = TILE_THREADS / across, count = LAYOUT::lines / step;
     static __device__ __forceinline__ int line() { return threadIdx.x / across; }
     static __device__ __forceinline__ int element() { return threadIdx.x % across * V; }
 };
@@ -51,10 +51,10 @@ struct Tap {
     }
 };
 
-// The first element of a row's window in the gathered image, which may lie outside.
-struct Corner {
-    int y, x;
-    long long offset;
+// Of each row of a tile, the first element of its window in the gathered image, which may lie outside.
+template <int ROWS> struct Corners {
+    int y[ROWS], x[ROWS];
+    long long offset[ROWS];
 };
 
 // Left operand of FORWARD and INPUT: a line is a row, with the channels of its tap side by side.
@@ -63,13 +63,13 @@ template <class T, class LAYOUT, int V> struct Patches {
     const T* from[C::count];
     int y[C::count], x[C::count];
 
-    __device__ __forceinline__ Patches(const T* gathered, const Corner* corners) {
+    __device__ __forceinline__ Patches(const T* gathered, const Corners<LAYOUT::lines>& corners) {
 #pragma unroll
         for (int i = 0; i < C::count; i++) {
-            const Corner corner = corners[C::line() + i * C::step];
-            from[i] = gathered + corner.offset;
-            y[i] = corner.y;
-            x[i] = corner.x;
+            const int row = C::line() + i * C::step;
+            from[i] = gathered + corners.offset[row];
+            y[i] = corners.y[row];
+            x[i] = corners.x[row];
         }
     }
     __device__ __forceinline__ void load(T* slice, Tap tap, int offset, Axis down, Axis across) const {
@@ -102,23 +102,24 @@ template <class T, class LAYOUT, int V> struct Filters {
 template <class T, class LAYOUT, int V> struct Lines {
     typedef Copies<LAYOUT, V> C;
     const T* from;
-    int k, last, cols, padding;
-    bool in_matrix;
+    long long jump;  // elements to the next line of this thread
+    int left;        // lines to `last`
 
     // `padding`: of every VEC lines, so many at the end do not exist and count as zeros.
-    __device__ __forceinline__ Lines(const T* matrix, int first, int last, int col0, int cols, int padding)
-        : from(matrix + col0 + C::element()), k(first + C::line()), last(last), cols(cols), padding(padding),
-          in_matrix(col0 + C::element() < cols) {
-        from += (long long)k * cols;
+    __device__ __forceinline__ Lines(const T* matrix, int first, int last, int col0, int cols, int padding) {
+        static_assert(V == 1 || C::step % VEC<T> == 0, "a thread's lines are all padding, or none is");
+        const int k = first + C::line(), real = VEC<T> - padding, col = col0 + C::element();
+        from = matrix + (long long)(padding ? k / VEC<T> * real + k % VEC<T> : k) * cols + col;
+        jump = (long long)(padding ? C::step / VEC<T> * real : C::step) * cols;
+        left = col < cols && (!padding || k % VEC<T> < real) ? last - k : 0;
     }
     __device__ __forceinline__ void load(T* slice) {
 #pragma unroll
         for (int i = 0; i < C::count; i++) {
-            const bool valid = in_matrix && k < last && (!padding || k % VEC<T> < VEC<T> - padding);
-            copy<V>(slice + LAYOUT::place(C::line() + i * C::step, C::element()), from - k / VEC<T> * padding * cols, valid);
-            k += C::step;
-            from += (long long)C::step * cols;
+            copy<V>(slice + LAYOUT::place(C::line() + i * C::step, C::element()), from, i * C::step < left);
+            from += jump;
         }
+        left -= DEPTH<T>;
     }
 };
 

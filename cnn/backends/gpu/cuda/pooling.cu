@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(THREADS, 4) max_pool(
     const T* __restrict__ x, T* __restrict__ y, W* __restrict__ winners, int rows, int width, GEOMETRY) {
     const Columns<V> at(channels, width);
     if (!at.active) return;
-    for (long long row = (long long)blockIdx.x * at.lanes + at.lane; row < rows; row += (long long)gridDim.x * at.lanes) {
+    for (long long row = at.first_row(); row < rows; row += at.row_step()) {
         const Pixel out(row, out_h, out_w);
         const T* image = x + (long long)out.n * height * in_w * channels + at.channel;
         const int i = out.i * stride_h - top, j = out.j * stride_w - left;
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(THREADS, 4) max_pool_backward(
     typedef WideOf<T> A;
     const Columns<V> at(channels, width);
     if (!at.active) return;
-    for (long long row = (long long)blockIdx.x * at.lanes + at.lane; row < rows; row += (long long)gridDim.x * at.lanes) {
+    for (long long row = at.first_row(); row < rows; row += at.row_step()) {
         const Pixel in(row, height, in_w);
         const int y = in.i + top, x = in.j + left;
         const int end_i = end_window(y, stride_h, out_h), end_j = end_window(x, stride_w, out_w);
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(THREADS, 4) max_pool_2x2(
     const Columns<V> at(channels, width);
     if (!at.active) return;
     const long long below = (long long)in_w * channels;
-    for (long long row = (long long)blockIdx.x * at.lanes + at.lane; row < rows; row += (long long)gridDim.x * at.lanes) {
+    for (long long row = at.first_row(); row < rows; row += at.row_step()) {
         const Pixel out(row, out_h, out_w);
         const T* from = x + ((long long)out.n * height + 2 * out.i) * below + 2 * out.j * channels + at.channel;
         const Vector<T, V> values[4] = {
@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(THREADS, 4) max_pool_2x2_backward(
     int height, int in_w, int out_h, int out_w, int channels) {
     const Columns<V> at(channels, width);
     if (!at.active) return;
-    for (long long row = (long long)blockIdx.x * at.lanes + at.lane; row < rows; row += (long long)gridDim.x * at.lanes) {
+    for (long long row = at.first_row(); row < rows; row += at.row_step()) {
         const Pixel window(row, (height + 1) / 2, (in_w + 1) / 2);
         Vector<T, V> gradients = {};
         Vector<unsigned char, V> taps = {};
@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(THREADS, 4) average_pool(
     const Columns<V> at(channels, width);
     if (!at.active) return;
     const A area = (A)size_h * size_w;
-    for (long long row = (long long)blockIdx.x * at.lanes + at.lane; row < rows; row += (long long)gridDim.x * at.lanes) {
+    for (long long row = at.first_row(); row < rows; row += at.row_step()) {
         const Pixel out(row, out_h, out_w);
         const T* image = x + (long long)out.n * height * in_w * channels + at.channel;
         const int i = out.i * stride_h - top, j = out.j * stride_w - left;
@@ -178,7 +178,7 @@ __global__ void __launch_bounds__(THREADS, 4) average_pool_backward(
     const Columns<V> at(channels, width);
     if (!at.active) return;
     const A area = (A)size_h * size_w;
-    for (long long row = (long long)blockIdx.x * at.lanes + at.lane; row < rows; row += (long long)gridDim.x * at.lanes) {
+    for (long long row = at.first_row(); row < rows; row += at.row_step()) {
         const Pixel in(row, height, in_w);
         const int y = in.i + top, x = in.j + left;
         const int end_i = end_window(y, stride_h, out_h), end_j = end_window(x, stride_w, out_w);
@@ -250,7 +250,8 @@ __global__ void __launch_bounds__(THREADS, 4) global_max_pool(
 #pragma unroll
             for (int v = 0; v < V; v++) {
                 const A other = widen(values.at[v]);
-                if (pixel == at.lane || replaces(other, pixel, largest[v], place[v])) largest[v] = other, place[v] = pixel;
+                if (pixel == at.lane || replaces(other, pixel, largest[v], place[v]))
+                    largest[v] = other, place[v] = pixel;
             }
         }
     put_column<V>(columns, largest);
@@ -282,7 +283,7 @@ __global__ void __launch_bounds__(THREADS, 4) global_pool_backward(
     const WideOf<T>* __restrict__ dy, const int* __restrict__ winners, T* __restrict__ dx, int pixels, int channels,
     int width, int chunk) {
     typedef WideOf<T> A;
-    __shared__ __align__(16) A gradients[MAX_WIDTH<V> * V];  // neighbours in memory are loaded by neighbouring threads, not by one
+    __shared__ __align__(16) A gradients[MAX_WIDTH<V> * V];  // so that neighbouring threads load neighbours
     __shared__ __align__(16) int places[MAX_WIDTH<V> * V];
     const Columns<V> at(channels, width);
     for (int i = threadIdx.x; i < at.count; i += THREADS) {

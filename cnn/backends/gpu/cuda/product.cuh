@@ -1,46 +1,49 @@
 // The product of one tile: its operands' slices in shared memory, its sums in registers.
 //
 // A block computes ROWS x COLS sums, each over an index k of which a slice of 64 bytes is in shared memory at a time.
-// Its four warps lie two by two, so that a warp of the largest tile, 128 x 128, has 64 x 64 sums: per slice it reads
-// 8 KiB for 64 mma instructions. Eight warps of 64 x 32 would read half as much again, and shared memory, not the
-// tensor cores, would set the pace. The price is 128 sums a thread: two blocks of 128 threads fill the registers.
+// Each of its four warps has a rectangle of the sums: 64 x 64 in the largest tiles, 128 x 128 and 256 x 64, for which it
+// reads 8 KiB per slice and 64 mma instructions. Eight warps of 64 x 32 would read half as much again, and shared memory,
+// not the tensor cores, would set the pace. The price is 128 sums a thread: two blocks of 128 threads fill the registers.
 
 enum Math { PLAIN, TF32, BF16 };  // multiply-adds of single threads, in T; or tensor cores, which sum in float32
 
-constexpr int THREADS = 128;
+constexpr int TILE_THREADS = 128;
 template <class T> constexpr int VEC = 16 / (int)sizeof(T);    // elements in a chunk of 16 bytes
 template <class T> constexpr int DEPTH = 64 / (int)sizeof(T);  // elements of k in a slice
 
 // The layout of a slice, LENGTH rows (or columns) x DEPTH, as the operand lies in global memory: with neighbours along k
-// in one line, or neighbours across it. Chunks are permuted within their line (a swizzle), so that all that a warp
-// writes or reads at once, with copy16, ldmatrix or plain loads of a fragment, lies in different banks.
+// in one line, or neighbours across it. All that a warp writes or reads at once, with copy16, ldmatrix or plain loads of
+// a fragment, lies in different banks. Lines of 64 bytes are permuted for that (a swizzle of 16-byte chunks); long lines
+// have 8 elements between them, so that addresses differ by constants.
 template <class T, bool ALONG_K, int LENGTH> struct Layout {
     static constexpr bool along_k = ALONG_K;
-    static constexpr int lines = ALONG_K ? LENGTH : DEPTH<T>, line = ALONG_K ? DEPTH<T> : LENGTH, size = lines * line;
+    static constexpr int lines = ALONG_K ? LENGTH : DEPTH<T>, line = ALONG_K ? DEPTH<T> : LENGTH;
+    static constexpr int size = ALONG_K ? lines * line : lines * (line + 8);
 
-    static __device__ __forceinline__ int place(unsigned row, unsigned element) {  // element of a line
-        unsigned swizzle = ALONG_K ? row >> 1 & 3 : sizeof(T) == 2 ? row & 7 : (row & 3) * 2;
-        return row * line + (element / VEC<T> ^ swizzle) * VEC<T> + element % VEC<T>;
+    static __device__ __forceinline__ int place(unsigned i, unsigned element) {  // an element of line i
+        if (!ALONG_K) return i * (line + 8) + element;
+        return i * line + (element / VEC<T> ^ (i >> 1 & 3)) * VEC<T> + element % VEC<T>;
     }
     static __device__ __forceinline__ int at(int i, int k) { return ALONG_K ? place(i, k) : place(k, i); }
 };
 
-// Round to TF32's 10 bits of significand, ties away from zero: the tensor cores ignore the lower 13. NaN stays NaN.
-__device__ __forceinline__ unsigned tf32_bits(float x) {
-    return __float_as_uint(x) + (fabsf(x) < __uint_as_float(0x7f800000) ? 0x1000 : 0);
-}
+// The tensor cores cut the lower 13 bits off TF32's 10 bits of significand. A third to two thirds of the last bit that
+// is left, 1/2 on average, makes that a rounding to nearest in all but few cases, with half the instructions. Numbers of
+// 10 bits stay as they are, and so do infinities and NaN, which the addition of half a bit would not keep.
+__device__ __forceinline__ unsigned tf32_bits(unsigned x) { return __float_as_uint(__uint_as_float(x) * (1 + 1 / 3072.0f)); }
 
 // A warp's share of the tile. LEFT and RIGHT are layouts.
 template <class T, int MATH, class LEFT, class RIGHT, int ROWS, int COLS> struct Product {
-    typedef typename Wide<T>::type W;
-    static constexpr int high = ROWS / 32, across = COLS / 16;  // pieces of 16 rows, and of 8 columns
+    typedef WideOf<T> W;
+    static constexpr int warps_across = ROWS > 128 ? 1 : 2, warp_rows = ROWS * warps_across / 4, warp_cols = COLS / warps_across;
+    static constexpr int high = warp_rows / 16, across = warp_cols / 8;  // pieces of 16 rows, and of 8 columns
     W sum[high][across][4];  // of each piece 16 x 8, four elements a thread, as mma.sync lays them out: see row, col
     int row0, col0, group, member;  // the warp's first row and column; the lane's group of four, and place in it
 
     __device__ __forceinline__ Product() {
         const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-        row0 = warp / 2 * (ROWS / 2);
-        col0 = warp % 2 * (COLS / 2);
+        row0 = warp / warps_across * warp_rows;
+        col0 = warp % warps_across * warp_cols;
         group = lane / 4;
         member = lane % 4;
 #pragma unroll
@@ -94,7 +97,7 @@ template <class T, int MATH, class LEFT, class RIGHT, int ROWS, int COLS> struct
                     a[i][e] = __float_as_uint(slice[LEFT::at(first + group + 8 * (e & 1), k + member + 4 * (e >> 1))]);
             if constexpr (MATH == TF32)
 #pragma unroll
-                for (int e = 0; e < 4; e++) a[i][e] = tf32_bits(__uint_as_float(a[i][e]));
+                for (int e = 0; e < 4; e++) a[i][e] = tf32_bits(a[i][e]);
         }
     }
     __device__ __forceinline__ void read_right(unsigned (&b)[across][2], const T* slice, int k) const {
@@ -113,7 +116,7 @@ template <class T, int MATH, class LEFT, class RIGHT, int ROWS, int COLS> struct
                     two[e] = __float_as_uint(slice[RIGHT::at(first + group + 8 * (e >> 1), k + member + 4 * (e & 1))]);
 #pragma unroll
             for (int e = 0; e < 4; e++)
-                b[j + e / 2][e % 2] = MATH == TF32 ? tf32_bits(__uint_as_float(two[e])) : two[e];
+                b[j + e / 2][e % 2] = MATH == TF32 ? tf32_bits(two[e]) : two[e];
         }
     }
     __device__ __forceinline__ void add_plain(const T* left, const T* right, int k) {

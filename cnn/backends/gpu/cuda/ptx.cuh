@@ -33,4 +33,13 @@ __device__ __forceinline__ void copy16(void* to, const void* from, bool valid) {
 // Copies since the last commit are one group; wait until at most N groups are still under way.
 __device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N> __device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+
+// Two floats as bfloat16 numbers, to the nearest, ties to even; `low` in the lower half.
+__device__ __forceinline__ unsigned pack_bf16(float low, float high) {
+    unsigned both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
+#else
+inline unsigned pack_bf16(float low, float high) { return narrow<bf16>(low) | (unsigned)narrow<bf16>(high) << 16; }
 #endif
