@@ -145,3 +145,11 @@ class ReportOptions:
     device: Device = "auto"
     precision: Precision = "auto"
     workers: Workers = None
+
+
+@dataclass(frozen=True)
+class SelftestOptions:
+    """What a self-test checks."""
+
+    device: Device = "auto"
+    precision: Precision = "auto"

@@ -1,6 +1,7 @@
 """Every convolution of the timed networks, each pass and each tile, beside cuDNN's: which tile is the best where."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import cupy
@@ -75,19 +76,30 @@ def against_cudnn(record: Record) -> None:
 
 
 def our_sides(shape: Shape, which: str, math: str) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """One side for each tile, and `chosen`, the one that the product would take."""
+    """One side for each tile, and `chosen`, which takes the tile that the product would."""
     dtype = STORAGE[math]
     x, weight, dy = (_random(each, dtype) for each in (shape.images, _weight(shape), shape.out))
     d_weight = cupy.empty(_weight(shape), np.float32)  # (KH, KW, C, K)
 
-    def call(**tile: Any) -> Callable[[], Any]:
+    def call() -> Any:
         if which == "forward":
-            return lambda: convolution.forward(x, weight, None, shape.window, math, **tile)
+            return convolution.forward(x, weight, None, shape.window, math)
         if which == "input":
-            return lambda: convolution.input_gradient(dy, weight, shape.window, shape.images, math, **tile)
-        return lambda: convolution.weight_gradient(dy, x, shape.window, math, d_weight, **tile)
+            return convolution.input_gradient(dy, weight, shape.window, shape.images, math)
+        return convolution.weight_gradient(dy, x, shape.window, math, d_weight)
 
-    yield "chosen", call()
+    def call_with(tile: Any) -> Any:
+        choose, convolution.choose_tile = convolution.choose_tile, lambda *_: tile
+        try:
+            return call()
+        finally:
+            convolution.choose_tile = choose
+
+    yield "chosen", call
+    vector = 16 // x.itemsize
+    if shape.images[3] % vector == 0 and shape.filters % vector == 0:  # others have one tile
+        for tile in convolution.TILES:
+            yield f"{tile.rows}x{tile.cols}", partial(call_with, tile)
 
 
 def their_side(shape: Shape, which: str, math: str) -> Callable[[], Any]:

@@ -15,6 +15,7 @@ from cnn.backends import pick_backend
 from cnn.backends.base import Backend
 from cnn.inference.folded import FoldedNetwork
 from cnn.inputs.augment import Augment
+from cnn.inputs.device_images import DeviceImages
 from cnn.inputs.preprocess import preprocess
 from cnn.layers import Run
 from cnn.models import ResNet9
@@ -63,6 +64,8 @@ class Ours:
         self.images = generator.integers(0, 256, (case.batch, *case.in_shape), np.uint8)  # (B, H, W, 3)
         self.labels = generator.integers(0, case.classes, case.batch)  # (B,)
         self.rows = np.arange(case.batch)  # (B,)
+        self.cached = DeviceImages(self.backend, self.images.shape)
+        self.cached.fill(0, self.images)
         self.x = preprocess(self.backend, self.images, None, self.trainer.mean, self.trainer.std)  # (B, H, W, 3)
         self.targets = self.backend.asarray(self.labels)  # (B,)
         self.device_rows = self.backend.asarray(self.rows)  # (B,)
@@ -78,7 +81,11 @@ class Ours:
         return loss
 
     def step(self) -> None:
-        """One training step from uint8 images on the host, as `logpose train` does it, awaiting none."""
+        """One training step from uint8 images on the GPU, with augmentation; as in `logpose train`, none is awaited."""
+        self._last = self.trainer.start_batch(self.cached.take(self.rows), self.labels, self.rows)
+
+    def step_with_upload(self) -> None:
+        """The same from images on the host."""
         self._last = self.trainer.start_batch(self.images, self.labels, self.rows)
 
     def finish(self) -> Any:
@@ -101,6 +108,7 @@ class Theirs:
         from benchmarks.training.torch_peer import to_nchw, to_torch
 
         self.torch, self.precision = torch, precision
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision != "float32"
         x, labels = case.batch_of_noise()  # (B, H, W, 3), (B,)
         self.x = to_nchw(x).to(DEVICE).contiguous(memory_format=torch.channels_last)  # (B, 3, H, W)
         self.labels = torch.from_numpy(labels).to(DEVICE)  # (B,)

@@ -55,7 +55,7 @@ def work(layer: Layer, in_shape: Shape, batch: int, first: bool = True, after_co
         case Residual():
             yield from work(layer.body, in_shape, batch, False)
             yield from work(layer.shortcut, in_shape, batch, False)
-            yield Work("sum of a residual block", 0, 3 * y + (3 * y if layer.activation else 0) + 3 * x)
+            yield Work("sums of residual blocks", 0, 3 * y + (3 * y if layer.activation else 0) + 3 * x)
         case Conv2D():
             weights = math.prod(layer.specs(in_shape).parameters[0].shape)
             flop = 2 * weights * batch * math.prod(layer.specs(in_shape).out_shape[:2])
@@ -66,14 +66,40 @@ def work(layer: Layer, in_shape: Shape, batch: int, first: bool = True, after_co
             if not first:
                 yield Work("convolution, input gradient", flop, y + weights * MAP + x)
         case BatchNorm():
-            yield Work("batch norm, forward", 0, 2 * x + (0 if after_conv else x))  # statistics come with a convolution
-            yield Work("batch norm, backward", 0, 5 * x)
+            statistics = 0 if after_conv else x  # a convolution's kernel computes those of its output
+            yield Work("batch norm and activation, forward", 0, 2 * x + statistics)
+            yield Work("batch norm and activation, backward", 0, 5 * x)
         case MaxPool():
             yield Work("pooling", 0, 2 * (x + y + y // MAP))  # and a byte for each winner
         case Activation():
             yield Work("activation", 0, 5 * x)
         case _ if len(in_shape) == 3 and len(layer.specs(in_shape).out_shape) == 1:
             yield Work("pooling", 0, 2 * x)  # global
+
+
+def table(case: Case, tflops: float = 989, tbs: float = 3.35) -> list[str]:
+    """The lines of a Markdown table: a row for each family, and one for the step."""
+    lines = ["| kernels | GFLOP | MB read and written | ms at least |", "|---|---:|---:|---:|"]
+    for family, (flop, size, seconds) in totals(case, tflops, tbs).items():
+        lines.append(f"| {family} | {flop / 1e9:,.0f} | {size / 1e6:,.0f} | {seconds * 1e3:.3f} |")
+    return lines
+
+
+def totals(case: Case, tflops: float, tbs: float) -> dict[str, list[float]]:
+    """Family -> operations, bytes and seconds; the whole step comes last."""
+    parameters = sum(math.prod(spec.shape) for spec in case.layer.specs(case.in_shape).parameters)
+    rows = [
+        *work(case.layer, case.in_shape, case.batch),
+        Work("input", 0, case.batch * case.size**2 * (3 + PADDED * MAP)),
+        Work("optimizer", 0, parameters * OPTIMIZER),
+    ]
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+    for row in rows:
+        at_least = max(row.flop / tflops / 1e12, row.bytes / tbs / 1e12)
+        for family in (row.family, "step"):
+            sums[family] = [a + b for a, b in zip(sums[family], (row.flop, row.bytes, at_least), strict=True)]
+    sums["step"] = sums.pop("step")  # last
+    return sums
 
 
 def main() -> None:
@@ -83,24 +109,8 @@ def main() -> None:
     parser.add_argument("--tbs", type=float, default=3.35, help="TB/s of memory")
     arguments = parser.parse_args()
     case = CASES[arguments.network]
-    pixels = case.batch * case.size**2
-    parameters = sum(math.prod(spec.shape) for spec in case.layer.specs(case.in_shape).parameters)
-    rows = [
-        Work("input", 0, pixels * (3 + PADDED * MAP)),
-        *work(case.layer, case.in_shape, case.batch),
-        Work("optimizer", 0, parameters * OPTIMIZER),
-    ]
-    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
-    for row in rows:
-        at_least = max(row.flop / arguments.tflops / 1e12, row.bytes / arguments.tbs / 1e12)
-        for family in (row.family, "step"):
-            sums[family] = [a + b for a, b in zip(sums[family], (row.flop, row.bytes, at_least), strict=True)]
-    sums["step"] = sums.pop("step")  # last
-    print(f"{case.name}, {case.size} x {case.size}, batch {case.batch}, {parameters:,} parameters")
-    print("| kernels | GFLOP | MB | ms at least |")
-    print("|---|---:|---:|---:|")
-    for family, (flop, size, seconds) in sums.items():
-        print(f"| {family} | {flop / 1e9:,.0f} | {size / 1e6:,.0f} | {seconds * 1e3:.3f} |")
+    print(f"{case.name}, {case.size} x {case.size}, batch {case.batch}")
+    print("\n".join(table(case, arguments.tflops, arguments.tbs)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The training step and the evaluation."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -162,15 +162,25 @@ class Trainer:
         all_outputs = [np.empty((0, *network.out_shape), network.dtype)]  # (B, C) each
         all_labels = [np.empty(0, np.int64)]  # (B,) each
         loss_sum, infer = 0.0, FoldedNetwork(network)
+        started: list[tuple[Callable[[], np.ndarray], Callable[[], np.ndarray]]] = []  # loss and outputs, oldest first
+
+        def finish_one() -> float:
+            loss, outputs = started.pop(0)
+            all_outputs.append(outputs())
+            return float(loss())
+
         for images, labels in batches:
             check_images(images, network.in_shape)
             check_labels(labels, len(images), network.out_shape[0])
             with np.errstate(over="ignore", invalid="ignore"):  # reported below
                 outputs = tta_outputs(self.backend, infer, images, views, self.mean, self.std)  # (B, C)
                 result = self.recipe.loss.forward(self.backend, outputs, self.backend.asarray(labels), 1)
-            loss_sum += float(result.loss)
-            all_outputs.append(self.backend.to_host(outputs))
+            started.append((self.backend.read_later(result.loss), self.backend.read_later(outputs)))
             all_labels.append(labels.copy())
+            if len(started) == MAX_PENDING:
+                loss_sum += finish_one()
+        while started:
+            loss_sum += finish_one()
         labels = np.concatenate(all_labels)  # (N,)
         evaluation = Evaluation(loss_sum / max(len(labels), 1), np.concatenate(all_outputs), labels)
         if not math.isfinite(evaluation.loss):

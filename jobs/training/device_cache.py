@@ -30,7 +30,7 @@ def is_cached(cache: str, backend: Backend, split: Split) -> bool:
     if cache == "device" and size > free:
         raise JobError(
             f"--cache device: expected {_gigabytes(size)} of free memory for the {split.rows:,} training images, found"
-            f" {_gigabytes(free)}; use --cache none, or build with a smaller --size"
+            f" {_gigabytes(free)}; use --cache auto, or build with a smaller --size"
         )
     return cache == "device" or size <= AUTO_FRACTION * free
 

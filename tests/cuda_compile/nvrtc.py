@@ -4,6 +4,7 @@ CuPy compiles by the same library. The wheels `nvidia-cuda-nvrtc` and `nvidia-cu
 """
 
 import ctypes
+import re
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -52,7 +53,8 @@ def compile_cuda(code: str, names: tuple[str, ...], architecture: int) -> Compil
         failed = library.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
         log = _read(program, library.nvrtcGetProgramLogSize, library.nvrtcGetProgramLog).decode().rstrip("\0")
         if failed:
-            raise CompileError(log)
+            errors = re.findall(r"^.*: error: .*(?:\n .*)*", log, re.MULTILINE)  # without the warnings
+            raise CompileError("\n".join(errors) or log)
         symbols = {}
         for name in names:
             symbol = ctypes.c_char_p()

@@ -4,12 +4,24 @@ Feature maps (N, H, W, C) are kept in bfloat16, float32 or, for checks of gradie
 and their gradients are float32 or float64. All sums are float32 or float64.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from cnn.backends.base import Array, AugmentNumbers, Window
-from cnn.backends.gpu import convolution, dense, elementwise, memory, norm, pooling, preprocess
+from cnn.backends.gpu import (
+    convolution,
+    dense,
+    elementwise,
+    losses,
+    memory,
+    norm,
+    optimizers,
+    pooling,
+    preprocess,
+    readback,
+)
 from cnn.backends.gpu.arrays import ArrayBackend
 
 BF16 = np.dtype(np.uint16)  # NumPy has no bfloat16: its 16 bits are kept in integers
@@ -25,6 +37,7 @@ class GpuBackend(ArrayBackend):
         self.precision = precision
         self.description += f", {precision}"
         self._uploads = memory.Uploads()
+        self._readback = readback.Readback()
         self._narrowed: tuple[Array, Array] | None = None  # all parameters, and their bfloat16 copy, during a pass
         self._ahead: tuple[Array, norm.Statistics] | None = None  # a convolution's output, and its statistics
 
@@ -37,6 +50,9 @@ class GpuBackend(ArrayBackend):
 
     def upload(self, *arrays: Array | None) -> list[Array]:
         return self._uploads.upload(*arrays)
+
+    def read_later(self, values: Array) -> Callable[[], np.ndarray]:
+        return self._readback.read_later(values)
 
     def free_bytes(self) -> int | None:
         return memory.free_bytes()
@@ -190,6 +206,41 @@ class GpuBackend(ArrayBackend):
 
     def softmax_backward(self, dy: Array, y: Array) -> Array:
         return elementwise.softmax_backward(dy, y)
+
+    # Losses
+
+    def softmax_cross_entropy(
+        self, logits: Array, targets: Array, smoothing: float, class_weights: Array | None, denominator: int
+    ) -> tuple[Array, Array, Array]:
+        return losses.softmax_cross_entropy(logits, targets, smoothing, class_weights, denominator)
+
+    def count_correct(self, outputs: Array, targets: Array) -> Array:
+        return losses.count_correct(outputs, targets)
+
+    # Optimizers
+
+    def judge_step(self, outcome: Array, loss: Array, correct: Array, gradient: Array, clip: float) -> None:
+        optimizers.judge_step(outcome, loss, correct, gradient, clip)
+
+    def sgd_step(
+        self, weights: Array, gradient: Array, velocity: Array, decayed: int, outcome: Array,
+        lr: float, momentum: float, nesterov: bool, weight_decay: float,
+    ) -> None:
+        optimizers.sgd_step(weights, gradient, velocity, decayed, outcome, lr, momentum, nesterov, weight_decay)
+
+    def adamw_step(
+        self, weights: Array, gradient: Array, first: Array, second: Array, decayed: int, outcome: Array,
+        lr: float, beta1: float, beta2: float, epsilon: float, weight_decay: float, step: int,
+    ) -> None:
+        optimizers.adamw_step(
+            weights, gradient, first, second, decayed, outcome, lr, beta1, beta2, epsilon, weight_decay, step
+        )
+
+    def average(self, average: Array, values: Array, rate: float, outcome: Array) -> None:
+        optimizers.average(average, values, rate, outcome)
+
+    def copy(self, target: Array, values: Array, outcome: Array) -> None:
+        optimizers.copy(target, values, outcome)
 
     # Images
 

@@ -3,12 +3,13 @@
 Results are new arrays. N rows, each a vector of K numbers or an image.
 """
 
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from cnn.backends.base import Array
-from cnn.backends.gpu.kernels import ACTIVATIONS, TYPES, kernel, type_name
+from cnn.backends.gpu.kernels import ACTIVATIONS, TYPES, kernel
 from cnn.backends.gpu.layout import THREADS, flat_blocks, layout_of, vector_of, wide_type
 
 _BY_INPUT = ("silu", "gelu")  # activations whose derivative is computed from their input; the others', from the output
@@ -50,7 +51,7 @@ def dropout(x: Array, rate: float, key: int, rows: Array | None) -> Array:
         count, columns, wide = len(x), x.size // len(x), wide_type(x)
         numbers = None if rows is None else cupy.ascontiguousarray(rows, dtype=np.int64)  # (N,)
         layout = layout_of(columns, x)
-        _kernel(f"dropout<{type_name(x)}, {layout.vector}>", x)(
+        _kernel("dropout", x.dtype, layout.vector)(
             (layout.blocks(count, 1), layout.slices), (THREADS,),
             (x, y, numbers, count, columns, layout.width, np.uint64(key & (2**64 - 1)), np.float32(rate),
              wide(1) / wide(1.0 - rate)),
@@ -68,11 +69,7 @@ def convert(x: Array, dtype: Any) -> Array:
     y = cupy.empty(x.shape, dtype)  # shape of x
     if x.size:
         vector, size = vector_of(x, y), x.size
-        pair = f"{type_name(x)}, {TYPES[str(y.dtype)]}"
-        together = tuple(f"convert<{pair}, {each}>" for each in (16 // max(x.itemsize, y.itemsize), 1))
-        kernel("elementwise.cu", f"convert<{pair}, {vector}>", together)(
-            (flat_blocks(-(-size // vector)),), (THREADS,), (x, y, size)
-        )
+        _convert_kernel(x.dtype, y.dtype, vector)((flat_blocks(-(-size // vector)),), (THREADS,), (x, y, size))
     return y
 
 
@@ -94,7 +91,7 @@ def _flat(name: str, inputs: tuple[Array | None, ...], option: Any) -> Array:
     y = cupy.empty(arrays[0].shape, arrays[0].dtype)  # that shape
     if y.size:
         vector = vector_of(y, *arrays)
-        _kernel(f"{name}<{type_name(y)}, {vector}>", y)(
+        _kernel(name, y.dtype, vector)(
             (flat_blocks(-(-y.size // vector)),), (THREADS,), (*arrays, y, y.size, option)
         )
     return y
@@ -107,14 +104,25 @@ def _softmax(name: str, *inputs: Array) -> Array:
     y = cupy.empty(arrays[0].shape, arrays[0].dtype)  # (N, K)
     if y.size:
         rows, columns = y.shape
-        kinds = tuple(f"{each}<{type_name(y)}>" for each in ("softmax", "softmax_backward"))
-        kernel("elementwise.cu", f"{name}<{type_name(y)}>", kinds)(
-            (-(-rows // _ROWS),), (THREADS,), (*arrays, y, rows, columns)
-        )
+        _softmax_kernel(name, y.dtype)((-(-rows // _ROWS),), (THREADS,), (*arrays, y, rows, columns))
     return y
 
 
-def _kernel(wanted: str, x: Array) -> Any:
-    names = ("activate", "activate_backward", "add", "scale", "dropout")
-    together = tuple(f"{name}<{type_name(x)}, {vector}>" for vector in (16 // x.itemsize, 1) for name in names)
-    return kernel("elementwise.cu", wanted, together)
+@cache
+def _kernel(name: str, dtype: np.dtype, vector: int) -> Any:
+    kind, names = TYPES[str(dtype)], ("activate", "activate_backward", "add", "scale", "dropout")
+    together = tuple(f"{each}<{kind}, {v}>" for v in (16 // dtype.itemsize, 1) for each in names)
+    return kernel("elementwise.cu", f"{name}<{kind}, {vector}>", together)
+
+
+@cache
+def _convert_kernel(before: np.dtype, after: np.dtype, vector: int) -> Any:
+    pair = f"{TYPES[str(before)]}, {TYPES[str(after)]}"
+    together = tuple(f"convert<{pair}, {v}>" for v in (16 // max(before.itemsize, after.itemsize), 1))
+    return kernel("elementwise.cu", f"convert<{pair}, {vector}>", together)
+
+
+@cache
+def _softmax_kernel(name: str, dtype: np.dtype) -> Any:
+    kind = TYPES[str(dtype)]
+    return kernel("elementwise.cu", f"{name}<{kind}>", (f"softmax<{kind}>", f"softmax_backward<{kind}>"))

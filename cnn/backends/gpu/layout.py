@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from cnn.backends.base import Array
-from cnn.backends.gpu.kernels import type_name
 
 THREADS = 256  # per block, as in cuda/common.cuh
 _MAX_WIDTH = 64  # vectors of 16 bytes side by side in a block: 1 KiB, `MAX_WIDTH` in cuda/common.cuh
@@ -35,7 +34,11 @@ class Layout:
 
 def layout_of(channels: int, *arrays: Array) -> Layout:
     """The layout for contiguous arrays (..., channels) of one type."""
-    vector = vector_of(*arrays, multiple=channels)
+    return _layout(channels, vector_of(*arrays, multiple=channels))
+
+
+@cache
+def _layout(channels: int, vector: int) -> Layout:
     vectors = channels // vector
     slices = -(-vectors // (THREADS if vector == 1 else _MAX_WIDTH))
     width = -(-vectors // slices)
@@ -64,9 +67,4 @@ def processors() -> int:
 
 def wide_type(array: Array) -> Any:
     """The scalar type in which the kernels sum the array's numbers, as `Wide` in cuda/common.cuh."""
-    return np.float64 if type_name(array) == "double" else np.float32
-
-
-def wide_name(array: Array) -> str:
-    """The C++ name of `wide_type`."""
-    return "double" if type_name(array) == "double" else "float"
+    return np.float64 if array.dtype == np.float64 else np.float32

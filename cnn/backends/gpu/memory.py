@@ -2,8 +2,8 @@
 
     arrays ──host copies──▶ pinned buffer ──copy stream──▶ device buffer ──compute stream──▶ kernels
 
-A buffer is used again after two others. By then the copy out of it and the kernels that read it are mostly done, so
-that nobody waits; events make sure of it.
+A buffer is used again after two others. Events make sure that the copy out of it and the kernels that read it are done;
+by then they mostly are, so that neither the host nor the copy waits.
 """
 
 import threading
@@ -24,7 +24,7 @@ class _Slot:
         import cupy
 
         self.host = np.empty(0, np.uint8)  # (bytes,), pinned
-        self.device: Array = None  # uint8 (bytes,)
+        self.device: Any = None  # cupy.cuda.MemoryPointer to as many bytes
         self.copied = cupy.cuda.Event(disable_timing=True)  # the copy from host to device
         self.used = cupy.cuda.Event(disable_timing=True)  # the kernels that read the device buffer
 
@@ -35,7 +35,7 @@ class _Slot:
         if len(self.host) >= size:
             return False
         self.host = np.frombuffer(cupy.cuda.alloc_pinned_memory(size), np.uint8)[:size]  # (bytes,)
-        self.device = cupy.empty(size, np.uint8)  # (bytes,)
+        self.device = cupy.cuda.alloc(size)
         return True
 
 
@@ -61,7 +61,7 @@ class _Ring:
         for array in arrays:
             places.append(slice(size, size + array.nbytes))
             size += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
-        if self.count >= _SLOTS:
+        if self.count >= _SLOTS and not slot.copied.done:
             slot.copied.synchronize()  # before the pinned buffer is written to, or freed
         if slot.grow(size):
             slot.used.record(compute)  # work under way may still use the memory that CuPy gives us again
@@ -69,18 +69,21 @@ class _Ring:
             slot.host[place].view(array.dtype).reshape(array.shape)[...] = array
         self.stream.wait_event(slot.used)
         if size:
-            slot.device[:size].set(slot.host[:size], stream=self.stream)
+            slot.device.copy_from_host_async(slot.host.ctypes.data, size, self.stream)
         slot.copied.record(self.stream)
         compute.wait_event(slot.copied)
         self.count += 1
         return [
-            slot.device[place].view(array.dtype).reshape(array.shape)  # shape of array
+            cupy.ndarray(array.shape, array.dtype, slot.device + place.start)  # shape of array
             for array, place in zip(arrays, places, strict=True)
         ]
 
 
 class Uploads:
-    """Copies of host arrays to the device, for all threads: each has its own buffers."""
+    """Copies of host arrays to the device, for all threads: each has its own buffers.
+
+    Keep it until work that uses the copies is done: it holds the pinned buffers.
+    """
 
     def __init__(self) -> None:
         self._rings = threading.local()

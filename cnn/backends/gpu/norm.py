@@ -4,11 +4,14 @@ M rows, the pixels of all images or vectors; C channels; B blocks that each sum 
 and variances are in the wide type: float64 for float64 maps, else float32.
 """
 
+from functools import cache
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from cnn.backends.base import Array
-from cnn.backends.gpu.kernels import ACTIVATIONS, kernel, type_name
-from cnn.backends.gpu.layout import THREADS, Layout, layout_of, wide_name, wide_type
+from cnn.backends.gpu.kernels import ACTIVATIONS, TYPES, kernel
+from cnn.backends.gpu.layout import THREADS, Layout, layout_of, wide_type
 
 _MERGE_CHANNELS, _MERGE_LANES = 8, 64  # as in cuda/norm.cu
 _MAX_PARTS = 1024  # stretches of rows: a constant, so that sums do not depend on the device
@@ -37,9 +40,10 @@ def statistics(x: Array) -> Statistics:
     stretch = _stretch(rows, layout)
     parts = -(-rows // stretch)
     partial = cupy.empty((parts, 2, channels), wide_type(x))  # (B, 2, C)
-    _kernel("norm_statistics", x, layout)(
-        (parts, layout.slices), (THREADS,), (x, partial, rows, channels, layout.width, stretch)
-    )
+    if parts:
+        _kernel("norm_statistics", x.dtype, layout.vector)(
+            (parts, layout.slices), (THREADS,), (x, partial, rows, channels, layout.width, stretch)
+        )
     return Statistics(partial, stretch)
 
 
@@ -55,8 +59,7 @@ def merge(
     parts, _, channels = stats.partial.shape
     wide = wide_type(stats.partial)
     mean, variance = cupy.empty(channels, wide), cupy.empty(channels, wide)  # (C,) each
-    name = f"norm_merge<{wide_name(stats.partial)}>"
-    kernel("norm.cu", name, _together(stats.partial))(
+    _kernel("norm_merge", stats.partial.dtype)(
         (-(-channels // _MERGE_CHANNELS),), (_MERGE_CHANNELS * _MERGE_LANES,),
         (stats.partial, mean, variance, running_mean, running_variance, wide(momentum), rows, channels,
          stats.tile_rows, parts),
@@ -75,7 +78,7 @@ def apply(
     if x.size:
         channels, rows = x.shape[-1], x.size // x.shape[-1]
         layout = layout_of(channels, x)
-        _kernel("norm_apply", x, layout)(
+        _kernel("norm_apply", x.dtype, layout.vector)(
             (layout.blocks(rows, _BATCH), layout.slices), (THREADS,),
             (x, scale, shift, mean, variance, y, rows, channels, layout.width, wide_type(x)(epsilon),
              ACTIVATIONS.index(kind)),
@@ -102,11 +105,11 @@ def backward(
     parts = -(-rows // stretch)
     partial = cupy.empty((parts, 2, channels), wide_type(x))  # (B, 2, C)
     affine, options = (scale, shift, mean, variance), (wide_type(x)(epsilon), ACTIVATIONS.index(kind))
-    _kernel("norm_backward_sums", x, layout)(
+    _kernel("norm_backward_sums", x.dtype, layout.vector)(
         (parts, layout.slices), (THREADS,), (dy, x, *affine, partial, rows, channels, layout.width, stretch, *options)
     )
-    _merge_sums(x, partial, d_shift, d_scale)
-    _kernel("norm_backward_apply", x, layout)(
+    _merge_sums(partial, d_shift, d_scale)
+    _kernel("norm_backward_apply", x.dtype, layout.vector)(
         (layout.blocks(rows, _BATCH), layout.slices), (THREADS,),
         (dy, x, *affine, d_shift, d_scale, dx, rows, channels, layout.width, *options),
     )  # fmt: skip
@@ -126,20 +129,19 @@ def channel_sums(x: Array, out: Array) -> None:
     stretch = rows if x.size <= _SMALL else _stretch(rows, layout)
     parts = -(-rows // stretch)
     partial = out if parts == 1 else cupy.empty((parts, channels), wide_type(x))  # (B, C)
-    _kernel("channel_sums", x, layout)(
+    _kernel("channel_sums", x.dtype, layout.vector)(
         (parts, layout.slices), (THREADS,), (x, partial, rows, channels, layout.width, stretch)
     )
     if parts > 1:
-        _merge_sums(x, partial, out, None)
+        _merge_sums(partial, out, None)
 
 
-def _merge_sums(x: Array, partial: Array, first: Array, second: Array | None) -> None:
-    """Sum partial results (B, 1 or 2, C) or (B, C) of x into `first` (C,) and, if there are two, `second` (C,)."""
-    channels = partial.shape[-1]
-    name = f"sums_merge<{wide_name(x)}, {1 if second is None else 2}>"
-    kernel("norm.cu", name, _together(x))(
+def _merge_sums(partial: Array, first: Array, second: Array | None) -> None:
+    """Sum partial results (B, 2, C) or (B, C) into `first` (C,) and, if there are two, `second` (C,)."""
+    parts, channels = len(partial), partial.shape[-1]
+    _kernel("sums_merge", partial.dtype, 1 if second is None else 2)(
         (-(-channels // _MERGE_CHANNELS),), (_MERGE_CHANNELS * _MERGE_LANES,),
-        (partial, first, second, channels, len(partial)),
+        (partial, first, second, channels, parts),
     )  # fmt: skip
 
 
@@ -148,13 +150,18 @@ def _stretch(rows: int, layout: Layout) -> int:
     return max(_MIN_ROWS, 4 * layout.lanes, -(-rows // _MAX_PARTS))
 
 
-def _kernel(name: str, x: Array, layout: Layout) -> Any:
-    return kernel("norm.cu", f"{name}<{type_name(x)}, {layout.vector}>", _together(x))
+@cache
+def _kernel(name: str, dtype: np.dtype, number: int = 0) -> Any:
+    """The kernel for arrays of `dtype`, compiled with all for that type.
 
-
-def _together(x: Array) -> tuple[str, ...]:
-    """All kernels for arrays of x's type, compiled at once."""
-    kind, wide = type_name(x), wide_name(x)
+    `number` is its second template argument: the elements per load or, of `sums_merge`, the sums.
+    """
+    kind = TYPES[str(dtype)]
+    wide = "double" if kind == "double" else "float"
     names = ("norm_statistics", "norm_apply", "norm_backward_sums", "norm_backward_apply", "channel_sums")
-    merges = (f"norm_merge<{wide}>", f"sums_merge<{wide}, 1>", f"sums_merge<{wide}, 2>")
-    return merges + tuple(f"{name}<{kind}, {vector}>" for vector in (16 // x.itemsize, 1) for name in names)
+    together = {
+        ("norm_merge", 0): f"norm_merge<{wide}>",
+        **{("sums_merge", sums): f"sums_merge<{wide}, {sums}>" for sums in (1, 2)},
+        **{(each, vector): f"{each}<{kind}, {vector}>" for vector in (16 // dtype.itemsize, 1) for each in names},
+    }
+    return kernel("norm.cu", together[name, number], tuple(together.values()))

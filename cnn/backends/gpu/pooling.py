@@ -5,15 +5,16 @@ for float64 maps, else float32.
 """
 
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from cnn.backends.base import Array, Window
-from cnn.backends.gpu.kernels import kernel, type_name
-from cnn.backends.gpu.layout import THREADS, Layout, layout_of, processors, wide_type
+from cnn.backends.gpu.kernels import TYPES, kernel
+from cnn.backends.gpu.layout import THREADS, layout_of, processors, wide_type
 
-_WINNERS = {"uint8": "unsigned char", "int32": "int"}  # C++ types of a winner's index in the window
+_WINNERS = {1: "unsigned char", 4: "int"}  # C++ types of a winner's index in the window
 _2X2 = Window((2, 2), (2, 2))
 
 
@@ -72,7 +73,7 @@ def global_max_pool(x: Array) -> tuple[Array, Array]:
     y, winners = cupy.empty((n, channels), wide_type(x)), cupy.empty((n, channels), np.int32)  # (N, C) each
     if x.size:
         layout = layout_of(channels, x)
-        _kernel("global_max_pool", x, layout)(
+        _kernel("global_max_pool", x.dtype, layout.vector)(
             (n, layout.slices), (THREADS,), (x, y, winners, height * width, channels, layout.width)
         )
     return y, winners
@@ -92,7 +93,7 @@ def global_average_pool(x: Array) -> Array:
     y = cupy.empty((n, channels), wide_type(x))  # (N, C)
     if x.size:
         layout = layout_of(channels, x)
-        _kernel("global_average_pool", x, layout)(
+        _kernel("global_average_pool", x.dtype, layout.vector)(
             (n, layout.slices), (THREADS,), (x, y, height * width, channels, layout.width)
         )
     return y
@@ -113,7 +114,7 @@ def _global_backward(dy: Array, winners: Array | None, in_shape: tuple[int, ...]
         # Chunks of an image's pixels: enough blocks for the device, of at least four pixels per thread.
         chunks = max(1, min(-(-8 * processors() // (n * layout.slices)), pixels // (4 * layout.lanes)))
         chunk = -(-pixels // chunks)
-        _kernel("global_pool_backward", dx, layout)(
+        _kernel("global_pool_backward", dx.dtype, layout.vector)(
             (n, layout.slices, -(-pixels // chunk)), (THREADS,),
             (dy, winners, dx, pixels, channels, layout.width, chunk),
         )  # fmt: skip
@@ -135,21 +136,27 @@ def _run(
         geometry: tuple[int, ...] = ()
     else:
         geometry = (*window.size, *window.stride, window.top, window.left)
-    _kernel(name, written, layout, winners)(
+    index = "" if winners is None else _WINNERS[winners.itemsize]
+    _kernel(name, written.dtype, layout.vector, index)(
         (layout.blocks(rows, 1), layout.slices), (THREADS,),
         (*arrays, rows, layout.width, *in_shape[1:3], *out_shape[1:], *geometry),
     )  # fmt: skip
 
 
-def _kernel(name: str, x: Array, layout: Layout, winners: Array | None = None) -> Any:
-    kind = type_name(x)
-    index = "" if winners is None else f", {_WINNERS[str(winners.dtype)]}"
-    wanted = f"{name}<{kind}, {layout.vector}{index}>"
-    together = tuple(
-        f"{each}<{kind}, {vector}{last}>" for vector in (16 // x.itemsize, 1) for each, last in (
-            ("max_pool", ", unsigned char"), ("max_pool_backward", ", unsigned char"), ("max_pool_2x2", ""),
-            ("max_pool_2x2_backward", ""), ("average_pool", ""), ("average_pool_backward", ""),
-            ("global_average_pool", ""), ("global_max_pool", ""), ("global_pool_backward", ""),
-        )
+@cache
+def _kernel(name: str, dtype: np.dtype, vector: int, index: str = "") -> Any:
+    """The kernel for maps of `dtype`, compiled with all for that type and 8-bit indices."""
+    kind = TYPES[str(dtype)]
+
+    def full_name(name: str, vector: int, index: str = "") -> str:
+        return f"{name}<{kind}, {vector}{', ' * bool(index)}{index}>"
+
+    with_index = ("max_pool", "max_pool_backward")
+    others = (
+        "max_pool_2x2", "max_pool_2x2_backward", "average_pool", "average_pool_backward",
+        "global_average_pool", "global_max_pool", "global_pool_backward",
     )  # fmt: skip
+    wanted, vectors = full_name(name, vector, index), (16 // dtype.itemsize, 1)
+    together = tuple(full_name(each, v, _WINNERS[1]) for each in with_index for v in vectors)
+    together += tuple(full_name(each, v) for each in others for v in vectors)
     return kernel("pooling.cu", wanted, together if wanted in together else (wanted,))

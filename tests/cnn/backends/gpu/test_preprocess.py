@@ -11,8 +11,9 @@ from cnn.backends.reference import ReferenceBackend
 from cnn.inputs.augment import Augment
 from cnn.inputs.mixup import Mix
 from cnn.inputs.training_inputs import TrainingInputs
+from cnn.rng import key_of, uniform
 
-cupy = pytest.importorskip("cupy")
+pytestmark = pytest.mark.usefixtures("device")
 REFERENCE = ReferenceBackend()
 MEAN, STD = np.array([110.0, 120.0, 130.0]), np.array([60.0, 61.0, 62.0])
 CLASSES = 5
@@ -33,6 +34,18 @@ SIZES = [(1, 1), (2, 1), (5, 7), (16, 12)]
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "uint16": 5e-3}
 
 
+def to_device(array: np.ndarray) -> Any:
+    import cupy
+
+    return cupy.asarray(array)
+
+
+def to_host(array: Any) -> np.ndarray:
+    import cupy
+
+    return cupy.asnumpy(array)
+
+
 def inputs_of(augment: Augment, mix: Mix, dtype: Any = np.float64) -> TrainingInputs:
     return TrainingInputs(REFERENCE, augment, mix, 3, MEAN.astype(dtype), STD.astype(dtype), CLASSES)
 
@@ -46,7 +59,7 @@ def batch(size: tuple[int, int], count: int = 6) -> tuple[np.ndarray, np.ndarray
 
 def to_float(x: Any) -> np.ndarray:
     """Device array as float64; uint16 holds the upper halves of float32 numbers."""
-    values = cupy.asnumpy(x)
+    values = to_host(x)
     return (values.astype(np.uint32) << 16).view(np.float32).astype(np.float64) if x.dtype == np.uint16 else values
 
 
@@ -69,7 +82,7 @@ def check_padding(buffers: list[Any]) -> None:
     """Pixels are padded with zeros to 16 or 32 bytes."""
     for buffer in buffers:
         assert buffer.shape[3] == {"float64": 4, "float32": 4, "uint16": 8}[str(buffer.dtype)]
-        assert not cupy.asnumpy(buffer)[..., 3:].any()
+        assert not to_host(buffer)[..., 3:].any()
 
 
 def on_device(
@@ -81,8 +94,8 @@ def on_device(
         dataset = np.zeros((1000, *size, 3), np.uint8)
         dataset[rows] = images
         images = dataset
-    arrays = [cupy.asarray(array) for array in (images, rows, labels)]
-    mean, std = cupy.asarray(MEAN.astype(wide)), cupy.asarray(STD.astype(wide))
+    arrays = [to_device(array) for array in (images, rows, labels)]
+    mean, std = to_device(MEAN.astype(wide)), to_device(STD.astype(wide))
     numbers = inputs.numbers(step, epoch, *size)
     return preprocess.augment(*arrays, numbers, mean, std, np.dtype(dtype), whole)
 
@@ -96,10 +109,10 @@ def test_augment_is_the_host_path(augment: Augment, mix: Mix, size: tuple[int, i
         expected = inputs(*batch(size), step, epoch)
         check(x, expected.x)
         if expected.targets.ndim == 1:
-            np.testing.assert_array_equal(cupy.asnumpy(targets), expected.targets)
+            np.testing.assert_array_equal(to_host(targets), expected.targets)
         else:
             assert targets.dtype == np.float32
-            np.testing.assert_allclose(cupy.asnumpy(targets), expected.targets, atol=1e-6)
+            np.testing.assert_allclose(to_host(targets), expected.targets, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.uint16])
@@ -117,7 +130,7 @@ def test_images_of_the_whole_dataset_give_the_same_bits() -> None:
     for own, other in zip(
         on_device(inputs, (9, 11), np.float32), on_device(inputs, (9, 11), np.float32, whole=True), strict=True
     ):
-        np.testing.assert_array_equal(cupy.asnumpy(own), cupy.asnumpy(other))
+        np.testing.assert_array_equal(to_host(own), to_host(other))
 
 
 def test_large_images_take_several_blocks() -> None:
@@ -127,9 +140,9 @@ def test_large_images_take_several_blocks() -> None:
 
 
 def plans_of(numbers: AugmentNumbers, rows: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    mean, std = cupy.asarray(MEAN), cupy.asarray(STD)
-    plans = preprocess.plan(cupy.asarray(rows), numbers, *size, mean, std, np.dtype(np.float64))
-    return cupy.asnumpy(plans).view(preprocess.PLAN)[:, 0]
+    mean, std = to_device(MEAN), to_device(STD)
+    plans = preprocess.plan(to_device(rows), numbers, *size, mean, std, np.dtype(np.float64))
+    return to_host(plans).view(preprocess.PLAN)[:, 0]
 
 
 def test_numbers_of_many_images_are_those_of_the_host() -> None:
@@ -150,9 +163,19 @@ def test_numbers_of_many_images_are_those_of_the_host() -> None:
     assert not plans["own"].any()
 
 
-def _mix_key(inputs: TrainingInputs) -> int:
-    from cnn.rng import key_of
+def test_draws_are_exactly_those_of_the_host() -> None:
+    """Of a crop without stretch, whose position and size are exact functions of three draws."""
+    rows, size = np.concatenate([np.arange(500), [2**31, 2**40, 2**63 - 1]]), (33, 57)
+    numbers = inputs_of(Augment(False, 0.0, 0.3, crop_stretch=1.0), Mix()).numbers(9, 0, *size)
+    draws = uniform(numbers.key, rows, 9).astype(np.float64)
+    plans = plans_of(numbers, rows, size)
+    side = np.sqrt(0.3 + 0.7 * draws[:, 3])  # (N,)
+    for axis in range(2):
+        np.testing.assert_array_equal(plans["scale"][:, axis], side)
+        np.testing.assert_array_equal(plans["start"][:, axis], draws[:, 5 + axis] * (1 - side) * size[axis])
 
+
+def _mix_key(inputs: TrainingInputs) -> int:
     return key_of(inputs.seed, "mix", 4)
 
 
@@ -163,13 +186,13 @@ def test_shifts_and_flips_are_exactly_those_of_the_host() -> None:
         inputs = inputs_of(augment, Mix())
         ramp = np.zeros((200, *size, 3), np.uint8)
         ramp[..., 0], ramp[..., 1] = np.arange(9)[:, None], np.arange(31)
-        arrays = [cupy.asarray(array) for array in (ramp, rows, rows % CLASSES, np.zeros(3), np.ones(3))]
+        arrays = [to_device(array) for array in (ramp, rows, rows % CLASSES, np.zeros(3), np.ones(3))]
         images, row_numbers, labels, mean, std = arrays
         x, _ = preprocess.augment(
             images, row_numbers, labels, inputs.numbers(2, epoch, *size), mean, std, np.dtype(np.float64)
         )
         own = TrainingInputs(REFERENCE, augment, Mix(), 3, np.zeros(3), np.ones(3), CLASSES)
-        np.testing.assert_array_equal(cupy.asnumpy(x), own(ramp, rows % CLASSES, rows, 2, epoch).x)
+        np.testing.assert_array_equal(to_host(x), own(ramp, rows % CLASSES, rows, 2, epoch).x)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (6, 5)])
@@ -186,12 +209,12 @@ def test_resample_and_blend(dtype: Any, size: tuple[int, int], buffers: list[Any
     for colours in (None, EVERYTHING.colours(2, rows, MEAN, STD)):
         for given in (None, holes):
             arrays = (images, ys, maps.xs, given, MEAN.astype(wide), STD.astype(wide), colours)
-            moved = [None if array is None else cupy.asarray(array) for array in arrays]
+            moved = [None if array is None else to_device(array) for array in arrays]
             x = preprocess.resample(*moved, np.dtype(dtype))
             expected = REFERENCE.resample(images, ys, maps.xs, given, MEAN, STD, colours)
             assert x.dtype == dtype
             check(x, expected)
-            mixed = preprocess.blend(x, *map(cupy.asarray, (blend.partners, weights, blend.boxes)))
+            mixed = preprocess.blend(x, *map(to_device, (blend.partners, weights, blend.boxes)))
             check(mixed, REFERENCE.blend(expected, blend.partners, weights, blend.boxes))
     check_padding(buffers)
 
@@ -199,7 +222,7 @@ def test_resample_and_blend(dtype: Any, size: tuple[int, int], buffers: list[Any
 @pytest.mark.parametrize("mix", [Mix(), Mix("mixup")])
 def test_no_images(mix: Mix) -> None:
     inputs = inputs_of(EVERYTHING, mix)
-    images, rows = cupy.asarray(np.zeros((0, 4, 4, 3), np.uint8)), cupy.asarray(np.zeros(0, np.int64))
-    mean, std = cupy.asarray(MEAN), cupy.asarray(STD)
+    images, rows = to_device(np.zeros((0, 4, 4, 3), np.uint8)), to_device(np.zeros(0, np.int64))
+    mean, std = to_device(MEAN), to_device(STD)
     x, targets = preprocess.augment(images, rows, rows, inputs.numbers(0, 0, 4, 4), mean, std, np.dtype(np.float64))
     assert x.shape == (0, 4, 4, 3) and len(targets) == 0
