@@ -1,4 +1,4 @@
-"""What a first session on a real GPU proves and measures, the most needed first.
+"""What a first run on a real GPU proves and measures, the most needed first.
 
     python -m benchmarks.gpu.first_run [--seconds 530] [--out FOLDER] [--stages NAME ...]
 
@@ -24,6 +24,7 @@ STAGES = {
     "machine": ("benchmarks.gpu.machine:describe", 20),
     "ceilings": ("benchmarks.gpu.machine:ceilings", 30),
     "compile": ("benchmarks.gpu.machine:compile_cold", 90),
+    "selftest": ("benchmarks.gpu.correctness:run_selftest", 75),
     "correctness": ("benchmarks.gpu.correctness:kernels_and_networks", 60),
     "pytest": ("benchmarks.gpu.correctness:run_pytest", 70),
     "sanitizer": ("benchmarks.gpu.correctness:run_sanitizer", 45),

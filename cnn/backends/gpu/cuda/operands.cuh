@@ -92,10 +92,10 @@ template <int ROWS> struct Corners {
     __device__ __forceinline__ void fill(const Domain& domain, int row0, int rows) {
         for (int r = threadIdx.x; r < ROWS; r += TILE_THREADS) {
             const Pixel pixel = domain.pixel(row0 + r);
-            const bool valid = row0 + r < rows;
-            y[r] = valid ? pixel.i * domain.down.step + domain.down.shift : -(1 << 30);  // outside, with any tap
+            y[r] = pixel.i * domain.down.step + domain.down.shift;
+            if (row0 + r >= rows) y[r] = -(1 << 30);  // outside, with any tap
             x[r] = pixel.j * domain.across.step + domain.across.shift;
-            offset[r] = valid ? domain.offset(pixel.image, y[r], x[r]) : 0;
+            offset[r] = domain.offset(pixel.image, y[r], x[r]);
         }
     }
 };
