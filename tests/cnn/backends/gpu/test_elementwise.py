@@ -73,7 +73,8 @@ def test_conversions() -> None:
     wide = elementwise.convert(narrow, np.float32)  # (1009,)
     assert (wide.get() == to_host(narrow)).all()
     assert elementwise.convert(wide, np.float32) is wide
-    nan = elementwise.convert(to_device(np.full(3, np.nan), "float32"), np.uint16)  # (3,)
+    nans = np.array([0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001], np.uint32).view(np.float32)  # (4,)
+    nan = elementwise.convert(to_device(nans, "float32"), np.uint16)  # (4,)
     assert np.isnan(to_host(nan)).all()
     odd = narrow[1:].reshape(2, 504)  # not aligned to 16 bytes
     assert (elementwise.convert(odd, np.float32).get() == to_host(odd)).all()

@@ -62,7 +62,7 @@ CONVOLUTION = (
     Mutant("a line of pixels ends one late", "operands.cuh", "if (x >= x_end)", "if (x > x_end)",
            one_pass("d_weight", ALIGNED[0])),
     Mutant("images follow each other without padding", "operands.cuh", "domain.offset(1, -down.pixels * down.step, 0)",
-           "domain.offset(1, -down.size, 0)", one_pass("d_weight", TALL)),
+           "domain.offset(1, -down.size, 0)", one_pass("d_weight", TALL), BOUNDS),
     Mutant("the sum over pixels does not end", "operands.cuh",
            "        left -= DEPTH<T>;\n    }\n};\n\n// Right operand of FORWARD",
            "    }\n};\n\n// Right operand of FORWARD", one_pass("d_weight", SPLIT), BOUNDS),
