@@ -47,7 +47,7 @@ CONVOLUTION = (
     Mutant("columns past the last are stored", "output.cuh", "if (to < 0 || col >= all_cols) continue;",
            "if (to < 0) continue;", one_pass("y", SMALL), f"{BOUNDS}|race in global"),
     Mutant("windows reach above the image", "operands.cuh", "((unsigned)y < (unsigned)down.size)", "(y < down.size)",
-           one_pass("y", SMALL), BOUNDS),
+           one_pass("y", SMALL), f"{BOUNDS}|host memory, or none"),
     Mutant("windows reach beside the image", "operands.cuh", "((unsigned)x < (unsigned)across.size)",
            "(x < across.size)", one_pass("d_weight", SMALL), BOUNDS),
     Mutant("taps past the last are read", "operands.cuh", "tap.a < domain.down.taps ? tap.a : 1 << 29", "tap.a",

@@ -7,9 +7,11 @@ import pytest
 
 from tests.cnn.backends.gpu.mutants.mutant import Context, Mutant, fresh_kernels, outcome
 from tests.cnn.backends.gpu.mutants.of_convolution import CONVOLUTION
+from tests.cnn.backends.gpu.mutants.of_host import HOST
 from tests.cnn.backends.gpu.mutants.of_layers import ELEMENTWISE, NORM, POOLING
+from tests.cnn.backends.gpu.mutants.of_training import INPUTS, LOSSES, OPTIMIZERS
 
-MUTANTS = [*CONVOLUTION, *NORM, *POOLING, *ELEMENTWISE]
+MUTANTS = [*CONVOLUTION, *NORM, *POOLING, *ELEMENTWISE, *LOSSES, *OPTIMIZERS, *INPUTS, *HOST]
 
 
 @pytest.mark.parametrize("mutant", [pytest.param(each, id=each.name.replace(" ", "-")) for each in MUTANTS])

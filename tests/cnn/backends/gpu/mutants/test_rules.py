@@ -77,3 +77,18 @@ def test_a_graph_is_launched_in_place_of_its_kernels(emulator: Any) -> None:
     captured(x)
     assert emulator.cuda.launches["graph"] == 1
     assert not any(name.startswith(("add<", "scale<")) for name in emulator.cuda.launches)
+
+
+def test_a_graph_sees_padded_channels(emulator: Any) -> None:
+    """Its input has the strides of the arrays that it is called with, so that kernels use 16-byte copies."""
+    strides = set()
+
+    def network(x: Array) -> Array:
+        strides.add(x.strides)
+        return small_network(x)
+
+    captured = graph.Captured(network)
+    x = random(np.random.default_rng(5), (4, 2, 2, 8), "bf16")[..., :3]  # (4, 2, 2, 3)
+    for _ in range(4):
+        captured(x)
+    assert strides == {x.strides}
