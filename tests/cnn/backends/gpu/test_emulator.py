@@ -126,7 +126,7 @@ MISTAKES = {
     "never_written": ("__shared__ float s[64]; if (i % 64) s[threadIdx.x] = 1; __syncthreads(); y[i] = s[threadIdx.x];",
                       "shared memory is read that was never written"),
     "no_barrier": ("room[threadIdx.x] = i; y[i] = room[63 - threadIdx.x];", "shared memory"),
-    "barrier_too_early": ("room[threadIdx.x] = i; __syncthreads();\ny[i] = room[63 - threadIdx.x]; room[threadIdx.x] = 0;",
+    "barrier_too_early": ("room[threadIdx.x] = i; __syncthreads();\ny[i] = room[63 - i % 64]; room[i % 64] = 0;",
                           "race in shared memory, read and write"),
     "within_a_warp": ("room[threadIdx.x ^ 1] = i; y[i] = room[threadIdx.x];", "shared memory"),
     "blocks_write_one_place": ("y[threadIdx.x] = i;", "race in global memory, two writes"),
