@@ -8,7 +8,8 @@ SoftmaxCrossEntropy(label_smoothing=0.05, class_weights=())
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -16,11 +17,19 @@ from cnn.backends.base import Array, Backend
 from cnn.errors import RecipeError, check_range
 
 
+class LossResult(NamedTuple):
+    """The loss (), its gradient w.r.t. the outputs (N, K), and the number of correct rows (), all on the device."""
+
+    loss: Array
+    gradient: Array
+    correct: Array
+
+
 class Loss(Protocol):
     """A frozen dataclass; `targets` are class indices (N,), or soft labels (N, K) whose rows sum to 1."""
 
-    def forward(self, backend: Backend, outputs: Array, targets: Array, denominator: int) -> tuple[Array, Array]:
-        """Return the loss () and its gradient w.r.t. `outputs` (N, K)."""
+    def forward(self, backend: Backend, outputs: Array, targets: Array, denominator: int) -> LossResult:
+        """Return the loss of `outputs` (N, K), its gradient, and the number of correct rows."""
         ...
 
     def probabilities(self, backend: Backend, outputs: Array) -> Array:
@@ -52,7 +61,7 @@ class SoftmaxCrossEntropy:
             for weight in weights:
                 check_range("class_weights", weight, 0)
 
-    def forward(self, backend: Backend, outputs: Array, targets: Array, denominator: int) -> tuple[Array, Array]:
+    def forward(self, backend: Backend, outputs: Array, targets: Array, denominator: int) -> LossResult:
         weights = None
         if self.class_weights == "balanced":
             raise RecipeError("class_weights: expected numbers, found 'balanced'; call .balanced(counts) first")
@@ -62,8 +71,10 @@ class SoftmaxCrossEntropy:
                     f"class_weights: expected one number for each of the {outputs.shape[1]} classes, "
                     f"found {len(self.class_weights)}"
                 )
-            weights = backend.asarray(self.class_weights).astype(outputs.dtype)  # (K,)
-        return backend.softmax_cross_entropy(outputs, targets, self.label_smoothing, weights, denominator)
+            weights = _on_device(backend, self.class_weights, outputs.dtype)  # type: ignore[arg-type]  # (K,)
+        return LossResult(
+            *backend.softmax_cross_entropy(outputs, targets, self.label_smoothing, weights, denominator)
+        )
 
     def probabilities(self, backend: Backend, outputs: Array) -> Array:
         return backend.softmax(outputs)
@@ -83,12 +94,13 @@ class SoftmaxCrossEntropy:
 class BinaryCrossEntropy:
     """Binary cross-entropy of each class's sigmoid probability, computed from logits; the sum over classes."""
 
-    def forward(self, backend: Backend, outputs: Array, targets: Array, denominator: int) -> tuple[Array, Array]:
+    def forward(self, backend: Backend, outputs: Array, targets: Array, denominator: int) -> LossResult:
         xp = backend.xp
         target = _one_hot(xp, outputs, targets)  # (N, K)
         # log(1 + exp(z)) - z * t, in a form in which no exponential overflows.
         rows = xp.maximum(outputs, 0) + xp.log1p(xp.exp(-xp.abs(outputs))) - outputs * target  # (N, K)
-        return rows.sum() / denominator, (self.probabilities(backend, outputs) - target) / denominator
+        gradient = (self.probabilities(backend, outputs) - target) / denominator  # (N, K)
+        return LossResult(rows.sum() / denominator, gradient, backend.count_correct(outputs, targets))
 
     def probabilities(self, backend: Backend, outputs: Array) -> Array:
         return backend.activate("sigmoid", outputs)
@@ -98,13 +110,20 @@ class BinaryCrossEntropy:
 class MeanSquaredError:
     """Squared error of the outputs from 1 for the true class and 0 for the others; the mean over classes."""
 
-    def forward(self, backend: Backend, outputs: Array, targets: Array, denominator: int) -> tuple[Array, Array]:
+    def forward(self, backend: Backend, outputs: Array, targets: Array, denominator: int) -> LossResult:
         error = outputs - _one_hot(backend.xp, outputs, targets)  # (N, K)
         scale = 1.0 / (denominator * outputs.shape[1])
-        return (error * error).sum() * scale, error * (2.0 * scale)
+        loss, gradient = (error * error).sum() * scale, error * (2.0 * scale)  # (), (N, K)
+        return LossResult(loss, gradient, backend.count_correct(outputs, targets))
 
     def probabilities(self, backend: Backend, outputs: Array) -> Array:
         return backend.xp.clip(outputs, 0.0, 1.0)
+
+
+@lru_cache(maxsize=4)
+def _on_device(backend: Backend, values: tuple[float, ...], dtype: Any) -> Array:
+    """The values as an array (K,), which is copied to the device only once."""
+    return backend.asarray(values).astype(dtype)
 
 
 def _one_hot(xp: Any, outputs: Array, targets: Array) -> Array:

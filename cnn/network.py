@@ -6,8 +6,8 @@ import numpy as np
 
 from cnn.arena import Arena, Shape
 from cnn.backends.base import Array, Backend
-from cnn.errors import ModelFileError
-from cnn.layers import Cache, DataInitialised, Layer, Run, Sequential
+from cnn.errors import ModelFileError, RecipeError
+from cnn.layers import Cache, DataInitialised, Layer, Residual, Run, Sequential
 from cnn.rng import key_of
 
 
@@ -15,12 +15,18 @@ class Network:
     """The layer tree `layer` and its arrays on `backend`, for inputs of `in_shape` (H, W, C).
 
     Parameters and state are initialised from `seed`; without one they are zeros until `load_tensors`. Raises
-    `ShapeError` where the layers do not fit the shape or each other.
+    `ShapeError` where the layers do not fit the shape or each other, and `RecipeError` for a user's own layers on a
+    backend in bf16.
     """
 
     def __init__(
         self, layer: Layer, in_shape: Shape, backend: Backend, seed: int | None = 0, dtype: Any = np.float32
     ) -> None:
+        if backend.precision == "bf16" and dtype == np.float32 and (foreign := _foreign_layer(layer)):
+            raise RecipeError(
+                f"expected only layers of cnn.layers in bf16, whose feature maps no other code can compute with, found "
+                f"{foreign}; use --precision tf32"
+            )
         specs = layer.specs(in_shape)
         self.layer, self.in_shape, self.out_shape = layer, in_shape, specs.out_shape
         self.backend, self.dtype = backend, dtype
@@ -54,11 +60,17 @@ class Network:
 
     def forward(self, run: Run, x: Array) -> tuple[Array, Cache]:
         """Return outputs (N, *out_shape) for x (N, *in_shape), and the cache that `backward` needs."""
-        return self.layer.forward(run, self.parameters.tree, self.state.tree, x)
+        self.backend.begin_pass(self.parameters.flat)
+        y, cache = self.layer.forward(run, self.parameters.tree, self.state.tree, x)
+        if not run.training:
+            self.backend.end_pass()
+        return y, cache
 
     def backward(self, run: Run, cache: Cache, dy: Array) -> Array | None:
         """Write parameter gradients into `gradients`. Consumes `cache`. Returns dx if `run.need_dx`."""
-        return self.layer.backward(run, self.parameters.tree, self.state.tree, self.gradients.tree, cache, dy)
+        dx = self.layer.backward(run, self.parameters.tree, self.state.tree, self.gradients.tree, cache, dy)
+        self.backend.end_pass()
+        return dx
 
     def infer(self, x: Array) -> Array:
         """Return outputs (N, *out_shape) for x (N, *in_shape), in inference mode."""
@@ -82,3 +94,15 @@ class Network:
         for arena in (self.parameters, self.state):
             for name in arena.views:
                 arena.assign(name, tensors[name])
+
+
+def _foreign_layer(layer: Layer) -> Layer | None:
+    """The first layer that is not one of ours; None if all are."""
+    inner: tuple[Layer, ...] = ()
+    if isinstance(layer, Sequential):
+        inner = tuple(each for _, each in layer.layers)
+    elif isinstance(layer, Residual):
+        inner = (layer.body, layer.shortcut)
+    elif not type(layer).__module__.startswith("cnn."):
+        return layer
+    return next((found for each in inner if (found := _foreign_layer(each))), None)

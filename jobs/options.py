@@ -14,6 +14,10 @@ from jobs.console.sizes import parse_bytes
 from logpose.common.options import Option
 
 Device: TypeAlias = Annotated[Literal["auto", "cpu", "cuda"], Option("Where to compute; auto uses a GPU if one works.")]
+Precision: TypeAlias = Annotated[
+    Literal["auto", "float32", "tf32", "bf16"],
+    Option("Of a GPU's products and feature maps; auto is bf16 if the card has it."),
+]
 Workers: TypeAlias = Annotated[int | None, Option("Decoding threads; default: one per CPU.", "N", 1)]
 ModelClass: TypeAlias = Annotated[
     str | None,
@@ -65,11 +69,16 @@ class TrainOptions(RecipeOptions):
     init: Annotated[Path | None, _Start("Start from a saved model; its classes may differ.", "MODEL")] = None
     overwrite: Annotated[bool, _Start("Replace a finished training.")] = False
     device: Device = "auto"
+    precision: Precision = "auto"
     workers: Workers = None
     ram_budget: Annotated[
         int,
         Option("Memory for images; if all fit, they are read once.", "SIZE", parse=parse_bytes, default="1GB"),
     ] = 10**9
+    cache: Annotated[
+        Literal["auto", "device", "none"],
+        Option("Keep the training images in the GPU's memory; auto: if they take at most half of it."),
+    ] = "auto"
     checkpoint_minutes: Annotated[float, Option("Minutes between checkpoints within an epoch.", "X", 0)] = 5.0
     checkpoint_steps: Annotated[int | None, Option("Steps between checkpoints, if that comes first.", "N", 1)] = None
 
@@ -81,6 +90,7 @@ class FindLrOptions(RecipeOptions):
     steps: Annotated[int, Option("Learning rates to try, one per step.", "N", 20, 1000)] = 100
     plot: Annotated[Path | None, Option("Plot loss against learning rate.", "FILE.png")] = None
     device: Device = "auto"
+    precision: Precision = "auto"
     workers: Workers = None
 
 
@@ -102,6 +112,7 @@ class ClassifyOptions:
     batch_size: Annotated[int, Option("Images per forward pass.", "N", 1)] = 32
     model: ModelClass = None
     device: Device = "auto"
+    precision: Precision = "auto"
     workers: Workers = None
     scheduler: Annotated[
         str | None, Option("Use this Dask cluster instead of local threads.", "tcp://HOST:PORT")
@@ -132,4 +143,13 @@ class ReportOptions:
     dataset: Annotated[Path | None, Option("The training's dataset, if it has moved.", "DATASET.zarr")] = None
     model: ModelClass = None
     device: Device = "auto"
+    precision: Precision = "auto"
     workers: Workers = None
+
+
+@dataclass(frozen=True)
+class SelftestOptions:
+    """What a self-test checks."""
+
+    device: Device = "auto"
+    precision: Precision = "auto"

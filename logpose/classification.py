@@ -22,6 +22,7 @@ def classify(
     views: Literal["none", "mirror", "mirror_shift"] = "none",
     batch_size: int = 32,
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    precision: Literal["auto", "float32", "tf32", "bf16"] = "auto",
     workers: int | None = None,
     scheduler: str | None = None,
     overwrite: bool = False,
@@ -43,6 +44,7 @@ def classify(
         views: Test-time augmentation: average over 2 ("mirror") or 6 ("mirror_shift") views of each image.
         batch_size: Images computed at a time.
         device: Where to compute; "auto" takes a GPU if one works.
+        precision: Of a GPU's products and feature maps; "auto" is bf16 if the card has it.
         workers: Threads that decode and compute; None: one per CPU.
         scheduler: Address of a Dask cluster to work on instead.
         overwrite: Replace a finished table.
@@ -57,7 +59,8 @@ def classify(
     """
     options = checked_options(
         ClassifyOptions, topk=topk, threshold=threshold, format=format, spreadsheet_safe=spreadsheet_safe,
-        views=views, batch_size=batch_size, device=device, workers=workers, scheduler=scheduler, overwrite=overwrite,
+        views=views, batch_size=batch_size, device=device, precision=precision,
+        workers=workers, scheduler=scheduler, overwrite=overwrite,
     )  # fmt: skip
     table = checked_path("out", out)
     with running(quiet):

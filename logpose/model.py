@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 
-from cnn.backends import DEVICES, pick_backend
+from cnn.backends import DEVICES, PRECISIONS, pick_backend
 from cnn.errors import InputError
 from cnn.inference.predictor import Predictor
 from cnn.inputs.checks import check_images
@@ -46,6 +46,9 @@ class Prediction:
     def __repr__(self) -> str:
         return f"Prediction({', '.join(f'{label} {probability:.1%}' for label, probability in self.top)})"
 
+Device: TypeAlias = Literal["auto", "cpu", "cuda"]
+Precision: TypeAlias = Literal["auto", "float32", "tf32", "bf16"]
+
 
 class Model:
     """A trained network with its class names and preprocessing. `load` makes one.
@@ -58,8 +61,10 @@ class Model:
     Model(plain: 3 classes, 16×16 pixels, cpu, runs/colours/model.safetensors)
     """
 
-    def __init__(self, path: Path, predictor: Predictor, device: Literal["auto", "cpu", "cuda"] = "auto") -> None:
-        self.path, self._predictor, self._device = path, predictor, device
+    def __init__(
+        self, path: Path, predictor: Predictor, device: Device = "auto", precision: Precision = "auto"
+    ) -> None:
+        self.path, self._predictor, self._device, self._precision = path, predictor, device, precision
         self.class_names: tuple[str, ...] = predictor.card.class_names
         self.size: tuple[int, int] = predictor.card.in_shape[:2]
 
@@ -152,7 +157,7 @@ class Model:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the file's path and the device: a worker on the same file system loads the model again."""
-        return partial(load, self.path.absolute(), device=self._device), ()
+        return partial(load, self.path.absolute(), device=self._device, precision=self._precision), ()
 
 
 def _is_single(images: object) -> bool:
@@ -162,10 +167,16 @@ def _is_single(images: object) -> bool:
     return not isinstance(images, list | tuple)
 
 
-def load(path: str | Path, *, device: Literal["auto", "cpu", "cuda"] = "auto") -> Model:
+def load(
+    path: str | Path,
+    *,
+    device: Device = "auto",
+    precision: Precision = "auto",
+) -> Model:
     """Load a trained network: a model file, or the folder of a training.
 
     A model file never runs code: a network of your own must be registered before, by importing its module.
+    `precision` is that of a GPU's products and feature maps; "auto" is bf16 if the card has it.
 
     Raises:
         LogposeError: The file is missing, damaged, or of a network that is not registered.
@@ -176,6 +187,7 @@ def load(path: str | Path, *, device: Literal["auto", "cpu", "cuda"] = "auto") -
     """
     file = checked_path("path", path)
     checked_text("device", device, DEVICES)
+    checked_text("precision", precision, PRECISIONS)
     with running(quiet=True):
         file = file / "model.safetensors" if file.is_dir() else file
-        return Model(file, Predictor(file, pick_backend(device)), device)
+        return Model(file, Predictor(file, pick_backend(device, precision=precision)), device, precision)

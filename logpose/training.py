@@ -180,10 +180,12 @@ def train(
     recipe: Recipe | str | Path | None = None,
     values: Mapping[str, Any] | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    precision: Literal["auto", "float32", "tf32", "bf16"] = "auto",
     workers: int | None = None,
     resume: bool = False,
     init: str | Path | None = None,
     ram_budget: int = 10**9,
+    cache: Literal["auto", "device", "none"] = "auto",
     overwrite: bool = False,
     quiet: bool = False,
 ) -> TrainingRun:
@@ -201,10 +203,13 @@ def train(
         recipe: What to start from: a name such as "best", a TOML file, or a `Recipe`.
         values: More values of the recipe, such as {"augment.cutout": 0.3}.
         device: Where to compute; "auto" takes a GPU if one works.
+        precision: Of a GPU's products and feature maps; "auto" is bf16 if the card has it.
         workers: Threads that read and decode images; None: one per CPU.
         resume: Resume the training in `run_dir`; start if there is none.
         init: A saved model to start from; its classes may differ.
         ram_budget: Bytes for images; if all fit in, they are read once.
+        cache: Where the training images are kept: "device" is the GPU's memory, "auto" the same if they take at most
+            half of what is free, "none" not there.
         overwrite: Replace a finished training.
         quiet: Print nothing.
 
@@ -231,8 +236,8 @@ def train(
         raise JobError(f"recipe: expected a name, a TOML file or a logpose.Recipe, found {recipe!r}; write 'best'")
     options = checked_options(
         TrainOptions, model=model if isinstance(model, str) else None, epochs=epochs, batch_size=batch_size, lr=lr,
-        seed=seed, patience=patience, recipe=name, config=file, device=device, workers=workers, resume=resume,
-        init=init, ram_budget=ram_budget, overwrite=overwrite,
+        seed=seed, patience=patience, recipe=name, config=file, device=device, precision=precision,
+        workers=workers, resume=resume, init=init, ram_budget=ram_budget, cache=cache, overwrite=overwrite,
         set=[f"{key}={_toml(key, value)}" for key, value in {**texts, **(values or {})}.items()],
     )  # fmt: skip
     with running(quiet):

@@ -13,7 +13,7 @@ from tests.jobs.conftest import RECIPE, Logpose, draw_classes
 from tests.jobs.conftest import logpose as logpose  # the fixture
 from tests.test_docs import DOCUMENTS, ROOT, section
 
-COMMANDS = "build|train|classify|report|verify|info|find-lr|recipes"
+COMMANDS = "build|train|classify|report|verify|info|find-lr|recipes|selftest"
 
 
 def test_options_of_documented_commands_exist(logpose: Logpose) -> None:

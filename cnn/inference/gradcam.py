@@ -67,9 +67,9 @@ class GradCam:
         x = preprocess(self.backend, images, None, self.mean, self.std)  # (N, H, W, 3)
         for layer, p, s, _ in self._body:
             x, _ = layer.forward(run, p, s, x)  # finally (N, h, w, C)
-        weights = self._gradient(run, x, classes).mean(axis=(1, 2))  # (N, C)
-        found = self.backend.to_host((x * weights[:, None, None]).sum(axis=3))  # (N, h, w)
-        found = np.maximum(found, 0.0)
+        gradient = self.backend.to_host(self._gradient(run, x, classes))  # (N, h, w, C)
+        weights = gradient.mean(axis=(1, 2), keepdims=True)  # (N, 1, 1, C)
+        found = np.maximum((self.backend.to_host(x) * weights).sum(axis=3), 0.0)  # (N, h, w)
         highest = found.max(axis=(1, 2), keepdims=True)  # (N, 1, 1)
         found = np.divide(found, highest, out=np.zeros_like(found), where=highest > 0.0)  # (N, h, w)
         return _enlarge(found, images.shape[1:3])

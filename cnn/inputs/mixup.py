@@ -56,18 +56,31 @@ class Mix:
             raise RecipeError(f"mix alpha: expected a number above 0, found {self.alpha}")
         check_range("mix share", self.share, 0, 1)
 
+    def kind_of_step(self, key: int) -> Literal["none", "mixup", "cutmix"]:
+        """How the step of this key is blended."""
+        if self.kind == "none":
+            return "none"
+        blend_draw, kind_draw = uniform(key_of(key, "step"), np.zeros(1, np.int64), 2)[0]
+        if blend_draw >= self.share:
+            return "none"
+        return "mixup" if self.kind == "mixup" or (self.kind == "either" and kind_draw < 0.5) else "cutmix"
+
+    def rows_key(self, key: int) -> int:
+        """The key of the draws of each row."""
+        return key_of(key, "rows")
+
     def draw(self, key: int, rows: np.ndarray, height: int, width: int) -> Blend | None:
         """The blend of images with row numbers `rows` (N,), each with the next of the batch; None for no blending.
 
         Whether to blend, and which kind, is a function of `key`; weights and boxes are functions of (key, row).
         """
-        blend_draw, kind_draw = uniform(key_of(key, "step"), np.zeros(1, np.int64), 2)[0]
-        if self.kind == "none" or blend_draw >= self.share:
+        kind = self.kind_of_step(key)
+        if kind == "none":
             return None
         partners = np.roll(np.arange(len(rows)), -1)  # (N,)
-        draws = uniform(key_of(key, "rows"), rows, 4).astype(np.float64).T  # (4, N)
+        draws = uniform(self.rows_key(key), rows, 4).astype(np.float64).T  # (4, N)
         own = _symmetric_beta(self.alpha, *draws[:2])  # (N,)
-        if self.kind == "mixup" or (self.kind == "either" and kind_draw < 0.5):
+        if kind == "mixup":
             weights = own.astype(np.float32)  # (N,)
             return Blend(partners, weights, np.tile((0, height, 0, width), (len(rows), 1)), weights)
         side = np.sqrt(1.0 - own)  # (N,) the box's, as a fraction of the image's

@@ -14,9 +14,9 @@ def normalisation(network: Network, mean: np.ndarray, std: np.ndarray) -> tuple[
 
 
 def preprocess(
-    backend: Backend, images: np.ndarray, maps: Maps | None, mean: Array, std: Array, colours: np.ndarray | None = None
+    backend: Backend, images: Array, maps: Maps | None, mean: Array, std: Array, colours: np.ndarray | None = None
 ) -> Array:
-    """Augment and normalise uint8 images (B, H, W, 3): floating point (B, H, W, 3), by `Backend.resample`."""
+    """Augment and normalise uint8 images (B, H, W, 3), of the host or the device: floating point (B, H, W, 3)."""
     ys, xs, holes = identity_maps(*images.shape[:3]) if maps is None else maps
-    arrays = [None if array is None else backend.asarray(array) for array in (ys, xs, holes, mean, std, colours)]
-    return backend.resample(backend.asarray(images), *arrays)
+    images, ys, xs, holes, colours = backend.upload(images, ys, xs, holes, colours)
+    return backend.resample(images, ys, xs, holes, backend.asarray(mean), backend.asarray(std), colours)

@@ -74,10 +74,10 @@ class Scale:
         return Specs(in_shape)
 
     def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]:
-        return x * self.factor, None  # shape of x
+        return run.backend.scale(x, self.factor), None  # shape of x
 
     def backward(self, run: Run, p: Tree, s: Tree, g: Tree, cache: Cache, dy: Array) -> Array | None:
-        return dy * self.factor  # shape of x
+        return run.backend.scale(dy, self.factor)  # shape of x
 
 
 @dataclass(frozen=True)

@@ -31,11 +31,12 @@ class Run:
     key: int = 0  # random numbers are a function of this key and of `rows`
     rows: Array | None = None  # integers (N,): the images' row numbers in the dataset
     need_dx: bool = True  # whether to compute the gradient w.r.t. this layer's input
+    before_norm: bool = False  # whether the next layer is a batch norm, which needs the output's statistics
 
-    def inside(self, name: str, need_dx: bool = True) -> "Run":
+    def inside(self, name: str, need_dx: bool = True, before_norm: bool = False) -> "Run":
         """The context of the layer `name` of a container, with its own random key."""
         key = key_of(self.key, name) if self.training else self.key
-        return replace(self, key=key, need_dx=need_dx)
+        return replace(self, key=key, need_dx=need_dx, before_norm=before_norm)
 
 
 class Layer(Protocol):

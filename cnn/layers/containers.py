@@ -7,6 +7,7 @@ from cnn.backends.base import Array
 from cnn.errors import RecipeError, ShapeError
 from cnn.layers.activations import ACTIVATIONS, check_activation
 from cnn.layers.base import Cache, Layer, Run, Specs
+from cnn.layers.normalisation import BatchNorm
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,10 @@ class Sequential:
 
     def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]:
         caches = []
-        for name, layer in self.layers:
-            x, cache = layer.forward(run.inside(name), p.get(name, {}), s.get(name, {}), x)
+        for i, (name, layer) in enumerate(self.layers):
+            before_norm = any(isinstance(after, BatchNorm) for _, after in self.layers[i + 1 : i + 2])
+            inner = run.inside(name, before_norm=run.training and before_norm)
+            x, cache = layer.forward(inner, p.get(name, {}), s.get(name, {}), x)
             caches.append(cache if run.training else None)  # in inference, free the arrays
         return x, caches
 

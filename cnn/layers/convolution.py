@@ -48,7 +48,8 @@ class Conv2D:
         return Specs((out_h, out_w, self.filters), tuple(parameters))
 
     def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]:
-        return run.backend.conv2d(x, p["weight"], p.get("bias"), self.window), x  # (N, OH, OW, filters)
+        y = run.backend.conv2d(x, p["weight"], p.get("bias"), self.window, run.before_norm)  # (N, OH, OW, filters)
+        return y, x
 
     def backward(self, run: Run, p: Tree, s: Tree, g: Tree, cache: Cache, dy: Array) -> Array | None:
         x = cache  # (N, H, W, C)

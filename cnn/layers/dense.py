@@ -42,8 +42,8 @@ class Flatten:
         return Specs((math.prod(in_shape),))
 
     def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]:
-        return x.reshape(len(x), -1), x.shape  # (N, H*W*C)
+        return run.backend.flatten(x), (x.shape, x.dtype)  # (N, H*W*C)
 
     def backward(self, run: Run, p: Tree, s: Tree, g: Tree, cache: Cache, dy: Array) -> Array | None:
-        shape = cache  # (N, H, W, C)
-        return dy.reshape(shape)
+        shape, dtype = cache  # (N, H, W, C)
+        return run.backend.flatten_backward(dy, shape, dtype)  # (N, H, W, C)

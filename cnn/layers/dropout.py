@@ -6,7 +6,6 @@ from cnn.arena import Shape, Tree
 from cnn.backends.base import Array
 from cnn.errors import check_range
 from cnn.layers.base import Cache, Run, Specs
-from cnn.rng import uniform
 
 
 @dataclass(frozen=True)
@@ -28,11 +27,9 @@ class Dropout:
     def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]:
         if not run.training or self.rate == 0.0:
             return x, None
-        xp = run.backend.xp
-        rows = xp.arange(len(x)) if run.rows is None else run.rows  # (N,)
-        draws = uniform(run.key, rows, x[0].size, xp).reshape(x.shape)  # shape of x
-        mask = (draws >= self.rate).astype(x.dtype) / x.dtype.type(1.0 - self.rate)  # shape of x
-        return x * mask, mask
+        return run.backend.dropout(x, self.rate, run.key, run.rows), None  # shape of x
 
     def backward(self, run: Run, p: Tree, s: Tree, g: Tree, cache: Cache, dy: Array) -> Array | None:
-        return dy if cache is None else dy * cache
+        if not run.training or self.rate == 0.0:
+            return dy
+        return run.backend.dropout(dy, self.rate, run.key, run.rows)  # shape of x; the draws are the same again

@@ -43,11 +43,9 @@ class BatchNorm:
             return run.backend.batch_norm_infer(
                 x, p["scale"], p["shift"], s["mean"], s["variance"], self.epsilon, self.activation
             ), None
-        y, mean, variance = run.backend.batch_norm_train(x, p["scale"], p["shift"], self.epsilon, self.activation)
-        count = x.size // x.shape[-1]
-        s["mean"] += self.momentum * (mean - s["mean"])  # (C,)
-        # The running variance is the unbiased estimate, since it is applied to images outside of the batch.
-        s["variance"] += self.momentum * (variance * (count / max(count - 1, 1)) - s["variance"])  # (C,)
+        y, mean, variance = run.backend.batch_norm_train(
+            x, p["scale"], p["shift"], s["mean"], s["variance"], self.momentum, self.epsilon, self.activation
+        )
         return y, (x, mean, variance)
 
     def backward(self, run: Run, p: Tree, s: Tree, g: Tree, cache: Cache, dy: Array) -> Array | None:

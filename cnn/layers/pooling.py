@@ -64,10 +64,10 @@ class GlobalAveragePool:
         return Specs((image_shape(self, in_shape)[2],))
 
     def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]:
-        return run.backend.global_average_pool(x), x.shape  # (N, C)
+        return run.backend.global_average_pool(x), (x.shape, x.dtype)  # (N, C)
 
     def backward(self, run: Run, p: Tree, s: Tree, g: Tree, cache: Cache, dy: Array) -> Array | None:
-        return run.backend.global_average_pool_backward(dy, cache)  # (N, H, W, C)
+        return run.backend.global_average_pool_backward(dy, *cache)  # (N, H, W, C)
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,7 @@ class GlobalMaxPool:
 
     def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]:
         y, argmax = run.backend.global_max_pool(x)  # (N, C) each
-        return y, (argmax, x.shape)
+        return y, (argmax, x.shape, x.dtype)
 
     def backward(self, run: Run, p: Tree, s: Tree, g: Tree, cache: Cache, dy: Array) -> Array | None:
-        argmax, shape = cache
-        return run.backend.global_max_pool_backward(dy, argmax, shape)  # (N, H, W, C)
+        return run.backend.global_max_pool_backward(dy, *cache)  # (N, H, W, C)

@@ -39,23 +39,31 @@ class Lookahead:
         """The weight of the old average, 0 to 1, in its update after `step` of `total` steps."""
         return self.decay**self.every * (step / total) ** self.power
 
-    def update(self, slots: dict[str, Array], network: Network, step: int, total: int, epoch_steps: int) -> None:
-        """Update the average in `slots` after `step` of `total` steps, and reset `network` to it, if it is time."""
+    def update(
+        self, slots: dict[str, Array], network: Network, outcome: Array, begun: bool,
+        step: int, total: int, epoch_steps: int,
+    ) -> bool:
+        """Update the average in `slots` after `step` of `total` steps, and reset `network` to it, if it is time.
+
+        `begun`: whether there is an average yet. Returns whether there is one now. Where the step's `outcome` is not
+        finite, nothing changes.
+        """
         if not self.every or step < self.first_step(total):
-            return
+            return begun
         due = step % self.every == 0
         if not due and step % epoch_steps:
-            return
+            return begun
         decay = self.decay_at(step, total) if due else 1.0  # at the end of an epoch the average does not change
-        # A training resumed with fewer epochs may be past the first step with an average of zeros.
-        begins = step == self.first_step(total) or not slots["average"].any()
+        # A training resumed with fewer epochs may be past the first step without an average.
+        begins, backend = step == self.first_step(total) or not begun, network.backend
         for name, arena in zip(self.slots, (network.parameters, network.state), strict=True):
             average, weights = slots[name], arena.flat  # (size,) each
             if begins:
-                average[...] = weights
+                backend.copy(average, weights, outcome)
             else:
-                average += (1.0 - decay) * (weights - average)
-                weights[...] = average
+                backend.average(average, weights, 1.0 - decay, outcome)
+                backend.copy(weights, average, outcome)
+        return True
 
 
 @dataclass(frozen=True)
@@ -80,10 +88,13 @@ class EMA:
         """The weight of the old average, 0 to 1, in its update after `step` of `total` steps."""
         return 1.0 - 1.0 / max(1.0, min(step, self.horizon * total))
 
-    def update(self, slots: dict[str, Array], network: Network, step: int, total: int) -> None:
-        """Update the average in `slots` with the weights and state of `network` after `step` of `total` steps."""
+    def update(self, slots: dict[str, Array], network: Network, outcome: Array, step: int, total: int) -> None:
+        """Update the average in `slots` with the weights and state of `network` after `step` of `total` steps.
+
+        Where the step's `outcome` is not finite, nothing changes.
+        """
         if not self.horizon:
             return
         rate = 1.0 - self.decay_at(step, total)
         for name, arena in zip(self.slots, (network.parameters, network.state), strict=True):
-            slots[name] += rate * (arena.flat - slots[name])  # (size,)
+            network.backend.average(slots[name], arena.flat, rate, outcome)

@@ -25,11 +25,12 @@ class Optimizer(Protocol):
 
     def update(
         self, backend: Backend, parameters: Arena, gradient: Array, slots: dict[str, Array],
-        gradient_scale: float, lr: float, step: int, progress: float = 0.0,
+        outcome: Array, lr: float, step: int, progress: float = 0.0,
     ) -> None:
-        """Update `parameters` and `slots` in place, from `gradient_scale * gradient` (size,). `step` counts from 1.
+        """Update `parameters` and `slots` in place, from `gradient` (size,), as `outcome` of `judge_step` says.
 
-        `progress`, 0 to 1, is the fraction of the training's steps that are done; it decides which are frozen.
+        `step` counts from 1. `progress`, 0 to 1, is the fraction of the training's steps that are done; it decides
+        which parameters are frozen.
         """
         ...
 
@@ -60,7 +61,7 @@ class SGD:
 
     def update(
         self, backend: Backend, parameters: Arena, gradient: Array, slots: dict[str, Array],
-        gradient_scale: float, lr: float, step: int, progress: float = 0.0,
+        outcome: Array, lr: float, step: int, progress: float = 0.0,
     ) -> None:
         weight_decay = self.weight_decay
         if self.decoupled:
@@ -69,7 +70,7 @@ class SGD:
         for group in parameters.trained_groups(progress):
             at = group.span
             backend.sgd_step(
-                parameters.flat[at], gradient[at], slots["velocity"][at], group.decayed, gradient_scale,
+                parameters.flat[at], gradient[at], slots["velocity"][at], group.decayed, outcome,
                 lr * group.lr_factor, self.momentum, self.nesterov, weight_decay / group.lr_factor,
             )
 
@@ -93,13 +94,13 @@ class AdamW:
 
     def update(
         self, backend: Backend, parameters: Arena, gradient: Array, slots: dict[str, Array],
-        gradient_scale: float, lr: float, step: int, progress: float = 0.0,
+        outcome: Array, lr: float, step: int, progress: float = 0.0,
     ) -> None:
         for group in parameters.trained_groups(progress):
             at = group.span
             backend.adamw_step(
                 parameters.flat[at], gradient[at], slots["first_moment"][at], slots["second_moment"][at],
-                group.decayed, gradient_scale, lr * group.lr_factor, self.beta1, self.beta2, self.epsilon,
+                group.decayed, outcome, lr * group.lr_factor, self.beta1, self.beta2, self.epsilon,
                 self.weight_decay / group.lr_factor, step,
             )
 

@@ -51,7 +51,7 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
     if options.model:
         import_model(options.model)
     workers = options.workers or available_cpus()
-    backend = choose_backend(options.device, workers)
+    backend = choose_backend(options.device, options.precision, workers)
     predictor = Predictor(model, backend, options.views)
     card = predictor.card
     classes = plural(len(card.class_names), "class", "classes")
@@ -63,7 +63,11 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
     cache_predictor(predictor, settings)
     # Fewer and larger tasks on a cluster, where each one is sent over the network.
     inputs = find_inputs(images, out, card, FILES_PER_PART if options.scheduler else options.batch_size)
-    device = options.device if options.scheduler else backend.name
+    device, precision = backend.name, backend.precision
+    if options.scheduler:
+        device, precision = options.device, options.precision
+    if precision not in ("auto", "float32"):
+        device += f" in {precision}"
     identity = {"model": settings.model_hash, "--views": options.views, "device": device}
     say(f"classifying {images} with {card.model}, {classes}")
     say(f"cluster at {options.scheduler}" if options.scheduler else backend.description)

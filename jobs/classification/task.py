@@ -151,7 +151,7 @@ def _load(settings: TaskSettings) -> Predictor:
     model, options = settings.model, settings.options
     if options.model:
         import_model(options.model)
-    predictor = Predictor(model, pick_backend(options.device), options.views)
+    predictor = Predictor(model, pick_backend(options.device, precision=options.precision), options.views)
     if hash_file(model) != settings.model_hash:
         raise JobError(
             f"expected the same model throughout a classification, found another one now, or on this machine, at"

@@ -1,4 +1,4 @@
-"""Commands around the three main ones: recipes, find-lr, verify, info, report; and the demo."""
+"""Commands around the three main ones: recipes, find-lr, verify, info, report, selftest; and the demo."""
 
 from pathlib import Path
 from typing import Annotated, TypeAlias
@@ -8,7 +8,7 @@ import typer
 from jobs.commands.app import command
 from jobs.console.output import emit, say
 from jobs.console.prompts import existing_dataset, existing_model, path_argument
-from jobs.options import FindLrOptions, InfoOptions, ReportOptions, VerifyOptions
+from jobs.options import FindLrOptions, InfoOptions, ReportOptions, SelftestOptions, VerifyOptions
 
 DatasetArgument: TypeAlias = Annotated[
     Path | None, typer.Argument(metavar="DATASET.zarr", help="Written by 'logpose build'.")
@@ -97,6 +97,21 @@ def report(
     from jobs.report import report as run
 
     run(path_argument(run_dir, "RUN_DIR", "Folder of the training", "report", existing_model), options)
+
+
+@command(SelftestOptions)
+def selftest(*, options: SelftestOptions) -> int:
+    """Check that this machine's CPU or GPU computes correctly.
+
+    Compares every layer, loss, optimizer and augmentation with a plain implementation, and gradients with numeric
+    derivatives. The exit code is 1 if a result is wrong.
+
+    \b
+    Example: logpose selftest --device cuda
+    """
+    from jobs.selftest.selftest import selftest as run
+
+    return run(options)
 
 
 @command()

@@ -36,7 +36,7 @@ def report(run_dir: Path, options: ReportOptions) -> Path:
     data = open_dataset(run, options.dataset)
     result = cam = None
     if data.val.rows:
-        backend = choose_backend(options.device)
+        backend = choose_backend(options.device, options.precision)
         say(backend.description)
         predictor = Predictor(run.folder.model, backend)
         result = evaluate_model(predictor, data.val, options.workers or available_cpus())

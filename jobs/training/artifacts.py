@@ -56,7 +56,7 @@ class Artifacts:
 
     def checkpoint_is_due(self) -> bool:
         """Return whether the last checkpoint is older than `checkpoint_minutes` or `checkpoint_steps`."""
-        steps = self.state.step - self._saved_step
+        steps = self.trainer.step - self._saved_step  # ahead of the state while a step is pending
         if self.checkpoint_steps is not None and steps >= self.checkpoint_steps:
             return True
         return time.monotonic() - self._saved_at >= 60 * self.checkpoint_minutes

@@ -81,7 +81,7 @@ def find_lr(dataset: Path, options: FindLrOptions) -> Suggestion:
         raise JobError("optimizer.lr: expected more than 0, since rates around it are tried, found 0; leave it out")
     constant = _without_schedule(recipe, steps, data.train.rows)
     card = build_card(data, recipe)
-    trainer = build_trainer(card, constant, choose_backend(options.device), data)
+    trainer = build_trainer(card, constant, choose_backend(options.device, options.precision), data)
     for line in (*describe_data(data), *describe_training(card, trainer, recipe)):
         say(line)
     measure(trainer, data)
@@ -242,6 +242,7 @@ def _train_command(dataset: Path, options: FindLrOptions, lr: float) -> str:
     for name in ("recipe", "config", "model", "batch_size", "seed"):
         if (value := getattr(options, name)) is not None:
             words += [f"--{name}".replace("_", "-"), str(value)]
-    if options.device != "auto":
-        words += ["--device", options.device]
+    for name in ("device", "precision"):
+        if (value := getattr(options, name)) != "auto":
+            words += [f"--{name}", value]
     return shlex.join(words)

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from cnn.evaluation.metrics import Evaluation
+from cnn.training.pending import PendingBatch
 from cnn.training.trainer import Trainer
 from jobs.console.interrupts import DeferredInterrupt
-from jobs.console.progress import bar, plural
+from jobs.console.progress import Bar, bar, plural
 from jobs.errors import Interrupted
 from jobs.training.artifacts import Artifacts
 from jobs.training.epoch_report import report_epoch
@@ -28,6 +29,7 @@ class Training:
         self.trainer, self.recipe, self.state, self.streams = trainer, trainer.recipe, state, streams
         self.artifacts, self.resume_command = artifacts, resume_command
         self.clock, self.interrupt = EpochClock(state.times), DeferredInterrupt()
+        self._pending: PendingBatch | None = None  # started, but not yet counted in `state`
 
     def run(self) -> Summary:
         """Train until the last epoch, or until patience runs out; return the summary.
@@ -43,6 +45,7 @@ class Training:
                     self._train_epoch()
                     evaluation = self._validate()
                 except PipelineError:  # the dataset is damaged, the weights are not: resume once it is repaired
+                    self._finish_batch()
                     self._save_checkpoint()
                     raise
                 self._end_epoch(evaluation)
@@ -56,11 +59,23 @@ class Training:
                 clock.add_stream(stream.times)
                 state.lr = self.trainer.lr
                 with clock("compute"):
-                    result = self.trainer.train_batch(batch.images, batch.labels, batch.rows)
-                state.add_batch(result)
-                progress.update(state.rows, f"loss {state.loss_sum / state.rows:.3f}")
-                self._save_if_due()
+                    started = self.trainer.start_batch(batch.images, batch.labels, batch.rows)
+                self._finish_batch(progress)  # the one before: a GPU computes this one meanwhile
+                self._pending = started
+                self._save_if_due(progress)
             clock.add_stream(stream.times)
+            self._finish_batch(progress)
+
+    def _finish_batch(self, progress: Bar | None = None) -> None:
+        """Wait for the pending batch, if there is one, and count it."""
+        if self._pending is None:
+            return
+        with self.clock("compute"):
+            result = self._pending.result()
+        self._pending = None
+        self.state.add_batch(result)
+        if progress:
+            progress.update(self.state.rows, f"loss {self.state.loss_sum / self.state.rows:.3f}")
 
     def _validate(self) -> Evaluation | None:
         if self.streams.val is None:
@@ -87,14 +102,16 @@ class Training:
             self.artifacts.save_epoch(row, evaluation)
         report_epoch(self.state, self.recipe)
 
-    def _save_if_due(self) -> None:
+    def _save_if_due(self, progress: Bar | None = None) -> None:
         if self.interrupt.requested:
+            self._finish_batch(progress)
             self._save_checkpoint()
             with self.clock("save"):
                 self.artifacts.draw()
             done = f"{plural(self.state.batches, 'step')} of epoch {self.state.epoch}"
             raise Interrupted(f"saved after {done}; resume with: {self.resume_command}")
         if self.artifacts.checkpoint_is_due():
+            self._finish_batch(progress)
             self._save_checkpoint()
 
     def _save_checkpoint(self) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 
 from cnn.checkpoint import Checkpoint, ModelCard, load_checkpoint, save_checkpoint
 from cnn.errors import ModelFileError
+from cnn.training.pending import BatchResult
 from cnn.training.recipe import Recipe
-from cnn.training.trainer import BatchResult
 from jobs.errors import JobError
 from jobs.training.metrics import EpochRow, is_better, read_metrics
 from jobs.training.summary import Summary, read_summary

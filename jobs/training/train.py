@@ -17,6 +17,7 @@ from jobs.errors import JobError
 from jobs.options import RecipeOptions, TrainOptions
 from jobs.recipes.config import differences, model_toml, resolve, to_toml
 from jobs.training.artifacts import Artifacts
+from jobs.training.device_cache import cached_stream, describe_cache, is_cached
 from jobs.training.loop import Training
 from jobs.training.metrics import write_metrics
 from jobs.training.run_folder import RunFolder, TrainingState, is_finished
@@ -86,11 +87,16 @@ def train(
         return folder
     state.dataset = str(data.path.resolve())
 
-    streams = open_streams(data, recipe, options.workers or available_cpus(), options.ram_budget)
+    workers = options.workers or available_cpus()
+    streams = open_streams(data, recipe, workers, options.ram_budget)
     card = build_card(data, recipe)
-    trainer = build_trainer(card, recipe, choose_backend(options.device), data)
+    backend = choose_backend(options.device, options.precision)
+    trainer = build_trainer(card, recipe, backend, data)
+    caches = is_cached(options.cache, backend, data.train)
     for line in describe_training(card, trainer, recipe):
         say(line)
+    if caches:
+        say(labelled("cache", describe_cache(data.train)))
     _initialise(trainer, card, data, state, checkpoint, start)
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     place = run_dir.resolve()  # "." and ".." have no name
@@ -102,6 +108,9 @@ def train(
             file.unlink(missing_ok=True)
         if state.history:
             write_metrics(folder.metrics, state.history)
+        if caches and not is_finished(state, recipe):
+            stream = cached_stream(data.train, recipe.batch_size, recipe.seed, workers, backend)
+            streams = streams._replace(train=stream)
         artifacts = Artifacts(
             folder, data, card, trainer, state, streams.val, options.checkpoint_minutes, options.checkpoint_steps
         )

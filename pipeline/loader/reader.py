@@ -65,7 +65,7 @@ class Buffers:
 
     windows: tuple[Pixels, ...]  # each (window rows, H, W, 3)
     batch: Pixels  # (batch size, H, W, 3), for a batch that spans two windows
-    scratch: tuple[Pixels, ...]  # each (chunk rows, H, W, 3), one per reading thread
+    scratch: tuple[Pixels, ...]  # each (chunk rows, H, W, 3), one per reading thread; none: nothing is read
 
 
 def page_aligned(shape: tuple[int, ...]) -> Pixels:
@@ -151,7 +151,7 @@ class WindowReader:
     def _run(self, first: int) -> None:
         try:
             # Not Dask's scheduler: its overhead of 0.1 ms and more per task is as much as reading a chunk takes.
-            with ThreadPoolExecutor(len(self._scratch), thread_name_prefix="logpose-read") as pool:
+            with ThreadPoolExecutor(max(1, len(self._scratch)), thread_name_prefix="logpose-read") as pool:
                 for index in range(first, self._order.windows):
                     window = self._order.window(index)  # before waiting for a free buffer: this takes a while too
                     pixels = self._free.get()

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,8 @@ MAX_WINDOWS = 4  # more do not make it faster
 class Batch:
     """A minibatch, or the rows of it that belong to one rank.
 
-    images       uint8 (B, H, W, 3); the memory is reused: valid until the next batch is requested
+    images       uint8 (B, H, W, 3); the memory is reused: valid until the next batch is requested. With `images_of`,
+                 what that returned
     labels       int64 (B,)
     rows         int64 (B,): row numbers of the split
     global_rows  rows of the whole minibatch: divide the sum of the losses of all ranks by it
@@ -54,6 +55,8 @@ class BatchStream:
     workers     threads that read ahead
     ram_budget  bytes that the stream may take: the more, the further it reads ahead, and if all pixels fit in, they
                 are read in the first epoch only. None: two windows
+    images_of   function from row numbers (B,) to the images of a batch, for example in a GPU's memory: then the stream
+                reads none
     rank, world_size  this process gets the rank-th of world_size slices of each batch; in the last it may be empty
 
     `steps`, also `len(stream)`, is the number of batches in an epoch; `buffered_windows` the number of windows in
@@ -76,6 +79,7 @@ class BatchStream:
         shuffle: bool = True,
         workers: int = 2,
         ram_budget: int | None = None,
+        images_of: Callable[[Indices], Any] | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -96,11 +100,14 @@ class BatchStream:
         self.shuffle = shuffle
         self.workers = workers
         self.rank, self.world_size = rank, world_size
+        self._images_of = images_of
         self.steps = -(-split.rows // batch_size)
         self._next_epoch = 0
         row_bytes = split.size[0] * split.size[1] * 3
         self._batch_rows = -(-batch_size // world_size)  # at most, of this rank
         self._window_chunks = window_chunks(split.rows, split.chunk_rows, row_bytes, shuffle)
+        if images_of:
+            row_bytes = 0  # in memory; the order of the rows is the same
         self._window_rows = min(self._window_chunks * split.chunk_rows, split.rows)
         self._window_bytes = self._window_rows * (row_bytes + 6 * 8)  # pixels, and finding their order
         self._split_bytes = split.rows * row_bytes
@@ -110,7 +117,7 @@ class BatchStream:
             + split.rows * 8  # labels
             + split.chunks * 3 * 8  # hashes and order of the chunks
         )
-        self.buffered_windows, self.caches_all = self._plan_memory(ram_budget)
+        self.buffered_windows, self.caches_all = self._plan_memory(None if images_of else ram_budget)
         self._cache = ChunkCache(split) if self.caches_all else None
         self._clock = StreamClock()
         self._spare: Buffers | None = None  # of a finished epoch, for the next
@@ -190,7 +197,7 @@ class BatchStream:
                 images, rows = cursor.take(end - begin)  # (B, H, W, 3), (B,)
                 skipped = size - end  # later: skipping may release the window of this batch
                 position += size
-                batch = Batch(images, labels[rows], rows, size)
+                batch = Batch(self._images_of(rows) if self._images_of else images, labels[rows], rows, size)
                 self._clock.add(StreamTimes(wait=time.perf_counter() - began))
                 yield batch
         finally:
@@ -199,12 +206,12 @@ class BatchStream:
 
     def _allocate(self) -> Buffers:
         def rows(count: int) -> Pixels:
-            return page_aligned((count, *self.split.size, 3))
+            return page_aligned((count, 0) if self._images_of else (count, *self.split.size, 3))
 
         return Buffers(
             windows=tuple(rows(self._window_rows) for _ in range(self.buffered_windows)),
             batch=rows(self._batch_rows),
-            scratch=tuple(rows(self.split.chunk_rows) for _ in range(self.workers)),
+            scratch=() if self._images_of else tuple(rows(self.split.chunk_rows) for _ in range(self.workers)),
         )
 
 

@@ -18,8 +18,8 @@ REFERENCE = ReferenceBackend()
 
 
 def test_cross_entropy_of_uniform_outputs_is_log_of_the_number_of_classes() -> None:
-    loss, gradient = SoftmaxCrossEntropy(0.0).forward(REFERENCE, np.zeros((4, 18)), np.array([0, 1, 2, 17]), 4)
-    assert float(loss) == pytest.approx(math.log(18))
+    loss, gradient, correct = SoftmaxCrossEntropy(0.0).forward(REFERENCE, np.zeros((4, 18)), np.array([0, 1, 2, 17]), 4)
+    assert float(loss) == pytest.approx(math.log(18)) and correct == 1  # the first of equal outputs
     np.testing.assert_allclose(gradient.sum(axis=1), 0, atol=1e-15)
 
 
@@ -30,12 +30,13 @@ def test_losses_of_slices_add_up_to_that_of_the_batch() -> None:
         first, last = (loss.forward(REFERENCE, outputs[rows], labels[rows], 7) for rows in (slice(5), slice(5, 7)))
         assert float(whole[0]) == pytest.approx(float(first[0] + last[0]))
         np.testing.assert_allclose(whole[1], np.concatenate([first[1], last[1]]))
+        assert whole[2] == first[2] + last[2] == (outputs.argmax(axis=1) == labels).sum()
 
 
 def test_extreme_outputs_do_not_overflow() -> None:
     outputs, labels = np.array([[1000.0, -1000.0], [-1000.0, 1000.0]], np.float32), np.array([0, 0])
     for loss in (SoftmaxCrossEntropy(0.0), BinaryCrossEntropy()):
-        value, gradient = loss.forward(REFERENCE, outputs, labels, 2)
+        value, gradient, _ = loss.forward(REFERENCE, outputs, labels, 2)
         assert math.isfinite(float(value)) and np.isfinite(gradient).all() and float(value) >= 999
         assert ((loss.probabilities(REFERENCE, outputs) >= 0) & (loss.probabilities(REFERENCE, outputs) <= 1)).all()
 

@@ -110,10 +110,14 @@ def test_optimizer_matches_the_reference(name: str, backend_name: str) -> None:
         arena.initialise(lambda name: len(name))
         slots = {slot: each.zeros((arena.size,), np.float32) for slot in optimizer.slots}
         generator = np.random.default_rng(0)
+        outcome = to_device(each, np.array([1.0, 0.0, 0.0, 0.0]))  # (4,)
         for step in range(1, 6):
             gradient = to_device(each, generator.normal(size=arena.size).astype(np.float32))
-            assert each.squared_norm(gradient) == pytest.approx(float((each.to_host(gradient) ** 2).sum()), rel=1e-5)
-            optimizer.update(each, arena, gradient, slots, 0.5, 0.01 * step, step)
+            loss, correct = (to_device(each, np.array(value)) for value in (0.5, 7))  # () each
+            each.judge_step(outcome, loss, correct, gradient, 2.0)
+            norm = float(np.linalg.norm(each.to_host(gradient)))
+            np.testing.assert_allclose(each.to_host(outcome), [1.0, 2.0 / norm, 0.5, 7.0], rtol=1e-5)
+            optimizer.update(each, arena, gradient, slots, outcome, 0.01 * step, step)
         ends.append([each.to_host(arena.flat), *(each.to_host(slot) for slot in slots.values())])
     for found, expected in zip(ends[1], ends[0], strict=True):
         close(found, expected, rtol=1e-5)
@@ -179,9 +183,10 @@ def test_cross_entropy_of_soft_labels_matches_the_reference(
     results = []
     for each in (REFERENCE, backend):
         class_weights = to_device(each, weights) if weighted else None
-        loss, gradient = each.softmax_cross_entropy(
+        loss, gradient, correct = each.softmax_cross_entropy(
             to_device(each, logits), to_device(each, targets), smoothing, class_weights, rows + 1
         )
+        assert int(correct) == (logits.argmax(axis=1) == targets.argmax(axis=1)).sum()
         results.append([each.to_host(np.float32(float(loss))), each.to_host(gradient)])
     for found, expected in zip(results[1], results[0], strict=True):
         close(found, expected, rtol=1e-5)

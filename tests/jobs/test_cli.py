@@ -16,7 +16,7 @@ from jobs.options import ClassifyOptions, InfoOptions, TrainOptions, VerifyOptio
 from pipeline.build.options import BuildOptions
 from tests.jobs.conftest import Logpose, command, run_process
 
-COMMANDS = ("build", "train", "recipes", "find-lr", "classify", "verify", "info", "report", "demo")
+COMMANDS = ("build", "train", "recipes", "find-lr", "classify", "verify", "info", "report", "selftest", "demo")
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,9 @@ class CpuBackend(ReferenceBackend):
 
     # Convolution
 
-    def conv2d(self, x: Array, weight: Array, bias: Array | None, window: Window) -> Array:
+    def conv2d(
+        self, x: Array, weight: Array, bias: Array | None, window: Window, before_norm: bool = False
+    ) -> Array:
         return convolution.forward(np.ascontiguousarray(x), weight, bias, window, self._work)
 
     def conv2d_backward(
@@ -76,9 +78,12 @@ class CpuBackend(ReferenceBackend):
     # Batch norm
 
     def batch_norm_train(
-        self, x: Array, scale: Array, shift: Array, epsilon: float, kind: str
+        self, x: Array, scale: Array, shift: Array, running_mean: Array, running_variance: Array, momentum: float,
+        epsilon: float, kind: str,
     ) -> tuple[Array, Array, Array]:
-        return norm.train(x, scale, shift, epsilon, kind, self._team)
+        y, mean, variance = norm.train(x, scale, shift, epsilon, kind, self._team)  # shape of x, (C,), (C,)
+        self._move_running(running_mean, running_variance, mean, variance, momentum, x.size // x.shape[-1])
+        return y, mean, variance
 
     def batch_norm_infer(
         self, x: Array, scale: Array, shift: Array, mean: Array, variance: Array, epsilon: float, kind: str
@@ -122,7 +127,7 @@ class CpuBackend(ReferenceBackend):
         y, argmax = pooling.max_pool(x, pooling.whole_image(x.shape), self._team)
         return y[:, 0, 0], argmax
 
-    def global_max_pool_backward(self, dy: Array, argmax: Array, in_shape: tuple[int, ...]) -> Array:
+    def global_max_pool_backward(self, dy: Array, argmax: Array, in_shape: tuple[int, ...], dtype: Any) -> Array:
         window = pooling.whole_image(in_shape)
         return pooling.max_pool_backward(dy[:, None, None], argmax, in_shape, window, self._team)
 
@@ -130,8 +135,11 @@ class CpuBackend(ReferenceBackend):
 
     def softmax_cross_entropy(
         self, logits: Array, targets: Array, smoothing: float, class_weights: Array | None, denominator: int
-    ) -> tuple[Array, Array]:
-        return losses.softmax_cross_entropy(logits, targets, smoothing, class_weights, denominator, self._team)
+    ) -> tuple[Array, Array, Array]:
+        loss, gradient = losses.softmax_cross_entropy(
+            logits, targets, smoothing, class_weights, denominator, self._team
+        )
+        return loss, gradient, self.count_correct(logits, targets)
 
     # Optimizers
 
@@ -139,19 +147,19 @@ class CpuBackend(ReferenceBackend):
         return optimizers.squared_norm(vector, self._team)
 
     def sgd_step(
-        self, weights: Array, gradient: Array, velocity: Array, decayed: int, gradient_scale: float,
+        self, weights: Array, gradient: Array, velocity: Array, decayed: int, outcome: Array,
         lr: float, momentum: float, nesterov: bool, weight_decay: float,
     ) -> None:
         optimizers.sgd_step(
-            weights, gradient, velocity, decayed, gradient_scale, lr, momentum, nesterov, weight_decay, self._team
+            weights, gradient, velocity, decayed, outcome, lr, momentum, nesterov, weight_decay, self._team
         )
 
     def adamw_step(
-        self, weights: Array, gradient: Array, first: Array, second: Array, decayed: int, gradient_scale: float,
+        self, weights: Array, gradient: Array, first: Array, second: Array, decayed: int, outcome: Array,
         lr: float, beta1: float, beta2: float, epsilon: float, weight_decay: float, step: int,
     ) -> None:
         optimizers.adamw_step(
-            weights, gradient, first, second, decayed, gradient_scale, lr, beta1, beta2, epsilon, weight_decay, step,
+            weights, gradient, first, second, decayed, outcome, lr, beta1, beta2, epsilon, weight_decay, step,
             self._team,
         )
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from cnn.backends.base import Array
+from cnn.backends.base import OK, SCALE, Array
 from cnn.backends.cpu.simd import LANES, fma, full_like, load, pointer, sqrt, store, to_float64
 from cnn.backends.cpu.team import Team, kernel
 from cnn.backends.reference import ReferenceBackend
@@ -26,30 +26,36 @@ def squared_norm(vector: Array, team: Team) -> float:
 
 
 def sgd_step(
-    weights: Array, gradient: Array, velocity: Array, decayed: int, gradient_scale: float,
+    weights: Array, gradient: Array, velocity: Array, decayed: int, outcome: Array,
     lr: float, momentum: float, nesterov: bool, weight_decay: float, team: Team,
 ) -> None:
     """See `ReferenceBackend.sgd_step`."""
+    if not outcome[OK]:
+        return
+    scale = float(outcome[SCALE])
     for full, rest, decay in _sections(weights.size, decayed, weight_decay):
         w, g, v = weights[full], gradient[full], velocity[full]
-        team.for_size(w.size).run(_sgd_step, w, g, v, gradient_scale, lr, momentum, nesterov, decay)
+        team.for_size(w.size).run(_sgd_step, w, g, v, scale, lr, momentum, nesterov, decay)
         w, g, v = weights[rest], gradient[rest], velocity[rest]
-        _REFERENCE.sgd_step(w, g, v, w.size, gradient_scale, lr, momentum, nesterov, decay)
+        _REFERENCE.sgd_step(w, g, v, w.size, outcome, lr, momentum, nesterov, decay)
 
 
 def adamw_step(
-    weights: Array, gradient: Array, first: Array, second: Array, decayed: int, gradient_scale: float,
+    weights: Array, gradient: Array, first: Array, second: Array, decayed: int, outcome: Array,
     lr: float, beta1: float, beta2: float, epsilon: float, weight_decay: float, step: int, team: Team,
 ) -> None:
     """See `ReferenceBackend.adamw_step`."""
+    if not outcome[OK]:
+        return
+    scale = float(outcome[SCALE])
     for full, rest, decay in _sections(weights.size, decayed, weight_decay):
         w, g, m, v = weights[full], gradient[full], first[full], second[full]
         rate, root_scale = lr / (1.0 - beta1**step), 1.0 / math.sqrt(1.0 - beta2**step)
         team.for_size(w.size).run(
-            _adamw_step, w, g, m, v, gradient_scale, rate, root_scale, beta1, beta2, epsilon, 1.0 - lr * decay
+            _adamw_step, w, g, m, v, scale, rate, root_scale, beta1, beta2, epsilon, 1.0 - lr * decay
         )
         w, g, m, v = weights[rest], gradient[rest], first[rest], second[rest]
-        _REFERENCE.adamw_step(w, g, m, v, w.size, gradient_scale, lr, beta1, beta2, epsilon, decay, step)
+        _REFERENCE.adamw_step(w, g, m, v, w.size, outcome, lr, beta1, beta2, epsilon, decay, step)
 
 
 def _sections(size: int, decayed: int, weight_decay: float) -> Iterator[tuple[slice, slice, float]]:

@@ -7,7 +7,7 @@ its Taylor series to the precision's degree. NaN and infinity propagate.
 import math
 
 from cnn.backends.cpu.simd import bit_width, exp2_of_low_bits, fma, full_like, inner, maximum, minimum, select_positive
-from cnn.backends.reference import GELU_CUBIC, GELU_SLOPE
+from cnn.backends.reference.layers import GELU_CUBIC, GELU_SLOPE
 
 # The activations as integers, for the kernels.
 NONE, RELU, GELU, SILU, SIGMOID, TANH = range(6)

@@ -11,6 +11,7 @@ from cnn.backends.base import Array
 
 _FOLDER = Path(__file__).resolve().parent / "cuda"
 _HEADERS = ("common.cuh", "ptx.cuh")
+_PARTS = {"convolution.cu": ("product.cuh", "operands.cuh", "output.cuh")}  # files that one kernel file is split into
 # The C++ type of each dtype. Bfloat16 numbers, the upper halves of float32 ones, are kept in uint16 arrays.
 TYPES = {"float64": "double", "float32": "float", "uint16": "bf16"}
 # The names of activations, in the order of `enum Activation` in cuda/common.cuh.
@@ -24,7 +25,7 @@ def type_name(array: Array) -> str:
 
 def source(file: str) -> str:
     """The CUDA C++ of one file, with the shared headers before it: CuPy's cache does not see included files."""
-    return "".join((_FOLDER / each).read_text(encoding="utf-8") for each in (*_HEADERS, file))
+    return "".join((_FOLDER / each).read_text(encoding="utf-8") for each in (*_HEADERS, *_PARTS.get(file, ()), file))
 
 
 @cache

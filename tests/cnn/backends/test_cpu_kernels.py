@@ -62,7 +62,8 @@ def test_batch_norm_matches_the_reference(
     scale, shift = (normal(generator, (channels,), dtype) for _ in range(2))
     results = []
     for backend in (REFERENCE, CpuBackend(threads)):
-        y, mean, variance = backend.batch_norm_train(x, scale, shift, 1e-5, kind)
+        running = np.zeros_like(scale), np.ones_like(scale)
+        y, mean, variance = backend.batch_norm_train(x, scale, shift, *running, 0.1, 1e-5, kind)
         # Gradients use the reference's statistics, so that rounding flips no ReLU.
         mean, variance = results[0][1:3] if results else (mean, variance)
         inferred = backend.batch_norm_infer(x, scale, shift, mean, variance, 1e-5, kind)
@@ -141,8 +142,8 @@ def test_pools_match_the_reference(
     y, argmax = backend.global_max_pool(x)
     np.testing.assert_array_equal(y, REFERENCE.global_max_pool(x)[0])
     dy = normal(generator, y.shape, dtype)
-    expected = REFERENCE.global_max_pool_backward(dy, REFERENCE.global_max_pool(x)[1], x.shape)
-    assert_close(backend.global_max_pool_backward(dy, argmax, x.shape), expected, dtype)
+    expected = REFERENCE.global_max_pool_backward(dy, REFERENCE.global_max_pool(x)[1], x.shape, x.dtype)
+    assert_close(backend.global_max_pool_backward(dy, argmax, x.shape, x.dtype), expected, dtype)
 
 
 def test_max_pool_argmax_exceeds_a_byte() -> None:
@@ -150,7 +151,7 @@ def test_max_pool_argmax_exceeds_a_byte() -> None:
     x[:, 19, 18] = 1
     y, argmax = CpuBackend(2).global_max_pool(x)
     assert (y == 1).all() and (argmax == 19 * 20 + 18).all()
-    dx = CpuBackend(2).global_max_pool_backward(y, argmax, x.shape)
+    dx = CpuBackend(2).global_max_pool_backward(y, argmax, x.shape, x.dtype)
     np.testing.assert_array_equal(dx, x)
 
 
@@ -167,10 +168,11 @@ def test_cross_entropy_matches_the_reference(
     labels = generator.integers(0, classes, rows)
     weights = generator.random(classes).astype(dtype) if weighted else None
     exact_weights = None if weights is None else weights.astype(np.float64)
-    loss, gradient = CpuBackend(threads).softmax_cross_entropy(logits, labels, smoothing, weights, rows + 1)
+    loss, gradient, correct = CpuBackend(threads).softmax_cross_entropy(logits, labels, smoothing, weights, rows + 1)
     expected = REFERENCE.softmax_cross_entropy(logits.astype(np.float64), labels, smoothing, exact_weights, rows + 1)
     assert_close(loss, expected[0], dtype)
     assert_close(gradient, expected[1], dtype)
+    assert correct == (logits.argmax(axis=1) == labels).sum()
 
 
 def test_cross_entropy_propagates_nan() -> None:
@@ -191,10 +193,11 @@ def test_optimizers_match_the_reference(
     start = [normal(np.random.default_rng(seed + i), (size,), dtype) for i in range(4)]
     start[3] **= 2
     border, ends = round(decayed * size), []
+    outcome = np.array([1.0, 0.7, 0.0, 0.0])  # (4,)
     for backend in (REFERENCE, CpuBackend(threads)):
         weights, gradient, first, second = (vector.copy() for vector in start)
-        backend.adamw_step(weights, gradient, first, second, border, 0.7, 0.01, 0.9, 0.99, 1e-8, 0.1, step)
-        backend.sgd_step(weights, gradient, first, border, 0.7, 0.01, 0.9, nesterov, 0.1)
+        backend.adamw_step(weights, gradient, first, second, border, outcome, 0.01, 0.9, 0.99, 1e-8, 0.1, step)
+        backend.sgd_step(weights, gradient, first, border, outcome, 0.01, 0.9, nesterov, 0.1)
         np.testing.assert_array_equal(gradient, start[1])
         ends.append((weights, first, second, np.asarray(backend.squared_norm(gradient), dtype)))
     for found, expected in zip(ends[1], ends[0], strict=True):

@@ -19,7 +19,7 @@ from cnn.inference.folded import FoldedNetwork
 from cnn.inference.predictor import Predictor
 from cnn.layers import Layer
 from cnn.layers.activations import ACTIVATIONS
-from cnn.losses import LOSSES, SoftmaxCrossEntropy
+from cnn.losses import LOSSES, LossResult, SoftmaxCrossEntropy
 from cnn.models import MODELS
 from cnn.network import Network
 from cnn.training.recipe import Recipe
@@ -174,7 +174,7 @@ class Watched(SoftmaxCrossEntropy):
 
     seen: list[np.ndarray] = field(default_factory=list)
 
-    def forward(self, backend: Backend, outputs: Array, targets: Array, denominator: int) -> tuple[Array, Array]:
+    def forward(self, backend: Backend, outputs: Array, targets: Array, denominator: int) -> LossResult:
         self.seen.append(backend.to_host(outputs))
         return super().forward(backend, outputs, targets, denominator)
 

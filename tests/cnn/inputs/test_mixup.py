@@ -164,7 +164,7 @@ def test_a_training_step_has_the_loss_of_the_blended_images(kind: str, monkeypat
     network.parameters.flat[...] = weights
     outputs, _ = forward(network, Run(REFERENCE, training=True), x)
     targets = blend.targets(labels, 3)
-    loss, _ = trainer.recipe.loss.forward(REFERENCE, outputs, targets, 32)
+    loss = trainer.recipe.loss.forward(REFERENCE, outputs, targets, 32).loss
     assert result.loss_sum == pytest.approx(float(loss) * 32, rel=1e-3)
     heavier = np.where(blend.label_weights > 0.5, labels, labels[blend.partners])
     assert result.correct == (outputs.argmax(axis=1) == heavier).sum() != (outputs.argmax(axis=1) == labels).sum()

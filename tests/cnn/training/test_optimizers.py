@@ -13,6 +13,7 @@ from cnn.training.optimizers import SGD, AdamW
 from cnn.training.schedules import SCHEDULES, Constant, Cosine, Step, Triangular
 
 REFERENCE = ReferenceBackend()
+GOOD = np.array([1.0, 1.0, 0.0, 0.0])  # (4,), the outcome of a finite step without clipping
 
 
 def _one_weight(optimizer: SGD | AdamW, gradients: list[float]) -> float:
@@ -20,7 +21,7 @@ def _one_weight(optimizer: SGD | AdamW, gradients: list[float]) -> float:
     arena.initialise(lambda name: 0)
     slots = {name: np.zeros(1) for name in optimizer.slots}
     for step, gradient in enumerate(gradients, start=1):
-        optimizer.update(REFERENCE, arena, np.array([gradient]), slots, 1.0, optimizer.lr, step)
+        optimizer.update(REFERENCE, arena, np.array([gradient]), slots, GOOD, optimizer.lr, step)
     return float(arena.flat[0])
 
 
@@ -50,7 +51,7 @@ def test_lr_factor_multiplies_the_step_but_not_the_decay(optimizer: SGD | AdamW)
         for gradient, ends in ((1.0, weights), (0.0, decays)):
             arena.initialise(lambda name: 0)
             slots = {name: np.zeros(1) for name in optimizer.slots}
-            optimizer.update(REFERENCE, arena, np.array([gradient]), slots, 1.0, optimizer.lr, 1)
+            optimizer.update(REFERENCE, arena, np.array([gradient]), slots, GOOD, optimizer.lr, 1)
             ends.append(float(arena.flat[0]))
     assert decays[0] == pytest.approx(decays[1]) and decays[0] < 1
     assert decays[1] - weights[1] == pytest.approx(8 * (decays[0] - weights[0]))
@@ -64,7 +65,7 @@ def test_parameters_freeze_at_trained_until(optimizer: SGD | AdamW) -> None:
     moved = []
     for step, progress in ((1, 0.4), (2, 0.5)):
         before = arena.flat.copy()
-        optimizer.update(REFERENCE, arena, np.ones(3), slots, 1.0, optimizer.lr, step, progress)
+        optimizer.update(REFERENCE, arena, np.ones(3), slots, GOOD, optimizer.lr, step, progress)
         moved.append((arena.flat != before).tolist())
     assert moved == [[True, True, False], [True, False, False]]
 

@@ -40,14 +40,14 @@ def metrics_without_times(run_dir: Path) -> list[tuple[str, ...]]:
 
 def before_step(number: int, patch: pytest.MonkeyPatch, action: Callable[[Trainer], None]) -> None:
     """Call `action` in every training before its step `number`, counted from 1."""
-    train_batch = Trainer.train_batch
+    start_batch = Trainer.start_batch
 
     def patched(self: Trainer, *arguments: Any) -> Any:
         if self.step == number - 1:
             action(self)
-        return train_batch(self, *arguments)
+        return start_batch(self, *arguments)
 
-    patch.setattr(Trainer, "train_batch", patched)
+    patch.setattr(Trainer, "start_batch", patched)
 
 
 def press_ctrl_c(trainer: Trainer) -> None:

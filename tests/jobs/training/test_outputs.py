@@ -168,13 +168,13 @@ def test_balanced_class_weights_come_from_the_training_labels(
     logpose: Logpose, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = []
-    train_batch = Trainer.train_batch
+    start_batch = Trainer.start_batch
 
-    def recording_train_batch(self: Trainer, *arguments: Any) -> Any:
+    def recording_start_batch(self: Trainer, *arguments: Any) -> Any:
         losses.append(self.recipe.loss)
-        return train_batch(self, *arguments)
+        return start_batch(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "train_batch", recording_train_batch)
+    monkeypatch.setattr(Trainer, "start_batch", recording_start_batch)
     run_dir = tmp_path / "run"
     arguments = (*RECIPE, "--epochs", 1, "--set", "loss.class_weights=balanced")
     assert logpose("train", dataset, run_dir, *arguments).code == 0

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cnn.checkpoint import load_checkpoint, save_checkpoint
-from cnn.training.trainer import Recipe
+from cnn.training.trainer import Recipe, Trainer
 from jobs.cli import main
 from jobs.training.artifacts import Artifacts
 from jobs.training.loop import Training
@@ -29,6 +29,32 @@ from tests.jobs.training.runs import (
     metrics_without_times,
     press_ctrl_c,
 )
+
+# Checkpoints within an epoch -----------------------------------------------------------------------------
+
+
+def test_checkpoints_hold_the_step_that_they_are_due_after(
+    logpose: Logpose, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop counts a step only when the next one was started: a checkpoint counts it first."""
+    saved: list[tuple[int, int]] = []
+    save, start, waiting = Artifacts.save_checkpoint, Trainer.start_batch, []
+
+    def recording_save(self: Artifacts) -> None:
+        saved.append((self.trainer.step, self.state.step))
+        save(self)
+
+    def recording_start(self: Trainer, *arguments: Any) -> Any:
+        waiting.append(sum(batch.settled is None for batch in self._pending))
+        return start(self, *arguments)
+
+    monkeypatch.setattr(Artifacts, "save_checkpoint", recording_save)
+    monkeypatch.setattr(Trainer, "start_batch", recording_start)
+    options = (*RECIPE, "--epochs", 1, "--checkpoint-steps", 4)  # 6 batches
+    assert logpose("train", dataset, tmp_path / "run", *options).code == 0
+    assert saved == [(0, 0), (4, 4), (6, 6), (6, 6)]
+    assert waiting == [0, 1, 1, 1, 0, 1]  # one batch is pending, but not after a checkpoint
+
 
 # Longer than planned ------------------------------------------------------------------------------------
 

@@ -6,9 +6,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from cnn.training.trainer import BatchResult, Trainer
+from cnn.training.pending import BatchResult, PendingBatch
+from cnn.training.trainer import Trainer
 from jobs.console.progress import _Lines
 from jobs.training import artifacts
 from jobs.training.metrics import EpochRow
@@ -162,7 +164,7 @@ def _fake_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
         monkeypatch.setattr(owner, name, slow)
 
-    slow_down(5.0, Trainer, "train_batch")
+    slow_down(5.0, Trainer, "start_batch")
     slow_down(3.0, Trainer, "evaluate")
     slow_down(0.5, RunFolder, "save_last")
     slow_down(0.25, RunFolder, "save_best")
@@ -251,12 +253,14 @@ def test_slow_data_is_reported_as_the_bottleneck(
         time.sleep(0.5)
         return seconds._replace(**{slow: 0.5})
 
-    def instant_train_batch(self: Trainer, images: Any, labels: Any, rows: Any) -> BatchResult:
+    def instant_start_batch(self: Trainer, images: Any, labels: Any, rows: Any) -> PendingBatch:
         self.step += 1
-        return BatchResult(1.0, 1, len(rows))
+        started = PendingBatch(self.step - 1, 0.1, len(rows), lambda: np.zeros(4), lambda batch: None)
+        started.settled = BatchResult(1.0, 1, len(rows))
+        return started
 
     monkeypatch.setattr(Split, "read_into", slow_read_into)
-    monkeypatch.setattr(Trainer, "train_batch", instant_train_batch)
+    monkeypatch.setattr(Trainer, "start_batch", instant_start_batch)
     assert logpose("build", image_folder, tmp_path / "whole.zarr", "--size", 16, "--val", 0).code == 0
     outcome = logpose("train", tmp_path / "whole.zarr", tmp_path / "run", *RECIPE, "--epochs", 1)
     assert (outcome.code, outcome.err) == (0, "")

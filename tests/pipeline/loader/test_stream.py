@@ -304,3 +304,19 @@ def test_empty_splits_and_wrong_arguments(
         BatchStream(split, 4, seed=0, workers=0)
     with pytest.raises(OptionError, match=r"a step within 0\.\.18 of the epoch, found 19"):
         BatchStream(split, 4, seed=0).epoch(0, 19)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_images_from_elsewhere_are_in_the_same_order_and_not_read(
+    split: Split, shuffle: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = split.read(0, ROWS)
+    usual = BatchStream(split, 13, seed=2, shuffle=shuffle)
+    expected = [(batch.images.copy(), batch.labels, batch.rows.tolist()) for batch in usual.epoch(1, 2)]
+    monkeypatch.setattr(Split, "read_into", None)
+    other = BatchStream(split, 13, seed=2, shuffle=shuffle, ram_budget=10**9, images_of=lambda rows: everything[rows])
+    assert not other.caches_all and other.ram_bytes < usual.ram_bytes
+    for batch, (images, labels, rows) in zip(other.epoch(1, 2), expected, strict=True):
+        np.testing.assert_array_equal(batch.images, images)
+        np.testing.assert_array_equal(batch.labels, labels)
+        assert batch.rows.tolist() == rows

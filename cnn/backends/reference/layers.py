@@ -1,7 +1,4 @@
-"""Reference backend in plain NumPy. The other backends are tested against it; read it before them.
-
-Each forward kernel is followed by its backward. Arrays are made only by functions of `self.xp`, so that CuPy runs this
-code unchanged on a GPU, and computed in the precision of the inputs, so that tests check gradients in float64.
+"""The kernels of layers in plain NumPy; each forward kernel is followed by its backward.
 
 Shapes: N images, H by W pixels, C channels in; OH by OW pixels, K channels out; kernels (KH, KW, C, K); H' by W' pixels
 with padding. dy is the gradient w.r.t. the output y, dx and d_weight those w.r.t. x and the weight.
@@ -14,38 +11,24 @@ from typing import Any
 import numpy as np
 
 from cnn.backends.base import Array, Window
+from cnn.rng import uniform
 
 GELU_SLOPE = 0.7978845608028654  # sqrt(2 / pi)
 GELU_CUBIC = 0.044715
 _BLOCK = 64  # rows of each product in `dense_infer`
 
 
-class ReferenceBackend:
-    """Plain NumPy, one operation at a time."""
+class LayerKernels:
+    """Convolution, dense, pooling, batch norm and elementwise kernels, with arrays of the module `xp`."""
 
-    name = "reference"
-    xp: Any = np
-
-    def __init__(self) -> None:
-        self.description = "reference: plain NumPy, written to be read"
-
-    def for_thread(self) -> "ReferenceBackend":
-        return self
-
-    # Memory
-
-    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        return self.xp.zeros(shape, dtype)
-
-    def asarray(self, values: Any) -> Array:
-        return self.xp.asarray(values)
-
-    def to_host(self, values: Array) -> np.ndarray:
-        return np.array(values)
+    xp: Any
 
     # Convolution: y[n, i, j, k] = bias[k] + sum over (a, b, c) of x_padded[n, i*s + a, j*s + b, c] * w[a, b, c, k]
 
-    def conv2d(self, x: Array, weight: Array, bias: Array | None, window: Window) -> Array:
+    def conv2d(
+        self, x: Array, weight: Array, bias: Array | None, window: Window, before_norm: bool = False
+    ) -> Array:
+        """`before_norm` says that the next call is `batch_norm_train` of the result; a backend may compute ahead."""
         padded = _pad(self.xp, x, window, 0.0)  # (N, H', W', C)
         out_h, out_w = window.out_size(*x.shape[1:3])
         y = self.xp.zeros((x.shape[0], out_h, out_w, weight.shape[3]), x.dtype)  # (N, OH, OW, K)
@@ -144,7 +127,8 @@ class ReferenceBackend:
         pixels = x.reshape(len(x), -1, x.shape[3])  # (N, H*W, C)
         return pixels.max(axis=1), pixels.argmax(axis=1)  # (N, C) each
 
-    def global_max_pool_backward(self, dy: Array, argmax: Array, in_shape: tuple[int, ...]) -> Array:
+    def global_max_pool_backward(self, dy: Array, argmax: Array, in_shape: tuple[int, ...], dtype: Any) -> Array:
+        """`dtype` is that of the feature maps, which have the shape `in_shape` (N, H, W, C)."""
         n, height, width, channels = in_shape
         dx = self.xp.zeros((n, height * width, channels), dy.dtype)  # (N, H*W, C)
         dx[self.xp.arange(n)[:, None], argmax, self.xp.arange(channels)] = dy
@@ -153,7 +137,7 @@ class ReferenceBackend:
     def global_average_pool(self, x: Array) -> Array:
         return x.mean(axis=(1, 2))  # (N, C)
 
-    def global_average_pool_backward(self, dy: Array, in_shape: tuple[int, ...]) -> Array:
+    def global_average_pool_backward(self, dy: Array, in_shape: tuple[int, ...], dtype: Any) -> Array:
         each = dy[:, None, None] / (in_shape[1] * in_shape[2])  # (N, 1, 1, C)
         return self.xp.broadcast_to(each, in_shape).copy()  # (N, H, W, C)
 
@@ -161,13 +145,28 @@ class ReferenceBackend:
     # y = activation(z) with z = scale * x_hat + shift, x_hat = (x - mean) / sqrt(variance + epsilon)
 
     def batch_norm_train(
-        self, x: Array, scale: Array, shift: Array, epsilon: float, kind: str
+        self, x: Array, scale: Array, shift: Array, running_mean: Array, running_variance: Array, momentum: float,
+        epsilon: float, kind: str,
     ) -> tuple[Array, Array, Array]:
-        """Normalise by this batch's mean and biased variance. Returns y, mean (C,) and variance (C,)."""
+        """Normalise by this batch's mean and biased variance. Returns y, mean (C,) and variance (C,).
+
+        Moves the running statistics (C,) towards this batch's by `momentum`.
+        """
         rows = x.reshape(-1, x.shape[-1])  # (M, C), M = N*H*W
         mean = rows.mean(axis=0)  # (C,)
         variance = ((rows - mean) ** 2).mean(axis=0)  # (C,)
+        self._move_running(running_mean, running_variance, mean, variance, momentum, len(rows))
         return self.batch_norm_infer(x, scale, shift, mean, variance, epsilon, kind), mean, variance
+
+    def _move_running(
+        self, running_mean: Array, running_variance: Array, mean: Array, variance: Array, momentum: float, count: int
+    ) -> None:
+        """Move the running statistics towards those of `count` rows, (C,) each, where these are finite."""
+        # The running variance is the unbiased estimate, since it is applied to images outside of the batch.
+        unbiased = variance * (count / max(count - 1, 1))  # (C,)
+        finite = self.xp.isfinite(mean) & self.xp.isfinite(variance)  # (C,); a diverged step is not applied
+        for running, new in ((running_mean, mean), (running_variance, unbiased)):
+            running += self.xp.where(finite, momentum * (new - running), 0)  # (C,)
 
     def batch_norm_infer(
         self, x: Array, scale: Array, shift: Array, mean: Array, variance: Array, epsilon: float, kind: str
@@ -235,6 +234,25 @@ class ReferenceBackend:
     def add(self, a: Array, b: Array, kind: str = "") -> Array:
         return self.activate(kind, a + b)
 
+    def scale(self, x: Array, factor: float) -> Array:
+        return x * factor  # shape of x
+
+    def dropout(self, x: Array, rate: float, key: int, rows: Array | None) -> Array:
+        """Zero each value with probability `rate`, and scale the others by 1 / (1 - rate); the backward pass too.
+
+        The draws are functions of `key`, of the row numbers `rows` (N,), 0 to N - 1 if None, and of the position.
+        """
+        rows = self.xp.arange(len(x)) if rows is None else rows  # (N,)
+        draws = uniform(key, rows, math.prod(x.shape[1:]), self.xp).reshape(x.shape)  # shape of x
+        mask = (draws >= rate).astype(x.dtype) / x.dtype.type(1.0 - rate)  # shape of x
+        return x * mask  # shape of x
+
+    def flatten(self, x: Array) -> Array:
+        return x.reshape(len(x), -1)  # (N, H*W*C)
+
+    def flatten_backward(self, dy: Array, in_shape: tuple[int, ...], dtype: Any) -> Array:
+        return dy.reshape(in_shape)  # (N, H, W, C)
+
     def softmax(self, x: Array) -> Array:
         """Over the last axis; subtracting the maximum first keeps the exponentials from overflowing."""
         powers = self.xp.exp(x - x.max(axis=-1, keepdims=True))  # (N, K)
@@ -242,102 +260,6 @@ class ReferenceBackend:
 
     def softmax_backward(self, dy: Array, y: Array) -> Array:
         return y * (dy - (dy * y).sum(axis=-1, keepdims=True))  # (N, K)
-
-    # Softmax and cross-entropy as one function, whose gradient w.r.t. the logits is p - target
-
-    def softmax_cross_entropy(
-        self, logits: Array, targets: Array, smoothing: float, class_weights: Array | None, denominator: int
-    ) -> tuple[Array, Array]:
-        """The weighted sum of the rows' cross-entropies, divided by `denominator`, and its gradient w.r.t. the logits.
-
-        `targets` are class indices (N,), or soft labels (N, K) whose rows sum to 1. A row's weight is its class's entry
-        in `class_weights` (K,); with soft labels, the mean of the entries weighted by them.
-        """
-        rows = self.xp.arange(len(targets))  # (N,)
-        shifted = logits - logits.max(axis=1, keepdims=True)  # (N, K)
-        log_p = shifted - self.xp.log(self.xp.exp(shifted).sum(axis=1, keepdims=True))  # (N, K)
-        target = self.xp.full(logits.shape, smoothing / logits.shape[1], logits.dtype)  # (N, K)
-        if targets.ndim == 2:
-            target += (1.0 - smoothing) * targets.astype(logits.dtype)
-        else:
-            target[rows, targets] += 1.0 - smoothing
-        row_weights = self.xp.full((len(targets), 1), 1.0 / denominator, logits.dtype)  # (N, 1)
-        if class_weights is not None:
-            weights = targets.astype(logits.dtype) @ class_weights if targets.ndim == 2 else class_weights[targets]
-            row_weights *= weights[:, None]
-        loss = -(row_weights * target * log_p).sum()  # ()
-        return loss, row_weights * (self.xp.exp(log_p) - target)  # (N, K)
-
-    # Optimizers: weight decay applies to the first `decayed` entries; the gradient is multiplied by `gradient_scale`
-
-    def squared_norm(self, vector: Array) -> float:
-        return float(vector.astype(np.float64) @ vector.astype(np.float64))
-
-    def sgd_step(
-        self, weights: Array, gradient: Array, velocity: Array, decayed: int, gradient_scale: float,
-        lr: float, momentum: float, nesterov: bool, weight_decay: float,
-    ) -> None:
-        g = gradient * gradient_scale  # (size,)
-        g[:decayed] += weight_decay * weights[:decayed]
-        velocity *= momentum
-        velocity += g
-        weights -= lr * (g + momentum * velocity if nesterov else velocity)
-
-    def adamw_step(
-        self, weights: Array, gradient: Array, first: Array, second: Array, decayed: int, gradient_scale: float,
-        lr: float, beta1: float, beta2: float, epsilon: float, weight_decay: float, step: int,
-    ) -> None:
-        """Loshchilov and Hutter (2019): decoupled weight decay; `step` counts from 1."""
-        g = gradient * gradient_scale  # (size,)
-        first *= beta1
-        first += (1.0 - beta1) * g
-        second *= beta2
-        second += (1.0 - beta2) * g * g
-        weights[:decayed] *= 1.0 - lr * weight_decay
-        root = self.xp.sqrt(second / (1.0 - beta2**step))  # (size,)
-        weights -= (lr / (1.0 - beta1**step)) * first / (root + epsilon)
-
-    # Images
-
-    def resample(
-        self, images: Array, ys: Array, xs: Array, holes: Array | None, mean: Array, std: Array,
-        colours: Array | None = None,
-    ) -> Array:
-        """Crop, flip, shift, normalise and recolour in one pass: uint8 (N, H, W, C) -> mean's dtype (N, OH, OW, C).
-
-        Output pixel (i, j) of image n is interpolated bilinearly at row `ys[n, i]` and column `xs[n, j]`, which lie
-        inside the image. Each image's matrix in `colours` (N, C, C + 1) then multiplies its normalised pixels, with a 1
-        appended to their channels. Last, `holes` (N, 4) are set to 0, the normalised mean colour. A hole or box is
-        given as its top, bottom, left and right.
-        """
-        xp = self.xp
-        y0, y1, fy = _neighbours(xp, ys, images.shape[1], mean.dtype)  # (N, OH) each
-        x0, x1, fx = _neighbours(xp, xs, images.shape[2], mean.dtype)  # (N, OW) each
-        n = xp.arange(len(images))[:, None, None]  # (N, 1, 1)
-
-        def row(y: Array) -> Array:
-            left, right = images[n, y[:, :, None], x0[:, None]], images[n, y[:, :, None], x1[:, None]]
-            weight = fx[:, None, :, None]  # (N, 1, OW, 1)
-            return left * (1 - weight) + right * weight  # (N, OH, OW, C)
-
-        weight = fy[:, :, None, None]  # (N, OH, 1, 1)
-        out = (row(y0) * (1 - weight) + row(y1) * weight - mean) / std  # (N, OH, OW, C)
-        if colours is not None:
-            matrices = colours.astype(mean.dtype)[:, None]  # (N, 1, C, C + 1)
-            out = out @ matrices[..., :-1].swapaxes(2, 3) + matrices[:, :, None, :, -1]  # (N, OH, OW, C)
-        if holes is not None:
-            out[_within(xp, holes, *out.shape[1:3])] = 0
-        return out
-
-    def blend(self, x: Array, partners: Array, weights: Array, boxes: Array) -> Array:
-        """Blend image n of x (N, H, W, C) with image `partners[n]`, into a new array.
-
-        Inside box n of `boxes` (N, 4), image n has the weight `weights[n]` and its partner 1 - `weights[n]`. Outside,
-        the image is unchanged.
-        """
-        own = weights.astype(x.dtype)[:, None, None, None]  # (N, 1, 1, 1)
-        inside = _within(self.xp, boxes, *x.shape[1:3])[..., None]  # (N, H, W, 1)
-        return self.xp.where(inside, own * x + (1 - own) * x[partners], x)  # (N, H, W, C)
 
 
 def _pad(xp: Any, x: Array, window: Window, value: float) -> Array:
@@ -363,19 +285,6 @@ def _taps(window: Window, out_h: int, out_w: int) -> Iterator[tuple[int, int, tu
             yield a, b, (slice(None), rows, columns)
 
 
-def _within(xp: Any, boxes: Array, height: int, width: int) -> Array:
-    """Whether each pixel lies in its image's box (N, 4): bool (N, height, width)."""
-    i, j = xp.arange(height)[:, None], xp.arange(width)  # (height, 1), (width,)
-    top, bottom, left, right = (boxes[:, side, None, None] for side in range(4))  # (N, 1, 1) each
-    return (i >= top) & (i < bottom) & (j >= left) & (j < right)
-
-
 def _sigmoid(xp: Any, x: Array) -> Array:
     """1 / (1 + exp(-x)), computed by tanh, which does not overflow."""
     return 0.5 * (1.0 + xp.tanh(0.5 * x))
-
-
-def _neighbours(xp: Any, positions: Array, size: int, dtype: Any) -> tuple[Array, Array, Array]:
-    """The two pixels around each position, and its distance from the first, 0 to 1: (N, OH) or (N, OW) each."""
-    first = xp.floor(positions).astype(np.int64)  # shape of positions
-    return first, xp.minimum(first + 1, size - 1), (positions - first).astype(dtype)

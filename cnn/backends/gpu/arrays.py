@@ -1,0 +1,51 @@
+"""The reference backend's array code, run on a GPU by CuPy: for cards too old for our kernels."""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from cnn.backends.base import Array
+from cnn.backends.reference import ReferenceBackend
+from cnn.errors import first_line
+
+
+@cache
+def why_unusable() -> str:
+    """Why CuPy cannot use a GPU here, in one line; empty where it can."""
+    try:
+        import cupy
+    except ImportError as error:
+        return f"CuPy is not installed ({first_line(error)})"
+    try:
+        cupy.arange(8).sum().item()  # compiles and runs a kernel, to detect a broken CUDA
+    except Exception as error:  # CuPy raises many types; a broken CUDA must not end a run on the CPU
+        return f"CuPy cannot use a GPU ({type(error).__name__}: {first_line(error)})"
+    return ""
+
+
+def compute_capability() -> tuple[int, int]:
+    """The current card's compute capability, such as (9, 0) for an H100."""
+    properties = _properties()
+    return properties["major"], properties["minor"]
+
+
+class ArrayBackend(ReferenceBackend):
+    """The reference on the current CUDA device. Matrix products use cuBLAS."""
+
+    name = "cuda"
+
+    def __init__(self) -> None:
+        import cupy
+
+        self.xp: Any = cupy
+        self.description = f"cuda: {_properties()['name'].decode()}, CuPy {cupy.__version__}"
+
+    def to_host(self, values: Array) -> np.ndarray:
+        return self.xp.asnumpy(values)
+
+
+def _properties() -> dict[str, Any]:
+    import cupy
+
+    return cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)

@@ -1,0 +1,1 @@
+"""The self-test: whether this machine's device computes what the reference backend computes."""

@@ -1,0 +1,61 @@
+"""Option `--cache`: the training images in the memory of a GPU, copied there once."""
+
+from math import prod
+
+from cnn.backends.base import Backend
+from cnn.inputs.device_images import DeviceImages
+from jobs.console.progress import bar
+from jobs.errors import JobError
+from pipeline.dataset.store import Split
+from pipeline.loader.stream import BatchStream
+
+AUTO_FRACTION = 0.5  # of the free memory: the rest is for the network
+_COPY_BYTES = 8 * 2**20  # at a time
+
+
+def is_cached(cache: str, backend: Backend, split: Split) -> bool:
+    """Whether to keep the images of `split` in the device's memory; `cache` is 'auto', 'device' or 'none'.
+
+    Raises JobError for 'device' where they do not fit, or without a GPU that augments images itself.
+    """
+    free = backend.free_bytes() if backend.augments_on_device else None
+    if cache == "none" or (cache == "auto" and free is None):
+        return False
+    size = prod(_shape(split))
+    if free is None:
+        raise JobError(
+            f"--cache device: expected a GPU of compute capability 8.0 or newer, found {backend.description}; use"
+            " --cache auto"
+        )
+    if cache == "device" and size > free:
+        raise JobError(
+            f"--cache device: expected {_gigabytes(size)} of free memory for the {split.rows:,} training images, found"
+            f" {_gigabytes(free)}; use --cache auto, or build with a smaller --size"
+        )
+    return cache == "device" or size <= AUTO_FRACTION * free
+
+
+def cached_stream(split: Split, batch_size: int, seed: int, workers: int, backend: Backend) -> BatchStream:
+    """The batches of `split`, of images that are first copied to the device. Raises DamageError, DeviceError."""
+    images = DeviceImages(backend, _shape(split))
+    rows = max(1, _COPY_BYTES // prod(_shape(split)[1:]))
+    reader = BatchStream(split, rows, seed=seed, shuffle=False, workers=workers)
+    with bar("copying to the GPU", "images", split.rows, ends=False) as progress:
+        for batch in reader:
+            first = int(batch.rows[0])  # rows are in stored order
+            images.fill(first, batch.images)
+            progress.update(first + len(batch.rows))
+    return BatchStream(split, batch_size, seed=seed, workers=workers, images_of=images.take)
+
+
+def describe_cache(split: Split) -> str:
+    """Return where the images are, as text."""
+    return f"the {_gigabytes(prod(_shape(split)))} of training images are kept in the GPU's memory"
+
+
+def _shape(split: Split) -> tuple[int, int, int, int]:
+    return split.rows, *split.size, 3
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"

@@ -1,0 +1,1 @@
+"""Compile the CUDA kernels for real GPUs, without one: NVRTC and a disassembler, both from wheels."""
