@@ -41,7 +41,8 @@ static void acquire_and_release(const void* address) {
     uint32_t of_block = 0;  // a fence also covers what the other threads wrote before the barrier before it
     for (int i = 0; i < block_size; i++)
         if (visible(threads[i])) of_block = std::max(of_block, threads[i].fenced_block);
-    for (int i = 0; i < block_size; i++) until[i] = visible(threads[i]) ? std::max(of_block, threads[i].fenced) : of_block;
+    for (int i = 0; i < block_size; i++)
+        until[i] = visible(threads[i]) ? std::max(of_block, threads[i].fenced) : of_block;
     counters[address].released[(running->number - 1) / MAX_THREADS] = std::move(until);
     acquired.push_back({address, now, running->index});
 }
@@ -67,7 +68,8 @@ static bool accuse(const std::string& what, void* where, const std::string& more
     return true;  // the run continues, to find more
 }
 
-static bool of_other_block(uint32_t number) { return (number - 1) / MAX_THREADS != (running->number - 1) / MAX_THREADS; }
+static uint32_t block_of(uint32_t number) { return (number - 1) / MAX_THREADS; }
+static bool of_other_block(uint32_t number) { return block_of(number) != block_of(running->number); }
 // Whether no barrier orders that access of a thread of this block, or of many, before this one.
 static bool unordered(uint32_t number, uint32_t when, bool many_warps) {
     if (when < block_synced) return false;
@@ -75,8 +77,9 @@ static bool unordered(uint32_t number, uint32_t when, bool many_warps) {
     return many_warps || (number - 1) % MAX_THREADS / 32 != (uint32_t)warp || when >= warps[warp].synced;
 }
 static void __attribute__((noinline)) accuse_of_race(const char* what, uint32_t number, bool shared, void* where) {
-    std::string other = of_other_block(number) ? "block " + std::to_string((number - 1) / MAX_THREADS)
-                                               : "thread " + std::to_string((number - 1) % MAX_THREADS) + " of its block";
+    std::string other = of_other_block(number)
+                            ? "block " + std::to_string(block_of(number))
+                            : "thread " + std::to_string((number - 1) % MAX_THREADS) + " of its block";
     if (!shared && !acquired.empty()) other += "; a counter orders only what came before a __threadfence";
     accuse(std::string("race in ") + (shared ? "shared" : "global") + " memory, " + what, where, "with " + other);
 }
@@ -110,7 +113,11 @@ static inline void check_cells(Cell* cell, int cells, const void* p, void* where
                 accuse_of_race(ACCESS == READ ? "write and read" : "two writes", number, shared, where);
         }
         if (ACCESS == READ) {
-            cell->reader = cell->read >= began ? with_reader(*cell, self) : self;
+            constexpr uint32_t ALL = MANY | MANY_WARPS;
+            if (cell->read >= block_synced && (cell->reader & ALL) == ALL)  // nothing to add: this is only faster
+                cell->reader = (cell->reader & ~NUMBER) | self;
+            else
+                cell->reader = cell->read >= began ? with_reader(*cell, self) : self;
             cell->read = now;
             continue;
         }
@@ -127,12 +134,13 @@ static inline void check_cells(Cell* cell, int cells, const void* p, void* where
     }
 }
 
-// An access to neither the arena nor shared memory: the thread's own variables and constants, or a mistake.
+// An access to neither the arena, nor shared memory, nor the thread's own variables: a constant, or a mistake.
 // False where there may be no memory at all.
 static bool __attribute__((noinline)) check_elsewhere(const char* p, unsigned size, Access access, void* where) {
-    if ((size_t)(p - running->stack) < STACK || (access == READ && p >= module.first && p + size <= module.last)) return true;
+    if (access == READ && p >= module.first && p + size <= module.last) return true;
     if ((size_t)(p - stacks) < STACK * MAX_THREADS) return accuse("another thread's local variable is used", where);
-    accuse(p < (char*)4096 ? "a null pointer is used" : "host memory, or none, is used", where, std::to_string(size) + " bytes");
+    const char* what = p < (char*)4096 ? "a null pointer is used" : "host memory, or none, is used";
+    accuse(what, where, std::to_string(size) + " bytes");
     return false;
 }
 
@@ -143,6 +151,10 @@ template <Access ACCESS> static inline bool touch(const void* address, unsigned 
     size_t offset = p - arena;
     Cell* cell;
     bool shared = true;
+    if (__builtin_expect((uintptr_t)p & (size - 1), 0)) {
+        accuse("misaligned access", where, std::to_string(size) + " bytes");
+        return false;  // the CPU's own instructions for 16 bytes would crash
+    }
     if (offset < ARENA) {
         if (__builtin_expect(!find_array(offset, size), 0))
             return accuse(ACCESS == READ ? "read out of bounds" : "write out of bounds", where,
@@ -151,15 +163,17 @@ template <Access ACCESS> static inline bool touch(const void* address, unsigned 
         shared = false;
     } else if ((offset = p - shared_room) < MAX_SHARED) {
         if (offset + size > shared_size)
-            return accuse("shared memory out of bounds", where, std::to_string(offset + size - shared_size) + " bytes too far");
+            return accuse("shared memory out of bounds", where,
+                          std::to_string(offset + size - shared_size) + " bytes too far");
         cell = &shared_cells[offset / GRAIN];
     } else if (p >= module.bss_first && p < module.bss_last) {
         cell = &static_cells[(p - module.bss_first) / GRAIN];
+    } else if ((size_t)(p - running->stack) < STACK) {
+        return true;
     } else {
         return check_elsewhere(p, size, ACCESS, where);
     }
     if (__builtin_expect(counting, 0)) count_access(p, size, where, shared);
-    if (__builtin_expect((uintptr_t)p & (size - 1), 0)) return accuse("misaligned access", where, std::to_string(size) + " bytes");
     check_cells<ACCESS>(cell, (size + GRAIN - 1) / GRAIN, p, where, shared);
     return true;
 }

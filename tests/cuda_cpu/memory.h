@@ -10,7 +10,7 @@
 namespace cc {
 constexpr size_t ARENA = size_t(2) << 30, MARGIN = 256, PAGE = 512;
 constexpr size_t MAX_SHARED = 227 << 10;
-constexpr int GRAIN = 1;  // bytes for which the checker keeps a record: the smallest type that kernels store
+constexpr int GRAIN = 1;  // bytes for which the checker keeps records: the smallest type that kernels store
 enum Access { READ, WRITE, ATOMIC };
 
 // The last write and the last read: when, and by which thread (Thread::number, with flags).
@@ -46,7 +46,8 @@ static const Array* find_array(size_t offset, size_t size) {
 static std::string beside(size_t offset) {
     size_t nearest = 32 * PAGE;
     std::string place = "in freed or unallocated device memory";
-    for (size_t page = offset / PAGE - std::min<size_t>(offset / PAGE, 32); page < std::min(offset / PAGE + 32, ARENA / PAGE); page++) {
+    size_t here = offset / PAGE, first_page = here - std::min<size_t>(here, 32);
+    for (size_t page = first_page; page < std::min(here + 32, ARENA / PAGE); page++) {
         if (!page_owner[page]) continue;
         auto [first, last] = arrays[page_owner[page]];
         size_t away = offset >= last ? offset - last : offset < first ? first - offset : 0;
