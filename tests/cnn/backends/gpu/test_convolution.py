@@ -173,9 +173,10 @@ def test_activation_is_that_of_the_output(device: Any, precision: str, activatio
     assert error(layer.forward(activation)[0], expected) < layer.tolerance
 
 
+@pytest.mark.parametrize("filters", [24, 10])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_input_with_padded_channels(device: Any, precision: str) -> None:
-    case = Case((2, 7, 9, 3), 24, Window((3, 2), (2, 1), 1, 1, 0, 1))
+def test_input_with_padded_channels(device: Any, precision: str, filters: int) -> None:
+    case = Case((2, 7, 9, 3), filters, Window((3, 2), (2, 1), 1, 1, 0, 1))
     layer = Layer(precision, case)
     padded = device.zeros((*case.shape[:3], 8 if precision == "bf16" else 4), layer.x.dtype)  # (N, H, W, P)
     padded[..., :3] = layer.x

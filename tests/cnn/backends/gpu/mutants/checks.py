@@ -21,9 +21,8 @@ def run(function: Callable[..., None], *arguments: Any) -> Check:
         fixtures = {
             "device": context.device, "emulator": context.device, "monkeypatch": context.patch, "stream_schedule": "",
         }  # fmt: skip
-        rest = iter(arguments)
-        function(*(fixtures[name] if name in fixtures else next(rest) for name in inspect.signature(function).parameters))
-        assert next(rest, None) is None, "more arguments than parameters"
+        rest, names = iter(arguments), inspect.signature(function).parameters
+        function(*(fixtures[name] if name in fixtures else next(rest) for name in names))
 
     return check
 
