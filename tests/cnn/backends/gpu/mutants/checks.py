@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from cnn.backends.gpu import convolution
 from cnn.backends.gpu.convolution import TILES, Tile
 from tests.cnn.backends.gpu import test_convolution, test_preprocess
 from tests.cnn.backends.gpu.measures.costs import counted_costs, wasteful
@@ -59,8 +60,11 @@ def one_pass(which: str, case: Case, precision: str = "bf16", tile: Tile = TILES
         with test_convolution._only(context.patch, tile):
             if which == "y":
                 found = layer.forward(activation)[0]  # (N, OH, OW, K)
+            elif which == "dx":
+                found = layer.input_gradient()  # (N, H, W, C)
             else:
-                found = (layer.input_gradient if which == "dx" else layer.weight_gradient)()
+                found = context.device.empty(layer.weight_shape, layer.wide)  # (KH, KW, C, K)
+                convolution.weight_gradient(layer.dy, layer.x, layer.window, layer.math, found)
         expected = layer.expected()[("y", "dx", "d_weight").index(which)]
         if activation:
             expected = test_convolution.REFERENCE.activate(activation, expected)

@@ -1,12 +1,13 @@
 """Rules of the GPU backend's host side that no single kernel's test covers; mutants break each of them."""
 
+import threading
 from typing import Any
 
 import numpy as np
 import pytest
 
 from cnn.backends.base import Array, Window
-from cnn.backends.gpu import backend, elementwise, graph
+from cnn.backends.gpu import backend, elementwise, graph, memory
 from tests.cnn.backends.gpu.storage import error, random, to_device, to_host
 
 ONE = Window((1, 1), (1, 1))
@@ -46,6 +47,15 @@ def test_vectors_are_wide(device: Any) -> None:
     dx = own.flatten_backward(flat, x.shape, x.dtype)  # (N, H, W, C)
     assert dx.dtype == np.uint16 and (to_host(dx) == to_host(x)).all()
     assert own.to_host(x).dtype == np.float32 and (own.to_host(x) == to_host(x)).all()
+
+
+def test_uploads_of_another_thread_leave_arrays_alone(device: Any) -> None:
+    uploads = memory.Uploads()
+    own = uploads.upload(np.ones(100))[0]  # (100,)
+    thread = threading.Thread(target=lambda: [uploads.upload(np.zeros(100)) for _ in range(6)])
+    thread.start()
+    thread.join()
+    assert (own.get() == 1).all()
 
 
 def small_network(x: Array) -> Array:
