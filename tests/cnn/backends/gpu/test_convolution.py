@@ -211,27 +211,6 @@ def test_any_order_of_threads_gives_the_same_bits(
     layer.weight_gradient()
 
 
-@pytest.mark.parametrize(("precision", "tile"), [
-    ("bf16", TILES[0]), ("bf16", TILES[1]), ("tf32", TILES[0]),
-], ids=str)  # fmt: skip
-def test_memory_is_accessed_in_whole_lines_and_all_banks(
-    emulator: Any, monkeypatch: pytest.MonkeyPatch, precision: str, tile: Tile
-) -> None:
-    case = Case((2, 12, 12, 32), 128, SAME)
-    layer = Layer(precision, case)
-    kind = "bf16" if precision == "bf16" else "float"
-    with _only(monkeypatch, tile):
-        for which, run in (
-            ("FORWARD", lambda: layer.forward(statistics=True)), ("INPUT", layer.input_gradient),
-            ("WEIGHT", layer.weight_gradient),
-        ):  # fmt: skip
-            name = convolution.kernel_name(kind, layer.math, which, tile, True)
-            layer.weight, layer.bias = layer.weight.copy(), layer.bias.copy()
-            with emulator._kernels.costs(convolution._kernel(name, tile)) as rows:
-                run()
-            assert rows and [row for row in rows if row[3] > 1.1] == []
-
-
 @pytest.mark.parametrize("shape", [(0, 5, 5, 8), (0, 5, 5, 3)])
 def test_empty_batch(device: Any, shape: tuple[int, int, int, int]) -> None:
     layer = Layer("bf16", Case(shape, 8, SAME))

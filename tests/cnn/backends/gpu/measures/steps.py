@@ -30,12 +30,16 @@ MODELS: dict[str, tuple[Model, int]] = {
 
 
 class Counts(NamedTuple):
-    """Of one step: by kernel or function, its launches; by what the host waited for, how often; bytes."""
+    """Of one step: by kernel or function, its launches; by what the host waited for, how often; bytes.
+
+    early: waits before the whole step was launched.
+    """
 
     launches: Counter[str]
     waits: Counter[str]
     grown: Counter[str]
     copied: Counter[str]
+    early: int
 
 
 def reset(cupy: Any) -> None:
@@ -44,8 +48,9 @@ def reset(cupy: Any) -> None:
         counter.clear()
 
 
-def counts(cupy: Any) -> Counts:
-    return Counts(*(Counter(each) for each in (cupy.cuda.launches, cupy.cuda.waits, cupy.cuda.grown, cupy.cuda.copied)))
+def counts(cupy: Any, early: int) -> Counts:
+    cuda = cupy.cuda
+    return Counts(*(Counter(each) for each in (cuda.launches, cuda.waits, cuda.grown, cuda.copied)), early)
 
 
 def trainer_of(model: Model, side: int, recipe: Recipe, precision: str = "bf16") -> Trainer:
@@ -80,9 +85,10 @@ def training_step(cupy: Any, name: str, rows: int = 4, mix: str = "cutmix") -> C
     for step in (1, 2, 3):
         reset(cupy)
         following = trainer.start_batch(*batch_of(side, rows, step))
+        early = cupy.cuda.waits.total()
         pending.result()
         pending = following
-    found = counts(cupy)
+    found = counts(cupy, early)
     pending.result()
     return found
 
@@ -96,8 +102,9 @@ def inference_step(cupy: Any, name: str, rows: int = 4) -> Counts:
         images = batch_of(side, rows, step)[0]
         reset(cupy)
         read = backend.read_later(tta_outputs(backend, infer, images, "none", trainer.mean, trainer.std))
+        early = cupy.cuda.waits.total()
         read()
-    return counts(cupy)
+    return counts(cupy, early)
 
 
 def main() -> None:
@@ -108,7 +115,7 @@ def main() -> None:
         print("|---|---|---|---|---|---|---|")
         for name in MODELS:
             for what, step in (("training", training_step), ("inference", inference_step)):
-                launches, waits, _, copied = step(cupy, name)
+                launches, waits, _, copied, _ = step(cupy, name)
                 graphs = launches.pop("graph", 0)
                 numbers = (launches.total(), graphs, waits.total(), copied["bytes"], copied["to_host"])
                 print(f"| {name} | {what} | {' | '.join(map(str, numbers))} |")

@@ -21,7 +21,7 @@ def check(found: Counts, launches: int, to_device: int, to_host: int) -> None:
     assert found.launches.total() <= launches, found.launches
     # The host waits for nothing but the event of a copy, in a training step that of the step before.
     assert found.waits.total() <= 1 and set(found.waits) <= {"event.synchronize"}
-    assert not found.grown
+    assert not found.early and not found.grown
     assert found.copied == {"bytes": to_device, "to_host": to_host}
 
 
@@ -38,6 +38,13 @@ def test_inference_step(emulator: Any, name: str) -> None:
     positions = 4 * ROWS * side  # bytes of the rows, and of the columns, of images
     found = inference_step(emulator, name, ROWS)
     check(found, MOST_OF_INFERENCE[name], padded(ROWS * side * side * 3, positions, positions), 4 * ROWS * CLASSES)
+
+
+def test_split_sums_of_large_batches_are_few_launches(emulator: Any) -> None:
+    """Large batches add up portions of each weight gradient, and those of the loss."""
+    launches = training_step(emulator, "resnet9", ROWS).launches
+    gradients = sum(count for name, count in launches.items() if ", WEIGHT, " in name)
+    assert launches.total() - launches["add_splits<float>"] + gradients + 1 <= MOST_LAUNCHES["resnet9"]
 
 
 def test_mixup_costs_no_more_launches(emulator: Any) -> None:

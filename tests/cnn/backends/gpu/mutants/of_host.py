@@ -12,6 +12,7 @@ from tests.cnn.backends.gpu import (
     test_optimizers,
     test_pooling,
 )
+from tests.cnn.backends.gpu.measures import test_counts
 from tests.cnn.backends.gpu.mutants import test_rules
 from tests.cnn.backends.gpu.mutants.checks import in_schedules, one_pass, run
 from tests.cnn.backends.gpu.mutants.mutant import Mutant
@@ -152,4 +153,20 @@ BACKEND = (
            run(test_rules.test_vectors_are_wide)),
 )  # fmt: skip
 
-HOST = ARGUMENTS + STREAMS + BACKEND
+SEED_STEP = run(test_counts.test_training_step, "seed")
+
+STEPS = (
+    Mutant("the host waits for a step", "training/trainer.py",
+           "read_outcome = self.backend.read_later(self._outcome)",
+           "read_outcome = self.backend.read_later(self._outcome); read_outcome()", SEED_STEP),
+    Mutant("the host waits for a copy", "readback.py", "blocking=False", "blocking=True", SEED_STEP),
+    Mutant("steps keep their images", "preprocess.py", "    mixes = numbers.mix != \"none\"\n",
+           "    mixes = numbers.mix != \"none\"\n    globals().setdefault(\"kept\", []).append(out)\n", SEED_STEP),
+    Mutant("images are uploaded twice", "inputs/training_inputs.py",
+           "device_rows, device_labels, pixels = self.backend.upload(rows, labels, images)",
+           "device_rows, device_labels, pixels, _ = self.backend.upload(rows, labels, images, images)", SEED_STEP),
+    Mutant("the loss is read by the host", "training/trainer.py", "self._update(lr)\n        read_outcome",
+           "self._update(lr)\n        float(loss)\n        read_outcome", SEED_STEP),
+)  # fmt: skip
+
+HOST = ARGUMENTS + STREAMS + BACKEND + STEPS
