@@ -108,7 +108,8 @@ def test_ldmatrix_gives_each_lane_two_neighbours(device: Any) -> None:
 
 
 def _fragment_kernels(device: Any) -> Any:
-    code = (Path(gpu.__file__).parent / "cuda" / "ptx.cuh").read_text(encoding="utf-8") + FRAGMENTS
+    headers = (Path(gpu.__file__).parent / "cuda" / name for name in ("common.cuh", "ptx.cuh"))
+    code = "".join(header.read_text(encoding="utf-8") for header in headers) + FRAGMENTS
     names = ("product<true>", "product<false>", "load")
     return device.RawModule(code=code, options=("-std=c++17",), name_expressions=names)
 
