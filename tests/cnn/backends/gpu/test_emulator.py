@@ -1,7 +1,6 @@
 """The emulator that runs CUDA kernels in tests: tensor-core layouts, and what its checker finds."""
 
 import itertools
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -177,12 +176,6 @@ RACES_OF_BLOCKS = {
     "fence_of_one_thread": CORRECT["last_block"].replace("__threadfence();", "if (threadIdx.x == 0) __threadfence();"),
     "no_barrier_after_the_count": CORRECT["last_block"].replace("__syncthreads(); if (last)", "if (last)"),
 }
-
-
-@pytest.fixture(scope="module")
-def checked() -> None:
-    if os.environ.get("CUDA_CPU_CHECK", "1") != "1":
-        pytest.skip("loads and stores are not checked")
 
 
 @pytest.fixture(scope="module")
