@@ -9,6 +9,7 @@ import ctypes
 import gc
 import math
 import os
+import threading
 import weakref
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -210,25 +211,28 @@ def _revive(offset: int, size: int) -> Callable[[Any], None]:
 
 pool = MemoryPool()
 _allocator: Callable[[int], MemoryPointer] = pool.malloc
+_thread = threading.local()  # `allocator` within `using_allocator`, which other threads do not see
 
 
 def alloc(size: int) -> MemoryPointer:
-    return _allocator(size)
+    return (getattr(_thread, "allocator", None) or _allocator)(size)
 
 
 def set_allocator(allocator: Callable[[int], MemoryPointer] | None = None) -> None:
     global _allocator
+    if getattr(_thread, "allocator", None):
+        raise ValueError("Can't change the global allocator inside `using_allocator` context manager")
     _allocator = allocator or pool.malloc
 
 
 @contextmanager
 def using_allocator(allocator: Callable[[int], MemoryPointer] | None = None) -> Iterator[None]:
-    before = _allocator
-    set_allocator(allocator)
+    before = getattr(_thread, "allocator", None)
+    _thread.allocator = allocator or pool.malloc
     try:
         yield
     finally:
-        set_allocator(before)
+        _thread.allocator = before
 
 
 def empty(shape: Any, dtype: np.dtype, order: str = "C", memory: MemoryPointer | None = None) -> np.ndarray:
@@ -298,8 +302,8 @@ class PinnedMemoryPool:
 
 
 def host_bytes(memory: Any, size: int) -> np.ndarray:
-    """Host memory by address, as runtime.memcpyAsync takes it."""
-    address = getattr(memory, "ptr", None) or getattr(memory, "value", None) or int(memory)
+    """Host memory by address: an int, or a ctypes.c_void_p."""
+    address = memory if isinstance(memory, int) else memory.value
     return np.frombuffer((ctypes.c_char * size).from_address(address), np.uint8)
 
 
