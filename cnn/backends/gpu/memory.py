@@ -34,8 +34,9 @@ class _Slot:
 
         if len(self.host) >= size:
             return False
-        self.host = np.frombuffer(cupy.cuda.alloc_pinned_memory(size), np.uint8)[:size]  # (bytes,)
-        self.device = cupy.cuda.alloc(size)
+        host = np.frombuffer(cupy.cuda.alloc_pinned_memory(size), np.uint8)[:size]  # (bytes,)
+        self.device = cupy.cuda.alloc(size)  # may raise: then both buffers stay as they are
+        self.host = host
         return True
 
 
