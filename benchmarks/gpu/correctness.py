@@ -108,6 +108,13 @@ def network_errors(name: str, precision: str) -> dict[str, float]:
 # Other programs ----------------------------------------------------------------------------------------
 
 
+def run_selftest(record: Record) -> None:
+    """`logpose selftest` in each precision."""
+    for precision in PRECISIONS:
+        command = [sys.executable, "-m", "logpose", "selftest", "--device", "cuda", "--precision", precision, "-v"]
+        _run(record, "selftest", precision, command)
+
+
 def run_pytest(record: Record) -> None:
     """The project's own tests that are marked `gpu`."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "gpu", "--no-header", "-p", "no:cacheprovider"]

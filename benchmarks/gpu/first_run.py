@@ -24,6 +24,7 @@ STAGES = {
     "machine": ("benchmarks.gpu.machine:describe", 20),
     "ceilings": ("benchmarks.gpu.machine:ceilings", 30),
     "compile": ("benchmarks.gpu.machine:compile_cold", 90),
+    "selftest": ("benchmarks.gpu.correctness:run_selftest", 75),
     "correctness": ("benchmarks.gpu.correctness:kernels_and_networks", 60),
     "pytest": ("benchmarks.gpu.correctness:run_pytest", 70),
     "sanitizer": ("benchmarks.gpu.correctness:run_sanitizer", 45),

@@ -108,6 +108,7 @@ class Theirs:
         from benchmarks.training.torch_peer import to_nchw, to_torch
 
         self.torch, self.precision = torch, precision
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision != "float32"
         x, labels = case.batch_of_noise()  # (B, H, W, 3), (B,)
         self.x = to_nchw(x).to(DEVICE).contiguous(memory_format=torch.channels_last)  # (B, 3, H, W)
         self.labels = torch.from_numpy(labels).to(DEVICE)  # (B,)

@@ -26,10 +26,12 @@ WIDE = ("double", "float")  # types of sums and parameters
 LOADS, STORES, BOTH = ("LDG.128",), ("STG.128",), ("LDG.128", "STG.128")
 
 
-def _vectors(kernel: str, needs: tuple[str, ...] = BOTH, more: str = "") -> list[Instance]:
+def _vectors(
+    kernel: str, needs: tuple[str, ...] = BOTH, more: str = "", main: tuple[str, ...] = ()
+) -> list[Instance]:
     """A kernel<type, vector, more>, in which a thread loads 16 bytes at once, or one element."""
     return [
-        Instance(f"{kernel}<{kind}, {vector}{more}>", needs, min_blocks=2, main=kind == "bf16")
+        Instance(f"{kernel}<{kind}, {vector}{more}>", needs, min_blocks=2, main=kind in main)
         if vector > 1 else Instance(f"{kernel}<{kind}, {vector}{more}>")
         for kind, item in TYPES.items() for vector in (16 // item, 1)
     ]  # fmt: skip
@@ -42,7 +44,7 @@ def _wide(kernel: str) -> list[Instance]:
 def _flat(kernel: str, needs: tuple[str, ...]) -> list[Instance]:
     """A kernel<type, vector> over flat vectors of the parameters' type."""
     return [
-        Instance(f"{kernel}<{wide}, {vector}>", needs if vector > 1 else (), min_blocks=3, main=vector == 4)
+        Instance(f"{kernel}<{wide}, {vector}>", needs if vector > 1 else (), min_blocks=3)
         for wide in WIDE for vector in (16 // TYPES[wide], 1)
     ]  # fmt: skip
 
@@ -68,8 +70,9 @@ def _convolutions() -> list[Instance]:
 CONVOLUTION = [*_convolutions(), *_wide("add_splits")]
 
 NORM = [
-    *_vectors("norm_statistics", LOADS), *_vectors("norm_apply"), *_vectors("norm_backward_sums", LOADS),
-    *_vectors("norm_backward_apply"), *_vectors("channel_sums", LOADS), *_wide("norm_merge"),
+    *_vectors("norm_statistics", LOADS), *_vectors("norm_apply", main=("bf16",)),
+    *_vectors("norm_backward_sums", LOADS, main=("bf16",)), *_vectors("norm_backward_apply", main=("bf16",)),
+    *_vectors("channel_sums", LOADS), *_wide("norm_merge"),
     *(Instance(f"sums_merge<{wide}, {sums}>") for wide in WIDE for sums in (1, 2)),
 ]  # fmt: skip
 
@@ -84,13 +87,13 @@ POOLING = [
 ELEMENTWISE = [
     *_vectors("activate"), *_vectors("activate_backward"), *_vectors("add"), *_vectors("scale"), *_vectors("dropout"),
     *_wide("softmax"), *_wide("softmax_backward"),
-    Instance("convert<float, bf16, 4>", LOADS, main=True), Instance("convert<float, bf16, 1>"),
-    Instance("convert<bf16, float, 4>", STORES, main=True), Instance("convert<bf16, float, 1>"),
+    Instance("convert<float, bf16, 4>", LOADS), Instance("convert<float, bf16, 1>"),
+    Instance("convert<bf16, float, 4>", STORES), Instance("convert<bf16, float, 1>"),
 ]  # fmt: skip
 
 PREPROCESS = [
     *(Instance(f"{kernel}<{kind}>") for kernel in ("resample", "blend") for kind in TYPES),
-    *(Instance(f"augment<{kind}, {mixes}>", main=kind == "bf16") for kind in TYPES for mixes in ("false", "true")),
+    *(Instance(f"augment<{kind}, {mixes}>") for kind in TYPES for mixes in ("false", "true")),
     *_wide("plan_augmentation"),
 ]
 

@@ -31,6 +31,8 @@ class Multiprocessor(NamedTuple):
 
 MULTIPROCESSORS = {
     80: Multiprocessor(64, 32, 164 << 10),  # A100
+    86: Multiprocessor(48, 16, 100 << 10),  # RTX 30 series
+    89: Multiprocessor(48, 24, 100 << 10),  # RTX 40 series
     90: Multiprocessor(64, 32, 228 << 10),  # H100, H200
     100: Multiprocessor(64, 32, 228 << 10),  # B200
     120: Multiprocessor(48, 24, 100 << 10),  # RTX 50 series

@@ -59,11 +59,12 @@ static bool ordered_by_counter(const void* address, uint32_t number, uint32_t wh
 static bool after_other_blocks() { return std::any_of(acquired.begin(), acquired.end(), knows); }
 
 static std::set<std::tuple<void*, std::string>> accused;
-static void accuse(const std::string& what, void* where, const std::string& more = "") {
-    if (!accused.insert({where, what}).second) return;
+static bool accuse(const std::string& what, void* where, const std::string& more = "") {
+    if (!accused.insert({where, what}).second) return true;
     char code[32];
     snprintf(code, sizeof code, " at @%zu by ", (size_t)where);
     problem(what + code + name(*running) + (more.empty() ? "" : ": ") + more);
+    return true;  // the run continues, to find more
 }
 
 static bool of_other_block(uint32_t number) { return (number - 1) / MAX_THREADS != (running->number - 1) / MAX_THREADS; }
@@ -96,7 +97,10 @@ static inline void check_cells(Cell* cell, int cells, const void* p, void* where
     const uint32_t self = running->number, began = shared ? block_synced : launch_began;
     for (; cells > 0; cells--, cell++) {
         if (shared && ACCESS != WRITE && __builtin_expect(cell->written < block_began, 0))
-            return accuse("shared memory is read that was never written", where);
+{
+            accuse("shared memory is read that was never written", where);
+            return;
+        }
         if (cell->written >= began && (cell->writer & NUMBER) != self) {
             uint32_t number = cell->writer & NUMBER;
             bool by_atomic = cell->writer & BY_ATOMIC;
@@ -123,32 +127,18 @@ static inline void check_cells(Cell* cell, int cells, const void* p, void* where
     }
 }
 
-// An access to neither the arena nor shared memory: the thread's own variables, or a mistake.
-static void __attribute__((noinline)) check_elsewhere(const char* p, unsigned size, void* where) {
-    if ((size_t)(p - stacks) < STACK * MAX_THREADS) {
-        if ((size_t)(p - running->stack) >= STACK) accuse("another thread's local variable", where);
-        return;
-    }
-    static struct { const char *first, *last; } constants;  // the segment that was found last
-    if (p >= constants.first && p < constants.last) return;
-    auto find = [](dl_phdr_info* info, size_t, void* data) -> int {
-        const char* wanted = (const char*)data;
-        for (int i = 0; i < info->dlpi_phnum; i++) {
-            auto& h = info->dlpi_phdr[i];
-            const char* first = (const char*)info->dlpi_addr + h.p_vaddr;
-            if (h.p_type == PT_LOAD && wanted >= first && wanted < first + h.p_memsz) {
-                constants = {first, first + h.p_memsz};
-                return 1;
-            }
-        }
-        return 0;
-    };
-    if (dl_iterate_phdr(find, (void*)p)) return;
+// An access to neither the arena nor shared memory: the thread's own variables and constants, or a mistake.
+// False where there may be no memory at all.
+static bool __attribute__((noinline)) check_elsewhere(const char* p, unsigned size, Access access, void* where) {
+    if ((size_t)(p - running->stack) < STACK || (access == READ && p >= module.first && p + size <= module.last)) return true;
+    if ((size_t)(p - stacks) < STACK * MAX_THREADS) return accuse("another thread's local variable is used", where);
     accuse(p < (char*)4096 ? "a null pointer is used" : "host memory, or none, is used", where, std::to_string(size) + " bytes");
+    return false;
 }
 
-template <Access ACCESS> static inline void touch(const void* address, unsigned size, void* where) {
-    if (!running || !checking) return;
+// False where the access must not be made.
+template <Access ACCESS> static inline bool touch(const void* address, unsigned size, void* where) {
+    if (!running || !checking) return true;
     const char* p = (const char*)address;
     size_t offset = p - arena;
     Cell* cell;
@@ -163,18 +153,19 @@ template <Access ACCESS> static inline void touch(const void* address, unsigned 
         if (offset + size > shared_size)
             return accuse("shared memory out of bounds", where, std::to_string(offset + size - shared_size) + " bytes too far");
         cell = &shared_cells[offset / GRAIN];
-    } else if (p >= static_first && p < static_last) {
-        cell = &static_cells[(p - static_first) / GRAIN];
+    } else if (p >= module.bss_first && p < module.bss_last) {
+        cell = &static_cells[(p - module.bss_first) / GRAIN];
     } else {
-        return check_elsewhere(p, size, where);
+        return check_elsewhere(p, size, ACCESS, where);
     }
     if (__builtin_expect(counting, 0)) count_access(p, size, where, shared);
     if (__builtin_expect((uintptr_t)p & (size - 1), 0)) return accuse("misaligned access", where, std::to_string(size) + " bytes");
     check_cells<ACCESS>(cell, (size + GRAIN - 1) / GRAIN, p, where, shared);
+    return true;
 }
 
 long long atomic(void* address, unsigned size, bool is_signed, Atomic kind, long long value, long long expected) {
-    touch<ATOMIC>(address, size, __builtin_return_address(0));
+    if (!touch<ATOMIC>(address, size, __builtin_return_address(0))) abandon();
     if ((size_t)((char*)address - arena) < ARENA) acquire_and_release(address);
     long long old = 0;
     std::memcpy(&old, address, size);
@@ -194,23 +185,29 @@ long long atomic(void* address, unsigned size, bool is_signed, Atomic kind, long
 }
 
 extern "C" {
-#define CC_HOOKS(size)                                                                                        \
-    void __tsan_read##size(void* p) { touch<READ>(p, size, __builtin_return_address(0)); }                    \
-    void __tsan_write##size(void* p) { touch<WRITE>(p, size, __builtin_return_address(0)); }                  \
-    void __tsan_unaligned_read##size(void* p) { touch<READ>(p, size, __builtin_return_address(0)); }          \
-    void __tsan_unaligned_write##size(void* p) { touch<WRITE>(p, size, __builtin_return_address(0)); }        \
-    void __tsan_volatile_read##size(void* p) { touch<READ>(p, size, __builtin_return_address(0)); }           \
-    void __tsan_volatile_write##size(void* p) { touch<WRITE>(p, size, __builtin_return_address(0)); }
+#define CC_HOOK(name, ACCESS, size)                                                     \
+    void __tsan_##name##size(void* p) {                                                 \
+        if (!touch<ACCESS>(p, size, __builtin_return_address(0))) abandon();            \
+    }
+#define CC_HOOKS(size)                                                                  \
+    CC_HOOK(read, READ, size)                                                           \
+    CC_HOOK(write, WRITE, size)                                                         \
+    CC_HOOK(unaligned_read, READ, size)                                                 \
+    CC_HOOK(unaligned_write, WRITE, size)                                               \
+    CC_HOOK(volatile_read, READ, size)                                                  \
+    CC_HOOK(volatile_write, WRITE, size)
 CC_HOOKS(1)
 CC_HOOKS(2)
 CC_HOOKS(4)
 CC_HOOKS(8)
 CC_HOOKS(16)
 void __tsan_read_range(void* p, size_t size) {
-    for (size_t i = 0; i < size; i += 4) touch<READ>((char*)p + i, 4, __builtin_return_address(0));
+    for (size_t i = 0; i < size; i += 4)
+        if (!touch<READ>((char*)p + i, 4, __builtin_return_address(0))) abandon();
 }
 void __tsan_write_range(void* p, size_t size) {
-    for (size_t i = 0; i < size; i += 4) touch<WRITE>((char*)p + i, 4, __builtin_return_address(0));
+    for (size_t i = 0; i < size; i += 4)
+        if (!touch<WRITE>((char*)p + i, 4, __builtin_return_address(0))) abandon();
 }
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}

@@ -28,7 +28,6 @@ static std::vector<uint32_t> free_numbers;
 
 static char* shared_room;  // the dynamic shared memory
 static size_t shared_size;
-static char *static_first, *static_last;  // the static shared memory
 static std::vector<Cell> shared_cells, static_cells;
 
 static void make_memory() {
@@ -43,20 +42,20 @@ static const Array* find_array(size_t offset, size_t size) {
     const Array& array = arrays[page_owner[offset / PAGE]];
     return offset >= array.first && offset + size <= array.last ? &array : nullptr;
 }
-// For messages: the nearest array.
+// For messages: where the nearest array lies.
 static std::string beside(size_t offset) {
-    for (size_t away = 0; away < 64; away++)
-        for (int side = -1; side <= 1; side += 2) {
-            size_t page = offset / PAGE + side * away;
-            uint32_t owner = page < ARENA / PAGE ? page_owner[page] : 0;
-            if (!owner) continue;
-            auto [first, last] = arrays[owner];
-            std::string of = " a device array of " + std::to_string(last - first) + " bytes";
-            if (offset >= last) return std::to_string(offset - last) + " bytes after the end of" + of;
-            if (offset < first) return std::to_string(first - offset) + " bytes before" + of;
-            return "across the end of" + of;
-        }
-    return "in freed or unallocated device memory";
+    size_t nearest = 32 * PAGE;
+    std::string place = "in freed or unallocated device memory";
+    for (size_t page = offset / PAGE - std::min<size_t>(offset / PAGE, 32); page < std::min(offset / PAGE + 32, ARENA / PAGE); page++) {
+        if (!page_owner[page]) continue;
+        auto [first, last] = arrays[page_owner[page]];
+        size_t away = offset >= last ? offset - last : offset < first ? first - offset : 0;
+        if (away >= nearest) continue;
+        nearest = away;
+        place = std::to_string(away) + (offset >= last ? " bytes after" : " bytes before") + " a device array of " +
+                std::to_string(last - first) + " bytes";
+    }
+    return place;
 }
 static size_t pages(size_t size) { return size / PAGE + 1; }
 
@@ -96,38 +95,37 @@ static void check_margins() {
     }
 }
 
-// The .bss of the module that `code` belongs to, which is its static shared memory.
-struct FindBss {
+// The module that `code` belongs to: where it lies in memory, and its .bss, which is its static shared memory.
+struct Module {
     const void* code;
-    char *first, *last;
+    char *first, *last, *bss_first, *bss_last;
 };
-static int find_bss(dl_phdr_info* info, size_t, void* data) {
-    auto& find = *(FindBss*)data;
-    bool ours = false;
+static Module module;
+static int find_module(dl_phdr_info* info, size_t, void*) {
+    module.first = (char*)~(uintptr_t)0;
+    module.last = module.bss_first = module.bss_last = nullptr;
     for (int i = 0; i < info->dlpi_phnum; i++) {
         auto& h = info->dlpi_phdr[i];
-        ours |= h.p_type == PT_LOAD && (uintptr_t)find.code - info->dlpi_addr - h.p_vaddr < h.p_memsz;
+        if (h.p_type != PT_LOAD) continue;
+        char* first = (char*)info->dlpi_addr + h.p_vaddr;
+        module.first = std::min(module.first, first);
+        module.last = std::max(module.last, first + h.p_memsz);
+        if (h.p_memsz == h.p_filesz) continue;
+        module.bss_first = first + h.p_filesz;
+        module.bss_last = first + h.p_memsz;
     }
-    for (int i = 0; ours && i < info->dlpi_phnum; i++) {
-        auto& h = info->dlpi_phdr[i];
-        if (h.p_type != PT_LOAD || h.p_memsz == h.p_filesz) continue;
-        find.first = (char*)info->dlpi_addr + h.p_vaddr + h.p_filesz;
-        find.last = (char*)info->dlpi_addr + h.p_vaddr + h.p_memsz;
-    }
-    return ours;
+    return module.code >= module.first && module.code < module.last;
 }
 static void use_shared_memory(const void* code, size_t dynamic) {
-    FindBss find{code, nullptr, nullptr};
-    dl_iterate_phdr(find_bss, &find);
-    static_first = find.first;
-    static_last = find.last;
-    size_t cells = (static_last - static_first + GRAIN) / GRAIN;
+    module.code = code;
+    dl_iterate_phdr(find_module, nullptr);
+    size_t cells = (module.bss_last - module.bss_first + GRAIN) / GRAIN;
     if (static_cells.size() < cells) static_cells.resize(cells);  // old records are older than any block to come
     shared_size = dynamic;
 }
 static void poison_shared_memory() {
     std::memset(shared_room, 0xff, shared_size);
-    if (static_first) std::memset(static_first, 0xff, static_last - static_first);
+    std::memset(module.bss_first, 0xff, module.bss_last - module.bss_first);
 }
 char* dynamic_shared() { return shared_room; }
 }  // namespace cc

@@ -59,12 +59,20 @@ static void finish_thread() {
         abort();
     }
 }
+// Ends the launch where the running thread cannot continue.
+static void abandon() {
+    stopped = true;
+    give_way();
+}
 static void wait_for_warp(Collective run, void* operand, unsigned mask, Where where) {
     running->run = run;
     running->operand = operand;
     running->mask = mask;
     running->where = where;
-    if (!(mask >> running->index % 32 & 1)) problem(name(*running) + " is not in its own mask at " + name(where));
+    if (!(mask >> running->index % 32 & 1)) {
+        problem(name(*running) + " is not in its own mask at " + name(where));
+        abandon();
+    }
     warps[running->index / 32].waiting |= 1u << running->index % 32;
     give_way();
 }
@@ -74,12 +82,12 @@ static void run_warp(int number) {
     Warp& warp = warps[number];
     Thread* lanes = threads + 32 * number;
     for (;;) {
-        while (warp.ready) {
+        while (warp.ready && !stopped) {
             int lane = pick(warp.ready);
             warp.ready &= ~(1u << lane);
             resume(lanes[lane]);
         }
-        if (!warp.waiting) return;
+        if (!warp.waiting || stopped) return;
         const Thread& first = lanes[__builtin_ctz(warp.waiting)];
         unsigned together = first.mask & warp.waiting, missing = first.mask & warp.alive & ~warp.waiting;
         void* operands[32];

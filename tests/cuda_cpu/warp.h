@@ -110,8 +110,8 @@ template <bool TRANSPOSED> static void run_ldmatrix4(int warp, void** operands, 
             auto& operand = *(LdmatrixOperand*)operands[8 * matrix + r];
             running = &threads[32 * warp + 8 * matrix + r];
             if ((size_t)(operand.row - arena) < ARENA) accuse("ldmatrix from global memory", operand.where);
-            touch<READ>(operand.row, 16, operand.where);
-            std::memcpy(rows[r], operand.row, 16);
+            if (touch<READ>(operand.row, 16, operand.where)) std::memcpy(rows[r], operand.row, 16);
+            else stopped = true;
         }
         for (int lane = 0; lane < 32; lane++) {
             int g = lane / 4, t = 2 * (lane % 4);
@@ -131,8 +131,8 @@ void copy16(void* to, const void* from, bool valid) {
     void* where = __builtin_return_address(0);
     if ((uintptr_t)to % 16 || (valid && (uintptr_t)from % 16)) accuse("misaligned cp.async", where);
     if ((size_t)((char*)to - arena) < ARENA) accuse("cp.async to global memory", where);
-    if (valid) touch<READ>(from, 16, where);
-    touch<WRITE>(to, 16, where);  // from now on it may arrive
+    if (valid && !touch<READ>(from, 16, where)) abandon();
+    if (!touch<WRITE>(to, 16, where)) abandon();  // from now on it may arrive
     running->copies.push_back({(char*)to, (const char*)from, valid, running->group, where});
 }
 void copies_commit() { running->group++; }

@@ -41,6 +41,12 @@ POISONS = {
     "nan gradient": Poisoned(gradient=math.nan), "inf gradient": Poisoned(gradient=math.inf),
 }  # fmt: skip
 
+# On the GPU one case, since tests run its kernels slowly; test_optimizers.py has the others.
+FAILURES = [
+    *((backend, optimizer, poison) for backend in BACKENDS[:2] for optimizer in OPTIMIZERS for poison in POISONS),
+    *(pytest.param(*backend.values, AdamW(1e-3), "nan gradient", marks=backend.marks) for backend in BACKENDS[2:]),
+]
+
 
 def start(trainer: Trainer) -> PendingBatch:
     rows = np.arange(trainer.step * 32, trainer.step * 32 + 32) % 200
@@ -75,11 +81,9 @@ def test_pending_steps_have_the_results_of_single_ones(backend: str) -> None:
     assert_same(vectors(one), vectors(other))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("poison", POISONS)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: type(optimizer).__name__)
+@pytest.mark.parametrize(("backend", "optimizer", "poison"), FAILURES)
 def test_a_step_that_is_not_finite_and_those_after_it_change_nothing(
-    optimizer: Optimizer, poison: str, backend: str
+    backend: str, optimizer: Optimizer, poison: str
 ) -> None:
     changes = {"optimizer": optimizer, "lookahead": Lookahead(every=2, start=0.0), "ema": EMA(0.2), "clip": 0.5}
     loss = POISONS[poison]

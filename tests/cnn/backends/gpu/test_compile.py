@@ -1,6 +1,7 @@
 """Compile every CUDA kernel for real GPUs, without one, and check registers, occupancy and instructions.
 
-Each run compiles all instances for one architecture, and the main ones for the others. To compile all for all:
+Each run compiles all instances for one architecture, and the main ones for some others. To compile all for all, which
+takes minutes:
 
     LOGPOSE_COMPILE_ALL=1 pytest tests/cnn/backends/gpu/test_compile.py
 """
@@ -18,6 +19,8 @@ from tests.cuda_compile.resources import MULTIPROCESSORS, Kernel, read_kernels
 
 FOLDER = Path(kernels.__file__).parent / "cuda"
 FULLY_CHECKED = 90
+OTHERS = (80, 100, 120)
+LARGE_SHARED = 164 << 10  # bytes of a multiprocessor of A100, H100 and B200
 FORBIDDEN = ("local", "float atomic")
 
 needs_compiler = pytest.mark.skipif(bool(why_missing()), reason=why_missing())
@@ -30,7 +33,7 @@ def cases() -> list[tuple[str, int]]:
         (file, architecture)
         for file, instances in INSTANCES.items()
         if (FOLDER / file).exists()
-        for architecture in MULTIPROCESSORS
+        for architecture in (MULTIPROCESSORS if everything else (FULLY_CHECKED, *OTHERS))
         if everything or architecture == FULLY_CHECKED or any(instance.main for instance in instances)
     ]
 
@@ -48,7 +51,9 @@ def test_kernels_compile_without_spills_and_use_the_right_instructions(file: str
         problems += [f"{name}: {kernel.instructions[key]} {key}" for key in FORBIDDEN if kernel.instructions[key]]
         if kernel.spilled:
             problems.append(f"{name}: {kernel.spilled} bytes spilled")
-        if blocks < instance.min_blocks:
+        # The largest tiles of convolutions fill half of the shared memory of a small multiprocessor, and a little more.
+        small = MULTIPROCESSORS[architecture].shared < LARGE_SHARED and instance.dynamic_shared
+        if blocks < (1 if small else instance.min_blocks):
             problems.append(f"{name}: {blocks} blocks with {kernel.registers} registers, not {instance.min_blocks}")
     assert not problems, f"sm_{architecture}: {problems}"
 

@@ -4,6 +4,8 @@ waits     what made the host wait for the device
 launches  kernels, array functions, copies on the device and graphs
 copied    bytes from the host ("bytes") and to it ("to_host")
 grown     device memory that the pool asked of CUDA: "times" and "bytes"
+
+`schedule(name)` runs a block with another schedule of streams, and `finish_all()` does all work that is put off.
 """
 
 from .._device import Device
@@ -19,13 +21,23 @@ from .._memory import (
     set_allocator,
     using_allocator,
 )
-from .._streams import Event, Graph, Stream, get_current_stream, get_elapsed_time, launches, schedule, waits
+from .._streams import (
+    Event,
+    Graph,
+    Stream,
+    finish_all,
+    get_current_stream,
+    get_elapsed_time,
+    launches,
+    schedule,
+    waits,
+)
 from . import memory, runtime
 
 __all__ = [
-    "CUDARuntimeError", "Device", "Event", "Graph", "MemoryPointer", "MemoryPool", "PinnedMemoryPool", "Stream", "alloc",
-    "alloc_pinned_memory", "copied", "get_current_stream", "get_elapsed_time", "grown", "is_available", "launches", "memory",
-    "runtime", "schedule", "set_allocator", "using_allocator", "waits",
+    "CUDARuntimeError", "Device", "Event", "Graph", "MemoryPointer", "MemoryPool", "PinnedMemoryPool", "Stream",
+    "alloc", "alloc_pinned_memory", "copied", "finish_all", "get_current_stream", "get_elapsed_time", "grown",
+    "is_available", "launches", "memory", "runtime", "schedule", "set_allocator", "using_allocator", "waits",
 ]  # fmt: skip
 
 
