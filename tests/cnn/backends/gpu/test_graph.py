@@ -62,15 +62,12 @@ def test_graph_replaces_the_launches(network: Network, emulator: Any) -> None:
     assert not emulator.cuda.grown
 
 
-def test_large_and_empty_batches_have_no_graph(
-    network: Network, emulator: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_batches_have_no_graph(network: Network, emulator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cnn.backends.gpu.graph._MAX_VALUES", 2 * SIDE * SIDE * 3)
     infer = FoldedNetwork(network)
     for _ in range(_FIRST_CALLS + 2):
         infer(inputs(network, 3, 0))
     assert not emulator.cuda.launches["graph"]
-    assert infer(inputs(network, 3, 0)[:0]).shape == (0, 3)
 
 
 def test_what_cannot_be_recorded_is_launched_each_time(network: Network, emulator: Any) -> None:
