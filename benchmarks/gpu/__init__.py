@@ -1,1 +1,1 @@
-"""What a first session on a real GPU proves and measures, in under nine minutes: see `first_run`."""
+"""What a first run on a real GPU proves and measures, in under nine minutes: see `first_run`."""

@@ -1,4 +1,4 @@
-"""What a first session on a real GPU proves and measures, the most needed first.
+"""What a first run on a real GPU proves and measures, the most needed first.
 
     python -m benchmarks.gpu.first_run [--seconds 530] [--out FOLDER] [--stages NAME ...]
 

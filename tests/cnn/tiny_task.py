@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from cnn.backends import pick_backend
 from cnn.checkpoint import ModelCard
 from cnn.inputs.augment import Augment
 from cnn.models import Airbench94, Plain
@@ -11,6 +10,7 @@ from cnn.training.averaging import Lookahead
 from cnn.training.optimizers import SGD, AdamW
 from cnn.training.recipe import Recipe
 from cnn.training.trainer import Trainer
+from tests.cnn.oracles import get_backend
 
 MEAN, STD = (110.0, 120.0, 130.0), (60.0, 61.0, 62.0)
 SHAPE = (12, 12, 3)
@@ -44,7 +44,7 @@ def make_recipe(**changes: object) -> Recipe:
 
 def make_trainer(backend: str = "cpu", **changes: object) -> Trainer:
     recipe = make_recipe(**changes)
-    network = Network(recipe.model.layers(SHAPE, 3), SHAPE, pick_backend(backend), seed=1)
+    network = Network(recipe.model.layers(SHAPE, 3), SHAPE, get_backend(backend), seed=1)
     return Trainer(network, recipe, np.array(MEAN), np.array(STD), train_rows=200)
 
 

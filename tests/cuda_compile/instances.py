@@ -11,6 +11,7 @@ class Instance(NamedTuple):
     needs: instructions that must occur, keys of `tests.cuda_compile.resources.INSTRUCTIONS`.
     min_blocks: how many of its blocks must fit on one multiprocessor.
     dynamic_shared: bytes of shared memory that the launch asks for.
+    local: whether it may use local memory, as the slow paths of cos and pow do.
     main: whether it takes much of a step's time, and is compiled for all architectures in every run of the tests.
     """
 
@@ -18,6 +19,7 @@ class Instance(NamedTuple):
     needs: tuple[str, ...] = ()
     min_blocks: int = 1
     dynamic_shared: int = 0
+    local: bool = False
     main: bool = False
 
 
@@ -63,7 +65,7 @@ def _convolutions() -> list[Instance]:
                         name = convolution.kernel_name(kind, math, which, tile, aligned)
                         must = (*needs, *ldmatrix) if aligned else needs[:-2]
                         main = aligned and math != "PLAIN" and tile == convolution.TILES[0]
-                        found.append(Instance(name, must, 2, tile.shared_bytes, main))
+                        found.append(Instance(name, must, 2, tile.shared_bytes, main=main))
     return found
 
 
@@ -94,7 +96,7 @@ ELEMENTWISE = [
 PREPROCESS = [
     *(Instance(f"{kernel}<{kind}>") for kernel in ("resample", "blend") for kind in TYPES),
     *(Instance(f"augment<{kind}, {mixes}>") for kind in TYPES for mixes in ("false", "true")),
-    *_wide("plan_augmentation"),
+    *(Instance(f"plan_augmentation<{wide}>", local=True) for wide in WIDE),  # a thread for each image
 ]
 
 OPTIMIZERS = [

@@ -10,7 +10,7 @@
 namespace cc {
 constexpr size_t ARENA = size_t(2) << 30, MARGIN = 256, PAGE = 512;
 constexpr size_t MAX_SHARED = 227 << 10;
-constexpr int GRAIN = 2;  // bytes for which the checker keeps records: the smallest type that kernels store
+constexpr int GRAIN = 1;  // bytes for which the checker keeps records: the smallest type that kernels store
 enum Access { READ, WRITE, ATOMIC };
 
 // The last write and the last read: when, and by which thread (Thread::number, with flags).

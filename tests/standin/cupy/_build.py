@@ -19,7 +19,7 @@ _FLAGS = ("-std=c++17", "-march=native", "-fPIC", "-w")
 _RUNTIME_FLAGS = (*_FLAGS, "-O2", "-shared", "-fno-strict-aliasing")
 # -O1 halves the time to compile, for a little more to run. Static variables are the shared memory: none may be unified
 # with another module's, and none written early or read late around a call.
-_MODULE_FLAGS = (*_FLAGS, "-O1", "-fno-strict-aliasing", "-fno-gnu-unique", "-g1", f"-I{EMULATOR}")
+_MODULE_FLAGS = (*_FLAGS, "-O1", "-fno-strict-aliasing", "-fno-tree-sra", "-fno-gnu-unique", "-g1", f"-I{EMULATOR}")
 _CHECK_FLAGS = ("-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0")
 _LINK_FLAGS = ("-shared", "-Wl,-Bsymbolic")
 

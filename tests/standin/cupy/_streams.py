@@ -128,6 +128,19 @@ def finish_all() -> None:
     _arrive(*(stream._queue[-1] if stream._queue else stream._mark() for stream in _all_streams()))
 
 
+def discard_all() -> None:
+    """Forget all work that is put off, and captures: what is left of a test that failed, or was to fail."""
+    with _lock:
+        for stream in _all_streams():
+            stream._graph = None
+            stream._waiting.clear()
+            stream._arriving.clear()
+            while stream._queue:
+                work = stream._queue.popleft()
+                work.run = work.run if work.light else None
+                work.do()
+
+
 @contextmanager
 def schedule(name: str) -> Iterator[None]:
     """Use another of SCHEDULES within a block; all work is finished before and after it."""
@@ -139,6 +152,9 @@ def schedule(name: str) -> Iterator[None]:
     try:
         yield
         finish_all()
+    except BaseException:
+        discard_all()
+        raise
     finally:
         _schedule = before
 

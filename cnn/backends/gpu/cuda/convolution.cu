@@ -1,12 +1,13 @@
-// Convolution, the gradients of its input and of its weight: implicit matrix products (see operands.cuh, product.cuh).
+// Convolution and the gradients of its input and weight, as implicit matrix products. operands.cuh says of what;
+// product.cuh multiplies; output.cuh stores.
 
 template <class T, int PASS> struct Output { typedef T type; };
 template <class T> struct Output<T, WEIGHT> { typedef WideOf<T> type; };
 
-// The gathered image is (images, height, width, channels), `pitch` elements from pixel to pixel; out_height x out_width
-// are the pixels of the rows (WEIGHT: of the sum), `cols` the columns. FORWARD and WEIGHT: the weight has `real` of the
-// channels; the others, where VEC > real, are padding. A block of WEIGHT sums `stretch` pixels, to out[blockIdx.z].
-// `statistics`, if not null, gets of each tile's columns the mean and the sum of squared distances from it.
+// The gathered image is (images, height, width, channels), `pitch` elements from pixel to pixel. The pixels of the rows
+// (WEIGHT: of the sum) are out_height x out_width, the columns `cols`. FORWARD and WEIGHT: only the first `real`
+// channels are in the weight, the others are padding. WEIGHT: blocks sum `stretch` pixels each, to out[blockIdx.z].
+// FORWARD: `statistics`, if not null, gets of each tile's columns the mean and the sum of squared distances from it.
 template <class T, int MATH, int PASS, int ROWS, int COLS, bool ALIGNED>
 __global__ void __launch_bounds__(TILE_THREADS, ALIGNED && ROWS * COLS < 128 * 128 ? 3 : 2) convolve(
     const T* __restrict__ gathered, const T* __restrict__ right, const WideOf<T>* __restrict__ bias,
@@ -20,62 +21,45 @@ __global__ void __launch_bounds__(TILE_THREADS, ALIGNED && ROWS * COLS < 128 * 1
     typedef Product<T, MATH, L, R, ROWS, COLS> P;
     constexpr int V = ALIGNED ? VEC<T> : 1, STAGES = ROWS * COLS > 128 * 64 ? 3 : 4, SLICES = L::size + R::size;
     extern __shared__ __align__(16) char shared[];
-    const int thread = threadIdx.x;
 
+    // Neighbouring blocks share rows: the gathered image is larger than the right operand.
     const int col_tiles = (cols + COLS - 1) / COLS, row_tile = blockIdx.x / col_tiles;
     const int row0 = row_tile * ROWS, col0 = (blockIdx.x - row_tile * col_tiles) * COLS;
-    const int phase_down = PASS == INPUT ? blockIdx.z / stride_across : 0, phase_across = PASS == INPUT ? blockIdx.z % stride_across : 0;
-    const Axis down = make_axis<PASS>(height, out_height, window_height, stride_down, top, phase_down);
-    const Axis across = make_axis<PASS>(width, out_width, window_width, stride_across, left, phase_across);
-    const int pixels = images * down.pixels * across.pixels, tapped = down.taps * across.taps * channels;
+    const int phase_down = PASS == INPUT ? blockIdx.z / stride_across : 0;
+    const int phase_across = PASS == INPUT ? blockIdx.z % stride_across : 0;
+    const Domain domain = {
+        make_axis<PASS>(height, out_height, window_height, stride_down, top, phase_down),
+        make_axis<PASS>(width, out_width, window_width, stride_across, left, phase_across), channels, pitch};
+    const int pixels = images * domain.pixels(), tapped = domain.taps() * channels;
     const int rows = PASS == WEIGHT ? tapped : pixels;
-    const int first = PASS == WEIGHT ? blockIdx.z * stretch : 0, last = PASS == WEIGHT ? min(first + stretch, pixels) : tapped;
+    const int first = PASS == WEIGHT ? blockIdx.z * stretch : 0;  // of the sum
+    const int last = PASS == WEIGHT ? min(first + stretch, pixels) : tapped;
     if (row0 >= rows) return;  // INPUT: phases differ in their number of pixels
 
-    // A row's pixel, of which the image's number is returned.
-    auto pixel_of = [&](int row, int& i, int& j) {
-        const int line = row / across.pixels;
-        j = row - line * across.pixels;
-        i = line % down.pixels;
-        return line / down.pixels;
-    };
-    auto tap_of = [&](int m) {  // taps and channels in one number
-        const int tap = m / channels, a = tap / max(across.taps, 1);  // INPUT: phases without taps exist
-        return Tap{a, tap - a * across.taps, m - tap * channels};
-    };
-
-    // load(slice) copies the next slices of both operands, each time it is called.
     Corners<ROWS>& corners = *(Corners<ROWS>*)shared;
     if constexpr (PASS != WEIGHT) {
-        for (int r = thread; r < ROWS; r += TILE_THREADS) {
-            int i, j, image = pixel_of(row0 + r, i, j), y = i * down.step + down.shift, x = j * across.step + across.shift;
-            const bool valid = row0 + r < rows;
-            corners.y[r] = valid ? y : -(1 << 30);
-            corners.x[r] = x;
-            corners.offset[r] = valid ? (((long long)image * height + y) * width + x) * pitch : 0;
-        }
+        corners.fill(domain, row0, rows);
         __syncthreads();
     }
-    auto make_left = [&] {
-        if constexpr (PASS == WEIGHT) return Pixels<T, L, V>(gathered, tap_of(row0 + Copies<L, V>::element()), first, last, down, across, pitch);
-        else return Patches<T, L, V>(gathered, corners);
-    };
-    auto make_right = [&] {
-        if constexpr (PASS == INPUT) return Filters<T, R, V>(right, col0, cols, channels);
+    auto left_operand = [&] {
+        if constexpr (PASS == WEIGHT) {
+            const Tap tap = domain.tap(row0 + Copies<L, V>::element());
+            return Pixels<T, L, V>(gathered, domain, tap, first, last);
+        } else return Patches<T, L, V>(gathered, corners);
+    }();
+    auto right_operand = [&] {
+        if constexpr (PASS == INPUT) return Filters<T, R, V>(right, col0, cols, channels, window_width);
         else return Lines<T, R, V>(right, first, last, col0, cols, PASS == FORWARD ? channels - real : 0);
-    };
-    auto left_source = make_left();
-    auto right_source = make_right();
-    Tap tap = tap_of(Copies<L, V>::element());
-    if constexpr (PASS != WEIGHT) __syncthreads();  // all have read their corners
-    auto load = [&](T* slice) {
-        if constexpr (PASS == WEIGHT) left_source.load(slice, down, across);
-        else left_source.load(slice, tap, (tap.a * width + tap.b) * pitch + tap.channel, down, across);
-        if constexpr (PASS == INPUT) {
-            const int a = down.last_tap - tap.a * stride_down, b = across.last_tap - tap.b * stride_across;
-            right_source.load(slice + L::size, (a * window_width + b) * cols * channels + tap.channel, tap.a < down.taps);
-        } else right_source.load(slice + L::size);
-        if constexpr (PASS != WEIGHT) tap.advance(DEPTH<T>, channels, across.taps);
+    }();
+    if constexpr (PASS != WEIGHT) __syncthreads();  // the corners are read, and their memory free
+
+    Tap tap = domain.tap(Copies<L, V>::element());
+    auto load = [&](T* slice) {  // copy the next slices of both operands
+        if constexpr (PASS == WEIGHT) left_operand.load(slice, domain);
+        else left_operand.load(slice, domain, tap);
+        if constexpr (PASS == INPUT) right_operand.load(slice + L::size, domain, tap);
+        else right_operand.load(slice + L::size);
+        if constexpr (PASS != WEIGHT) tap.advance(DEPTH<T>, channels, domain.across.taps);
     };
 
     // The slices of the next STAGES - 1 steps are on their way while one is multiplied.
@@ -101,24 +85,26 @@ __global__ void __launch_bounds__(TILE_THREADS, ALIGNED && ROWS * COLS < 128 * 1
     copies_wait<0>();
     __syncthreads();
 
-    const Stage<O, P, ROWS, COLS, STAGES * SLICES * (int)sizeof(T)> stage(shared);
-    for (int r = thread; r < ROWS; r += TILE_THREADS) {
+    Stage<O, P, ROWS, COLS, STAGES * SLICES * (int)sizeof(T)> stage(shared);
+    for (int r = threadIdx.x; r < ROWS; r += TILE_THREADS) {
         const int row = row0 + r;
         int to = row;
         if constexpr (PASS == WEIGHT) {
-            const Tap tap = tap_of(row);
-            to = tap.channel < real ? (tap.a * across.taps + tap.b) * real + tap.channel : -1;
+            const Tap tap = domain.tap(row);
+            to = tap.channel < real ? (tap.a * window_width + tap.b) * real + tap.channel : -1;
         } else if (PASS == INPUT && gridDim.z > 1) {
-            int i, j, image = pixel_of(row, i, j);
-            to = (image * out_height + down.first + i * down.stride) * out_width + across.first + j * across.stride;
+            const Pixel pixel = domain.pixel(row);
+            const int i = domain.down.first + pixel.i * stride_down, j = domain.across.first + pixel.j * stride_across;
+            to = (pixel.image * out_height + i) * out_width + j;
         }
         stage.target[r] = row < rows ? to : -1;
     }
-    if (PASS == WEIGHT) out += (long long)blockIdx.z * down.taps * across.taps * real * cols;
+    if (PASS == WEIGHT) out += (long long)blockIdx.z * domain.taps() * real * cols;
+    const W floor = kind == RELU ? (W)0 : -(W)__uint_as_float(0x7f800000);  // minus infinity
 #pragma unroll
     for (int part = 0; part < stage.parts; part++) {
         if (part) __syncthreads();
-        stage.put(product, part, bias, kind == RELU ? (W)0 : -(W)__uint_as_float(0x7f800000), col0, cols);
+        stage.put(product, part, bias, floor, col0, cols);
         __syncthreads();
         if (PASS == FORWARD && kind > RELU) {
             stage.activate(kind);

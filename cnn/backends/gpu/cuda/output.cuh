@@ -24,24 +24,26 @@ template <class O, class P, int ROWS, int COLS, int LIMIT> struct Stage {
         return q / warp_cols * P::warp_cols + part * warp_cols + q % warp_cols;
     }
 
-    // Sums, plus bias (which may be null), no less than `floor`. `col0`, `all_cols`: the tile's first column, and of all.
-    __device__ __forceinline__ void put(const P& product, int part, const W* bias, W floor, int col0, int all_cols) const {
+    // Put a part's sums, plus bias (may be null), no less than `floor`. The tile begins at column col0 of all_cols.
+    __device__ __forceinline__ void put(const P& product, int part, const W* bias, W floor, int col0, int all_cols) {
         const int first = product.col0 / P::warp_cols * warp_cols + 2 * product.member;
 #pragma unroll
         for (int j = 0; j < warp_cols / 8; j++) {
             const int piece = part * (warp_cols / 8) + j, col = col0 + product.col0 + product.col(piece, 0);
-            const W left = bias && col < all_cols ? bias[col] : (W)0, right = bias && col + 1 < all_cols ? bias[col + 1] : (W)0;
+            const W left = bias && col < all_cols ? bias[col] : (W)0;
+            const W right = bias && col + 1 < all_cols ? bias[col + 1] : (W)0;
 #pragma unroll
             for (int i = 0; i < P::high; i++)
 #pragma unroll
                 for (int e = 0; e < 4; e += 2) {
                     const W a = product.sum[i][piece][e] + left, b = product.sum[i][piece][e + 1] + right;
-                    store_pair(sums + (product.row0 + product.row(i, e)) * pitch + first + 8 * j, a < floor ? floor : a, b < floor ? floor : b);
+                    O* to = sums + (product.row0 + product.row(i, e)) * pitch + first + 8 * j;
+                    store_pair(to, a < floor ? floor : a, b < floor ? floor : b);  // NaN stays NaN
                 }
         }
     }
     // The activation `kind` of all; a loop, since code for each sum in registers would be long.
-    __device__ __forceinline__ void activate(int kind) const {
+    __device__ __forceinline__ void activate(int kind) {
 #pragma unroll 1
         for (int i = threadIdx.x; i < ROWS * cols; i += TILE_THREADS) {
             O& value = sums[i / cols * pitch + i % cols];

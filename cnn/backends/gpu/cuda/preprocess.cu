@@ -67,7 +67,7 @@ __device__ __forceinline__ Rgb<A> sample(const unsigned char* image, int height,
 // Output pixel (i, j) of image n is at row ys[n, i] and column xs[n, j] of images (count, height, width, 3); holes
 // (count, 4) and colours (count, 3, 4) may be null. A block computes blockDim.x pixels of one image.
 template <class T>
-__global__ void resample(const unsigned char* __restrict__ images, const float* __restrict__ ys,
+__global__ void __launch_bounds__(256) resample(const unsigned char* __restrict__ images, const float* __restrict__ ys,
                          const float* __restrict__ xs, const long long* __restrict__ holes,
                          const typename Wide<T>::type* __restrict__ mean, const typename Wide<T>::type* __restrict__ std,
                          const float* __restrict__ colours, T* __restrict__ out,
@@ -90,7 +90,7 @@ __global__ void resample(const unsigned char* __restrict__ images, const float* 
 
 // Image n of x (count, height, width, 3) and image partners[n], weighted inside box n: out, padded.
 template <class T>
-__global__ void blend(const T* __restrict__ x, const long long* __restrict__ partners,
+__global__ void __launch_bounds__(256) blend(const T* __restrict__ x, const long long* __restrict__ partners,
                       const float* __restrict__ weights, const long long* __restrict__ boxes, T* __restrict__ out,
                       int height, int width) {
     typedef typename Wide<T>::type A;
@@ -170,7 +170,7 @@ enum Mixing { NO_MIX, MIXUP, CUTMIX };
 
 // The numbers of one image per thread: `Augment.maps`, `Augment.colours` and `Mix.draw`. A is the type of mean and std.
 template <class A>
-__global__ void plan_augmentation(
+__global__ void __launch_bounds__(64) plan_augmentation(
     const long long* __restrict__ rows, Plan* __restrict__ plans, const A* __restrict__ mean, const A* __restrict__ std,
     int count, int height, int width, unsigned long long augment_key, double crop_scale, double log_stretch, int shift_y,
     int shift_x, int hole_h, int hole_w, int flips, unsigned long long flip_key, int flips_low,

@@ -32,7 +32,9 @@ __device__ __forceinline__ void copy16(void* to, const void* from, bool valid) {
 }
 // Copies since the last commit are one group; wait until at most N groups are still under way.
 __device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int N> __device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+template <int N> __device__ __forceinline__ void copies_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
 
 // Two floats as bfloat16 numbers, to the nearest, ties to even; `low` in the lower half.
 __device__ __forceinline__ unsigned pack_bf16(float low, float high) {

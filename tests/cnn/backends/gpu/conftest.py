@@ -25,14 +25,15 @@ def device() -> Iterator[Any]:
 
 
 @pytest.fixture
-def emulator(device: Any) -> Any:
+def emulator(device: Any) -> Iterator[Any]:
     """The stand-in for CuPy, with its counters at zero; skips the test where there is a real GPU."""
     if not hasattr(device.cuda, "schedule"):
         pytest.skip("tests what only the emulator can show")
     device.cuda.finish_all()
     for counter in (device.cuda.waits, device.cuda.launches, device.cuda.copied, device.cuda.grown):
         counter.clear()
-    return device
+    yield device
+    device.cuda.discard_all()
 
 
 @pytest.fixture(params=("late", "early", "copies", "kernels"))

@@ -5,7 +5,8 @@ launches  kernels, array functions, copies on the device and graphs
 copied    bytes from the host ("bytes") and to it ("to_host")
 grown     device memory that the pool asked of CUDA: "times" and "bytes"
 
-`schedule(name)` runs a block with another schedule of streams, and `finish_all()` does all work that is put off.
+`schedule(name)` runs a block with another schedule of streams, and `finish_all()` does all work that is
+put off; `discard_all()` forgets it.
 """
 
 from .._device import Device
@@ -25,6 +26,7 @@ from .._streams import (
     Event,
     Graph,
     Stream,
+    discard_all,
     finish_all,
     get_current_stream,
     get_elapsed_time,
@@ -36,7 +38,7 @@ from . import memory, runtime
 
 __all__ = [
     "CUDARuntimeError", "Device", "Event", "Graph", "MemoryPointer", "MemoryPool", "PinnedMemoryPool", "Stream",
-    "alloc", "alloc_pinned_memory", "copied", "finish_all", "get_current_stream", "get_elapsed_time", "grown",
+    "alloc", "alloc_pinned_memory", "copied", "discard_all", "finish_all", "get_current_stream", "get_elapsed_time", "grown",
     "is_available", "launches", "memory", "runtime", "schedule", "set_allocator", "using_allocator", "waits",
 ]  # fmt: skip
 
