@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-MOST = 1.1  # times the fewest sectors, or turns at the banks, that the numbers need
+MAX_FACTOR = 1.1  # times the fewest sectors, or turns at the banks, that the numbers need
 
 
 class Cost(NamedTuple):
@@ -42,4 +42,4 @@ def counted_costs() -> Iterator[list[Cost]]:
 
 
 def wasteful(counted: list[Cost]) -> list[Cost]:
-    return [cost for cost in counted if cost.factor > MOST]
+    return [cost for cost in counted if cost.factor > MAX_FACTOR]

@@ -8,8 +8,8 @@ from tests.cnn.backends.gpu.measures.steps import CLASSES, MODELS, Counts, infer
 
 ROWS = 4
 # Launches of a step with clipping, an average and mixing. Parameters of `seed` are no multiples of 16 bytes: it copies.
-MOST_LAUNCHES = {"resnet9": 100, "airbench94": 95, "resnet18": 210, "seed": 75}
-MOST_OF_INFERENCE = {"resnet9": 18, "airbench94": 20, "resnet18": 35, "seed": 25}
+MAX_LAUNCHES = {"resnet9": 100, "airbench94": 95, "resnet18": 210, "seed": 75}
+MAX_INFERENCE_LAUNCHES = 6  # one is a graph, of all the network's kernels
 
 
 def padded(*sizes: int) -> int:
@@ -29,7 +29,7 @@ def check(found: Counts, launches: int, to_device: int, to_host: int) -> None:
 def test_training_step(emulator: Any, name: str) -> None:
     side, numbers = MODELS[name][1], 8 * ROWS  # bytes of row numbers, and of labels
     found = training_step(emulator, name, ROWS)
-    check(found, MOST_LAUNCHES[name], padded(numbers, numbers, ROWS * side * side * 3), 4 * 8)
+    check(found, MAX_LAUNCHES[name], padded(numbers, numbers, ROWS * side * side * 3), 4 * 8)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -37,14 +37,14 @@ def test_inference_step(emulator: Any, name: str) -> None:
     side = MODELS[name][1]
     positions = 4 * ROWS * side  # bytes of the rows, and of the columns, of images
     found = inference_step(emulator, name, ROWS)
-    check(found, MOST_OF_INFERENCE[name], padded(ROWS * side * side * 3, positions, positions), 4 * ROWS * CLASSES)
+    check(found, MAX_INFERENCE_LAUNCHES, padded(ROWS * side * side * 3, positions, positions), 4 * ROWS * CLASSES)
 
 
 def test_split_sums_of_large_batches_are_few_launches(emulator: Any) -> None:
     """Large batches add up portions of each weight gradient, and those of the loss."""
     launches = training_step(emulator, "resnet9", ROWS).launches
     gradients = sum(count for name, count in launches.items() if ", WEIGHT, " in name)
-    assert launches.total() - launches["add_splits<float>"] + gradients + 1 <= MOST_LAUNCHES["resnet9"]
+    assert launches.total() - launches["add_splits<float>"] + gradients + 1 <= MAX_LAUNCHES["resnet9"]
 
 
 def test_mixup_costs_no_more_launches(emulator: Any) -> None:

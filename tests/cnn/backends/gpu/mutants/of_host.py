@@ -115,7 +115,7 @@ STREAMS = (
            "wrong|IllegalAddress"),
     Mutant("an event of the wrong stream", "memory.py", "slot.copied.record(self.stream)",
            "slot.copied.record(compute)", REUSED),
-    Mutant("buffers that are too small", "memory.py", "if len(self.host) >= size:", "if len(self.host):", GROWING,
+    Mutant("buffers that are too small", "memory.py", "len(self.host) >= size", "len(self.host) > 0", GROWING,
            "wrong|Error"),
     Mutant("arrays without alignment", "memory.py", "size += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT",
            "size += array.nbytes", run(test_memory.test_arrays_of_any_type_and_shape)),
