@@ -121,7 +121,7 @@ def test_numpy_and_cupy_do_not_mix(emulator: Any) -> None:
 
 
 def test_ascontiguousarray_is_for_device_arrays_and_adds_an_axis(emulator: Any) -> None:
-    with pytest.raises(TypeError, match="expected cupy.ndarray"):
+    with pytest.raises(TypeError, match=r"expected cupy\.ndarray"):
         emulator.ascontiguousarray(np.ones(N, np.float32))
     assert emulator.ascontiguousarray(emulator.zeros(())).shape == (1,)
     assert not hasattr(emulator, "errstate")  # CuPy's is in cupyx, and is about linear algebra
