@@ -12,6 +12,7 @@
 namespace cc {
 // Flags beside the thread's number in a cell.
 constexpr uint32_t BY_ATOMIC = 1u << 31;     // of a writer
+constexpr uint32_t IN_BYTES = 1u << 30;      // of a word's writer: each byte has its own cell
 constexpr uint32_t MANY = 1u << 31;          // of a reader: other threads of its block read too,
 constexpr uint32_t MANY_WARPS = 1u << 30;    // also some of other warps, since the last barrier;
 constexpr uint32_t OTHER_BLOCKS = 1u << 29;  // and other blocks
@@ -95,42 +96,66 @@ static inline uint32_t with_reader(const Cell& cell, uint32_t self) {
     }
     return self | flags;
 }
-template <Access ACCESS>
-static inline void check_cells(Cell* cell, int cells, const void* p, void* where, bool shared) {
+template <Access ACCESS> static inline void check_cell(Cell& cell, const void* p, void* where, bool shared) {
     const uint32_t self = running->number, began = shared ? block_synced : launch_began;
-    for (; cells > 0; cells--, cell++) {
-        if (shared && ACCESS != WRITE && __builtin_expect(cell->written < block_began, 0))
-{
-            accuse("shared memory is read that was never written", where);
-            return;
+    if (shared && ACCESS != WRITE && __builtin_expect(cell.written < block_began, 0)) {
+        accuse("shared memory is read that was never written", where);
+        return;
+    }
+    if (cell.written >= began && (cell.writer & NUMBER) != self) {
+        uint32_t number = cell.writer & NUMBER;
+        bool by_atomic = cell.writer & BY_ATOMIC;
+        bool race = of_other_block(number) ? !ordered_by_counter(p, number, cell.written, by_atomic)
+                                           : unordered(number, cell.written, false);
+        if (race && !(ACCESS == ATOMIC && by_atomic))
+            accuse_of_race(ACCESS == READ ? "write and read" : "two writes", number, shared, where);
+    }
+    if (ACCESS == READ) {
+        constexpr uint32_t ALL = MANY | MANY_WARPS;
+        if (cell.read >= block_synced && (cell.reader & ALL) == ALL)  // nothing to add: this is only faster
+            cell.reader = (cell.reader & ~NUMBER) | self;
+        else
+            cell.reader = cell.read >= began ? with_reader(cell, self) : self;
+        cell.read = now;
+        return;
+    }
+    if (cell.read >= began && cell.reader != self) {
+        uint32_t number = cell.reader & NUMBER;
+        bool others = cell.reader & OTHER_BLOCKS || of_other_block(number);
+        if ((others && !after_other_blocks()) ||
+            ((number != self || cell.reader & MANY) && !of_other_block(number) &&
+             unordered(number, cell.read, cell.reader & MANY_WARPS)))
+            accuse_of_race("read and write", number, shared, where);
+    }
+    cell.written = now;
+    cell.writer = self | (ACCESS == ATOMIC ? BY_ATOMIC : 0);
+}
+// A half or a byte, or a word that had one.
+template <Access ACCESS>
+static void __attribute__((noinline))
+check_bytes(Records& records, size_t offset, unsigned size, const void* p, void* where, bool shared) {
+    Cell &word = records.words[offset / WORD], *bytes = records.bytes + offset / WORD * WORD;
+    if (!(word.writer & IN_BYTES)) {
+        std::fill_n(bytes, WORD, word);
+        word.writer |= IN_BYTES;
+    }
+    word.written = now;  // when any of its bytes was last accessed
+    for (Cell* byte = bytes + offset % WORD; size; size--, byte++) check_cell<ACCESS>(*byte, p, where, shared);
+}
+template <Access ACCESS>
+static inline void check_access(
+    Records& records, size_t offset, unsigned size, const void* p, void* where, bool shared) {
+    if (size < WORD) return check_bytes<ACCESS>(records, offset, size, p, where, shared);
+    Cell* word = records.words + offset / WORD;
+    for (unsigned done = 0; done < size; done += WORD, word++) {
+        if (__builtin_expect(word->writer & IN_BYTES, 0)) {
+            if (word->written >= (shared ? block_began : launch_began)) {
+                check_bytes<ACCESS>(records, offset + done, WORD, p, where, shared);
+                continue;
+            }
+            *word = {};  // too old to matter
         }
-        if (cell->written >= began && (cell->writer & NUMBER) != self) {
-            uint32_t number = cell->writer & NUMBER;
-            bool by_atomic = cell->writer & BY_ATOMIC;
-            bool race = of_other_block(number) ? !ordered_by_counter(p, number, cell->written, by_atomic)
-                                               : unordered(number, cell->written, false);
-            if (race && !(ACCESS == ATOMIC && by_atomic))
-                accuse_of_race(ACCESS == READ ? "write and read" : "two writes", number, shared, where);
-        }
-        if (ACCESS == READ) {
-            constexpr uint32_t ALL = MANY | MANY_WARPS;
-            if (cell->read >= block_synced && (cell->reader & ALL) == ALL)  // nothing to add: this is only faster
-                cell->reader = (cell->reader & ~NUMBER) | self;
-            else
-                cell->reader = cell->read >= began ? with_reader(*cell, self) : self;
-            cell->read = now;
-            continue;
-        }
-        if (cell->read >= began && cell->reader != self) {
-            uint32_t number = cell->reader & NUMBER;
-            bool others = cell->reader & OTHER_BLOCKS || of_other_block(number);
-            if ((others && !after_other_blocks()) ||
-                ((number != self || cell->reader & MANY) && !of_other_block(number) &&
-                 unordered(number, cell->read, cell->reader & MANY_WARPS)))
-                accuse_of_race("read and write", number, shared, where);
-        }
-        cell->written = now;
-        cell->writer = self | (ACCESS == ATOMIC ? BY_ATOMIC : 0);
+        check_cell<ACCESS>(*word, p, where, shared);
     }
 }
 
@@ -149,21 +174,21 @@ template <Access ACCESS> static inline bool touch(const void* address, unsigned 
     if (!running || !checking) return true;
     const char* p = (const char*)address;
     size_t offset = p - arena;
-    Cell* cell;
+    Records* records = &arena_records;
     bool shared = true;
     if (offset < ARENA) {
         if (__builtin_expect(!find_array(offset, size), 0))
             return accuse(ACCESS == READ ? "read out of bounds" : "write out of bounds", where,
                           std::to_string(size) + " bytes, " + beside(offset));
-        cell = arena_cells + offset / GRAIN;
         shared = false;
     } else if ((offset = p - shared_room) < MAX_SHARED) {
         if (offset + size > shared_size)
             return accuse("shared memory out of bounds", where,
                           std::to_string(offset + size - shared_size) + " bytes too far");
-        cell = &shared_cells[offset / GRAIN];
+        records = &shared_records;
     } else if (p >= module.bss_first && p < module.bss_last) {
-        cell = &static_cells[(p - module.bss_first) / GRAIN];
+        offset = p - (char*)((uintptr_t)module.bss_first / PAGE * PAGE);  // aligned as the address is
+        records = &static_records;
     } else if ((size_t)(p - running->stack) < STACK) {
         return true;
     } else {
@@ -172,7 +197,7 @@ template <Access ACCESS> static inline bool touch(const void* address, unsigned 
     if (__builtin_expect(counting, 0)) count_access(p, size, where, shared);
     if (__builtin_expect((uintptr_t)p & (size - 1), 0))
         return accuse("misaligned access", where, std::to_string(size) + " bytes");
-    check_cells<ACCESS>(cell, (size + GRAIN - 1) / GRAIN, p, where, shared);
+    check_access<ACCESS>(*records, offset, size, p, where, shared);
     return true;
 }
 

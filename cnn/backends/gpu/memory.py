@@ -35,8 +35,9 @@ class _Slot:
         if self.device is not None and len(self.host) >= size:
             return False
         size = max(size, 1)
-        self.host = np.frombuffer(cupy.cuda.alloc_pinned_memory(size), np.uint8)[:size]  # (bytes,)
-        self.device = cupy.cuda.alloc(size)
+        host = np.frombuffer(cupy.cuda.alloc_pinned_memory(size), np.uint8)[:size]  # (bytes,)
+        self.device = cupy.cuda.alloc(size)  # may raise: then both buffers stay as they are
+        self.host = host
         return True
 
 

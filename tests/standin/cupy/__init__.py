@@ -159,6 +159,11 @@ class ndarray(NDArrayOperatorsMixin):
         _memory.assign(result._host, self._host, "astype")
         return result
 
+    def reshape(self, *shape: Any, order: str = "C") -> "ndarray":
+        if self.flags.c_contiguous and order == "C":  # a view: nothing is done on the stream
+            return _wrap(self._host.reshape(*shape))
+        return _compute("reshape", lambda: self._host.reshape(*shape, order=order))
+
     # NumPy's functions and operators, which compute at once
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **kwargs: Any) -> Any:

@@ -60,10 +60,11 @@ def runtime() -> ctypes.CDLL:
 _PIPES = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
 
 
-def _wait(process: "subprocess.Popen[bytes]") -> None:
-    message = process.communicate()[1].decode(errors="replace")
-    if process.returncode:
-        raise CompileError(message[:6000])
+def _wait(*processes: "subprocess.Popen[bytes]") -> None:
+    messages = [process.communicate()[1].decode(errors="replace") for process in processes]
+    for process, message in zip(processes, messages, strict=True):
+        if process.returncode:
+            raise CompileError(message[:6000])
 
 
 class CompileError(Exception):
@@ -86,8 +87,8 @@ def modules(code: str, options: tuple[str, ...], names: tuple[str, ...]) -> dict
             process = subprocess.Popen(["g++", *flags, "-c", str(source), "-o", str(partial)], **_PIPES)
             running.append((process, source, partial, target))
         found.update({name: (target, number) for number, name in enumerate(part)})
-    for process, source, partial, target in running:
-        _wait(process)
+    _wait(*(process for process, *_ in running))
+    for _, source, partial, target in running:
         # Linked without -fsanitize=thread: the emulator answers the calls that it put in, not g++'s own library.
         linked = _temporary(target, ".tmp")
         _wait(subprocess.Popen(["g++", *_LINK_FLAGS, str(partial), "-o", str(linked)], **_PIPES))

@@ -128,16 +128,17 @@ class MemoryPool:
             free = self._free[stream.ptr, rounded]
             if free:
                 offset = free.pop()
-                was = self._kept.pop(offset, 0)
-                _streams.add(stream, _revive(offset, max(size, was)), light=True)
+                live = max(size, self._kept.pop(offset, 0))  # a graph may use it as a larger array
+                _streams.add(stream, _revive(offset, live), light=True)
             else:
+                live = size
                 offset = self._grow(size, rounded, stream)
                 runtime().cc_live(offset, size)
-            self._used[offset] = size
+            self._used[offset] = live
             address = arena()[0] + offset
             buffer = (ctypes.c_char * size).from_address(address)
             # NumPy keeps the buffer while any view of it lives.
-            weakref.finalize(buffer, self._release, stream, offset, size).atexit = False
+            weakref.finalize(buffer, self._release, stream, offset).atexit = False
             return MemoryPointer(Memory(buffer, address, size), 0)
 
     def _grow(self, size: int, rounded: int, stream: Any) -> int:
@@ -162,9 +163,9 @@ class MemoryPool:
             raise MemoryError("the emulator's arena is full: use smaller arrays in tests")
         return offset
 
-    def _release(self, stream: Any, offset: int, size: int) -> None:
+    def _release(self, stream: Any, offset: int) -> None:
         with _streams._lock:
-            del self._used[offset]
+            size = self._used.pop(offset)
             if stream._graph is not None:  # the graph goes on using it, and nothing tells the pool so
                 self._kept[offset] = size
             else:

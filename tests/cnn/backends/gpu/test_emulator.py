@@ -12,7 +12,7 @@ from cnn.backends import gpu
 
 # What ptx.cuh has as instructions, on fragments that the test lays out.
 FRAGMENTS = r"""
-template <bool BF16> __global__ void product(const unsigned* a, const unsigned* b, float* d) {
+template <bool BF16> __global__ void multiply_fragments(const unsigned* a, const unsigned* b, float* d) {
     unsigned ra[4], rb[2];
     float rd[4];
     for (int i = 0; i < 4; i++) ra[i] = a[4 * threadIdx.x + i];
@@ -23,7 +23,7 @@ template <bool BF16> __global__ void product(const unsigned* a, const unsigned* 
     for (int i = 0; i < 4; i++) d[4 * threadIdx.x + i] = rd[i];
 }
 // matrices is (4, 8, 8); each lane gets four registers of each way to load them.
-__global__ void load(const unsigned short* matrices, unsigned* plain, unsigned* transposed) {
+__global__ void load_fragments(const unsigned short* matrices, unsigned* plain, unsigned* transposed) {
     __shared__ __align__(16) unsigned short rows[32 * 8];
     for (int i = threadIdx.x; i < 256; i += 32) rows[i] = matrices[i];
     __syncwarp();
@@ -89,7 +89,7 @@ def test_mma_has_the_layouts_of_cute(device: Any, kind: str) -> None:
         left = fragments(a, LEFT_TF32, 4).view(np.uint32)  # (32, 4)
         right = fragments(b, RIGHT_TF32, 2).view(np.uint32)  # (32, 2)
     sums = device.asarray(fragments(c, SUMS, 4))  # (32, 4)
-    name = f"product<{str(kind == 'bf16').lower()}>"
+    name = f"multiply_fragments<{str(kind == 'bf16').lower()}>"
     _fragment_kernels(device).get_function(name)((1,), (32,), (device.asarray(left), device.asarray(right), sums))
     found = np.zeros(16 * 8, np.float32)
     for thread, value in itertools.product(range(32), range(4)):
@@ -100,7 +100,7 @@ def test_mma_has_the_layouts_of_cute(device: Any, kind: str) -> None:
 def test_ldmatrix_gives_each_lane_two_neighbours(device: Any) -> None:
     matrices = np.arange(256, dtype=np.uint16).reshape(4, 8, 8)
     plain, transposed = (device.empty((32, 4), np.uint32) for _ in range(2))
-    _fragment_kernels(device).get_function("load")((1,), (32,), (device.asarray(matrices), plain, transposed))
+    _fragment_kernels(device).get_function("load_fragments")((1,), (32,), (device.asarray(matrices), plain, transposed))
     for found, expected in ((plain, matrices), (transposed, matrices.swapaxes(1, 2))):
         # Row g of each matrix goes to lanes 4 g to 4 g + 3, two values in a register.
         per_lane = expected.reshape(4, 32, 2).swapaxes(0, 1)  # (32, 4, 2)
@@ -108,8 +108,9 @@ def test_ldmatrix_gives_each_lane_two_neighbours(device: Any) -> None:
 
 
 def _fragment_kernels(device: Any) -> Any:
-    code = (Path(gpu.__file__).parent / "cuda" / "ptx.cuh").read_text(encoding="utf-8") + FRAGMENTS
-    names = ("product<true>", "product<false>", "load")
+    headers = (Path(gpu.__file__).parent / "cuda" / name for name in ("common.cuh", "ptx.cuh"))
+    code = "".join(header.read_text(encoding="utf-8") for header in headers) + FRAGMENTS
+    names = ("multiply_fragments<true>", "multiply_fragments<false>", "load_fragments")
     return device.RawModule(code=code, options=("-std=c++17",), name_expressions=names)
 
 
@@ -143,6 +144,9 @@ MISTAKES = {
     "copy_not_awaited": ("copy16(room + 4 * threadIdx.x % 64, x, true); copies_commit();", "cp.async"),
     "copy_without_barrier": ("if (threadIdx.x < 16) copy16(room + 4 * threadIdx.x, x + 4 * threadIdx.x, true);\n"
                              "copies_commit(); copies_wait<0>(); y[i] = room[threadIdx.x];", "shared memory"),
+    "two_write_a_byte": ("((char*)room)[threadIdx.x / 2] = i;", "race in shared memory, two writes"),
+    "a_byte_of_anothers_word": ("room[threadIdx.x] = 0; ((char*)room)[4 * (threadIdx.x ^ 1)] = 1;", "two writes"),
+    "a_word_of_anothers_bytes": ("((char*)y)[4 * i + 3] = 1; y[i ^ 1] = 1;", "race in global memory, two writes"),
     "trap": ("__trap();", "__trap at"),
 }  # fmt: skip
 # These are right, and must pass.
@@ -154,12 +158,13 @@ CORRECT = {
     "shuffles": "float v = x[threadIdx.x]; for (int by = 4; by; by /= 2) v += __shfl_down_sync(0xffffffff, v, by, 8);\n"
     "y[i] = __shfl_sync(0xffffffff, v, 0, 8);",
     "votes": "y[i] = __syncthreads_count(x[threadIdx.x] > 9) + __popc(__ballot_sync(0xffffffff, threadIdx.x % 2));",
+    "bytes": "((char*)room)[threadIdx.x] = 0; __syncthreads(); if (threadIdx.x < 16) y[i] = room[threadIdx.x];",
     "counts": "atomicAdd(counts, 1); atomicMax(counts + 1, i); y[i] = 0;",
     "reads_and_rewrites": "y[i] = 1; y[i] += x[threadIdx.x]; __syncthreads(); y[i ^ 1] += 1;",
     # The last block to count reads what all have written.
     "last_block": "__shared__ int last; y[i] = i; __threadfence(); __syncthreads();\n"
     "if (threadIdx.x == 0) last = atomicAdd(counts, 1) == gridDim.x - 1;\n"
-    "__syncthreads(); if (last) { y[i] = y[127 - i]; if (threadIdx.x == 0) counts[0] = 0; }",
+    "__syncthreads(); if (last) { y[i] = i + 0 * y[127 - i]; if (threadIdx.x == 0) counts[0] = 0; }",
     "last_block_fence_after_barrier": "__shared__ int last; y[i] = i; __syncthreads();\n"
     "if (threadIdx.x == 0) { __threadfence(); last = atomicAdd(counts, 1) == gridDim.x - 1; }\n"
     "__syncthreads(); if (!last || threadIdx.x) return;\n"
@@ -174,7 +179,7 @@ RACES_OF_BLOCKS = {
 
 
 @pytest.fixture(scope="module")
-def small_kernels(device: Any) -> Any:
+def small_kernels(device: Any, checked: None) -> Any:
     bodies = {**{name: body for name, (body, _) in MISTAKES.items()}, **CORRECT, **RACES_OF_BLOCKS}
     code = "".join(
         f'extern "C" __global__ void __launch_bounds__(64) {name}(const float* x, float* y, int* counts) {{\n'
@@ -243,13 +248,16 @@ def test_orders_of_threads_give_other_bits_where_they_matter(emulator: Any, monk
         kernels.get_function("first_come")((1,), (64,), (place, counter))
 
 
-def test_line_directives_name_the_file_in_messages(emulator: Any) -> None:
+def test_line_directives_name_the_file_in_messages(emulator: Any, checked: None) -> None:
     code = 'extern "C" __global__ void wrong(float* y) {\n#line 12 "norm.cu"\ny[1] = 0;\n}'
     with pytest.raises(RuntimeError, match=r"write out of bounds at norm\.cu:12 by thread \(0,0,0\)"):
         emulator.RawKernel(code, "wrong")((1,), (1,), (emulator.zeros(1, np.float32),))
 
 
-def test_costs_count_sectors_and_bank_conflicts(emulator: Any) -> None:
+def test_costs_count_sectors_and_bank_conflicts(
+    emulator: Any, checked: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cupy._kernels.ORDERS", (0,))
     code = """extern "C" __global__ void walk(const float* x, float* y) {
     __shared__ float tile[32][32];
     for (int i = 0; i < 32; i++) tile[i][threadIdx.x] = x[32 * i + threadIdx.x];
