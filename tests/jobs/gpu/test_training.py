@@ -106,7 +106,7 @@ def test_old_card_computes_in_float32(
     monkeypatch.setenv("CUDA_CPU_CAPABILITY", "7.5")
     outcome = gpu("train", dataset, tmp_path / "run", *RECIPE, "--epochs", 1)
     assert outcome.code == 0
-    assert "CUDA emulated on the CPU, CuPy 14.0.0+emulated, float32\n" in outcome.out
+    assert "CUDA emulated on the CPU, CuPy 14.2.0+emulated, float32\n" in outcome.out
     outcome = gpu("train", dataset, tmp_path / "other", *RECIPE, "--precision", "bf16")
     assert outcome.code == 2
     assert outcome.error.endswith("capability 8.0 or newer, found 7.5; use --precision float32")

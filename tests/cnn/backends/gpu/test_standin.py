@@ -194,3 +194,18 @@ def test_pools_of_their_own(emulator: Any) -> None:
     assert pool.used_bytes() == 512 and (x.get() == 0).all()
     del x
     assert pool.n_free_blocks() == 1
+
+
+def test_a_dropped_pool_keeps_its_free_blocks(emulator: Any) -> None:
+    def free_bytes() -> int:
+        return int(emulator.cuda.runtime.memGetInfo()[0])
+
+    before = free_bytes()
+    for frees, lost in ((True, 0), (False, 512)):
+        pool = emulator.cuda.MemoryPool()
+        with emulator.cuda.using_allocator(pool.malloc):
+            emulator.zeros(N, np.float32)
+        if frees:
+            pool.free_all_blocks()
+        del pool
+        assert before - free_bytes() == lost
