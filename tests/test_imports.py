@@ -17,7 +17,7 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for name in PACKAGES for path i
 # The other packages that each package may import. All may import `logpose.common`, which imports none of them.
 MAY_IMPORT = {"pipeline": set[str](), "cnn": set[str](), "jobs": {"pipeline", "cnn"}, "logpose": set(PACKAGES)}
 MAX_FILES = 15  # per folder, except those that have one file per kernel
-KERNEL_FOLDERS = {"cnn/backends/cpu", "cnn/backends/gpu"}
+KERNEL_FOLDERS = {"cnn/backends/cpu", "cnn/backends/gpu", "tests/cnn/backends/gpu"}
 
 # Library -> the only files that may import it.
 ONLY_IMPORTED_BY = {

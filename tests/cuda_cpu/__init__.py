@@ -1,8 +1,8 @@
 """CUDA kernels on a CPU, for tests: the source that a GPU would get is compiled by g++ and run under a checker.
 
-tests/cuda_cpu/        cuda_cpu.h is what kernels see; runtime.cpp and its headers run them, a fiber for each CUDA thread
-tests/standin/cupy/    a strict stand-in for CuPy on top of it
-tests/cnn/backends/gpu/conftest.py    the fixtures that use both, or a real GPU where there is one
+tests/cuda_cpu/      cuda_cpu.h is what kernels see; runtime.cpp and its headers run them, a fiber for each CUDA thread
+tests/standin/cupy/  a strict stand-in for CuPy on top of it
+tests/cnn/backends/gpu/conftest.py  the fixtures that use both, or a real GPU where there is one
 
 Environment variables, read when the stand-in is imported unless noted:
 

@@ -39,7 +39,8 @@ static size_t bank_turns(const Request& request, size_t& ideal) {
         std::set<uintptr_t> words[32];
         for (int i = first; i < first + lanes; i++)
             for (auto [address, bytes] : request.of_lane[i])
-                for (uintptr_t word = address / 4; word <= (address + bytes - 1) / 4; word++) words[word % 32].insert(word);
+                for (uintptr_t word = address / 4; word <= (address + bytes - 1) / 4; word++)
+                    words[word % 32].insert(word);
         size_t most = 0;
         for (auto& bank : words) most = std::max(most, bank.size());
         turns += most;

@@ -38,7 +38,9 @@ struct __align__(16) double2 { double x, y; };
 struct dim3 { unsigned x = 1, y = 1, z = 1; };
 inline uchar4 make_uchar4(unsigned char x, unsigned char y, unsigned char z, unsigned char w) { return {x, y, z, w}; }
 inline ushort2 make_ushort2(unsigned short x, unsigned short y) { return {x, y}; }
-inline ushort4 make_ushort4(unsigned short x, unsigned short y, unsigned short z, unsigned short w) { return {x, y, z, w}; }
+inline ushort4 make_ushort4(unsigned short x, unsigned short y, unsigned short z, unsigned short w) {
+    return {x, y, z, w};
+}
 inline int2 make_int2(int x, int y) { return {x, y}; }
 inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
@@ -53,7 +55,9 @@ namespace cc {
 struct Where {
     const char* file;
     int line;
-    static constexpr Where here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { return {file, line}; }
+    static constexpr Where here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+        return {file, line};
+    }
 };
 #define CC_HERE cc::Where::here()
 
@@ -116,9 +120,10 @@ template <class T> constexpr char code() {
     int size = sizeof(T) == 1 ? 0 : sizeof(T) == 2 ? 1 : sizeof(T) == 4 ? 2 : 3;
     return letters[2 * size + !std::is_signed_v<T>];
 }
-template <class T> constexpr char pointee() {
-    if constexpr (std::is_void_v<T>) return '.';
-    else return std::is_same_v<T, char> ? '.' : code<T>();
+template <class P> constexpr char pointee() {  // '.' where any type will do
+    using T = std::remove_cv_t<std::remove_pointer_t<P>>;
+    if constexpr (!std::is_pointer_v<P> || std::is_void_v<T> || std::is_same_v<T, char>) return '.';
+    else return code<T>();
 }
 template <class... A> struct Kernel {
     void (*function)(A...);
@@ -127,7 +132,7 @@ template <class... A> struct Kernel {
         return text;
     }
     static const char* pointees() {  // of arguments that are pointers
-        static const char text[] = {(std::is_pointer_v<A> ? pointee<std::remove_cv_t<std::remove_pointer_t<A>>>() : '.')..., 0};
+        static const char text[] = {pointee<A>()..., 0};
         return text;
     }
     static const int* sizes() {
@@ -175,10 +180,10 @@ inline void __threadfence() { cc::fence(); }
 inline void __threadfence_block() {}
 
 // Atomics: on integers only. A floating-point sum would depend on the order of threads.
-#define CC_ATOMIC(name, kind)                                                                                  \
-    template <class T> inline T name(T* address, std::common_type_t<T> value) {                                \
-        static_assert(std::is_integral_v<T> && sizeof(T) >= 4, "atomics are on int, unsigned and long long here"); \
-        return (T)cc::atomic(address, sizeof(T), std::is_signed_v<T>, cc::kind, (long long)value);             \
+#define CC_ATOMIC(name, kind)                                                                    \
+    template <class T> inline T name(T* address, std::common_type_t<T> value) {                  \
+        static_assert(std::is_integral_v<T> && sizeof(T) >= 4, "only int, unsigned, long long"); \
+        return (T)cc::atomic(address, sizeof(T), std::is_signed_v<T>, cc::kind, (long long)value); \
     }
 CC_ATOMIC(atomicAdd, ADD)
 CC_ATOMIC(atomicMax, MAX)
@@ -189,7 +194,8 @@ CC_ATOMIC(atomicExch, EXCHANGE)
 CC_ATOMIC(atomicInc, INCREMENT)
 template <class T> inline T atomicSub(T* address, std::common_type_t<T> value) { return atomicAdd(address, (T)-value); }
 template <class T> inline T atomicCAS(T* address, std::common_type_t<T> expected, std::common_type_t<T> value) {
-    return (T)cc::atomic(address, sizeof(T), std::is_signed_v<T>, cc::SWAP_IF_EQUAL, (long long)value, (long long)expected);
+    constexpr bool is_signed = std::is_signed_v<T>;
+    return (T)cc::atomic(address, sizeof(T), is_signed, cc::SWAP_IF_EQUAL, (long long)value, (long long)expected);
 }
 
 // Memory, with hints to the cache that mean nothing here
@@ -260,8 +266,12 @@ inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b)
 }
 
 // What the product's ptx.cuh has as PTX instructions
-inline void mma_tf32(float* d, const unsigned* a, const unsigned* b, cc::Where at = CC_HERE) { cc::mma(d, a, b, false, at); }
-inline void mma_bf16(float* d, const unsigned* a, const unsigned* b, cc::Where at = CC_HERE) { cc::mma(d, a, b, true, at); }
+inline void mma_tf32(float* d, const unsigned* a, const unsigned* b, cc::Where at = CC_HERE) {
+    cc::mma(d, a, b, false, at);
+}
+inline void mma_bf16(float* d, const unsigned* a, const unsigned* b, cc::Where at = CC_HERE) {
+    cc::mma(d, a, b, true, at);
+}
 inline void ldmatrix4(unsigned* to, const void* row, cc::Where at = CC_HERE) { cc::ldmatrix4(to, row, false, at); }
 inline void ldmatrix4_transposed(unsigned* to, const void* row, cc::Where at = CC_HERE) {
     cc::ldmatrix4(to, row, true, at);

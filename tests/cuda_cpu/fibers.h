@@ -21,7 +21,8 @@ cc_switch:
   popq %r15; popq %r14; popq %r13; popq %r12; popq %rbx; popq %rbp
   ret
 )");
-constexpr int FRAME = 7, RETURN = 6;  // words that a switch leaves on the stack, and which of them is the return address
+// Words that a switch leaves on the stack, and which of them is the return address.
+constexpr int FRAME = 7, RETURN = 6;
 #elif defined(__aarch64__)
 asm(R"(.text
 .globl cc_switch

@@ -10,32 +10,42 @@
 namespace cc {
 constexpr size_t ARENA = size_t(2) << 30, MARGIN = 256, PAGE = 512;
 constexpr size_t MAX_SHARED = 227 << 10;
-constexpr int GRAIN = 1;  // bytes for which the checker keeps records: the smallest type that kernels store
+constexpr size_t MAX_MODULE = 64 << 20;  // static shared memory of all kernels of a module
 enum Access { READ, WRITE, ATOMIC };
 
 // The last write and the last read: when, and by which thread (Thread::number, with flags).
 struct Cell {
     uint32_t written, writer, read, reader;
 };
+// The checker's records of some memory: a cell for each word of 4 bytes, and one for each byte of words that were
+// accessed by halves or bytes.
+constexpr size_t WORD = 4;
+struct Records {
+    Cell *words, *bytes;
+    void make(size_t size) {
+        words = (Cell*)reserve(size / WORD * sizeof(Cell));
+        bytes = (Cell*)reserve(size * sizeof(Cell));
+    }
+};
 struct Array {
     size_t first, last;  // offsets in the arena
 };
 static char* arena;
-static Cell* arena_cells;
+static Records arena_records, shared_records, static_records;
 static uint32_t* page_owner;  // of each page of the arena: index into `arrays`, 0 for none
 static std::vector<Array> arrays(1);
 static std::vector<uint32_t> free_numbers;
 
 static char* shared_room;  // the dynamic shared memory
 static size_t shared_size;
-static std::vector<Cell> shared_cells, static_cells;
 
 static void make_memory() {
     arena = (char*)reserve(ARENA);
-    arena_cells = (Cell*)reserve(ARENA / GRAIN * sizeof(Cell));
+    arena_records.make(ARENA);
+    shared_records.make(MAX_SHARED + PAGE);
+    static_records.make(MAX_MODULE);
     page_owner = (uint32_t*)reserve(ARENA / PAGE * sizeof(uint32_t));
     shared_room = (char*)reserve(MAX_SHARED + PAGE);
-    shared_cells.resize(MAX_SHARED / GRAIN);
 }
 // The array that an access of `size` bytes at `offset` lies in; null where there is none, or it crosses an end.
 static const Array* find_array(size_t offset, size_t size) {
@@ -46,7 +56,8 @@ static const Array* find_array(size_t offset, size_t size) {
 static std::string beside(size_t offset) {
     size_t nearest = 32 * PAGE;
     std::string place = "in freed or unallocated device memory";
-    for (size_t page = offset / PAGE - std::min<size_t>(offset / PAGE, 32); page < std::min(offset / PAGE + 32, ARENA / PAGE); page++) {
+    size_t here = offset / PAGE, first_page = here - std::min<size_t>(here, 32);
+    for (size_t page = first_page; page < std::min(here + 32, ARENA / PAGE); page++) {
         if (!page_owner[page]) continue;
         auto [first, last] = arrays[page_owner[page]];
         size_t away = offset >= last ? offset - last : offset < first ? first - offset : 0;
@@ -119,8 +130,7 @@ static int find_module(dl_phdr_info* info, size_t, void*) {
 static void use_shared_memory(const void* code, size_t dynamic) {
     module.code = code;
     dl_iterate_phdr(find_module, nullptr);
-    size_t cells = (module.bss_last - module.bss_first + GRAIN) / GRAIN;
-    if (static_cells.size() < cells) static_cells.resize(cells);  // old records are older than any block to come
+    if ((size_t)(module.bss_last - module.bss_first) + PAGE > MAX_MODULE) abort();
     shared_size = dynamic;
 }
 static void poison_shared_memory() {

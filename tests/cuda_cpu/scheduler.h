@@ -122,8 +122,8 @@ static bool pass_block_barrier() {
         }
         if (!first) first = &thread;
         if (!same(first->where, thread.where)) {
-            problem("a block is not together: " + name(*first) + " waits at " + name(first->where) + ", but " + name(thread) +
-                    " at " + name(thread.where));
+            problem("a block is not together: " + name(*first) + " waits at " + name(first->where) + ", but " +
+                    name(thread) + " at " + name(thread.where));
             stopped = true;
             return false;
         }
@@ -145,7 +145,8 @@ static bool pass_block_barrier() {
 static void run_block(uint32_t number) {
     block_began = block_synced = ++now;
     const unsigned* dims = threads[0].position[BLOCK_DIM];
-    unsigned block[3] = {number % grid_size[0], number / grid_size[0] % grid_size[1], number / grid_size[0] / grid_size[1]};
+    unsigned wide = grid_size[0], high = grid_size[1];
+    unsigned block[3] = {number % wide, number / wide % high, number / wide / high};
     int count = (block_size + 31) / 32;
     for (int i = 0; i < block_size; i++) {
         Thread& thread = threads[i];

@@ -57,7 +57,7 @@ class Readback:
             return _Copy(self._slot(max(values.nbytes, 1)), values)
 
     def _slot(self, size: int) -> _Slot:
-        """A slot that nobody waits for, with the least memory that is enough."""
+        """A free slot, the smallest that is large enough."""
         free = [slot for slot in self._slots if slot.free and len(slot.memory) >= size]
         if not free:
             self._slots.append(_Slot(size))

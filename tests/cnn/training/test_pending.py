@@ -146,14 +146,14 @@ def test_kernels_of_a_failed_step_write_nothing(backend: str) -> None:
     device = make_trainer(backend).backend
     outcome = to_device(device, np.array([1.0, 1.0, 0.0, 0.0]))  # (4,)
 
-    def judge(loss: float, correct: int, gradient: list[float], clip: float) -> list[float]:
+    def outcome_of(loss: float, correct: int, gradient: list[float], clip: float) -> list[float]:
         arrays = (np.float32(loss), np.int64(correct), np.array(gradient, np.float32))  # (), (), (size,)
         device.judge_step(outcome, *(to_device(device, np.asarray(array)) for array in arrays), clip)
         return device.to_host(outcome).tolist()
 
-    assert judge(2.0, 3, [3.0, 4.0], 1.0) == [1.0, 0.2, 2.0, 3.0]
-    assert judge(math.inf, 1, [0.0] * 40, 1.0) == [0.0, 1.0, math.inf, 1.0]
-    assert judge(5.0, 2, [1.0] * 40, 0.0) == [0.0, 1.0, 5.0, 2.0]  # it stays failed
+    assert outcome_of(2.0, 3, [3.0, 4.0], 1.0) == [1.0, 0.2, 2.0, 3.0]
+    assert outcome_of(math.inf, 1, [0.0] * 40, 1.0) == [0.0, 1.0, math.inf, 1.0]
+    assert outcome_of(5.0, 2, [1.0] * 40, 0.0) == [0.0, 1.0, 5.0, 2.0]  # it stays failed
     start = np.random.default_rng(0).random((4, 40)).astype(np.float32)  # (4, 40)
     weights, gradient, first, second = (to_device(device, vector.copy()) for vector in start)  # (40,) each
     device.sgd_step(weights, gradient, first, 20, outcome, 0.1, 0.9, True, 0.1)

@@ -18,18 +18,25 @@ from ._kernels import RawKernel, RawModule
 from ._memory import alloc_pinned_memory
 
 __all__ = ["RawKernel", "RawModule", "alloc_pinned_memory", "cuda", "ndarray"]
-__version__ = "14.0.0+emulated"
+__version__ = "14.2.0+emulated"
 bool_, newaxis, pi, inf, nan = np.bool_, np.newaxis, np.pi, np.inf, np.nan
 _TYPES = {
     "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "dtype",
-    "integer", "floating", "errstate", "finfo", "iinfo", "result_type",
+    "integer", "floating", "finfo", "iinfo", "result_type",
 }  # fmt: skip
-_FUNCTIONS = set(
-    ["abs", "add", "all", "any", "argmax", "argmin", "argsort", "broadcast_to", "ceil", "clip", "concatenate", "cos", "cumsum", "divide", "einsum", "empty_like", "equal", "exp", "expand_dims", "flip", "floor", "full_like", "greater", "greater_equal", "isfinite", "isnan", "less", "less_equal", "log", "log1p", "logical_and", "matmul", "max", "maximum", "mean", "min", "minimum", "moveaxis", "multiply", "negative", "ones_like", "pad", "power", "prod", "repeat", "reshape", "rint", "roll", "sign", "sin", "sqrt", "square", "stack", "std", "subtract", "sum", "swapaxes", "take", "tanh", "tensordot", "tile", "transpose", "var", "where", "zeros_like"]
-)
-_METHODS = set(
-    ["all", "any", "argmax", "argmin", "clip", "cumsum", "dot", "flatten", "max", "mean", "min", "prod", "ravel", "repeat", "reshape", "round", "squeeze", "std", "sum", "swapaxes", "take", "transpose", "var", "view"]
-)
+# Functions of NumPy that CuPy has too, and methods of arrays.
+_FUNCTIONS = {
+    "abs", "add", "all", "any", "argmax", "argmin", "argsort", "broadcast_to", "ceil", "clip", "concatenate", "cos",
+    "cumsum", "divide", "einsum", "empty_like", "equal", "exp", "expand_dims", "flip", "floor", "full_like",
+    "greater", "greater_equal", "isfinite", "isnan", "less", "less_equal", "log", "log1p", "logical_and", "matmul",
+    "max", "maximum", "mean", "min", "minimum", "moveaxis", "multiply", "negative", "ones_like", "pad", "power",
+    "prod", "repeat", "reshape", "rint", "roll", "sign", "sin", "sqrt", "square", "stack", "std", "subtract", "sum",
+    "swapaxes", "take", "tanh", "tensordot", "tile", "transpose", "var", "where", "zeros_like",
+}  # fmt: skip
+_METHODS = {
+    "all", "any", "argmax", "argmin", "clip", "cumsum", "dot", "flatten", "max", "mean", "min", "prod", "ravel",
+    "repeat", "reshape", "round", "squeeze", "std", "sum", "swapaxes", "take", "transpose", "var", "view",
+}  # fmt: skip
 
 
 class ndarray(NDArrayOperatorsMixin):
@@ -38,15 +45,11 @@ class ndarray(NDArrayOperatorsMixin):
     __array_priority__ = 100
     __slots__ = ("_host",)
 
-    def __init__(self, shape: Any, dtype: Any = float, memptr: Any = None, strides: Any = None, order: str = "C") -> None:
-        if strides is not None:
-            raise NotImplementedError("strides")
+    def __init__(self, shape: Any, dtype: Any = float, memptr: Any = None, *, order: str = "C") -> None:
         self._host = _memory.empty(shape, np.dtype(dtype), order, memptr)
 
     def __array__(self, *_: Any, **__: Any) -> np.ndarray:
-        raise TypeError(
-            "Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct a NumPy array explicitly."
-        )
+        raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
 
     shape = property(lambda self: self._host.shape)
     dtype = property(lambda self: self._host.dtype)
@@ -91,8 +94,10 @@ class ndarray(NDArrayOperatorsMixin):
             blocking = True
         if not isinstance(out, np.ndarray):
             raise TypeError("Only numpy.ndarray can be obtained from cupy.ndarray")
-        if out.dtype != self.dtype or out.shape != self.shape:
-            raise TypeError(f"{out.dtype}{out.shape} cannot be obtained from {self.dtype}{self.shape}")
+        if out.dtype != self.dtype:
+            raise TypeError(f"{out.dtype} array cannot be obtained from {self.dtype} array")
+        if out.shape != self.shape:
+            raise ValueError(f"Shape mismatch. Expected shape: {self.shape}, actual shape: {out.shape}")
         if not out.flags.c_contiguous or not (self.flags.c_contiguous or blocking):
             raise RuntimeError("a copy to the host needs contiguous arrays")
         _memory.copy_to_host(out, self._host, stream, what, blocking)
@@ -101,8 +106,10 @@ class ndarray(NDArrayOperatorsMixin):
     def set(self, arr: np.ndarray, stream: Any = None) -> None:
         if not isinstance(arr, np.ndarray):
             raise TypeError("Only numpy.ndarray can be set to cupy.ndarray")
-        if arr.dtype != self.dtype or arr.shape != self.shape:
-            raise TypeError(f"{arr.dtype}{arr.shape} cannot be set to {self.dtype}{self.shape}")
+        if arr.dtype != self.dtype:
+            raise TypeError(f"{arr.dtype} array cannot be set to {self.dtype} array")
+        if arr.shape != self.shape:
+            raise ValueError(f"Shape mismatch. Old shape: {self.shape}, new shape: {arr.shape}")
         if not self.flags.c_contiguous:
             raise RuntimeError("Cannot set to non-contiguous array")
         _memory.copy_from_host(self._host, arr, stream)
@@ -145,7 +152,7 @@ class ndarray(NDArrayOperatorsMixin):
     def copy(self, order: str = "C") -> "ndarray":
         return self.astype(self.dtype)
 
-    def astype(self, dtype: Any, order: str = "K", casting: Any = None, subok: Any = None, copy: bool = True) -> "ndarray":
+    def astype(self, dtype: Any, *, copy: bool = True) -> "ndarray":
         if not copy and np.dtype(dtype) == self.dtype:
             return self
         result = ndarray(self.shape, dtype)
@@ -171,7 +178,8 @@ class ndarray(NDArrayOperatorsMixin):
     def __getattr__(self, name: str) -> Any:
         if name not in _METHODS:
             raise AttributeError(f"the stand-in's cupy.ndarray has no {name}")
-        return lambda *args, **kwargs: _compute(name, lambda: getattr(self._host, name)(*map(_host, args), **_hosts(kwargs)))
+        method = getattr(self._host, name)
+        return lambda *args, **kwargs: _compute(name, lambda: method(*map(_host, args), **_hosts(kwargs)))
 
 
 def _wrap(host: np.ndarray) -> ndarray:
@@ -222,7 +230,9 @@ def _compute(name: str, function: Callable[[], Any]) -> Any:
     results: list[Any] = []
     _streams.finish(_streams.add(_streams.get_current_stream(), lambda _: results.append(function())))
     result = results[0]
-    return tuple(map(_device, result)) if isinstance(result, tuple | list) else None if result is None else _device(result)
+    if isinstance(result, tuple | list):
+        return tuple(map(_device, result))
+    return None if result is None else _device(result)
 
 
 def _device(values: Any) -> ndarray:
@@ -280,8 +290,10 @@ def array(a: Any, dtype: Any = None, copy: bool = True) -> ndarray:
 
 
 def ascontiguousarray(a: Any, dtype: Any = None) -> ndarray:
+    """As in CuPy, only of device arrays; and one of no axes becomes one of shape (1,)."""
     if not isinstance(a, ndarray):
-        return asarray(a, dtype)
+        raise TypeError(f"Argument 'a' has incorrect type (expected cupy.ndarray, got {type(a).__name__})")
+    a = a if a.ndim else _wrap(a._host.reshape(1))
     return a if a.flags.c_contiguous and dtype in (None, a.dtype) else a.astype(dtype or a.dtype)
 
 

@@ -3,9 +3,7 @@
 import ctypes
 import hashlib
 import os
-import platform
 import re
-import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -17,24 +15,20 @@ CHECK = os.environ.get("CUDA_CPU_CHECK", "1") == "1"
 FILE = "kernels.cu"  # in messages, what the source text is called until a #line directive names it
 _FLAGS = ("-std=c++17", "-march=native", "-fPIC", "-w")
 _RUNTIME_FLAGS = (*_FLAGS, "-O2", "-shared", "-fno-strict-aliasing")
-# -O1 halves the time to compile, for a little more to run. Static variables are the shared memory: none may be unified
-# with another module's, and none written early or read late around a call.
+# -O2 compiles half as fast and runs little faster. Static variables are the shared memory, which must not be unified
+# with that of another module; and a load of 16 bytes must stay one, for the count of what it costs.
 _MODULE_FLAGS = (*_FLAGS, "-O1", "-fno-strict-aliasing", "-fno-tree-sra", "-fno-gnu-unique", "-g1", f"-I{EMULATOR}")
 _CHECK_FLAGS = ("-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0")
 _LINK_FLAGS = ("-shared", "-Wl,-Bsymbolic")
 
 
-def why_unusable() -> str:
-    """Why kernels cannot be emulated here, in one line; empty where they can."""
-    if platform.machine() not in ("x86_64", "aarch64") or platform.system() != "Linux":
-        return f"the CUDA emulator runs on Linux on x86-64 and aarch64, not on {platform.system()} {platform.machine()}"
-    return "" if shutil.which("g++") else "the CUDA emulator needs g++"
-
-
 @cache
 def _key_of_emulator() -> bytes:
-    files = sorted(EMULATOR.glob("*.[hc]*"))
-    return hashlib.blake2b(b"\0".join(each.read_bytes() for each in files)).digest()
+    """What compiled code depends on beside its source: the emulator, and -march=native."""
+    lines = Path("/proc/cpuinfo").read_bytes().splitlines()
+    processor = next((line for line in lines if line.startswith((b"flags", b"Features"))), b"")
+    files = [path.read_bytes() for path in sorted(EMULATOR.glob("*.[hc]*"))]
+    return hashlib.blake2b(b"\0".join([*files, processor])).digest()
 
 
 def _target(name: str, *parts: str) -> Path:
@@ -66,10 +60,11 @@ def runtime() -> ctypes.CDLL:
 _PIPES = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
 
 
-def _wait(process: "subprocess.Popen[bytes]") -> None:
-    message = process.communicate()[1].decode(errors="replace")
-    if process.returncode:
-        raise CompileError(message[:6000])
+def _wait(*processes: "subprocess.Popen[bytes]") -> None:
+    messages = [process.communicate()[1].decode(errors="replace") for process in processes]
+    for process, message in zip(processes, messages, strict=True):
+        if process.returncode:
+            raise CompileError(message[:6000])
 
 
 class CompileError(Exception):
@@ -77,7 +72,7 @@ class CompileError(Exception):
 
 
 def modules(code: str, options: tuple[str, ...], names: tuple[str, ...]) -> dict[str, tuple[ctypes.CDLL, Path, int]]:
-    """Compile the kernels `names` of CUDA source `code`: name -> its library, the library's path, and its number there."""
+    """Compile kernels of CUDA source `code`: name -> its library, the library's path, and its number there."""
     runtime()
     parts = min(len(os.sched_getaffinity(0)), len(names))
     found, running = {}, []
@@ -92,8 +87,8 @@ def modules(code: str, options: tuple[str, ...], names: tuple[str, ...]) -> dict
             process = subprocess.Popen(["g++", *flags, "-c", str(source), "-o", str(partial)], **_PIPES)
             running.append((process, source, partial, target))
         found.update({name: (target, number) for number, name in enumerate(part)})
-    for process, source, partial, target in running:
-        _wait(process)
+    _wait(*(process for process, *_ in running))
+    for _, source, partial, target in running:
         # Linked without -fsanitize=thread: the emulator answers the calls that it put in, not g++'s own library.
         linked = _temporary(target, ".tmp")
         _wait(subprocess.Popen(["g++", *_LINK_FLAGS, str(partial), "-o", str(linked)], **_PIPES))

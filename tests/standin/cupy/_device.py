@@ -5,7 +5,10 @@ from typing import Any
 
 from . import _memory, _streams
 
-_SHARED = {(7, 5): 64, (8, 0): 163, (8, 6): 99, (8, 7): 163, (8, 9): 99, (9, 0): 227, (10, 0): 227, (10, 3): 227, (12, 0): 99}
+# KiB of shared memory that a block may ask for, by compute capability
+_SHARED = {
+    (7, 5): 64, (8, 0): 163, (8, 6): 99, (8, 7): 163, (8, 9): 99, (9, 0): 227, (10, 0): 227, (10, 3): 227, (12, 0): 99,
+}  # fmt: skip
 
 
 def capability() -> tuple[int, int]:

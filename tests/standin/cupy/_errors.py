@@ -9,4 +9,5 @@ class OutOfMemoryError(MemoryError):
     """Out of device memory: what was asked for, what was allocated, and the limit."""
 
     def __init__(self, size: int, total: int, limit: int) -> None:
-        super().__init__(f"Out of memory allocating {size:,} bytes (allocated so far: {total:,} bytes, limit: {limit:,} bytes).")
+        allocated = f"allocated so far: {total:,} bytes, limit: {limit:,} bytes"
+        super().__init__(f"Out of memory allocating {size:,} bytes ({allocated}).")

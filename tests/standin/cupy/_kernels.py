@@ -21,14 +21,23 @@ _DTYPES = {
     "f": np.float32, "d": np.float64, "?": np.bool_, "b": np.int8, "B": np.uint8, "h": np.int16, "H": np.uint16,
     "i": np.int32, "I": np.uint32, "q": np.int64, "Q": np.uint64,
 }  # fmt: skip
-_EXTERN_C = re.compile(r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\((?:[^()]|\([^()]*\))*\)\s*)?(\w+)\s*\(')
+_EXTERN_C = re.compile(
+    r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\((?:[^()]|\([^()]*\))*\)\s*)?(\w+)\s*\('
+)
 
 
 class RawModule:
     def __init__(
-        self, *, code: str, options: tuple[str, ...] = (), backend: str = "nvrtc", name_expressions: Any = None,
-        translate_cucomplex: bool = False, jitify: bool = False,
+        self,
+        *,
+        code: str,
+        options: tuple[str, ...] = (),
+        backend: str = "nvrtc",
+        name_expressions: Any = None,
+        translate_cucomplex: bool = False,
     ) -> None:
+        if not isinstance(code, str) or not isinstance(options, tuple):
+            raise TypeError("RawModule: code must be a str, and options a tuple")
         self.code, self.options = code, tuple(options)
         self.name_expressions = tuple(name_expressions or ())
         self._compiled: dict[str, tuple[ctypes.CDLL, Path, int]] = {}
@@ -41,7 +50,7 @@ class RawModule:
     def get_function(self, name: str) -> "RawKernel":
         self.compile()
         if name not in self._compiled:
-            raise KeyError(f"{name} is not among the module's name_expressions, nor an extern \"C\" kernel")
+            raise KeyError(f'{name} is not among the module\'s name_expressions, nor an extern "C" kernel')
         kernel = RawKernel.__new__(RawKernel)
         kernel._set(self.code, name, *self._compiled[name])
         return kernel
@@ -76,24 +85,28 @@ class RawKernel:
     def max_dynamic_shared_size_bytes(self, size: int) -> None:
         limit = _device.shared_memory_limit()
         if size > limit:
-            raise CUDARuntimeError(f"cudaErrorInvalidValue: {self.name}: {size} bytes of shared memory, {limit} at most")
+            raise CUDARuntimeError(f"{self.name}: {size} bytes of shared memory, {limit} at most")
         self._max_dynamic = size
 
     def __call__(
-        self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], *, shared_mem: int = 0, stream: Any = None
-    ) -> None:
+        self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], *,
+        shared_mem: int = 0, stream: Any = None,
+    ) -> None:  # fmt: skip
+        if not isinstance(grid, tuple) or not isinstance(block, tuple):
+            raise TypeError(f"{self.name}: grid {grid} and block {block} must be tuples")
         sizes = [(*map(int, each), 1, 1)[:3] for each in (grid, block)]
         if any(not isinstance(n, int | np.integer) or n < 1 for n in (*grid, *block)):
             raise ValueError(f"{self.name}: grid {grid} and block {block} must be whole numbers of 1 or more")
         if np.prod(block) > self.max_threads_per_block:
             raise CUDARuntimeError(f"{self.name}: a block of {block} threads, {self.max_threads_per_block} at most")
         if shared_mem > self._max_dynamic:
-            raise CUDARuntimeError(f"{self.name}: {shared_mem} bytes of shared memory, max_dynamic_shared_size_bytes is {self._max_dynamic}")
+            allowed = f"max_dynamic_shared_size_bytes is {self._max_dynamic}"
+            raise CUDARuntimeError(f"{self.name}: {shared_mem} bytes of shared memory, but {allowed}")
         if len(args) != len(self._codes):
             raise TypeError(f"{self.name}: {len(self._codes)} arguments expected, {len(args)} given")
         held = [self._argument(place, value) for place, value in enumerate(args)]
         pointers = (ctypes.c_void_p * max(len(args), 1))(*(each.ctypes.data for each in held))
-        arrays = [_memory.raw(each._host) for each in args if hasattr(each, "_host") and each.size] if len(ORDERS) > 1 else []
+        arrays = [_memory.raw(each._host) for each in args if hasattr(each, "_host") and each.size]
         where = f"{self.name}<<<{grid}, {block}, {shared_mem}>>>"
 
         def run(_: Any, held: Any = held) -> None:  # `held` keeps the numbers that `pointers` points to
@@ -105,6 +118,8 @@ class RawKernel:
         _streams.add(stream, run)
 
     def _run(self, where: str, grid: Any, block: Any, pointers: Any, shared_mem: int, arrays: list[np.ndarray]) -> None:
+        if len(ORDERS) == 1:
+            arrays = []
         before = [each.copy() for each in arrays]
         first = None
         for order in ORDERS:
@@ -119,7 +134,8 @@ class RawKernel:
             results = [each.tobytes() for each in arrays]
             if first is not None and results != first:
                 changed = [i for i, (a, b) in enumerate(zip(results, first, strict=True)) if a != b]
-                raise CUDARuntimeError(f"{where}: order {order} of the threads gives other bits than order {ORDERS[0]} in arrays {changed}")
+                orders = f"order {order} of the threads gives other bits than order {ORDERS[0]}"
+                raise CUDARuntimeError(f"{where}: {orders} in arrays {changed}")
             first = results
 
     def _argument(self, place: int, value: Any) -> np.ndarray:
@@ -137,7 +153,7 @@ class RawKernel:
         if isinstance(value, np.generic):
             if value.dtype != dtype:
                 raise TypeError(f"{what} is {dtype}, given {value.dtype}")
-        elif isinstance(value, bool | int) and dtype.kind in "iu" and dtype.itemsize >= 4:
+        elif type(value) is int and dtype.kind in "iu" and dtype.itemsize >= 4:
             # CuPy passes 8 bytes, of which the kernel reads the lower ones.
             info = np.iinfo(dtype)
             if not info.min <= value <= info.max:
@@ -155,8 +171,9 @@ class RawKernel:
             raise TypeError(f"{what} is a pointer, given {type(value).__name__}")
         if not value.flags.c_contiguous:
             raise TypeError(f"{what} is a strided view, whose strides a kernel does not see")
-        if pointee in _DTYPES and value.dtype != _DTYPES[pointee] and not _same_integer(value.dtype, np.dtype(_DTYPES[pointee])):
-            raise TypeError(f"{what} points to {np.dtype(_DTYPES[pointee])}, given an array of {value.dtype}")
+        expected = np.dtype(_DTYPES.get(pointee, value.dtype))
+        if value.dtype != expected and not _same_integer(value.dtype, expected):
+            raise TypeError(f"{what} points to {expected}, given an array of {value.dtype}")
         return _memory.address_of(value._host) if value.size else 0
 
     def _explain(self, problems: str) -> str:
@@ -219,4 +236,5 @@ def costs(kernel: RawKernel) -> Iterator[list[tuple[str, str, int, float]]]:
     for place, (_, memory, *numbers) in zip(places, told, strict=True):
         row = sums.setdefault((int(place.rpartition(":")[2]), memory), [0, 0, 0])
         row[:] = [a + int(b) for a, b in zip(row, numbers, strict=True)]
-    rows += [(f"line {line}", memory, n, moved / max(ideal, 1)) for (line, memory), (n, moved, ideal) in sorted(sums.items())]
+    for (line, memory), (requests, moved, ideal) in sorted(sums.items()):
+        rows.append((f"line {line}", memory, requests, moved / max(ideal, 1)))

@@ -9,12 +9,13 @@ import ctypes
 import gc
 import math
 import os
+import threading
 import weakref
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -51,14 +52,16 @@ def is_device(array: np.ndarray) -> bool:
 def raw(array: np.ndarray) -> np.ndarray:
     """The same memory without keeping it allocated: what work on a stream knows of a device array."""
     address, _, buffer = arena()
-    return np.ndarray(array.shape, array.dtype, buffer, address_of(array) - address, array.strides) if array.size else array
+    if not array.size:
+        return array
+    return np.ndarray(array.shape, array.dtype, buffer, address_of(array) - address, array.strides)
 
 
 def check_live(array: np.ndarray, what: str) -> None:
     """Raise an error if a device array, contiguous or not, is not in live memory when work on it is done."""
     first, last = np.lib.array_utils.byte_bounds(array)
     if array.size and not runtime().cc_is_live(first - arena()[0], last - first):
-        raise CUDARuntimeError(f"cudaErrorIllegalAddress: {what} uses freed device memory, or memory not allocated yet in its stream's order")
+        raise CUDARuntimeError(f"cudaErrorIllegalAddress: {what} uses freed device memory, or memory not yet allocated")
 
 
 class Memory:
@@ -105,8 +108,8 @@ class MemoryPool:
     """A caching pool of device memory."""
 
     _end = _UNIT * 2  # of the arena's part that was ever given out
-    _returned: "defaultdict[int, list[int]]" = defaultdict(list)  # rounded size -> blocks that no pool holds
-    _all: "weakref.WeakSet[MemoryPool]" = weakref.WeakSet()
+    _returned: ClassVar["defaultdict[int, list[int]]"] = defaultdict(list)  # rounded size -> blocks that no pool holds
+    _all: ClassVar["weakref.WeakSet[MemoryPool]"] = weakref.WeakSet()
 
     def __init__(self, allocator: Any = None) -> None:
         self._free: defaultdict[tuple[int, int], list[int]] = defaultdict(list)  # (stream, rounded size) -> offsets
@@ -174,10 +177,11 @@ class MemoryPool:
         if any(self._free.values()):
             _streams.wait("free_all_blocks")
             _streams.finish_all()
-        for (_, rounded), offsets in self._free.items():
-            self._total -= rounded * len(offsets)
-            MemoryPool._returned[rounded] += offsets
-        self._free.clear()
+        with _streams._lock:
+            free, self._free = self._free, defaultdict(list)
+            for (_, rounded), offsets in free.items():
+                self._total -= rounded * len(offsets)
+                MemoryPool._returned[rounded] += offsets
 
     def used_bytes(self) -> int:
         return sum(-(-size // _UNIT) * _UNIT for size in self._used.values())
@@ -208,25 +212,28 @@ def _revive(offset: int, size: int) -> Callable[[Any], None]:
 
 pool = MemoryPool()
 _allocator: Callable[[int], MemoryPointer] = pool.malloc
+_thread = threading.local()  # `allocator` within `using_allocator`, which other threads do not see
 
 
 def alloc(size: int) -> MemoryPointer:
-    return _allocator(size)
+    return (getattr(_thread, "allocator", None) or _allocator)(size)
 
 
 def set_allocator(allocator: Callable[[int], MemoryPointer] | None = None) -> None:
     global _allocator
+    if getattr(_thread, "allocator", None):
+        raise ValueError("Can't change the global allocator inside `using_allocator` context manager")
     _allocator = allocator or pool.malloc
 
 
 @contextmanager
 def using_allocator(allocator: Callable[[int], MemoryPointer] | None = None) -> Iterator[None]:
-    before = _allocator
-    set_allocator(allocator)
+    before = getattr(_thread, "allocator", None)
+    _thread.allocator = allocator or pool.malloc
     try:
         yield
     finally:
-        set_allocator(before)
+        _thread.allocator = before
 
 
 def empty(shape: Any, dtype: np.dtype, order: str = "C", memory: MemoryPointer | None = None) -> np.ndarray:
@@ -296,8 +303,8 @@ class PinnedMemoryPool:
 
 
 def host_bytes(memory: Any, size: int) -> np.ndarray:
-    """Host memory by address, as runtime.memcpyAsync takes it."""
-    address = getattr(memory, "ptr", None) or getattr(memory, "value", None) or int(memory)
+    """Host memory by address: an int, or a ctypes.c_void_p."""
+    address = memory if isinstance(memory, int) else memory.value
     return np.frombuffer((ctypes.c_char * size).from_address(address), np.uint8)
 
 
@@ -324,7 +331,9 @@ def copy_from_host(to: np.ndarray, source: np.ndarray, stream: Any = None) -> No
     _streams.add(stream, run)
 
 
-def copy_to_host(out: np.ndarray, source: np.ndarray, stream: Any = None, wait: str = "get", blocking: bool = False) -> None:
+def copy_to_host(
+    out: np.ndarray, source: np.ndarray, stream: Any = None, wait: str = "get", blocking: bool = False
+) -> None:
     """Copy from the device. Pinned memory holds 0xff until the host has waited for a copy that is not `blocking`."""
     stream = stream or _streams.get_current_stream()
     blocking = blocking or not is_pinned(out)

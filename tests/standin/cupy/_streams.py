@@ -78,26 +78,36 @@ def add(stream: "Stream", run: Run | None, *, light: bool = False, prepare: Call
 
 def finish(work: Work) -> None:
     """Do this work now, and before it all that it needs."""
-    global _busy
-    with _lock:
+    with _no_light_work():
         queue = work.stream._queue
         while not work.done:
             for each in list(queue[0].needs):
                 finish(each)
-            head = queue.popleft()
-            was_busy, _busy = _busy, True
-            try:
-                head.do()
-            finally:
-                _busy = was_busy
-        _settle(work.stream)
+            queue.popleft().do()
+    _settle(work.stream)
 
 
 def _settle(stream: "Stream") -> None:
-    """Do the light work that is next; not while other work is under way, when a garbage collection may add some."""
-    queue = stream._queue
-    while not _busy and queue and queue[0].light and all(each.done for each in queue[0].needs):
-        queue.popleft().do()
+    """Do the light work that is next, if no other work is under way."""
+    with _lock:
+        if _busy:
+            return
+        with _no_light_work():
+            queue = stream._queue
+            while queue and queue[0].light and all(each.done for each in queue[0].needs):
+                queue.popleft().do()
+
+
+@contextmanager
+def _no_light_work() -> Iterator[None]:
+    """Only add light work, and leave it: a garbage collection, at any time, frees arrays."""
+    global _busy
+    with _lock:
+        before, _busy = _busy, True
+        try:
+            yield
+        finally:
+            _busy = before
 
 
 def _at_once(stream: "Stream") -> bool:
@@ -170,7 +180,7 @@ class Stream:
 
     null: "Stream"
 
-    def __init__(self, null: bool = False, non_blocking: bool = False, ptds: bool = False, priority: Any = None) -> None:
+    def __init__(self, null: bool = False, non_blocking: bool = False, priority: int | None = None) -> None:
         if null:
             self.__dict__ = Stream.null.__dict__
             return
@@ -294,7 +304,7 @@ class Event:
     def record(self, stream: Stream | None = None) -> None:
         stream = stream or get_current_stream()
         if stream._graph is not None:
-            raise CUDARuntimeError("an event is recorded while the stream is captured: the stand-in's graphs have one stream")
+            raise CUDARuntimeError("record while the stream is captured: the stand-in's graphs have one stream")
         self._work, self._asked = stream._mark(), False
 
     def synchronize(self) -> None:
@@ -326,7 +336,7 @@ class Graph:
     """What was put on a stream while it was captured, by address: arrays that died since are dead memory."""
 
     def __init__(self) -> None:
-        raise NotImplementedError("currently this class cannot be initiated by the user and must be created via stream capture")
+        raise NotImplementedError("graphs are made by Stream.begin_capture and end_capture")
 
     @classmethod
     def _new(cls) -> "Graph":

@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import numpy as np
-
 from cupy.cuda import alloc_pinned_memory
 
 __all__ = ["empty_pinned", "zeros_pinned"]

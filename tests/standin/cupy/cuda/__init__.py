@@ -38,8 +38,8 @@ from . import memory, runtime
 
 __all__ = [
     "CUDARuntimeError", "Device", "Event", "Graph", "MemoryPointer", "MemoryPool", "PinnedMemoryPool", "Stream",
-    "alloc", "alloc_pinned_memory", "copied", "discard_all", "finish_all", "get_current_stream", "get_elapsed_time", "grown",
-    "is_available", "launches", "memory", "runtime", "schedule", "set_allocator", "using_allocator", "waits",
+    "alloc", "alloc_pinned_memory", "copied", "discard_all", "finish_all", "get_current_stream", "get_elapsed_time",
+    "grown", "is_available", "launches", "memory", "runtime", "schedule", "set_allocator", "using_allocator", "waits",
 ]  # fmt: skip
 
 
