@@ -1,6 +1,7 @@
 """Errors of networks, recipes and model files, and the check of a hyperparameter's range."""
 
 import math
+import traceback
 from collections.abc import Iterable
 from numbers import Real
 from typing import Any
@@ -33,6 +34,18 @@ class UnknownNameError(RecipeError):
 
 class DeviceError(NetworkError):
     """The requested device cannot be used on this machine."""
+
+
+class DeviceFailedError(NetworkError):
+    """The GPU failed in the middle of the work."""
+
+    exit_code = 1
+
+
+class DeviceMemoryError(NetworkError):
+    """The device has too little memory."""
+
+    exit_code = 1
 
 
 class ModelFileError(NetworkError):
@@ -68,6 +81,25 @@ def check_range(
     raise RecipeError(f"{name}: expected {noun} {bounds}, found {value!r}")
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's message."""
     return str(error).partition("\n")[0]
+
+
+# CuPy has no base class for its errors, and may not be installed.
+
+
+def is_cuda_error(error: BaseException) -> bool:
+    """Whether CuPy or CUDA raised it: a failure of the device, or too little of its memory if it is a MemoryError."""
+    return any(each.__module__.partition(".")[0] in ("cupy", "cupy_backends") for each in type(error).__mro__)
+
+
+def cuda_reason(error: BaseException) -> str:
+    """The reason in one line, such as 'cudaErrorIllegalAddress: an illegal memory access was encountered'."""
+    reason = first_line(error)
+    return reason if reason.startswith("cuda") else f"{type(error).__name__}: {reason}"
+
+
+def release_frames(error: BaseException) -> None:
+    """Clear the variables of the functions that `error` ended, so that their arrays are freed."""
+    traceback.clear_frames(error.__traceback__)

@@ -22,7 +22,7 @@ class Network:
     def __init__(
         self, layer: Layer, in_shape: Shape, backend: Backend, seed: int | None = 0, dtype: Any = np.float32
     ) -> None:
-        if backend.precision == "bf16" and dtype == np.float32 and (foreign := _foreign_layer(layer)):
+        if backend.precision == "bf16" and dtype == np.float32 and (foreign := foreign_layer(layer)):
             raise RecipeError(
                 f"expected only layers of cnn.layers in bf16, whose feature maps no other code can compute with, found "
                 f"{foreign}; use --precision tf32"
@@ -96,8 +96,8 @@ class Network:
                 arena.assign(name, tensors[name])
 
 
-def _foreign_layer(layer: Layer) -> Layer | None:
-    """The first layer that is not one of ours; None if all are."""
+def foreign_layer(layer: Layer) -> Layer | None:
+    """Return the first layer that is not one of cnn.layers; None if all are."""
     inner: tuple[Layer, ...] = ()
     if isinstance(layer, Sequential):
         inner = tuple(each for _, each in layer.layers)
@@ -105,4 +105,4 @@ def _foreign_layer(layer: Layer) -> Layer | None:
         inner = (layer.body, layer.shortcut)
     elif not type(layer).__module__.startswith("cnn."):
         return layer
-    return next((found for each in inner if (found := _foreign_layer(each))), None)
+    return next((found for each in inner if (found := foreign_layer(each))), None)

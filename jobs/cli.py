@@ -9,7 +9,7 @@ import typer
 
 from jobs.commands import app
 from jobs.console.output import fit
-from jobs.errors import OUT_OF_MEMORY, Interrupted, explain
+from jobs.errors import Interrupted, explain, gpu_errors, out_of_memory
 from logpose.common.errors import LogposeError, printable
 
 
@@ -18,7 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         job = app(given, prog_name="logpose", standalone_mode=False)
-        code = job() if callable(job) else int(job or 0)
+        with gpu_errors():
+            code = job() if callable(job) else int(job or 0)
         sys.stdout.flush()  # here, where a closed pipe can still be handled
         return code
     except (KeyboardInterrupt, typer.Abort):
@@ -31,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         return _fail(*explain(error))
-    except MemoryError:
-        return _fail(OUT_OF_MEMORY, 1)
+    except MemoryError as error:
+        return _fail(out_of_memory(error), 1)
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error of Typer, or of the Click inside it
             return _fail(_usage(error, given), 2)

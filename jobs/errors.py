@@ -1,10 +1,16 @@
 """Errors of the jobs."""
 
 import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+from cnn.errors import DeviceFailedError, cuda_reason, is_cuda_error
 from logpose.common.errors import LogposeError
 
 OUT_OF_MEMORY = "out of memory; use a smaller --batch-size, --ram-budget or --size, or fewer --workers"
+
+OUT_OF_GPU_MEMORY = "out of GPU memory; use --device cpu or a smaller --batch-size, or close other programs on the GPU"
+CHECK_GPU = "check it with nvidia-smi and 'logpose selftest --device cuda', or use --device cpu"
 
 
 class JobError(LogposeError):
@@ -21,6 +27,22 @@ class Interrupted(LogposeError):
     """Ctrl-C was pressed. The work so far is saved; the message says how to resume."""
 
     exit_code = 130
+
+
+def out_of_memory(error: MemoryError) -> str:
+    """Return the message, with a remedy."""
+    return OUT_OF_GPU_MEMORY if is_cuda_error(error) else OUT_OF_MEMORY
+
+
+@contextmanager
+def gpu_errors(remedy: Callable[[], str] = lambda: CHECK_GPU) -> Iterator[None]:
+    """Raise DeviceFailedError, which ends in `remedy`, where CuPy or CUDA raises an error, except for too little memory."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, MemoryError) or not is_cuda_error(error):
+            raise
+        raise DeviceFailedError(f"the GPU failed ({cuda_reason(error)}); {remedy()}") from error
 
 
 def explain(error: OSError) -> tuple[str, int]:

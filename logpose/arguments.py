@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import numpy as np
 
 from jobs.console.output import Verbosity, verbosity_of
-from jobs.errors import OUT_OF_MEMORY, JobError, WorkFailedError, explain
+from jobs.errors import JobError, WorkFailedError, explain, gpu_errors, out_of_memory
 from logpose.common.errors import suggest
 from logpose.common.options import Option
 
@@ -66,16 +66,16 @@ def checked_number(name: str, value: Any, minimum: int, maximum: int) -> int:
 
 @contextmanager
 def running(quiet: Any) -> Iterator[None]:
-    """Run a job: print or not, and turn an error of the operating system into a LogposeError with a remedy."""
+    """Run a job: print or not, and turn errors of the operating system and of a GPU into LogposeErrors with a remedy."""
     quiet = _checked("quiet", quiet, bool, Option(""))
     try:
-        with verbosity_of(Verbosity.QUIET if quiet else Verbosity.NORMAL):
+        with verbosity_of(Verbosity.QUIET if quiet else Verbosity.NORMAL), gpu_errors():
             yield
     except OSError as error:
         message, code = explain(error)
         raise (JobError if code == JobError.exit_code else WorkFailedError)(message) from error
     except MemoryError as error:
-        raise WorkFailedError(OUT_OF_MEMORY) from error
+        raise WorkFailedError(out_of_memory(error)) from error
 
 
 def _checked(name: str, value: Any, hint: Any, option: Option) -> Any:

@@ -16,6 +16,7 @@ from cnn.backends import DEVICES, PRECISIONS, pick_backend
 from cnn.errors import InputError
 from cnn.inference.predictor import Predictor
 from cnn.inputs.checks import check_images
+from jobs.errors import gpu_errors
 from logpose.arguments import checked_number, checked_path, checked_text, running
 from pipeline.errors import DecodeError
 from pipeline.images.decode import decode_pixels
@@ -114,7 +115,8 @@ class Model:
         pixels = self._pixels(images)  # (N, H, W, 3)
         if not len(pixels):
             return np.empty((0, len(self.class_names)), np.float32)
-        return self._predictor.probabilities(pixels)
+        with gpu_errors():
+            return self._predictor.probabilities(pixels)
 
     def _pixels(self, images: ImageLike | Sequence[ImageLike]) -> npt.NDArray[np.uint8]:
         """The images as the network takes them: uint8 (N, H, W, 3)."""

@@ -33,7 +33,9 @@ def pick_backend(device: str = "auto", threads: int | None = None, precision: st
         if not reason:
             return gpu_backend(precision)
         if device == "cuda":
-            raise DeviceError(f"no usable GPU: {reason}; use --device cpu, or install the extra cuda12 or cuda13")
+            missing = reason.startswith("CuPy is not installed")
+            cure = "install the extra cuda12 or cuda13" if missing else "check the driver, and CuPy's version, by nvidia-smi"
+            raise DeviceError(f"no usable GPU: {reason}; use --device cpu, or {cure}")
     if precision not in ("auto", "float32"):
         raise DeviceError(f"precision {precision}: expected a GPU, found none; leave it out, or use --device cuda")
     from cnn.backends.cpu import CpuBackend

@@ -82,6 +82,7 @@ class Backend(Protocol):
     """
 
     name: str
+    device_name: str  # such as 'cpu', or the name of the card
     description: str  # the device, in one line for the user
     xp: Any  # the array module: numpy or cupy
     precision: str  # of products and feature maps: 'float32', 'tf32' or 'bf16'
@@ -107,6 +108,14 @@ class Backend(Protocol):
 
     def free_bytes(self) -> int | None:
         """The free memory of the device; None where arrays are in host memory."""
+        ...
+
+    def captured(self, run: Callable[[Array], Array]) -> Callable[[Array], Array]:
+        """Return `run`, or a function that computes the same with less work for the host.
+
+        `run` calls only methods of this backend, always in the same way for inputs of the same shape. Other arrays that
+        it uses stay where they are. Of several threads, one at a time may call the function.
+        """
         ...
 
     def begin_pass(self, parameters: Array) -> None:

@@ -14,7 +14,7 @@ from cnn.arena import Shape, Tree
 from cnn.backends.base import Array, Backend
 from cnn.layers import BatchNorm, Conv2D, Dense, Layer, Residual, Run, Sequential, chain
 from cnn.layers.activations import Activation
-from cnn.network import Network
+from cnn.network import Network, foreign_layer
 
 # One layer or several: (backend, input (N, ...)) -> output (N, ...).
 _Step: TypeAlias = Callable[[Backend, Array], Array]
@@ -27,20 +27,25 @@ class FoldedNetwork:
     """
 
     def __init__(self, network: Network) -> None:
-        self._backend = network.backend
-        self._run = _prepare(
+        self._steps = _prepare(
             network.layer, network.parameters.tree, network.state.tree, network.in_shape, network.backend
         )
+        self._may_capture = foreign_layer(network.layer) is None  # a user's own may do anything
+        self._run = self._bind(network.backend)
 
     def __call__(self, x: Array) -> Array:
         """Return outputs (N, *out_shape) for x (N, *in_shape), equal to those of `Network.infer` up to rounding."""
-        return self._run(self._backend, x)
+        return self._run(x)
 
     def on(self, backend: Backend) -> "FoldedNetwork":
         """Return the same network on another backend of the same device; the prepared arrays are shared."""
         other = copy(self)
-        other._backend = backend
+        other._run = self._bind(backend)
         return other
+
+    def _bind(self, backend: Backend) -> Callable[[Array], Array]:
+        run = partial(self._steps, backend)
+        return backend.captured(run) if self._may_capture else run
 
 
 def _prepare(layer: Layer, p: Tree, s: Tree, in_shape: Shape, backend: Backend) -> _Step:

@@ -1,5 +1,6 @@
 """Load a model file and classify batches of images."""
 
+from collections.abc import Callable
 from copy import copy
 from pathlib import Path
 from threading import Lock
@@ -8,7 +9,7 @@ import numpy as np
 
 from cnn.backends.base import Array, Backend
 from cnn.checkpoint import load_checkpoint
-from cnn.errors import UnknownNameError
+from cnn.errors import DeviceMemoryError, UnknownNameError, is_cuda_error, release_frames
 from cnn.inference.folded import FoldedNetwork
 from cnn.inference.tta import VIEWS, tta_outputs
 from cnn.inputs.checks import check_images
@@ -20,7 +21,10 @@ class Predictor:
 
     `views` is a key of cnn.inference.tta.VIEWS: test-time augmentation. On the CPU an image's outputs are bitwise
     independent of the batch and of the number of threads, and the same as in `Trainer.evaluate`. Calls from several
-    threads are serialised: use `for_thread` for one predictor per thread.
+    threads take turns, but a GPU's results are waited for in parallel: use `for_thread` for one predictor per thread.
+
+    Where a GPU's memory is too small for a batch, it is computed in parts. `max_rows` is the largest part that fits, as
+    far as is known; None: any.
 
     Raises `ModelFileError` where the file is missing, damaged, or of a model that is not registered, and
     `UnknownNameError` for unknown views.
@@ -36,24 +40,24 @@ class Predictor:
         self.infer = FoldedNetwork(network)
         self.loss = self.card.build_loss()
         self.mean, self.std = normalisation(network, np.array(self.card.mean), np.array(self.card.std))  # (3,)
+        self.max_rows: int | None = None
         self._lock = Lock()  # calls share the backend's scratch memory
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Outputs before the softmax, float32 (B, classes) on the host, for uint8 images (B, H, W, 3).
 
-        Raises `InputError` for other arrays.
+        Raises `InputError` for other arrays, and `DeviceMemoryError` where not even one image fits.
         """
-        with self._lock:
-            return self.backend.to_host(self._outputs(images))
+        return self._compute(images, lambda outputs: outputs)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Calibrated class probabilities, float32 (B, classes) on the host, for uint8 images (B, H, W, 3).
 
-        Raises `InputError` for other arrays.
+        Raises `InputError` for other arrays, and `DeviceMemoryError` where not even one image fits.
         """
-        with self._lock:
-            outputs = self._outputs(images) / self.card.temperature  # (B, classes)
-            return self.backend.to_host(self.loss.probabilities(self.backend, outputs))
+        return self._compute(
+            images, lambda outputs: self.loss.probabilities(self.backend, outputs / self.card.temperature)
+        )
 
     def for_thread(self) -> "Predictor":
         """Return a predictor for another thread, with the same parameters; this one where that would be no faster."""
@@ -64,6 +68,27 @@ class Predictor:
         other.backend, other.infer, other._lock = backend, self.infer.on(backend), Lock()
         return other
 
-    def _outputs(self, images: np.ndarray) -> Array:
+    def _compute(self, images: np.ndarray, finish: Callable[[Array], Array]) -> np.ndarray:
+        """`finish` of the network's outputs, both (B, classes), on the host."""
         check_images(images, self.card.in_shape)
-        return tta_outputs(self.backend, self.infer, images, self.views, self.mean, self.std)  # (B, classes)
+        started: list[Callable[[], np.ndarray]] = []  # parts (b, classes), in order
+        done = 0
+        while done < len(images) or not started:
+            part = images[done : done + (self.max_rows or len(images))]  # (b, H, W, 3)
+            try:
+                with self._lock:
+                    outputs = tta_outputs(self.backend, self.infer, part, self.views, self.mean, self.std)
+                    started.append(self.backend.read_later(finish(outputs)))
+                done += len(part)
+            except MemoryError as error:
+                if not is_cuda_error(error):
+                    raise
+                release_frames(error)
+                if len(part) == 1:
+                    raise DeviceMemoryError(
+                        f"expected memory for one image on {self.backend.device_name}, found too little; use --device"
+                        " cpu, or close other programs that use the GPU"
+                    ) from None
+                self.max_rows = len(part) // 2
+        parts = [read() for read in started]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)

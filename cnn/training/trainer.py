@@ -32,7 +32,7 @@ class Trainer:
     def __init__(self, network: Network, recipe: Recipe, mean: np.ndarray, std: np.ndarray, train_rows: int) -> None:
         self.network, self.recipe, self.backend = network, recipe, network.backend
         self.mean, self.std = normalisation(network, mean, std)  # (3,) each, on the device
-        self._inputs = TrainingInputs(
+        self.inputs = TrainingInputs(
             self.backend, recipe.augment, recipe.mix, recipe.seed, self.mean, self.std, network.out_shape[0]
         )
         self.epoch_steps = math.ceil(train_rows / recipe.batch_size)
@@ -89,7 +89,7 @@ class Trainer:
         check_images(images, self.network.in_shape)
         check_labels(labels, len(images), self.network.out_shape[0])
         step, lr = self.step, self.lr
-        x, targets, device_rows = self._inputs(images, labels, rows, step, step // self.epoch_steps)
+        x, targets, device_rows = self.inputs(images, labels, rows, step, step // self.epoch_steps)
         key = key_of(self.recipe.seed, "layers", step)
         run = Run(self.backend, training=True, key=key, rows=device_rows, need_dx=False)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # reported by `_settle`

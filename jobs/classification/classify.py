@@ -44,7 +44,8 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
     """Write the labels of all images at `images` to the table `out`; finished parts of an interrupted run are reused.
 
     `model` is a model file, or the folder of a training.
-    Raises JobError, ModelFileError, DatasetError, DeviceError where the options, the model or the images do not fit.
+    Raises JobError, ModelFileError, DatasetError, DeviceError where the options, the model or the images do not fit;
+    DeviceFailedError and DeviceMemoryError where a GPU fails or has too little memory.
     """
     check_format(out, options)  # before anything is written or loaded
     model = model / "model.safetensors" if model.is_dir() else model
@@ -89,6 +90,8 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
             table.remove_if_empty()
             raise
         result = ClassifyResult(*table.finish(run.parts, merge=inputs.merge), out)
+    if predictor.max_rows:
+        say(f"note: batches of {predictor.max_rows} images, since larger ones do not fit in the GPU's memory")
     unread = f", {plural(result.failed, 'file')} could not be read (status 'error')" if result.failed else ""
     say(f"{plural(result.ok, 'image')} classified{unread}: {out}")
     if RunFolder(model.parent).last.exists():

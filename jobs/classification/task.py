@@ -18,7 +18,7 @@ from cnn.backends import pick_backend
 from cnn.inference.predictor import Predictor
 from cnn.models import import_model
 from jobs.classification.table import error_row, ok_row
-from jobs.errors import JobError
+from jobs.errors import JobError, gpu_errors
 from jobs.options import ClassifyOptions
 from pipeline.dataset.store import Dataset, Split
 from pipeline.errors import DecodeError
@@ -68,8 +68,14 @@ Task: TypeAlias = FileTask | RowTask | FailureTask
 def classify_task(settings: TaskSettings, task: Task) -> list[Row]:
     """Return a row for each name of the task, in its order.
 
-    Raises DamageError where a dataset is damaged, JobError where the model is not the same file on this machine.
+    Raises DamageError where a dataset is damaged, JobError where the model is not the same file on this machine,
+    DeviceFailedError and DeviceMemoryError where a GPU fails or has too little memory.
     """
+    with gpu_errors(lambda: "finished parts are saved; run the same command again to resume"):
+        return _classify(settings, task)
+
+
+def _classify(settings: TaskSettings, task: Task) -> list[Row]:
     options = settings.options
     if isinstance(task, FailureTask):
         return [error_row(*failure, options.topk) for failure in zip(*task, strict=True)]

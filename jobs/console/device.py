@@ -6,6 +6,11 @@ from cnn.backends.gpu import why_unusable
 from jobs.console.output import detail
 
 
+def device_text(backend: Backend) -> str:
+    """Return the device and, of a GPU, its precision, such as 'cpu' or 'NVIDIA H100 80GB HBM3 in bf16'."""
+    return f"{backend.device_name} in {backend.precision}" if backend.name == "cuda" else backend.device_name
+
+
 def choose_backend(device: str, precision: str, threads: int | None = None) -> Backend:
     """Return the backend for `device` and `precision`; with --verbose, print why `auto` does not use a GPU.
 

@@ -36,7 +36,7 @@ class Artifacts:
 
     def __post_init__(self) -> None:
         self._saved_at = self._drawn_at = time.monotonic()
-        self._saved_step = self.state.step
+        self.saved_step = self.state.step  # that of last.safetensors
         self._drawn_epochs, self._drawing_seconds = 0, 0.0
         self._best_evaluation: Evaluation | None = None  # until it is drawn
 
@@ -56,7 +56,7 @@ class Artifacts:
 
     def checkpoint_is_due(self) -> bool:
         """Return whether the last checkpoint is older than `checkpoint_minutes` or `checkpoint_steps`."""
-        steps = self.trainer.step - self._saved_step  # ahead of the state while a step is pending
+        steps = self.trainer.step - self.saved_step  # ahead of the state while a step is pending
         if self.checkpoint_steps is not None and steps >= self.checkpoint_steps:
             return True
         return time.monotonic() - self._saved_at >= 60 * self.checkpoint_minutes
@@ -64,7 +64,7 @@ class Artifacts:
     def save_checkpoint(self) -> None:
         """Write last.safetensors. Raises WriteError."""
         self.folder.save_last(self.card, self.trainer.tensors(), self.state)
-        self._saved_at, self._saved_step = time.monotonic(), self.state.step
+        self._saved_at, self.saved_step = time.monotonic(), self.state.step
 
     def save_epoch(self, row: EpochRow, evaluation: Evaluation | None) -> None:
         """Write checkpoint, best model, metrics.csv and, now and then, the drawings, after the epoch of `row`.
@@ -112,7 +112,7 @@ class Artifacts:
         write_metrics(self.folder.metrics, state.history)
         evaluation = self.evaluate_best(views) if data.val.rows and views != "none" else None
         with_views = evaluation.accuracy if evaluation else None
-        summary = summarise(state.history, state.best, data.train.rows, data.val.rows, views, with_views)
+        summary = summarise(state.history, state.best, data.train.rows, data.val.rows, views, with_views, state.device)
         write_summary(self.folder.summary, summary)
         self.save_checkpoint()  # last: with this and the summary, a rerun has nothing to do
         return summary

@@ -29,8 +29,8 @@ def is_cached(cache: str, backend: Backend, split: Split) -> bool:
         )
     if cache == "device" and size > free:
         raise JobError(
-            f"--cache device: expected {_gigabytes(size)} of free memory for the {split.rows:,} training images, found"
-            f" {_gigabytes(free)}; use --cache auto, or build with a smaller --size"
+            f"--cache device: expected {_size(size)} of free memory for the {split.rows:,} training images, found"
+            f" {_size(free)}; use --cache auto, or build with a smaller --size"
         )
     return cache == "device" or size <= AUTO_FRACTION * free
 
@@ -50,12 +50,12 @@ def cached_stream(split: Split, batch_size: int, seed: int, workers: int, backen
 
 def describe_cache(split: Split) -> str:
     """Return where the images are, as text."""
-    return f"the {_gigabytes(prod(_shape(split)))} of training images are kept in the GPU's memory"
+    return f"the {_size(prod(_shape(split)))} of training images are kept in the GPU's memory"
 
 
 def _shape(split: Split) -> tuple[int, int, int, int]:
     return split.rows, *split.size, 3
 
 
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB"
+def _size(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"

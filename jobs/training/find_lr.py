@@ -28,6 +28,7 @@ from jobs.drawing.plots import new_figure, save_figure, style_axes
 from jobs.errors import Interrupted, JobError, WorkFailedError
 from jobs.options import FindLrOptions
 from jobs.recipes.config import resolve
+from jobs.training.memory import explain_memory
 from jobs.training.setup import build_card, build_trainer, describe_data, describe_training, measure
 from logpose.common.cpus import available_cpus
 from logpose.common.errors import printable
@@ -94,7 +95,8 @@ def find_lr(dataset: Path, options: FindLrOptions) -> Suggestion:
             if interrupt.requested:
                 raise Interrupted(f"stopped after {plural(done, 'step')} of {steps}; run the same command again")
 
-        test = range_test(trainer, stream, steps, on_step)
+        with explain_memory(trainer, lambda option: f"use {option}, which fits"):
+            test = range_test(trainer, stream, steps, on_step)
     suggestion = suggest(test)
     for line in table(test, suggestion):
         say(line)

@@ -21,7 +21,8 @@ class Summary:
     `epoch` is the one that model.safetensors holds. It was chosen by its validation accuracy, which is therefore
     slightly inflated. `accuracy_low` and `accuracy_high` are the 95 % interval that comes from the number of images
     (Wilson, 1927). Calibration is explained in cnn.evaluation.calibration. `views` is the test-time augmentation
-    that `accuracy_with_views` was measured with.
+    that `accuracy_with_views` was measured with. `device` is what the last epoch was trained on, such as 'cpu' or
+    'NVIDIA H100 80GB HBM3 in bf16'; empty in older trainings.
     """
 
     epoch: int
@@ -39,6 +40,7 @@ class Summary:
     temperature: float | None = None
     views: str = "none"
     accuracy_with_views: float | None = None
+    device: str = ""
 
     def lines(self) -> list[str]:
         """Return the main metrics as lines of text; none without a validation split."""
@@ -60,7 +62,8 @@ class Summary:
 
 
 def summarise(
-    history: list[EpochRow], best: EpochRow, train_images: int, val_images: int, views: str, with_views: float | None
+    history: list[EpochRow], best: EpochRow, train_images: int, val_images: int, views: str, with_views: float | None,
+    device: str,
 ) -> Summary:
     """Return the summary of a finished training; `with_views` is the accuracy with `views`, if it was measured."""
     low, high = (None, None) if best.val_accuracy is None else wilson_interval(best.val_accuracy, val_images)
@@ -80,6 +83,7 @@ def summarise(
         temperature=best.temperature,
         views="none" if with_views is None else views,
         accuracy_with_views=with_views,
+        device=device,
     )
 
 

@@ -10,15 +10,16 @@ from cnn.checkpoint import Checkpoint, ModelCard, initialise_from, load_checkpoi
 from cnn.errors import NonFiniteError
 from cnn.training.recipe import Recipe
 from cnn.training.trainer import Trainer
-from jobs.console.device import choose_backend
+from jobs.console.device import choose_backend, device_text
 from jobs.console.output import emit, say
 from jobs.console.progress import plural
-from jobs.errors import JobError
+from jobs.errors import JobError, gpu_errors
 from jobs.options import RecipeOptions, TrainOptions
 from jobs.recipes.config import differences, model_toml, resolve, to_toml
 from jobs.training.artifacts import Artifacts
 from jobs.training.device_cache import cached_stream, describe_cache, is_cached
 from jobs.training.loop import Training
+from jobs.training.memory import explain_memory
 from jobs.training.metrics import write_metrics
 from jobs.training.run_folder import RunFolder, TrainingState, is_finished
 from jobs.training.setup import (
@@ -55,7 +56,8 @@ def train(
 
     Raises JobError for options that do not fit the run folder or the recipe; PipelineError for a dataset that is
     missing, damaged or another one; NetworkError for a recipe or a model file that cannot be used; NonFiniteError where
-    training diverges; Interrupted after Ctrl-C, with the training saved; OSError where a file cannot be written.
+    training diverges; DeviceFailedError and DeviceMemoryError where a GPU fails or has too little memory; Interrupted
+    after Ctrl-C, with the training saved; OSError where a file cannot be written.
     """
     data, folder = Dataset.open(dataset), RunFolder(run_dir)
     if not run_dir.resolve().name:
@@ -98,6 +100,11 @@ def train(
     if caches:
         say(labelled("cache", describe_cache(data.train)))
     _initialise(trainer, card, data, state, checkpoint, start)
+    device = device_text(backend)
+    if state.device not in ("", device):
+        change = f"trained on {state.device} so far, and now on {device}"
+        say(labelled("note", f"{change}: the weights will differ slightly from those of a training on one device"))
+    state.device = device
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     place = run_dir.resolve()  # "." and ".." have no name
     with exclusive_lock(place.with_name(f".{place.name}.lock"), f"training into {run_dir}"):
@@ -114,8 +121,19 @@ def train(
         artifacts = Artifacts(
             folder, data, card, trainer, state, streams.val, options.checkpoint_minutes, options.checkpoint_steps
         )
+        resume = folder.resume_command(data.path, card)
+
+        def after_failure() -> str:
+            return f"the training is saved up to step {artifacts.saved_step}; resume with: {resume}"
+
+        def with_less_memory(option: str) -> str:
+            others = ", or --cache none" if caches else ""
+            others += f"; or free GPU memory and resume with: {resume}" if artifacts.saved_step else ""
+            return f"start again with --overwrite {option}, which fits{others}"
+
         try:
-            summary = Training(trainer, state, streams, artifacts, folder.resume_command(data.path, card)).run()
+            with gpu_errors(after_failure), explain_memory(trainer, with_less_memory):
+                summary = Training(trainer, state, streams, artifacts, resume).run()
         except NonFiniteError as error:
             best = f"the best model so far is in {folder.model}" if state.best else "no model is saved yet"
             raise NonFiniteError(f"{error}, and start again with --overwrite; {best}") from error

@@ -143,7 +143,8 @@ check_bytes(Records& records, size_t offset, unsigned size, const void* p, void*
     for (Cell* byte = bytes + offset % WORD; size; size--, byte++) check_cell<ACCESS>(*byte, p, where, shared);
 }
 template <Access ACCESS>
-static inline void check_access(Records& records, size_t offset, unsigned size, const void* p, void* where, bool shared) {
+static inline void check_access(
+    Records& records, size_t offset, unsigned size, const void* p, void* where, bool shared) {
     if (size < WORD) return check_bytes<ACCESS>(records, offset, size, p, where, shared);
     Cell* word = records.words + offset / WORD;
     for (unsigned done = 0; done < size; done += WORD, word++) {

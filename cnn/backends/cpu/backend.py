@@ -24,7 +24,7 @@ class CpuBackend(ReferenceBackend):
     BLAS is limited to one thread, since each thread of the team calls it for its slice.
     """
 
-    name = "cpu"
+    name = device_name = "cpu"
 
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads or available_cpus()

@@ -15,8 +15,11 @@ def why_unusable() -> str:
     """Why CuPy cannot use a GPU here, in one line; empty where it can."""
     try:
         import cupy
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         return f"CuPy is not installed ({first_line(error)})"
+    except Exception as error:  # CuPy's own message has many lines, below the reason
+        reason = error.__cause__ or error
+        return f"CuPy cannot be imported ({type(reason).__name__}: {first_line(reason)})"
     try:
         cupy.arange(8).sum().item()  # compiles and runs a kernel, to detect a broken CUDA
     except Exception as error:  # CuPy raises many types; a broken CUDA must not end a run on the CPU
@@ -39,7 +42,8 @@ class ArrayBackend(ReferenceBackend):
         import cupy
 
         self.xp: Any = cupy
-        self.description = f"cuda: {_properties()['name'].decode()}, CuPy {cupy.__version__}"
+        self.device_name = _properties()["name"].decode()
+        self.description = f"cuda: {self.device_name}, CuPy {cupy.__version__}, {self.precision}"
 
     def to_host(self, values: Array) -> np.ndarray:
         return self.xp.asnumpy(values)

@@ -23,6 +23,7 @@ from cnn.backends.gpu import (
     readback,
 )
 from cnn.backends.gpu.arrays import ArrayBackend
+from cnn.backends.gpu.graph import Captured
 
 BF16 = np.dtype(np.uint16)  # NumPy has no bfloat16: its 16 bits are kept in integers
 
@@ -33,9 +34,8 @@ class GpuBackend(ArrayBackend):
     augments_on_device = True
 
     def __init__(self, precision: str) -> None:
-        super().__init__()
         self.precision = precision
-        self.description += f", {precision}"
+        super().__init__()
         self._uploads = memory.Uploads()
         self._readback = readback.Readback()
         self._narrowed: tuple[Array, Array] | None = None  # all parameters, and their bfloat16 copy, during a pass
@@ -56,6 +56,9 @@ class GpuBackend(ArrayBackend):
 
     def free_bytes(self) -> int | None:
         return memory.free_bytes()
+
+    def captured(self, run: Callable[[Array], Array]) -> Callable[[Array], Array]:
+        return Captured(run)
 
     def begin_pass(self, parameters: Array) -> None:
         self._ahead = None

@@ -1,10 +1,11 @@
 """CUDA graphs: record the kernels of a small forward pass once, then launch all of them by one call.
 
 A launch from Python takes several microseconds. That is longer than many kernels of a small batch run, so the card
-would wait for Python. A graph replays the recorded launches with the same addresses: its input, its output and all
+would wait for Python. A graph repeats the recorded launches with the same addresses: its input, its output and all
 arrays between lie in a memory pool of its own.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from cnn.backends.base import Array
 
 _MAX_VALUES = 1 << 20  # of the input; the kernels of larger batches run longer than their launches
 _MAX_GRAPHS = 4  # shapes at a time: full batches, and the last batch of a split
+_FIRST_CALLS = 2  # of each shape, launched one by one: a rare shape is not worth a graph, and the first call compiles
 
 
 class _Graph(NamedTuple):
@@ -22,47 +24,57 @@ class _Graph(NamedTuple):
 
 
 class Captured:
-    """A function of one array, from its second call for a shape on replayed from a graph.
-
-    The function must only launch kernels, and its other arrays must not move or be freed.
-    """
+    """A function of one array, replayed from a graph after a few calls for the same shape: see `Backend.captured`."""
 
     def __init__(self, run: Callable[[Array], Array]) -> None:
         self._run = run
-        self._seen: set[tuple[Any, ...]] = set()
-        self._graphs: dict[tuple[Any, ...], _Graph] = {}
+        self._calls: Counter[tuple[Any, ...]] = Counter()  # by shape, without those that were replayed
+        self._graphs: dict[tuple[Any, ...], _Graph] = {}  # the one used last is the last
+        self._works = True
 
     def __call__(self, x: Array) -> Array:
-        key = (x.shape, x.strides, str(x.dtype))
-        if x.size > _MAX_VALUES or not x.size:
+        if not self._works or not 0 < x.size <= _MAX_VALUES:
             return self._run(x)
-        if key not in self._graphs:
-            if key not in self._seen:  # a shape that comes once is not worth a graph; and this compiles the kernels
-                self._seen.add(key)
+        key = (x.shape, x.strides, str(x.dtype))
+        found = self._graphs.pop(key, None)
+        if found is None:
+            self._calls[key] += 1
+            if self._calls[key] <= _FIRST_CALLS:
                 return self._run(x)
+            found = self._try_to_record(x)
+            if found is None:
+                return self._run(x)
+            del self._calls[key]
             if len(self._graphs) == _MAX_GRAPHS:
-                del self._graphs[next(iter(self._graphs))]  # the oldest
-            self._graphs[key] = self._record(x)
-        graph = self._graphs[key]
-        graph.x[...] = x
-        graph.graph.launch()
-        return graph.y.copy()
+                del self._graphs[next(iter(self._graphs))]
+        self._graphs[key] = found
+        found.x[...] = x
+        found.graph.launch()
+        return found.y.copy()
+
+    def _try_to_record(self, x: Array) -> _Graph | None:
+        """None where CUDA cannot: a graph only saves time. What is wrong with the device, `run` will find too."""
+        try:
+            return self._record(x)
+        except Exception:  # CuPy raises many types
+            self._works = False
+            self._graphs.clear()
+            return None
 
     def _record(self, x: Array) -> _Graph:
         import cupy
 
         pool = cupy.cuda.MemoryPool()
-        stream = cupy.cuda.Stream(non_blocking=True)
-        with cupy.cuda.using_allocator(pool.malloc):
-            pitch = x.strides[-2] // x.itemsize  # the channels, with their padding
+        stream = cupy.cuda.Stream(non_blocking=True)  # the null stream cannot be captured
+        stream.wait_event(cupy.cuda.get_current_stream().record())  # the weights were prepared there
+        with cupy.cuda.using_allocator(pool.malloc), stream:
+            pitch = x.strides[-2] // x.itemsize if x.ndim > 1 else 1  # the channels, with their padding
             own_x = cupy.zeros((*x.shape[:-1], pitch), x.dtype)[..., : x.shape[-1]]  # shape of x
-            self._run(own_x)  # fills the pool: no memory may be allocated while recording
-            cupy.cuda.get_current_stream().synchronize()
-            with stream:
-                stream.begin_capture()
-                try:
-                    y = self._run(own_x)
-                finally:
-                    graph = stream.end_capture()
+            self._run(own_x)  # fills the pool, so that recording does not allocate
+            stream.synchronize()
+            stream.begin_capture()
+            try:
+                y = self._run(own_x)
+            finally:
+                graph = stream.end_capture()
         return _Graph(graph, own_x, y, pool)
-

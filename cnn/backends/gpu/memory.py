@@ -32,10 +32,12 @@ class _Slot:
         """Make the buffers at least `size` bytes; whether they are new."""
         import cupy
 
-        if len(self.host) >= size:
+        if self.device is not None and len(self.host) >= size:
             return False
-        self.host = np.frombuffer(cupy.cuda.alloc_pinned_memory(size), np.uint8)[:size]  # (bytes,)
-        self.device = cupy.cuda.alloc(size)
+        size = max(size, 1)
+        host = np.frombuffer(cupy.cuda.alloc_pinned_memory(size), np.uint8)[:size]  # (bytes,)
+        self.device = cupy.cuda.alloc(size)  # may raise: then both buffers stay as they are
+        self.host = host
         return True
 
 

@@ -14,7 +14,7 @@ from cnn.backends.reference.training import TrainingKernels
 class ReferenceBackend(LayerKernels, TrainingKernels, ImageKernels):
     """Plain NumPy, one operation at a time."""
 
-    name = "reference"
+    name = device_name = "reference"
     precision = "float32"
     xp: Any = np
     augments_on_device = False
@@ -39,6 +39,9 @@ class ReferenceBackend(LayerKernels, TrainingKernels, ImageKernels):
 
     def free_bytes(self) -> int | None:
         return None
+
+    def captured(self, run: Callable[[Array], Array]) -> Callable[[Array], Array]:
+        return run
 
     def begin_pass(self, parameters: Array) -> None:
         pass

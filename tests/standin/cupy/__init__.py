@@ -18,11 +18,11 @@ from ._kernels import RawKernel, RawModule
 from ._memory import alloc_pinned_memory
 
 __all__ = ["RawKernel", "RawModule", "alloc_pinned_memory", "cuda", "ndarray"]
-__version__ = "14.0.0+emulated"
+__version__ = "14.2.0+emulated"
 bool_, newaxis, pi, inf, nan = np.bool_, np.newaxis, np.pi, np.inf, np.nan
 _TYPES = {
     "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "dtype",
-    "integer", "floating", "errstate", "finfo", "iinfo", "result_type",
+    "integer", "floating", "finfo", "iinfo", "result_type",
 }  # fmt: skip
 # Functions of NumPy that CuPy has too, and methods of arrays.
 _FUNCTIONS = {
@@ -94,8 +94,10 @@ class ndarray(NDArrayOperatorsMixin):
             blocking = True
         if not isinstance(out, np.ndarray):
             raise TypeError("Only numpy.ndarray can be obtained from cupy.ndarray")
-        if out.dtype != self.dtype or out.shape != self.shape:
-            raise TypeError(f"{out.dtype}{out.shape} cannot be obtained from {self.dtype}{self.shape}")
+        if out.dtype != self.dtype:
+            raise TypeError(f"{out.dtype} array cannot be obtained from {self.dtype} array")
+        if out.shape != self.shape:
+            raise ValueError(f"Shape mismatch. Expected shape: {self.shape}, actual shape: {out.shape}")
         if not out.flags.c_contiguous or not (self.flags.c_contiguous or blocking):
             raise RuntimeError("a copy to the host needs contiguous arrays")
         _memory.copy_to_host(out, self._host, stream, what, blocking)
@@ -104,8 +106,10 @@ class ndarray(NDArrayOperatorsMixin):
     def set(self, arr: np.ndarray, stream: Any = None) -> None:
         if not isinstance(arr, np.ndarray):
             raise TypeError("Only numpy.ndarray can be set to cupy.ndarray")
-        if arr.dtype != self.dtype or arr.shape != self.shape:
-            raise TypeError(f"{arr.dtype}{arr.shape} cannot be set to {self.dtype}{self.shape}")
+        if arr.dtype != self.dtype:
+            raise TypeError(f"{arr.dtype} array cannot be set to {self.dtype} array")
+        if arr.shape != self.shape:
+            raise ValueError(f"Shape mismatch. Old shape: {self.shape}, new shape: {arr.shape}")
         if not self.flags.c_contiguous:
             raise RuntimeError("Cannot set to non-contiguous array")
         _memory.copy_from_host(self._host, arr, stream)
@@ -154,6 +158,11 @@ class ndarray(NDArrayOperatorsMixin):
         result = ndarray(self.shape, dtype)
         _memory.assign(result._host, self._host, "astype")
         return result
+
+    def reshape(self, *shape: Any, order: str = "C") -> "ndarray":
+        if self.flags.c_contiguous and order == "C":  # a view: nothing is done on the stream
+            return _wrap(self._host.reshape(*shape))
+        return _compute("reshape", lambda: self._host.reshape(*shape, order=order))
 
     # NumPy's functions and operators, which compute at once
 
@@ -281,8 +290,10 @@ def array(a: Any, dtype: Any = None, copy: bool = True) -> ndarray:
 
 
 def ascontiguousarray(a: Any, dtype: Any = None) -> ndarray:
+    """As in CuPy, only of device arrays; and one of no axes becomes one of shape (1,)."""
     if not isinstance(a, ndarray):
-        return asarray(a, dtype)
+        raise TypeError(f"Argument 'a' has incorrect type (expected cupy.ndarray, got {type(a).__name__})")
+    a = a if a.ndim else _wrap(a._host.reshape(1))
     return a if a.flags.c_contiguous and dtype in (None, a.dtype) else a.astype(dtype or a.dtype)
 
 

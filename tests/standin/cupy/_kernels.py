@@ -36,8 +36,9 @@ class RawModule:
         backend: str = "nvrtc",
         name_expressions: Any = None,
         translate_cucomplex: bool = False,
-        jitify: bool = False,
     ) -> None:
+        if not isinstance(code, str) or not isinstance(options, tuple):
+            raise TypeError("RawModule: code must be a str, and options a tuple")
         self.code, self.options = code, tuple(options)
         self.name_expressions = tuple(name_expressions or ())
         self._compiled: dict[str, tuple[ctypes.CDLL, Path, int]] = {}
@@ -92,6 +93,8 @@ class RawKernel:
         self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], *,
         shared_mem: int = 0, stream: Any = None,
     ) -> None:  # fmt: skip
+        if not isinstance(grid, tuple) or not isinstance(block, tuple):
+            raise TypeError(f"{self.name}: grid {grid} and block {block} must be tuples")
         sizes = [(*map(int, each), 1, 1)[:3] for each in (grid, block)]
         if any(not isinstance(n, int | np.integer) or n < 1 for n in (*grid, *block)):
             raise ValueError(f"{self.name}: grid {grid} and block {block} must be whole numbers of 1 or more")
@@ -163,7 +166,7 @@ class RawKernel:
         if isinstance(value, np.generic):
             if value.dtype != dtype:
                 raise TypeError(f"{what} is {dtype}, given {value.dtype}")
-        elif isinstance(value, bool | int) and dtype.kind in "iu" and dtype.itemsize >= 4:
+        elif type(value) is int and dtype.kind in "iu" and dtype.itemsize >= 4:
             # CuPy passes 8 bytes, of which the kernel reads the lower ones.
             info = np.iinfo(dtype)
             if not info.min <= value <= info.max:

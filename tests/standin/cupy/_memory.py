@@ -9,6 +9,7 @@ import ctypes
 import gc
 import math
 import os
+import threading
 import weakref
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -127,16 +128,17 @@ class MemoryPool:
             free = self._free[stream.ptr, rounded]
             if free:
                 offset = free.pop()
-                was = self._kept.pop(offset, 0)
-                _streams.add(stream, _revive(offset, max(size, was)), light=True)
+                live = max(size, self._kept.pop(offset, 0))  # a graph may use it as a larger array
+                _streams.add(stream, _revive(offset, live), light=True)
             else:
+                live = size
                 offset = self._grow(size, rounded, stream)
                 runtime().cc_live(offset, size)
-            self._used[offset] = size
+            self._used[offset] = live
             address = arena()[0] + offset
             buffer = (ctypes.c_char * size).from_address(address)
             # NumPy keeps the buffer while any view of it lives.
-            weakref.finalize(buffer, self._release, stream, offset, size).atexit = False
+            weakref.finalize(buffer, self._release, stream, offset).atexit = False
             return MemoryPointer(Memory(buffer, address, size), 0)
 
     def _grow(self, size: int, rounded: int, stream: Any) -> int:
@@ -161,9 +163,9 @@ class MemoryPool:
             raise MemoryError("the emulator's arena is full: use smaller arrays in tests")
         return offset
 
-    def _release(self, stream: Any, offset: int, size: int) -> None:
+    def _release(self, stream: Any, offset: int) -> None:
         with _streams._lock:
-            del self._used[offset]
+            size = self._used.pop(offset)
             if stream._graph is not None:  # the graph goes on using it, and nothing tells the pool so
                 self._kept[offset] = size
             else:
@@ -210,25 +212,28 @@ def _revive(offset: int, size: int) -> Callable[[Any], None]:
 
 pool = MemoryPool()
 _allocator: Callable[[int], MemoryPointer] = pool.malloc
+_thread = threading.local()  # `allocator` within `using_allocator`, which other threads do not see
 
 
 def alloc(size: int) -> MemoryPointer:
-    return _allocator(size)
+    return (getattr(_thread, "allocator", None) or _allocator)(size)
 
 
 def set_allocator(allocator: Callable[[int], MemoryPointer] | None = None) -> None:
     global _allocator
+    if getattr(_thread, "allocator", None):
+        raise ValueError("Can't change the global allocator inside `using_allocator` context manager")
     _allocator = allocator or pool.malloc
 
 
 @contextmanager
 def using_allocator(allocator: Callable[[int], MemoryPointer] | None = None) -> Iterator[None]:
-    before = _allocator
-    set_allocator(allocator)
+    before = getattr(_thread, "allocator", None)
+    _thread.allocator = allocator or pool.malloc
     try:
         yield
     finally:
-        set_allocator(before)
+        _thread.allocator = before
 
 
 def empty(shape: Any, dtype: np.dtype, order: str = "C", memory: MemoryPointer | None = None) -> np.ndarray:
@@ -298,8 +303,8 @@ class PinnedMemoryPool:
 
 
 def host_bytes(memory: Any, size: int) -> np.ndarray:
-    """Host memory by address, as runtime.memcpyAsync takes it."""
-    address = getattr(memory, "ptr", None) or getattr(memory, "value", None) or int(memory)
+    """Host memory by address: an int, or a ctypes.c_void_p."""
+    address = memory if isinstance(memory, int) else memory.value
     return np.frombuffer((ctypes.c_char * size).from_address(address), np.uint8)
 
 

@@ -277,7 +277,8 @@ def _all_streams() -> list[Stream]:
 
 
 def _capturing() -> bool:
-    return any(stream._graph is not None for stream in _streams)
+    """Whether this thread captures a stream: in CuPy's mode, relaxed, other threads may wait meanwhile."""
+    return any(stream._graph is not None and stream._graph._thread == threading.get_ident() for stream in _streams)
 
 
 def get_current_stream(device_id: int = -1) -> Stream:
@@ -340,6 +341,7 @@ class Graph:
     @classmethod
     def _new(cls) -> "Graph":
         graph = cls.__new__(cls)
+        graph._thread = threading.get_ident()
         graph._calls: list[tuple[Run | None, Callable[[], None] | None]] = []
         return graph
 

@@ -36,6 +36,13 @@ def emulator(device: Any) -> Iterator[Any]:
     device.cuda.discard_all()
 
 
+@pytest.fixture(scope="module")
+def checked() -> None:
+    """For tests of the checker of loads and stores."""
+    if os.environ.get("CUDA_CPU_CHECK", "1") != "1":
+        pytest.skip("loads and stores are not checked")
+
+
 @pytest.fixture(params=("late", "early", "copies", "kernels"))
 def stream_schedule(request: pytest.FixtureRequest, device: Any) -> Iterator[str]:
     """Run the test once in each schedule of streams that CUDA allows; once on a real GPU."""

@@ -67,6 +67,12 @@ def test_every_kernel_has_an_instance() -> None:
         assert found == listed, path.name
 
 
+def test_sources_are_ascii() -> None:
+    """CuPy writes them to a file in the encoding of the locale before it compiles them."""
+    for path in FOLDER.iterdir():
+        assert path.read_bytes().isascii(), path.name
+
+
 # The checks themselves ----------------------------------------------------------------------------------
 
 SAMPLES = """

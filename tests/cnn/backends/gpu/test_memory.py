@@ -32,6 +32,7 @@ def test_none_and_device_arrays_are_passed_on(device: Any) -> None:
     assert found[0] is None and found[1] is own
     np.testing.assert_array_equal(device.asnumpy(found[2]), np.arange(4))
     assert uploads.upload() == [] and uploads.upload(None) == [None]
+    assert Uploads().upload(np.empty((0, 3)))[0].shape == (0, 3)  # nothing but empty arrays, at first
 
 
 def copies_of(device: Any, uploads: Uploads, sizes: list[int]) -> list[tuple[Any, np.ndarray]]:

@@ -238,7 +238,9 @@ def test_graphs_replay_by_address(emulator: Any, captured: tuple[Any, list[Any]]
     assert emulator.cuda.launches["graph"] == 2
 
 
-def test_memory_that_a_graph_lost_shows(emulator: Any, captured: tuple[Any, list[Any]], side: Any) -> None:
+def test_memory_that_a_graph_lost_shows(
+    emulator: Any, checked: None, captured: tuple[Any, list[Any]], side: Any
+) -> None:
     graph, arrays = captured
     del arrays[2]
     graph.launch(side)
