@@ -4,6 +4,8 @@ A file holds the images and class indices of ten batches, the initial weights, a
 ten losses, the gradients of the first step, and the logits of the first batch after the last step.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
@@ -13,7 +15,7 @@ from cnn.backends import pick_backend
 from cnn.losses import SoftmaxCrossEntropy
 from cnn.network import Network
 from cnn.training.optimizers import SGD
-from tests.golden.trajectory import CLASSES, MEAN, STD, TRAJECTORIES, Trajectory
+from tests.golden.trajectory import CLASSES, MEAN, STD, STEPS, TRAJECTORIES, Trajectory
 
 
 def make(trajectory: Trajectory) -> None:
@@ -25,17 +27,23 @@ def make(trajectory: Trajectory) -> None:
     module = to_torch(layer, shape)
     load_ours(module, first)
     specs = layer.specs(shape).parameters
-    groups = parameter_groups(module, specs, optimizer.weight_decay)
+    groups: list[dict[str, Any]] = parameter_groups(module, specs, optimizer.weight_decay)
+    for group in groups:
+        group["lr"] = optimizer.lr * group["lr_factor"]
     sgd = torch.optim.SGD(groups, optimizer.lr, optimizer.momentum, nesterov=optimizer.nesterov)
     images, labels = trajectory.batches()
     inputs = [to_nchw(((batch - MEAN) / STD).astype(np.float32)) for batch in images]
     losses, gradients = [], {}
-    names = [spec.name for spec in specs]
-    for x, targets in zip(inputs, torch.from_numpy(labels), strict=True):
+    names = [spec.name for spec in specs if spec.trained_until > 0.0]
+    for step, (x, targets) in enumerate(zip(inputs, torch.from_numpy(labels), strict=True)):
         sgd.zero_grad()
         value = cross_entropy(module(x), targets, label_smoothing=loss.label_smoothing)
         value.backward()
         gradients = gradients or our_gradients(module, names)
+        for group in groups:
+            if step / STEPS >= group["trained"] < 1.0:  # frozen: parameters without a gradient stay as they are
+                for parameter in group["params"]:
+                    parameter.grad = None
         sgd.step()
         losses.append(value.item())
     with torch.no_grad():

@@ -26,8 +26,10 @@ def test_training_matches_pytorch(trajectory: Trajectory, backend_name: str) -> 
     for step, (images, labels) in enumerate(zip(golden["images"], golden["labels"], strict=True)):
         losses.append(trainer.train_batch(images, labels, np.arange(BATCH)).loss_sum / BATCH)
         if step == 0:
-            for name, gradient in network.gradients.to_host().items():
-                close(gradient, golden[f"gradient.{name}"], name)
+            gradients = network.gradients.to_host()
+            for spec in network.parameters.specs:
+                if spec.trained_until > 0.0:
+                    close(gradients[spec.name], golden[f"gradient.{spec.name}"], spec.name)
     np.testing.assert_allclose(losses, golden["losses"], rtol=RTOL)
     mean, std = backend.asarray(MEAN.astype(np.float32)), backend.asarray(STD.astype(np.float32))
     logits = network.infer((backend.asarray(golden["images"][0]) - mean) / std)

@@ -1,4 +1,4 @@
-"""The trainings of the golden files: two small networks, ten steps of fixed images."""
+"""The trainings of the golden files: small networks, ten steps of fixed images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from cnn.inputs.augment import Augment
-from cnn.models import Model, ResNet9, Seed
+from cnn.models import Airbench94, Model, ResNet9, ResNet18, Seed
 from cnn.training.optimizers import SGD
 from cnn.training.recipe import Recipe
 from cnn.training.schedules import Constant
@@ -45,4 +45,7 @@ class Trajectory:
         return images, generator.integers(0, CLASSES, (STEPS, BATCH))
 
 
-TRAJECTORIES = (Trajectory(ResNet9(width=4), 16, 0.02), Trajectory(Seed(), 12, 0.05))
+TRAJECTORIES = (
+    Trajectory(ResNet9(width=4), 16, 0.02), Trajectory(Seed(), 12, 0.05), Trajectory(ResNet18(width=3), 12, 0.02),
+    Trajectory(Airbench94(width=4), 15, 0.1),
+)  # fmt: skip

@@ -14,7 +14,7 @@ from cnn.training.optimizers import SGD, AdamW, Optimizer
 from cnn.training.pending import PendingBatch
 from cnn.training.trainer import Trainer
 from tests.cnn.oracles import BACKENDS, to_device
-from tests.cnn.tiny_task import draw_images, make_trainer, train
+from tests.cnn.tiny_task import batch_size, draw_images, make_trainer, train
 
 IMAGES, LABELS = draw_images(200, 0)
 OPTIMIZERS = (SGD(0.05), AdamW(1e-3))
@@ -49,7 +49,8 @@ FAILURES = [
 
 
 def start(trainer: Trainer) -> PendingBatch:
-    rows = np.arange(trainer.step * 32, trainer.step * 32 + 32) % 200
+    size = batch_size(trainer.backend)
+    rows = np.arange(trainer.step * size, trainer.step * size + size) % 200
     return trainer.start_batch(IMAGES[rows], LABELS[rows], rows)
 
 
@@ -76,7 +77,7 @@ def test_pending_steps_have_the_results_of_single_ones(backend: str) -> None:
         started.append(start(other))
     assert started[-1].result() == started[-1].result()
     results += [started[-2].result(), started[-1].result()]
-    assert [result.loss_sum / 32 for result in results] == losses
+    assert [result.loss_sum / batch_size(one.backend) for result in results] == losses
     assert other.step == 7 and [batch.step for batch in started] == list(range(7))
     assert_same(vectors(one), vectors(other))
 

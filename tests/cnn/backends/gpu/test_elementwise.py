@@ -55,6 +55,14 @@ def test_dropout_draws_as_on_the_host(kind: str, shape: tuple[int, ...], numbers
     assert error(y, to_host(x) * (draws >= np.float32(rate)) / (1 - rate)) < TOLERANCE[kind]
 
 
+def test_dropout_of_images_with_many_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those with more slices of columns than a grid has blocks."""
+    monkeypatch.setattr(elementwise, "_MAX_GRID_Y", 2)
+    x = np.ones((3, 1300), np.float32)  # (3, 1300): 6 slices
+    found = elementwise.dropout(to_device(x, "float32"), 0.3, 7, None)  # (3, 1300)
+    np.testing.assert_allclose(found.get(), REFERENCE.dropout(x, 0.3, 7, None), rtol=1e-6)
+
+
 def test_dropout_compares_equal_draws() -> None:
     """A rate that is itself a draw: that value is kept, as in the reference."""
     draw = uniform(5, np.arange(1), 64)[0, 40]  # ()
