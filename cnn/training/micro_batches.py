@@ -66,13 +66,15 @@ class PartialSum:
 
 
 class TreeSum:
-    """Adds up partial sums in the order of their indices; `merge` adds the second of two to the first.
+    """Adds up partial sums in the order of their indices, from `first` on.
 
-    `nodes` are the sums that still wait for a neighbour.
+    merge: adds the second of two sums to the first.
+    nodes: sums that wait for others of the same subtree. At the end those of one worker, whose indices are a part of
+        all, are what it gives to whoever adds up the parts of all workers.
     """
 
-    def __init__(self, merge: Callable[[PartialSum, PartialSum], PartialSum]) -> None:
-        self._merge = merge
+    def __init__(self, merge: Callable[[PartialSum, PartialSum], PartialSum], first: int = 0) -> None:
+        self._merge, self._first = merge, first
         self.nodes: list[PartialSum] = []
 
     def add(self, node: PartialSum, count: int = 1) -> None:
@@ -82,17 +84,18 @@ class TreeSum:
         self._close(node.first + count)
 
     def total(self) -> PartialSum:
-        """The sum of all, after the last one."""
+        """The sum of all, after the last one, if `first` is 0."""
         while len(self.nodes) > 1:
             self._merge_last_two()
         return self.nodes[0]
 
     def _close(self, following: int) -> None:
-        """Add up the subtrees that have no index of `following` or more."""
+        """Add up the subtrees that have no index before `_first`, or of `following` or more."""
         while len(self.nodes) > 1:
             left, right = self.nodes[-2:]
             height = (left.first ^ right.first).bit_length()  # of the smallest subtree that has both
-            if following >> height == left.first >> height:
+            subtree = left.first >> height
+            if following >> height == subtree or subtree << height < self._first:
                 return
             self._merge_last_two()
 

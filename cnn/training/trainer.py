@@ -102,10 +102,10 @@ class Trainer:
         return self.start_update(self.compute(micro_batches, batch_rows))
 
     def compute(self, micro_batches: Sequence[MicroBatch], batch_rows: int, first: int = 0) -> TreeSum:
-        """Compute micro-batches of this step's batch of `batch_rows` images; weights and state do not change.
+        """Compute micro-batches of this step's batch of `batch_rows` images, with the indices from `first` on.
 
-        Their indices in the batch are consecutive, from `first` on. Returns their sum, as far as it can be added up
-        without the other micro-batches of the batch.
+        Returns their sum, as far as it can be added up without the other micro-batches of the batch. The weights do not
+        change, nor does the state, unless the recipe has no micro-batches: then batch norm moves it at once.
         """
         while len(self._pending) >= MAX_PENDING:
             self._pending[0].result()
@@ -115,7 +115,7 @@ class Trainer:
             raise InputError(
                 f"expected the whole batch at once, found {len(micro_batches)} micro-batches; set train.micro_batch"
             )
-        total = TreeSum(self._merge)
+        total = TreeSum(self._merge, first)
         filled = [(i, part) for i, part in enumerate(micro_batches, first) if len(part.labels)]
         inputs = self.inputs.micro_batches([part for _, part in filled], self.step, self.step // self.epoch_steps)
         for (i, _), batch in zip(filled, inputs, strict=True):
