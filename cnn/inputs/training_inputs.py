@@ -33,7 +33,7 @@ class TrainingBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """Makes the batches of a training, whole or in micro-batches; all random numbers are functions of (seed, step, row).
+    """Makes a training's batches, or their micro-batches; all random numbers are functions of (seed, step, row).
 
     mean, std  of the images' channels, (3,) each, on the device: see `normalisation`
     classes    number of classes

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cnn.arena import Arena
-from cnn.backends.base import Array, MicroSums, StatisticsLayout
+from cnn.backends.base import MicroSums, StatisticsLayout
 from cnn.errors import RecipeError
 from cnn.inputs.device_images import DeviceRows
 from cnn.inputs.training_inputs import MicroBatch
@@ -58,9 +58,10 @@ class Memory:
 
 @dataclass(frozen=True, eq=False)
 class PartialSum:
-    """The sum of a run of micro-batches, the first of which has the index `first`, and the memory that it lies in."""
+    """The sum of micro-batches with indices from `first` to `last` - 1, and the memory that it lies in."""
 
     first: int
+    last: int
     sums: MicroSums
     memory: Memory
 
@@ -77,11 +78,11 @@ class TreeSum:
         self._merge, self._first = merge, first
         self.nodes: list[PartialSum] = []
 
-    def add(self, node: PartialSum, count: int = 1) -> None:
-        """Add the sum of `count` micro-batches, with higher indices than all before."""
+    def add(self, node: PartialSum) -> None:
+        """Add the sum of micro-batches with higher indices than all before."""
         self._close(node.first)
         self.nodes.append(node)
-        self._close(node.first + count)
+        self._close(node.last)
 
     def total(self) -> PartialSum:
         """The sum of all, after the last one, if `first` is 0."""

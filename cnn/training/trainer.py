@@ -153,14 +153,14 @@ class Trainer:
             self.network.backward(run, cache, d_outputs, memory.gradients)
         statistics = memory.statistics.flat if memory.statistics is not None else None  # (state size,)
         sums = MicroSums(memory.gradients.flat, loss, correct, statistics, len(batch.x))
-        return PartialSum(index, sums, memory)
+        return PartialSum(index, index + 1, sums, memory)
 
     def _merge(self, first: PartialSum, second: PartialSum) -> PartialSum:
         assert self._layout is not None
         with np.errstate(over="ignore", invalid="ignore"):  # reported by `_settle`
             sums = self.backend.merge_sums(first.sums, second.sums, self._layout)
         self._memory.append(second.memory)
-        return PartialSum(first.first, sums, first.memory)
+        return PartialSum(first.first, second.last, sums, first.memory)
 
     def _new_memory(self) -> Memory:
         network = self.network
