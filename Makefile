@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint golden bench clean
+.PHONY: demo test lint mutants golden bench clean
 
 demo: $(VENV)/.base
 	$(BIN)/logpose demo
@@ -17,6 +17,10 @@ test: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/mypy
+
+# All mistakes that the tests of the GPU kernels must find, not only the sample of `make test`.
+mutants: $(VENV)/.dev
+	LOGPOSE_ALL_MUTANTS=1 $(BIN)/pytest tests/cnn/backends/gpu/mutants
 
 # The golden files that pin us to PyTorch; tests/golden/make_goldens.py says what is in them.
 golden: $(VENV)/.bench

@@ -36,7 +36,7 @@ def out_of_memory(error: MemoryError) -> str:
 
 @contextmanager
 def gpu_errors(remedy: Callable[[], str] = lambda: CHECK_GPU) -> Iterator[None]:
-    """Raise DeviceFailedError, which ends in `remedy`, where CuPy or CUDA raises an error, except for too little memory."""
+    """Turn errors of CuPy and CUDA, except for too little memory, into DeviceFailedErrors that end in `remedy`."""
     try:
         yield
     except Exception as error:

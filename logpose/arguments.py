@@ -66,7 +66,7 @@ def checked_number(name: str, value: Any, minimum: int, maximum: int) -> int:
 
 @contextmanager
 def running(quiet: Any) -> Iterator[None]:
-    """Run a job: print or not, and turn errors of the operating system and of a GPU into LogposeErrors with a remedy."""
+    """Run a job: print or not, and turn errors of the system and of a GPU into a LogposeError with a remedy."""
     quiet = _checked("quiet", quiet, bool, Option(""))
     try:
         with verbosity_of(Verbosity.QUIET if quiet else Verbosity.NORMAL), gpu_errors():

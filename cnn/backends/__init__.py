@@ -34,7 +34,8 @@ def pick_backend(device: str = "auto", threads: int | None = None, precision: st
             return gpu_backend(precision)
         if device == "cuda":
             missing = reason.startswith("CuPy is not installed")
-            cure = "install the extra cuda12 or cuda13" if missing else "check the driver, and CuPy's version, by nvidia-smi"
+            check = "check with nvidia-smi that the driver works, and fits CuPy's version of CUDA"
+            cure = "install the extra cuda12 or cuda13" if missing else check
             raise DeviceError(f"no usable GPU: {reason}; use --device cpu, or {cure}")
     if precision not in ("auto", "float32"):
         raise DeviceError(f"precision {precision}: expected a GPU, found none; leave it out, or use --device cuda")

@@ -155,11 +155,14 @@ class RunFolder:
             )
         return None
 
-    def resume_command(self, dataset: Path, card: ModelCard) -> str:
+    def resume_command(self, dataset: Path, card: ModelCard, precision: str = "auto") -> str:
         """Return the command line that resumes the training; for a class of a notebook, the call in Python."""
+        given = precision != "auto"
         if _in_notebook(card):
-            return f"logpose.train({str(dataset)!r}, {str(self.path)!r}, resume=True)"
-        return shlex.join(["logpose", "train", str(dataset), str(self.path), "--resume", *model_option(card)])
+            also = f", precision={precision!r}" if given else ""
+            return f"logpose.train({str(dataset)!r}, {str(self.path)!r}, resume=True{also})"
+        options = ["--resume", *model_option(card), *(["--precision", precision] if given else [])]
+        return shlex.join(["logpose", "train", str(dataset), str(self.path), *options])
 
     def clear(self) -> None:
         """Remove the files of an earlier training; create the folder if it is missing. Raises OSError."""

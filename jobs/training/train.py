@@ -121,7 +121,7 @@ def train(
         artifacts = Artifacts(
             folder, data, card, trainer, state, streams.val, options.checkpoint_minutes, options.checkpoint_steps
         )
-        resume = folder.resume_command(data.path, card)
+        resume = folder.resume_command(data.path, card, options.precision)
 
         def after_failure() -> str:
             return f"the training is saved up to step {artifacts.saved_step}; resume with: {resume}"

@@ -176,6 +176,10 @@ template <Access ACCESS> static inline bool touch(const void* address, unsigned 
     size_t offset = p - arena;
     Records* records = &arena_records;
     bool shared = true;
+    if (__builtin_expect((uintptr_t)p & (size - 1) && (size_t)(p - running->stack) >= STACK, 0)) {
+        accuse("misaligned access", where, std::to_string(size) + " bytes");
+        return false;  // the CPU's own instructions for 16 bytes would crash
+    }
     if (offset < ARENA) {
         if (__builtin_expect(!find_array(offset, size), 0))
             return accuse(ACCESS == READ ? "read out of bounds" : "write out of bounds", where,
@@ -195,8 +199,6 @@ template <Access ACCESS> static inline bool touch(const void* address, unsigned 
         return check_elsewhere(p, size, ACCESS, where);
     }
     if (__builtin_expect(counting, 0)) count_access(p, size, where, shared);
-    if (__builtin_expect((uintptr_t)p & (size - 1), 0))
-        return accuse("misaligned access", where, std::to_string(size) + " bytes");
     check_access<ACCESS>(*records, offset, size, p, where, shared);
     return true;
 }

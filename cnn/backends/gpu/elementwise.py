@@ -14,6 +14,7 @@ from cnn.backends.gpu.layout import THREADS, flat_blocks, layout_of, vector_of, 
 
 _BY_INPUT = ("silu", "gelu")  # activations whose derivative is computed from their input; the others', from the output
 _ROWS = THREADS // 32  # of softmax in a block
+_MAX_GRID_Y = 65535  # CUDA's limit
 
 
 def activate(kind: str, x: Array) -> Array:
@@ -52,7 +53,7 @@ def dropout(x: Array, rate: float, key: int, rows: Array | None) -> Array:
         numbers = None if rows is None else cupy.ascontiguousarray(rows, dtype=np.int64)  # (N,)
         layout = layout_of(columns, x)
         _kernel("dropout", x.dtype, layout.vector)(
-            (layout.blocks(count, 1), layout.slices), (THREADS,),
+            (layout.blocks(count, 1), min(layout.slices, _MAX_GRID_Y)), (THREADS,),
             (x, y, numbers, count, columns, layout.width, np.uint64(key & (2**64 - 1)), np.float32(rate),
              wide(1) / wide(1.0 - rate)),
         )  # fmt: skip

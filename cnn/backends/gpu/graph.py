@@ -5,9 +5,10 @@ would wait for Python. A graph repeats the recorded launches with the same addre
 arrays between lie in a memory pool of its own.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from cnn.backends.base import Array
 
@@ -16,11 +17,16 @@ _MAX_GRAPHS = 4  # shapes at a time: full batches, and the last batch of a split
 _FIRST_CALLS = 2  # of each shape, launched one by one: a rare shape is not worth a graph, and the first call compiles
 
 
-class _Graph(NamedTuple):
-    graph: Any
-    x: Array  # the input
-    y: Array  # the output
-    pool: Any  # holds the memory of all arrays between
+class _Graph:
+    """A graph, its input x and output y, and the pool of memory for these and all arrays between."""
+
+    def __init__(self, graph: Any, x: Array, y: Array, pool: Any) -> None:
+        self.graph, self.x, self.y, self._pool = graph, x, y, pool
+
+    def __del__(self) -> None:
+        del self.graph, self.x, self.y
+        if not sys.is_finalizing():
+            self._pool.free_all_blocks()  # CuPy never frees what a pool still keeps when it dies
 
 
 class Captured:
@@ -54,17 +60,20 @@ class Captured:
 
     def _try_to_record(self, x: Array) -> _Graph | None:
         """None where CUDA cannot: a graph only saves time. What is wrong with the device, `run` will find too."""
-        try:
-            return self._record(x)
-        except Exception:  # CuPy raises many types
-            self._works = False
-            self._graphs.clear()
-            return None
-
-    def _record(self, x: Array) -> _Graph:
         import cupy
 
         pool = cupy.cuda.MemoryPool()
+        try:
+            return self._record(x, pool)
+        except Exception:  # CuPy raises many types
+            self._works = False
+        self._graphs.clear()
+        pool.free_all_blocks()  # after the exception, whose frames keep arrays
+        return None
+
+    def _record(self, x: Array, pool: Any) -> _Graph:
+        import cupy
+
         stream = cupy.cuda.Stream(non_blocking=True)  # the null stream cannot be captured
         stream.wait_event(cupy.cuda.get_current_stream().record())  # the weights were prepared there
         with cupy.cuda.using_allocator(pool.malloc), stream:

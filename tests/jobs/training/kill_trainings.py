@@ -33,7 +33,7 @@ from pipeline.loader import epoch_order
 from pipeline.loader.stream import MAX_WINDOWS, BatchStream
 from tests.jobs.killing import Aim, LoggedRun
 
-MODEL = ("--model", "plain", "--set", "model.width=4", "--device", "cpu")  # trains in seconds
+MODEL = ("--model", "plain", "--set", "model.width=4")  # trains in seconds
 WINDOW_BYTES = 2 * 2**20  # so that a small dataset has several windows
 MAX_WORKERS = 4
 MAX_KILLS = 4  # of one training
@@ -94,10 +94,11 @@ class Trainings:
     epochs: int
     batch_size: int
     checkpoint_steps: int
+    device: str = "cpu"
 
     def start(self, run_dir: Path, *options: object) -> LoggedRun:
         """Start or resume; the log is written next to `run_dir`."""
-        recipe = (*MODEL, "--epochs", self.epochs, "--batch-size", self.batch_size)
+        recipe = (*MODEL, "--device", self.device, "--epochs", self.epochs, "--batch-size", self.batch_size)
         often = ("--checkpoint-steps", self.checkpoint_steps, "--resume")
         arguments = ("train", self.dataset, run_dir, *recipe, *often, *options)
         settings = {"pipeline.loader.epoch_order:WINDOW_BYTES": WINDOW_BYTES}
@@ -203,9 +204,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--checkpoint-steps", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    trainings = Trainings(options.dataset, options.epochs, options.batch_size, options.checkpoint_steps)
+    trainings = Trainings(options.dataset, options.epochs, options.batch_size, options.checkpoint_steps, options.device)
     with tempfile.TemporaryDirectory() as folder:
         trainings.start(Path(folder) / "first" / "run").finish()  # compiles the kernels
         done, steps = kill_trainings(trainings, options.kills, options.seed, Path(folder))

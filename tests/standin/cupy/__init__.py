@@ -37,6 +37,7 @@ _METHODS = {
     "all", "any", "argmax", "argmin", "clip", "cumsum", "dot", "flatten", "max", "mean", "min", "prod", "ravel",
     "repeat", "reshape", "round", "squeeze", "std", "sum", "swapaxes", "take", "transpose", "var", "view",
 }  # fmt: skip
+_VIEWS = {"ravel", "reshape", "squeeze", "swapaxes", "transpose", "view"}  # methods that copy only where they must
 
 
 class ndarray(NDArrayOperatorsMixin):
@@ -179,7 +180,15 @@ class ndarray(NDArrayOperatorsMixin):
         if name not in _METHODS:
             raise AttributeError(f"the stand-in's cupy.ndarray has no {name}")
         method = getattr(self._host, name)
-        return lambda *args, **kwargs: _compute(name, lambda: method(*map(_host, args), **_hosts(kwargs)))
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if name in _VIEWS:
+                view = method(*args, **kwargs)
+                if np.may_share_memory(view, self._host):
+                    return _wrap(view)  # no work for the device
+            return _compute(name, lambda: method(*map(_host, args), **_hosts(kwargs)))
+
+        return call
 
 
 def _wrap(host: np.ndarray) -> ndarray:

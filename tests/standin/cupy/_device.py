@@ -93,4 +93,4 @@ def synchronize() -> None:
 def memory_info() -> tuple[int, int]:
     """Free and total bytes."""
     total = _memory.total_memory()
-    return total - sum(each._total for each in _memory.MemoryPool._all), total
+    return total - _memory.MemoryPool._all_bytes(), total

@@ -109,15 +109,15 @@ class MemoryPool:
 
     _end = _UNIT * 2  # of the arena's part that was ever given out
     _returned: ClassVar["defaultdict[int, list[int]]"] = defaultdict(list)  # rounded size -> blocks that no pool holds
-    _all: ClassVar["weakref.WeakSet[MemoryPool]"] = weakref.WeakSet()
+    _accounts: ClassVar[list[list[int]]] = []  # of all pools: as in CuPy, a pool that dies frees none of its blocks
 
     def __init__(self, allocator: Any = None) -> None:
         self._free: defaultdict[tuple[int, int], list[int]] = defaultdict(list)  # (stream, rounded size) -> offsets
         self._used: dict[int, int] = {}  # offset -> size
-        self._total = 0
+        self._account = [0]  # bytes asked of CUDA
         self._limit = 0
         self._kept: dict[int, int] = {}  # offset -> size, of blocks that were freed while a graph was captured
-        MemoryPool._all.add(self)
+        MemoryPool._accounts.append(self._account)
 
     def malloc(self, size: int) -> MemoryPointer:
         if size == 0:
@@ -147,14 +147,14 @@ class MemoryPool:
         grown["times"] += 1
         grown["bytes"] += rounded
         limit = min(total_memory(), self._limit or total_memory())
-        if sum(pool._total for pool in MemoryPool._all) + rounded > limit:
+        if MemoryPool._all_bytes() + rounded > limit:
             self.free_all_blocks()
             gc.collect()
             self.free_all_blocks()
-        total = sum(pool._total for pool in MemoryPool._all)
+        total = MemoryPool._all_bytes()
         if total + rounded > limit:
             raise OutOfMemoryError(rounded, total, limit)
-        self._total += rounded
+        self._account[0] += rounded
         if MemoryPool._returned[rounded]:
             return MemoryPool._returned[rounded].pop()
         offset = MemoryPool._end
@@ -180,17 +180,21 @@ class MemoryPool:
         with _streams._lock:
             free, self._free = self._free, defaultdict(list)
             for (_, rounded), offsets in free.items():
-                self._total -= rounded * len(offsets)
+                self._account[0] -= rounded * len(offsets)
                 MemoryPool._returned[rounded] += offsets
 
     def used_bytes(self) -> int:
         return sum(-(-size // _UNIT) * _UNIT for size in self._used.values())
 
     def total_bytes(self) -> int:
-        return self._total
+        return self._account[0]
+
+    @staticmethod
+    def _all_bytes() -> int:
+        return sum(account[0] for account in MemoryPool._accounts)
 
     def free_bytes(self) -> int:
-        return self._total - self.used_bytes()
+        return self.total_bytes() - self.used_bytes()
 
     def n_free_blocks(self) -> int:
         return sum(map(len, self._free.values()))

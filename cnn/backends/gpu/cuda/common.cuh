@@ -135,13 +135,22 @@ __device__ __forceinline__ void add_lanes(A (*columns)[PITCH<V>], const Columns<
     __syncthreads();
 }
 
-// A thread's V neighbours in shared memory, by 16 bytes at a time.
+// A thread's V neighbours in shared memory, by 16 bytes at a time. Of 32 bytes, four of eight threads load the second half
+// first: eight threads' first halves alone would meet in pairs in their banks.
 template <int V, class A> __device__ __forceinline__ void get_own(A (&own)[V], const A* shared) {
-    constexpr int N = V * sizeof(A) > 16 ? 16 / sizeof(A) : V;
+    if constexpr (V * sizeof(A) == 32) {
+        constexpr int N = V / 2;
+        const bool swap = threadIdx.x & 4;
+        const Vector<A, N> one = load<N>(shared + swap * N), other = load<N>(shared + !swap * N);
 #pragma unroll
-    for (int first = 0; first < V; first += N) {
-        const Vector<A, N> part = load<N>(shared + first);
+        for (int n = 0; n < N; n++) {
+            own[n] = swap ? other.at[n] : one.at[n];
+            own[N + n] = swap ? one.at[n] : other.at[n];
+        }
+    } else {
+        static_assert(V * sizeof(A) <= 16, "one load");
+        const Vector<A, V> all = load<V>(shared);
 #pragma unroll
-        for (int n = 0; n < N; n++) own[first + n] = part.at[n];
+        for (int n = 0; n < V; n++) own[n] = all.at[n];
     }
 }

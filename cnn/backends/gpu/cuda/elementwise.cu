@@ -83,17 +83,19 @@ __global__ void __launch_bounds__(THREADS, 4) dropout(
     unsigned long long key, float rate, WideOf<T> factor) {
     const Columns<V> at(columns, width);
     if (!at.active) return;
-    for (long long row = at.first_row(); row < rows; row += at.row_step()) {
-        Vector<T, V> values = load<V>(x + row * columns + at.channel);
-        const unsigned long long number = numbers ? numbers[row] : row, row_key = mix(number * GOLDEN_GAMMA + key);
+    // A large image has more slices than a grid has blocks along y: each block takes every `gridDim.y`-th.
+    for (int column = at.channel; column < columns; column += gridDim.y * width * V)
+        for (long long row = at.first_row(); row < rows; row += at.row_step()) {
+            Vector<T, V> values = load<V>(x + row * columns + column);
+            const unsigned long long number = numbers ? numbers[row] : row, row_key = mix(number * GOLDEN_GAMMA + key);
 #pragma unroll
-        for (int v = 0; v < V; v++) {
-            const unsigned long long bits = mix(row_key + (unsigned long long)(at.channel + v + 1) * GOLDEN_GAMMA);
-            const float draw = (float)(unsigned)(bits >> 40) * 5.9604644775390625e-8f;  // 2^-24
-            values.at[v] = narrow<T>(widen(values.at[v]) * (draw >= rate ? factor : (WideOf<T>)0));
+            for (int v = 0; v < V; v++) {
+                const unsigned long long bits = mix(row_key + (unsigned long long)(column + v + 1) * GOLDEN_GAMMA);
+                const float draw = (float)(unsigned)(bits >> 40) * 5.9604644775390625e-8f;  // 2^-24
+                values.at[v] = narrow<T>(widen(values.at[v]) * (draw >= rate ? factor : (WideOf<T>)0));
+            }
+            store(y + row * columns + column, values);
         }
-        store(y + row * columns + at.channel, values);
-    }
 }
 
 // Softmax over the rows of x (rows, columns), a warp for each; and its backward, dx = y * (dy - sum of dy * y).

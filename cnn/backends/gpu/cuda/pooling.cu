@@ -262,9 +262,11 @@ __global__ void __launch_bounds__(THREADS, 4) global_max_pool(
         if (at.lane + half < rest)
 #pragma unroll
             for (int v = 0; v < V; v++) {
-                const int mine = threadIdx.x, other = mine + half * at.width;
-                if (replaces(columns[v][other], places[v][other], columns[v][mine], places[v][mine]))
-                    columns[v][mine] = columns[v][other], places[v][mine] = places[v][other];
+                const A value = columns[v][threadIdx.x], other = columns[v][threadIdx.x + half * at.width];
+                const int place = places[v][threadIdx.x], other_place = places[v][threadIdx.x + half * at.width];
+                const bool better = replaces(other, other_place, value, place);
+                columns[v][threadIdx.x] = better ? other : value;
+                places[v][threadIdx.x] = better ? other_place : place;
             }
         rest = half;
     }

@@ -17,7 +17,7 @@ REFERENCE = ReferenceBackend()
 # By precision: storage type, math, and the largest relative error.
 PRECISIONS = {
     "float64": ("float64", "PLAIN", 1e-12), "float32": ("float32", "PLAIN", 1e-5),
-    "tf32": ("float32", "TF32", 1e-3), "bf16": ("bf16", "BF16", 5e-3),
+    "tf32": ("float32", "TF32", 5e-4), "bf16": ("bf16", "BF16", 2.5e-3),
 }  # fmt: skip
 
 
@@ -173,9 +173,10 @@ def test_activation_is_that_of_the_output(device: Any, precision: str, activatio
     assert error(layer.forward(activation)[0], expected) < layer.tolerance
 
 
+@pytest.mark.parametrize("filters", [24, 10])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_input_with_padded_channels(device: Any, precision: str) -> None:
-    case = Case((2, 7, 9, 3), 24, Window((3, 2), (2, 1), 1, 1, 0, 1))
+def test_input_with_padded_channels(device: Any, precision: str, filters: int) -> None:
+    case = Case((2, 7, 9, 3), filters, Window((3, 2), (2, 1), 1, 1, 0, 1))
     layer = Layer(precision, case)
     padded = device.zeros((*case.shape[:3], 8 if precision == "bf16" else 4), layer.x.dtype)  # (N, H, W, P)
     padded[..., :3] = layer.x
@@ -208,27 +209,6 @@ def test_any_order_of_threads_gives_the_same_bits(
     layer.forward(statistics=True)
     layer.input_gradient()
     layer.weight_gradient()
-
-
-@pytest.mark.parametrize(("precision", "tile"), [
-    ("bf16", TILES[0]), ("bf16", TILES[1]), ("tf32", TILES[0]),
-], ids=str)  # fmt: skip
-def test_memory_is_accessed_in_whole_lines_and_all_banks(
-    emulator: Any, monkeypatch: pytest.MonkeyPatch, precision: str, tile: Tile
-) -> None:
-    case = Case((2, 12, 12, 32), 128, SAME)
-    layer = Layer(precision, case)
-    kind = "bf16" if precision == "bf16" else "float"
-    with _only(monkeypatch, tile):
-        for which, run in (
-            ("FORWARD", lambda: layer.forward(statistics=True)), ("INPUT", layer.input_gradient),
-            ("WEIGHT", layer.weight_gradient),
-        ):  # fmt: skip
-            name = convolution.kernel_name(kind, layer.math, which, tile, True)
-            layer.weight, layer.bias = layer.weight.copy(), layer.bias.copy()
-            with emulator._kernels.costs(convolution._kernel(name, tile)) as rows:
-                run()
-            assert rows and [row for row in rows if row[3] > 1.1] == []
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 5, 8), (0, 5, 5, 3)])

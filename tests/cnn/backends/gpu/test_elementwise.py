@@ -55,6 +55,14 @@ def test_dropout_draws_as_on_the_host(kind: str, shape: tuple[int, ...], numbers
     assert error(y, to_host(x) * (draws >= np.float32(rate)) / (1 - rate)) < TOLERANCE[kind]
 
 
+def test_dropout_of_images_with_many_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those with more slices of columns than a grid has blocks."""
+    monkeypatch.setattr(elementwise, "_MAX_GRID_Y", 2)
+    x = np.ones((3, 1300), np.float32)  # (3, 1300): 6 slices
+    found = elementwise.dropout(to_device(x, "float32"), 0.3, 7, None)  # (3, 1300)
+    np.testing.assert_allclose(found.get(), REFERENCE.dropout(x, 0.3, 7, None), rtol=1e-6)
+
+
 def test_dropout_compares_equal_draws() -> None:
     """A rate that is itself a draw: that value is kept, as in the reference."""
     draw = uniform(5, np.arange(1), 64)[0, 40]  # ()
@@ -73,7 +81,8 @@ def test_conversions() -> None:
     wide = elementwise.convert(narrow, np.float32)  # (1009,)
     assert (wide.get() == to_host(narrow)).all()
     assert elementwise.convert(wide, np.float32) is wide
-    nan = elementwise.convert(to_device(np.full(3, np.nan), "float32"), np.uint16)  # (3,)
+    nans = np.array([0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001], np.uint32).view(np.float32)  # (4,)
+    nan = elementwise.convert(to_device(nans, "float32"), np.uint16)  # (4,)
     assert np.isnan(to_host(nan)).all()
     odd = narrow[1:].reshape(2, 504)  # not aligned to 16 bytes
     assert (elementwise.convert(odd, np.float32).get() == to_host(odd)).all()

@@ -1,6 +1,7 @@
 """CUDA graphs: the same bits as without, for any order of shapes and from several threads."""
 
 import threading
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,25 @@ def test_what_cannot_be_recorded_is_launched_each_time(network: Network, emulato
     for _ in range(_FIRST_CALLS + 3):
         np.testing.assert_array_equal(emulator.asnumpy(captured(x)), 1.0)
     assert not captured._works and len(calls) == _FIRST_CALLS + 3 + 2  # the attempt runs it twice
+
+
+def test_memory_of_dropped_graphs_is_freed(network: Network, emulator: Any) -> None:
+    batches = [inputs(network, rows, 0) for rows in SHAPES for _ in range(_FIRST_CALLS + 1)]
+
+    def free_bytes_after(run: Any) -> int:
+        captured = Captured(run)
+        for x in batches:
+            captured(x)
+        del captured
+        emulator.get_default_memory_pool().free_all_blocks()
+        return int(emulator.cuda.runtime.memGetInfo()[0])
+
+    def fail(x: Array) -> Array:
+        float(emulator.empty(1 << 16)[:1].sum())  # cannot be recorded
+        return x
+
+    for run in (partial(FoldedNetwork(network)._steps, network.backend), fail):
+        assert free_bytes_after(run) == free_bytes_after(run)
 
 
 def test_threads_take_turns(network: Network) -> None:

@@ -138,6 +138,14 @@ def test_channel_sums(kind: str, shape: tuple[int, ...]) -> None:
     assert error(sums, exact) < min(TOLERANCE[kind], 1e-5)
 
 
+def test_sums_of_more_parts_than_a_merge_has_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norm, "_MIN_ROWS", 1)
+    x = random(np.random.default_rng(5), (4 * norm._MERGE_LANES + 6, 255), "float32")  # (262, 255): 66 parts
+    sums = to_device(np.full(255, np.nan), "float32")  # (255,)
+    norm.channel_sums(x, sums)
+    assert error(sums, to_host(x).sum(axis=0)) < 1e-5
+
+
 def test_views_with_strides_and_unaligned_views() -> None:
     whole = random(np.random.default_rng(6), (4, 3, 5, 16), "float32")  # (4, 3, 5, 16)
     flat = random(np.random.default_rng(6), (1 + 40 * 8,), "float32")  # (321,)

@@ -43,7 +43,7 @@ def test_windows_agree_with_the_reference(kind: str, shape: tuple[int, ...], win
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", [*SHAPES, (1, 33, 20, 8), (3, 1, 1, 5)])
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 33, 21, 8), (3, 1, 1, 5)])
 def test_global_pools_agree_with_the_reference(kind: str, shape: tuple[int, ...]) -> None:
     generator = np.random.default_rng(1)
     x = to_device(generator.integers(-20, 20, shape), kind)  # (N, H, W, C); with equal maxima

@@ -120,7 +120,7 @@ def test_numpy_and_cupy_do_not_mix(emulator: Any) -> None:
 
 
 def test_ascontiguousarray_is_for_device_arrays_and_adds_an_axis(emulator: Any) -> None:
-    with pytest.raises(TypeError, match="expected cupy.ndarray"):
+    with pytest.raises(TypeError, match=r"expected cupy\.ndarray"):
         emulator.ascontiguousarray(np.ones(N, np.float32))
     assert emulator.ascontiguousarray(emulator.zeros(())).shape == (1,)
     assert not hasattr(emulator, "errstate")  # CuPy's is in cupyx, and is about linear algebra
@@ -194,3 +194,18 @@ def test_pools_of_their_own(emulator: Any) -> None:
     assert pool.used_bytes() == 512 and (x.get() == 0).all()
     del x
     assert pool.n_free_blocks() == 1
+
+
+def test_a_dropped_pool_keeps_its_free_blocks(emulator: Any) -> None:
+    def free_bytes() -> int:
+        return int(emulator.cuda.runtime.memGetInfo()[0])
+
+    before = free_bytes()
+    for frees, lost in ((True, 0), (False, 512)):
+        pool = emulator.cuda.MemoryPool()
+        with emulator.cuda.using_allocator(pool.malloc):
+            emulator.zeros(N, np.float32)
+        if frees:
+            pool.free_all_blocks()
+        del pool
+        assert before - free_bytes() == lost

@@ -1,0 +1,1 @@
+"""What kernels and whole steps cost, as the emulator counts it: tests, and tables for docs/gpu.md."""
