@@ -70,8 +70,8 @@ class TreeSum:
     """Adds up partial sums in the order of their indices, from `first` on.
 
     merge: adds the second of two sums to the first.
-    nodes: sums that wait for others of the same subtree. At the end those of one worker, whose indices are a part of
-        all, are what it gives to whoever adds up the parts of all workers.
+    nodes: sums that wait for others of the same subtree. Those that one worker has at the end, whose indices are a part
+        of all, are added to a `TreeSum` from 0 on, in the order of the workers.
     """
 
     def __init__(self, merge: Callable[[PartialSum, PartialSum], PartialSum], first: int = 0) -> None:
