@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from cnn.backends.cpu import processor
+from jobs.cli import main
 from jobs.flags import draw_flags
 from tests.jobs.conftest import RECIPE, Logpose
 from tests.jobs.training.runs import assert_same_weights, before_step, metrics_without_times, press_ctrl_c
@@ -17,11 +18,11 @@ RECIPES = {
 
 
 @pytest.fixture(scope="module")
-def flags(logpose: Logpose, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def flags(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("flags")
     for split, count, seed in (("train", 14, 1), ("val", 4, 2)):
         draw_flags(folder / "images" / split, count, seed, lambda done, total: None, workers=1)
-    assert logpose("build", folder / "images", folder / "flags.zarr", "--size", 32).code == 0
+    assert main(["build", str(folder / "images"), str(folder / "flags.zarr"), "--size", "32"]) == 0
     return folder / "flags.zarr"
 
 
