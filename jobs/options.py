@@ -18,6 +18,9 @@ Precision: TypeAlias = Annotated[
     Literal["auto", "float32", "tf32", "bf16"],
     Option("Of a GPU's products and feature maps; auto is bf16 if the card has it."),
 ]
+Threads: TypeAlias = Annotated[
+    int | None, Option("Computing threads on a CPU, for the same result; default: one per CPU.", "N", 1)
+]
 Workers: TypeAlias = Annotated[int | None, Option("Decoding threads; default: one per CPU.", "N", 1)]
 ModelClass: TypeAlias = Annotated[
     str | None,
@@ -70,6 +73,7 @@ class TrainOptions(RecipeOptions):
     overwrite: Annotated[bool, _Start("Replace a finished training.")] = False
     device: Device = "auto"
     precision: Precision = "auto"
+    threads: Threads = None
     workers: Workers = None
     ram_budget: Annotated[
         int,
@@ -91,6 +95,7 @@ class FindLrOptions(RecipeOptions):
     plot: Annotated[Path | None, Option("Plot loss against learning rate.", "FILE.png")] = None
     device: Device = "auto"
     precision: Precision = "auto"
+    threads: Threads = None
     workers: Workers = None
 
 

@@ -181,6 +181,7 @@ def train(
     values: Mapping[str, Any] | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     precision: Literal["auto", "float32", "tf32", "bf16"] = "auto",
+    threads: int | None = None,
     workers: int | None = None,
     resume: bool = False,
     init: str | Path | None = None,
@@ -204,6 +205,7 @@ def train(
         values: More values of the recipe, such as {"augment.cutout": 0.3}.
         device: Where to compute; "auto" takes a GPU if one works.
         precision: Of a GPU's products and feature maps; "auto" is bf16 if the card has it.
+        threads: Computing threads on a CPU, which do not change the result; None: one per CPU.
         workers: Threads that read and decode images; None: one per CPU.
         resume: Resume the training in `run_dir`; start if there is none.
         init: A saved model to start from; its classes may differ.
@@ -237,7 +239,8 @@ def train(
     options = checked_options(
         TrainOptions, model=model if isinstance(model, str) else None, epochs=epochs, batch_size=batch_size, lr=lr,
         seed=seed, patience=patience, recipe=name, config=file, device=device, precision=precision,
-        workers=workers, resume=resume, init=init, ram_budget=ram_budget, cache=cache, overwrite=overwrite,
+        threads=threads, workers=workers, resume=resume, init=init, ram_budget=ram_budget, cache=cache,
+        overwrite=overwrite,
         set=[f"{key}={_toml(key, value)}" for key, value in {**texts, **(values or {})}.items()],
     )  # fmt: skip
     with running(quiet):

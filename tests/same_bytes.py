@@ -3,9 +3,8 @@
     python -m tests.same_bytes            # print the hashes of this machine
     pytest tests/test_same_bytes.py       # compare with same_bytes.json, on a machine like the one it was recorded on
 
-Floating-point results depend on the processor's vector units, on the number of threads and on the libraries, so the
-recorded hashes hold for the recorded machine only. A change that is meant to change results records new ones and says
-why.
+Floating-point results depend on the processor's vector instructions and on the libraries, so the recorded hashes hold
+for such machines only. A change that is meant to change results records new ones and says why.
 """
 
 import csv
@@ -18,11 +17,10 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-import llvmlite.binding
 import safetensors.numpy
 
+from cnn.backends.cpu.processor import instruction_set
 from jobs.flags import CREWS, draw_flags
-from logpose.common.cpus import available_cpus
 from pipeline.dataset.store import Dataset
 
 # Two epochs of each. Together they cover every kernel family, optimizer, augmentation and weight average.
@@ -37,10 +35,8 @@ TRAININGS = {
 
 def machine() -> dict[str, str]:
     """System, processor and library versions, on which floating-point results depend."""
-    features = llvmlite.binding.get_host_cpu_features()
-    vectors = "avx512" if features.get("avx512f") else "avx2" if features.get("avx2") else "other"
     libraries = {name: version(name) for name in ("numpy", "numba", "llvmlite", "pillow")}
-    processor = f"{platform.machine()} {vectors}, {available_cpus()} cores"
+    processor = f"{platform.machine()} {instruction_set()}"
     return {"system": platform.system(), "processor": processor, **libraries}
 
 

@@ -27,7 +27,7 @@ ONLY_IMPORTED_BY = {
     "cupy": ["cnn/backends/gpu/*.py"],
     "cupyx": ["cnn/backends/gpu/*.py"],
     "numba": ["cnn/backends/cpu/*.py", "pipeline/images/resize.py", "pipeline/images/pixel_sums.py"],
-    "llvmlite": ["cnn/backends/cpu/simd.py", "pipeline/images/resize.py"],
+    "llvmlite": ["cnn/backends/cpu/processor.py", "cnn/backends/cpu/simd.py", "pipeline/images/resize.py"],
     "dask": ["pipeline/build/scheduler.py", "pipeline/parallel/cluster.py", "jobs/console/sizes.py"],
     "PIL": [
         "pipeline/images/decode.py", "pipeline/images/colours.py", "jobs/drawing/contact_sheet.py",

@@ -7,8 +7,19 @@ from jobs.console.output import detail
 
 
 def device_text(backend: Backend) -> str:
-    """Return the device and, of a GPU, its precision, such as 'cpu' or 'NVIDIA H100 80GB HBM3 in bf16'."""
-    return f"{backend.device_name} in {backend.precision}" if backend.name == "cuda" else backend.device_name
+    """Return what results depend on: 'cpu, AVX-512' or 'NVIDIA H100 80GB HBM3 in bf16', for example."""
+    if backend.name == "cuda":
+        return f"{backend.device_name} in {backend.precision}"
+    if backend.name == "cpu":
+        from cnn.backends.cpu.processor import instruction_set  # imports LLVM
+
+        return f"{backend.device_name}, {instruction_set()}"
+    return backend.device_name
+
+
+def has_changed(before: str, now: str) -> bool:
+    """Whether the device is another one: `before` may be empty, or lack the instruction set, in older trainings."""
+    return before not in ("", now) and not now.startswith(f"{before}, ")
 
 
 def choose_backend(device: str, precision: str, threads: int | None = None) -> Backend:

@@ -82,7 +82,8 @@ def find_lr(dataset: Path, options: FindLrOptions) -> Suggestion:
         raise JobError("optimizer.lr: expected more than 0, since rates around it are tried, found 0; leave it out")
     constant = _without_schedule(recipe, steps, data.train.rows)
     card = build_card(data, recipe)
-    trainer = build_trainer(card, constant, choose_backend(options.device, options.precision), data)
+    backend = choose_backend(options.device, options.precision, options.threads)
+    trainer = build_trainer(card, constant, backend, data)
     for line in (*describe_data(data), *describe_training(card, trainer, recipe)):
         say(line)
     measure(trainer, data)
@@ -247,4 +248,6 @@ def _train_command(dataset: Path, options: FindLrOptions, lr: float) -> str:
     for name in ("device", "precision"):
         if (value := getattr(options, name)) != "auto":
             words += [f"--{name}", value]
+    if options.threads is not None:
+        words += ["--threads", str(options.threads)]
     return shlex.join(words)

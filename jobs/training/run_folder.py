@@ -28,7 +28,7 @@ class TrainingState:
     content_hash: str  # of the dataset
     init: str = ""  # the model file it started from, if any
     dataset: str = ""  # path of the dataset when it was last trained on; empty in older trainings
-    device: str = ""  # and precision, when it was last trained; empty in older trainings
+    device: str = ""  # when it was last trained: see `device_text`; without instructions or empty in older trainings
     epoch: int = 1
     batches: int = 0
     step: int = 0  # of the whole training

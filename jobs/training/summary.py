@@ -21,8 +21,8 @@ class Summary:
     `epoch` is the one that model.safetensors holds. It was chosen by its validation accuracy, which is therefore
     slightly inflated. `accuracy_low` and `accuracy_high` are the 95 % interval that comes from the number of images
     (Wilson, 1927). Calibration is explained in cnn.evaluation.calibration. `views` is the test-time augmentation
-    that `accuracy_with_views` was measured with. `device` is what the last epoch was trained on, such as 'cpu' or
-    'NVIDIA H100 80GB HBM3 in bf16'; empty in older trainings.
+    that `accuracy_with_views` was measured with. `device` is what the last epoch was trained on, such as
+    'cpu, AVX-512' or 'NVIDIA H100 80GB HBM3 in bf16'; only 'cpu', or empty, in older trainings.
     """
 
     epoch: int

@@ -10,7 +10,7 @@ from cnn.checkpoint import Checkpoint, ModelCard, initialise_from, load_checkpoi
 from cnn.errors import NonFiniteError
 from cnn.training.recipe import Recipe
 from cnn.training.trainer import Trainer
-from jobs.console.device import choose_backend, device_text
+from jobs.console.device import choose_backend, device_text, has_changed
 from jobs.console.output import emit, say
 from jobs.console.progress import plural
 from jobs.errors import JobError, gpu_errors
@@ -92,7 +92,7 @@ def train(
     workers = options.workers or available_cpus()
     streams = open_streams(data, recipe, workers, options.ram_budget)
     card = build_card(data, recipe)
-    backend = choose_backend(options.device, options.precision)
+    backend = choose_backend(options.device, options.precision, options.threads)
     trainer = build_trainer(card, recipe, backend, data)
     caches = is_cached(options.cache, backend, data.train)
     for line in describe_training(card, trainer, recipe):
@@ -101,7 +101,7 @@ def train(
         say(labelled("cache", describe_cache(data.train)))
     _initialise(trainer, card, data, state, checkpoint, start)
     device = device_text(backend)
-    if state.device not in ("", device):
+    if has_changed(state.device, device):
         change = f"trained on {state.device} so far, and now on {device}"
         say(labelled("note", f"{change}: the weights will differ slightly from those of a training on one device"))
     state.device = device

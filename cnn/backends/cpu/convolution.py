@@ -3,7 +3,8 @@
 3x3 convolutions at stride 1 use Winograd if there are enough channels to amortise the transforms, all others the direct
 algorithm. `choose_tile` decides by a count of multiply-adds, with measured constants (docs/performance.md).
 
-N images, H by W pixels, C channels in; OH by OW pixels, K filters out; T threads; K8: K rounded up to whole vectors.
+N images, H by W pixels, C channels in; OH by OW pixels, K filters out; T threads; S portions of a sum, see team.py;
+K8: K rounded up to whole vectors.
 """
 
 import math
@@ -25,7 +26,8 @@ _BLOCK_TILES = 48  # Winograd tiles in a block
 _BLOCK_TILES_LARGE = 96  # where each block adds to weight gradients that exceed the cache
 _BLOCK_BYTES = 192 << 10  # of a direct convolution block's padded input: fits in a core's L2
 _MIN_BLOCK_PIXELS = 96  # output pixels of a block, to amortise loading the packed kernels
-_MAX_PRIVATE_SUMS = 1 << 19  # elements of a weight gradient that each thread may sum up on its own
+_SUM_COUNTS = ((1 << 16, 8), (1 << 18, 4), (1 << 19, 2))  # portions of the sum of a weight gradient of so many elements
+_MIN_PORTION_PIXELS = 96  # output pixels, or Winograd tiles, of a portion: to amortise adding its sum to the others
 
 _round_up = simd.round_up.py_func
 
@@ -127,17 +129,23 @@ def adjoint_window(window: Window) -> Window:
     return Window(window.size, (1, 1), kh - 1 - top, kh - 1 - window.bottom, kw - 1 - left, kw - 1 - window.right)
 
 
-def _private_sums(threads: int, size: int, filters: int) -> int:
-    """The number of weight gradients of `size` to sum up: one per thread, or one whose filters the threads split."""
-    return 1 if size > _MAX_PRIVATE_SUMS and threads <= _round_up(filters, NR) // NR else threads
+def _sum_count(size: int, pixels: int) -> int:
+    """The number of portions in which a weight gradient of `size` elements is summed over pixels or tiles.
+
+    A power of two: 2, 4 or 8 threads then seldom share a portion, of which each has to transform or copy all inputs.
+    """
+    count = next((count for limit, count in _SUM_COUNTS if size <= limit), 1)
+    while count > 1 and count * _MIN_PORTION_PIXELS > pixels:
+        count //= 2
+    return count
 
 
 # Winograd
 
 
-def _block_tiles(limit: int, tiles: int, threads: int) -> int:
-    """The tiles in a block: at most `limit`, and at most what one thread gets of all `tiles`."""
-    return min(limit, _round_up(-(-tiles // threads), MR))
+def _block_tiles(limit: int, tiles: int, slices: int) -> int:
+    """The tiles in a block: at most `limit`, and at most the tiles of a slice."""
+    return min(limit, _round_up(-(-tiles // slices), MR))
 
 
 def _tile_scratch(m: int, block: int, channels: int, filters: int) -> int:
@@ -177,11 +185,10 @@ def _winograd_weight_gradient(
     m: int, dy: Array, x: Array, window: Window, d_weight: Array, work: Workspace
 ) -> None:
     channels, filters, threads = x.shape[3], dy.shape[3], work.team.threads
-    size = _planes_size(m, _round_up(channels, MR), _round_up(filters, LANES))
-    sum_count = _private_sums(threads, size, filters)
+    size, tiles = _planes_size(m, _round_up(channels, MR), _round_up(filters, LANES)), _tile_count(m, dy)
+    sum_count = _sum_count(size, tiles)
     sums = work.buffer("weights", (sum_count, size), x.dtype)  # (S, P matrices C6, K8)
-    limit = _BLOCK_TILES_LARGE if size > _MAX_PRIVATE_SUMS else _BLOCK_TILES
-    block = _block_tiles(limit, _tile_count(m, dy), sum_count)
+    block = _block_tiles(_BLOCK_TILES_LARGE if size > _SUM_COUNTS[-1][0] else _BLOCK_TILES, tiles, sum_count)
     scratch = work.buffer("scratch", (threads, _tile_scratch(m, block, channels, filters)), x.dtype)  # (T, size)
     work.team.run(winograd.weight_gradient, m, x, dy, window.top, window.left, block, sums, scratch)
     work.team.run(winograd.sum_weight_gradient, m, sums, d_weight, scratch)
@@ -190,16 +197,16 @@ def _winograd_weight_gradient(
 # Direct
 
 
-def _choose_block(geometry: Geometry, images: int, channels: int, itemsize: int, threads: int) -> Block:
-    """A band of rows that fits in cache, or several images where one has few pixels; enough blocks for all threads."""
+def _choose_block(geometry: Geometry, images: int, channels: int, itemsize: int, slices: int) -> Block:
+    """A band of rows that fits in cache, or several images where one has few pixels; at least one block a slice."""
     rows, across = geometry.out_size
     in_columns = (across - 1) * geometry.stride[1] + geometry.size[1]
     row_bytes = in_columns * channels * itemsize * geometry.stride[0]  # of input for each output row
     if rows * across < _MIN_BLOCK_PIXELS:
-        together = min(-(-_MIN_BLOCK_PIXELS // (rows * across)), -(-images // threads))
+        together = min(-(-_MIN_BLOCK_PIXELS // (rows * across)), -(-images // slices))
         return Block(max(1, together), rows)
     limit = max(1, _BLOCK_BYTES // row_bytes, -(-_MIN_BLOCK_PIXELS // across))
-    return Block(1, min(rows, limit, max(1, rows * images // threads)))
+    return Block(1, min(rows, limit, max(1, rows * images // slices)))
 
 
 def _pack_weights(weight: Array, geometry: Geometry, adjoint: bool, work: Workspace) -> Array:
@@ -229,7 +236,7 @@ def _direct_weight_gradient(dy: Array, x: Array, window: Window, d_weight: Array
     geometry = direct.forward_geometry(window, *dy.shape[1:3])
     (kh, kw), columns = geometry.size, _round_up(filters, LANES)
     size = kh * _round_up(kw * channels, MR) * columns
-    sum_count = _private_sums(threads, size, filters)
+    sum_count = _sum_count(size, math.prod(dy.shape[:3]))
     sums = work.buffer("weights", (sum_count, size), x.dtype)  # (S, KH * R6 * K8)
     block = _choose_block(geometry, len(x), channels, x.itemsize, sum_count)
     padded_dy = direct.block_outputs(geometry, block) * columns if columns > filters else 0

@@ -1,11 +1,10 @@
-"""Fully connected layers: BLAS in training, split between the threads, and our own GEMM kernel in inference.
+"""Fully connected layers: BLAS in training, in blocks shared by the threads, and our own GEMM kernel in inference.
 
-With BLAS a row's bits depend on the batch, since the last rows take another path; the kernel treats all rows alike.
+With BLAS a row's bits depend on the other rows of the call, since the last ones take another path. So its calls are for
+blocks that depend on the shapes alone, not on the number of threads. The kernel treats all rows alike.
 
-N rows, C inputs, K outputs; K8: K rounded up to whole vectors.
+N rows, C inputs, K outputs; K8: K rounded up to whole vectors; S blocks.
 """
-
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -16,7 +15,9 @@ from cnn.backends.cpu.team import Team, get_team, kernel
 from cnn.backends.reference import ReferenceBackend
 
 _MIN_PARALLEL_MACS = 4_000_000  # a smaller product does not amortise waking a thread
-_BLAS_ROWS = 1024  # rows of the weights in a BLAS call, which then stay in cache
+_BLAS_CALLS = 8  # at least, for a product that is large enough: work for as many threads
+_BLAS_ROWS = (128, 1024)  # rows of the weights in a BLAS call: not too few, and so few that they stay in cache
+_BLAS_COLUMNS = 32  # or columns, at least
 _KC = 256  # depth of a block, whose sum is added to the total: the rounding error of a sum grows with its length
 _MC = 96  # rows of x, a multiple of MR, for which a block of weights is packed once
 _REFERENCE = ReferenceBackend()
@@ -26,13 +27,15 @@ def forward(x: Array, weight: Array, bias: Array | None, team: Team) -> Array:
     """See `ReferenceBackend.dense`."""
     if len(x) * weight.size < _MIN_PARALLEL_MACS:
         return _REFERENCE.dense(x, weight, bias)
-    if len(x) >= len(weight):
-        y = np.empty((len(x), weight.shape[1]), x.dtype)  # (N, K)
-        team.run(_forward_by_rows, x, weight, y)
-    else:
-        partial_sums = np.empty((team.threads, len(x), weight.shape[1]), x.dtype)  # (T, N, K)
-        team.run(_forward_split_k, x, weight, partial_sums)
+    inputs, outputs = weight.shape
+    if _BLAS_CALLS * outputs <= inputs:
+        blocks = _blocks(inputs, _BLAS_ROWS[0], inputs)
+        partial_sums = np.empty((len(blocks), len(x), outputs), x.dtype)  # (S, N, K)
+        team.run(_forward_split_k, blocks, x, weight, partial_sums)
         y = partial_sums.sum(axis=0)  # (N, K)
+    else:  # partial sums would be larger than x
+        y = np.empty((len(x), outputs), x.dtype)  # (N, K)
+        team.run(_forward_by_columns, _blocks(outputs, _BLAS_COLUMNS, outputs), x, weight, y)
     if bias is not None:
         y += bias  # (K,)
     return y
@@ -60,49 +63,53 @@ def backward(
     """See `ReferenceBackend.dense_backward`."""
     if len(x) * weight.size < _MIN_PARALLEL_MACS:
         return _REFERENCE.dense_backward(dy, x, weight, d_weight, d_bias, need_dx)
-    team.run(_weight_gradient, x, dy, d_weight)
+    blocks = _blocks(len(weight), *_BLAS_ROWS)
+    team.run(_weight_gradient, blocks, x, dy, d_weight)
     if d_bias is not None:
         d_bias[...] = dy.sum(axis=0)  # (K,)
     if not need_dx:
         return None
     dx = np.empty(x.shape, x.dtype)  # (N, C)
-    team.run(_input_gradient, dy, weight, dx)
+    team.run(_input_gradient, blocks, dy, weight, dx)
     return dx
 
 
-def _slice(t: int, threads: int, length: int) -> slice:
-    return slice(length * t // threads, length * (t + 1) // threads)
+def _blocks(length: int, minimum: int, maximum: int) -> list[slice]:
+    """`length` rows or columns in blocks of whole vectors, one for each BLAS call."""
+    size = min(maximum, max(minimum, round_up.py_func(-(-length // _BLAS_CALLS), 2 * LANES)))
+    return [slice(first, min(first + size, length)) for first in range(0, length, size)]
 
 
-def _forward_by_rows(t: int, threads: int, x: Array, weight: Array, y: Array) -> None:
-    """Slice t of the rows of y (N, K) = x @ weight."""
-    rows = _slice(t, threads, len(x))
-    np.matmul(x[rows], weight, out=y[rows])
+def _own(t: int, threads: int, blocks: list[slice]) -> list[slice]:
+    """Thread t's run of the blocks."""
+    return blocks[len(blocks) * t // threads : len(blocks) * (t + 1) // threads]
 
 
-def _forward_split_k(t: int, threads: int, x: Array, weight: Array, partial_sums: Array) -> None:
-    """partial_sums[t] (N, K) = x @ weight over slice t of the inputs."""
-    inputs = _slice(t, threads, len(weight))
-    np.matmul(x[:, inputs], weight[inputs], out=partial_sums[t])
+def _forward_split_k(
+    t: int, threads: int, blocks: list[slice], x: Array, weight: Array, partial_sums: Array
+) -> None:
+    """Thread t's blocks of partial_sums (S, N, K), each x @ weight over a block of the inputs."""
+    first = len(blocks) * t // threads
+    for s, inputs in enumerate(_own(t, threads, blocks), first):
+        np.matmul(x[:, inputs], weight[inputs], out=partial_sums[s])
 
 
-def _weight_gradient(t: int, threads: int, x: Array, dy: Array, d_weight: Array) -> None:
-    """Slice t of the rows of d_weight (C, K) = x^T @ dy."""
-    for inputs in _blocks(t, threads, len(d_weight)):
+def _forward_by_columns(t: int, threads: int, blocks: list[slice], x: Array, weight: Array, y: Array) -> None:
+    """Thread t's blocks of the columns of y (N, K) = x @ weight."""
+    for columns in _own(t, threads, blocks):
+        np.matmul(x, weight[:, columns], out=y[:, columns])
+
+
+def _weight_gradient(t: int, threads: int, blocks: list[slice], x: Array, dy: Array, d_weight: Array) -> None:
+    """Thread t's blocks of the rows of d_weight (C, K) = x^T @ dy."""
+    for inputs in _own(t, threads, blocks):
         np.matmul(x[:, inputs].T, dy, out=d_weight[inputs])
 
 
-def _input_gradient(t: int, threads: int, dy: Array, weight: Array, dx: Array) -> None:
-    """Slice t of the inputs of dx (N, C) = dy @ weight^T."""
-    for inputs in _blocks(t, threads, len(weight)):
+def _input_gradient(t: int, threads: int, blocks: list[slice], dy: Array, weight: Array, dx: Array) -> None:
+    """Thread t's blocks of the inputs of dx (N, C) = dy @ weight^T."""
+    for inputs in _own(t, threads, blocks):
         np.matmul(dy, weight[inputs].T, out=dx[:, inputs])
-
-
-def _blocks(t: int, threads: int, length: int) -> Iterator[slice]:
-    """Slice t of `length` in blocks of `_BLAS_ROWS`."""
-    whole = _slice(t, threads, length)
-    for first in range(whole.start, whole.stop, _BLAS_ROWS):
-        yield slice(first, min(first + _BLAS_ROWS, whole.stop))
 
 
 @kernel

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cnn.backends.base import Window
-from cnn.backends.cpu.gemm import MR, NR, column_range, micro_kernel, outer_product_sum
+from cnn.backends.cpu.gemm import MR, NR, micro_kernel, outer_product_sum, portion_columns, portion_range
 from cnn.backends.cpu.simd import (
     LANES,
     advance,
@@ -272,9 +272,10 @@ def convolve(t, threads, x, packed, bias, relu, y, geometry_array, scratch, offs
 
 @kernel
 def weight_gradient(t, threads, x, dy, geometry_array, scratch, sums):  # type: ignore[no-untyped-def]
-    """sums (S, KH * R6 * K8) = windows times dy, sums[s] over slice s of the blocks; R6: KW * C rounded up to MR.
+    """sums (S, KH * R6 * K8) = windows times dy, sums[s] over portion s of the blocks; R6: KW * C rounded up to MR.
 
-    With fewer sums than threads, the threads of a sum split the filters. scratch (T, size) is the threads' own.
+    Thread t computes a run of the portions, of the first and the last perhaps only some filters. scratch (T, size) is
+    the threads' own.
     """
     geometry, block = _from_array(geometry_array)
     images, height, width, channels = x.shape
@@ -285,40 +286,42 @@ def weight_gradient(t, threads, x, dy, geometry_array, scratch, sums):  # type: 
     run_rows = round_up(run, MR)
     bands = (out_rows + block.rows - 1) // block.rows
     blocks = (images + block.images - 1) // block.images * bands
-    slices, sharing = sums.shape[0], threads // sums.shape[0]
-    s = t // sharing
-    first_k, stop_k = column_range(t % sharing, sharing, columns)
-    src, local, total = pointer(x, int64(0)), pointer(scratch, t * scratch.shape[1]), pointer(sums, s * sums.shape[1])
-    for row in range(kh * run_rows):
-        _clear(advance(total, row * columns + first_k), stop_k - first_k)
-    for index in range(blocks * s // slices, blocks * (s + 1) // slices):
-        image, count, row, rows = _block_bounds(index, bands, block, images, out_rows)
-        in_rows, in_columns = (rows - 1) * down + kh, (out_columns - 1) * right + kw
-        i0, j0 = row * down - geometry.padding[0], -geometry.padding[1]
-        # The micro-kernel reads up to 5 elements beyond the input, and 7 beyond dy: not in place at an array's end.
-        end = (((image + count - 1) * height + i0 + in_rows - 1) * width + j0 + in_columns) * channels
-        in_place, sizes = end + MR <= x.size, (height, width, channels)
-        start, row_step, image_step = _block_input(
-            src, sizes, image, count, i0, j0, in_rows, in_columns, in_place, local
-        )
-        end = (image + count - 1) * out_rows + row + rows  # in rows of dy
-        near_end = dy.size - end * out_columns * filters < LANES
-        dy_start = pointer(dy, (image * out_rows + row) * out_columns * filters)
-        dy_strides = (out_rows * out_columns * filters, out_columns * filters, filters)
-        if near_end and columns > filters:
-            padded = advance(local, count * in_rows * in_columns * channels + 2 * LANES)
-            for g in range(count):
-                for p in range(rows * out_columns):
-                    target = advance(padded, (g * rows * out_columns + p) * columns)
-                    for k in range(0, columns, LANES):
-                        pixel = advance(dy_start, g * dy_strides[0] + p * filters)
-                        store(target, k, load_masked(pixel, k, min(LANES, filters - k)))
-            dy_start, dy_strides = padded, (rows * out_columns * columns, out_columns * columns, columns)
-        x_strides = (image_step, down * row_step, right * channels)
-        grid, dy_start = (count, rows, out_columns), advance(dy_start, first_k)
-        for a in range(kh):
-            window, dst = advance(start, a * row_step), advance(total, a * run_rows * columns + first_k)
-            outer_product_sum(window, x_strides, run, dy_start, dy_strides, stop_k - first_k, grid, dst, columns)
+    portions = sums.shape[0]
+    src, local = pointer(x, int64(0)), pointer(scratch, t * scratch.shape[1])
+    first_s, stop_s = portion_range(t, threads, portions, columns)
+    for s in range(first_s, stop_s):
+        first_k, stop_k = portion_columns(t, threads, portions, columns, s)
+        total = pointer(sums, s * sums.shape[1])
+        for row in range(kh * run_rows):
+            _clear(advance(total, row * columns + first_k), stop_k - first_k)
+        for index in range(blocks * s // portions, blocks * (s + 1) // portions):
+            image, count, row, rows = _block_bounds(index, bands, block, images, out_rows)
+            in_rows, in_columns = (rows - 1) * down + kh, (out_columns - 1) * right + kw
+            i0, j0 = row * down - geometry.padding[0], -geometry.padding[1]
+            # The micro-kernel reads up to 5 elements beyond the input, and 7 beyond dy: not in place at an array's end.
+            end = (((image + count - 1) * height + i0 + in_rows - 1) * width + j0 + in_columns) * channels
+            in_place, sizes = end + MR <= x.size, (height, width, channels)
+            start, row_step, image_step = _block_input(
+                src, sizes, image, count, i0, j0, in_rows, in_columns, in_place, local
+            )
+            end = (image + count - 1) * out_rows + row + rows  # in rows of dy
+            near_end = dy.size - end * out_columns * filters < LANES
+            dy_start = pointer(dy, (image * out_rows + row) * out_columns * filters)
+            dy_strides = (out_rows * out_columns * filters, out_columns * filters, filters)
+            if near_end and columns > filters:
+                padded = advance(local, count * in_rows * in_columns * channels + 2 * LANES)
+                for g in range(count):
+                    for p in range(rows * out_columns):
+                        target = advance(padded, (g * rows * out_columns + p) * columns)
+                        for k in range(0, columns, LANES):
+                            pixel = advance(dy_start, g * dy_strides[0] + p * filters)
+                            store(target, k, load_masked(pixel, k, min(LANES, filters - k)))
+                dy_start, dy_strides = padded, (rows * out_columns * columns, out_columns * columns, columns)
+            x_strides = (image_step, down * row_step, right * channels)
+            grid, dy_start = (count, rows, out_columns), advance(dy_start, first_k)
+            for a in range(kh):
+                window, dst = advance(start, a * row_step), advance(total, a * run_rows * columns + first_k)
+                outer_product_sum(window, x_strides, run, dy_start, dy_strides, stop_k - first_k, grid, dst, columns)
 
 
 @kernel

@@ -70,6 +70,26 @@ def column_range(t, threads, columns):  # type: ignore[no-untyped-def]
     return tiles * t // threads * NR, min(columns, tiles * (t + 1) // threads * NR)
 
 
+# Outer products are summed in portions of the pixels (see team.py). The unit of work is a tile of NR columns of one
+# portion's sum; each thread takes a run of units.
+
+
+@inner
+def portion_range(t, threads, portions, columns):  # type: ignore[no-untyped-def]
+    """The first portion that thread t works on, and the end."""
+    tiles = (columns + NR - 1) // NR
+    first, stop = portions * tiles * t // threads, portions * tiles * (t + 1) // threads
+    return first // tiles, (stop + tiles - 1) // tiles if stop > first else first // tiles
+
+
+@inner
+def portion_columns(t, threads, portions, columns, portion):  # type: ignore[no-untyped-def]
+    """The first column of `portion`'s sum that thread t computes, and the end."""
+    tiles = (columns + NR - 1) // NR
+    first, stop = portions * tiles * t // threads, portions * tiles * (t + 1) // threads
+    return max(0, first - portion * tiles) * NR, min(columns, (stop - portion * tiles) * NR)
+
+
 @inner
 def tile_rows(start, stride):  # type: ignore[no-untyped-def]
     """Pointers to the MR rows of a register tile, `stride` apart."""

@@ -1,4 +1,7 @@
-"""Softmax and cross-entropy, fused into one pass over the rows. N rows, K classes."""
+"""Softmax and cross-entropy, fused into one pass over the rows. N rows, K classes.
+
+Each row has a loss of its own, added up at the end: a sum for each thread would depend on their number.
+"""
 
 import math
 
@@ -25,7 +28,7 @@ def softmax_cross_entropy(
 ) -> tuple[Array, Array]:
     """See `ReferenceBackend.softmax_cross_entropy`."""
     team = team.for_size(logits.size)
-    losses, gradient = np.zeros(team.threads), np.empty(logits.shape, logits.dtype)  # (T,), (N, K)
+    losses, gradient = np.empty(len(logits)), np.empty(logits.shape, logits.dtype)  # (N,), (N, K)
     weights = np.ones(logits.shape[1], logits.dtype) if class_weights is None else class_weights  # (K,)
     kernel = _hard_label_kernel
     if targets.ndim == 2:
@@ -48,7 +51,7 @@ def _exp_row(z, classes, dst):  # type: ignore[no-untyped-def]
 
 @kernel
 def _hard_label_kernel(t, threads, logits, labels, smoothing, weights, denominator, losses, gradient):  # type: ignore[no-untyped-def]
-    """gradient (N, K) and losses[t], the sum over slice t of the rows, for class indices (N,). Sums are float64."""
+    """Slice t of the rows of gradient (N, K) and losses (N,), for class indices (N,). Sums are float64."""
     rows, classes = logits.shape
     for n in range(rows * t // threads, rows * (t + 1) // threads):
         z, d, label = pointer(logits, n * classes), pointer(gradient, n * classes), labels[n]
@@ -59,7 +62,7 @@ def _hard_label_kernel(t, threads, logits, labels, smoothing, weights, denominat
             logit_sum += load_scalar(z, k) - peak
         weight, log_total, uniform = weights[label] / denominator, math.log(total), smoothing / classes
         label_log_p = load_scalar(z, label) - peak - log_total
-        losses[t] -= weight * (uniform * (logit_sum - classes * log_total) + (1.0 - smoothing) * label_log_p)
+        losses[n] = -weight * (uniform * (logit_sum - classes * log_total) + (1.0 - smoothing) * label_log_p)
         for k in range(0, classes, LANES):
             count, smooth_grad = min(LANES, classes - k), full_like(z, -weight * uniform)
             store_masked(d, k, fma(load_masked(d, k, count), full_like(z, weight / total), smooth_grad), count)
@@ -80,7 +83,7 @@ def _soft_label_kernel(t, threads, logits, targets, smoothing, weights, denomina
             weight += value * weights[k]
             target_logits += (uniform + (1.0 - smoothing) * value) * (load_scalar(z, k) - peak)
         weight /= denominator
-        losses[t] -= weight * (target_logits - math.log(total))
+        losses[n] = -weight * (target_logits - math.log(total))
         for k in range(0, classes, LANES):
             count = min(LANES, classes - k)
             target = fma(load_masked(values, k, count), full_like(z, 1.0 - smoothing), full_like(z, uniform))

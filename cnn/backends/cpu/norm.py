@@ -5,7 +5,7 @@ the wide rows always has the same channel. Per-channel vectors are tiled to a wi
 the last wide row, a few pixels, is zero-padded to one in `infer`, so that a pixel's bits do not depend on its position;
 elsewhere it goes through NumPy.
 
-R wide rows of W elements; M pixels of C channels; T threads.
+R wide rows of W elements; M pixels of C channels; T threads; S portions of a sum, see team.py.
 """
 
 import math
@@ -15,8 +15,8 @@ import numpy as np
 
 from cnn.backends.base import Array
 from cnn.backends.cpu.elementwise import zero_padded
-from cnn.backends.cpu.simd import LANES, advance, fma, full_like, load, pointer, store, to_float64
-from cnn.backends.cpu.team import Team, get_team, kernel
+from cnn.backends.cpu.simd import LANES, advance, fma, full_like, inner, load, pointer, store, to_float64
+from cnn.backends.cpu.team import Team, get_team, kernel, portion_count
 from cnn.backends.cpu.vector_math import KINDS, activation, activation_grad
 from cnn.backends.reference import ReferenceBackend
 
@@ -39,16 +39,17 @@ def statistics(x: Array, team: Team) -> tuple[Array, Array]:
     channels, flat, team = x.shape[-1], x.reshape(-1), team.for_size(x.size)
     width = _row_width(channels)
     whole = len(flat) // (4 * width) * (4 * width)
-    counts = np.zeros(team.threads)  # (T,)
-    means, squares = np.zeros((2, team.threads, width))  # (T, W) each
+    portions = portion_count(x.size)
+    counts = np.zeros(portions)  # (S,)
+    means, squares = np.zeros((2, portions, width))  # (S, W) each
     if whole:
         scratch = np.empty((team.threads, 2, width), x.dtype)  # (T, 2, W)
         team.run(_statistics, flat[:whole], scratch, counts, means, squares)
     rest = flat[whole:].reshape(-1, channels).astype(np.float64)  # (a few, C)
     rest_mean = rest.mean(axis=0, keepdims=True) if len(rest) else np.zeros((1, channels))  # (1, C)
     # Merge the partial results (count, mean, sum of squared deviations) as the kernel merges blocks.
-    count = np.append(counts.repeat(width // channels), len(rest))[:, None]  # (S, 1), S partial results
-    partial_means = np.concatenate([means.reshape(-1, channels), rest_mean])  # (S, C)
+    count = np.append(counts.repeat(width // channels), len(rest))[:, None]  # (P, 1), P partial results
+    partial_means = np.concatenate([means.reshape(-1, channels), rest_mean])  # (P, C)
     mean = (count * partial_means).sum(axis=0) / count.sum()  # (C,)
     square = squares.reshape(-1, channels).sum(axis=0) + ((rest - rest_mean) ** 2).sum(axis=0)  # (C,)
     return mean, (square + (count * (partial_means - mean) ** 2).sum(axis=0)) / count.sum()
@@ -58,9 +59,9 @@ def channel_sums(x: Array, team: Team) -> Array:
     """Per-channel sums of x (..., C), e.g. the gradient of a bias: float64 (C,)."""
     channels, flat, team = x.shape[-1], np.ascontiguousarray(x).reshape(-1), team.for_size(x.size)
     width, whole = _whole_rows(x)
-    totals = np.zeros((team.threads, width))  # (T, W)
+    totals = np.zeros((portion_count(x.size), width))  # (S, W)
     if whole:
-        team.run(_channel_sums, flat[:whole], np.empty(totals.shape, x.dtype), totals)
+        team.run(_channel_sums, flat[:whole], np.empty((team.threads, width), x.dtype), totals)
     return totals.reshape(-1, channels).sum(axis=0) + flat[whole:].reshape(-1, channels).sum(axis=0)
 
 
@@ -93,9 +94,9 @@ def backward(
     factor = (scale * inverse).astype(x.dtype)  # (C,)
     width, whole = _whole_rows(x)
     wide = [_tiled(values, width, x.dtype) for values in (mean, factor, shift)]  # (W,) each
-    totals = np.zeros((team.threads, 2, width))  # (T, 2, W)
+    totals = np.zeros((portion_count(x.size), 2, width))  # (S, 2, W)
     if whole:
-        scratch = np.empty(totals.shape, x.dtype)  # (T, 2, W)
+        scratch = np.empty((team.threads, 2, width), x.dtype)  # (T, 2, W)
         team.run(_gradient_sums, KINDS[kind], flat_dy[:whole], flat[:whole], *wide, scratch, totals)
 
     rest, rest_dz = (values[whole:].reshape(-1, channels) for values in (flat, flat_dy))  # (a few, C) each
@@ -138,70 +139,78 @@ def _tiled(values: Array, width: int, dtype: Any) -> Array:
     return wide.reshape(-1)
 
 
+@inner
+def _portion_rows(s, portions, rows):  # type: ignore[no-untyped-def]
+    """The first of `rows` wide rows of portion s, and the end: whole blocks of `_BLOCK`."""
+    blocks = (rows + _BLOCK - 1) // _BLOCK
+    return blocks * s // portions * _BLOCK, min(rows, blocks * (s + 1) // portions * _BLOCK)
+
+
 @kernel
 def _statistics(t, threads, x, scratch, counts, means, squares):  # type: ignore[no-untyped-def]
-    """The rows, and per column the mean and sum of squared deviations, of slice t of x (R * W,), R a multiple of 4.
+    """Of each portion of x (R * W,), R a multiple of 4: the rows, and per column mean and sum of squared deviations.
 
-    Written to counts (T,), means and squares (T, W) float64; scratch (T, 2, W). Blocks are merged as (count, mean, sum
+    Written to counts (S,), means and squares (S, W) float64; scratch (T, 2, W). Blocks are merged as (count, mean, sum
     of squared deviations), which avoids the cancellation of E[x^2] - E[x]^2 (Chan, Golub and LeVeque, 1979).
     """
-    width = means.shape[1]
-    fours = x.size // (4 * width)
-    last = fours * (t + 1) // threads * 4
-    mean, square = pointer(scratch, 2 * t * width), pointer(scratch, (2 * t + 1) * width)
-    all_means, all_squares = pointer(means, t * width), pointer(squares, t * width)
-    zero = full_like(mean, 0)
-    before = 0
-    for first in range(fours * t // threads * 4, last, _BLOCK):
-        added = min(_BLOCK, last - first)
-        block = pointer(x, first * width)
-        for c in range(0, width, LANES):
-            store(mean, c, zero)
-            store(square, c, zero)
-        for r in range(0, added, 4):
-            p = advance(block, r * width)
+    portions, width = means.shape
+    for s in range(portions * t // threads, portions * (t + 1) // threads):
+        start, last = _portion_rows(s, portions, x.size // width)
+        mean, square = pointer(scratch, 2 * t * width), pointer(scratch, (2 * t + 1) * width)
+        all_means, all_squares = pointer(means, s * width), pointer(squares, s * width)
+        zero = full_like(mean, 0)
+        before = 0
+        for first in range(start, last, _BLOCK):
+            added = min(_BLOCK, last - first)
+            block = pointer(x, first * width)
             for c in range(0, width, LANES):
-                upper = load(p, c) + load(p, c + width)
-                lower = load(p, c + 2 * width) + load(p, c + 3 * width)
-                store(mean, c, load(mean, c) + (upper + lower))
-        inverse_count = full_like(mean, 1.0 / added)
-        for c in range(0, width, LANES):
-            store(mean, c, load(mean, c) * inverse_count)
-        for r in range(0, added, 4):
-            p = advance(block, r * width)
+                store(mean, c, zero)
+                store(square, c, zero)
+            for r in range(0, added, 4):
+                p = advance(block, r * width)
+                for c in range(0, width, LANES):
+                    upper = load(p, c) + load(p, c + width)
+                    lower = load(p, c + 2 * width) + load(p, c + 3 * width)
+                    store(mean, c, load(mean, c) + (upper + lower))
+            inverse_count = full_like(mean, 1.0 / added)
             for c in range(0, width, LANES):
-                middle = load(mean, c)
-                d0, d1 = load(p, c) - middle, load(p, c + width) - middle
-                d2, d3 = load(p, c + 2 * width) - middle, load(p, c + 3 * width) - middle
-                store(square, c, fma(d0, d0, fma(d1, d1, load(square, c))) + fma(d2, d2, d3 * d3))
-        count = before + added
-        for c in range(0, width, LANES):
-            old = load(all_means, c)
-            delta = to_float64(load(mean, c)) - old
-            store(all_means, c, fma(delta, full_like(old, added / count), old))
-            total = load(all_squares, c) + to_float64(load(square, c))
-            store(all_squares, c, fma(delta * delta, full_like(old, before * added / count), total))
-        before = count
-    counts[t] = before
+                store(mean, c, load(mean, c) * inverse_count)
+            for r in range(0, added, 4):
+                p = advance(block, r * width)
+                for c in range(0, width, LANES):
+                    middle = load(mean, c)
+                    d0, d1 = load(p, c) - middle, load(p, c + width) - middle
+                    d2, d3 = load(p, c + 2 * width) - middle, load(p, c + 3 * width) - middle
+                    store(square, c, fma(d0, d0, fma(d1, d1, load(square, c))) + fma(d2, d2, d3 * d3))
+            count = before + added
+            for c in range(0, width, LANES):
+                old = load(all_means, c)
+                delta = to_float64(load(mean, c)) - old
+                store(all_means, c, fma(delta, full_like(old, added / count), old))
+                total = load(all_squares, c) + to_float64(load(square, c))
+                store(all_squares, c, fma(delta * delta, full_like(old, before * added / count), total))
+            before = count
+        counts[s] = before
 
 
 @kernel
 def _channel_sums(t, threads, x, scratch, totals):  # type: ignore[no-untyped-def]
-    """totals[t] (W,) float64 += the column sums of slice t of x (R * W,); scratch (T, W)."""
-    width = totals.shape[1]
-    rows = x.size // width
-    last = rows * (t + 1) // threads
-    block, total = pointer(scratch, t * width), pointer(totals, t * width)
+    """totals (S, W) float64 += the column sums of each portion of x (R * W,); scratch (T, W)."""
+    portions, width = totals.shape
+    block = pointer(scratch, t * width)
     zero = full_like(block, 0)
-    for first in range(rows * t // threads, last, _BLOCK):
-        for c in range(0, width, LANES):
-            store(block, c, zero)
-        for r in range(first, min(first + _BLOCK, last)):
-            src = pointer(x, r * width)
+    for s in range(portions * t // threads, portions * (t + 1) // threads):
+        start, last = _portion_rows(s, portions, x.size // width)
+        total = pointer(totals, s * width)
+        for first in range(start, last, _BLOCK):
             for c in range(0, width, LANES):
-                store(block, c, load(block, c) + load(src, c))
-        for c in range(0, width, LANES):
-            store(total, c, load(total, c) + to_float64(load(block, c)))
+                store(block, c, zero)
+            for r in range(first, min(first + _BLOCK, last)):
+                src = pointer(x, r * width)
+                for c in range(0, width, LANES):
+                    store(block, c, load(block, c) + load(src, c))
+            for c in range(0, width, LANES):
+                store(total, c, load(total, c) + to_float64(load(block, c)))
 
 
 @kernel
@@ -219,31 +228,31 @@ def _normalise(t, threads, kind, x, mean, factor, shifts, y):  # type: ignore[no
 
 @kernel
 def _gradient_sums(t, threads, kind, dy, x, mean, factor, shifts, scratch, totals):  # type: ignore[no-untyped-def]
-    """totals[t] (2, W) float64 += the column sums of dz and of dz * (x - mean), dz: the gradient w.r.t. z.
+    """totals (S, 2, W) float64 += the column sums of dz and of dz * (x - mean), dz: the gradient w.r.t. z.
 
-    Over slice t of x and dy (R * W,); mean, factor and shifts (W,); scratch (T, 2, W).
+    Over each portion of x and dy (R * W,); mean, factor and shifts (W,); scratch (T, 2, W).
     """
-    width = mean.size
-    rows = x.size // width
-    last = rows * (t + 1) // threads
+    portions, width = totals.shape[0], mean.size
     plain, weighted = pointer(scratch, 2 * t * width), pointer(scratch, (2 * t + 1) * width)
-    plain_total, weighted_total = pointer(totals, 2 * t * width), pointer(totals, (2 * t + 1) * width)
     a, f, b = pointer(mean, 0), pointer(factor, 0), pointer(shifts, 0)
     zero = full_like(a, 0)
-    for first in range(rows * t // threads, last, _BLOCK):
-        for c in range(0, width, LANES):
-            store(plain, c, zero)
-            store(weighted, c, zero)
-        for r in range(first, min(first + _BLOCK, last)):
-            from_x, from_dy = pointer(x, r * width), pointer(dy, r * width)
+    for s in range(portions * t // threads, portions * (t + 1) // threads):
+        start, last = _portion_rows(s, portions, x.size // width)
+        plain_total, weighted_total = pointer(totals, 2 * s * width), pointer(totals, (2 * s + 1) * width)
+        for first in range(start, last, _BLOCK):
             for c in range(0, width, LANES):
-                d = load(from_x, c) - load(a, c)
-                dz = activation_grad(kind, load(from_dy, c), fma(d, load(f, c), load(b, c)))
-                store(plain, c, load(plain, c) + dz)
-                store(weighted, c, fma(dz, d, load(weighted, c)))
-        for c in range(0, width, LANES):
-            store(plain_total, c, load(plain_total, c) + to_float64(load(plain, c)))
-            store(weighted_total, c, load(weighted_total, c) + to_float64(load(weighted, c)))
+                store(plain, c, zero)
+                store(weighted, c, zero)
+            for r in range(first, min(first + _BLOCK, last)):
+                from_x, from_dy = pointer(x, r * width), pointer(dy, r * width)
+                for c in range(0, width, LANES):
+                    d = load(from_x, c) - load(a, c)
+                    dz = activation_grad(kind, load(from_dy, c), fma(d, load(f, c), load(b, c)))
+                    store(plain, c, load(plain, c) + dz)
+                    store(weighted, c, fma(dz, d, load(weighted, c)))
+            for c in range(0, width, LANES):
+                store(plain_total, c, load(plain_total, c) + to_float64(load(plain, c)))
+                store(weighted_total, c, load(weighted_total, c) + to_float64(load(weighted, c)))
 
 
 @kernel

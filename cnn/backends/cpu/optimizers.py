@@ -11,7 +11,7 @@ import numpy as np
 
 from cnn.backends.base import OK, SCALE, Array
 from cnn.backends.cpu.simd import LANES, fma, full_like, load, pointer, sqrt, store, to_float64
-from cnn.backends.cpu.team import Team, kernel
+from cnn.backends.cpu.team import Team, kernel, portion_count
 from cnn.backends.reference import ReferenceBackend
 
 _REFERENCE = ReferenceBackend()
@@ -20,7 +20,7 @@ _REFERENCE = ReferenceBackend()
 def squared_norm(vector: Array, team: Team) -> float:
     """See `ReferenceBackend.squared_norm`."""
     team = team.for_size(vector.size)
-    sums = np.zeros((team.threads, LANES))  # (T, LANES)
+    sums = np.empty((portion_count(vector.size), LANES))  # (S, LANES)
     team.run(_squared_norm, vector, sums)
     return float(sums.sum()) + _REFERENCE.squared_norm(vector[vector.size // LANES * LANES :])
 
@@ -67,18 +67,20 @@ def _sections(size: int, decayed: int, weight_decay: float) -> Iterator[tuple[sl
 
 @kernel
 def _squared_norm(t, threads, vector, sums):  # type: ignore[no-untyped-def]
-    """sums[t] (LANES,) float64 = the sum of squares of slice t of vector (size,), in two independent accumulators."""
-    pairs = vector.size // (2 * LANES)
-    src, dst = pointer(vector, 0), pointer(sums, t * LANES)
-    even, odd = full_like(dst, 0), full_like(dst, 0)
-    for i in range(pairs * t // threads, pairs * (t + 1) // threads):
-        first = to_float64(load(src, 2 * i * LANES))
-        second = to_float64(load(src, (2 * i + 1) * LANES))
-        even, odd = fma(first, first, even), fma(second, second, odd)
-    if t == 0 and vector.size // LANES > 2 * pairs:
-        last = to_float64(load(src, 2 * pairs * LANES))
-        even = fma(last, last, even)
-    store(dst, 0, even + odd)
+    """sums (S, LANES) float64 = the sums of squares of the portions of vector (size,), in two accumulators each."""
+    pairs, portions = vector.size // (2 * LANES), len(sums)
+    src = pointer(vector, 0)
+    for s in range(portions * t // threads, portions * (t + 1) // threads):
+        dst = pointer(sums, s * LANES)
+        even, odd = full_like(dst, 0), full_like(dst, 0)
+        for i in range(pairs * s // portions, pairs * (s + 1) // portions):
+            first = to_float64(load(src, 2 * i * LANES))
+            second = to_float64(load(src, (2 * i + 1) * LANES))
+            even, odd = fma(first, first, even), fma(second, second, odd)
+        if s == 0 and vector.size // LANES > 2 * pairs:
+            last = to_float64(load(src, 2 * pairs * LANES))
+            even = fma(last, last, even)
+        store(dst, 0, even + odd)
 
 
 @kernel

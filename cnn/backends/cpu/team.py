@@ -3,6 +3,10 @@
 A kernel is a function `(t, threads, ...)` that computes slice t of `threads` and releases the GIL: compiled with
 `kernel` below, or calling BLAS through NumPy. Numba's `parallel=True` would do the same, but compiles four times as
 long, since it optimises the loop again in each of its wrappers.
+
+Results are the same bits for any number of threads. A long sum is therefore divided not by the threads but into
+*portions*, whose number depends on the shapes alone (`portion_count`): each thread sums up a run of portions, and the
+partial sums are added in order.
 """
 
 import threading
@@ -20,6 +24,7 @@ kernel = njit(nogil=True, cache=True, error_model="numpy")
 _Task = tuple[Callable[..., Any], tuple[Any, ...], Any, list[BaseException]]
 
 _MIN_PARALLEL_SIZE = 1 << 16  # elements; a smaller array does not amortise waking a thread
+_PORTIONS = ((1 << 19, 24), (1 << 18, 8), (1 << 17, 4), (_MIN_PARALLEL_SIZE, 2))  # 24: shared by 2, 3, 4, 6, 8 threads
 
 
 class Team:
@@ -62,6 +67,11 @@ class Team:
                 errors.append(error)
             del kernel, arguments  # release large arrays before sleeping
             done.release()
+
+
+def portion_count(size: int) -> int:
+    """The number of partial sums of an array of `size` elements."""
+    return next((count for least, count in _PORTIONS if size >= least), 1)
 
 
 @cache

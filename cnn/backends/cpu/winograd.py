@@ -10,7 +10,7 @@ n = m + 2; P = n * n; B tiles a block; C8, K8: channels rounded up to whole vect
 
 import numpy as np
 
-from cnn.backends.cpu.gemm import MR, NR, column_range, gemm, outer_product_sum
+from cnn.backends.cpu.gemm import MR, NR, column_range, gemm, outer_product_sum, portion_columns, portion_range
 from cnn.backends.cpu.simd import (
     LANES,
     advance,
@@ -209,45 +209,48 @@ def forward(t, threads, m, x, u, bias, relu, y, top, left, block, scratch):  # t
 
 @kernel
 def weight_gradient(t, threads, m, x, dy, top, left, block, sums, scratch):  # type: ignore[no-untyped-def]
-    """sums (S, P matrices C6, K8) = (B^T x B) (A dy A^T), sums[s] over slice s of the tiles; C6: C rounded up to MR.
+    """sums (S, P matrices C6, K8) = (B^T x B) (A dy A^T), sums[s] over portion s of the tiles; C6: C rounded up to MR.
 
-    With fewer sums than threads, the threads of a sum split the filters. scratch (T, size) is the threads' own.
+    Thread t computes a run of the portions, of the first and the last perhaps only some filters. scratch (T, size) is
+    the threads' own.
     """
     images, height, width, channels = x.shape
     out_h, out_w, filters = dy.shape[1:]
     down, across = (out_h + m - 1) // m, (out_w + m - 1) // m
     tiles, points = images * down * across, (m + 2) * (m + 2)
     columns, v_row, c_rows = round_up(filters, LANES), round_up(channels, LANES), round_up(channels, MR)
-    slices, sharing = sums.shape[0], threads // sums.shape[0]
-    s = t // sharing
-    first_k, stop_k = column_range(t % sharing, sharing, columns)
-    row = stop_k - first_k
+    portions = sums.shape[0]
     local = pointer(scratch, t * scratch.shape[1])
     v = advance(local, header_size(channels, filters))
     d = advance(v, points * plane_size(block, v_row))
-    total = pointer(sums, s * sums.shape[1])
-    zero, none = full_like(total, 0), int64(0)
-    for p in range(points):
-        for c in range(c_rows):
-            for k in range(first_k, stop_k, LANES):
-                store(total, p * plane_size(c_rows, columns) + c * columns + k, zero)
-    last = tiles * (s + 1) // slices
-    for first in range(tiles * s // slices, last, block):
-        stop = min(first + block, last)
-        rows = round_up(stop - first, MR)
-        sizes = (height, width, channels, down, across)
-        _transform_inputs(
-            int64(INPUT), m, pointer(x, none), sizes, top, left, first, stop, none, channels, v, v_row, local
-        )
-        sizes = (out_h, out_w, filters, down, across)
-        _transform_inputs(
-            int64(OUTPUT_ADJOINT), m, pointer(dy, none), sizes, none, none, first, stop, first_k, stop_k, d, row, local
-        )
+    zero, none = full_like(local, 0), int64(0)
+    first_s, stop_s = portion_range(t, threads, portions, columns)
+    for s in range(first_s, stop_s):
+        first_k, stop_k = portion_columns(t, threads, portions, columns, s)
+        row = stop_k - first_k
+        total = pointer(sums, s * sums.shape[1])
         for p in range(points):
-            a, b = advance(v, p * plane_size(rows, v_row)), advance(d, p * plane_size(rows, row))
-            c = advance(total, p * plane_size(c_rows, columns) + first_k)
-            grid, a_strides, b_strides = (int64(1), int64(1), stop - first), (none, none, v_row), (none, none, row)
-            outer_product_sum(a, a_strides, channels, b, b_strides, row, grid, c, columns)
+            for c in range(c_rows):
+                for k in range(first_k, stop_k, LANES):
+                    store(total, p * plane_size(c_rows, columns) + c * columns + k, zero)
+        last = tiles * (s + 1) // portions
+        for first in range(tiles * s // portions, last, block):
+            stop = min(first + block, last)
+            rows = round_up(stop - first, MR)
+            sizes = (height, width, channels, down, across)
+            _transform_inputs(
+                int64(INPUT), m, pointer(x, none), sizes, top, left, first, stop, none, channels, v, v_row, local
+            )
+            sizes = (out_h, out_w, filters, down, across)
+            _transform_inputs(
+                int64(OUTPUT_ADJOINT), m, pointer(dy, none), sizes, none, none, first, stop, first_k, stop_k, d, row,
+                local,
+            )  # fmt: skip
+            for p in range(points):
+                a, b = advance(v, p * plane_size(rows, v_row)), advance(d, p * plane_size(rows, row))
+                c = advance(total, p * plane_size(c_rows, columns) + first_k)
+                grid, a_strides, b_strides = (int64(1), int64(1), stop - first), (none, none, v_row), (none, none, row)
+                outer_product_sum(a, a_strides, channels, b, b_strides, row, grid, c, columns)
 
 
 @kernel

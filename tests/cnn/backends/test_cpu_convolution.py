@@ -1,5 +1,6 @@
 """CPU convolutions against the reference: all algorithms, many shapes, and no write out of bounds."""
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -122,11 +123,13 @@ def test_block_sizes_match_the_reference() -> None:
 
 
 def test_large_weight_gradients_split_the_filters() -> None:
-    """Threads then share one sum, each for its own filters."""
-    with patch.object(convolution, "_MAX_PRIVATE_SUMS", 0):
-        for tile in (0, 2, 4):
-            with patch.object(convolution, "choose_tile", lambda *args, tile=tile, **kwargs: tile):
-                check_all(Window((3, 3), (1, 1), 1, 1, 1, 1), (3, 9, 10, 33), 56, np.float32, 3, 0)
+    """Threads then share a sum, each for its own filters; some work on parts of two."""
+    for sums, tile in itertools.product((1, 2, 4), (0, 2, 4)):
+        with (
+            patch.object(convolution, "_sum_count", lambda *args, sums=sums: sums),
+            patch.object(convolution, "choose_tile", lambda *args, tile=tile, **kwargs: tile),
+        ):
+            check_all(Window((3, 3), (1, 1), 1, 1, 1, 1), (3, 9, 10, 33), 56, np.float32, 3, 0)
 
 
 def test_phases_cover_each_pixel_once() -> None:

@@ -217,7 +217,7 @@ def test_dense_matches_the_reference(
     offset = normal(generator, (outputs,), dtype) if bias else None
     dy = normal(generator, (rows, outputs), dtype)
     results = []
-    with patch.object(dense, "_BLAS_ROWS", 16):
+    with patch.object(dense, "_BLAS_ROWS", (16, 16)):
         for backend in (REFERENCE, CpuBackend(threads)):
             d_weight, d_bias = np.ones_like(weight), None if offset is None else np.ones_like(offset)
             dx = backend.dense_backward(dy, x, weight, d_weight, d_bias, need_dx)

@@ -36,7 +36,7 @@ def test_float32_agrees_with_the_cpu(gpu: Gpu, logpose: Logpose, dataset: Path, 
 def test_run_folder_tells_the_device(gpu_run: Path, trained: Path) -> None:
     summary, cpu = RunFolder(gpu_run).read_summary(), RunFolder(trained).read_summary()
     assert summary and cpu
-    assert (summary.device, cpu.device) == ("CUDA emulated on the CPU in bf16", "cpu")
+    assert summary.device == "CUDA emulated on the CPU in bf16" and cpu.device.startswith("cpu, ")
 
 
 def test_images_in_device_memory_give_the_same_bits(gpu: Gpu, dataset: Path, gpu_run: Path, tmp_path: Path) -> None:
@@ -81,7 +81,8 @@ def test_resumed_training_notes_another_device(gpu: Gpu, logpose: Logpose, datas
     outcome = gpu("train", dataset, run_dir, "--resume", "--epochs", 2, "--precision", "float32")
     assert outcome.code == 0
     words = " ".join(outcome.out.split())
-    assert "note trained on cpu so far, and now on CUDA emulated on the CPU in float32: the weights will" in words
+    now = "CUDA emulated on the CPU in float32"
+    assert re.search(rf"note trained on cpu, \S+ so far, and now on {now}: the weights will", words)
 
 
 def test_too_little_memory_names_a_batch_size_that_fits(
