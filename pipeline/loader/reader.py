@@ -8,6 +8,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import dask.threaded
 import numpy as np
@@ -26,12 +27,11 @@ from pipeline.dataset.store import Split
 from pipeline.loader.epoch_order import Indices, Lane, Window
 
 PAGE_BYTES = 4096
-_MIN_PIECES = 2  # of a task
+_MIN_PIECES, _MAX_PIECES = 2, 16  # of a task: its overhead is small, and windows are ready one after the other
 _LOCKS = 64
 _THREADS = "logpose-read"  # begins the names of all threads here
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
-_Task: TypeAlias = Callable[[], Any]
 
 
 class StreamTimes(NamedTuple):
@@ -164,21 +164,22 @@ class Piece(NamedTuple):
     pixels: Pixels
 
 
-def portions(pieces: Sequence[Piece], workers: int) -> list[Sequence[Piece]]:
-    """Divide the work into tasks for a number of threads: ever smaller ones, so that all end at about the same time."""
-    found: list[Sequence[Piece]] = []
-    while pieces:
-        size = max(_MIN_PIECES, -(-len(pieces) // (2 * workers)))
-        found.append(pieces[:size])
-        pieces = pieces[size:]
-    return found
+def portion_ends(pieces: int, workers: int) -> list[int]:
+    """Divide pieces 0..pieces-1 into tasks for a number of threads; returns the end of each task's range.
+
+    The tasks become ever smaller, so that the threads have work until almost the same moment.
+    """
+    ends = [0]
+    while ends[-1] < pieces:
+        left = pieces - ends[-1]
+        ends.append(ends[-1] + min(left, max(_MIN_PIECES, min(_MAX_PIECES, -(-left // (2 * workers))))))
+    return ends[1:]
 
 
 class WindowReader:
     """Reader of windows, by Dask tasks on threads: one per scratch buffer.
 
-    needed   lane and number of each window, in the order in which the consumer takes them
-    at_once  maximum number of windows that are planned and filled together
+    needed  lane and number of each window, in the order in which the consumer takes them
 
     Two queues pass the buffers back and forth: `free` to the reader, `filled` to the consumer. Exceptions are put on
     `filled`, so the consumer never blocks forever, and stored in `error`, so it sees them before it has used up
@@ -186,11 +187,11 @@ class WindowReader:
     """
 
     def __init__(
-        self, source: Source, needed: Sequence[tuple[Lane, int]], at_once: int, buffers: Buffers, clock: StreamClock
+        self, source: Source, needed: Sequence[tuple[Lane, int]], buffers: Buffers, clock: StreamClock
     ) -> None:
         self._source = source
         self._needed = deque(needed)
-        self._at_once = at_once
+        self._buffers = len(buffers.windows)
         self._workers = max(1, len(buffers.scratch))
         self._reads = bool(buffers.scratch)
         self._clock = clock
@@ -227,20 +228,13 @@ class WindowReader:
     def _run(self) -> None:
         try:
             with ThreadPoolExecutor(self._workers, thread_name_prefix=_THREADS) as pool:
-                planned = deque(self._compute(self._plans(self._at_once), pool))
+                planned = deque(plan() for plan in self._plans(1))
                 while planned:
-                    found = self._free_buffers(len(planned))
-                    windows = [(planned.popleft(), pixels) for pixels in found]
-                    # The windows after these are planned meanwhile.
-                    plans = self._plans(len(windows))
-                    results = self._compute([*plans, *self._fills(windows)], pool)
-                    planned.extend(results[: len(plans)])
-                    for times in results[len(plans) :]:
-                        self._clock.add(times)
-                    if self._source.closed.is_set() or not windows:
+                    windows = [(planned.popleft(), pixels) for pixels in self._free_buffers(len(planned))]
+                    if not windows:
                         return
-                    for item in windows:
-                        self._filled.put(item)
+                    plans = self._plans(self._buffers - len(planned))  # of the windows after these, meanwhile
+                    planned += self._compute(plans, windows, pool)
         except BaseException as error:
             self.error = error
             self._filled.put(error)
@@ -254,24 +248,42 @@ class WindowReader:
         pixels = [buffer for buffer in found if buffer is not None]
         return pixels if len(pixels) == len(found) else []
 
-    def _plans(self, count: int) -> list[_Task]:
+    def _plans(self, count: int) -> list[Callable[[], Window]]:
         """The tasks that plan the next windows."""
         needed = [self._needed.popleft() for _ in range(min(count, len(self._needed)))]
         return [partial(lane.window, index) for lane, index in needed]
 
-    def _fills(self, windows: Sequence[tuple[Window, Pixels]]) -> list[_Task]:
-        """The tasks that fill windows."""
-        if not self._reads:
-            return []
+    def _compute(
+        self,
+        plans: Sequence[Callable[[], Window]],
+        windows: Sequence[tuple[Window, Pixels]],
+        pool: ThreadPoolExecutor,
+    ) -> Sequence[Window]:
+        """With Dask, fill the windows, each of which goes to the consumer once it is ready; returns what is planned."""
         pieces = [
             Piece(start, stop, places, pixels)
             for window, pixels in windows
             for (start, stop), places in zip(window.chunks, window.places, strict=True)
         ]
-        return [partial(self._source.fill, portion) for portion in portions(pieces, self._workers)]
+        ends = portion_ends(len(pieces) if self._reads else 0, self._workers)
+        graph: dict[str, tuple[Any, ...]] = {f"plan-{index:06}": (plan,) for index, plan in enumerate(plans)}
+        planned = list(graph)
+        fills = [f"fill-{index:06}" for index in reversed(range(len(ends)))]  # Dask begins with the last name
+        for name, begin, end in zip(fills, [0, *ends], ends, strict=False):
+            graph[name] = (partial(self._source.fill, pieces[begin:end]),)
+        done, passed = 0, None
+        for index, item in enumerate(windows):
+            first, done = bisect_right(ends, done), done + len(item[0].chunks)
+            name = f"pass-{index:06}"
+            # After its own tasks, and after the window before it.
+            graph[name] = (partial(self._pass, item), fills[first : bisect_left(ends, done) + 1], passed)
+            passed = name
+        found, times, _ = dask.threaded.get(graph, [planned, fills, passed], pool=pool)
+        for seconds in times:
+            self._clock.add(seconds)
+        return cast(Sequence[Window], found)
 
-    def _compute(self, tasks: Sequence[_Task], pool: ThreadPoolExecutor) -> list[Any]:
-        """Run the tasks with Dask, the first ones first; returns their results."""
-        names = [f"task-{index:06}" for index in reversed(range(len(tasks)))]  # Dask begins with the last name
-        graph = {name: (task,) for name, task in zip(names, tasks, strict=True)}
-        return list(dask.threaded.get(graph, names, pool=pool))
+    def _pass(self, item: tuple[Window, Pixels], _tasks: object, _before: object) -> None:
+        """Pass a window to the consumer."""
+        if not self._source.closed.is_set():
+            self._filled.put(item)

@@ -128,14 +128,13 @@ class BatchStream:
             row_bytes = 0  # in memory; the order of the rows is the same
         lane_rows = [self.division.position(self.steps, lane) for lane in self.lanes]
         self._window_rows = min(self._window_chunks * split.chunk_rows, max(lane_rows))
-        order_bytes = self._window_rows * 6 * 8  # finding the order of a window
-        self._window_bytes = self._window_rows * row_bytes + order_bytes
+        # Pixels, their order, and finding that of a later window.
+        self._window_bytes = self._window_rows * (row_bytes + 2 * 8 + 6 * 8)
         self._max_windows = sum(max(1, -(-rows // max(self._window_rows, 1))) for rows in lane_rows)  # of an epoch
         self._split_bytes = split.rows * row_bytes
         self._other_bytes = (
             self._batch_rows * (row_bytes + 16)  # a batch
             + 2 * workers * split.chunk_rows * row_bytes  # scratch: a chunk, and its compressed bytes
-            + len(self.lanes) * order_bytes  # of the windows that are planned next
             + split.rows * 8  # labels
             + split.chunks * 8 * 8  # hashes, order and lanes of the chunks
         )
@@ -230,7 +229,7 @@ class BatchStream:
         buffers, self._spare = self._spare or self._allocate(), None
         lanes = [order.lanes[lane] for lane in self.lanes]
         source = Source(self.split, self.shuffle, buffers.scratch, self._cache)
-        reader = WindowReader(source, self._needed(lanes, start), len(lanes), buffers, self._clock)
+        reader = WindowReader(source, self._needed(lanes, start), buffers, self._clock)
         cursors = [_LaneCursor(reader, lane, self.division.position(start, lane.number)) for lane in lanes]
         try:
             for step in range(start, self.steps):

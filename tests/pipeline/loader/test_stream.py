@@ -125,7 +125,7 @@ def test_two_epochs_at_a_time_are_independent(split: Split) -> None:
         np.testing.assert_array_equal(first.images, everything[first.rows])
 
 
-@pytest.mark.parametrize(("megabytes", "windows"), [(None, 2), (0.02, 3), (0.025, 4)])
+@pytest.mark.parametrize(("megabytes", "windows"), [(None, 2), (0.021, 3), (0.025, 4)])
 def test_buffers_stay_within_the_budget(split: Split, megabytes: float | None, windows: int) -> None:
     budget = None if megabytes is None else int(megabytes * 1e6)
     batches = BatchStream(split, 4, seed=0, ram_budget=budget)
