@@ -31,6 +31,7 @@ Indices = npt.NDArray[np.int64]
 # stored order, large windows gain nothing.
 WINDOW_BYTES = 64 * 2**20
 UNSHUFFLED_BYTES = 8 * 2**20
+MIN_LANE_CHUNKS = 8  # of a window of one of several lanes: fewer could not be told apart from a poor shuffle
 
 _TRIES = 64  # candidates for the place that a row moves to
 
@@ -54,7 +55,8 @@ def permutation(count: int, *key: int) -> Indices:
 def window_chunks(rows: int, chunk_rows: int, row_bytes: int, shuffle: bool, lanes: int = 1) -> int:
     """Maximum number of chunks in a window of one of the lanes, for a split of `rows` rows."""
     fitting = (WINDOW_BYTES if shuffle else UNSHUFFLED_BYTES) // (chunk_rows * row_bytes) // lanes
-    return max(1, min(fitting, -(-rows // chunk_rows)))
+    least = MIN_LANE_CHUNKS if shuffle and lanes > 1 else 1
+    return min(max(least, fitting), max(1, -(-rows // chunk_rows)))
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,9 @@ class Lane:
 
     number      of the lane
     begin, end  the lane has rows begin..end-1 of the epoch's chunks, in their order
+
+    `rows` is their number; `chunks`, (n, 2), are (start, stop) of the rows of each chunk, or of the part of it that
+    belongs to the lane.
     """
 
     def __init__(self, order: EpochOrder, number: int, begin: int, end: int) -> None:
@@ -119,15 +124,15 @@ class Lane:
         starts, stops = order.chunks.T  # (C,) each
         ends = np.cumsum(stops - starts)  # (C,): rows up to the end of each chunk
         first, last = np.searchsorted(ends, begin, "right"), np.searchsorted(ends, end, "left") + 1
-        self._chunks = order.chunks[first : last if end > begin else first].copy()  # (chunks of the lane, 2)
-        if len(self._chunks):
-            self._chunks[0, 0] = stops[first] - (ends[first] - begin)
-            self._chunks[-1, 1] -= ends[last - 1] - end
+        self.chunks = order.chunks[first : last if end > begin else first].copy()  # (chunks of the lane, 2)
+        if len(self.chunks):
+            self.chunks[0, 0] = stops[first] - (ends[first] - begin)
+            self.chunks[-1, 1] -= ends[last - 1] - end
 
     @property
     def windows(self) -> int:
         """Number of windows."""
-        return -(-len(self._chunks) // self.order.window_chunks)
+        return -(-len(self.chunks) // self.order.window_chunks)
 
     @cached_property
     def window_starts(self) -> list[int]:
@@ -150,6 +155,12 @@ class Lane:
             shuffled = permutation(len(rows), *key)
             # How often a permutation of the whole split makes two rows of a chunk neighbours, relative to this one.
             ratio = (len(rows) - 1) / max(order.neighbours, 1)
+            if len(order.lanes) > 1:
+                # A pair that should stay is lost where its first row is also the second of a pair that should not.
+                # With the few chunks of a lane's window, that is often.
+                sizes = np.array([stop - start for start, stop in chunks])  # (chunks of the window,)
+                pairs = float((sizes * (sizes - 1)).sum()) / max(len(rows) * (len(rows) - 1), 1)  # of one chunk
+                ratio /= max(1 - pairs * (1 - ratio), ratio)
             _spread(shuffled, rows // order.chunk_rows, ratio, key)
         places = np.empty_like(shuffled)  # (n,)
         places[shuffled] = np.arange(len(rows))
@@ -159,8 +170,8 @@ class Lane:
     def _chunks_of(self, index: int) -> Indices:
         """The chunks of a window, (chunks of the window, 2)."""
         if not self.order.shuffle:
-            return self._chunks[index * self.order.window_chunks : (index + 1) * self.order.window_chunks]
-        return self._chunks[index :: self.windows]  # round-robin: window sizes differ by at most one chunk
+            return self.chunks[index * self.order.window_chunks : (index + 1) * self.order.window_chunks]
+        return self.chunks[index :: self.windows]  # round-robin: window sizes differ by at most one chunk
 
 
 def _spread(order: Indices, chunk: Indices, ratio: float, key: tuple[int, ...]) -> None:
