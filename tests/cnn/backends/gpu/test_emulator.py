@@ -122,7 +122,7 @@ MISTAKES = {
     "null_pointer": ("y[i] = *(const float*)(counts - counts);", "null pointer"),
     "misaligned": ("y[i] = *(const float*)((const char*)x + 2 * threadIdx.x % 8);", "misaligned"),
     "static_too_far": ("__shared__ float s[64]; s[threadIdx.x] = 1; __syncthreads(); y[i] = s[threadIdx.x + 1000000];",
-                       "host memory, or none"),
+                       "host memory, or none|another thread's local variable"),
     "dynamic_too_far": ("room[threadIdx.x + 1] = 1;", "shared memory out of bounds"),
     "never_written": ("__shared__ float s[64]; if (i % 64) s[threadIdx.x] = 1; __syncthreads(); y[i] = s[threadIdx.x];",
                       "shared memory is read that was never written"),
