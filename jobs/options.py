@@ -138,6 +138,8 @@ class InfoOptions:
     sheet: Annotated[Path | None, Option("File of the contact sheet; default: in the dataset.", "FILE.png")] = None
     no_sheet: Annotated[bool, Option("Draw no contact sheet.")] = False
     shuffle: Annotated[bool, Option("Compare the order of an epoch with random permutations.")] = False
+    batch_size: Annotated[int, Option("With --shuffle: images per step.", "N", 1)] = 64
+    micro_batch: Annotated[int, Option("With --shuffle: images of a micro-batch; 0: the batch.", "N", 0)] = 0
 
 
 @dataclass(frozen=True)

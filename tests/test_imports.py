@@ -28,7 +28,10 @@ ONLY_IMPORTED_BY = {
     "cupyx": ["cnn/backends/gpu/*.py"],
     "numba": ["cnn/backends/cpu/*.py", "pipeline/images/resize.py", "pipeline/images/pixel_sums.py"],
     "llvmlite": ["cnn/backends/cpu/processor.py", "cnn/backends/cpu/simd.py", "pipeline/images/resize.py"],
-    "dask": ["pipeline/build/scheduler.py", "pipeline/parallel/cluster.py", "jobs/console/sizes.py"],
+    "dask": [
+        "pipeline/build/scheduler.py", "pipeline/loader/reader.py", "pipeline/parallel/cluster.py",
+        "jobs/console/sizes.py",
+    ],
     "PIL": [
         "pipeline/images/decode.py", "pipeline/images/colours.py", "jobs/drawing/contact_sheet.py",
         "jobs/drawing/fonts.py", "jobs/report/thumbnails.py", "jobs/flags*", "logpose/model.py",

@@ -1,7 +1,7 @@
 """Throughput of `BatchStream` against a memory map, bare reads and other libraries, in images per second.
 
     python -m benchmarks.loader.loader DATASET.zarr [--repeat N] [--images FOLDER] [--peers PYTHON]
-                                 [--rounds N] [--batch N] [--workers N]
+                                 [--rounds N] [--batch N] [--micro-batch N] [--workers N]
 
 Times one shuffled epoch of the training split from the page cache; the consumer discards the batches. `--repeat` writes
 the rows N times to a new dataset, which should exceed the processor's cache and have many windows. Sides are
@@ -10,6 +10,7 @@ interleaved, A B C A B C, after one warm-up round; rates are medians over the ro
 
     ours          `BatchStream.epoch` with --workers threads; every chunk's checksum is verified
     ours, cached  the same with a RAM budget for all pixels; a mapped file takes as much, as page cache
+    ours, lanes   with --micro-batch: the micro-batches of each step, out of a lane each
     map, take     the same pixels in one memory-mapped file; the same batches, gathered with `np.take` into a reused
                   array by one thread
     map, [rows]   the same with fancy indexing, which allocates each batch
@@ -51,6 +52,7 @@ from pipeline.loader.stream import BatchStream
 
 SEED = 0
 CACHED = "ours, cached"
+LANES = "ours, lanes"
 MAPS = ("map, take", "map, [rows]")
 FFCV = {"ffcv random": "random", "ffcv quasi": "quasi"}
 
@@ -80,8 +82,12 @@ def write_pixels(split: Split, file: Path) -> None:
 class Ours:
     """Our stream, with the time and thread times of each epoch."""
 
-    def __init__(self, split: Split, batch: int, workers: int, ram_budget: int | None = None) -> None:
-        self.stream = BatchStream(split, batch, seed=SEED, workers=workers, ram_budget=ram_budget)
+    def __init__(
+        self, split: Split, batch: int, workers: int, ram_budget: int | None = None, micro_batch: int = 0
+    ) -> None:
+        self.stream = BatchStream(
+            split, batch, seed=SEED, micro_batch=micro_batch, workers=workers, ram_budget=ram_budget
+        )
         self.epochs: list[tuple[float, StreamTimes]] = []
         # For the memory map, which gathers the same rows.
         self.batches = [batch.rows.copy() for batch in self.stream.epoch(0)]
@@ -94,6 +100,12 @@ class Ours:
         self.epochs.append((seconds, self.stream.times.since(before)))
         return seconds
 
+    def micro_batches(self) -> float:
+        began = time.perf_counter()
+        for _ in self.stream.micro_batches(0):
+            pass
+        return time.perf_counter() - began
+
     def thread_seconds(self, rounds: int) -> dict[str, float]:
         """Seconds per gigabyte of pixels, medians over the last rounds: the consumer's wait, and the readers' steps."""
         part = self.stream.split
@@ -104,16 +116,16 @@ class Ours:
         ])  # fmt: skip  # (rounds, 6)
         names = ("consumer waits", "reading", "checking", "placing", "rest of the threads", "whole epoch")
         found = dict(zip(names, np.median(steps, axis=0) / gigabytes, strict=True))
-        return found | {"planning, in another thread": self.planning() / gigabytes}
+        return found | {"planning, a task of its own": self.planning() / gigabytes}
 
     def planning(self) -> float:
         """Plan the windows of an epoch; returns seconds."""
         part = self.stream.split
         chunks = window_chunks(part.rows, part.chunk_rows, part.size[0] * part.size[1] * 3, shuffle=True)
         began = time.perf_counter()
-        plan = EpochOrder(part.rows, part.chunk_rows, chunks, SEED, 0, shuffle=True)
-        for index in range(plan.windows):
-            plan.window(index)
+        (lane,) = EpochOrder(part.rows, part.chunk_rows, chunks, SEED, 0, shuffle=True).lanes
+        for index in range(lane.windows):
+            lane.window(index)
         return time.perf_counter() - began
 
 
@@ -199,6 +211,7 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, metavar="PYTHON")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--micro-batch", type=int, default=0, metavar="N")
     parser.add_argument("--workers", type=int, default=available_cpus())
     arguments = parser.parse_args()
     batch, workers, rounds = arguments.batch, arguments.workers, arguments.rounds
@@ -218,6 +231,8 @@ def main() -> None:
             "ours": ours.epoch, CACHED: cached.epoch, MAPS[0]: mapped.take, MAPS[1]: mapped.index,
             "floor": Floor(split, workers).read,
         }  # fmt: skip
+        if arguments.micro_batch:
+            sides[LANES] = Ours(split, batch, workers, micro_batch=arguments.micro_batch).micro_batches
         images = dict.fromkeys([*sides, "pixels", *FFCV], split.rows)
         background = BackgroundLoad()
         with ExitStack() as peers:

@@ -44,7 +44,7 @@ def info(dataset: Path, options: InfoOptions) -> None:
     failures = _count_failures(data.path)
     blocks = [_format(data), _classes(data), _colours(data), _storage(storage), _origin(data, failures)]
     if options.shuffle:
-        blocks.append(_shuffle(data.train))
+        blocks.append(_shuffle(data.train, options.batch_size, options.micro_batch))
     say("\n\n".join("\n".join(lines) for lines in blocks))
     if sheet:
         try:
@@ -185,9 +185,11 @@ def _duplicates(data: Dataset) -> list[str]:
     return lines
 
 
-def _shuffle(split: Split) -> list[str]:
+def _shuffle(split: Split, batch_size: int, micro_batch: int) -> list[str]:
     """Compare an epoch's order with random permutations of its rows."""
-    stream = BatchStream(split, batch_size=1, seed=0)
+    stream = BatchStream(split, batch_size, seed=0, micro_batch=micro_batch)
+    lanes = stream.division.lanes
+    divided = f", batches of {batch_size} from {lanes} lanes" if lanes > 1 else ""
     order = all_rows(stream.order(1))  # (N,)
     rows = [("neighbours from", "found", "99 % range", "longest run", "99 % range", "order")]
     for name, values in (("one chunk", np.arange(split.rows) // split.chunk_rows), ("one class", split.labels)):
@@ -202,7 +204,7 @@ def _shuffle(split: Split) -> list[str]:
         )  # fmt: skip
     fraction = stream.ram_bytes / (split.rows * split.size[0] * split.size[1] * 3)
     return [
-        _line("shuffle", f"epoch 1 of seed 0, compared with {PERMUTATIONS} random permutations"),
+        _line("shuffle", f"epoch 1 of seed 0{divided}, compared with {PERMUTATIONS} random permutations"),
         *_table(rows),
         _line("memory", f"{_megabytes(stream.ram_bytes)}, {fraction:.1%} of the pixels"),
     ]

@@ -4,6 +4,7 @@ from math import prod
 
 from cnn.backends.base import Backend
 from cnn.inputs.device_images import DeviceImages
+from cnn.training.recipe import Recipe
 from jobs.console.progress import bar
 from jobs.errors import JobError
 from pipeline.dataset.store import Split
@@ -35,17 +36,20 @@ def is_cached(cache: str, backend: Backend, split: Split) -> bool:
     return cache == "device" or size <= AUTO_FRACTION * free
 
 
-def cached_stream(split: Split, batch_size: int, seed: int, workers: int, backend: Backend) -> BatchStream:
-    """The batches of `split`, of images that are first copied to the device. Raises DamageError, DeviceError."""
+def cached_stream(split: Split, recipe: Recipe, workers: int, backend: Backend) -> BatchStream:
+    """The batches of `recipe`, of images that are first copied to the device. Raises DamageError, DeviceError."""
     images = DeviceImages(backend, _shape(split))
     rows = max(1, _COPY_BYTES // prod(_shape(split)[1:]))
-    reader = BatchStream(split, rows, seed=seed, shuffle=False, workers=workers)
+    reader = BatchStream(split, rows, seed=recipe.seed, shuffle=False, workers=workers)
     with bar("copying to the GPU", "images", split.rows, ends=False) as progress:
         for batch in reader:
             first = int(batch.rows[0])  # rows are in stored order
             images.fill(first, batch.images)
             progress.update(first + len(batch.rows))
-    return BatchStream(split, batch_size, seed=seed, workers=workers, images_of=images.take)
+    return BatchStream(
+        split, recipe.batch_size, seed=recipe.seed, micro_batch=recipe.micro_batch, workers=workers,
+        images_of=images.take,
+    )  # fmt: skip
 
 
 def describe_cache(split: Split) -> str:

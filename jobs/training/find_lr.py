@@ -88,7 +88,9 @@ def find_lr(dataset: Path, options: FindLrOptions) -> Suggestion:
         say(line)
     measure(trainer, data)
     workers = options.workers or available_cpus()
-    stream = BatchStream(data.train, recipe.batch_size, seed=recipe.seed, workers=workers)
+    stream = BatchStream(
+        data.train, recipe.batch_size, seed=recipe.seed, micro_batch=recipe.micro_batch, workers=workers
+    )
     with bar("trying rates", "steps", steps, ends=False) as progress, DeferredInterrupt() as interrupt:
 
         def on_step(done: int, rate: float, loss: float) -> None:

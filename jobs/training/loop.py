@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from cnn.evaluation.metrics import Evaluation
+from cnn.inputs.training_inputs import MicroBatch
 from cnn.training.pending import PendingBatch
 from cnn.training.trainer import Trainer
 from jobs.console.interrupts import DeferredInterrupt
@@ -55,11 +56,12 @@ class Training:
         state, clock, stream = self.state, self.clock, self.streams.train
         title, rows = f"epoch {state.epoch}/{self.recipe.epochs}", self.artifacts.data.train.rows
         with bar(title, "images", rows, done=state.rows, ends=False) as progress:
-            for batch in stream.epoch(state.epoch, start=state.batches):
+            for batches in stream.micro_batches(state.epoch, start=state.batches):
                 clock.add_stream(stream.times)
                 state.lr = self.trainer.lr
                 with clock("compute"):
-                    started = self.trainer.start_batch(batch.images, batch.labels, batch.rows)
+                    parts = [MicroBatch(batch.images, batch.labels, batch.rows) for batch in batches]
+                    started = self.trainer.start_micro_batches(parts, batches[0].global_rows)
                 self._finish_batch(progress)  # the one before: a GPU computes this one meanwhile
                 self._pending = started
                 self._save_if_due(progress)

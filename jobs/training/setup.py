@@ -62,16 +62,19 @@ def open_streams(data: Dataset, recipe: Recipe, workers: int, ram_budget: int) -
 
     Raises OptionError where the budget is too small.
     """
-    batch_size, seed = recipe.batch_size, recipe.seed
+    batch_size, seed, micro_batch = recipe.batch_size, recipe.seed, recipe.micro_batch
     val, note = None, ""
     if data.val.rows:
         val = BatchStream(data.val, batch_size, seed=seed, shuffle=False, workers=workers)
         ram_budget = max(0, ram_budget - val.ram_bytes)
         note = f" (validation takes {-(-val.ram_bytes // 10**6)} MB of it)"
     try:
-        return Streams(BatchStream(data.train, batch_size, seed=seed, workers=workers, ram_budget=ram_budget), val)
+        train = BatchStream(
+            data.train, batch_size, seed=seed, micro_batch=micro_batch, workers=workers, ram_budget=ram_budget
+        )
     except OptionError as error:
         raise OptionError(f"{error}{note}") from error
+    return Streams(train, val)
 
 
 def measure(trainer: Trainer, data: Dataset) -> None:

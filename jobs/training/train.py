@@ -116,7 +116,7 @@ def train(
         if state.history:
             write_metrics(folder.metrics, state.history)
         if caches and not is_finished(state, recipe):
-            stream = cached_stream(data.train, recipe.batch_size, recipe.seed, workers, backend)
+            stream = cached_stream(data.train, recipe, workers, backend)
             streams = streams._replace(train=stream)
         artifacts = Artifacts(
             folder, data, card, trainer, state, streams.val, options.checkpoint_minutes, options.checkpoint_steps

@@ -1,6 +1,6 @@
-"""Read windows of images ahead of the consumer, in threads.
+"""Read windows of images ahead of the consumer, by Dask tasks of several chunks each.
 
-    disk ──threads, a chunk each──▶ scratch ──each row to its place──▶ window ──queue──▶ consumer
+    disk ──tasks, chunk by chunk──▶ scratch ──rows to their places──▶ window ──queue──▶ consumer
 """
 
 from __future__ import annotations
@@ -8,23 +8,30 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from bisect import bisect_left, bisect_right
 from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from math import prod
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
+import dask.threaded
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.dataset.shard_format import ReadSeconds
 from pipeline.dataset.store import Split
-from pipeline.loader.epoch_order import EpochOrder, Indices, Window
+from pipeline.loader.epoch_order import Indices, Lane, Window
 
 PAGE_BYTES = 4096
+_MIN_PIECES, _MAX_PIECES = 2, 16  # of a task: its overhead is small, and windows are ready one after the other
+_LOCKS = 64
+_THREADS = "logpose-read"  # begins the names of all threads here
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
-_Chunk: TypeAlias = tuple[tuple[int, int], Indices]  # (start, stop) of its rows, and their places in the window
 
 
 class StreamTimes(NamedTuple):
@@ -64,7 +71,7 @@ class Buffers:
     """The memory of a running epoch."""
 
     windows: tuple[Pixels, ...]  # each (window rows, H, W, 3)
-    batch: Pixels  # (batch size, H, W, 3), for a batch that spans two windows
+    batch: Pixels  # (rows of a batch, H, W, 3), for micro-batches that span two windows
     scratch: tuple[Pixels, ...]  # each (chunk rows, H, W, 3), one per reading thread; none: nothing is read
 
 
@@ -87,19 +94,92 @@ class ChunkCache:
         self._split = split
         self._pixels = page_aligned((split.rows, *split.size, 3))  # (N, H, W, 3); takes memory as it fills
         self._read = np.zeros(split.chunks, bool)  # (chunks,)
+        self._locks = tuple(threading.Lock() for _ in range(_LOCKS))  # two lanes may need a chunk at a time
 
     def chunk(self, start: int, stop: int) -> tuple[Pixels, ReadSeconds]:
-        """The rows start..stop-1 of one chunk, (n, H, W, 3), and the time it took to read them."""
+        """The rows start..stop-1 of one whole chunk, (n, H, W, 3), and the time it took to read them."""
         pixels, chunk = self._pixels[start:stop], start // self._split.chunk_rows  # (n, H, W, 3)
-        if self._read[chunk]:
-            return pixels, ReadSeconds(0.0, 0.0)
-        seconds = self._split.read_into(pixels, start, stop)
-        self._read[chunk] = True
+        with self._locks[chunk % _LOCKS]:
+            if self._read[chunk]:
+                return pixels, ReadSeconds(0.0, 0.0)
+            seconds = self._split.read_into(pixels, start, stop)
+            self._read[chunk] = True
         return pixels, seconds
 
 
+class Source:
+    """What the tasks read from: a split or its cache, with a scratch buffer for each task that runs."""
+
+    def __init__(self, split: Split, shuffle: bool, scratch: Sequence[Pixels], cache: ChunkCache | None) -> None:
+        self._split, self._shuffle, self._cache = split, shuffle, cache
+        self._scratch: queue.SimpleQueue[Pixels] = queue.SimpleQueue()
+        for buffer in scratch:
+            self._scratch.put(buffer)
+        self.closed = threading.Event()  # tasks stop before their next chunk
+
+    def fill(self, pieces: Sequence[Piece]) -> StreamTimes:
+        """Read pieces of windows; the seconds that it took. This is what a Dask task does."""
+        scratch = self._scratch.get()  # (chunk rows, H, W, 3); there are as many as threads
+        read = decode = copy = 0.0
+        try:
+            for piece in pieces:
+                if self.closed.is_set():
+                    break
+                seconds, copied = self._fill_piece(piece, scratch)
+                read, decode, copy = read + seconds.read, decode + seconds.decode, copy + copied
+        except BaseException:
+            self.closed.set()  # stops the other tasks
+            raise
+        finally:
+            self._scratch.put(scratch)
+        return StreamTimes(read=read, decode=decode, copy=copy)
+
+    def _fill_piece(self, piece: Piece, scratch: Pixels) -> tuple[ReadSeconds, float]:
+        """Put the rows of a piece in their places; returns the seconds of reading, and those of copying."""
+        start, stop, places, pixels = piece
+        first = start - start % self._split.chunk_rows
+        last = min(first + self._split.chunk_rows, self._split.rows)
+        if self._cache is not None:
+            scratch, seconds = self._cache.chunk(first, last)
+        elif self._shuffle or (start, stop) != (first, last):
+            seconds = self._split.read_into(scratch[: last - first], first, last)
+        else:  # stored order: read in place
+            return self._split.read_into(pixels[places[0] : places[-1] + 1], start, stop), 0.0
+        began = time.perf_counter()
+        pixels[places] = scratch[start - first : stop - first]
+        return seconds, time.perf_counter() - began
+
+
+class Piece(NamedTuple):
+    """The rows of one chunk, or a part of them, that go to a window.
+
+    start, stop  row numbers of the split, within one chunk
+    places       (stop - start,): the place in the window of each row
+    pixels       (window rows, H, W, 3) of the window
+    """
+
+    start: int
+    stop: int
+    places: Indices
+    pixels: Pixels
+
+
+def portion_ends(pieces: int, workers: int) -> list[int]:
+    """Divide pieces 0..pieces-1 into tasks for a number of threads; returns the end of each task's range.
+
+    The tasks become ever smaller, so that the threads have work until almost the same moment.
+    """
+    ends = [0]
+    while ends[-1] < pieces:
+        left = pieces - ends[-1]
+        ends.append(ends[-1] + min(left, max(_MIN_PIECES, min(_MAX_PIECES, -(-left // (2 * workers))))))
+    return ends[1:]
+
+
 class WindowReader:
-    """Reader of the windows of an epoch, from the one numbered `first` on, in threads: one per scratch buffer.
+    """Reader of windows, by Dask tasks on threads: one per scratch buffer.
+
+    needed  lane and number of each window, in the order in which the consumer takes them
 
     Two queues pass the buffers back and forth: `free` to the reader, `filled` to the consumer. Exceptions are put on
     `filled`, so the consumer never blocks forever, and stored in `error`, so it sees them before it has used up
@@ -107,26 +187,20 @@ class WindowReader:
     """
 
     def __init__(
-        self,
-        split: Split,
-        order: EpochOrder,
-        first: int,
-        buffers: Buffers,
-        cache: ChunkCache | None,
-        clock: StreamClock,
+        self, source: Source, needed: Sequence[tuple[Lane, int]], buffers: Buffers, clock: StreamClock
     ) -> None:
-        self._split = split
-        self._order = order
-        self._scratch = buffers.scratch
-        self._cache = cache
+        self._source = source
+        self._needed = deque(needed)
+        self._buffers = len(buffers.windows)
+        self._workers = max(1, len(buffers.scratch))
+        self._reads = bool(buffers.scratch)
         self._clock = clock
         self.error: BaseException | None = None
-        self._closed = threading.Event()
         self._free: queue.SimpleQueue[Pixels | None] = queue.SimpleQueue()
         self._filled: queue.SimpleQueue[tuple[Window, Pixels] | BaseException] = queue.SimpleQueue()
         for pixels in buffers.windows:
             self._free.put(pixels)
-        self._thread = threading.Thread(target=self._run, args=(first,), name="logpose-reader", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"{_THREADS}er", daemon=True)
         self._thread.start()
 
     def next(self) -> tuple[Window, Pixels]:
@@ -140,62 +214,76 @@ class WindowReader:
         """Return the pixels of a window, to be filled again."""
         self._free.put(pixels)
 
-    def close(self) -> None:
-        """End the threads, after the chunks that they are reading."""
-        self._closed.set()
+    def close(self) -> bool:
+        """End the threads, after the chunks that they are reading; returns whether they are known to have ended."""
+        self._source.closed.set()
         self._free.put(None)
-        # The garbage collector may close a dropped iterator in any thread, even in the reader's own.
-        if self._thread is not threading.current_thread():
-            self._thread.join()
+        # The garbage collector may close a dropped iterator in any thread, even in one of the reader's, which would
+        # wait for itself.
+        if threading.current_thread().name.startswith(_THREADS):
+            return False
+        self._thread.join()
+        return True
 
-    def _run(self, first: int) -> None:
+    def _run(self) -> None:
         try:
-            # Not Dask's scheduler: its overhead of 0.1 ms and more per task is as much as reading a chunk takes.
-            with ThreadPoolExecutor(max(1, len(self._scratch)), thread_name_prefix="logpose-read") as pool:
-                for index in range(first, self._order.windows):
-                    window = self._order.window(index)  # before waiting for a free buffer: this takes a while too
-                    pixels = self._free.get()
-                    if pixels is None:
+            with ThreadPoolExecutor(self._workers, thread_name_prefix=_THREADS) as pool:
+                planned = deque(plan() for plan in self._plans(1))
+                while planned:
+                    windows = [(planned.popleft(), pixels) for pixels in self._free_buffers(len(planned))]
+                    if not windows:
                         return
-                    self._fill(window, pixels, pool)
-                    if self._closed.is_set():
-                        return
-                    self._filled.put((window, pixels))
+                    plans = self._plans(self._buffers - len(planned))  # of the windows after these, meanwhile
+                    planned += self._compute(plans, windows, pool)
         except BaseException as error:
             self.error = error
             self._filled.put(error)
 
-    def _fill(self, window: Window, pixels: Pixels, pool: ThreadPoolExecutor) -> None:
-        todo: deque[_Chunk] = deque(zip(window.chunks, window.places, strict=True))
-        for task in [pool.submit(self._read, todo, pixels, scratch) for scratch in self._scratch[: len(todo)]]:
-            task.result()
+    def _free_buffers(self, most: int) -> list[Pixels]:
+        """Wait for a free buffer; returns as many as there are, up to `most`, and none after `close`."""
+        found = [self._free.get()]
+        with suppress(queue.Empty):
+            while len(found) < most:
+                found.append(self._free.get_nowait())
+        pixels = [buffer for buffer in found if buffer is not None]
+        return pixels if len(pixels) == len(found) else []
 
-    def _read(self, todo: deque[_Chunk], pixels: Pixels, scratch: Pixels) -> None:
-        """Read chunks from the queue `todo` into pixels (window rows, H, W, 3) until it is empty."""
-        read = decode = copy = 0.0
-        while not self._closed.is_set():
-            try:
-                (start, stop), places = todo.popleft()
-            except IndexError:
-                break
-            try:
-                seconds, copied = self._read_chunk(start, stop, places, pixels, scratch[: stop - start])
-            except BaseException:
-                todo.clear()  # stops the other threads
-                raise
-            read, decode, copy = read + seconds.read, decode + seconds.decode, copy + copied
-        self._clock.add(StreamTimes(read=read, decode=decode, copy=copy))
+    def _plans(self, count: int) -> list[Callable[[], Window]]:
+        """The tasks that plan the next windows."""
+        needed = [self._needed.popleft() for _ in range(min(count, len(self._needed)))]
+        return [partial(lane.window, index) for lane, index in needed]
 
-    def _read_chunk(
-        self, start: int, stop: int, places: Indices, pixels: Pixels, scratch: Pixels
-    ) -> tuple[ReadSeconds, float]:
-        """Put rows start..stop-1 in their places (n,); returns the seconds of reading, and those of copying."""
-        if self._cache is not None:
-            scratch, seconds = self._cache.chunk(start, stop)
-        elif self._order.shuffle:
-            seconds = self._split.read_into(scratch, start, stop)
-        else:  # stored order: read in place
-            return self._split.read_into(pixels[places[0] : places[-1] + 1], start, stop), 0.0
-        began = time.perf_counter()
-        pixels[places] = scratch
-        return seconds, time.perf_counter() - began
+    def _compute(
+        self,
+        plans: Sequence[Callable[[], Window]],
+        windows: Sequence[tuple[Window, Pixels]],
+        pool: ThreadPoolExecutor,
+    ) -> Sequence[Window]:
+        """With Dask, fill the windows, each of which goes to the consumer once it is ready; returns what is planned."""
+        pieces = [
+            Piece(start, stop, places, pixels)
+            for window, pixels in windows
+            for (start, stop), places in zip(window.chunks, window.places, strict=True)
+        ]
+        ends = portion_ends(len(pieces) if self._reads else 0, self._workers)
+        graph: dict[str, tuple[Any, ...]] = {f"plan-{index:06}": (plan,) for index, plan in enumerate(plans)}
+        planned = list(graph)
+        fills = [f"fill-{index:06}" for index in reversed(range(len(ends)))]  # Dask begins with the last name
+        for name, begin, end in zip(fills, [0, *ends], ends, strict=False):
+            graph[name] = (partial(self._source.fill, pieces[begin:end]),)
+        done, passed = 0, None
+        for index, item in enumerate(windows):
+            first, done = bisect_right(ends, done), done + len(item[0].chunks)
+            name = f"pass-{index:06}"
+            # After its own tasks, and after the window before it.
+            graph[name] = (partial(self._pass, item), fills[first : bisect_left(ends, done) + 1], passed)
+            passed = name
+        found, times, _ = dask.threaded.get(graph, [planned, fills, passed], pool=pool)
+        for seconds in times:
+            self._clock.add(seconds)
+        return cast(Sequence[Window], found)
+
+    def _pass(self, item: tuple[Window, Pixels], _tasks: object, _before: object) -> None:
+        """Pass a window to the consumer."""
+        if not self._source.closed.is_set():
+            self._filled.put(item)

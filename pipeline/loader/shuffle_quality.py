@@ -54,8 +54,17 @@ def runs_of(values: npt.NDArray[np.int64]) -> Runs:
 
 
 def all_rows(order: EpochOrder) -> Indices:
-    """All row numbers (N,) of an epoch, in its order."""
-    return np.concatenate([order.window(index).rows for index in range(order.windows)])
+    """All row numbers (N,) of an epoch, in its order: batch after batch, each micro-batch out of its lane."""
+    lanes = [[lane.window(index).rows for index in range(lane.windows)] for lane in order.lanes]
+    rows = [np.concatenate(windows) if windows else np.empty(0, np.int64) for windows in lanes]  # (n,) each
+    if order.division is None or len(rows) == 1:
+        return rows[0]
+    division, parts = order.division, []
+    for step in range(division.steps):
+        for lane, of_lane in enumerate(rows):
+            begin = division.position(step, lane)
+            parts.append(of_lane[begin : begin + division.micro_rows(step, lane)])
+    return np.concatenate(parts)
 
 
 def compare(values: npt.NDArray[np.int64], rows: Indices, permutations: int = PERMUTATIONS) -> Comparison:

@@ -3,16 +3,17 @@
     reader ──window A │ window B │ …──slices──▶ consumer
 
 The rows of a window are in the order of the epoch, so a batch is a slice and needs no copy. While the consumer takes
-batches from one window, the threads of `reader.py` fill the next. At most `buffered_windows` windows are in memory,
+batches from one window, the tasks of `reader.py` fill the next. At most `buffered_windows` windows are in memory,
 however large the split is. If the budget has room for all pixels of the split, they are cached and read only once.
-`epoch_order.py` alone decides the order of the rows.
+`epoch_order.py` alone decides the order of the rows. Batches of several micro-batches have a window for each lane.
 """
 
 from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
@@ -21,28 +22,40 @@ import numpy.typing as npt
 
 from pipeline.dataset.store import Split
 from pipeline.errors import OptionError
-from pipeline.loader.epoch_order import EpochOrder, Indices, Window, rank_slice, window_chunks
-from pipeline.loader.reader import Buffers, ChunkCache, Pixels, StreamClock, StreamTimes, WindowReader, page_aligned
+from pipeline.loader.epoch_order import EpochOrder, Indices, Lane, Window, window_chunks
+from pipeline.loader.micro_batches import MicroBatches
+from pipeline.loader.reader import (
+    Buffers,
+    ChunkCache,
+    Pixels,
+    Source,
+    StreamClock,
+    StreamTimes,
+    WindowReader,
+    page_aligned,
+)
 
-DEFAULT_WINDOWS = 2  # one to take batches from, one to fill
-MAX_WINDOWS = 4  # more do not make it faster
+DEFAULT_WINDOWS = 2  # of each lane: one to take batches from, one to fill
+MAX_WINDOWS = 4  # of each lane; more do not make it faster
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A minibatch, or the rows of it that belong to one rank.
+    """A minibatch, or one of its micro-batches, or those of the lanes that this process reads.
 
-    images       uint8 (B, H, W, 3); the memory is reused: valid until the next batch is requested. With `images_of`,
+    images       uint8 (B, H, W, 3); the memory is reused: valid until the next step is requested. With `images_of`,
                  what that returned
     labels       int64 (B,)
     rows         int64 (B,): row numbers of the split
-    global_rows  rows of the whole minibatch: divide the sum of the losses of all ranks by it
+    global_rows  rows of the whole minibatch: divide the sum of the losses of all micro-batches by it
+    index        number of the micro-batch, or of the first one
     """
 
     images: Pixels
     labels: npt.NDArray[np.int64]
     rows: Indices
     global_rows: int
+    index: int = 0
 
 
 class BatchStream:
@@ -50,19 +63,21 @@ class BatchStream:
 
     split       the rows to read
     batch_size  rows of a batch; the last batch of an epoch may have fewer
-    seed        of the shuffle; the order depends on (seed, epoch) only
-    shuffle     False gives the rows in stored order, for evaluation
+    micro_batch rows of a micro-batch: each comes out of a lane of its own. 0: batches are not divided
+    lanes       the lanes that this process reads, as a range: see `micro_batches.py`. None: all
+    seed        of the shuffle; the order depends on (seed, epoch) only, and with micro-batches on both sizes
+    shuffle     False gives the rows in stored order, of each lane, for evaluation
     workers     threads that read ahead
     ram_budget  bytes that the stream may take: the more, the further it reads ahead, and if all pixels fit in, they
                 are read in the first epoch only. None: two windows
     images_of   function from row numbers (B,) to the images of a batch, for example in a GPU's memory: then the stream
                 reads none
-    rank, world_size  this process gets the rank-th of world_size slices of each batch; in the last it may be empty
 
     `steps`, also `len(stream)`, is the number of batches in an epoch; `buffered_windows` the number of windows in
     memory; `caches_all` whether all pixels are cached; `ram_bytes` an upper bound of the memory.
     Iterating gives the batches of one epoch: the first `iter(stream)` those of epoch 0, each further one those of the
-    next epoch. `epoch(number, start)` gives any epoch, from any step.
+    next epoch. `epoch(number, start)` gives any epoch, from any step; `micro_batches(number, start)` the micro-batches
+    of each step, without copying them to one array.
     Raises OptionError for arguments out of range and for a budget that is too small.
 
     >>> stream = logpose.BatchStream(logpose.open("colours.zarr").train, batch_size=20, seed=0)
@@ -76,46 +91,52 @@ class BatchStream:
         batch_size: int,
         *,
         seed: int,
+        micro_batch: int = 0,
+        lanes: range | None = None,
         shuffle: bool = True,
         workers: int = 2,
         ram_budget: int | None = None,
         images_of: Callable[[Indices], Any] | None = None,
-        rank: int = 0,
-        world_size: int = 1,
     ) -> None:
         if not isinstance(split, Split):
             raise OptionError(f"expected a split such as data.train, found {type(split).__name__}: give one of the two")
         batch_size, seed = _whole("batch_size", batch_size), _whole("seed", seed)
-        workers, rank, world_size = _whole("workers", workers), _whole("rank", rank), _whole("world_size", world_size)
+        workers, micro_batch = _whole("workers", workers), _whole("micro_batch", micro_batch)
         ram_budget = None if ram_budget is None else _whole("ram_budget", ram_budget)
         if batch_size < 1:
             raise OptionError(f"expected a batch size of at least 1, found {batch_size}")
+        if micro_batch < 0:
+            raise OptionError(f"expected micro-batches of at least 1 row, or 0 for whole batches, found {micro_batch}")
         if workers < 1:
             raise OptionError(f"expected at least one worker, found {workers}")
-        if not 0 <= rank < world_size:
-            raise OptionError(f"expected a rank within 0..{world_size - 1}, found {rank}")
         self.split = split
         self.batch_size = batch_size
+        self.division = MicroBatches(split.rows, batch_size, micro_batch)
+        self.lanes = range(self.division.lanes) if lanes is None else lanes
+        if not self.lanes or self.lanes.step != 1 or self.lanes[0] < 0 or self.lanes[-1] >= self.division.lanes:
+            raise OptionError(f"expected a range of lanes within range(0, {self.division.lanes}), found {lanes}")
         self.seed = seed
         self.shuffle = shuffle
         self.workers = workers
-        self.rank, self.world_size = rank, world_size
         self._images_of = images_of
-        self.steps = -(-split.rows // batch_size)
+        self.steps = self.division.steps
         self._next_epoch = 0
         row_bytes = split.size[0] * split.size[1] * 3
-        self._batch_rows = -(-batch_size // world_size)  # at most, of this rank
-        self._window_chunks = window_chunks(split.rows, split.chunk_rows, row_bytes, shuffle)
+        self._batch_rows = sum(map(self.division.full_rows, self.lanes))  # at most, of these lanes
+        self._window_chunks = window_chunks(split.rows, split.chunk_rows, row_bytes, shuffle, self.division.lanes)
         if images_of:
             row_bytes = 0  # in memory; the order of the rows is the same
-        self._window_rows = min(self._window_chunks * split.chunk_rows, split.rows)
-        self._window_bytes = self._window_rows * (row_bytes + 6 * 8)  # pixels, and finding their order
+        lane_rows = [self.division.position(self.steps, lane) for lane in self.lanes]
+        self._window_rows = min(self._window_chunks * split.chunk_rows, max(lane_rows))
+        # Pixels, their order, and finding that of a later window.
+        self._window_bytes = self._window_rows * (row_bytes + 2 * 8 + 6 * 8)
+        self._max_windows = sum(max(1, -(-rows // max(self._window_rows, 1))) for rows in lane_rows)  # of an epoch
         self._split_bytes = split.rows * row_bytes
         self._other_bytes = (
             self._batch_rows * (row_bytes + 16)  # a batch
             + 2 * workers * split.chunk_rows * row_bytes  # scratch: a chunk, and its compressed bytes
             + split.rows * 8  # labels
-            + split.chunks * 3 * 8  # hashes and order of the chunks
+            + split.chunks * 8 * 8  # hashes, order and lanes of the chunks
         )
         self.buffered_windows, self.caches_all = self._plan_memory(None if images_of else ram_budget)
         self._cache = ChunkCache(split) if self.caches_all else None
@@ -142,14 +163,14 @@ class BatchStream:
 
     @property
     def min_bytes(self) -> int:
-        """The minimum RAM budget: for one window, filled and used in turn."""
-        return self._other_bytes + self._window_bytes
+        """The minimum RAM budget: for one window of each lane, filled and used in turn."""
+        return self._other_bytes + len(self.lanes) * self._window_bytes
 
     def _plan_memory(self, budget: int | None) -> tuple[int, bool]:
         """Choose the number of windows, and whether to cache all pixels, for a RAM budget in bytes."""
-        windows = max(1, -(-self.split.rows // max(self._window_rows, 1)))  # of an epoch
+        windows = min(DEFAULT_WINDOWS * len(self.lanes), self._max_windows)
         if budget is None:
-            return min(DEFAULT_WINDOWS, windows), False
+            return windows, False
         if budget < self.min_bytes:
             raise OptionError(
                 f"expected a RAM budget of at least {-(-self.min_bytes // 10**6)} MB for {self.split.name} of"
@@ -157,52 +178,113 @@ class BatchStream:
                 " or lower --batch-size"
             )
         left = budget - self._other_bytes
-        if left >= self._split_bytes + min(DEFAULT_WINDOWS, windows) * self._window_bytes:
-            return min(DEFAULT_WINDOWS, windows), True
-        return min(MAX_WINDOWS, windows, left // max(self._window_bytes, 1)), False
+        if left >= self._split_bytes + windows * self._window_bytes:
+            return windows, True
+        most = min(MAX_WINDOWS * len(self.lanes), self._max_windows)
+        return min(most, left // max(self._window_bytes, 1)), False
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, from step `start` on; earlier ones are not read.
 
-        Each row comes exactly once per epoch. The iterator may be left early: when it is closed or dropped, its
-        threads end and its buffers are free again. Raises OptionError for a step out of range; the iterator raises
-        DamageError for damaged data, as soon as the threads find it.
+        Each row comes exactly once per epoch. Micro-batches are copied to one array, and a process that does not read
+        all lanes gets its part of each batch; in the last one it may be empty. The iterator may be left early: when it
+        is closed or dropped, its threads end and its buffers are free again. Raises OptionError for a step out of
+        range; the iterator raises DamageError for damaged data, as soon as a task finds it.
         """
-        number, start = _whole("epoch", number), _whole("start", start)
-        if not 0 <= start <= self.steps:
-            raise OptionError(f"expected a step within 0..{self.steps} of the epoch, found {start}")
-        return self._batches(self.order(number), start)
+        steps = self._steps(*self._checked(number, start), whole=True)
+
+        def batches() -> Iterator[Batch]:
+            with closing(steps):
+                for (batch,) in steps:
+                    yield batch
+
+        return batches()
+
+    def micro_batches(self, number: int, start: int = 0) -> Iterator[tuple[Batch, ...]]:
+        """The micro-batches of each step of one epoch, from the lanes that this process reads, without empty ones.
+
+        Those of a step are all valid until the next step is requested. Otherwise like `epoch`.
+        """
+        return self._steps(*self._checked(number, start), whole=False)
 
     def order(self, number: int) -> EpochOrder:
         """The order of one epoch."""
-        return EpochOrder(self.split.rows, self.split.chunk_rows, self._window_chunks, self.seed, number, self.shuffle)
+        split = self.split
+        return EpochOrder(
+            split.rows, split.chunk_rows, self._window_chunks, self.seed, number, self.shuffle, self.division
+        )
 
-    def _batches(self, order: EpochOrder, start: int) -> Iterator[Batch]:
+    def _checked(self, number: int, start: int) -> tuple[EpochOrder, int]:
+        """The order of an epoch, and the step to start at. Raises OptionError."""
+        number, start = _whole("epoch", number), _whole("start", start)
+        if not 0 <= start <= self.steps:
+            raise OptionError(f"expected a step within 0..{self.steps} of the epoch, found {start}")
+        return self.order(number), start
+
+    def _steps(self, order: EpochOrder, start: int, whole: bool) -> Generator[tuple[Batch, ...], None, None]:
+        """The micro-batches of each step, or, if `whole`, all of them as one batch."""
         if start == self.steps:
             return
         # Several epochs may run at a time, for example if one was left early but not closed: each has its own buffers.
         buffers, self._spare = self._spare or self._allocate(), None
-        labels = self.split.labels  # (N,)
-        position = start * self.batch_size
-        first = order.window_at(position)
-        reader = WindowReader(self.split, order, first, buffers, self._cache, self._clock)
-        cursor = _RowCursor(reader, position - order.window_starts[first], buffers.batch)
-        skipped = 0  # rows of the previous batch that belong to the ranks after this one
+        lanes = [order.lanes[lane] for lane in self.lanes]
+        source = Source(self.split, self.shuffle, buffers.scratch, self._cache)
+        reader = WindowReader(source, self._needed(lanes, start), buffers, self._clock)
+        cursors = [_LaneCursor(reader, lane, self.division.position(start, lane.number)) for lane in lanes]
         try:
-            for _ in range(start, self.steps):
+            for step in range(start, self.steps):
                 began = time.perf_counter()
-                size = min(self.batch_size, order.rows - position)
-                begin, end = rank_slice(size, self.rank, self.world_size)
-                cursor.skip(skipped + begin)
-                images, rows = cursor.take(end - begin)  # (B, H, W, 3), (B,)
-                skipped = size - end  # later: skipping may release the window of this batch
-                position += size
-                batch = Batch(self._images_of(rows) if self._images_of else images, labels[rows], rows, size)
+                step_rows = [self.division.micro_rows(step, lane.number) for lane in lanes]
+                if reader.error is not None:
+                    raise reader.error
+                if whole:
+                    batches: tuple[Batch, ...] = (self._whole_batch(cursors, step, step_rows, buffers.batch),)
+                else:
+                    batches = tuple(self._micro_batches(cursors, step, step_rows, buffers.batch))
                 self._clock.add(StreamTimes(wait=time.perf_counter() - began))
-                yield batch
+                yield batches
         finally:
-            reader.close()
-            self._spare = buffers
+            if reader.close():
+                self._spare = buffers
+
+    def _needed(self, lanes: Sequence[Lane], start: int) -> list[tuple[Lane, int]]:
+        """The windows from a step on, in the order in which `_steps` takes them."""
+        needed: list[tuple[int, int, int]] = []  # step, place of the lane, window
+        for place, lane in enumerate(lanes):
+            position = self.division.position(start, lane.number)
+            if position < lane.rows:
+                size = self.division.full_rows(lane.number)
+                needed += [
+                    (max(start, lane.window_starts[index] // size), place, index)
+                    for index in range(lane.window_at(position), lane.windows)
+                ]
+        return [(lanes[place], index) for _, place, index in sorted(needed)]
+
+    def _micro_batches(
+        self, cursors: Sequence[_LaneCursor], step: int, step_rows: Sequence[int], memory: Pixels
+    ) -> Iterator[Batch]:
+        """The next micro-batches, each a slice of a window where possible, otherwise in `memory` (B, H, W, 3)."""
+        for cursor, count in zip(cursors, step_rows, strict=True):
+            if count:
+                images, rows = cursor.take(memory[:count])  # (b, H, W, 3), (b,)
+                memory = memory[count:]
+                yield self._batch(images, rows, step, cursor.lane)
+
+    def _whole_batch(
+        self, cursors: Sequence[_LaneCursor], step: int, step_rows: Sequence[int], memory: Pixels
+    ) -> Batch:
+        """The next batch, from one lane a slice of its window where possible, otherwise in `memory` (B, H, W, 3)."""
+        if len(cursors) == 1:
+            return self._batch(*cursors[0].take(memory[: step_rows[0]]), step, cursors[0].lane)
+        pieces, end = [], 0
+        for cursor, count in zip(cursors, step_rows, strict=True):
+            pieces.append(cursor.take(memory[end : end + count], copy=True)[1])  # (b,)
+            end += count
+        return self._batch(memory[:end], np.concatenate(pieces), step, cursors[0].lane)
+
+    def _batch(self, images: Pixels, rows: Indices, step: int, index: int) -> Batch:
+        images = self._images_of(rows) if self._images_of else images
+        return Batch(images, self.split.labels[rows], rows, self.division.batch_rows(step), index)
 
     def _allocate(self) -> Buffers:
         def rows(count: int) -> Pixels:
@@ -223,43 +305,37 @@ def _whole(name: str, value: SupportsIndex) -> int:
         raise OptionError(f"{name}: expected a whole number, found {value!r}: write an int") from None
 
 
-class _RowCursor:
-    """Cursor over the rows of an epoch, window by window.
+class _LaneCursor:
+    """Cursor over the rows of a lane, window by window.
 
-    taken  rows of the first window to leave out
-    batch  (batch size, H, W, 3), for rows that span two windows
+    lane  the number of the lane
     """
 
-    def __init__(self, reader: WindowReader, taken: int, batch: Pixels) -> None:
+    def __init__(self, reader: WindowReader, lane: Lane, position: int) -> None:
+        self.lane = lane.number
         self._reader = reader
-        self._taken = taken
-        self._batch = batch
+        # Rows of the window to leave out.
+        self._taken = position - lane.window_starts[lane.window_at(position)] if position < lane.rows else 0
         self._current: tuple[Window, Pixels] | None = None
 
-    def take(self, count: int) -> tuple[Pixels, Indices]:
-        """Pixels (count, H, W, 3) and numbers (count,) of the next rows; the pixels are valid until the next call."""
-        if self._reader.error is not None:
-            raise self._reader.error
-        images, rows = self._batch[:count], np.empty(count, np.int64)
+    def take(self, memory: Pixels, copy: bool = False) -> tuple[Pixels, Indices]:
+        """Pixels (n, H, W, 3) and numbers (n,) of the next rows; the pixels are valid until the next call.
+
+        They are copied to `memory` (n, H, W, 3) if they span windows, or with `copy`.
+        """
+        count = len(memory)
+        rows = np.empty(count, np.int64)  # (n,)
         filled = 0
         while filled < count:
             window, pixels = self._window()
             begin = self._taken
             self._taken = min(begin + count - filled, len(window.rows))
-            if self._taken - begin == count:
+            if self._taken - begin == count and not copy:
                 return pixels[begin : self._taken], window.rows[begin : self._taken]
             piece = slice(filled, filled + self._taken - begin)
-            images[piece], rows[piece] = pixels[begin : self._taken], window.rows[begin : self._taken]
+            memory[piece], rows[piece] = pixels[begin : self._taken], window.rows[begin : self._taken]
             filled = piece.stop
-        return images, rows
-
-    def skip(self, count: int) -> None:
-        """Leave out the next rows: they belong to other ranks."""
-        while count:
-            window, _ = self._window()
-            step = min(count, len(window.rows) - self._taken)
-            self._taken += step
-            count -= step
+        return memory, rows
 
     def _window(self) -> tuple[Window, Pixels]:
         """The window with the next row, and its pixels."""

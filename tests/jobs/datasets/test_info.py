@@ -60,6 +60,16 @@ def test_storage_is_in_megabytes(logpose: Logpose, copy: Path) -> None:
     assert figures[3:] == ["1", str(cut.chunk_rows), "1", str(cut.shard_rows)]
 
 
+def test_shuffle_is_that_of_the_training(logpose: Logpose, copy: Path) -> None:
+    plain = logpose("info", copy, "--no-sheet", "--shuffle").out
+    assert value(plain, "shuffle") == "epoch 1 of seed 0, compared with 400 random permutations"
+    divided = logpose("info", copy, "--no-sheet", "--shuffle", "--batch-size", 12, "--micro-batch", 5).out
+    assert value(divided, "shuffle") == (
+        "epoch 1 of seed 0, batches of 12 from 3 lanes, compared with 400 random permutations"
+    )
+    assert re.search(r"^one class .*  random$", divided, re.MULTILINE)
+
+
 def test_uneven_and_small_classes(logpose: Logpose, tmp_path: Path) -> None:
     draw_classes(tmp_path / "images", 24, ("many",))
     draw_classes(tmp_path / "images", 5, ("few", "also few"))

@@ -15,7 +15,7 @@ from tests.jobs.killing import LoggedRun
 from tests.jobs.training.runs import assert_same_weights, metrics_without_times, weights
 
 STEPS = 2 * 3  # of RECIPE
-MARKS = {"S": ("cnn.training.trainer:Trainer", "start_batch")}
+MARKS = {"S": ("cnn.training.trainer:Trainer", "start_micro_batches")}
 
 
 def assert_same_training(one: Path, other: Path) -> None:

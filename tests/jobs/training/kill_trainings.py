@@ -44,7 +44,7 @@ MARKS = {
     "m": ("jobs.training.artifacts", "write_metrics"),
     "d": ("jobs.training.artifacts:Artifacts", "draw"),
     "v": ("cnn.training.trainer:Trainer", "evaluate"),
-    "t": ("cnn.training.trainer:Trainer", "start_batch"),
+    "t": ("cnn.training.trainer:Trainer", "start_micro_batches"),
 }
 # Phase by mark, the innermost first.
 PHASES = {

@@ -40,14 +40,14 @@ def metrics_without_times(run_dir: Path) -> list[tuple[str, ...]]:
 
 def before_step(number: int, patch: pytest.MonkeyPatch, action: Callable[[Trainer], None]) -> None:
     """Call `action` in every training before its step `number`, counted from 1."""
-    start_batch = Trainer.start_batch
+    start_micro_batches = Trainer.start_micro_batches
 
     def patched(self: Trainer, *arguments: Any) -> Any:
         if self.step == number - 1:
             action(self)
-        return start_batch(self, *arguments)
+        return start_micro_batches(self, *arguments)
 
-    patch.setattr(Trainer, "start_batch", patched)
+    patch.setattr(Trainer, "start_micro_batches", patched)
 
 
 def press_ctrl_c(trainer: Trainer) -> None:

@@ -14,6 +14,7 @@ from cnn.backends.base import Array, AugmentNumbers
 from cnn.backends.cpu import CpuBackend
 from cnn.inputs.augment import alternate_flips, identity_maps
 from cnn.inputs.preprocess import preprocess
+from cnn.training.recipe import Recipe
 from jobs.errors import JobError
 from jobs.training import train as train_module
 from jobs.training.device_cache import cached_stream, is_cached
@@ -122,7 +123,7 @@ def test_images_are_copied_in_parts_and_checked(
 ) -> None:
     split, device = Dataset.open(dataset).train, Device()
     monkeypatch.setattr("jobs.training.device_cache._COPY_BYTES", 5 * size_of(split) // split.rows)
-    stream = cached_stream(split, 7, 0, 2, device)
+    stream = cached_stream(split, Recipe(batch_size=7), 2, device)
     expected = split.read(0, split.rows)
     for batch in stream.epoch(0):
         np.testing.assert_array_equal(batch.images.pixels, expected)  # type: ignore[attr-defined]
@@ -136,4 +137,4 @@ def test_damaged_dataset(dataset: Path, tmp_path: Path) -> None:
     data[len(data) // 3] ^= 255
     file.write_bytes(bytes(data))
     with pytest.raises(DamageError):
-        cached_stream(split, 7, 0, 2, Device())
+        cached_stream(split, Recipe(batch_size=7), 2, Device())

@@ -168,13 +168,13 @@ def test_balanced_class_weights_come_from_the_training_labels(
     logpose: Logpose, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = []
-    start_batch = Trainer.start_batch
+    start_micro_batches = Trainer.start_micro_batches
 
-    def recording_start_batch(self: Trainer, *arguments: Any) -> Any:
+    def recording_start_micro_batches(self: Trainer, *arguments: Any) -> Any:
         losses.append(self.recipe.loss)
-        return start_batch(self, *arguments)
+        return start_micro_batches(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "start_batch", recording_start_batch)
+    monkeypatch.setattr(Trainer, "start_micro_batches", recording_start_micro_batches)
     run_dir = tmp_path / "run"
     arguments = (*RECIPE, "--epochs", 1, "--set", "loss.class_weights=balanced")
     assert logpose("train", dataset, run_dir, *arguments).code == 0

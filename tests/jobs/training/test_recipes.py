@@ -152,15 +152,15 @@ def test_speedrun_is_whitened_resumes_exactly_and_is_evaluated_with_views(
     summary = json.loads((uninterrupted / "summary.json").read_text())
     assert summary["views"] == "mirror_shift" and f"{summary['accuracy_with_views']:.2%}" == found[1]
 
-    start_batch = Trainer.start_batch
+    start_micro_batches = Trainer.start_micro_batches
 
     def kill_in_step_11(self: Trainer, *arguments: Any) -> Any:
         if self.step == 10:
             raise KeyboardInterrupt  # nothing is saved
-        return start_batch(self, *arguments)
+        return start_micro_batches(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "start_batch", kill_in_step_11)
+        patch.setattr(Trainer, "start_micro_batches", kill_in_step_11)
         assert logpose("train", dataset, killed, *SMALL, "--checkpoint-steps", 3).code == 130
     assert logpose("train", dataset, killed, "--resume", "--device", "cpu").code == 0
     one, other = (load_checkpoint(run_dir / "last.safetensors").tensors for run_dir in (uninterrupted, killed))

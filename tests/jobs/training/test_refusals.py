@@ -200,12 +200,12 @@ def test_diverging_training_stops_and_keeps_the_best_model(
 def test_damaged_chunk_in_mid_training_stops_it_and_loses_nothing(
     logpose: Logpose, dataset: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_dir, start_batch, read = tmp_path / "run", Trainer.start_batch, Split.read_into
+    run_dir, start_micro_batches, read = tmp_path / "run", Trainer.start_micro_batches, Split.read_into
     steps: list[int] = []
 
-    def counting_start_batch(self: Trainer, *arguments: Any) -> Any:
+    def counting_start_micro_batches(self: Trainer, *arguments: Any) -> Any:
         steps.append(self.step)
-        return start_batch(self, *arguments)
+        return start_micro_batches(self, *arguments)
 
     def damaged(self: Split, out: np.ndarray, start: int, stop: int) -> Any:
         if len(steps) >= 8:  # in the second epoch
@@ -213,7 +213,7 @@ def test_damaged_chunk_in_mid_training_stops_it_and_loses_nothing(
         return read(self, out, start, stop)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "start_batch", counting_start_batch)
+        patch.setattr(Trainer, "start_micro_batches", counting_start_micro_batches)
         patch.setattr(Split, "read_into", damaged)
         outcome = logpose("train", dataset, run_dir, *RECIPE)
     assert outcome.code == 2

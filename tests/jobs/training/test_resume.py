@@ -38,7 +38,7 @@ def test_checkpoints_hold_the_step_that_they_are_due_after(
 ) -> None:
     """The loop counts a step only when the next one was started: a checkpoint counts it first."""
     saved: list[tuple[int, int]] = []
-    save, start, waiting = Artifacts.save_checkpoint, Trainer.start_batch, []
+    save, start, waiting = Artifacts.save_checkpoint, Trainer.start_micro_batches, []
 
     def recording_save(self: Artifacts) -> None:
         saved.append((self.trainer.step, self.state.step))
@@ -49,7 +49,7 @@ def test_checkpoints_hold_the_step_that_they_are_due_after(
         return start(self, *arguments)
 
     monkeypatch.setattr(Artifacts, "save_checkpoint", recording_save)
-    monkeypatch.setattr(Trainer, "start_batch", recording_start)
+    monkeypatch.setattr(Trainer, "start_micro_batches", recording_start)
     options = (*RECIPE, "--epochs", 1, "--checkpoint-steps", 4)  # 6 batches
     assert logpose("train", dataset, tmp_path / "run", *options).code == 0
     assert saved == [(0, 0), (4, 4), (6, 6), (6, 6)]
@@ -239,15 +239,20 @@ def two_window_budget(dataset: Path, workers: int) -> int:
     return train.ram_bytes + val.ram_bytes
 
 
+@pytest.mark.parametrize("micro_batch", [0, 3])
 def test_workers_and_ram_budget_may_change(
-    logpose: Logpose, windows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    logpose: Logpose, windows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro_batch: int
 ) -> None:
     """They decide how far ahead images are read, not their order nor the weights."""
-    recipe, changed, unchanged = (*RECIPE, "--epochs", "1"), tmp_path / "changed", tmp_path / "unchanged"
-    one_window = two_window_budget(windows, 1) - 1
+    changed, unchanged = tmp_path / "changed", tmp_path / "unchanged"
+    recipe = (*RECIPE, "--epochs", "1", "--set", f"train.micro_batch={micro_batch}")
+    data = Dataset.open(windows)
+    train = BatchStream(data.train, 8, seed=0, micro_batch=micro_batch, workers=1)
+    val = BatchStream(data.val, 8, seed=0, shuffle=False, workers=1)
+    least = train.min_bytes + val.ram_bytes
     with monkeypatch.context() as patch:
         before_step(3, patch, press_ctrl_c)
-        assert logpose("train", windows, changed, *recipe, "--workers", 1, "--ram-budget", one_window).code == 130
+        assert logpose("train", windows, changed, *recipe, "--workers", 1, "--ram-budget", least).code == 130
     options = ("--workers", 3, "--ram-budget", "64MiB", "--device", "cpu")
     assert logpose("train", windows, changed, "--resume", *options).code == 0
     assert logpose("train", windows, unchanged, *recipe).code == 0

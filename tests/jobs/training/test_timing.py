@@ -145,10 +145,16 @@ def _fake_time(monkeypatch: pytest.MonkeyPatch) -> None:
             return StreamTimes(wait=count, copy=0.5 * count, read=4.0 * count + self.epochs, decode=2.0 * count)
 
         def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
-            for batch in super().epoch(number, start):
+            return self.slow(super().epoch(number, start))
+
+        def micro_batches(self, number: int, start: int = 0) -> Iterator[tuple[Batch, ...]]:
+            return self.slow(super().micro_batches(number, start))
+
+        def slow(self, steps: Iterator[Any]) -> Iterator[Any]:
+            for step in steps:
                 self.batches += 1
                 fake.tick(1.0)
-                yield batch
+                yield step
             self.epochs += 1
             fake.tick(0.25)
 
@@ -164,7 +170,7 @@ def _fake_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
         monkeypatch.setattr(owner, name, slow)
 
-    slow_down(5.0, Trainer, "start_batch")
+    slow_down(5.0, Trainer, "start_micro_batches")
     slow_down(3.0, Trainer, "evaluate")
     slow_down(0.5, RunFolder, "save_last")
     slow_down(0.25, RunFolder, "save_best")
@@ -253,14 +259,14 @@ def test_slow_data_is_reported_as_the_bottleneck(
         time.sleep(0.5)
         return seconds._replace(**{slow: 0.5})
 
-    def instant_start_batch(self: Trainer, images: Any, labels: Any, rows: Any) -> PendingBatch:
+    def instant_start_micro_batches(self: Trainer, parts: Any, rows: int) -> PendingBatch:
         self.step += 1
-        started = PendingBatch(self.step - 1, 0.1, len(rows), lambda: np.zeros(4), lambda batch: None)
-        started.settled = BatchResult(1.0, 1, len(rows))
+        started = PendingBatch(self.step - 1, 0.1, rows, lambda: np.zeros(4), lambda batch: None)
+        started.settled = BatchResult(1.0, 1, rows)
         return started
 
     monkeypatch.setattr(Split, "read_into", slow_read_into)
-    monkeypatch.setattr(Trainer, "start_batch", instant_start_batch)
+    monkeypatch.setattr(Trainer, "start_micro_batches", instant_start_micro_batches)
     assert logpose("build", image_folder, tmp_path / "whole.zarr", "--size", 16, "--val", 0).code == 0
     outcome = logpose("train", tmp_path / "whole.zarr", tmp_path / "run", *RECIPE, "--epochs", 1)
     assert (outcome.code, outcome.err) == (0, "")

@@ -116,14 +116,14 @@ def test_training_with_a_user_model_resumes_with_its_class(
 def test_resume_command_after_ctrl_c_names_the_class(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start_batch = Trainer.start_batch
+    start_micro_batches = Trainer.start_micro_batches
 
     def interrupt(self: Trainer, *arguments: Any) -> Any:
 
         os.kill(os.getpid(), signal.SIGINT)
-        return start_batch(self, *arguments)
+        return start_micro_batches(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "start_batch", interrupt)
+    monkeypatch.setattr(Trainer, "start_micro_batches", interrupt)
     with pytest.raises(LogposeError, match=f"--resume --model {CLASS}$") as raised:
         train(dataset, tmp_path / "run", OPTIONS)
     assert isinstance(raised.value, Interrupted)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.loader.epoch_order import WINDOW_BYTES, EpochOrder, window_chunks
+from pipeline.loader.micro_batches import MicroBatches
 from pipeline.loader.shuffle_quality import all_rows, compare, runs_of
 
 ROW_BYTES = 128 * 128 * 3
@@ -34,9 +35,24 @@ def large_order(seed: int, epoch: int) -> EpochOrder:
 
 
 def test_two_windows_are_less_than_a_twentieth_of_a_large_split() -> None:
-    order = large_order(0, 0)
-    held = max(len(order.window(index).rows) for index in range(order.windows))
+    (lane,) = large_order(0, 0).lanes
+    held = max(len(lane.window(index).rows) for index in range(lane.windows))
     assert 2 * held * ROW_BYTES <= 2 * WINDOW_BYTES < 0.05 * ROWS * ROW_BYTES
+
+
+@pytest.mark.parametrize(("rows", "size", "batch_size"), [(ROWS, 128, 128), (50_000, 32, 512)])
+@pytest.mark.parametrize("lanes", [1, 2, 4, 8])
+def test_lanes_are_shuffled_like_a_true_permutation(rows: int, size: int, batch_size: int, lanes: int) -> None:
+    """Rows stored at random, as `build` does: what `logpose info --shuffle` shows of the order of a training."""
+    chunk_rows = 2 ** ((2**20 // (size * size * 3)).bit_length() - 1)
+    chunks = window_chunks(rows, chunk_rows, size * size * 3, True, lanes)
+    order = EpochOrder(rows, chunk_rows, chunks, 0, 1, True, MicroBatches(rows, batch_size, batch_size // lanes))
+    labels = np.random.default_rng(3).permutation(np.arange(rows) * 10 // rows)  # (N,)
+    shuffled = all_rows(order)  # (N,)
+    for values in (np.arange(rows) // chunk_rows, labels):
+        seen = compare(values, shuffled, permutations=100)
+        assert seen.within, f"{seen.found.neighbours} not in {seen.low.neighbours}..{seen.high.neighbours}"
+        assert seen.longest_within, f"{seen.found.longest} not in {seen.low.longest}..{seen.high.longest}"
 
 
 @pytest.mark.parametrize("stored", ["at random", "sorted by class"])
@@ -54,12 +70,13 @@ def test_epoch_is_shuffled_like_a_true_permutation(stored: str, epoch: int) -> N
         assert seen.longest_within, f"{seen.found.longest} not in {seen.low.longest}..{seen.high.longest}"
 
 
-def test_any_two_rows_are_neighbours_as_often_as_in_a_permutation() -> None:
-    """Counted over many epochs of a small split of 100 chunks, 25 per window."""
+@pytest.mark.parametrize(("window", "micro_batch"), [(25, 0), (8, 5), (8, 20)])
+def test_any_two_rows_are_neighbours_as_often_as_in_a_permutation(window: int, micro_batch: int) -> None:
+    """Counted over many epochs of a small split of 100 chunks."""
     rows, epochs = 400, 300
     counts = np.zeros((rows, rows))
     for epoch in range(epochs):
-        order = all_rows(EpochOrder(rows, 4, 25, 0, epoch, True))
+        order = all_rows(EpochOrder(rows, 4, window, 0, epoch, True, MicroBatches(rows, 40, micro_batch)))
         np.add.at(counts, (order[:-1], order[1:]), 1)
     expected = epochs / rows  # of each ordered pair
     chunk = np.arange(rows) // 4
