@@ -8,13 +8,13 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from math import prod
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -27,11 +27,13 @@ from pipeline.dataset.store import Split
 from pipeline.loader.epoch_order import Indices, Lane, Window
 
 PAGE_BYTES = 4096
-_MIN_PIECES, _MAX_PIECES = 2, 16  # of a task: its overhead is small, and windows are ready one after the other
+_ROUNDS = (0.6, 0.9, 1.0)  # fractions of the pieces that are done after each round of tasks
 _LOCKS = 64
 _THREADS = "logpose-read"  # begins the names of all threads here
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
+FilledWindow: TypeAlias = tuple[Window, Pixels]  # its pixels: (window rows, H, W, 3)
+_Filled: TypeAlias = queue.SimpleQueue[FilledWindow | BaseException]
 
 
 class StreamTimes(NamedTuple):
@@ -167,13 +169,40 @@ class Piece(NamedTuple):
 def portion_ends(pieces: int, workers: int) -> list[int]:
     """Divide pieces 0..pieces-1 into tasks for a number of threads; returns the end of each task's range.
 
-    The tasks become ever smaller, so that the threads have work until almost the same moment.
+    A few tasks for each thread, the last ones small: so they end at about the same time.
     """
-    ends = [0]
-    while ends[-1] < pieces:
-        left = pieces - ends[-1]
-        ends.append(ends[-1] + min(left, max(_MIN_PIECES, min(_MAX_PIECES, -(-left // (2 * workers))))))
-    return ends[1:]
+    ends, begin = [], 0
+    for fraction in _ROUNDS:
+        left = round(pieces * fraction) - begin
+        ends += [begin + left * (worker + 1) // workers for worker in range(workers)]
+        begin += left
+    return sorted(set(ends) - {0})
+
+
+class Filling:
+    """Windows that are filled together; each goes to the queue `filled` once it and those before it are complete."""
+
+    def __init__(self, windows: Sequence[FilledWindow], filled: _Filled) -> None:
+        self.pieces = [
+            Piece(start, stop, places, pixels)
+            for window, pixels in windows
+            for (start, stop), places in zip(window.chunks, window.places, strict=True)
+        ]
+        self._windows, self._filled = deque(windows), filled
+        self._ends = deque(accumulate(len(window.chunks) for window, _ in windows))  # pieces up to that of each window
+        self._lock = threading.Lock()
+        self._finished: dict[int, int] = {}  # begin -> end of the ranges of pieces that are done, from the first gap on
+        self._done = 0  # pieces before the first gap
+
+    def finish(self, begin: int, end: int) -> None:
+        """Note that pieces begin..end-1 are done."""
+        with self._lock:
+            self._finished[begin] = end
+            while self._done in self._finished:
+                self._done = self._finished.pop(self._done)
+            while self._ends and self._ends[0] <= self._done:
+                self._ends.popleft()
+                self._filled.put(self._windows.popleft())
 
 
 class WindowReader:
@@ -197,13 +226,13 @@ class WindowReader:
         self._clock = clock
         self.error: BaseException | None = None
         self._free: queue.SimpleQueue[Pixels | None] = queue.SimpleQueue()
-        self._filled: queue.SimpleQueue[tuple[Window, Pixels] | BaseException] = queue.SimpleQueue()
+        self._filled: queue.SimpleQueue[FilledWindow | BaseException] = queue.SimpleQueue()
         for pixels in buffers.windows:
             self._free.put(pixels)
         self._thread = threading.Thread(target=self._run, name=f"{_THREADS}er", daemon=True)
         self._thread.start()
 
-    def next(self) -> tuple[Window, Pixels]:
+    def next(self) -> FilledWindow:
         """The next window and its pixels (window rows, H, W, 3). Raises what the reader raised."""
         item = self._filled.get()
         if isinstance(item, BaseException):
@@ -228,13 +257,12 @@ class WindowReader:
     def _run(self) -> None:
         try:
             with ThreadPoolExecutor(self._workers, thread_name_prefix=_THREADS) as pool:
-                planned = deque(plan() for plan in self._plans(1))
+                planned = deque(self._plan(1))
                 while planned:
                     windows = [(planned.popleft(), pixels) for pixels in self._free_buffers(len(planned))]
                     if not windows:
                         return
-                    plans = self._plans(self._buffers - len(planned))  # of the windows after these, meanwhile
-                    planned += self._compute(plans, windows, pool)
+                    planned += self._compute(self._buffers - len(planned), windows, pool)
         except BaseException as error:
             self.error = error
             self._filled.put(error)
@@ -248,42 +276,31 @@ class WindowReader:
         pixels = [buffer for buffer in found if buffer is not None]
         return pixels if len(pixels) == len(found) else []
 
-    def _plans(self, count: int) -> list[Callable[[], Window]]:
-        """The tasks that plan the next windows."""
+    def _plan(self, count: int) -> list[Window]:
+        """Plan the next windows. A Dask task."""
         needed = [self._needed.popleft() for _ in range(min(count, len(self._needed)))]
-        return [partial(lane.window, index) for lane, index in needed]
+        return [lane.window(index) for lane, index in needed]
 
-    def _compute(
-        self,
-        plans: Sequence[Callable[[], Window]],
-        windows: Sequence[tuple[Window, Pixels]],
-        pool: ThreadPoolExecutor,
-    ) -> Sequence[Window]:
-        """With Dask, fill the windows, each of which goes to the consumer once it is ready; returns what is planned."""
-        pieces = [
-            Piece(start, stop, places, pixels)
-            for window, pixels in windows
-            for (start, stop), places in zip(window.chunks, window.places, strict=True)
-        ]
-        ends = portion_ends(len(pieces) if self._reads else 0, self._workers)
-        graph: dict[str, tuple[Any, ...]] = {f"plan-{index:06}": (plan,) for index, plan in enumerate(plans)}
-        planned = list(graph)
-        fills = [f"fill-{index:06}" for index in reversed(range(len(ends)))]  # Dask begins with the last name
-        for name, begin, end in zip(fills, [0, *ends], ends, strict=False):
-            graph[name] = (partial(self._source.fill, pieces[begin:end]),)
-        done, passed = 0, None
-        for index, item in enumerate(windows):
-            first, done = bisect_right(ends, done), done + len(item[0].chunks)
-            name = f"pass-{index:06}"
-            # After its own tasks, and after the window before it.
-            graph[name] = (partial(self._pass, item), fills[first : bisect_left(ends, done) + 1], passed)
-            passed = name
-        found, times, _ = dask.threaded.get(graph, [planned, fills, passed], pool=pool)
+    def _fill(self, filling: Filling, begin: int, end: int) -> StreamTimes:
+        """Fill pieces begin..end-1 of the windows. A Dask task."""
+        times = self._source.fill(filling.pieces[begin:end])
+        if not self._source.closed.is_set():
+            filling.finish(begin, end)
+        return times
+
+    def _compute(self, count: int, windows: Sequence[FilledWindow], pool: ThreadPoolExecutor) -> Sequence[Window]:
+        """With Dask, fill windows, and plan the `count` windows after these meanwhile; returns what is planned."""
+        filling = Filling(windows, self._filled)
+        if self._reads:
+            ends = portion_ends(len(filling.pieces), self._workers)
+        else:
+            ends = []
+            filling.finish(0, len(filling.pieces))
+        names = [f"fill-{index:06}" for index in reversed(range(len(ends)))]  # Dask begins with the last name
+        graph: dict[str, tuple[Any, ...]] = {"plan": (partial(self._plan, count),)}
+        for name, begin, end in zip(names, [0, *ends], ends, strict=False):
+            graph[name] = (partial(self._fill, filling, begin, end),)
+        planned, *times = dask.threaded.get(graph, list(graph), pool=pool)
         for seconds in times:
             self._clock.add(seconds)
-        return cast(Sequence[Window], found)
-
-    def _pass(self, item: tuple[Window, Pixels], _tasks: object, _before: object) -> None:
-        """Pass a window to the consumer."""
-        if not self._source.closed.is_set():
-            self._filled.put(item)
+        return cast(Sequence[Window], planned)

@@ -231,21 +231,27 @@ class BatchStream:
         source = Source(self.split, self.shuffle, buffers.scratch, self._cache)
         reader = WindowReader(source, self._needed(lanes, start), buffers, self._clock)
         cursors = [_LaneCursor(reader, lane, self.division.position(start, lane.number)) for lane in lanes]
+        total, counts = self._step_rows(start)
         try:
             for step in range(start, self.steps):
                 began = time.perf_counter()
-                step_rows = [self.division.micro_rows(step, lane.number) for lane in lanes]
+                if step == self.steps - 1:
+                    total, counts = self._step_rows(step)
                 if reader.error is not None:
                     raise reader.error
                 if whole:
-                    batches: tuple[Batch, ...] = (self._whole_batch(cursors, step, step_rows, buffers.batch),)
+                    batches: tuple[Batch, ...] = (self._whole_batch(cursors, counts, total, buffers.batch),)
                 else:
-                    batches = tuple(self._micro_batches(cursors, step, step_rows, buffers.batch))
+                    batches = tuple(self._micro_batches(cursors, counts, total, buffers.batch))
                 self._clock.add(StreamTimes(wait=time.perf_counter() - began))
                 yield batches
         finally:
             if reader.close():
                 self._spare = buffers
+
+    def _step_rows(self, step: int) -> tuple[int, list[int]]:
+        """The rows of the batch of a step, and those of its micro-batches out of each lane that this process reads."""
+        return self.division.batch_rows(step), [self.division.micro_rows(step, lane) for lane in self.lanes]
 
     def _needed(self, lanes: Sequence[Lane], start: int) -> list[tuple[Lane, int]]:
         """The windows from a step on, in the order in which `_steps` takes them."""
@@ -261,30 +267,30 @@ class BatchStream:
         return [(lanes[place], index) for _, place, index in sorted(needed)]
 
     def _micro_batches(
-        self, cursors: Sequence[_LaneCursor], step: int, step_rows: Sequence[int], memory: Pixels
+        self, cursors: Sequence[_LaneCursor], counts: Sequence[int], total: int, memory: Pixels
     ) -> Iterator[Batch]:
         """The next micro-batches, each a slice of a window where possible, otherwise in `memory` (B, H, W, 3)."""
-        for cursor, count in zip(cursors, step_rows, strict=True):
+        for cursor, count in zip(cursors, counts, strict=True):
             if count:
                 images, rows = cursor.take(memory[:count])  # (b, H, W, 3), (b,)
                 memory = memory[count:]
-                yield self._batch(images, rows, step, cursor.lane)
+                yield self._batch(images, rows, total, cursor.lane)
 
     def _whole_batch(
-        self, cursors: Sequence[_LaneCursor], step: int, step_rows: Sequence[int], memory: Pixels
+        self, cursors: Sequence[_LaneCursor], counts: Sequence[int], total: int, memory: Pixels
     ) -> Batch:
         """The next batch, from one lane a slice of its window where possible, otherwise in `memory` (B, H, W, 3)."""
         if len(cursors) == 1:
-            return self._batch(*cursors[0].take(memory[: step_rows[0]]), step, cursors[0].lane)
+            return self._batch(*cursors[0].take(memory[: counts[0]]), total, cursors[0].lane)
         pieces, end = [], 0
-        for cursor, count in zip(cursors, step_rows, strict=True):
+        for cursor, count in zip(cursors, counts, strict=True):
             pieces.append(cursor.take(memory[end : end + count], copy=True)[1])  # (b,)
             end += count
-        return self._batch(memory[:end], np.concatenate(pieces), step, cursors[0].lane)
+        return self._batch(memory[:end], np.concatenate(pieces), total, cursors[0].lane)
 
-    def _batch(self, images: Pixels, rows: Indices, step: int, index: int) -> Batch:
+    def _batch(self, images: Pixels, rows: Indices, total: int, index: int) -> Batch:
         images = self._images_of(rows) if self._images_of else images
-        return Batch(images, self.split.labels[rows], rows, self.division.batch_rows(step), index)
+        return Batch(images, self.split.labels[rows], rows, total, index)
 
     def _allocate(self) -> Buffers:
         def rows(count: int) -> Pixels:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from pipeline.build.build import BuildReport
 from pipeline.dataset.store import Dataset, Split, shard_file
 from pipeline.errors import DamageError, OptionError
 from pipeline.loader import epoch_order
+from pipeline.loader.reader import Filling, portion_ends
 from pipeline.loader.shuffle_quality import all_rows
 from pipeline.loader.stream import BatchStream
 from tests.pipeline.conftest import SIZE, failing_after
@@ -317,6 +319,30 @@ def test_iterating_gives_one_epoch_after_the_other(split: Split) -> None:
     first, second = iter(batches), iter(batches)
     assert rows_of(second) == rows_of(batches.epoch(4)), "each iter() is an epoch of its own"
     assert rows_of(first) == rows_of(batches.epoch(3))
+
+
+@given(st.integers(0, 500), st.integers(1, 9))
+def test_tasks_have_each_piece_once_and_the_last_ones_are_small(pieces: int, workers: int) -> None:
+    ends = portion_ends(pieces, workers)
+    sizes = [end - begin for begin, end in pairwise([0, *ends])]
+    assert sum(sizes) == pieces and min(sizes, default=1) > 0
+    assert len(sizes) <= 3 * workers
+    assert pieces < 20 * workers or max(sizes[-workers:]) <= 1 + pieces // (9 * workers)
+
+
+def test_windows_come_in_order_whichever_task_ends_first(split: Split) -> None:
+    windows = [(window, np.empty((0, *SIZE, 3), np.uint8)) for window in map(
+        BatchStream(split, 5, seed=0).order(0).lanes[0].window, range(3)
+    )]  # fmt: skip
+    filled: queue.SimpleQueue[object] = queue.SimpleQueue()
+    filling = Filling(windows, filled)  # type: ignore[arg-type]
+    assert len(filling.pieces) == 9, "three chunks each"
+    counts = []
+    for begin, end in ((7, 9), (2, 4), (4, 5), (0, 2), (5, 7)):
+        filling.finish(begin, end)
+        counts.append(filled.qsize())
+    assert counts == [0, 0, 0, 1, 3]
+    assert [filled.get() for _ in windows] == windows
 
 
 # Ends, errors
