@@ -10,9 +10,10 @@ from tests.cnn.backends.gpu.mutants.mutant import Context, Mutant, failure, fres
 from tests.cnn.backends.gpu.mutants.of_convolution import CONVOLUTION
 from tests.cnn.backends.gpu.mutants.of_host import HOST
 from tests.cnn.backends.gpu.mutants.of_layers import ELEMENTWISE, NORM, POOLING
-from tests.cnn.backends.gpu.mutants.of_training import INPUTS, LOSSES, OPTIMIZERS
+from tests.cnn.backends.gpu.mutants.of_training import INPUTS, LOSSES, MICRO_BATCHES, OPTIMIZERS
 
-KERNELS = (*CONVOLUTION, *NORM, *POOLING, *ELEMENTWISE, *LOSSES, *OPTIMIZERS, *INPUTS)  # each compiles kernels
+# Each compiles kernels.
+KERNELS = (*CONVOLUTION, *NORM, *POOLING, *ELEMENTWISE, *LOSSES, *MICRO_BATCHES, *OPTIMIZERS, *INPUTS)
 ALL = (*KERNELS, *HOST)
 # With those of the host, which compile nothing of their own. One per family, and per kind of failure.
 SAMPLE = (
