@@ -130,8 +130,8 @@ def random_network(layer: Layer, shape: tuple[int, ...], backend: Backend, seed:
     return network
 
 
-def training_run(backend: Backend, key: int = 7) -> Run:
-    return Run(backend, training=True, key=key)
+def training_run(backend: Backend, key: int = 7, rows: Array | None = None) -> Run:
+    return Run(backend, training=True, key=key, rows=rows)
 
 
 def directional_error(

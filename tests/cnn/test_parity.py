@@ -59,7 +59,7 @@ def test_layer_matches_the_reference(kind: type, backend_name: str) -> None:
         results = []
         for each in (REFERENCE, backend):
             network = random_network(layer, shape, each, seed, np.float32)
-            run = training_run(each)
+            run = training_run(each, rows=to_device(each, 10 + 3 * np.arange(batch)))
             y, cache = network.forward(run, to_device(each, x))
             dy = generator.normal(size=y.shape).astype(np.float32) if dy is None else dy
             dx = network.backward(run, cache, to_device(each, dy))

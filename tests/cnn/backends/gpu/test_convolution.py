@@ -47,6 +47,7 @@ NARROW = (
     Case((2, 9, 8, 3), 10, SAME),
     Case((2, 5, 6, 5), 130, Window((2, 3), (1, 2), 1, 0, 0, 2)),
     Case((3, 4, 5, 1), 8, Window((2, 2), (3, 3))),
+    Case((2, 5, 4, 130), 3, Window((3, 1), (1, 2), 1, 1, 0, 0)),
 )
 LARGE = Case((2, 13, 11, 24), 136, SAME)  # more than one of every tile
 

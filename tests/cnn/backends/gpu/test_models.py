@@ -39,12 +39,12 @@ MODELS: dict[str, tuple[Model, float, float]] = {  # with a learning rate, and t
 
 
 class Training(NamedTuple):
-    """Losses (STEPS,), all gradients of the first step (size,), and then the network and its outputs (BATCH, 5)."""
+    """Losses (STEPS,), all gradients of the first step (size,), and after the last the network's outputs (BATCH, 5)."""
 
     losses: np.ndarray
     gradients: np.ndarray
-    network: FoldedNetwork
     outputs: np.ndarray
+    network: FoldedNetwork
 
 
 def images() -> tuple[np.ndarray, np.ndarray]:
@@ -70,7 +70,8 @@ def train(name: str, backend: Backend) -> Training:
         if step == 0:
             gradients = backend.to_host(network.gradients.flat)  # (size,)
     folded = FoldedNetwork(network)
-    return Training(np.array(losses), gradients, folded, backend.to_host(folded(backend.asarray(first_batch()))))
+    outputs = backend.to_host(folded(backend.asarray(first_batch())))  # (BATCH, 5)
+    return Training(np.array(losses), gradients, outputs, folded)
 
 
 @pytest.mark.parametrize("precision", LOSSES)
@@ -83,5 +84,5 @@ def test_model_matches_the_reference(name: str, precision: str) -> None:
     assert error(found.gradients, rounded.gradients) < MODELS[name][2]
     assert error(found.outputs, rounded.outputs) < OUTPUTS
     for rows in (slice(5, 6), slice(None, None, -1)):  # an image's outputs do not depend on the others
-        alone = found.network(backend.asarray(np.ascontiguousarray(first_batch()[rows])))  # (rows, CLASSES)
+        alone = found.network(backend.asarray(np.ascontiguousarray(first_batch()[rows])))  # (rows, 5)
         np.testing.assert_array_equal(backend.to_host(alone), found.outputs[rows])
