@@ -30,6 +30,8 @@ class Spec:
     decay: whether weight decay applies.
     lr_factor: multiplies the learning rate; the weight decay per step stays the same.
     trained_until: the fraction of the training's steps after which it is frozen; 0: never trained.
+    momentum: of state called `mean` or `variance`, the running statistics of a batch norm, how far a step moves them.
+    pixels: values per image and channel that such statistics are computed from.
     """
 
     name: str
@@ -38,6 +40,8 @@ class Spec:
     decay: bool = False
     lr_factor: float = 1.0
     trained_until: float = 1.0
+    momentum: float | None = None
+    pixels: int = 1
 
     def under(self, prefix: str) -> "Spec":
         """The same array inside a container, with `prefix` before its name."""

@@ -58,17 +58,24 @@ class Network:
             for own_name, values in layer.parameters_from_images(self.backend.to_host(x)).items():
                 self.parameters.assign(name + own_name, values)
 
-    def forward(self, run: Run, x: Array) -> tuple[Array, Cache]:
-        """Return outputs (N, *out_shape) for x (N, *in_shape), and the cache that `backward` needs."""
+    def forward(self, run: Run, x: Array, state: Arena | None = None) -> tuple[Array, Cache]:
+        """Return outputs (N, *out_shape) for x (N, *in_shape), and the cache that `backward` needs.
+
+        `state`, by default the network's own, is what the layers read and change.
+        """
         self.backend.begin_pass(self.parameters.flat)
-        y, cache = self.layer.forward(run, self.parameters.tree, self.state.tree, x)
+        y, cache = self.layer.forward(run, self.parameters.tree, (state or self.state).tree, x)
         if not run.training:
             self.backend.end_pass()
         return y, cache
 
-    def backward(self, run: Run, cache: Cache, dy: Array) -> Array | None:
-        """Write parameter gradients into `gradients`. Consumes `cache`. Returns dx if `run.need_dx`."""
-        dx = self.layer.backward(run, self.parameters.tree, self.state.tree, self.gradients.tree, cache, dy)
+    def backward(self, run: Run, cache: Cache, dy: Array, gradients: Arena | None = None) -> Array | None:
+        """Write parameter gradients into `gradients`, by default the network's own. Consumes `cache`.
+
+        Returns dx if `run.need_dx`.
+        """
+        gradients = gradients or self.gradients
+        dx = self.layer.backward(run, self.parameters.tree, self.state.tree, gradients.tree, cache, dy)
         self.backend.end_pass()
         return dx
 

@@ -31,8 +31,9 @@ from cnn.training.averaging import EMA
 from cnn.training.optimizers import SGD, AdamW
 from cnn.training.recipe import Recipe
 from cnn.training.trainer import Trainer
+from jobs.options import RecipeOptions
 from jobs.recipes import recipe_names
-from jobs.recipes.config import Overrides, resolve
+from jobs.recipes.config import resolve
 from jobs.training.setup import measure
 from pipeline.dataset.store import Dataset
 from pipeline.loader.stream import Batch, BatchStream
@@ -146,8 +147,8 @@ def main() -> None:
 
     data = Dataset.open(arguments.dataset)
     named = arguments.recipe in recipe_names()
-    overrides = Overrides(recipe=arguments.recipe) if named else Overrides(file=Path(arguments.recipe))
-    recipe = resolve(overrides._replace(sets=arguments.set))
+    options = RecipeOptions(recipe=arguments.recipe) if named else RecipeOptions(config=Path(arguments.recipe))
+    recipe = resolve(replace(options, set=tuple(arguments.set)))
     assert isinstance(recipe.loss, SoftmaxCrossEntropy) and not recipe.loss.class_weights and not recipe.clip
     assert recipe.mix == Mix() and recipe.ema == EMA() and not recipe.patience, "no mix, EMA or patience here"
     assert recipe.augment == replace(recipe.augment, brightness=0.0, contrast=0.0, saturation=0.0), "no jitter here"

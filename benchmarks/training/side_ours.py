@@ -64,7 +64,7 @@ class OurSide:
 @contextmanager
 def without_preprocessing() -> Iterator[None]:
     """Have the trainer take normalised images, as `preprocess` would return them, instead of uint8 ones."""
-    preprocess = patch("cnn.training.trainer.preprocess", lambda backend, x, maps, mean, std, colours: x)
+    preprocess = patch("cnn.inputs.training_inputs.preprocess", lambda backend, x, maps, mean, std, colours: x)
     with preprocess, patch("cnn.training.trainer.check_images", create=True):
         yield
 

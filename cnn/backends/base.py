@@ -12,7 +12,7 @@ the parameters' type: `flatten` and the global pools convert. So layers do no ar
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -73,6 +73,24 @@ class AugmentNumbers:
     mix_key: int
     alpha: float
     classes: int
+
+
+class MicroSums(NamedTuple):
+    """What one micro-batch, or several, add to a training step, on the device."""
+
+    gradient: Array  # (size,)
+    loss: Array  # (): of the loss of the whole batch
+    correct: Array  # (): number of correct predictions
+    statistics: Array | None  # (state size,): batch norm's means and biased variances; None: the state was moved
+    rows: int
+
+
+class StatisticsLayout(NamedTuple):
+    """Where the statistics of all batch norms, S channels together, lie in a network's state."""
+
+    places: Array  # int32 (2, S): of means, and of variances, in the flat vector
+    momentum: Array  # (S,): how far a step moves the running statistics
+    pixels: Array  # int32 (S,): values per image
 
 
 class Backend(Protocol):
@@ -154,8 +172,8 @@ class Backend(Protocol):
 
     # Normalisation, and the activation after it
     def batch_norm_train(
-        self, x: Array, scale: Array, shift: Array, running_mean: Array, running_variance: Array, momentum: float,
-        epsilon: float, kind: str,
+        self, x: Array, scale: Array, shift: Array, running_mean: Array, running_variance: Array,
+        momentum: float | None, epsilon: float, kind: str,
     ) -> tuple[Array, Array, Array]: ...
     def batch_norm_infer(
         self, x: Array, scale: Array, shift: Array, mean: Array, variance: Array, epsilon: float, kind: str
@@ -181,6 +199,12 @@ class Backend(Protocol):
         self, logits: Array, targets: Array, smoothing: float, class_weights: Array | None, denominator: int
     ) -> tuple[Array, Array, Array]: ...
     def count_correct(self, outputs: Array, targets: Array) -> Array: ...
+
+    # Micro-batches of a step
+    def merge_sums(self, first: MicroSums, second: MicroSums, layout: StatisticsLayout) -> MicroSums: ...
+    def move_statistics(
+        self, state: Array, statistics: Array, layout: StatisticsLayout, rows: int, outcome: Array
+    ) -> None: ...
 
     # Optimizers: one pass over the flat vectors, which changes nothing unless `outcome[OK]`
     def judge_step(self, outcome: Array, loss: Array, correct: Array, gradient: Array, clip: float) -> None: ...

@@ -1,5 +1,6 @@
 """A training batch's inputs and targets: augmentation, normalisation, MixUp and CutMix, on the host or the device."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -14,8 +15,16 @@ from cnn.inputs.preprocess import preprocess
 from cnn.rng import key_of
 
 
+class MicroBatch(NamedTuple):
+    """Images of a training batch that go through the network together."""
+
+    images: np.ndarray | DeviceRows  # uint8 (B, H, W, 3)
+    labels: np.ndarray  # (B,): class indices
+    rows: np.ndarray  # (B,): row numbers
+
+
 class TrainingBatch(NamedTuple):
-    """What a training step takes, on the device."""
+    """What the network and the loss take, on the device."""
 
     x: Array  # (B, H, W, 3)
     targets: Array  # class indices (B,) or soft labels (B, classes)
@@ -24,7 +33,7 @@ class TrainingBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """Makes the batches of a training; all random numbers are functions of (seed, step, row).
+    """Makes a training's batches, or their micro-batches; all random numbers are functions of (seed, step, row).
 
     mean, std  of the images' channels, (3,) each, on the device: see `normalisation`
     classes    number of classes
@@ -45,28 +54,33 @@ class TrainingInputs:
 
         `labels` are class indices (B,), `rows` the images' row numbers (B,).
         """
+        return next(self.micro_batches([MicroBatch(images, labels, rows)], step, epoch))
+
+    def micro_batches(self, parts: Sequence[MicroBatch], step: int, epoch: int) -> Iterator[TrainingBatch]:
+        """Those of `step` in `epoch`, each when it is asked for; a device that augments gets all images at once.
+
+        Images are blended with others of the same micro-batch; how, `Mix` decides for the whole step.
+        """
         own_classes = type(self.augment) is Augment and type(self.mix) is Mix  # others have only the methods below
         if self.backend.augments_on_device and own_classes:
-            return self._on_device(images, labels, rows, step, epoch)
-        return self._on_host(images, labels, rows, step, epoch)
+            return self._on_device(parts, step, epoch)
+        return (self._on_host(part, step, epoch) for part in parts)
 
-    def _on_device(
-        self, images: np.ndarray | DeviceRows, labels: np.ndarray, rows: np.ndarray, step: int, epoch: int
-    ) -> TrainingBatch:
-        labels, rows = labels.astype(np.int64, copy=False), rows.astype(np.int64, copy=False)  # (B,) each
-        whole = isinstance(images, DeviceRows)
-        if isinstance(images, DeviceRows):
-            pixels = images.pixels  # (N, H, W, 3)
-            device_rows, device_labels = self.backend.upload(rows, labels)  # (B,) each
-        else:
-            device_rows, device_labels, pixels = self.backend.upload(rows, labels, images)  # (B,), (B,), (B, H, W, 3)
-        numbers = self.numbers(step, epoch, *images.shape[1:3])
-        x, targets = self.backend.augment(pixels, device_rows, device_labels, numbers, self.mean, self.std, whole)
-        return TrainingBatch(x, targets, device_rows)
+    def _on_device(self, parts: Sequence[MicroBatch], step: int, epoch: int) -> Iterator[TrainingBatch]:
+        arrays: list[Array] = []  # row numbers, labels and pixels of each part
+        for images, labels, rows in parts:
+            pixels = images.pixels if isinstance(images, DeviceRows) else images  # (N, H, W, 3) or (B, H, W, 3)
+            arrays += [rows.astype(np.int64, copy=False), labels.astype(np.int64, copy=False), pixels]
+        arrays = self.backend.upload(*arrays)
+        for i, part in enumerate(parts):
+            rows, labels, pixels = arrays[3 * i : 3 * i + 3]  # (B,), (B,), (B, H, W, 3) or (N, H, W, 3)
+            numbers = self.numbers(step, epoch, *part.images.shape[1:3])
+            whole = isinstance(part.images, DeviceRows)
+            x, targets = self.backend.augment(pixels, rows, labels, numbers, self.mean, self.std, whole)
+            yield TrainingBatch(x, targets, rows)
 
-    def _on_host(
-        self, images: np.ndarray | DeviceRows, labels: np.ndarray, rows: np.ndarray, step: int, epoch: int
-    ) -> TrainingBatch:
+    def _on_host(self, part: MicroBatch, step: int, epoch: int) -> TrainingBatch:
+        images, labels, rows = part
         seed, backend, size = self.seed, self.backend, images.shape[1:3]
         maps = self.augment.maps(key_of(seed, "augment", step), rows, *size)
         if self.augment.flip == "alternate":

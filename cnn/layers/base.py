@@ -32,6 +32,7 @@ class Run:
     rows: Array | None = None  # integers (N,): the images' row numbers in the dataset
     need_dx: bool = True  # whether to compute the gradient w.r.t. this layer's input
     before_norm: bool = False  # whether the next layer is a batch norm, which needs the output's statistics
+    sets_statistics: bool = False  # whether batch norm sets its state to this pass's statistics, and does not move it
 
     def inside(self, name: str, need_dx: bool = True, before_norm: bool = False) -> "Run":
         """The context of the layer `name` of a container, with its own random key."""

@@ -1,5 +1,6 @@
 """Batch normalisation."""
 
+import math
 from dataclasses import dataclass
 
 from cnn.arena import Shape, Spec, Tree
@@ -13,7 +14,9 @@ from cnn.layers.base import Cache, Run, Specs
 class BatchNorm:
     """Normalise each channel to mean 0 and variance 1 over the batch, then scale and shift (Ioffe and Szegedy, 2015).
 
-    momentum: how far the running statistics, which inference uses, move towards those of each training batch.
+    momentum: how far the running statistics, which inference uses, move towards those of each training batch. Where
+        `run.sets_statistics`, the state is set to this pass's mean and biased variance instead, for the trainer to
+        merge with those of the batch's other micro-batches.
     activation: the name of an activation that is applied in the same pass over memory; empty: none.
     scaled: whether the scale is trained; else it stays 1.
     shift_lr_factor: multiplies the shift's learning rate.
@@ -31,20 +34,25 @@ class BatchNorm:
         check_activation(self.activation)
 
     def specs(self, in_shape: Shape) -> Specs:
-        shape = (in_shape[-1],)
+        shape, pixels = (in_shape[-1],), math.prod(in_shape[:-1])
         parameters = (
             Spec("scale", shape, ones, trained_until=float(self.scaled)),
             Spec("shift", shape, zeros, self.shift_decay, self.shift_lr_factor),
         )
-        return Specs(in_shape, parameters, (Spec("mean", shape, zeros), Spec("variance", shape, ones)))
+        state = (
+            Spec("mean", shape, zeros, momentum=self.momentum, pixels=pixels),
+            Spec("variance", shape, ones, momentum=self.momentum, pixels=pixels),
+        )
+        return Specs(in_shape, parameters, state)
 
     def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]:
         if not run.training:
             return run.backend.batch_norm_infer(
                 x, p["scale"], p["shift"], s["mean"], s["variance"], self.epsilon, self.activation
             ), None
+        momentum = None if run.sets_statistics else self.momentum
         y, mean, variance = run.backend.batch_norm_train(
-            x, p["scale"], p["shift"], s["mean"], s["variance"], self.momentum, self.epsilon, self.activation
+            x, p["scale"], p["shift"], s["mean"], s["variance"], momentum, self.epsilon, self.activation
         )
         return y, (x, mean, variance)
 

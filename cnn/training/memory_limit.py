@@ -1,4 +1,4 @@
-"""Find a batch size whose training step fits in the memory of the device."""
+"""Find a size of batches, or micro-batches, whose training step fits in the memory of the device."""
 
 import numpy as np
 

@@ -21,6 +21,8 @@ class Recipe:
 
     epochs: passes over the training images.
     batch_size: images per step.
+    micro_batch: images that go through the network together; 0 is the batch. Batch norm normalises each such portion of
+        a batch by its own statistics (ghost batch norm; Hoffer et al., 2017).
     clip: upper bound of the gradient's norm; 0 is off.
     patience: number of epochs without improvement after which training stops; 0 is off.
     views: test-time augmentation of the final evaluation, a key of cnn.inference.tta.VIEWS.
@@ -43,6 +45,7 @@ class Recipe:
     ema: EMA = field(default_factory=EMA)
     epochs: int = 20
     batch_size: int = 64
+    micro_batch: int = 0
     clip: float = 0.0
     patience: int = 0
     views: Literal["none", "mirror", "mirror_shift"] = "none"
@@ -51,11 +54,21 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in _OBJECTS:
             _check_object(name, getattr(self, name))
-        for name, lowest in (("epochs", 1), ("batch_size", 1), ("patience", 0), ("seed", 0)):
+        for name, lowest in (("epochs", 1), ("batch_size", 1), ("micro_batch", 0), ("patience", 0), ("seed", 0)):
             check_range(name, getattr(self, name), lowest, kind=int)
         check_range("clip", self.clip, 0)
         if not isinstance(self.views, str) or self.views not in VIEWS:
             raise UnknownNameError("views", self.views, VIEWS)
+
+    @property
+    def micro_rows(self) -> int:
+        """The number of images in a whole micro-batch."""
+        return min(self.micro_batch or self.batch_size, self.batch_size)
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether a whole batch is more than one micro-batch."""
+        return self.micro_rows < self.batch_size
 
 
 # The fields that hold an object: an example, the attributes that the object needs, and the registry of its classes.

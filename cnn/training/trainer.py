@@ -1,22 +1,28 @@
-"""The training step and the evaluation."""
+"""The training step and the evaluation.
+
+A step computes its micro-batches with the same weights, adds up their results (`cnn/training/micro_batches.py`), and
+makes one update of the sum: of the weights, of batch norm's running statistics, and of their averages.
+"""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from cnn.backends.base import CORRECT, LOSS, OK, Array
-from cnn.errors import ModelFileError, NonFiniteError
+from cnn.arena import Arena
+from cnn.backends.base import CORRECT, LOSS, OK, Array, MicroSums
+from cnn.errors import InputError, ModelFileError, NonFiniteError
 from cnn.evaluation.metrics import Evaluation
 from cnn.inference.folded import FoldedNetwork
 from cnn.inference.tta import tta_outputs
 from cnn.inputs.checks import check_images, check_labels
 from cnn.inputs.device_images import DeviceRows
 from cnn.inputs.preprocess import normalisation, preprocess
-from cnn.inputs.training_inputs import TrainingInputs
+from cnn.inputs.training_inputs import MicroBatch, TrainingBatch, TrainingInputs
 from cnn.layers import Run
 from cnn.network import Network
 from cnn.rng import key_of
+from cnn.training.micro_batches import Memory, PartialSum, TreeSum, split_batch, statistics_layout
 from cnn.training.pending import BatchResult, PendingBatch
 from cnn.training.recipe import Recipe
 
@@ -26,7 +32,8 @@ MAX_PENDING = 2  # steps: a GPU computes one while the host prepares the next
 class Trainer:
     """Trains `network` by `recipe` on images whose channels have `mean` and `std` (3,), in 0..255 units.
 
-    `train_rows`, the number of images in an epoch, determines the number of steps.
+    `train_rows`, the number of images in an epoch, determines the number of steps. Raises `RecipeError` for
+    micro-batches of a network with layers whose state is not batch norm's.
     """
 
     def __init__(self, network: Network, recipe: Recipe, mean: np.ndarray, std: np.ndarray, train_rows: int) -> None:
@@ -51,6 +58,8 @@ class Trainer:
         self._average_begun = False  # whether there is an average for lookahead
         self._outcome = self.backend.asarray(np.array([1.0, 1.0, 0.0, 0.0]))  # (4,), see cnn.backends.base.OK
         self._pending: list[PendingBatch] = []  # oldest first
+        self._layout = statistics_layout(network) if recipe.is_divided else None
+        self._memory = [Memory(network.gradients, self._statistics())]  # not in use
 
     @property
     def lr(self) -> float:
@@ -84,28 +93,88 @@ class Trainer:
         The arrays may be reused at once. Where a step fails, steps started after it change no weights, and fail too. At
         most MAX_PENDING steps are under way: another one first waits for the result of the oldest.
         """
+        self._check(images, labels)
+        size = self.recipe.micro_batch if self.recipe.is_divided else len(labels)
+        return self.start_micro_batches(split_batch(images, labels, rows, max(size, 1)), len(labels))
+
+    def start_micro_batches(self, micro_batches: Sequence[MicroBatch], batch_rows: int) -> PendingBatch:
+        """As `start_batch`, of a batch of `batch_rows` images that is already divided; a micro-batch may be empty."""
+        return self.start_update(self.compute(micro_batches, batch_rows))
+
+    def compute(self, micro_batches: Sequence[MicroBatch], batch_rows: int, first: int = 0) -> TreeSum:
+        """Compute micro-batches of this step's batch of `batch_rows` images, with the indices from `first` on.
+
+        Returns their sum, as far as it can be added up without the other micro-batches of the batch. The weights do not
+        change, nor does the state, unless the recipe has no micro-batches: then batch norm moves it at once.
+        """
         while len(self._pending) >= MAX_PENDING:
             self._pending[0].result()
-        check_images(images, self.network.in_shape)
-        check_labels(labels, len(images), self.network.out_shape[0])
-        step, lr = self.step, self.lr
-        x, targets, device_rows = self.inputs(images, labels, rows, step, step // self.epoch_steps)
-        key = key_of(self.recipe.seed, "layers", step)
-        run = Run(self.backend, training=True, key=key, rows=device_rows, need_dx=False)
+        for part in micro_batches:
+            self._check(part.images, part.labels)
+        if not self.recipe.is_divided and len(micro_batches) > 1:
+            raise InputError(
+                f"expected the whole batch at once, found {len(micro_batches)} micro-batches; set train.micro_batch"
+            )
+        total = TreeSum(self._merge, first)
+        filled = [(i, part) for i, part in enumerate(micro_batches, first) if len(part.labels)]
+        inputs = self.inputs.micro_batches([part for _, part in filled], self.step, self.step // self.epoch_steps)
+        for (i, _), batch in zip(filled, inputs, strict=True):
+            total.add(self._compute(i, batch, batch_rows))
+        return total
+
+    def start_update(self, total: TreeSum) -> PendingBatch:
+        """Start the update by the sum of all micro-batches of this step's batch."""
+        whole, step, lr = total.total(), self.step, self.lr
+        gradient, loss, correct, statistics, rows = whole.sums
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # reported by `_settle`
-            outputs, cache = self.network.forward(run, x)  # (B, classes)
-            loss, d_outputs, correct = self.recipe.loss.forward(self.backend, outputs, targets, len(labels))
-            self.network.backward(run, cache, d_outputs)
-            self.backend.judge_step(self._outcome, loss, correct, self._trained_gradient(), self.recipe.clip)
-        self._update(lr)
+            trained = self._trained(gradient)  # (trained size,)
+            self.backend.judge_step(self._outcome, loss, correct, trained, self.recipe.clip)
+            if self._layout is not None:
+                self.backend.move_statistics(self.network.state.flat, statistics, self._layout, rows, self._outcome)
+        self._update(gradient, lr)
+        self._memory.append(whole.memory)
         read_outcome = self.backend.read_later(self._outcome)
-        self._pending.append(PendingBatch(step, lr, len(labels), read_outcome, self._settle))
+        self._pending.append(PendingBatch(step, lr, rows, read_outcome, self._settle))
         return self._pending[-1]
 
-    def _trained_gradient(self) -> Array:
+    def _check(self, images: np.ndarray | DeviceRows, labels: np.ndarray) -> None:
+        check_images(images, self.network.in_shape)
+        check_labels(labels, len(images), self.network.out_shape[0])
+
+    def _compute(self, index: int, batch: TrainingBatch, batch_rows: int) -> PartialSum:
+        """The result of one micro-batch. Where it is the whole batch, it moves the running statistics."""
+        memory = self._memory.pop() if self._memory else self._new_memory()
+        key = key_of(self.recipe.seed, "layers", self.step)
+        divided = memory.statistics is not None
+        run = Run(self.backend, training=True, key=key, rows=batch.rows, need_dx=False, sets_statistics=divided)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # reported by `_settle`
+            outputs, cache = self.network.forward(run, batch.x, memory.statistics)  # (B, classes)
+            loss, d_outputs, correct = self.recipe.loss.forward(self.backend, outputs, batch.targets, batch_rows)
+            self.network.backward(run, cache, d_outputs, memory.gradients)
+        statistics = memory.statistics.flat if memory.statistics is not None else None  # (state size,)
+        sums = MicroSums(memory.gradients.flat, loss, correct, statistics, len(batch.x))
+        return PartialSum(index, index + 1, sums, memory)
+
+    def _merge(self, first: PartialSum, second: PartialSum) -> PartialSum:
+        assert self._layout is not None
+        with np.errstate(over="ignore", invalid="ignore"):  # reported by `_settle`
+            sums = self.backend.merge_sums(first.sums, second.sums, self._layout)
+        self._memory.append(second.memory)
+        return PartialSum(first.first, second.last, sums, first.memory)
+
+    def _new_memory(self) -> Memory:
+        network = self.network
+        return Memory(Arena(network.gradients.specs, self.backend, network.dtype), self._statistics())
+
+    def _statistics(self) -> Arena | None:
+        """Memory for batch norm's statistics; None where a batch is one micro-batch."""
+        network = self.network
+        return Arena(network.state.specs, self.backend, network.dtype) if self.recipe.is_divided else None
+
+    def _trained(self, gradient: Array) -> Array:
         """The gradient (size,) without frozen parameters, which come last in the flat vector."""
         trained = self.network.parameters.trained_groups(self.progress)
-        return self.network.gradients.flat[: trained[-1].last if trained else 0]
+        return gradient[: trained[-1].last if trained else 0]
 
     def _settle(self, batch: PendingBatch) -> None:
         """Wait for the pending steps up to that of `batch`, in their order."""
@@ -138,12 +207,12 @@ class Trainer:
     def _remedy(self) -> str:
         return f"training diverged; lower --lr (try {self.recipe.optimizer.lr / 10:.2g}) or set train.clip=1"
 
-    def _update(self, lr: float) -> None:
-        """Update the weights, from the clipped gradient, and their averages, where the step's outcome is finite."""
+    def _update(self, gradient: Array, lr: float) -> None:
+        """Update the weights by the clipped `gradient` (size,), and their averages, if the step's outcome is finite."""
         recipe, network, outcome, progress = self.recipe, self.network, self._outcome, self.progress
         self.step += 1
         recipe.optimizer.update(
-            self.backend, network.parameters, network.gradients.flat, self.slots, outcome, lr, self.step, progress
+            self.backend, network.parameters, gradient, self.slots, outcome, lr, self.step, progress
         )
         self._average_begun = recipe.lookahead.update(
             self.slots, network, outcome, self._average_begun, self.step, self.total_steps, self.epoch_steps

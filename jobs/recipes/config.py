@@ -139,7 +139,10 @@ def describe(recipe: Recipe) -> str:
             name = _name(section, value) if section in REGISTRIES else section
             described.append(f"{name} ({', '.join(changed)})" if changed else name)
     epochs = plural(recipe.epochs, "epoch")
-    return f"{', '.join(described)}; {epochs}, batches of {recipe.batch_size}, seed {recipe.seed}"
+    batches = f"batches of {recipe.batch_size}"
+    if recipe.is_divided:
+        batches += f" in micro-batches of {recipe.micro_batch}"
+    return f"{', '.join(described)}; {epochs}, {batches}, seed {recipe.seed}"
 
 
 def differences(before: str, after: str) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cnn.arena import Shape
-from cnn.backends.base import Array, Backend
+from cnn.backends.base import Array, Backend, MicroSums
 from cnn.backends.reference import ReferenceBackend
 from cnn.inputs.augment import Augment
 from cnn.inputs.mixup import Mix
@@ -18,6 +18,7 @@ from cnn.layers import Layer, Run
 from cnn.losses import LOSSES
 from cnn.models import ResNet9
 from cnn.network import Network
+from cnn.training.micro_batches import statistics_layout
 from cnn.training.optimizers import OPTIMIZERS
 from cnn.training.recipe import Recipe
 from cnn.training.trainer import Trainer
@@ -49,6 +50,7 @@ def all_checks(backend: Backend) -> list[Check]:
         *(Check("layer", name, bound, measure) for name, measure in layers),
         *(Check("loss", name, single, partial(loss_error, backend, name)) for name in LOSSES),
         *(Check("optimizer", name, single, partial(optimizer_error, backend, name)) for name in OPTIMIZERS),
+        Check("optimizer", "micro_batches", single, partial(micro_batches_error, backend)),
         *(Check("images", name, bound, partial(images_error, backend, mix)) for name, mix in MIXES.items()),
         *(Check("gradient", name, GRADIENT_BOUND, measure) for name, measure in gradients),
         Check("training", "same bits twice", 0.0, partial(repeat_error, backend)),
@@ -139,6 +141,26 @@ def optimizer_error(backend: Backend, name: str) -> float:
             each.judge_step(outcome, each.zeros((), dtype), each.zeros((), np.int64), gradient, clip=1.0)
             optimizer.update(each, network.parameters, gradient, slots, outcome, 0.1, step)
         results.append([_float64(each, array) for array in (network.parameters.flat, *slots.values())])
+    return max(map(relative_error, results[1], results[0]))
+
+
+def micro_batches_error(backend: Backend) -> float:
+    """The largest error of the sums of a step's micro-batches, and of the running statistics moved by them."""
+    layer, shape = CASES["Sequential"]
+    results = []
+    for each, dtype in ((REFERENCE, np.float64), (backend, np.float32)):
+        generator = np.random.default_rng(0)
+        network = _random_network(layer, shape, each, dtype)
+        layout, state = statistics_layout(network), network.state.flat  # (state size,)
+        sums = []
+        for rows in (5, 3):
+            gradient = each.asarray(generator.normal(size=network.parameters.size).astype(dtype))  # (size,)
+            statistics = each.asarray(generator.uniform(0.5, 1.5, network.state.size).astype(dtype))  # (state size,)
+            loss, correct = each.asarray(np.array(rows / 7, dtype)), each.asarray(np.array(rows))  # () each
+            sums.append(MicroSums(gradient, loss, correct, statistics, rows))
+        total = each.merge_sums(sums[0], sums[1], layout)
+        each.move_statistics(state, total.statistics, layout, total.rows, each.asarray(np.ones(4)))
+        results.append([_float64(each, array) for array in (*total[:4], state)])
     return max(map(relative_error, results[1], results[0]))
 
 

@@ -15,7 +15,7 @@ from jobs.selftest.checks import Check, all_checks
 _GROUPS = {
     "layer": "layers: outputs and gradients",
     "loss": "losses and their gradients",
-    "optimizer": "optimizers",
+    "optimizer": "optimizers, sums of micro-batches",
     "images": "augmentation and mixing",
     "gradient": "gradients in float64, numerically",
     "training": "training twice: weights that differ",

@@ -20,10 +20,11 @@ def explain_memory(trainer: Trainer, remedy: Callable[[str], str]) -> Iterator[N
         if not is_cuda_error(error):
             raise
         release_frames(error)
-        name, used = trainer.backend.device_name, trainer.recipe.batch_size
+        name, used, divided = trainer.backend.device_name, trainer.recipe.micro_rows, trainer.recipe.is_divided
         size = largest_batch(trainer, used)
         if size:
-            option = remedy(f"--batch-size {size}")
+            option = remedy(f"--set train.micro_batch={size}" if divided else f"--batch-size {size}")
         else:
             option = "not even one image fits: use a smaller model, build with a smaller --size, or use --device cpu"
-        raise DeviceMemoryError(f"out of memory on {name} with batches of {used} images; {option}") from None
+        tried = f"with micro-batches of {used}" if divided else f"with batches of {used}"
+        raise DeviceMemoryError(f"out of memory on {name} {tried} images; {option}") from None

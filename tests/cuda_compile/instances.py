@@ -104,6 +104,8 @@ OPTIMIZERS = [
     *_flat("sum_squares", LOADS), *_wide("judge_step"),
 ]  # fmt: skip
 
+MICRO_BATCHES = [*_flat("merge_sums", BOTH), *_wide("move_statistics")]
+
 LOSSES = [
     *(Instance(f"{kernel}<{wide}, {lanes}>") for kernel in ("softmax_cross_entropy", "count_correct")
       for wide in WIDE for lanes in (8, 32)),
@@ -112,5 +114,6 @@ LOSSES = [
 
 INSTANCES = {
     "convolution.cu": CONVOLUTION, "norm.cu": NORM, "pooling.cu": POOLING, "elementwise.cu": ELEMENTWISE,
-    "preprocess.cu": PREPROCESS, "optimizers.cu": OPTIMIZERS, "losses.cu": LOSSES,
+    "preprocess.cu": PREPROCESS, "optimizers.cu": OPTIMIZERS, "micro_batches.cu": MICRO_BATCHES,
+    "losses.cu": LOSSES,
 }  # fmt: skip

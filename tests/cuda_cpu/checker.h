@@ -224,9 +224,9 @@ long long atomic(void* address, unsigned size, bool is_signed, Atomic kind, long
 }
 
 extern "C" {
-#define CC_HOOK(name, ACCESS, size)                                                     \
-    void __tsan_##name##size(void* p) {                                                 \
-        if (!touch<ACCESS>(p, size, __builtin_return_address(0))) abandon();            \
+#define CC_HOOK(name, ACCESS, size)                                                              \
+    void __tsan_##name##size(void* p) {                                                          \
+        if (checking && !touch<ACCESS>(p, size, __builtin_return_address(0))) abandon();         \
     }
 #define CC_HOOKS(size)                                                                  \
     CC_HOOK(read, READ, size)                                                           \

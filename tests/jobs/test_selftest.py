@@ -42,7 +42,7 @@ def test_a_wrong_kernel_is_named(logpose: Logpose, monkeypatch: pytest.MonkeyPat
     result = logpose("selftest", "--device", "cpu")
     assert result.code == 1
     assert "wrong: layer MaxPool 2x2" in result.out and "wrong: gradient MaxPool 2x2" in result.out
-    assert "2 of 13 checks failed" in result.out
+    assert "2 of 14 checks failed" in result.out
 
 
 def test_a_kernel_that_fails_is_reported(logpose: Logpose, monkeypatch: pytest.MonkeyPatch) -> None:

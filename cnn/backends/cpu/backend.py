@@ -78,8 +78,8 @@ class CpuBackend(ReferenceBackend):
     # Batch norm
 
     def batch_norm_train(
-        self, x: Array, scale: Array, shift: Array, running_mean: Array, running_variance: Array, momentum: float,
-        epsilon: float, kind: str,
+        self, x: Array, scale: Array, shift: Array, running_mean: Array, running_variance: Array,
+        momentum: float | None, epsilon: float, kind: str,
     ) -> tuple[Array, Array, Array]:
         y, mean, variance = norm.train(x, scale, shift, epsilon, kind, self._team)  # shape of x, (C,), (C,)
         self._move_running(running_mean, running_variance, mean, variance, momentum, x.size // x.shape[-1])
@@ -140,6 +140,11 @@ class CpuBackend(ReferenceBackend):
             logits, targets, smoothing, class_weights, denominator, self._team
         )
         return loss, gradient, self.count_correct(logits, targets)
+
+    # Micro-batches
+
+    def _accumulate(self, total: Array, values: Array) -> None:
+        elementwise.add(total, values, "", self._team, out=total)
 
     # Optimizers
 

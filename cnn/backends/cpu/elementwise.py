@@ -45,9 +45,9 @@ def activate_backward(kind: str, dy: Array, x: Array, y: Array, team: Team) -> A
     return dx
 
 
-def add(a: Array, b: Array, kind: str, team: Team) -> Array:
-    """See `ReferenceBackend.add`."""
-    y = np.empty(a.shape, a.dtype)  # shape of a
+def add(a: Array, b: Array, kind: str, team: Team, out: Array | None = None) -> Array:
+    """See `ReferenceBackend.add`; `out` may be a itself."""
+    y = np.empty(a.shape, a.dtype) if out is None else out  # shape of a
     flat_a, flat_b = np.ascontiguousarray(a).reshape(-1), np.ascontiguousarray(b).reshape(-1)
     flat_y, full = y.reshape(-1), y.size // LANES * LANES
     team.for_size(y.size).run(_add, KINDS[kind], flat_a, flat_b, flat_y)

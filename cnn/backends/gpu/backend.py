@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from cnn.backends.base import Array, AugmentNumbers, Window
+from cnn.backends.base import Array, AugmentNumbers, MicroSums, StatisticsLayout, Window
 from cnn.backends.gpu import (
     convolution,
     dense,
     elementwise,
     losses,
     memory,
+    micro_batches,
     norm,
     optimizers,
     pooling,
@@ -160,8 +161,8 @@ class GpuBackend(ArrayBackend):
     # Batch norm
 
     def batch_norm_train(
-        self, x: Array, scale: Array, shift: Array, running_mean: Array, running_variance: Array, momentum: float,
-        epsilon: float, kind: str,
+        self, x: Array, scale: Array, shift: Array, running_mean: Array, running_variance: Array,
+        momentum: float | None, epsilon: float, kind: str,
     ) -> tuple[Array, Array, Array]:
         ahead, self._ahead = self._ahead, None
         statistics = ahead[1] if ahead and ahead[0] is x else norm.statistics(x)
@@ -219,6 +220,16 @@ class GpuBackend(ArrayBackend):
 
     def count_correct(self, outputs: Array, targets: Array) -> Array:
         return losses.count_correct(outputs, targets)
+
+    # Micro-batches
+
+    def merge_sums(self, first: MicroSums, second: MicroSums, layout: StatisticsLayout) -> MicroSums:
+        return micro_batches.merge_sums(first, second, layout)
+
+    def move_statistics(
+        self, state: Array, statistics: Array, layout: StatisticsLayout, rows: int, outcome: Array
+    ) -> None:
+        micro_batches.move_statistics(state, statistics, layout, rows, outcome)
 
     # Optimizers
 

@@ -48,17 +48,21 @@ def statistics(x: Array) -> Statistics:
 
 
 def merge(
-    stats: Statistics, rows: int, running_mean: Array | None, running_variance: Array | None, momentum: float
+    stats: Statistics, rows: int, running_mean: Array | None, running_variance: Array | None, momentum: float | None
 ) -> tuple[Array, Array]:
     """Mean and biased variance of all rows, (C,) each.
 
-    The running statistics, if given, move towards the mean and the unbiased variance where both are finite.
+    The running statistics, if given, move towards the mean and the unbiased variance where both are finite; without
+    `momentum`, the mean and the biased variance are written to them, and they are returned.
     """
     import cupy
 
     parts, _, channels = stats.partial.shape
     wide = wide_type(stats.partial)
-    mean, variance = cupy.empty(channels, wide), cupy.empty(channels, wide)  # (C,) each
+    if momentum is None:
+        mean, variance, running_mean, running_variance, momentum = running_mean, running_variance, None, None, 0.0
+    else:
+        mean, variance = cupy.empty(channels, wide), cupy.empty(channels, wide)  # (C,) each
     _kernel("norm_merge", stats.partial.dtype)(
         (-(-channels // _MERGE_CHANNELS),), (_MERGE_CHANNELS * _MERGE_LANES,),
         (stats.partial, mean, variance, running_mean, running_variance, wide(momentum), rows, channels,

@@ -145,12 +145,13 @@ class LayerKernels:
     # y = activation(z) with z = scale * x_hat + shift, x_hat = (x - mean) / sqrt(variance + epsilon)
 
     def batch_norm_train(
-        self, x: Array, scale: Array, shift: Array, running_mean: Array, running_variance: Array, momentum: float,
-        epsilon: float, kind: str,
+        self, x: Array, scale: Array, shift: Array, running_mean: Array, running_variance: Array,
+        momentum: float | None, epsilon: float, kind: str,
     ) -> tuple[Array, Array, Array]:
         """Normalise by this batch's mean and biased variance. Returns y, mean (C,) and variance (C,).
 
-        Moves the running statistics (C,) towards this batch's by `momentum`.
+        Moves the running statistics (C,) towards this batch's by `momentum`; without one, sets them to this batch's
+        mean and biased variance, which may then be what is returned.
         """
         rows = x.reshape(-1, x.shape[-1])  # (M, C), M = N*H*W
         mean = rows.mean(axis=0)  # (C,)
@@ -159,9 +160,16 @@ class LayerKernels:
         return self.batch_norm_infer(x, scale, shift, mean, variance, epsilon, kind), mean, variance
 
     def _move_running(
-        self, running_mean: Array, running_variance: Array, mean: Array, variance: Array, momentum: float, count: int
+        self, running_mean: Array, running_variance: Array, mean: Array, variance: Array, momentum: float | None,
+        count: int,
     ) -> None:
-        """Move the running statistics towards those of `count` rows, (C,) each, where these are finite."""
+        """Move the running statistics towards those of `count` rows, (C,) each, where these are finite.
+
+        Without `momentum`, set them to these.
+        """
+        if momentum is None:
+            running_mean[...], running_variance[...] = mean, variance
+            return
         # The running variance is the unbiased estimate, since it is applied to images outside of the batch.
         unbiased = variance * (count / max(count - 1, 1))  # (C,)
         finite = self.xp.isfinite(mean) & self.xp.isfinite(variance)  # (C,); a diverged step is not applied

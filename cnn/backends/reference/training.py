@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from cnn.backends.base import CORRECT, LOSS, OK, SCALE, Array
+from cnn.backends.base import CORRECT, LOSS, OK, SCALE, Array, MicroSums, StatisticsLayout
 
 
 class TrainingKernels:
-    """The loss, the judgement of a step, the optimizers and averages, with arrays of the module `xp`."""
+    """The loss, the sums and the judgement of a step, the optimizers and averages, with arrays of the module `xp`."""
 
     xp: Any
 
@@ -44,6 +44,48 @@ class TrainingKernels:
         """The number of rows whose largest output (N, K) is that of the class, or of the class with most weight: ()."""
         true = targets if targets.ndim == 1 else targets.argmax(axis=1)  # (N,)
         return (outputs.argmax(axis=1) == true).sum()
+
+    # Micro-batches: gradients, losses and counts are added, batch norm's statistics merged
+
+    def merge_sums(self, first: MicroSums, second: MicroSums, layout: StatisticsLayout) -> MicroSums:
+        """Merge the sums of two runs of micro-batches, into the arrays of `first`.
+
+        Statistics by the formula of Chan, Golub and LeVeque (1979). All batch norms have the same weights, since the
+        number of their values is that of the images times a constant.
+        """
+        self._accumulate(first.gradient, second.gradient)
+        rows = first.rows + second.rows
+        if first.statistics is not None and second.statistics is not None:
+            share, (means, variances) = second.rows / rows, layout.places  # (S,) each
+            own, other = first.statistics, second.statistics  # (state size,) each
+            distance = other[means] - own[means]  # (S,)
+            within = (1.0 - share) * own[variances] + share * other[variances]  # (S,)
+            own[variances] = within + share * (1.0 - share) * distance**2
+            own[means] += share * distance
+        loss, correct = first.loss + second.loss, first.correct + second.correct  # () each
+        return MicroSums(first.gradient, loss, correct, first.statistics, rows)
+
+    def _accumulate(self, total: Array, values: Array) -> None:
+        """Add `values` (size,) to `total` (size,)."""
+        total += values
+
+    def move_statistics(
+        self, state: Array, statistics: Array, layout: StatisticsLayout, rows: int, outcome: Array
+    ) -> None:
+        """Move the running statistics in `state` towards those of a whole batch of `rows` images, (state size,) each.
+
+        As `batch_norm_train` does where a batch is one micro-batch, and only if the step is finite.
+        """
+        if not outcome[OK]:
+            return
+        xp = self.xp
+        means, variances = layout.places  # (S,) each
+        mean, variance = statistics[means], statistics[variances]  # (S,) each
+        count = rows * layout.pixels.astype(np.int64)  # (S,)
+        unbiased = variance * (count / xp.maximum(count - 1, 1)).astype(variance.dtype)  # (S,)
+        finite = xp.isfinite(mean) & xp.isfinite(variance)  # (S,)
+        for places, new in ((means, mean), (variances, unbiased)):
+            state[places] += xp.where(finite, layout.momentum * (new - state[places]), 0)  # (S,)
 
     # Optimizers: weight decay applies to the first `decayed` entries; the gradient is multiplied by `outcome[SCALE]`.
     # `outcome` (4,) stays on the device: a step that is not finite, and all steps after it, change nothing.

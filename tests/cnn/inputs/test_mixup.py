@@ -152,7 +152,7 @@ def test_a_training_step_has_the_loss_of_the_blended_images(kind: str, monkeypat
     rows, weights = np.arange(32) + 7, trainer.network.parameters.flat.copy()
     seen: list[np.ndarray] = []
     forward = Network.forward
-    monkeypatch.setattr(Network, "forward", lambda self, run, x: (seen.append(x), forward(self, run, x))[1])
+    monkeypatch.setattr(Network, "forward", lambda self, run, x, *s: (seen.append(x), forward(self, run, x, *s))[1])
     result = trainer.train_batch(images, labels, rows)
 
     colours = JITTER.colours(key_of(0, "colours", 2), rows, MEANS, STDS)

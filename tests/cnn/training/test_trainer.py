@@ -101,7 +101,7 @@ def test_alternate_flips_show_both_versions_in_two_epochs(monkeypatch: pytest.Mo
     trainer, images = make_trainer(**(SPEED_RUN | changes)), draw_images(200, 0)[0]
     seen: list[np.ndarray] = []
     forward = Network.forward
-    monkeypatch.setattr(Network, "forward", lambda self, run, x: (seen.append(x), forward(self, run, x))[1])
+    monkeypatch.setattr(Network, "forward", lambda self, run, x, *s: (seen.append(x), forward(self, run, x, *s))[1])
     for step in range(8):
         rows = np.arange(50) + 50 * (step % 4)
         trainer.train_batch(images[rows], np.zeros(50, np.int64), rows)

@@ -182,6 +182,9 @@ class MemoryPool:
             for (_, rounded), offsets in free.items():
                 self._account[0] -= rounded * len(offsets)
                 MemoryPool._returned[rounded] += offsets
+            for offset in self._kept:  # of graphs that are no more
+                runtime().cc_dead(offset)
+            self._kept.clear()
 
     def used_bytes(self) -> int:
         return sum(-(-size // _UNIT) * _UNIT for size in self._used.values())

@@ -1,5 +1,6 @@
 """Training from images in the GPU's memory: the weights of a training that is sent its images, bit for bit."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,12 @@ IMAGES, LABELS = draw_images(200, 0)
 FIRST_LOSSES: dict[str, list[float]] = {}  # of the first schedule
 
 
-def train(backend: Backend, cached: bool, steps: int = 2) -> tuple[list[float], dict[str, np.ndarray]]:
+def train(
+    backend: Backend, cached: bool, steps: int = 2, micro_batch: int = 0
+) -> tuple[list[float], dict[str, np.ndarray]]:
     """Losses of steps of 8 images, and all tensors; the host does not wait for a step before it starts the next."""
     network = Network(RECIPE.model.layers(SHAPE, 3), SHAPE, backend, seed=1)
-    trainer = Trainer(network, RECIPE, np.array(MEAN), np.array(STD), train_rows=200)
+    trainer = Trainer(network, replace(RECIPE, micro_batch=micro_batch), np.array(MEAN), np.array(STD), train_rows=200)
     images = None
     if cached:
         images = DeviceImages(backend, (200, *SHAPE))
@@ -36,15 +39,17 @@ def train(backend: Backend, cached: bool, steps: int = 2) -> tuple[list[float], 
     return [batch.result().loss_sum for batch in started], trainer.tensors()
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_weights_are_the_same_with_and_without_images_on_the_device(device: Any, precision: str) -> None:
+@pytest.mark.parametrize(("precision", "micro_batch"), [("float32", 0), ("bf16", 0), ("bf16", 3)])
+def test_weights_are_the_same_with_and_without_images_on_the_device(
+    device: Any, precision: str, micro_batch: int
+) -> None:
     backend = gpu_backend(precision)
-    losses, tensors = train(backend, cached=False)
-    cached_losses, cached_tensors = train(backend, cached=True)
+    losses, tensors = train(backend, cached=False, micro_batch=micro_batch)
+    cached_losses, cached_tensors = train(backend, cached=True, micro_batch=micro_batch)
     assert cached_losses == losses
     for name, values in tensors.items():
         np.testing.assert_array_equal(cached_tensors[name], values, err_msg=name)
-    expected, _ = train(pick_backend("reference"), cached=False)
+    expected, _ = train(pick_backend("reference"), cached=False, micro_batch=micro_batch)
     np.testing.assert_allclose(losses, expected, rtol=1e-4 if precision == "float32" else 1e-2)
 
 

@@ -122,7 +122,7 @@ MISTAKES = {
     "null_pointer": ("y[i] = *(const float*)(counts - counts);", "null pointer"),
     "misaligned": ("y[i] = *(const float*)((const char*)x + 2 * threadIdx.x % 8);", "misaligned"),
     "static_too_far": ("__shared__ float s[64]; s[threadIdx.x] = 1; __syncthreads(); y[i] = s[threadIdx.x + 1000000];",
-                       "host memory, or none"),
+                       "host memory, or none|another thread's local variable"),
     "dynamic_too_far": ("room[threadIdx.x + 1] = 1;", "shared memory out of bounds"),
     "never_written": ("__shared__ float s[64]; if (i % 64) s[threadIdx.x] = 1; __syncthreads(); y[i] = s[threadIdx.x];",
                       "shared memory is read that was never written"),
@@ -246,6 +246,32 @@ def test_orders_of_threads_give_other_bits_where_they_matter(emulator: Any, monk
     assert counter.get()[0] == 63 * 32
     with pytest.raises(RuntimeError, match=r"order 1 of the threads gives other bits than order 0 in arrays \[0\]"):
         kernels.get_function("first_come")((1,), (64,), (place, counter))
+
+
+def test_only_first_launches_are_checked_where_that_is_asked_for(emulator: Any, checked: None) -> None:
+    """By sizes and arguments, without the contents of arrays; `first_in_orders` ends with its block."""
+    code = 'extern "C" __global__ void take(float* y, const int* at) { y[0] = y[at[0]]; }'
+    take = emulator.RawKernel(code, "take")
+    y, at = emulator.zeros(64, np.float32), emulator.zeros(1, np.int32)
+    with emulator._kernels.first_in_orders((0, 1)):
+        take((1,), (1,), (y, at))
+        at.fill(64)
+        take((1,), (1,), (y, at))
+        with pytest.raises(RuntimeError, match="read out of bounds"):
+            take((1,), (1,), (y[:32].copy(), at))
+    with pytest.raises(RuntimeError, match="read out of bounds"):
+        take((1,), (1,), (y, at))
+
+
+def test_bytes_side_by_side_are_no_race(emulator: Any, checked: None) -> None:
+    code = """extern "C" __global__ void each(unsigned char* y, int step) {
+    y[threadIdx.x / step] = threadIdx.x;
+}"""
+    each, y = emulator.RawKernel(code, "each"), emulator.zeros(64, np.uint8)
+    each((1,), (64,), (y, 1))
+    np.testing.assert_array_equal(y.get(), np.arange(64))
+    with pytest.raises(RuntimeError, match="race in global memory, two writes"):
+        each((1,), (64,), (y, 2))
 
 
 def test_line_directives_name_the_file_in_messages(emulator: Any, checked: None) -> None:

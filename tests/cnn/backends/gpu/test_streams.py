@@ -267,6 +267,21 @@ def test_memory_freed_while_capturing_is_used_again_by_others(
         assert (other.get() != 7).all()
 
 
+def test_memory_freed_while_capturing_is_gone_when_its_pool_gives_it_back(
+    emulator: Any, checked: None, scale: Callable[..., None], side: Any
+) -> None:
+    pool, x = emulator.cuda.MemoryPool(), numbers(emulator)
+    with emulator.cuda.using_allocator(pool.malloc), side:
+        emulator.empty(N, np.float32)  # grows the pool, and is freed
+        side.begin_capture()
+        scale(emulator.empty(N, np.float32), x)
+        graph = side.end_capture()
+    pool.free_all_blocks()
+    graph.launch(side)
+    with pytest.raises(RuntimeError, match="write out of bounds"):
+        side.synchronize()
+
+
 def test_what_cannot_be_captured(emulator: Any, side: Any) -> None:
     with side:
         x = numbers(emulator)

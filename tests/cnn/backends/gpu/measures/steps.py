@@ -62,11 +62,11 @@ def trainer_of(model: Model, side: int, recipe: Recipe, precision: str = "bf16")
     return trainer
 
 
-def recipe_of(model: Model, batch: int, mix: str = "cutmix") -> Recipe:
+def recipe_of(model: Model, batch: int, mix: str = "cutmix", micro_batch: int = 0) -> Recipe:
     """The most that a step can have: clipping, an average, augmentation and mixing."""
     return Recipe(
         model, SGD(lr=0.01, weight_decay=5e-4), augment=EVERYTHING, mix=Mix(mix), ema=EMA(horizon=0.1), clip=1.0,
-        batch_size=batch, epochs=2,
+        batch_size=batch, micro_batch=micro_batch, epochs=2,
     )  # fmt: skip
 
 
@@ -77,10 +77,10 @@ def batch_of(side: int, rows: int, seed: int) -> tuple[np.ndarray, np.ndarray, n
     return images, generator.integers(0, CLASSES, rows), generator.permutation(1000)[:rows]
 
 
-def training_step(cupy: Any, name: str, rows: int = 4, mix: str = "cutmix") -> Counts:
+def training_step(cupy: Any, name: str, rows: int = 4, mix: str = "cutmix", micro_batch: int = 0) -> Counts:
     """A steady step, with the one before it under way, as in the training loop."""
     model, side = MODELS[name]
-    trainer = trainer_of(model, side, recipe_of(model, rows, mix))
+    trainer = trainer_of(model, side, recipe_of(model, rows, mix, micro_batch))
     pending = trainer.start_batch(*batch_of(side, rows, 0))
     for step in (1, 2, 3):
         reset(cupy)

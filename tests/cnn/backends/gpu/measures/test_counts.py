@@ -47,6 +47,19 @@ def test_split_sums_of_large_batches_are_few_launches(emulator: Any) -> None:
     assert launches.total() - launches["add_splits<float>"] + gradients + 1 <= MAX_LAUNCHES["resnet9"]
 
 
+def test_micro_batches_cost_a_launch_for_each_sum_and_one_for_the_statistics(emulator: Any) -> None:
+    side, one = MODELS["resnet9"][1], training_step(emulator, "resnet9", ROWS)
+    found = training_step(emulator, "resnet9", ROWS, micro_batch=1)
+    numbers, pixels = 8, side * side * 3  # bytes of a micro-batch's row numbers, of its labels, and of its image
+    check(found, ROWS * MAX_LAUNCHES["resnet9"], ROWS * padded(numbers, numbers, pixels), 4 * 8)
+    sums = found.launches.pop("merge_sums<float, 4>") + found.launches.pop("move_statistics<float>")
+    assert sums == ROWS - 1 + 1
+    for name, count in found.launches.items():
+        assert count <= ROWS * max(one.launches[name], 1), name
+    for name in ("judge_step<float>", "sgd_step<float, 4>", "sum_squares<float, 4>"):
+        assert found.launches[name] == one.launches[name], name
+
+
 def test_mixup_costs_no_more_launches(emulator: Any) -> None:
     launches = [training_step(emulator, "seed", ROWS, mix).launches.total() for mix in ("none", "mixup")]
     assert launches[0] == launches[1]

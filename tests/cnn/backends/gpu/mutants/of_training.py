@@ -4,7 +4,7 @@ import numpy as np
 
 from cnn.inputs.augment import Augment
 from cnn.inputs.mixup import Mix
-from tests.cnn.backends.gpu import test_losses, test_optimizers, test_preprocess
+from tests.cnn.backends.gpu import test_losses, test_micro_batches, test_optimizers, test_preprocess
 from tests.cnn.backends.gpu.mutants.checks import augment_in_type, run
 from tests.cnn.backends.gpu.mutants.mutant import Mutant
 
@@ -51,6 +51,26 @@ def failed(name: str, line: str) -> Mutant:
     old = f"    if (outcome[OK] == 0) return;\n    {line}"
     return Mutant(f"{name} after a failed step", "optimizers.cu", old, f"    {line}", check)
 
+
+SUMS = run(test_micro_batches.test_sums_match_the_reference, 1023, 1, 300, np.float32)
+RUNNING = run(test_micro_batches.test_running_statistics_match_the_reference, 700, 33, np.float32)
+
+MICRO_BATCHES = (
+    Mutant("both runs have the same weight", "micro_batches.cu", "(1 - share) * statistics[variance]",
+           "share * statistics[variance]", SUMS),
+    Mutant("means do not add to the variance", "micro_batches.cu",
+           "within + share * (1 - share) * (distance * distance)", "within", SUMS),
+    Mutant("the last elements are not added", "micro_batches.cu", "if (thread < size - whole) gradient",
+           "if (0) gradient", run(test_micro_batches.test_sums_match_the_reference, 259, 0, 40, np.float32)),
+    Mutant("the running variance is biased", "micro_batches.cu", "(double)max(count - 1, 1LL)", "(double)count",
+           run(test_micro_batches.test_running_statistics_match_the_reference, 40, 1, np.float64)),
+    Mutant("running statistics become infinite", "micro_batches.cu",
+           "    if (!is_finite(mean) || !is_finite(unbiased)) return;\n", "", RUNNING),
+    Mutant("running statistics move after a failed step", "micro_batches.cu", " || outcome[0] == 0) return;",
+           ") return;", RUNNING),
+    Mutant("statistics of channels that do not exist", "micro_batches.cu", "if (i >= channels || ", "if (", RUNNING,
+           BOUNDS),
+)  # fmt: skip
 
 OPTIMIZERS = (
     failed("sgd", "const Sgd"),

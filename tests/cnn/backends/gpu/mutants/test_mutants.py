@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 
 from tests.cnn.backends.gpu.mutants.checks import Check
-from tests.cnn.backends.gpu.mutants.mutant import Context, Mutant, failure, fresh_kernels, outcome
+from tests.cnn.backends.gpu.mutants.mutant import Context, Mutant, failure, fresh_kernels, outcome, path_of
 from tests.cnn.backends.gpu.mutants.of_convolution import CONVOLUTION
 from tests.cnn.backends.gpu.mutants.of_host import HOST
 from tests.cnn.backends.gpu.mutants.of_layers import ELEMENTWISE, NORM, POOLING
-from tests.cnn.backends.gpu.mutants.of_training import INPUTS, LOSSES, OPTIMIZERS
+from tests.cnn.backends.gpu.mutants.of_training import INPUTS, LOSSES, MICRO_BATCHES, OPTIMIZERS
 
-KERNELS = (*CONVOLUTION, *NORM, *POOLING, *ELEMENTWISE, *LOSSES, *OPTIMIZERS, *INPUTS)  # each compiles kernels
+# Each compiles kernels.
+KERNELS = (*CONVOLUTION, *NORM, *POOLING, *ELEMENTWISE, *LOSSES, *MICRO_BATCHES, *OPTIMIZERS, *INPUTS)
 ALL = (*KERNELS, *HOST)
 # With those of the host, which compile nothing of their own. One per family, and per kind of failure.
 SAMPLE = (
@@ -48,7 +49,9 @@ def test_mutant_is_found(emulator: Any, monkeypatch: pytest.MonkeyPatch, mutant:
     assert any(each in found for each in mutant.found.split("|")), found
 
 
-def test_names_are_unique_and_the_sample_exists() -> None:
+def test_all_mutants_fit_the_code() -> None:
     names = [each.name for each in ALL]
     assert len(set(names)) == len(names) > 180
     assert set(SAMPLE) <= set(names)
+    stale = [each.name for each in ALL if path_of(each).read_text(encoding="utf-8").count(each.old) != 1]
+    assert not stale, f"their text is not found once in the file: {stale}"
