@@ -1,5 +1,6 @@
 """CUDA graphs: the same bits as without, for any order of shapes and from several threads."""
 
+import gc
 import threading
 from functools import partial
 from typing import Any
@@ -93,6 +94,7 @@ def test_memory_of_dropped_graphs_is_freed(network: Network, emulator: Any) -> N
         for x in batches:
             captured(x)
         del captured
+        gc.collect()  # arrays of earlier tests too
         emulator.get_default_memory_pool().free_all_blocks()
         return int(emulator.cuda.runtime.memGetInfo()[0])
 
