@@ -163,10 +163,9 @@ STEPS = (
     Mutant("steps keep their images", "preprocess.py", "    mixes = numbers.mix != \"none\"\n",
            "    mixes = numbers.mix != \"none\"\n    globals().setdefault(\"kept\", []).append(out)\n", SEED_STEP),
     Mutant("images are uploaded twice", "inputs/training_inputs.py",
-           "device_rows, device_labels, pixels = self.backend.upload(rows, labels, images)",
-           "device_rows, device_labels, pixels, _ = self.backend.upload(rows, labels, images, images)", SEED_STEP),
-    Mutant("the loss is read by the host", "training/trainer.py", "self._update(lr)\n        read_outcome",
-           "self._update(lr)\n        float(loss)\n        read_outcome", SEED_STEP),
+           "arrays = self.backend.upload(*arrays)", "arrays = self.backend.upload(*arrays, arrays[2])[:-1]", SEED_STEP),
+    Mutant("the loss is read by the host", "training/trainer.py", "self._update(gradient, lr)\n",
+           "self._update(gradient, lr)\n        float(loss)\n", SEED_STEP),
 )  # fmt: skip
 
 HOST = ARGUMENTS + STREAMS + BACKEND + STEPS
