@@ -165,7 +165,8 @@ STEPS = (
     Mutant("images are uploaded twice", "inputs/training_inputs.py",
            "arrays = self.backend.upload(*arrays)",
            "arrays = self.backend.upload(*arrays, *arrays)[: len(arrays)]", SEED_STEP),
-    Mutant("the loss is read by the host", "training/trainer.py", "self._memory.append(whole.memory)\n        read_outcome",
+    Mutant("the loss is read by the host", "training/trainer.py",
+           "self._memory.append(whole.memory)\n        read_outcome",
            "self._memory.append(whole.memory)\n        float(loss)\n        read_outcome", SEED_STEP),
 )  # fmt: skip
 
