@@ -1,4 +1,4 @@
-"""Shadowing: files and folders in the current folder with the names of packages do not break the command line."""
+"""The installed package: it is whole, and files in the current folder with the names of packages do not break it."""
 
 import os
 import shutil
@@ -46,6 +46,15 @@ def run(python: Path, folder: Path, *arguments: object, **environment: str) -> s
         [str(python), *map(str, arguments)], cwd=folder, capture_output=True, text=True, timeout=300, check=False,
         env={**os.environ, "MPLBACKEND": "agg", **environment},
     )  # fmt: skip
+
+
+def test_wheel_holds_every_file_of_the_packages(installed: Path) -> None:
+    place = next((installed.parent.parent / "lib").glob("python*/site-packages"))
+    files = [path for name in ("logpose", "pipeline", "cnn", "jobs") for path in (ROOT / name).rglob("*")]
+    ours = {path.relative_to(ROOT) for path in files if path.is_file() and "__pycache__" not in path.parts}
+    assert Path("cnn/backends/gpu/cuda/convolution.cu") in ours
+    missing = sorted(str(path) for path in ours if not (place / path).exists())
+    assert not missing, f"add to package-data in pyproject.toml: {missing}"
 
 
 def test_wheel_runs_the_demo_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
