@@ -12,7 +12,7 @@ the parameters' type: `flatten` and the global pools convert. So layers do no ar
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -104,7 +104,6 @@ class Backend(Protocol):
     description: str  # the device, in one line for the user
     xp: Any  # the array module: numpy or cupy
     precision: str  # of products and feature maps: 'float32', 'tf32' or 'bf16'
-    augments_on_device: bool  # whether there is a method `augment`
 
     def for_thread(self) -> "Backend":
         """Return a backend for another thread to use; itself where that would be no faster."""
@@ -122,10 +121,6 @@ class Backend(Protocol):
         The host arrays may be changed at once. The device arrays are valid for work that is started before this
         thread's next upload.
         """
-        ...
-
-    def free_bytes(self) -> int | None:
-        """The free memory of the device; None where arrays are in host memory."""
         ...
 
     def captured(self, run: Callable[[Array], Array]) -> Callable[[Array], Array]:
@@ -225,11 +220,21 @@ class Backend(Protocol):
         colours: Array | None = None,
     ) -> Array: ...
     def blend(self, x: Array, partners: Array, weights: Array, boxes: Array) -> Array: ...
+
+
+@runtime_checkable
+class AugmentingBackend(Protocol):
+    """A backend that makes a batch's inputs on the device in one pass, and whose memory may hold a dataset."""
+
+    def free_bytes(self) -> int:
+        """Device memory that could be allocated."""
+        ...
+
     def augment(
         self, images: Array, rows: Array, labels: Array, numbers: AugmentNumbers, mean: Array, std: Array,
         whole: bool = False,
     ) -> tuple[Array, Array]:
-        """Inputs (B, H, W, C) and targets: `labels` (B,), or soft labels (B, classes), if `augments_on_device`.
+        """Inputs (B, H, W, C) and targets: `labels` (B,), or soft labels (B, classes).
 
         `images` are uint8 (B, H, W, C), or all (N, H, W, C) of a dataset if `whole`: then those with row numbers `rows`
         (B,) are taken.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cnn.backends.base import Array, AugmentNumbers, Backend
+from cnn.backends.base import Array, AugmentingBackend, AugmentNumbers, Backend
 from cnn.inputs.augment import Augment, alternate_flips
 from cnn.inputs.device_images import DeviceRows
 from cnn.inputs.mixup import Mix
@@ -62,11 +62,13 @@ class TrainingInputs:
         Images are blended with others of the same micro-batch; how, `Mix` decides for the whole step.
         """
         own_classes = type(self.augment) is Augment and type(self.mix) is Mix  # others have only the methods below
-        if self.backend.augments_on_device and own_classes:
-            return self._on_device(parts, step, epoch)
+        if isinstance(self.backend, AugmentingBackend) and own_classes:
+            return self._on_device(self.backend, parts, step, epoch)
         return (self._on_host(part, step, epoch) for part in parts)
 
-    def _on_device(self, parts: Sequence[MicroBatch], step: int, epoch: int) -> Iterator[TrainingBatch]:
+    def _on_device(
+        self, backend: AugmentingBackend, parts: Sequence[MicroBatch], step: int, epoch: int
+    ) -> Iterator[TrainingBatch]:
         arrays: list[Array] = []  # row numbers, labels and pixels of each part
         for images, labels, rows in parts:
             pixels = images.pixels if isinstance(images, DeviceRows) else images  # (N, H, W, 3) or (B, H, W, 3)
@@ -76,7 +78,7 @@ class TrainingInputs:
             rows, labels, pixels = arrays[3 * i : 3 * i + 3]  # (B,), (B,), (B, H, W, 3) or (N, H, W, 3)
             numbers = self.numbers(step, epoch, *part.images.shape[1:3])
             whole = isinstance(part.images, DeviceRows)
-            x, targets = self.backend.augment(pixels, rows, labels, numbers, self.mean, self.std, whole)
+            x, targets = backend.augment(pixels, rows, labels, numbers, self.mean, self.std, whole)
             yield TrainingBatch(x, targets, rows)
 
     def _on_host(self, part: MicroBatch, step: int, epoch: int) -> TrainingBatch:

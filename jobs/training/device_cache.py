@@ -2,7 +2,7 @@
 
 from math import prod
 
-from cnn.backends.base import Backend
+from cnn.backends.base import AugmentingBackend, Backend
 from cnn.inputs.device_images import DeviceImages
 from cnn.training.recipe import Recipe
 from jobs.console.progress import bar
@@ -19,7 +19,7 @@ def is_cached(cache: str, backend: Backend, split: Split) -> bool:
 
     Raises JobError for 'device' where they do not fit, or without a GPU that augments images itself.
     """
-    free = backend.free_bytes() if backend.augments_on_device else None
+    free = backend.free_bytes() if isinstance(backend, AugmentingBackend) else None
     if cache == "none" or (cache == "auto" and free is None):
         return False
     size = prod(_shape(split))

@@ -32,8 +32,6 @@ BF16 = np.dtype(np.uint16)  # NumPy has no bfloat16: its 16 bits are kept in int
 class GpuBackend(ArrayBackend):
     """Our kernels on the current CUDA device, in `precision`: 'float32', 'tf32' or 'bf16'."""
 
-    augments_on_device = True
-
     def __init__(self, precision: str) -> None:
         self.precision = precision
         super().__init__()
@@ -55,7 +53,7 @@ class GpuBackend(ArrayBackend):
     def read_later(self, values: Array) -> Callable[[], np.ndarray]:
         return self._readback.read_later(values)
 
-    def free_bytes(self) -> int | None:
+    def free_bytes(self) -> int:
         return memory.free_bytes()
 
     def captured(self, run: Callable[[Array], Array]) -> Callable[[Array], Array]:

@@ -17,7 +17,6 @@ class ReferenceBackend(LayerKernels, TrainingKernels, ImageKernels):
     name = device_name = "reference"
     precision = "float32"
     xp: Any = np
-    augments_on_device = False
 
     def __init__(self) -> None:
         self.description = "reference: plain NumPy, written to be read"
@@ -36,9 +35,6 @@ class ReferenceBackend(LayerKernels, TrainingKernels, ImageKernels):
 
     def upload(self, *arrays: Array | None) -> list[Array]:
         return [None if array is None else self.asarray(array) for array in arrays]
-
-    def free_bytes(self) -> int | None:
-        return None
 
     def captured(self, run: Callable[[Array], Array]) -> Callable[[Array], Array]:
         return run

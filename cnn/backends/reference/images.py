@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from cnn.backends.base import Array, AugmentNumbers
+from cnn.backends.base import Array
 
 
 class ImageKernels:
@@ -51,12 +51,6 @@ class ImageKernels:
         own = weights.astype(x.dtype)[:, None, None, None]  # (N, 1, 1, 1)
         inside = _within(self.xp, boxes, *x.shape[1:3])[..., None]  # (N, H, W, 1)
         return self.xp.where(inside, own * x + (1 - own) * x[partners], x)  # (N, H, W, C)
-
-    def augment(
-        self, images: Array, rows: Array, labels: Array, numbers: AugmentNumbers, mean: Array, std: Array,
-        whole: bool = False,
-    ) -> tuple[Array, Array]:
-        raise NotImplementedError("images are augmented by resample and blend: see `augments_on_device`")
 
 
 def _within(xp: Any, boxes: Array, height: int, width: int) -> Array:

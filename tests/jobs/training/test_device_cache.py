@@ -27,8 +27,6 @@ from tests.jobs.training.runs import assert_same_weights, metrics_without_times
 class Device(CpuBackend):
     """Flips at random, as the real one."""
 
-    augments_on_device = True
-
     def __init__(self, free: int = 10**9) -> None:
         super().__init__(1)
         self.free, self.whole = free, set[bool]()

@@ -154,3 +154,21 @@ template <int V, class A> __device__ __forceinline__ void get_own(A (&own)[V], c
         for (int n = 0; n < V; n++) own[n] = all.at[n];
     }
 }
+
+// Uniform numbers in [0, 1) of a row, by column: `uniform` of cnn/rng.py (SplitMix64), bit for bit.
+constexpr unsigned long long GOLDEN_GAMMA = 0x9e3779b97f4a7c15ull;
+struct Draws {
+    unsigned long long row;
+
+    static __device__ __forceinline__ unsigned long long mix(unsigned long long z) {
+        z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
+        z = (z ^ z >> 27) * 0x94d049bb133111ebull;
+        return z ^ z >> 31;
+    }
+    __device__ __forceinline__ Draws(unsigned long long key, long long number)
+        : row(mix((unsigned long long)number * GOLDEN_GAMMA + key)) {}
+    __device__ __forceinline__ float operator[](int column) const {
+        const unsigned long long bits = mix(row + (unsigned long long)(column + 1) * GOLDEN_GAMMA);
+        return (float)(unsigned)(bits >> 40) * 5.9604644775390625e-8f;  // 2^-24
+    }
+};

@@ -67,14 +67,6 @@ __global__ void __launch_bounds__(THREADS, 4) convert(const From* __restrict__ x
     each<V>(x, (const From*)nullptr, y, size, [](A value, A) { return value; });
 }
 
-// SplitMix64: the same numbers as `uniform` in cnn/rng.py.
-constexpr unsigned long long GOLDEN_GAMMA = 0x9e3779b97f4a7c15ull;
-__device__ __forceinline__ unsigned long long mix(unsigned long long z) {
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebull;
-    return z ^ z >> 31;
-}
-
 // x (rows, columns) times `factor` where the draw of (key, number of the row, column) is at least `rate`, else times 0.
 // The rows' numbers are their places in x, unless `numbers` gives others. Its own backward.
 template <class T, int V>
@@ -87,13 +79,10 @@ __global__ void __launch_bounds__(THREADS, 4) dropout(
     for (int column = at.channel; column < columns; column += gridDim.y * width * V)
         for (long long row = at.first_row(); row < rows; row += at.row_step()) {
             Vector<T, V> values = load<V>(x + row * columns + column);
-            const unsigned long long number = numbers ? numbers[row] : row, row_key = mix(number * GOLDEN_GAMMA + key);
+            const Draws draws(key, numbers ? numbers[row] : row);
 #pragma unroll
-            for (int v = 0; v < V; v++) {
-                const unsigned long long bits = mix(row_key + (unsigned long long)(column + v + 1) * GOLDEN_GAMMA);
-                const float draw = (float)(unsigned)(bits >> 40) * 5.9604644775390625e-8f;  // 2^-24
-                values.at[v] = narrow<T>(widen(values.at[v]) * (draw >= rate ? factor : (WideOf<T>)0));
-            }
+            for (int v = 0; v < V; v++)
+                values.at[v] = narrow<T>(widen(values.at[v]) * (draws[column + v] >= rate ? factor : (WideOf<T>)0));
             store(y + row * columns + column, values);
         }
 }

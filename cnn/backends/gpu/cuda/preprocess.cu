@@ -109,23 +109,6 @@ __global__ void __launch_bounds__(256) blend(const T* __restrict__ x, const long
     store_pixel(out + ((long long)n * pixels + pixel) * Padded<T>::CHANNELS, v);
 }
 
-// Uniform numbers in [0, 1): `cnn.rng.uniform`, bit for bit.
-__device__ __forceinline__ unsigned long long splitmix64(unsigned long long z) {
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9ull;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBull;
-    return z ^ z >> 31;
-}
-struct Draws {
-    unsigned long long row;
-
-    __device__ __forceinline__ Draws(unsigned long long key, long long row_number)
-        : row(splitmix64((unsigned long long)row_number * 0x9E3779B97F4A7C15ull + key)) {}
-    __device__ __forceinline__ float operator[](int column) const {
-        unsigned long long bits = splitmix64(row + (unsigned long long)(column + 1) * 0x9E3779B97F4A7C15ull);
-        return (float)(unsigned)(bits >> 40) * 5.9604644775390625e-8f;  // 2^-24
-    }
-};
-
 // Products and sums that the compiler must not contract: roundings, and so floor and rint, are those of the host.
 __device__ __forceinline__ double times(double a, double b) { return __dmul_rn(a, b); }
 __device__ __forceinline__ double plus(double a, double b) { return __dadd_rn(a, b); }

@@ -117,7 +117,7 @@ def augment(augment: Augment, mix: Mix, size: tuple[int, int] = (5, 7)):
 PLANS = run(test_preprocess.test_draws_are_exactly_those_of_the_host)
 
 INPUTS = (
-    Mutant("plans by draws of the column before", "preprocess.cu", "(unsigned long long)(column + 1)",
+    Mutant("plans by draws of the column before", "common.cuh", "(unsigned long long)(column + 1)",
            "(unsigned long long)column", PLANS),
     Mutant("flips of the other half", "preprocess.cu", "< 0.5f) == (flips_low", "< 0.5f) != (flips_low",
            augment(Augment(flip=True, crop_scale=1.0), NO_MIX)),
