@@ -23,6 +23,10 @@ class WorkFailedError(JobError):
     exit_code = 1
 
 
+class RanksLostError(WorkFailedError):
+    """All ranks of a training were lost, and its state with them: it goes on from the last checkpoint."""
+
+
 class Interrupted(LogposeError):
     """Ctrl-C was pressed. The work so far is saved; the message says how to resume."""
 

@@ -71,6 +71,12 @@ class TrainOptions(RecipeOptions):
     resume: Annotated[bool, _Start("Resume the training in RUN_DIR; start if there is none.")] = False
     init: Annotated[Path | None, _Start("Start from a saved model; its classes may differ.", "MODEL")] = None
     overwrite: Annotated[bool, _Start("Replace a finished training.")] = False
+    ranks: Annotated[
+        int | None, Option("Divide each batch among N processes, or GPUs, for the same result.", "N", 1)
+    ] = None
+    scheduler: Annotated[
+        str | None, Option("Train on the workers of this Dask cluster.", "tcp://HOST:PORT")
+    ] = None
     device: Device = "auto"
     precision: Precision = "auto"
     threads: Threads = None

@@ -17,6 +17,14 @@ class ClassScores(NamedTuple):
     images: np.ndarray  # int64 (C,): number of images of the class
 
 
+class EvaluatedBatch(NamedTuple):
+    """A network's sum of losses and outputs for a batch of images with known classes."""
+
+    loss: float
+    outputs: np.ndarray  # float32 (B, C), before softmax
+    labels: np.ndarray  # int64 (B,), the true classes
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """A network's mean loss and outputs for images with known classes.

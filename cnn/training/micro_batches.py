@@ -58,12 +58,12 @@ class Memory:
 
 @dataclass(frozen=True, eq=False)
 class PartialSum:
-    """The sum of micro-batches with indices from `first` to `last` - 1, and the memory that it lies in."""
+    """The sum of micro-batches with indices from `first` to `last` - 1; `memory` is the trainer's that it lies in."""
 
     first: int
     last: int
     sums: MicroSums
-    memory: Memory
+    memory: Memory | None
 
 
 class TreeSum:

@@ -5,14 +5,15 @@ makes one update of the sum: of the weights, of batch norm's running statistics,
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from cnn.arena import Arena
-from cnn.backends.base import CORRECT, LOSS, OK, Array, MicroSums
+from cnn.backends.base import CORRECT, LOSS, OK, Array, MicroSums, StatisticsLayout
 from cnn.errors import InputError, ModelFileError, NonFiniteError
-from cnn.evaluation.metrics import Evaluation
+from cnn.evaluation.metrics import EvaluatedBatch, Evaluation
 from cnn.inference.folded import FoldedNetwork
 from cnn.inference.tta import tta_outputs
 from cnn.inputs.checks import check_images, check_labels
@@ -25,6 +26,7 @@ from cnn.rng import key_of
 from cnn.training.micro_batches import Memory, PartialSum, TreeSum, split_batch, statistics_layout
 from cnn.training.pending import BatchResult, PendingBatch
 from cnn.training.recipe import Recipe
+from cnn.training.slices import Exchange
 
 MAX_PENDING = 2  # steps: a GPU computes one while the host prepares the next
 
@@ -60,6 +62,11 @@ class Trainer:
         self._pending: list[PendingBatch] = []  # oldest first
         self._layout = statistics_layout(network) if recipe.is_divided else None
         self._memory = [Memory(network.gradients, self._statistics())]  # not in use
+
+    @property
+    def layout(self) -> StatisticsLayout | None:
+        """Where batch norm's statistics lie in the network's state; None where a batch is one micro-batch."""
+        return self._layout
 
     @property
     def lr(self) -> float:
@@ -122,6 +129,24 @@ class Trainer:
             total.add(self._compute(i, batch, batch_rows))
         return total
 
+    def combine(self, own: TreeSum, exchange: Exchange) -> TreeSum:
+        """Add up the sums of all processes of a training, of which `own` is this one's. Raises what `exchange` raises.
+
+        After an error the weights are as before, and the step may be computed again.
+        """
+        memories = [node.memory for node in own.nodes if node.memory is not None]
+        if not memories:
+            memories = [self._take_memory()]
+        try:
+            sums = exchange.total(own.nodes, memories[0].gradients.flat)
+        except BaseException:
+            self._memory += memories
+            raise
+        self._memory += memories[1:]
+        whole = TreeSum(self._merge)
+        whole.nodes.append(PartialSum(0, own.nodes[-1].last if own.nodes else 1, sums, memories[0]))
+        return whole
+
     def start_update(self, total: TreeSum) -> PendingBatch:
         """Start the update by the sum of all micro-batches of this step's batch."""
         whole, step, lr = total.total(), self.step, self.lr
@@ -132,7 +157,8 @@ class Trainer:
             if self._layout is not None:
                 self.backend.move_statistics(self.network.state.flat, statistics, self._layout, rows, self._outcome)
         self._update(gradient, lr)
-        self._memory.append(whole.memory)
+        if whole.memory is not None:
+            self._memory.append(whole.memory)
         read_outcome = self.backend.read_later(self._outcome)
         self._pending.append(PendingBatch(step, lr, rows, read_outcome, self._settle))
         return self._pending[-1]
@@ -143,7 +169,7 @@ class Trainer:
 
     def _compute(self, index: int, batch: TrainingBatch, batch_rows: int) -> PartialSum:
         """The result of one micro-batch. Where it is the whole batch, it moves the running statistics."""
-        memory = self._memory.pop() if self._memory else self._new_memory()
+        memory = self._take_memory()
         key = key_of(self.recipe.seed, "layers", self.step)
         divided = memory.statistics is not None
         run = Run(self.backend, training=True, key=key, rows=batch.rows, need_dx=False, sets_statistics=divided)
@@ -159,10 +185,14 @@ class Trainer:
         assert self._layout is not None
         with np.errstate(over="ignore", invalid="ignore"):  # reported by `_settle`
             sums = self.backend.merge_sums(first.sums, second.sums, self._layout)
-        self._memory.append(second.memory)
+        if second.memory is not None:
+            self._memory.append(second.memory)
         return PartialSum(first.first, second.last, sums, first.memory)
 
-    def _new_memory(self) -> Memory:
+    def _take_memory(self) -> Memory:
+        """Memory for the result of a micro-batch; it is in use until it is put on `_memory` again."""
+        if self._memory:
+            return self._memory.pop()
         network = self.network
         return Memory(Arena(network.gradients.specs, self.backend, network.dtype), self._statistics())
 
@@ -227,29 +257,41 @@ class Trainer:
         `views` is the test-time augmentation, a key of cnn.inference.tta.VIEWS. Raises `InputError` for other arrays,
         and `NonFiniteError` where the loss is not finite.
         """
-        network = network or self.eval_network
-        all_outputs = [np.empty((0, *network.out_shape), network.dtype)]  # (B, C) each
-        all_labels = [np.empty(0, np.int64)]  # (B,) each
-        loss_sum, infer = 0.0, FoldedNetwork(network)
-        started: list[tuple[Callable[[], np.ndarray], Callable[[], np.ndarray]]] = []  # loss and outputs, oldest first
+        return self.evaluation(self.evaluate_batches(batches, views, network))
 
-        def finish_one() -> float:
-            loss, outputs = started.pop(0)
-            all_outputs.append(outputs())
-            return float(loss())
+    def evaluate_batches(
+        self, batches: Iterable[tuple[np.ndarray, np.ndarray]], views: str = "none", network: Network | None = None
+    ) -> Iterator[EvaluatedBatch]:
+        """Yield the outcome of each batch of an evaluation: see `evaluate`."""
+        network = network or self.eval_network
+        infer = FoldedNetwork(network)
+        started: deque[Callable[[], EvaluatedBatch]] = deque()  # oldest first
+
+        def later(loss: Array, outputs: Array, labels: np.ndarray) -> Callable[[], EvaluatedBatch]:
+            read_loss, read_outputs = self.backend.read_later(loss), self.backend.read_later(outputs)
+            return lambda: EvaluatedBatch(float(read_loss()), read_outputs(), labels)
 
         for images, labels in batches:
             check_images(images, network.in_shape)
             check_labels(labels, len(images), network.out_shape[0])
-            with np.errstate(over="ignore", invalid="ignore"):  # reported below
+            with np.errstate(over="ignore", invalid="ignore"):  # reported by `evaluation`
                 outputs = tta_outputs(self.backend, infer, images, views, self.mean, self.std)  # (B, C)
                 result = self.recipe.loss.forward(self.backend, outputs, self.backend.asarray(labels), 1)
-            started.append((self.backend.read_later(result.loss), self.backend.read_later(outputs)))
-            all_labels.append(labels.copy())
+            started.append(later(result.loss, outputs, labels.copy()))
             if len(started) == MAX_PENDING:
-                loss_sum += finish_one()
+                yield started.popleft()()
         while started:
-            loss_sum += finish_one()
+            yield started.popleft()()
+
+    def evaluation(self, batches: Iterable[EvaluatedBatch]) -> Evaluation:
+        """Put together the outcomes of all batches, in their order. Raises `NonFiniteError`: see `evaluate`."""
+        all_outputs = [np.empty((0, *self.network.out_shape), self.network.dtype)]  # (B, C) each
+        all_labels = [np.empty(0, np.int64)]  # (B,) each
+        loss_sum = 0.0
+        for batch in batches:
+            loss_sum += batch.loss
+            all_outputs.append(batch.outputs)
+            all_labels.append(batch.labels)
         labels = np.concatenate(all_labels)  # (N,)
         evaluation = Evaluation(loss_sum / max(len(labels), 1), np.concatenate(all_outputs), labels)
         if not math.isfinite(evaluation.loss):

@@ -5,14 +5,14 @@ from dataclasses import dataclass, replace
 
 from cnn.checkpoint import ModelCard, load_checkpoint
 from cnn.evaluation.metrics import Evaluation
-from cnn.training.trainer import Trainer
 from jobs.console.progress import plural
 from jobs.drawing.plots import draw_confusion, draw_curves
+from jobs.training.engine import Engine, Snapshot, Tensors
 from jobs.training.metrics import EpochRow, write_classes, write_metrics
+from jobs.training.ranks.record import write_ranks
 from jobs.training.run_folder import RunFolder, TrainingState, is_finished
 from jobs.training.summary import Summary, summarise, write_summary
 from pipeline.dataset.store import Dataset
-from pipeline.loader.stream import BatchStream
 
 MAX_DRAWING_FRACTION = 0.05  # of the time
 
@@ -28,9 +28,8 @@ class Artifacts:
     folder: RunFolder
     data: Dataset
     card: ModelCard
-    trainer: Trainer
+    engine: Engine
     state: TrainingState
-    val_stream: BatchStream | None
     checkpoint_minutes: float
     checkpoint_steps: int | None
 
@@ -47,23 +46,23 @@ class Artifacts:
         """
         state, model = self.state, self.folder.model
         if not state.step:
-            self.save_checkpoint()
+            self.save_checkpoint(self.engine.snapshot())
         best = state.best
         if best is None or best.step != state.step:  # the weights are not those of the best epoch
             return
         if not model.exists() or load_checkpoint(model).progress["epoch"] != best.epoch:
-            self._save_best(best)
+            self._save_best(best, self.engine.snapshot().best)
 
     def checkpoint_is_due(self) -> bool:
         """Return whether the last checkpoint is older than `checkpoint_minutes` or `checkpoint_steps`."""
-        steps = self.trainer.step - self.saved_step  # ahead of the state while a step is pending
+        steps = self.engine.step - self.saved_step  # ahead of the state while a step is pending
         if self.checkpoint_steps is not None and steps >= self.checkpoint_steps:
             return True
         return time.monotonic() - self._saved_at >= 60 * self.checkpoint_minutes
 
-    def save_checkpoint(self) -> None:
-        """Write last.safetensors. Raises WriteError."""
-        self.folder.save_last(self.card, self.trainer.tensors(), self.state)
+    def save_checkpoint(self, snapshot: Snapshot) -> None:
+        """Write last.safetensors, of the state and the snapshot of the same step. Raises WriteError."""
+        self.folder.save_last(self.card, snapshot.tensors, self.state)
         self._saved_at, self.saved_step = time.monotonic(), self.state.step
 
     def save_epoch(self, row: EpochRow, evaluation: Evaluation | None) -> None:
@@ -71,11 +70,14 @@ class Artifacts:
 
         Raises WriteError, OSError, and PipelineError where the best epoch must be evaluated again.
         """
-        self.save_checkpoint()
+        snapshot = self.engine.snapshot()
+        self.save_checkpoint(snapshot)
         if row is self.state.best:
             self._best_evaluation = evaluation
-            self._save_best(row)
-        if not is_finished(self.state, self.trainer.recipe):  # else `finish` writes them
+            self._save_best(row, snapshot.best)
+        if self.state.ranks:
+            write_ranks(self.folder.ranks, self.state.ranks)
+        if not is_finished(self.state, self.engine.recipe):  # else `finish` writes them
             write_metrics(self.folder.metrics, self.state.history)
             if time.monotonic() - self._drawn_at >= self._drawing_seconds / MAX_DRAWING_FRACTION:
                 self.draw()
@@ -106,7 +108,7 @@ class Artifacts:
 
     def finish(self) -> Summary:
         """Write all files, summary.json included; return the summary. Raises what `draw` does."""
-        state, data, views = self.state, self.data, self.trainer.recipe.views
+        state, data, views = self.state, self.data, self.engine.recipe.views
         assert state.best, "at least one epoch is done"
         self.draw()
         write_metrics(self.folder.metrics, state.history)
@@ -114,7 +116,7 @@ class Artifacts:
         with_views = evaluation.accuracy if evaluation else None
         summary = summarise(state.history, state.best, data.train.rows, data.val.rows, views, with_views, state.device)
         write_summary(self.folder.summary, summary)
-        self.save_checkpoint()  # last: with this and the summary, a rerun has nothing to do
+        self.save_checkpoint(self.engine.snapshot())  # last: with this and the summary, a rerun has nothing to do
         return summary
 
     def evaluate_best(self, views: str = "none") -> Evaluation | None:
@@ -123,15 +125,16 @@ class Artifacts:
         Returns None where it holds another epoch than the best: older versions saved it before the checkpoint, and a
         kill in between means that its epoch is trained again. Raises PipelineError, ModelFileError, NonFiniteError.
         """
-        assert self.val_stream and self.state.best, "the best epoch was validated"
-        checkpoint = load_checkpoint(self.folder.model)
-        if checkpoint.progress["epoch"] != self.state.best.epoch:
+        assert self.state.best, "the best epoch was validated"
+        if load_checkpoint(self.folder.model).progress["epoch"] != self.state.best.epoch:
             return None
-        network = self.card.build_network(self.trainer.backend, seed=None)
-        checkpoint.load_into(network)
-        batches = ((batch.images, batch.labels) for batch in self.val_stream.epoch(0))
-        return self.trainer.evaluate(batches, views, network)
+        return self.engine.evaluate_saved(self.folder.model, views)
 
-    def _save_best(self, row: EpochRow) -> None:
-        card = replace(self.card, temperature=row.temperature or 1.0)
-        self.folder.save_best(card, self.trainer.eval_network.tensors(), row)
+    def restore(self) -> None:
+        """Go back to the state of last.safetensors. Raises ModelFileError where it is damaged."""
+        saved = TrainingState.from_json(load_checkpoint(self.folder.last).progress, self.folder.last)
+        vars(self.state).update(vars(saved))
+        self._saved_at, self.saved_step = time.monotonic(), saved.step
+
+    def _save_best(self, row: EpochRow, tensors: Tensors) -> None:
+        self.folder.save_best(replace(self.card, temperature=row.temperature or 1.0), tensors, row)

@@ -36,8 +36,13 @@ def is_cached(cache: str, backend: Backend, split: Split) -> bool:
     return cache == "device" or size <= AUTO_FRACTION * free
 
 
-def cached_stream(split: Split, recipe: Recipe, workers: int, backend: Backend) -> BatchStream:
-    """The batches of `recipe`, of images that are first copied to the device. Raises DamageError, DeviceError."""
+def cached_stream(
+    split: Split, recipe: Recipe, workers: int, backend: Backend, lanes: range | None = None
+) -> BatchStream:
+    """The batches of `recipe`, of images that are first copied to the device. Raises DamageError, DeviceError.
+
+    `lanes` are the micro-batches to take, None for all.
+    """
     images = DeviceImages(backend, _shape(split))
     rows = max(1, _COPY_BYTES // prod(_shape(split)[1:]))
     reader = BatchStream(split, rows, seed=recipe.seed, shuffle=False, workers=workers)
@@ -47,7 +52,7 @@ def cached_stream(split: Split, recipe: Recipe, workers: int, backend: Backend) 
             images.fill(first, batch.images)
             progress.update(first + len(batch.rows))
     return BatchStream(
-        split, recipe.batch_size, seed=recipe.seed, micro_batch=recipe.micro_batch, workers=workers,
+        split, recipe.batch_size, seed=recipe.seed, micro_batch=recipe.micro_batch, lanes=lanes, workers=workers,
         images_of=images.take,
     )  # fmt: skip
 

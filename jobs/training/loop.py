@@ -1,36 +1,27 @@
 """The training loop."""
 
-from collections.abc import Iterator
-
-import numpy as np
-
 from cnn.evaluation.metrics import Evaluation
-from cnn.inputs.training_inputs import MicroBatch
-from cnn.training.pending import PendingBatch
-from cnn.training.trainer import Trainer
 from jobs.console.interrupts import DeferredInterrupt
+from jobs.console.output import say
 from jobs.console.progress import Bar, bar, plural
-from jobs.errors import Interrupted
+from jobs.errors import Interrupted, RanksLostError
 from jobs.training.artifacts import Artifacts
+from jobs.training.engine import Engine, StepResult
 from jobs.training.epoch_report import report_epoch
 from jobs.training.metrics import validation_metrics
 from jobs.training.run_folder import TrainingState, is_finished
-from jobs.training.setup import Streams
 from jobs.training.summary import Summary
-from jobs.training.timing import EpochClock
 from pipeline.errors import PipelineError
 
 
 class Training:
     """The loop over epochs: train, validate, save, report."""
 
-    def __init__(
-        self, trainer: Trainer, state: TrainingState, streams: Streams, artifacts: Artifacts, resume_command: str
-    ) -> None:
-        self.trainer, self.recipe, self.state, self.streams = trainer, trainer.recipe, state, streams
+    def __init__(self, engine: Engine, state: TrainingState, artifacts: Artifacts, resume_command: str) -> None:
+        self.engine, self.recipe, self.state = engine, engine.recipe, state
         self.artifacts, self.resume_command = artifacts, resume_command
-        self.clock, self.interrupt = EpochClock(state.times), DeferredInterrupt()
-        self._pending: PendingBatch | None = None  # started, but not yet counted in `state`
+        self.clock, self.interrupt = engine.clock, DeferredInterrupt()
+        engine.stop_requested = lambda: self.interrupt.requested
 
     def run(self) -> Summary:
         """Train until the last epoch, or until patience runs out; return the summary.
@@ -46,58 +37,52 @@ class Training:
                     self._train_epoch()
                     evaluation = self._validate()
                 except PipelineError:  # the dataset is damaged, the weights are not: resume once it is repaired
-                    self._finish_batch()
                     self._save_checkpoint()
                     raise
+                except RanksLostError:  # and the state with them
+                    self._restore()
+                    continue
                 self._end_epoch(evaluation)
             return self.artifacts.finish()
 
+    def _restore(self) -> None:
+        """Go back to the last checkpoint. Raises Interrupted after Ctrl-C."""
+        self.artifacts.restore()
+        self.clock.times = self.state.times
+        if self.interrupt.requested:
+            raise self._interrupted()
+        say(f"all ranks were lost; going on from the checkpoint after {self._done()}")
+
     def _train_epoch(self) -> None:
-        state, clock, stream = self.state, self.clock, self.streams.train
+        state = self.state
         title, rows = f"epoch {state.epoch}/{self.recipe.epochs}", self.artifacts.data.train.rows
         with bar(title, "images", rows, done=state.rows, ends=False) as progress:
-            for batches in stream.micro_batches(state.epoch, start=state.batches):
-                clock.add_stream(stream.times)
-                state.lr = self.trainer.lr
-                with clock("compute"):
-                    parts = [MicroBatch(batch.images, batch.labels, batch.rows) for batch in batches]
-                    started = self.trainer.start_micro_batches(parts, batches[0].global_rows)
-                self._finish_batch(progress)  # the one before: a GPU computes this one meanwhile
-                self._pending = started
+            for result in self.engine.epoch(state.epoch, state.batches):
+                self._count(result, progress)
                 self._save_if_due(progress)
-            clock.add_stream(stream.times)
-            self._finish_batch(progress)
 
-    def _finish_batch(self, progress: Bar | None = None) -> None:
-        """Wait for the pending batch, if there is one, and count it."""
-        if self._pending is None:
-            return
-        with self.clock("compute"):
-            result = self._pending.result()
-        self._pending = None
-        self.state.add_batch(result)
+    def _count(self, result: StepResult, progress: Bar | None = None) -> None:
+        self.state.add_batch(result.batch)
+        self.state.lr = result.lr
         if progress:
             progress.update(self.state.rows, f"loss {self.state.loss_sum / self.state.rows:.3f}")
 
     def _validate(self) -> Evaluation | None:
-        if self.streams.val is None:
+        rows = self.artifacts.data.val.rows
+        if not rows:
             return None
-        with self.clock("validation"):
-            return self.trainer.evaluate(self._val_batches())
+        with self.clock("validation"), bar("validating", "images", rows, ends=False) as progress:
 
-    def _val_batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        assert self.streams.val
-        done, rows = 0, self.artifacts.data.val.rows
-        with bar("validating", "images", rows, ends=False) as progress:
-            for batch in self.streams.val.epoch(0):
-                yield batch.images, batch.labels  # uint8 (B, H, W, 3), int64 (B,)
-                done += len(batch.labels)
+            def show(done: int) -> None:
                 progress.update(done)
                 self._save_if_due()  # all batches of the epoch are done: a resumed training validates again
+
+            return self.engine.validate(show)
 
     def _end_epoch(self, evaluation: Evaluation | None) -> None:
         with self.clock("validation"):
             metrics = validation_metrics(evaluation, self.recipe.loss) if evaluation else {}
+        self.state.ranks += [each.to_dict() for each in self.engine.take_activity()]
         row = self.state.end_epoch(metrics)
         self.clock.times = self.state.times  # saving counts for the next epoch
         with self.clock("save"):
@@ -106,16 +91,22 @@ class Training:
 
     def _save_if_due(self, progress: Bar | None = None) -> None:
         if self.interrupt.requested:
-            self._finish_batch(progress)
-            self._save_checkpoint()
+            self._save_checkpoint(progress)
             with self.clock("save"):
                 self.artifacts.draw()
-            done = f"{plural(self.state.batches, 'step')} of epoch {self.state.epoch}"
-            raise Interrupted(f"saved after {done}; resume with: {self.resume_command}")
+            raise self._interrupted()
         if self.artifacts.checkpoint_is_due():
-            self._finish_batch(progress)
-            self._save_checkpoint()
+            self._save_checkpoint(progress)
 
-    def _save_checkpoint(self) -> None:
+    def _interrupted(self) -> Interrupted:
+        return Interrupted(f"saved after {self._done()}; resume with: {self.resume_command}")
+
+    def _done(self) -> str:
+        return f"{plural(self.state.batches, 'step')} of epoch {self.state.epoch}"
+
+    def _save_checkpoint(self, progress: Bar | None = None) -> None:
         with self.clock("save"):
-            self.artifacts.save_checkpoint()
+            snapshot = self.engine.snapshot()
+            for result in snapshot.results:
+                self._count(result, progress)
+            self.artifacts.save_checkpoint(snapshot)

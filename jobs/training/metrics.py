@@ -46,6 +46,7 @@ class EpochRow:
     val_calibration_error: float | None = None
     temperature: float | None = None
     val_calibration_error_scaled: float | None = None
+    exchange_seconds: float = 0.0
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: Path) -> "EpochRow":

@@ -39,6 +39,7 @@ class TrainingState:
     times: EpochTimes = field(default_factory=EpochTimes)
     history: list[EpochRow] = field(default_factory=list)
     best: EpochRow | None = None
+    ranks: list[dict[str, Any]] = field(default_factory=list)  # rows of ranks.csv
     confusion_epoch: int = 0  # the epoch that confusion.png and classes.csv show
 
     def add_batch(self, result: BatchResult) -> None:
@@ -123,6 +124,7 @@ class RunFolder:
         self.confusion = path / "confusion.png"
         self.classes = path / "classes.csv"
         self.summary = path / "summary.json"
+        self.ranks = path / "ranks.csv"  # of a training on ranks
         self.report = path / "report.html"  # by `logpose report`
 
     def read_history(self) -> list[EpochRow]:
@@ -155,19 +157,23 @@ class RunFolder:
             )
         return None
 
-    def resume_command(self, dataset: Path, card: ModelCard, precision: str = "auto") -> str:
-        """Return the command line that resumes the training; for a class of a notebook, the call in Python."""
-        given = precision != "auto"
+    def resume_command(self, dataset: Path, card: ModelCard, **options: Any) -> str:
+        """Return the command line that resumes the training with `options`; for a class of a notebook, Python's call.
+
+        Options that are None are left out.
+        """
+        given = {name: value for name, value in options.items() if value is not None}
         if _in_notebook(card):
-            also = f", precision={precision!r}" if given else ""
+            also = "".join(f", {name}={value!r}" for name, value in given.items())
             return f"logpose.train({str(dataset)!r}, {str(self.path)!r}, resume=True{also})"
-        options = ["--resume", *model_option(card), *(["--precision", precision] if given else [])]
-        return shlex.join(["logpose", "train", str(dataset), str(self.path), *options])
+        words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+        command = ["logpose", "train", str(dataset), str(self.path), "--resume", *model_option(card), *words]
+        return shlex.join(command)
 
     def clear(self) -> None:
         """Remove the files of an earlier training; create the folder if it is missing. Raises OSError."""
         self.path.mkdir(parents=True, exist_ok=True)
-        results = self.metrics, self.curves, self.confusion, self.classes, self.summary, self.report
+        results = self.metrics, self.curves, self.confusion, self.classes, self.summary, self.report, self.ranks
         for file in (self.last, self.model, self.config, *results):
             file.unlink(missing_ok=True)
 

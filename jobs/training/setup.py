@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cnn.backends.base import Backend
-from cnn.checkpoint import ModelCard
+from cnn.checkpoint import Checkpoint, ModelCard, initialise_from
 from cnn.losses import SoftmaxCrossEntropy
 from cnn.models import build_layers, model_path
 from cnn.models.check import check_passes
@@ -57,10 +57,12 @@ def build_trainer(card: ModelCard, recipe: Recipe, backend: Backend, data: Datas
     return Trainer(network, recipe, np.array(data.mean), np.array(data.std), data.train.rows)
 
 
-def open_streams(data: Dataset, recipe: Recipe, workers: int, ram_budget: int) -> Streams:
+def open_streams(
+    data: Dataset, recipe: Recipe, workers: int, ram_budget: int, lanes: range | None = None
+) -> Streams:
     """Open both streams within one RAM budget, in bytes: validation gets the little it needs, training the rest.
 
-    Raises OptionError where the budget is too small.
+    `lanes` are the micro-batches to read, None for all. Raises OptionError where the budget is too small.
     """
     batch_size, seed, micro_batch = recipe.batch_size, recipe.seed, recipe.micro_batch
     val, note = None, ""
@@ -70,11 +72,23 @@ def open_streams(data: Dataset, recipe: Recipe, workers: int, ram_budget: int) -
         note = f" (validation takes {-(-val.ram_bytes // 10**6)} MB of it)"
     try:
         train = BatchStream(
-            data.train, batch_size, seed=seed, micro_batch=micro_batch, workers=workers, ram_budget=ram_budget
-        )
+            data.train, batch_size, seed=seed, micro_batch=micro_batch, lanes=lanes, workers=workers,
+            ram_budget=ram_budget,
+        )  # fmt: skip
     except OptionError as error:
         raise OptionError(f"{error}{note}") from error
     return Streams(train, val)
+
+
+def initialise(trainer: Trainer, card: ModelCard, data: Dataset, start: Checkpoint | None) -> list[str]:
+    """Take the weights of the model `start`, or initialise what depends on data; return what was done, as lines.
+
+    Raises ModelFileError where the model does not fit, PipelineError where the dataset is damaged.
+    """
+    if start is None:
+        measure(trainer, data)
+        return []
+    return [f"starting from {start.path}", *initialise_from(trainer.network, card, start)]
 
 
 def measure(trainer: Trainer, data: Dataset) -> None:
@@ -102,11 +116,11 @@ def describe_data(data: Dataset) -> list[str]:
     return lines
 
 
-def describe_training(card: ModelCard, trainer: Trainer, recipe: Recipe) -> list[str]:
-    """Return device, network and recipe as lines of text, ready to print."""
+def describe_training(card: ModelCard, trainer: Trainer, recipe: Recipe, device: str = "") -> list[str]:
+    """Return device, by default the trainer's, network and recipe as lines of text, ready to print."""
     network = trainer.network
     return [
-        labelled("device", network.backend.description),
+        labelled("device", device or network.backend.description),
         labelled("model", f"{card.model}, {network.parameters.size:,} parameters"),
         labelled("recipe", describe(recipe)),
     ]

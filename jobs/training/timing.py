@@ -18,14 +18,16 @@ Phase: TypeAlias = Literal["compute", "validation", "save"]
 class EpochTimes:
     """Seconds of one epoch so far; the names are columns of metrics.csv.
 
-    `seconds` is the wall time, the sum of compute, wait, validation, save, and everything else, such as the progress
-    bar. Read, decode and copy are seconds of the reader threads, which run in parallel, so they do not belong to that
-    sum. Validation includes reading its images.
+    `seconds` is the wall time, the sum of compute, wait, exchange, validation, save, and everything else, such as the
+    progress bar. Read, decode and copy are seconds of the reader threads, which run in parallel, so they do not belong
+    to that sum. Validation includes reading its images. Of a training on ranks, all but validation and saving are
+    means over the ranks.
     """
 
     seconds: float = 0.0
     compute_seconds: float = 0.0  # training steps
     wait_seconds: float = 0.0  # for training batches
+    exchange_seconds: float = 0.0  # for the sums of other ranks
     validation_seconds: float = 0.0
     save_seconds: float = 0.0  # within the epoch, and for the files written at the end of the previous one
     read_seconds: float = 0.0
@@ -116,7 +118,7 @@ def time_lines(row: EpochRow) -> list[str]:
 
 def phase_seconds(rows: Sequence[EpochRow]) -> dict[str, float]:
     """Return the seconds of each phase; `wait` is for training batches, `other` what no phase recorded."""
-    seconds = {phase: _total(rows, phase) for phase in ("compute", "wait", "validation", "save")}
+    seconds = {phase: _total(rows, phase) for phase in ("compute", "wait", "exchange", "validation", "save")}
     seconds["other"] = max(0.0, sum(row.seconds for row in rows) - sum(seconds.values()))  # rounding: never negative
     return seconds
 

@@ -1,12 +1,13 @@
 """The job `train`: train a network on a dataset, or resume a training, in a run folder."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from cnn.checkpoint import Checkpoint, ModelCard, initialise_from, load_checkpoint
+from cnn.checkpoint import Checkpoint, ModelCard, load_checkpoint
 from cnn.errors import NonFiniteError
 from cnn.training.recipe import Recipe
 from cnn.training.trainer import Trainer
@@ -18,6 +19,7 @@ from jobs.options import RecipeOptions, TrainOptions
 from jobs.recipes.config import differences, model_toml, resolve, to_toml
 from jobs.training.artifacts import Artifacts
 from jobs.training.device_cache import cached_stream, describe_cache, is_cached
+from jobs.training.engine import Engine, LocalEngine
 from jobs.training.loop import Training
 from jobs.training.memory import explain_memory
 from jobs.training.metrics import write_metrics
@@ -27,11 +29,12 @@ from jobs.training.setup import (
     build_trainer,
     describe_data,
     describe_training,
+    initialise,
     labelled,
-    measure,
     open_streams,
 )
 from jobs.training.summary import Summary
+from jobs.training.timing import EpochClock
 from logpose.common.cpus import available_cpus
 from logpose.common.errors import printable
 from logpose.common.files import write_atomically
@@ -51,8 +54,8 @@ def train(
 
     The recipe's values come from `recipe`, or from the defaults; from `objects`, by the name of the recipe's field; and
     from `options`, which win. With `options.resume` a training in `run_dir` is continued from its last checkpoint; only
-    its epochs and patience may differ. Weights and metrics do not depend on interruptions, on the number of workers or
-    on the RAM budget.
+    its epochs and patience may differ. Weights and metrics do not depend on interruptions, on the number of threads,
+    workers and ranks, or on the RAM budget.
 
     Raises JobError for options that do not fit the run folder or the recipe; PipelineError for a dataset that is
     missing, damaged or another one; NetworkError for a recipe or a model file that cannot be used; NonFiniteError where
@@ -89,9 +92,73 @@ def train(
         return folder
     state.dataset = str(data.path.resolve())
 
+    card = build_card(data, recipe)
+    with _engine(options, data, card, recipe, state, checkpoint, start, folder) as (engine, device, explained):
+        if has_changed(state.device, device):
+            change = f"trained on {state.device} so far, and now on {device}"
+            say(labelled("note", f"{change}: the weights will differ slightly from those of a training on one device"))
+        state.device = device
+        run_dir.parent.mkdir(parents=True, exist_ok=True)
+        place = run_dir.resolve()  # "." and ".." have no name
+        with exclusive_lock(place.with_name(f".{place.name}.lock"), f"training into {run_dir}"):
+            if not checkpoint:
+                folder.clear()
+            write_atomically(folder.config, to_toml(recipe))
+            for file in (folder.summary, folder.report):  # they describe an earlier end
+                file.unlink(missing_ok=True)
+            if state.history:
+                write_metrics(folder.metrics, state.history)
+            artifacts = Artifacts(
+                folder, data, card, engine, state, options.checkpoint_minutes, options.checkpoint_steps
+            )
+            resume = _resume_command(options, data, card, folder)
+            try:
+                with explained(artifacts, resume):
+                    summary = Training(engine, state, artifacts, resume).run()
+            except NonFiniteError as error:
+                best = f"the best model so far is in {folder.model}" if state.best else "no model is saved yet"
+                raise NonFiniteError(f"{error}, and start again with --overwrite; {best}") from error
+    for line in summary.lines():
+        say(line)
+    _report_end(folder, summary)
+    return folder
+
+
+# Where it computes: the engine, what its results depend on, and a context that explains errors of a GPU
+_Explained: TypeAlias = Callable[[Artifacts, str], AbstractContextManager[None]]
+
+
+@contextmanager
+def _engine(
+    options: TrainOptions, data: Dataset, card: ModelCard, recipe: Recipe, state: TrainingState,
+    checkpoint: Checkpoint | None, start: Checkpoint | None, folder: RunFolder,
+) -> Iterator[tuple[Engine, str, _Explained]]:
+    """Print what is trained and where, and yield the engine."""
+    if start:
+        state.init = str(start.path.resolve())
+    if not (options.ranks or options.scheduler):
+        with _local_engine(options, data, card, recipe, state, checkpoint, start) as local:
+            yield local
+        return
+    from jobs.training.ranks.start import check_ranks, rank_engine  # needs the package distributed
+
+    check_ranks(options, recipe, card)
+    trainer = build_trainer(card, recipe, choose_backend("cpu", "auto", 1), data)
+    _say_start(trainer, state, checkpoint)
+    with rank_engine(options, data, card, recipe, trainer, state, folder.last, checkpoint is not None) as started:
+        engine, device, description = started
+        for line in describe_training(card, trainer, recipe, description):
+            say(line)
+        yield engine, device, lambda artifacts, resume: nullcontext()
+
+
+@contextmanager
+def _local_engine(
+    options: TrainOptions, data: Dataset, card: ModelCard, recipe: Recipe, state: TrainingState,
+    checkpoint: Checkpoint | None, start: Checkpoint | None,
+) -> Iterator[tuple[Engine, str, _Explained]]:
     workers = options.workers or available_cpus()
     streams = open_streams(data, recipe, workers, options.ram_budget)
-    card = build_card(data, recipe)
     backend = choose_backend(options.device, options.precision, options.threads)
     trainer = build_trainer(card, recipe, backend, data)
     caches = is_cached(options.cache, backend, data.train)
@@ -99,30 +166,16 @@ def train(
         say(line)
     if caches:
         say(labelled("cache", describe_cache(data.train)))
-    _initialise(trainer, card, data, state, checkpoint, start)
-    device = device_text(backend)
-    if has_changed(state.device, device):
-        change = f"trained on {state.device} so far, and now on {device}"
-        say(labelled("note", f"{change}: the weights will differ slightly from those of a training on one device"))
-    state.device = device
-    run_dir.parent.mkdir(parents=True, exist_ok=True)
-    place = run_dir.resolve()  # "." and ".." have no name
-    with exclusive_lock(place.with_name(f".{place.name}.lock"), f"training into {run_dir}"):
-        if not checkpoint:
-            folder.clear()
-        write_atomically(folder.config, to_toml(recipe))
-        for file in (folder.summary, folder.report):  # they describe an earlier end
-            file.unlink(missing_ok=True)
-        if state.history:
-            write_metrics(folder.metrics, state.history)
-        if caches and not is_finished(state, recipe):
-            stream = cached_stream(data.train, recipe, workers, backend)
-            streams = streams._replace(train=stream)
-        artifacts = Artifacts(
-            folder, data, card, trainer, state, streams.val, options.checkpoint_minutes, options.checkpoint_steps
-        )
-        resume = folder.resume_command(data.path, card, options.precision)
+    _say_start(trainer, state, checkpoint)
+    if checkpoint:
+        trainer.load_tensors(checkpoint.tensors, state.step)
+    else:
+        for line in initialise(trainer, card, data, start):
+            say(printable(line))
+    engine = LocalEngine(trainer, streams, card, EpochClock(state.times))
 
+    @contextmanager
+    def explained(artifacts: Artifacts, resume: str) -> Iterator[None]:
         def after_failure() -> str:
             return f"the training is saved up to step {artifacts.saved_step}; resume with: {resume}"
 
@@ -131,16 +184,12 @@ def train(
             others += f"; or free GPU memory and resume with: {resume}" if artifacts.saved_step else ""
             return f"start again with --overwrite {option}, which fits{others}"
 
-        try:
-            with gpu_errors(after_failure), explain_memory(trainer, with_less_memory):
-                summary = Training(trainer, state, streams, artifacts, resume).run()
-        except NonFiniteError as error:
-            best = f"the best model so far is in {folder.model}" if state.best else "no model is saved yet"
-            raise NonFiniteError(f"{error}, and start again with --overwrite; {best}") from error
-    for line in summary.lines():
-        say(line)
-    _report_end(folder, summary)
-    return folder
+        with gpu_errors(after_failure), explain_memory(trainer, with_less_memory):
+            if caches and not is_finished(state, recipe):
+                engine.streams = streams._replace(train=cached_stream(data.train, recipe, workers, backend))
+            yield
+
+    yield engine, device_text(backend), explained
 
 
 def recipe_to_resume(
@@ -195,28 +244,20 @@ def _warn(data: Dataset, recipe: Recipe) -> None:
         say(labelled("note", "patience has no effect without images to validate"))
 
 
-def _initialise(
-    trainer: Trainer,
-    card: ModelCard,
-    data: Dataset,
-    state: TrainingState,
-    checkpoint: Checkpoint | None,
-    start: Checkpoint | None,
-) -> None:
-    """Load the checkpoint to resume from or the model to start from; else initialise what depends on data."""
-    if checkpoint:
-        trainer.load_tensors(checkpoint.tensors, state.step)
-        if is_finished(state, trainer.recipe):
-            say("training is done; only its summary is missing")
-        else:
-            done = f" after {plural(state.batches, 'step')}" if state.batches else ""
-            say(f"resuming in epoch {state.epoch}{done}")
-    elif start:
-        state.init = str(start.path.resolve())
-        for line in (f"starting from {start.path}", *initialise_from(trainer.network, card, start)):
-            say(printable(line))
-    else:
-        measure(trainer, data)
+def _say_start(trainer: Trainer, state: TrainingState, checkpoint: Checkpoint | None) -> None:
+    """Print where a training resumes."""
+    if checkpoint and is_finished(state, trainer.recipe):
+        say("training is done; only its summary is missing")
+    elif checkpoint:
+        done = f" after {plural(state.batches, 'step')}" if state.batches else ""
+        say(f"resuming in epoch {state.epoch}{done}")
+
+
+def _resume_command(options: TrainOptions, data: Dataset, card: ModelCard, folder: RunFolder) -> str:
+    precision = None if options.precision == "auto" else options.precision
+    return folder.resume_command(
+        data.path, card, precision=precision, ranks=options.ranks, scheduler=options.scheduler
+    )
 
 
 def _report_end(folder: RunFolder, summary: Summary) -> None:

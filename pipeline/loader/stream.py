@@ -183,7 +183,7 @@ class BatchStream:
         most = min(MAX_WINDOWS * len(self.lanes), self._max_windows)
         return min(most, left // max(self._window_bytes, 1)), False
 
-    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, number: int, start: int = 0) -> Generator[Batch, None, None]:
         """The batches of one epoch, from step `start` on; earlier ones are not read.
 
         Each row comes exactly once per epoch. Micro-batches are copied to one array, and a process that does not read
@@ -193,14 +193,14 @@ class BatchStream:
         """
         steps = self._steps(*self._checked(number, start), whole=True)
 
-        def batches() -> Iterator[Batch]:
+        def batches() -> Generator[Batch, None, None]:
             with closing(steps):
                 for (batch,) in steps:
                     yield batch
 
         return batches()
 
-    def micro_batches(self, number: int, start: int = 0) -> Iterator[tuple[Batch, ...]]:
+    def micro_batches(self, number: int, start: int = 0) -> Generator[tuple[Batch, ...], None, None]:
         """The micro-batches of each step of one epoch, from the lanes that this process reads, without empty ones.
 
         Those of a step are all valid until the next step is requested. Otherwise like `epoch`.

@@ -1,10 +1,10 @@
 """The CUDA backend: kernels of our own (`cuda/`), compiled and launched by CuPy."""
 
 from cnn.backends.base import Backend
-from cnn.backends.gpu.arrays import ArrayBackend, compute_capability, why_unusable
+from cnn.backends.gpu.arrays import ArrayBackend, compute_capability, device_count, why_unusable
 from cnn.errors import DeviceError
 
-__all__ = ["gpu_backend", "why_unusable"]
+__all__ = ["device_count", "gpu_backend", "why_unusable"]
 
 _OLDEST = (8, 0)  # of the cards with bfloat16 and asynchronous copies (Ampere, 2020)
 

@@ -27,6 +27,15 @@ def why_unusable() -> str:
     return ""
 
 
+def device_count() -> int:
+    """The number of CUDA devices that CuPy can use; 0 where it can use none."""
+    if why_unusable():
+        return 0
+    import cupy
+
+    return int(cupy.cuda.runtime.getDeviceCount())
+
+
 def compute_capability() -> tuple[int, int]:
     """The current card's compute capability, such as (9, 0) for an H100."""
     properties = _properties()

@@ -1,0 +1,125 @@
+"""The Dask cluster of a training: started here for `--ranks`, or found at an address for `--scheduler`."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from typing import Any, TypeVar
+
+from jobs.errors import JobError, WorkFailedError
+from logpose.common.cpus import available_cpus
+from logpose.common.errors import LogposeError
+from pipeline.parallel.cluster import connect
+
+R = TypeVar("R")
+
+POLL_SECONDS = 0.5  # between requests for the list of workers
+RESUME = "run the same command again with --resume"
+
+
+class WorkerLostError(Exception):
+    """A worker does not answer."""
+
+
+class RankCluster:
+    """A connection to a Dask cluster, whose tasks are bound to workers."""
+
+    def __init__(self, client: Any, name: str) -> None:
+        self._client, self.name = client, name
+        self._workers: dict[str, int] = {}
+        self._polled_at = 0.0
+
+    @property
+    def dashboard(self) -> str:
+        """Address of the cluster's dashboard; empty without one."""
+        from importlib.util import find_spec
+
+        return str(self._client.dashboard_link) if find_spec("bokeh") else ""
+
+    def workers(self, fresh: bool = False) -> dict[str, int]:
+        """Threads of each worker, by address, polled at most once per POLL_SECONDS unless `fresh`.
+
+        Raises WorkFailedError where the connection to the scheduler is lost.
+        """
+        if self._client.status != "running":
+            raise WorkFailedError(
+                f"expected a connection to the Dask scheduler at {self.name}, found the connection lost: check that it"
+                f" is running, and {RESUME}"
+            )
+        if fresh or time.monotonic() - self._polled_at >= POLL_SECONDS:
+            self._polled_at = time.monotonic()
+            try:
+                self._workers = dict(self._client.nthreads())
+            except (OSError, RuntimeError, ValueError):  # the connection was lost during the request
+                self._workers = {}
+        return self._workers
+
+    def ask(self, worker: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a coroutine function of `worker.py` on a worker. Raises WorkerLostError, and what it raises of ours."""
+        try:
+            return self._client.run(function, *arguments, workers=[worker])[worker]
+        except LogposeError:
+            raise
+        except Exception as error:  # Dask raises many kinds for a worker that is gone, or about to go
+            raise WorkerLostError(worker) from error
+
+    def tell(self, workers: list[str], function: Callable[..., Any], *arguments: Any) -> None:
+        """Call a coroutine function on workers; those that are gone are left out."""
+        for worker in workers:
+            try:
+                self.ask(worker, function, *arguments)
+            except WorkerLostError:
+                continue
+
+    def submit(self, key: str, worker: str, function: Callable[..., R], *arguments: Any) -> Any:
+        """Start a task on one worker; no other one may run it."""
+        return self._client.submit(
+            function, *arguments, key=key, workers=[worker], allow_other_workers=False, pure=False, retries=0
+        )
+
+    def cancel(self, futures: list[Any]) -> None:
+        """Give up tasks; running ones finish."""
+        if futures and self._client.status == "running":
+            self._client.cancel(futures, force=True)
+
+
+@contextmanager
+def existing_cluster(address: str) -> Iterator[RankCluster]:
+    """Connect to a scheduler. Raises OptionError if there is none."""
+    with closing(connect(address)) as client:
+        yield RankCluster(client, address)
+
+
+@contextmanager
+def local_cluster(ranks: int, threads: int | None, gpus: int) -> Iterator[RankCluster]:
+    """Start a cluster of processes on this machine, which share its CPUs, and its GPUs if there are any.
+
+    Raises JobError without the package `distributed`.
+    """
+    try:
+        from distributed import Client, Nanny, Scheduler, SpecCluster
+    except ImportError:
+        raise JobError(
+            "expected the package distributed for --ranks, found it is not installed: run"
+            " \"pip install 'dask[distributed]'\", or leave out --ranks"
+        ) from None
+    for name in ("distributed", "distributed.nanny", "distributed.scheduler", "distributed.client"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    options = {"nthreads": threads or max(1, available_cpus() // ranks), "memory_limit": None, "silence_logs": 50}
+    workers = {}
+    for rank in range(ranks):
+        env = {"env": {"CUDA_VISIBLE_DEVICES": _cards(rank, gpus)}} if gpus else {}
+        workers[rank] = {"cls": Nanny, "options": options | env}
+    scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard": True, "dashboard_address": ":0"}}
+    with (
+        SpecCluster(workers, scheduler, silence_logs=50) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield RankCluster(client, "this machine")
+
+
+def _cards(rank: int, gpus: int) -> str:
+    """The cards that a rank sees, its own first, as dask-cuda sets them."""
+    return ",".join(str((rank + offset) % gpus) for offset in range(gpus))
