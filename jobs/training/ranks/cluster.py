@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from concurrent.futures import Future, wait
+from contextlib import closing, contextmanager, suppress
 from typing import Any, TypeVar
 
 from jobs.errors import JobError, WorkFailedError
@@ -16,6 +18,7 @@ from pipeline.parallel.cluster import connect
 R = TypeVar("R")
 
 POLL_SECONDS = 0.5  # between requests for the list of workers
+ANSWER_SECONDS = 0.1  # between looks whether a worker that has not answered yet is still there
 RESUME = "run the same command again with --resume"
 
 
@@ -58,20 +61,39 @@ class RankCluster:
 
     def ask(self, worker: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a coroutine function of `worker.py` on a worker. Raises WorkerLostError, and what it raises of ours."""
+        return self._answer(worker, self._request(worker, function, *arguments))
+
+    def tell(self, workers: list[str], function: Callable[..., Any], *arguments: Any) -> None:
+        """Call a coroutine function on workers at a time; those that are gone are left out."""
+        alive = self.workers(fresh=True)
+        requests = {worker: self._request(worker, function, *arguments) for worker in workers if worker in alive}
+        for worker, request in requests.items():
+            with suppress(WorkerLostError):
+                self._answer(worker, request)
+
+    def _request(self, worker: str, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Call a function on a worker, in a thread: Dask takes half a minute to give up one that is gone."""
+        request: Future[Any] = Future()
+
+        def call() -> None:
+            try:
+                request.set_result(self._client.run(function, *arguments, workers=[worker])[worker])
+            except BaseException as error:
+                request.set_exception(error)
+
+        threading.Thread(target=call, name="logpose-request", daemon=True).start()
+        return request
+
+    def _answer(self, worker: str, request: Future[Any]) -> Any:
+        while not wait([request], ANSWER_SECONDS).done:
+            if worker not in self.workers():
+                raise WorkerLostError(worker)
         try:
-            return self._client.run(function, *arguments, workers=[worker])[worker]
+            return request.result()
         except LogposeError:
             raise
         except Exception as error:  # Dask raises many kinds for a worker that is gone, or about to go
             raise WorkerLostError(worker) from error
-
-    def tell(self, workers: list[str], function: Callable[..., Any], *arguments: Any) -> None:
-        """Call a coroutine function on workers; those that are gone are left out."""
-        for worker in workers:
-            try:
-                self.ask(worker, function, *arguments)
-            except WorkerLostError:
-                continue
 
     def submit(self, key: str, worker: str, function: Callable[..., R], *arguments: Any) -> Any:
         """Start a task on one worker; no other one may run it."""
