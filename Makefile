@@ -39,7 +39,7 @@ $(BIN)/python:
 
 # The stamp files record which extras are installed; a change of pyproject.toml installs again.
 $(VENV)/.base: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[cluster,parquet]'
+	$(BIN)/python -m pip install --quiet --editable '.[parquet]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python

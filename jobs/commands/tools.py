@@ -7,7 +7,13 @@ import typer
 
 from jobs.commands.app import command
 from jobs.console.output import emit, say
-from jobs.console.prompts import existing_dataset, existing_model, path_argument
+from jobs.console.prompts import (
+    existing_dataset,
+    existing_dataset_or_run,
+    existing_model,
+    is_run,
+    path_argument,
+)
 from jobs.options import FindLrOptions, InfoOptions, ReportOptions, SelftestOptions, VerifyOptions
 
 DatasetArgument: TypeAlias = Annotated[
@@ -67,17 +73,29 @@ def verify(dataset: DatasetArgument = None, *, options: VerifyOptions) -> int:
 
 
 @command(InfoOptions)
-def info(dataset: DatasetArgument = None, *, options: InfoOptions) -> None:
-    """Describe a dataset, and draw a contact sheet.
+def info(
+    path: Annotated[
+        Path | None, typer.Argument(metavar="PATH", help="A DATASET.zarr, or RUN_DIR of a training.")
+    ] = None,
+    *,
+    options: InfoOptions,
+) -> None:
+    """Describe a dataset, and draw a contact sheet; or describe a training.
 
-    contact-sheet.png, in the dataset, shows some images of every class.
+    contact-sheet.png, in the dataset, shows some images of every class. Of a training: how far it is, where its time
+    went, and what each rank did. The options are for datasets.
 
     \b
     Example: logpose info flags.zarr
     """
     from jobs.datasets.info import info as run
+    from jobs.training.info import info_run
 
-    run(path_argument(dataset, "DATASET.zarr", "Dataset to describe", "info", existing_dataset), options)
+    path = path_argument(path, "PATH", "Dataset or training to describe", "info", existing_dataset_or_run)
+    if is_run(path):
+        info_run(path)
+    else:
+        run(path, options)
 
 
 @command(ReportOptions)

@@ -24,6 +24,17 @@ def existing_dataset(path: Path) -> str:
     return "" if (path / "zarr.json").is_file() else f"no dataset at {path}"
 
 
+def existing_dataset_or_run(path: Path) -> str:
+    """Return what is wrong with the path of a dataset or of a training's folder, '' if it is one."""
+    known = existing_dataset(path) == "" or is_run(path)
+    return "" if known else f"neither a dataset nor the folder of a training at {path}"
+
+
+def is_run(path: Path) -> bool:
+    """Return whether a path is the folder of a training."""
+    return any((path / name).is_file() for name in ("last.safetensors", "model.safetensors"))
+
+
 def existing_model(path: Path) -> str:
     """Return what is wrong with the path of a model file or of a training's folder, '' if there is a model."""
     return "" if path.is_file() or (path / "model.safetensors").is_file() else f"no model file at {path}"

@@ -7,15 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from rich.cells import cell_len
 
 from jobs.console.output import emit, say
 from jobs.console.progress import plural
+from jobs.console.table import line, table
 from jobs.drawing.contact_sheet import MAX_CLASSES, check_sheet_path, write_sheet
 from jobs.drawing.fonts import count_undrawable
 from jobs.errors import JobError
 from jobs.options import InfoOptions
-from logpose.common.errors import printable
 from pipeline.build.reports import read_failures
 from pipeline.dataset.disk_usage import Storage, measure_storage
 from pipeline.dataset.schema import DUPLICATES_FILE, FAILURES_FILE, FORMAT, FORMAT_VERSION, SHEET_FILE
@@ -24,7 +23,6 @@ from pipeline.errors import DatasetError
 from pipeline.loader.shuffle_quality import PERMUTATIONS, all_rows, compare
 from pipeline.loader.stream import BatchStream
 
-KEY_WIDTH = 12  # columns
 SMALL_CLASS = 10  # training images; a class with fewer is hardly learned
 
 
@@ -54,7 +52,7 @@ def info(dataset: Path, options: InfoOptions) -> None:
                 raise
             # Not an error: a shared dataset may be read-only, and the figures are printed.
             reason = (error.strerror or str(error)).lower()
-            say(_line("sheet", f"none: {reason} at {sheet}; draw it elsewhere with --sheet FILE.png"))
+            say(line("sheet", f"none: {reason} at {sheet}; draw it elsewhere with --sheet FILE.png"))
             sheet = None
         else:
             say("\n".join(_sheet(sheet, data.class_names)))
@@ -84,10 +82,10 @@ def info(dataset: Path, options: InfoOptions) -> None:
 def _format(data: Dataset) -> list[str]:
     height, width = data.size
     return [
-        _line("dataset", str(data.path)),
-        _line("format", f"{FORMAT} {FORMAT_VERSION}, Zarr v3"),
-        _line("size", f"{width}×{height} ({data.fit})"),
-        _line("seed", str(data.seed)),
+        line("dataset", str(data.path)),
+        line("format", f"{FORMAT} {FORMAT_VERSION}, Zarr v3"),
+        line("size", f"{width}×{height} ({data.fit})"),
+        line("seed", str(data.seed)),
     ]
 
 
@@ -102,7 +100,7 @@ def _classes(data: Dataset) -> list[str]:
     train, val = _counts(data.train, classes), _counts(data.val, classes)  # (C,)
     rows = [(name, f"{train[i]:,}", f"{val[i]:,}") for i, name in enumerate(data.class_names)]
     total = (plural(classes, "class", "classes"), f"{data.train.rows:,}", f"{data.val.rows:,}")
-    return [*_table([("class", "train", "val"), *rows, total]), *_balance(data.class_names, train, train + val)]
+    return [*table([("class", "train", "val"), *rows, total]), *_balance(data.class_names, train, train + val)]
 
 
 def _balance(names: Sequence[str], train: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> list[str]:
@@ -124,13 +122,13 @@ def _balance(names: Sequence[str], train: npt.NDArray[np.int64], counts: npt.NDA
 def _colours(data: Dataset) -> list[str]:
     """Mean and std of each channel of the training images, in 0..255."""
     channels = zip(("red", "green", "blue"), data.mean, data.std, strict=True)
-    return _table([("channel", "mean", "std"), *((name, f"{mean:.1f}", f"{std:.1f}") for name, mean, std in channels)])
+    return table([("channel", "mean", "std"), *((name, f"{mean:.1f}", f"{std:.1f}") for name, mean, std in channels)])
 
 
 def _storage(storage: dict[str, Storage]) -> list[str]:
     header = ("images", "on disk", "pixels", "ratio", "chunks", "rows each", "shards", "rows each")
     rows = [(name, *_figures(stored)) for name, stored in storage.items()]
-    return [*_table([header, *rows]), _line("codecs", ", ".join(storage["train"].codecs))]
+    return [*table([header, *rows]), line("codecs", ", ".join(storage["train"].codecs))]
 
 
 def _figures(stored: Storage) -> tuple[str, ...]:
@@ -154,9 +152,9 @@ def _origin(data: Dataset, failures: dict[str, int] | None) -> list[str]:
     else:
         found = "none"
     return [
-        _line("source", data.attributes.source),
-        _line("content", data.content_hash),
-        _line("failures", found),
+        line("source", data.attributes.source),
+        line("content", data.content_hash),
+        line("failures", found),
         *_duplicates(data),
     ]
 
@@ -172,16 +170,16 @@ def _count_failures(dataset: Path) -> dict[str, int] | None:
 def _duplicates(data: Dataset) -> list[str]:
     found = data.attributes.duplicates
     if found is None:
-        return [_line("duplicates", "not searched for")]
+        return [line("duplicates", "not searched for")]
     if not found.groups:
-        return [_line("duplicates", "none")]
+        return [line("duplicates", "none")]
     groups = plural(found.groups, "group")
-    lines = [_line("duplicates", f"{plural(found.images, 'image')} in {groups}; see {data.path / DUPLICATES_FILE}")]
+    lines = [line("duplicates", f"{plural(found.images, 'image')} in {groups}; see {data.path / DUPLICATES_FILE}")]
     if found.labels_differ:
-        lines.append(_line("", f"{plural(found.labels_differ, 'group')} with more than one label"))
+        lines.append(line("", f"{plural(found.labels_differ, 'group')} with more than one label"))
     if data.val.rows:
         leaks = plural(found.leaks, "validation image") if found.leaks else "no validation image"
-        lines.append(_line("", f"{leaks} with a near-duplicate among the training images"))
+        lines.append(line("", f"{leaks} with a near-duplicate among the training images"))
     return lines
 
 
@@ -204,33 +202,17 @@ def _shuffle(split: Split, batch_size: int, micro_batch: int) -> list[str]:
         )  # fmt: skip
     fraction = stream.ram_bytes / (split.rows * split.size[0] * split.size[1] * 3)
     return [
-        _line("shuffle", f"epoch 1 of seed 0{divided}, compared with {PERMUTATIONS} random permutations"),
-        *_table(rows),
-        _line("memory", f"{_megabytes(stream.ram_bytes)}, {fraction:.1%} of the pixels"),
+        line("shuffle", f"epoch 1 of seed 0{divided}, compared with {PERMUTATIONS} random permutations"),
+        *table(rows),
+        line("memory", f"{_megabytes(stream.ram_bytes)}, {fraction:.1%} of the pixels"),
     ]
 
 
 def _sheet(sheet: Path, names: Sequence[str]) -> list[str]:
     """Where the contact sheet is, and what it leaves out."""
     shown = f", the first {MAX_CLASSES} of {len(names):,} classes" if len(names) > MAX_CLASSES else ""
-    lines = [_line("sheet", f"{sheet}{shown}")]
+    lines = [line("sheet", f"{sheet}{shown}")]
     if boxes := count_undrawable(names[:MAX_CLASSES]):
         lacking = plural(boxes, "name has", "names have")
-        lines.append(_line("", f"{lacking} letters that no installed font has; install one, such as Noto Sans CJK"))
-    return lines
-
-
-def _line(key: str, value: str) -> str:
-    return f"{key:<{KEY_WIDTH}}{printable(value)}"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Align rows: names to the left, figures to the right."""
-    first, *others = zip(*rows, strict=True)
-    width = max(KEY_WIDTH - 2, *map(cell_len, first))  # a Japanese character takes two columns
-    widths = [max(map(len, column)) for column in others]
-    lines = []
-    for name, *figures in rows:
-        right = (figure.rjust(places) for figure, places in zip(figures, widths, strict=True))
-        lines.append("  ".join([name + " " * (width - cell_len(name)), *right]))
+        lines.append(line("", f"{lacking} letters that no installed font has; install one, such as Noto Sans CJK"))
     return lines

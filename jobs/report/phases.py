@@ -10,6 +10,7 @@ from jobs.training.timing import bottleneck, phase_seconds
 PHASES = {
     "compute": "training steps",
     "wait": "waiting for data",
+    "exchange": "exchanging sums between ranks",
     "validation": "validation",
     "save": "saving",
     "other": "other",

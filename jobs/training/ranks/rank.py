@@ -11,6 +11,7 @@ from itertools import islice
 
 import numpy as np
 import xxhash
+from distributed.metrics import context_meter
 
 from cnn.checkpoint import load_checkpoint
 from cnn.evaluation.metrics import EvaluatedBatch
@@ -193,6 +194,8 @@ class Rank:
             grown = stream.times.since(read)
             times.read_seconds, times.decode_seconds, times.copy_seconds = grown.read, grown.decode, grown.copy
             times.sent_megabytes = (self._mailbox.sent_bytes - sent) / 1e6
+            for activity in ("compute", "wait", "exchange"):  # for Dask's dashboard
+                context_meter.digest_metric(activity, getattr(times, f"{activity}_seconds"), "seconds")
 
     def _keep(self, batch: PendingBatch | None) -> None:
         """Wait for a step that was started, and keep its result."""
