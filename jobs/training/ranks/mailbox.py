@@ -6,6 +6,7 @@ receives; it alone changes the state of a mailbox.
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ class Mailbox:
         self._changed = asyncio.Event()
         self._fetching: set[asyncio.Task[Any]] = set()
         self.sent_bytes = 0
+        self.wire_seconds = 0.0  # that requests took, without what the other rank needed to have an answer
 
     # In the thread of the rank
 
@@ -79,13 +81,14 @@ class Mailbox:
 
     async def answer(self, number: int, key: str, rank: int) -> dict[str, Any]:
         """Answer another rank's request, as soon as there is an offer or the generation has ended."""
+        began = time.monotonic()
         while True:
             if number <= self._over:
                 return {"over": True}
             if self._generation is not None and self._generation.number == number and key in self._offers:
                 value = self._offers[key][rank]
                 self.sent_bytes += _size(value)
-                return {"value": to_serialize(value)}
+                return {"value": to_serialize(value), "waited": time.monotonic() - began}
             await self._changed.wait()
 
     def end(self, number: int) -> None:
@@ -99,7 +102,9 @@ class Mailbox:
         fetching = [asyncio.ensure_future(self._fetch(generation, key, rank, source)) for source in sources]
         self._fetching.update(fetching)
         try:
-            return await asyncio.gather(*fetching)
+            fetched = await asyncio.gather(*fetching)
+            self.wire_seconds += max((seconds for _, seconds in fetched), default=0.0)
+            return [value for value, _ in fetched]
         except asyncio.CancelledError as error:
             raise GenerationOverError from error
         finally:
@@ -107,7 +112,9 @@ class Mailbox:
                 task.cancel()
             self._fetching.difference_update(fetching)
 
-    async def _fetch(self, generation: Generation, key: str, rank: int, source: int) -> Any:
+    async def _fetch(self, generation: Generation, key: str, rank: int, source: int) -> tuple[Any, float]:
+        """What a rank offers, and the seconds that its bytes took."""
+        began = time.monotonic()
         request = {"training": self._training, "number": generation.number, "key": key, "rank": rank}
         try:
             answer = await getattr(self._worker.rpc(generation.members[source]), HANDLER)(**request)
@@ -115,7 +122,7 @@ class Mailbox:
             raise GenerationOverError from error
         if "over" in answer:
             raise GenerationOverError
-        return answer["value"]
+        return answer["value"], time.monotonic() - began - answer["waited"]
 
     def _change(self) -> None:
         """Wake everyone who waits."""

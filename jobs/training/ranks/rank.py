@@ -19,6 +19,7 @@ from cnn.inputs.training_inputs import MicroBatch
 from cnn.models import import_model
 from cnn.training.pending import PendingBatch
 from jobs.console.device import choose_backend, device_text
+from jobs.console.output import Verbosity, verbosity_of
 from jobs.errors import gpu_errors
 from jobs.training.device_cache import cached_stream, is_cached
 from jobs.training.engine import StepResult, result_of
@@ -161,7 +162,8 @@ class Rank:
             exchange = MailboxExchange(
                 self._mailbox, generation, span.rank, trainer.step, trainer.backend, trainer.layout
             )
-        read, sent, began = stream.times, self._mailbox.sent_bytes, time.monotonic()
+        mailbox, began = self._mailbox, time.monotonic()
+        read, sent, wire = stream.times, mailbox.sent_bytes, mailbox.wire_seconds
 
         def spent(column: str, since: float) -> float:
             now = time.monotonic()
@@ -193,7 +195,8 @@ class Rank:
             times.seconds = time.monotonic() - began
             grown = stream.times.since(read)
             times.read_seconds, times.decode_seconds, times.copy_seconds = grown.read, grown.decode, grown.copy
-            times.sent_megabytes = (self._mailbox.sent_bytes - sent) / 1e6
+            times.sent_megabytes = (mailbox.sent_bytes - sent) / 1e6
+            times.wire_seconds = mailbox.wire_seconds - wire
             for activity in ("compute", "wait", "exchange"):  # for Dask's dashboard
                 context_meter.digest_metric(activity, getattr(times, f"{activity}_seconds"), "seconds")
 
@@ -236,7 +239,8 @@ class Rank:
         with self._lock:
             self._busy = True
         try:
-            yield
+            with verbosity_of(Verbosity.QUIET):  # the engine's terminal may be this process's too
+                yield
         finally:
             with self._lock:
                 self._busy = False

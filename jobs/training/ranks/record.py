@@ -21,6 +21,7 @@ class RankTimes:
     compute_seconds: float = 0.0
     wait_seconds: float = 0.0  # for images
     exchange_seconds: float = 0.0  # for the sums of the other ranks, until the last one has them
+    wire_seconds: float = 0.0  # of those, without waiting for ranks that still compute
     sent_megabytes: float = 0.0
     read_seconds: float = 0.0
     decode_seconds: float = 0.0
