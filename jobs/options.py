@@ -124,7 +124,10 @@ class ClassifyOptions:
     model: ModelClass = None
     device: Device = "auto"
     precision: Precision = "auto"
-    workers: Workers = None
+    workers: Annotated[
+        int | None,
+        Option("Decoding threads; default: one per CPU. On a cluster: of each worker that has a GPU.", "N", 1),
+    ] = None
     scheduler: Annotated[
         str | None, Option("Use this Dask cluster instead of local threads.", "tcp://HOST:PORT")
     ] = None

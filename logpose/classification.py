@@ -45,8 +45,8 @@ def classify(
         batch_size: Images computed at a time.
         device: Where to compute; "auto" takes a GPU if one works.
         precision: Of a GPU's products and feature maps; "auto" is bf16 if the card has it.
-        workers: Threads that decode and compute; None: one per CPU.
-        scheduler: Address of a Dask cluster to work on instead.
+        workers: Threads that decode and compute; None: one per CPU. On a cluster, threads that decode for each GPU.
+        scheduler: Address of a Dask cluster to work on instead; `device` and `precision` are those of its workers.
         overwrite: Replace a finished table.
         quiet: Print nothing.
 

@@ -20,7 +20,8 @@ from cnn.models import import_model, model_path
 from jobs.classification.inputs import FILES_PER_PART, Inputs, Part, find_inputs
 from jobs.classification.table import ResumableTable, check_format
 from jobs.classification.task import Row, Task, TaskSettings, cache_predictor, classify_task, hash_file
-from jobs.console.device import choose_backend
+from jobs.classification.worker import classify_on_worker, worker_device
+from jobs.console.device import choose_backend, results_device
 from jobs.console.output import detail, emit, say
 from jobs.console.progress import bar, plural
 from jobs.errors import JobError
@@ -44,15 +45,19 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
     """Write the labels of all images at `images` to the table `out`; finished parts of an interrupted run are reused.
 
     `model` is a model file, or the folder of a training.
-    Raises JobError, ModelFileError, DatasetError, DeviceError where the options, the model or the images do not fit;
-    DeviceFailedError and DeviceMemoryError where a GPU fails or has too little memory.
+    Raises JobError, ModelFileError, DatasetError, DeviceError where the options, the model or the images do not fit, or
+    the workers of a cluster have different devices; DeviceFailedError and DeviceMemoryError where a GPU fails or has
+    too little memory.
     """
     check_format(out, options)  # before anything is written or loaded
     model = model / "model.safetensors" if model.is_dir() else model
     if options.model:
         import_model(options.model)
     workers = options.workers or available_cpus()
-    backend = choose_backend(options.device, options.precision, workers)
+    if options.scheduler:  # the workers compute, here the model is only checked: this machine needs no GPU
+        backend = choose_backend("cpu", "auto", workers)
+    else:
+        backend = choose_backend(options.device, options.precision, workers)
     predictor = Predictor(model, backend, options.views)
     card = predictor.card
     classes = plural(len(card.class_names), "class", "classes")
@@ -61,23 +66,25 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
     # Workers import the class that is registered here, never one that only the file names.
     model_class = options.model or (model_path(card.model) if options.scheduler else "")
     settings = TaskSettings(model.absolute(), hash_file(model), replace(options, model=model_class or None))
-    cache_predictor(predictor, settings)
     # Fewer and larger tasks on a cluster, where each one is sent over the network.
     inputs = find_inputs(images, out, card, FILES_PER_PART if options.scheduler else options.batch_size)
-    device, precision = backend.name, backend.precision
-    if options.scheduler:
-        device, precision = options.device, options.precision
-    if precision not in ("auto", "float32"):
-        device += f" in {precision}"
-    identity = {"model": settings.model_hash, "--views": options.views, "device": device}
     say(f"classifying {images} with {card.model}, {classes}")
-    say(f"cluster at {options.scheduler}" if options.scheduler else backend.description)
+    if options.scheduler:
+        say(f"cluster at {options.scheduler}")
+        [device] = in_order_on_cluster(worker_device, [settings], options.scheduler)  # of any worker
+        work = partial(classify_on_worker, settings, device)
+        say(f"computing on {device}")
+    else:
+        cache_predictor(predictor, settings)
+        device = results_device(backend)
+        work = partial(classify_task, settings)
+        say(backend.description)
+    identity = {"model": settings.model_hash, "--views": options.views, "device": device}
     detail(printable(f"classes: {', '.join(card.class_names)}"))
     out.parent.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(out.with_name(f".{out.name}.lock"), f"classification into {out}"):
         table = ResumableTable(out, identity, options)
         run = _Run(inputs, table)
-        work = partial(classify_task, settings)
         try:
             with inputs.open(table.scratch):
                 if options.scheduler:

@@ -171,7 +171,7 @@ class ResumableTable:
     def _find_marker(self) -> _Marker | None:
         """Return the marker left by a kill, if it describes the table at `path` and the same classification."""
         found = _read_json(self._marker_path)
-        if found.get("fingerprint") != self._fingerprint or not self.path.exists():
+        if _current(found.get("fingerprint", {})) != self._fingerprint or not self.path.exists():
             return None
         marker = _Marker(**found)
         return marker if _hash(self.path) == marker.hash else None
@@ -181,7 +181,7 @@ class ResumableTable:
         if not self.scratch.exists():
             return
         fingerprint = self.scratch / FINGERPRINT_FILE
-        found = _read_json(fingerprint)
+        found = _current(_read_json(fingerprint))
         if not fingerprint.exists() and any(path.name != f".{FINGERPRINT_FILE}.tmp" for path in self.scratch.iterdir()):
             raise JobError(
                 f"{self.scratch} is not an unfinished classification: it has no {FINGERPRINT_FILE};"
@@ -191,12 +191,19 @@ class ResumableTable:
         missing = object()  # None is a value
         changed = [name for name in names if found.get(name, missing) != self._fingerprint.get(name, missing)]
         if changed and not self._overwrite and self._find_tags():
+            others = " and ".join(self._describe_change(name, found) for name in changed)
             raise JobError(
-                f"{self.scratch} holds an unfinished classification with other {' and '.join(changed)};"
+                f"{self.scratch} holds an unfinished classification with other {others};"
                 f" remove it, give --overwrite, or choose another name than {self.path.name}"
             )
         if changed:
             _remove(self.scratch)
+
+    def _describe_change(self, name: str, found: Mapping[str, Any]) -> str:
+        """The name, with the values before and now if both are known, and can be read: a model's is a hash."""
+        if name == "model" or name not in found or name not in self._fingerprint:
+            return name
+        return f"{name} ({found[name]}, now {self._fingerprint[name]})"
 
     def _exists_error(self) -> JobError:
         return JobError(f"{self.path} already exists; give --overwrite to replace it, or another name")
@@ -301,6 +308,11 @@ def _remove(folder: Path) -> None:
             path.unlink()
     (folder / FINGERPRINT_FILE).unlink(missing_ok=True)
     folder.rmdir()
+
+
+def _current(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """A fingerprint in today's words: on a cluster, 0.1.0 wrote the option, not the device, and had none but CPUs."""
+    return {**fingerprint, "device": "cpu"} if fingerprint.get("device") == "auto" else fingerprint
 
 
 def _hash(path: Path) -> str:

@@ -1,14 +1,17 @@
 """The classification task: decode some images, predict, return table rows. Runs on a thread or a cluster worker.
 
-A task decodes its images and predicts them right away on one core: the pixels are still in its cache, and threads do
-not wait for each other.
+On a CPU, a task decodes its images and predicts them right away on one core: the pixels are still in its cache, and
+threads do not wait for each other. A cluster's worker with a GPU runs one task at a time, so that other threads decode
+the task's images, while the GPU computes those that are decoded: see `worker.py`.
 """
 
 import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -72,45 +75,74 @@ def classify_task(settings: TaskSettings, task: Task) -> list[Row]:
     DeviceFailedError and DeviceMemoryError where a GPU fails or has too little memory.
     """
     with gpu_errors(lambda: "finished parts are saved; run the same command again to resume"):
-        return _classify(settings, task)
+        return classify_rows(settings, task)
 
 
-def _classify(settings: TaskSettings, task: Task) -> list[Row]:
+def classify_rows(settings: TaskSettings, task: Task, decoders: int = 0) -> list[Row]:
+    """`classify_task` with the GPU's own errors. 0 decoders: decode in this thread, before the network computes."""
     options = settings.options
     if isinstance(task, FailureTask):
         return [error_row(*failure, options.topk) for failure in zip(*task, strict=True)]
-    predictor = _thread_predictor(settings)
-    size = predictor.card.in_shape[:2]
-    pixels = np.empty((len(task.names), *size, 3), np.uint8)  # (n, H, W, 3)
-    reasons: list[str | None] = [None] * len(task.names)
-    if isinstance(task, RowTask):
-        _open_split(task.dataset, task.split).read_into(pixels, task.start, task.start + len(task.names))
-    else:
-        pixels, reasons = _decode(task, predictor.card.fit, pixels)  # (readable, H, W, 3)
-    rankings = iter(_rank(predictor, pixels, options))
+    predictor = thread_predictor(settings)
+    pixels = np.empty((len(task.names), *predictor.card.in_shape[:2], 3), np.uint8)  # (n, H, W, 3)
+    read = partial(_read, task, predictor.card.fit, pixels)
+    step = _open_split(task.dataset, task.split).chunk_rows if isinstance(task, RowTask) else 1
+    reasons: list[str | None] = []  # of the rows that are read so far
+    rankings: list[list[tuple[str, float]]] = []  # of those that are readable, and computed
+    computed = 0
+    with quiet_pillow(), closing(_read_ahead(read, len(pixels), step, decoders)) as spans:
+        for span in spans:
+            reasons += span
+            if len(reasons) - computed >= options.batch_size or len(reasons) == len(pixels):
+                images = pixels[computed : len(reasons)]  # (b, H, W, 3)
+                readable = [reason is None for reason in reasons[computed:]]
+                rankings += _rank(predictor, images if all(readable) else images[readable], options)
+                computed = len(reasons)
+    ranking = iter(rankings)
     return [
-        ok_row(name, next(rankings), options) if reason is None else error_row(name, reason, options.topk)
+        ok_row(name, next(ranking), options) if reason is None else error_row(name, reason, options.topk)
         for name, reason in zip(task.names, reasons, strict=True)
     ]
 
 
-def _decode(task: FileTask, fit: str, pixels: np.ndarray) -> tuple[np.ndarray, list[str | None]]:
-    """Decode the files into `pixels` (n, H, W, 3), skipping unreadable ones.
+def _read(task: FileTask | RowTask, fit: str, pixels: np.ndarray, start: int, stop: int) -> list[str | None]:
+    """Read rows start..stop-1 of the task into those of `pixels` (n, H, W, 3).
 
-    Returns the pixels (readable, H, W, 3), and for each file the reason why it cannot be read, or None.
+    Returns for each the reason why it cannot be read, or None.
     """
+    if isinstance(task, RowTask):
+        split = _open_split(task.dataset, task.split)
+        split.read_into(pixels[start:stop], task.start + start, task.start + stop)
+        return [None] * (stop - start)
     reasons: list[str | None] = []
-    readable = 0
-    with quiet_pillow():
-        for name in task.names:
-            try:
-                decode_image(f"{task.folder}/{name}", pixels.shape[1:3], fit, pixels[readable])
-            except DecodeError as error:
-                reasons.append(str(error))
-            else:
-                reasons.append(None)
-                readable += 1
-    return pixels[:readable], reasons
+    for row in range(start, stop):
+        try:
+            decode_image(f"{task.folder}/{task.names[row]}", pixels.shape[1:3], fit, pixels[row])
+        except DecodeError as error:
+            reasons.append(str(error))
+        else:
+            reasons.append(None)
+    return reasons
+
+
+def _read_ahead(
+    read: Callable[[int, int], list[str | None]], rows: int, step: int, decoders: int
+) -> Generator[list[str | None], None, None]:
+    """Yield the results of `read` for all rows, in order, read in spans of `step` by as many threads as `decoders`.
+
+    With 0 decoders, all rows are one span, and are read here.
+    """
+    if not decoders:
+        yield read(0, rows)
+        return
+    pool = _pool(decoders)
+    spans = [pool.submit(read, start, min(start + step, rows)) for start in range(0, rows, step)]
+    try:
+        for span in spans:
+            yield span.result()
+    finally:
+        for span in spans:  # after an error
+            span.cancel()
 
 
 def _rank(predictor: Predictor, pixels: np.ndarray, options: ClassifyOptions) -> list[list[tuple[str, float]]]:
@@ -133,7 +165,8 @@ _process_cache: dict[TaskSettings, Predictor] = {}
 _loading = threading.Lock()
 
 
-def _thread_predictor(settings: TaskSettings) -> Predictor:
+def thread_predictor(settings: TaskSettings) -> Predictor:
+    """Return this thread's predictor. The model is loaded once per process."""
     if getattr(_thread_cache, "settings", None) != settings:
         with _loading:
             if settings not in _process_cache:
@@ -164,6 +197,12 @@ def _load(settings: TaskSettings) -> Predictor:
             f" {model}; give a path at which all machines see the same file"
         )
     return predictor
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """One for all tasks of the process: with two tasks at a time, one's images are decoded while the other ends."""
+    return ThreadPoolExecutor(threads, "logpose-decode")
 
 
 @cache

@@ -17,6 +17,14 @@ def device_text(backend: Backend) -> str:
     return backend.device_name
 
 
+def results_device(backend: Backend) -> str:
+    """Return what a table's probabilities depend on: 'cpu', or a GPU as in `device_text`.
+
+    CPUs are all the same here: other vector instructions may change the last of the printed digits.
+    """
+    return device_text(backend) if backend.name == "cuda" else backend.name
+
+
 def has_changed(before: str, now: str) -> bool:
     """Whether the device is another one: `before` may be empty, or lack the instruction set, in older trainings."""
     return before not in ("", now) and not now.startswith(f"{before}, ")

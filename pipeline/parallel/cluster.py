@@ -121,6 +121,13 @@ class Cluster:
         return build_error
 
 
+def worker_address() -> str:
+    """Return the address of the worker that runs this task."""
+    from dask.distributed import get_worker
+
+    return str(get_worker().address)
+
+
 def connect(address: str) -> Any:
     """Connect to the Dask scheduler at an address. Raises OptionError if there is none, or without `distributed`."""
     try:

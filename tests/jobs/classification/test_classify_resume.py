@@ -96,9 +96,10 @@ def test_parts_of_another_classification_are_rejected(
     logpose: Logpose, begun: Path, model: Path, tmp_path: Path, change: str
 ) -> None:
     root, rows = tmp_path / "images", 60
-    values = {"--topk": 2, "--views": "mirror", "--threshold": 0.5}
-    options: tuple[object, ...] = (change, values[change]) if change in values else ()
-    message = f"holds an unfinished classification with other {change}; remove it, give --overwrite"
+    values = {"--topk": (1, 2), "--views": ("none", "mirror"), "--threshold": (None, 0.5)}
+    options: tuple[object, ...] = (change, values[change][1]) if change in values else ()
+    what = f"{change} ({values[change][0]}, now {values[change][1]})" if change in values else change
+    message = f"holds an unfinished classification with other {what}; remove it, give --overwrite"
     if change == "model":
         checkpoint = load_checkpoint(model)
         model = tmp_path / "other.safetensors"

@@ -1,6 +1,7 @@
 """The table: names unchanged, every part once and in order, and no unrelated file touched."""
 
 import os
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -219,25 +220,34 @@ def test_finished_parts_are_reused(begun: Path) -> None:
     ("identity", "options", "changed"),
     [
         ({**IDENTITY, "model": "abd"}, PLAIN, "model"),
-        ({**IDENTITY, "model": "abd", "seed": 0}, PLAIN, "model and seed"),
+        ({**IDENTITY, "model": "abd", "seed": 0}, PLAIN, "model and seed (None, now 0)"),
         ({**IDENTITY, "more": None}, PLAIN, "more"),
         ({"model": "abc", "fit": "pad", "scale": 0.1}, PLAIN, "seed"),
-        (IDENTITY, ClassifyOptions(topk=2), "--topk"),
-        (IDENTITY, ClassifyOptions(threshold=0.5), "--threshold"),
-        (IDENTITY, ClassifyOptions(spreadsheet_safe=True), "--spreadsheet-safe"),
-        (IDENTITY, PARQUET, "--format"),
+        (IDENTITY, ClassifyOptions(topk=2), "--topk (1, now 2)"),
+        (IDENTITY, ClassifyOptions(threshold=0.5), "--threshold (None, now 0.5)"),
+        (IDENTITY, ClassifyOptions(spreadsheet_safe=True), "--spreadsheet-safe (False, now True)"),
+        (IDENTITY, PARQUET, "--format (csv, now parquet)"),
     ],
 )
 def test_parts_of_another_classification_are_rejected(
     begun: Path, identity: dict[str, Any], options: ClassifyOptions, changed: str
 ) -> None:
     message = f"out.csv.parts holds an unfinished classification with other {changed}; remove it, give --overwrite, or"
-    with pytest.raises(JobError, match=message):
+    with pytest.raises(JobError, match=re.escape(message)):
         ResumableTable(begun, identity, options)
     assert ResumableTable(begun, IDENTITY, PLAIN).is_finished(0, digest(0))
     table = ResumableTable(begun, identity, replace(options, overwrite=True))
     assert not table.is_finished(0, digest(0))
     assert names_in(table.scratch) == ["fingerprint.json"]
+
+
+def test_parts_of_a_cluster_of_0_1_0_are_reused(tmp_path: Path) -> None:
+    """It wrote the option `--device auto`, where the device is now. Its workers had no GPU."""
+    path = tmp_path / "out.csv"
+    ResumableTable(path, {**IDENTITY, "device": "auto"}, PLAIN).write(0, digest(0), SPLITS[0])
+    with pytest.raises(JobError, match=r"with other device \(cpu, now NVIDIA H100 in bf16\); remove it"):
+        ResumableTable(path, {**IDENTITY, "device": "NVIDIA H100 in bf16"}, PLAIN)
+    assert ResumableTable(path, {**IDENTITY, "device": "cpu"}, PLAIN).is_finished(0, digest(0))
 
 
 def test_parts_of_changed_files_are_rejected(begun: Path) -> None:

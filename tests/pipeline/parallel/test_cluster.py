@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from logging.handlers import QueueHandler
 from pathlib import Path
@@ -48,16 +48,18 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._file = folder / "scheduler.json"
-        (folder / "slow.py").write_text(SLOW)
         self.workers: list[subprocess.Popen[bytes]] = []
         self.scheduler = self._start("scheduler", "--host", "127.0.0.1", "--port", "0")
         wait_for(self._file.exists, "the scheduler")
         wait_for(lambda: bool(self._file.read_text()), "the scheduler's address")
         self.address: str = json.loads(self._file.read_text())["address"]
 
-    def add_worker(self) -> None:
-        preload = ("--preload", str(self._folder / "slow.py"), "--local-directory", str(self._folder))
-        self.workers.append(self._start("worker", "--nthreads", "1", "--no-nanny", *preload))
+    def add_worker(self, preload: str = SLOW, environment: Mapping[str, str] | None = None) -> None:
+        """Start a worker that first runs the code `preload`; None: in the environment of this process."""
+        file = self._folder / f"preload{len(self.workers)}.py"
+        file.write_text(preload)
+        options = ("--nthreads", "1", "--no-nanny", "--preload", str(file), "--local-directory", str(self._folder))
+        self.workers.append(self._start("worker", *options, environment=environment))
 
     def wait_for_workers(self) -> None:
         client = cluster_module.connect(self.address)
@@ -69,9 +71,11 @@ class Cluster:
             process.kill()
             process.communicate(timeout=60)
 
-    def _start(self, what: str, *options: str) -> subprocess.Popen[bytes]:
+    def _start(
+        self, what: str, *options: str, environment: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
         command = (sys.executable, "-m", "dask", what, "--scheduler-file", str(self._file), "--no-dashboard", *options)
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
 
 
 def wait_for(happened: Callable[[], bool], what: str) -> None:
