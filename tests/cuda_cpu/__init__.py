@@ -11,6 +11,8 @@ CUDA_CPU_ORDERS=0,1,2         run each kernel in several orders of threads and b
 CUDA_CPU_STREAMS=early        another schedule of streams; standin/cupy/_streams.py says which there are
 CUDA_CPU_CAPABILITY=8.0       the compute capability that the device has (read at each use)
 CUDA_CPU_MEMORY=100000000     bytes of device memory (read at each use)
+CUDA_CPU_DEVICES=2            cards of the machine; a process uses the first of CUDA_VISIBLE_DEVICES (read at each use)
+CUDA_CPU_NCCL=0               without NCCL
 CUDA_CPU_CACHE=FOLDER         where compiled modules are kept, by default a folder in the temporary folder
 """
 

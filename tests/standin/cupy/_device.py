@@ -1,4 +1,8 @@
-"""The emulated device: its properties, which CUDA_CPU_CAPABILITY (such as 8.0) and CUDA_CPU_MEMORY (bytes) change."""
+"""The emulated device: its properties, which CUDA_CPU_CAPABILITY (such as 8.0) and CUDA_CPU_MEMORY (bytes) change.
+
+The machine has CUDA_CPU_DEVICES cards, by default one. A process sees those in CUDA_VISIBLE_DEVICES, as with CUDA, and
+uses the first.
+"""
 
 import os
 from typing import Any
@@ -19,6 +23,13 @@ def capability() -> tuple[int, int]:
 def shared_memory_limit() -> int:
     """Bytes of shared memory that a block may ask for."""
     return _SHARED.get(capability(), 48) << 10
+
+
+def cards() -> list[int]:
+    """The numbers of the cards that this process sees."""
+    count = int(os.environ.get("CUDA_CPU_DEVICES") or 1)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return list(range(count)) if visible is None else [int(each) for each in visible.split(",") if int(each) < count]
 
 
 def properties() -> dict[str, Any]:
@@ -44,13 +55,17 @@ def properties() -> dict[str, Any]:
 
 
 class Device:
-    """The only device, number 0."""
+    """The only device in use, number 0."""
 
     def __init__(self, device: Any = 0) -> None:
         self.id = int(device)
 
     def __int__(self) -> int:
         return self.id
+
+    @property
+    def pci_bus_id(self) -> str:
+        return f"0000:{cards()[0]:02X}:00.0"
 
     @property
     def compute_capability(self) -> str:

@@ -22,18 +22,23 @@ from ._errors import CUDARuntimeError
 waits: Counter[str] = Counter()  # what made the host wait for the device
 launches: Counter[str] = Counter()  # kernels, array functions and graphs
 SCHEDULES = ("late", "early", "copies", "kernels")
+STUCK_SECONDS = 60  # that the host may wait for the work of another process
 _lock = threading.RLock()  # held while work is added or done: the emulator runs one kernel at a time
 _busy = False  # whether work is being done
 
 
 class Work:
-    """Something that a stream does, after what it needs. `light` work only keeps accounts."""
+    """Something that a stream does, after what it needs. `light` work only keeps accounts.
 
-    __slots__ = ("done", "light", "needs", "number", "run", "seen", "stream", "time")
+    `arrived`, which `run` may set, tells whether other processes have done their part; the stream waits until then.
+    """
+
+    __slots__ = ("arrived", "done", "light", "needs", "number", "run", "seen", "stream", "time")
 
     def __init__(self, stream: "Stream", run: "Run | None", light: bool) -> None:
         self.stream, self.run, self.light = stream, run, light
         self.needs = stream._needs()
+        self.arrived: Callable[[], bool] | None = None
         self.done = False
         self.time = 0.0
         stream._count += 1
@@ -46,11 +51,15 @@ class Work:
         self.seen = stream._seen = {**seen, stream.ptr: self.number}
 
     def do(self) -> None:
+        waits = False
         try:
-            if self.run:
-                self.run(self)
+            run, self.run = self.run, None
+            if run:
+                run(self)
+            waits = self.arrived is not None and not self.arrived()
         finally:
-            self.done, self.needs, self.run, self.time = True, [], None, time.perf_counter()
+            if not waits:
+                self.done, self.needs, self.time = True, [], time.perf_counter()
 
 
 Run = Callable[[Work], None]
@@ -72,19 +81,34 @@ def add(stream: "Stream", run: Run | None, *, light: bool = False, prepare: Call
         if light:
             _settle(stream)
         elif _at_once(stream):
-            finish(work)
+            advance(work)
         return work
 
 
 def finish(work: Work) -> None:
-    """Do this work now, and before it all that it needs."""
+    """Do this work now, and before it all that it needs; wait for other processes that have a part in it."""
+    until = time.monotonic() + STUCK_SECONDS
+    while not advance(work):
+        if time.monotonic() > until:
+            raise CUDARuntimeError(f"the host has waited {STUCK_SECONDS} s for another process: a GPU would hang")
+        time.sleep(0.001)
+
+
+def advance(work: Work) -> bool:
+    """Do this work, and before it all that it needs, unless another process first has to do its part; whether it is
+    done."""
     with _no_light_work():
         queue = work.stream._queue
         while not work.done:
-            for each in list(queue[0].needs):
-                finish(each)
-            queue.popleft().do()
+            if not all(map(advance, list(queue[0].needs))):
+                return False
+            first = queue.popleft()
+            first.do()
+            if not first.done:
+                queue.appendleft(first)
+                return False
     _settle(work.stream)
+    return True
 
 
 def _settle(stream: "Stream") -> None:
@@ -147,7 +171,7 @@ def discard_all() -> None:
             stream._arriving.clear()
             while stream._queue:
                 work = stream._queue.popleft()
-                work.run = work.run if work.light else None
+                work.run, work.arrived = work.run if work.light else None, None
                 work.do()
 
 
@@ -319,6 +343,9 @@ class Event:
         if not self._work.done and not self._asked and not _at_once(self._work.stream):
             self._asked = True
             return False
+        with _lock:
+            if not advance(self._work):
+                return False
         _arrive(self._work)
         return True
 

@@ -14,7 +14,7 @@ streamCaptureModeGlobal, streamCaptureModeThreadLocal, streamCaptureModeRelaxed 
 
 
 def getDeviceCount() -> int:
-    return 1
+    return len(_device.cards())
 
 
 def getDevice() -> int:
