@@ -24,7 +24,6 @@ from jobs.errors import gpu_errors
 from jobs.training.device_cache import cached_stream, is_cached
 from jobs.training.engine import StepResult, result_of
 from jobs.training.memory import explain_memory
-from jobs.training.ranks.exchange import MailboxExchange
 from jobs.training.ranks.mailbox import GenerationOverError, Mailbox
 from jobs.training.ranks.messages import (
     Preparation,
@@ -35,6 +34,7 @@ from jobs.training.ranks.messages import (
     Span,
     SpanReport,
 )
+from jobs.training.ranks.nccl import Connections
 from jobs.training.ranks.record import RankTimes
 from jobs.training.setup import Streams, build_trainer, initialise, open_streams
 from logpose.common.cpus import available_cpus
@@ -62,6 +62,7 @@ class Rank:
             import_model(settings.card.model_class)
         backend = choose_backend(settings.device, settings.precision, settings.threads or threads)
         self._trainer = build_trainer(settings.card, settings.recipe, backend, self._data)
+        self._connections = Connections(mailbox, backend)
         self._streams: dict[range, Streams] = {}  # of the lanes that are computed now
         self._pending: PendingBatch | None = None
         self._results: list[StepResult] = []  # of the epoch's steps
@@ -93,10 +94,12 @@ class Rank:
                     ((results, tensors),) = self._mailbox.fetch("state", task.rank, [task.source])
                     trainer.load_tensors(tensors, task.step)
                     self._results = list(results)
+                lines += self._connections.begin(task.generation, task.rank)
             except GenerationOverError:
                 return None
-            backend = trainer.backend
-            return Prepared(device_text(backend), backend.description, socket.gethostname(), lines)
+            backend, sums = trainer.backend, self._connections.description
+            description = f"{backend.description}; {sums}" if sums else backend.description
+            return Prepared(device_text(backend), description, socket.gethostname(), lines)
 
     def train(self, span: Span) -> SpanReport:
         """Compute this rank's micro-batches of an epoch's steps, until its end or that of the generation."""
@@ -159,11 +162,11 @@ class Rank:
         exchange = None
         if generation.size > 1:
             assert trainer.layout is not None, "the engine divides only batches of several micro-batches"
-            exchange = MailboxExchange(
-                self._mailbox, generation, span.rank, trainer.step, trainer.backend, trainer.layout
+            exchange = self._connections.exchange(
+                generation, span.rank, trainer.step, stream.division, trainer.layout
             )
-        mailbox, began = self._mailbox, time.monotonic()
-        read, sent, wire = stream.times, mailbox.sent_bytes, mailbox.wire_seconds
+        mailbox, connections, began = self._mailbox, self._connections, time.monotonic()
+        read, sent, wire = stream.times, connections.sent_bytes, mailbox.wire_seconds
 
         def spent(column: str, since: float) -> float:
             now = time.monotonic()
@@ -195,7 +198,7 @@ class Rank:
             times.seconds = time.monotonic() - began
             grown = stream.times.since(read)
             times.read_seconds, times.decode_seconds, times.copy_seconds = grown.read, grown.decode, grown.copy
-            times.sent_megabytes = (mailbox.sent_bytes - sent) / 1e6
+            times.sent_megabytes = (connections.sent_bytes - sent) / 1e6
             times.wire_seconds = mailbox.wire_seconds - wire
             for activity in ("compute", "wait", "exchange"):  # for Dask's dashboard
                 context_meter.digest_metric(activity, getattr(times, f"{activity}_seconds"), "seconds")
