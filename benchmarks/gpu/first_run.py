@@ -33,6 +33,7 @@ STAGES = {
     "steps": ("benchmarks.gpu.steps:eager", 90),
     "compiled": ("benchmarks.gpu.steps:compiled", 80),
     "speedrun": ("benchmarks.gpu.steps:speedrun", 40),
+    "ranks": ("benchmarks.gpu.ranks:scaling", 120),
     "ncu": ("benchmarks.gpu.correctness:run_ncu", 40),
 }
 
