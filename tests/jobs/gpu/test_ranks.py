@@ -1,4 +1,4 @@
-"""Trainings of several ranks on emulated GPUs: the bits of one process, however the sums travel and whoever dies."""
+"""Trainings of several ranks on emulated GPUs: the bits of one process, however sums travel, whichever rank dies."""
 
 import re
 import signal
