@@ -26,6 +26,30 @@ class WorkerLostError(Exception):
     """A worker does not answer."""
 
 
+class Task:
+    """A task on a worker. Its result is fetched once."""
+
+    def __init__(self, cluster: RankCluster, worker: str, future: Any) -> None:
+        self.future, self._cluster, self._worker = future, cluster, worker
+        self._request: Future[Any] | None = None
+
+    def done(self) -> bool:
+        """Whether it has ended; also where it failed."""
+        return bool(self.future.done())
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it ended without a result."""
+        return self.done() and self.future.status != "finished"
+
+    def result(self) -> Any:
+        """Return the result. Raises what the task raises, and WorkerLostError where the worker took it with it."""
+        if self._request is None:
+            self._request = _in_thread(self.future.result)
+        self._cluster.wait(self._worker, self._request)
+        return self._request.result()
+
+
 class RankCluster:
     """A connection to a Dask cluster, whose tasks are bound to workers."""
 
@@ -71,23 +95,18 @@ class RankCluster:
             with suppress(WorkerLostError):
                 self._answer(worker, request)
 
-    def _request(self, worker: str, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Call a function on a worker, in a thread: Dask takes half a minute to give up one that is gone."""
-        request: Future[Any] = Future()
-
-        def call() -> None:
-            try:
-                request.set_result(self._client.run(function, *arguments, workers=[worker])[worker])
-            except BaseException as error:
-                request.set_exception(error)
-
-        threading.Thread(target=call, name="logpose-request", daemon=True).start()
-        return request
-
-    def _answer(self, worker: str, request: Future[Any]) -> Any:
+    def wait(self, worker: str, request: Future[Any]) -> None:
+        """Wait for something from a worker. Raises WorkerLostError where it will not come."""
         while not wait([request], ANSWER_SECONDS).done:
             if worker not in self.workers():
                 raise WorkerLostError(worker)
+
+    def _request(self, worker: str, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Call a function on a worker."""
+        return _in_thread(lambda: self._client.run(function, *arguments, workers=[worker])[worker])
+
+    def _answer(self, worker: str, request: Future[Any]) -> Any:
+        self.wait(worker, request)
         try:
             return request.result()
         except LogposeError:
@@ -95,16 +114,31 @@ class RankCluster:
         except Exception as error:  # Dask raises many kinds for a worker that is gone, or about to go
             raise WorkerLostError(worker) from error
 
-    def submit(self, key: str, worker: str, function: Callable[..., R], *arguments: Any) -> Any:
+    def submit(self, key: str, worker: str, function: Callable[..., R], *arguments: Any) -> Task:
         """Start a task on one worker; no other one may run it."""
-        return self._client.submit(
+        future = self._client.submit(
             function, *arguments, key=key, workers=[worker], allow_other_workers=False, pure=False, retries=0
         )
+        return Task(self, worker, future)
 
-    def cancel(self, futures: list[Any]) -> None:
+    def cancel(self, tasks: list[Task]) -> None:
         """Give up tasks; running ones finish."""
-        if futures and self._client.status == "running":
-            self._client.cancel(futures, force=True)
+        if tasks and self._client.status == "running":
+            self._client.cancel([task.future for task in tasks], force=True)
+
+
+def _in_thread(call: Callable[[], R]) -> Future[R]:
+    """Call a function in a thread: Dask takes half a minute to give up a worker that is gone, or waits for ever."""
+    request: Future[R] = Future()
+
+    def run() -> None:
+        try:
+            request.set_result(call())
+        except BaseException as error:
+            request.set_exception(error)
+
+    threading.Thread(target=run, name="logpose-request", daemon=True).start()
+    return request
 
 
 @contextmanager

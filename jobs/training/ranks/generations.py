@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from cnn.checkpoint import load_checkpoint
 from jobs.console.output import say
 from jobs.console.progress import plural
 from jobs.errors import JobError, RanksLostError
 from jobs.training.ranks import worker
-from jobs.training.ranks.cluster import RankCluster, WorkerLostError
+from jobs.training.ranks.cluster import RankCluster, Task, WorkerLostError
 from jobs.training.ranks.messages import Generation, Preparation, Prepared, RankSettings, divide
 from logpose.common.errors import LogposeError, printable
 
@@ -44,7 +45,7 @@ class Generations:
         self._current: Generation | None = None
         self._prepared: dict[str, Prepared] = {}
         self._left_out: dict[str, LogposeError] = {}
-        self._joining: dict[str, Any] = {}  # futures of workers that get ready
+        self._joining: dict[str, Task] = {}  # of workers that get ready
         self._expected = most or 1
 
     @property
@@ -107,11 +108,13 @@ class Generations:
                     self.drop(member)
                 if isinstance(outcome, LogposeError):
                     self._leave_out(member, outcome)
-        for member, prepared in ready.items():
-            expected = next(iter(ready.values())).device  # of rank 0, unless it failed
+        expected = next(iter(ready.values())).device if ready else ""  # of rank 0, unless it failed
+        for member, prepared in list(ready.items()):
             if prepared.device != expected:
                 failed = True
+                del ready[member]
                 self._leave_out(member, _other_device(member, prepared.device, expected))
+        self.held |= dict.fromkeys(ready, step)
         if failed:
             self._cluster.tell(list(generation.members), worker.end_generation, self._settings.training, self._number)
             return
@@ -120,6 +123,8 @@ class Generations:
         self._prepared |= ready
         self.held = dict.fromkeys(generation.members, step)
         self._begins, self._current = "", generation
+        for member in generation.members:
+            self._joining.pop(member, None)
         if generation.number > 1:
             say(f"{plural(generation.size, 'rank')} from step {step + 1} on")
 
@@ -199,16 +204,23 @@ class Generations:
         """Forget the state of a worker that does not answer."""
         self.held.pop(member, None)
 
+    @property
+    def begins_anew(self) -> bool:
+        """Whether no worker has the state, and the next generation begins with the checkpoint or new weights."""
+        return bool(self._begins)
+
     def lost(self) -> RanksLostError:
-        """Begin with the checkpoint next time; return the error to raise."""
+        """Begin with the checkpoint next time, if there is one; return the error to raise."""
         self.end()
         self.held.clear()
-        self._begins = "checkpoint"
+        last = self._settings.last
+        self._begins = "checkpoint" if last.exists() else "weights"
+        self.step = int(load_checkpoint(last).progress["step"]) if last.exists() else 0
         return RanksLostError("all ranks of the training were lost; run the same command again with --resume")
 
     # Tasks and requests
 
-    def submit(self, what: str, rank: int, function: Callable[..., Any], *arguments: Any) -> Any:
+    def submit(self, what: str, rank: int, function: Callable[..., Any], *arguments: Any) -> Task:
         """Start a task on the worker of a rank."""
         training = self._settings.training
         key = f"logpose-{what}-{training}-{self._number}-{rank}-{time.monotonic_ns()}"
@@ -220,11 +232,11 @@ class Generations:
             raise WorkerLostError(member)
         return self._cluster.ask(member, function, self._settings.training, *arguments)
 
-    def outcomes(self, tasks: dict[str, Any]) -> dict[str, Any]:
+    def outcomes(self, tasks: dict[str, Task]) -> dict[str, Any]:
         """Wait for the members' tasks; return their results, without those of workers that are gone."""
         return self.results(tasks, {member: member for member in tasks})
 
-    def results(self, tasks: dict[K, Any], where: dict[K, str]) -> dict[K, Any]:
+    def results(self, tasks: dict[K, Task], where: dict[K, str]) -> dict[K, Any]:
         """Wait for tasks, each on a worker; return their results, without those of workers that are gone.
 
         Raises the LogposeError of a task.
@@ -246,29 +258,29 @@ class Generations:
         self._cluster.cancel(list(self._joining.values()))
         self._cluster.tell(list(self._prepared), worker.leave, self._settings.training)
 
-    def _wait(self, tasks: dict[str, Any], number: int) -> None:
+    def _wait(self, tasks: dict[str, Task], number: int) -> None:
         """Wait for preparations; where a worker is lost or fails, tell the others not to wait for it."""
         told = False
         while not all(task.done() for member, task in tasks.items() if member in self._cluster.workers()):
             lost = any(member not in self._cluster.workers() for member in tasks)
-            failed = any(task.done() and task.status != "finished" for task in tasks.values())
+            failed = any(task.has_failed for task in tasks.values())
             if (lost or failed) and not told:
                 told = True
                 self._cluster.tell(list(tasks), worker.end_generation, self._settings.training, number)
             time.sleep(POLL_SECONDS)
 
-    def _wait_where(self, tasks: dict[K, Any], where: dict[K, str]) -> None:
+    def _wait_where(self, tasks: dict[K, Task], where: dict[K, str]) -> None:
         while not all(task.done() for key, task in tasks.items() if where[key] in self._cluster.workers()):
             time.sleep(POLL_SECONDS)
 
-    def _outcome(self, task: Any) -> Any:
+    def _outcome(self, task: Task) -> Any:
         """The result of a task, its LogposeError, or a WorkerLostError."""
         if not task.done():
             self._cluster.cancel([task])
             return WorkerLostError()
         try:
             return task.result()
-        except LogposeError as error:
+        except (LogposeError, WorkerLostError) as error:
             return error
         except ImportError as error:
             return JobError(f"expected logpose, the same version as here, on all workers, found: {error}; install it")
