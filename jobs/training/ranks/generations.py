@@ -12,7 +12,7 @@ from jobs.console.progress import plural
 from jobs.errors import JobError, RanksLostError
 from jobs.training.ranks import worker
 from jobs.training.ranks.cluster import RankCluster, Task, WorkerLostError
-from jobs.training.ranks.messages import Generation, Preparation, Prepared, RankSettings, divide
+from jobs.training.ranks.messages import Generation, Preparation, Prepared, RankMissingError, RankSettings, divide
 from logpose.common.errors import LogposeError, printable
 
 K = TypeVar("K")
@@ -45,7 +45,8 @@ class Generations:
         self._current: Generation | None = None
         self._prepared: dict[str, Prepared] = {}
         self._left_out: dict[str, LogposeError] = {}
-        self._joining: dict[str, Task] = {}  # of workers that get ready
+        self._holding: dict[str, Task] = {}  # keep the ranks alive: see `worker.hold_rank`
+        self._joining: set[str] = set()  # workers that get ready
         self._expected = most or 1
 
     @property
@@ -93,9 +94,10 @@ class Generations:
         self._cluster.tell(list(generation.members), worker.join, self._settings.training)
         tasks = {}
         for rank, member in enumerate(generation.members):
-            task = Preparation(generation, rank, step, 0 if share else None, begins)
+            self._hold(member)
+            preparation = Preparation(generation, rank, step, 0 if share else None, begins)
             key = f"logpose-prepare-{self._settings.training}-{generation.number}-{rank}"
-            tasks[member] = self._cluster.submit(key, member, worker.prepare_rank, self._settings, task)
+            tasks[member] = self._cluster.submit(key, member, worker.prepare_rank, self._settings, preparation)
         self._wait(tasks, generation.number)
         failed, ready = False, dict[str, Prepared]()
         for member, task in tasks.items():
@@ -123,8 +125,7 @@ class Generations:
         self._prepared |= ready
         self.held = dict.fromkeys(generation.members, step)
         self._begins, self._current = "", generation
-        for member in generation.members:
-            self._joining.pop(member, None)
+        self._joining.difference_update(generation.members)
         if generation.number > 1:
             say(f"{plural(generation.size, 'rank')} from step {step + 1} on")
 
@@ -136,6 +137,8 @@ class Generations:
             waited = time.monotonic() - began
             if len(workers) >= min(self._expected, self._wanted) or (workers and waited > FIRST_SECONDS):
                 self._expected = 1
+                self._holding = {member: task for member, task in self._holding.items() if member in workers}
+                self._joining &= workers.keys()
                 return workers
             if self._left_out and not workers and set(self._left_out) >= set(self._cluster.workers()):
                 raise next(iter(self._left_out.values()))
@@ -169,22 +172,29 @@ class Generations:
         """Whether a member is gone, or a worker is ready to join. Has those that could join get ready."""
         if self.has_lost():
             return True
-        for address in sorted(set(self._usable()) - set(self.members) - set(self._joining)):
+        for address in sorted(set(self._usable()) - set(self.members) - self._joining):
             if len(self.members) + len(self._joining) < self._wanted:
-                key = f"logpose-join-{self._settings.training}-{address}-{time.monotonic_ns()}"
-                self._joining[address] = self._cluster.submit(key, address, worker.make_rank, self._settings)
+                self._hold(address)
+                self._joining.add(address)
         ready = False
-        for address, task in list(self._joining.items()):
+        for address in list(self._joining):
+            task = self._holding[address]
             if address not in self._usable():
-                del self._joining[address]
+                self._joining.remove(address)
             elif task.done():
-                del self._joining[address]
+                self._joining.remove(address)
                 outcome = self._outcome(task)
                 if isinstance(outcome, LogposeError):
                     self._leave_out(address, outcome)
                 else:
                     ready = ready or outcome is None
         return ready
+
+    def _hold(self, member: str) -> None:
+        """Have a worker make its rank, and keep it."""
+        if member not in self._holding:
+            key = f"logpose-hold-{self._settings.training}-{member}-{time.monotonic_ns()}"
+            self._holding[member] = self._cluster.submit(key, member, worker.hold_rank, self._settings)
 
     def end(self) -> None:
         """End the current generation: its ranks stop at the step that they are at."""
@@ -255,7 +265,7 @@ class Generations:
 
     def close(self) -> None:
         """Have all workers forget the training."""
-        self._cluster.cancel(list(self._joining.values()))
+        self._cluster.cancel(list(self._holding.values()))
         self._cluster.tell(list(self._prepared), worker.leave, self._settings.training)
 
     def _wait(self, tasks: dict[str, Task], number: int) -> None:
@@ -282,6 +292,8 @@ class Generations:
             return task.result()
         except (LogposeError, WorkerLostError) as error:
             return error
+        except RankMissingError as error:
+            return WorkerLostError(str(error))
         except ImportError as error:
             return JobError(f"expected logpose, the same version as here, on all workers, found: {error}; install it")
         except Exception as error:  # Dask has many kinds for a worker that is gone

@@ -27,6 +27,7 @@ from jobs.training.ranks.mailbox import GenerationOverError, Mailbox
 from jobs.training.ranks.messages import (
     Preparation,
     Prepared,
+    RankMissingError,
     RankSettings,
     RankState,
     Share,
@@ -64,6 +65,7 @@ class Rank:
         self._pending: PendingBatch | None = None
         self._results: list[StepResult] = []  # of the epoch's steps
         self.validated = 0  # images of the current evaluation
+        self._has_state = False
         self._busy, self._lock = False, threading.Lock()  # whether a task runs
         self._requests: deque[Future[RankState]] = deque()
         self._since = 0
@@ -73,11 +75,14 @@ class Rank:
     def prepare(self, task: Preparation) -> Prepared | None:
         """Take the state of `task.step`, from the file or another rank if it is not this rank's own already.
 
-        Returns None where the generation has ended meanwhile.
+        Returns None where the generation has ended meanwhile. Raises RankMissingError where it should have the state.
         """
         with self._working():
             self._mailbox.begin(task.generation)
             trainer, lines = self._trainer, list[str]()
+            own = task.source is None or (task.rank == task.source and not task.begins)
+            if own and not (self._has_state and trainer.step == task.step):
+                raise RankMissingError
             try:
                 if task.rank == task.source:
                     if task.begins == "checkpoint":
@@ -93,6 +98,7 @@ class Rank:
                     self._results = list(results)
             except GenerationOverError:
                 return None
+            self._has_state = True
             backend = trainer.backend
             return Prepared(device_text(backend), backend.description, socket.gethostname(), lines)
 
@@ -154,6 +160,7 @@ class Rank:
     def _train(self, span: Span, times: RankTimes) -> None:
         generation, lanes = span.generation, span.generation.lanes[span.rank]
         trainer, stream = self._trainer, self._streams_of(lanes).train
+        assert trainer.step == (span.epoch - 1) * stream.division.steps + span.start, "the engine knows the state"
         exchange = None
         if generation.size > 1:
             assert trainer.layout is not None, "the engine divides only batches of several micro-batches"
