@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import closing, contextmanager, suppress
+from multiprocessing import resource_tracker
 from typing import Any, TypeVar
 
+from jobs.console.interrupts import DeferredInterrupt
 from jobs.errors import JobError, WorkFailedError
 from logpose.common.cpus import available_cpus
 from logpose.common.errors import LogposeError
@@ -155,6 +158,7 @@ def local_cluster(ranks: int, threads: int | None, gpus: int) -> Iterator[RankCl
     Raises JobError without the package `distributed`.
     """
     try:
+        import dask
         from distributed import Client, Nanny, Scheduler, SpecCluster
     except ImportError:
         raise JobError(
@@ -169,11 +173,43 @@ def local_cluster(ranks: int, threads: int | None, gpus: int) -> Iterator[RankCl
         env = {"env": {"CUDA_VISIBLE_DEVICES": _cards(rank, gpus)}} if gpus else {}
         workers[rank] = {"cls": Nanny, "options": options | env}
     scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard": True, "dashboard_address": ":0"}}
-    with (
-        SpecCluster(workers, scheduler, silence_logs=50) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        yield RankCluster(client, "this machine")
+    # Dask gives a worker that it starts again this long; on a busy machine it needs more than the default of 15 s.
+    patient = dask.config.set({"distributed.deploy.lost-worker-timeout": "1 day"})
+    starting = DeferredInterrupt()  # Dask's start cannot be interrupted without leaving processes behind
+    with patient, _loop_without_interrupts() as loop:
+        with starting:
+            cluster = SpecCluster(workers, scheduler, loop=loop, silence_logs=50)
+            client = Client(cluster, set_as_default=False)
+        try:
+            if starting.requested:
+                raise KeyboardInterrupt
+            yield RankCluster(client, "this machine")
+        finally:
+            with DeferredInterrupt():
+                client.close()
+                cluster.close()
+
+
+@contextmanager
+def _loop_without_interrupts() -> Iterator[Any]:
+    """A running event loop. The processes that are started in it do not get Ctrl-C, which a terminal sends to all.
+
+    They inherit that from its thread. Python's resource tracker, a process, must be there before: the thread that
+    starts it gets Ctrl-C again.
+    """
+    from distributed.utils import LoopRunner
+
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        runner = LoopRunner()
+        runner.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        yield runner.loop
+    finally:
+        runner.stop()
 
 
 def _cards(rank: int, gpus: int) -> str:
