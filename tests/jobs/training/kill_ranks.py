@@ -33,8 +33,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
-
 from jobs.cli import main as logpose
 from tests.jobs.conftest import draw_classes
 from tests.jobs.killing import Aim, LoggedRun
@@ -199,6 +197,7 @@ class Elastic:
         while len(cluster.workers) < self._draw.randint(1, MAX_WORKERS):
             cluster.join()
         run = self._start(run_dir)
+        run.wait_for("w")
         while len(outcome.events) < events and run.process.poll() is None:
             self._wait(run)
             if run.process.poll() is None:
@@ -206,6 +205,8 @@ class Elastic:
             cluster.prepare(2)
         finish(run, began)
         outcome.seconds = time.monotonic() - began
+        if any(worker.poll() is not None for worker in cluster.workers):
+            outcome.wrong.append("a worker ended")
         return outcome
 
     def _start(self, run_dir: Path) -> LoggedRun:
@@ -213,6 +214,8 @@ class Elastic:
 
     def _wait(self, run: LoggedRun) -> None:
         """Wait for a random moment: some steps later, in the next validation, or while a generation is formed."""
+        if self._draw.random() < 0.8:
+            run.wait_for("t")
         mark, more, delay = self._draw.choices(
             (("t", self._draw.randint(1, 20), 0.05), ("V", 1, 0.3), ("G", 1, 1.0), ("E", 1, 0.2)), (5, 3, 3, 1)
         )[0]
@@ -303,14 +306,9 @@ def processes_left(group: int) -> list[str]:
 
 
 def _of_group(group: int) -> list[str]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(f"{process.pid} {' '.join(process.cmdline())}")
-        except (psutil.Error, OSError):  # it has just ended
-            continue
-    return found
+    listed = subprocess.run(["ps", "-A", "-o", "pgid=,stat=,args="], capture_output=True, text=True, check=True)
+    rows = [line.split(maxsplit=2) for line in listed.stdout.splitlines()]
+    return [" ".join(row[2:]) for row in rows if row[0] == str(group) and not row[1].startswith("Z")]
 
 
 def check(outcome: Outcome, run_dir: Path, expected: str, label: str) -> Outcome:
