@@ -159,8 +159,9 @@ class RankEngine:
                 continue
             if state is not None and state.step >= generations.step:
                 return state
-            if not self._tasks:  # the rank whose results we have is lost, and was ahead: compute these steps again
-                self._start()
+            if not self._tasks:
+                if state is not None:  # the rank that was ahead is lost: compute its steps again
+                    self._start()
             elif generations.has_changed() or any(map(_has_stopped, self._tasks.values())):
                 self._collect()
 
@@ -181,7 +182,7 @@ class RankEngine:
             for (rank, member), times in sorted(self._times.items(), key=lambda item: item[0])
         ]
         self._activity += rows
-        count = len(self._generations.members)
+        count = len({row.rank for row in rows})  # the generation may have ended in the last step
         for phase in ("compute", "wait", "exchange", "read", "decode", "copy"):
             total = sum(getattr(row.times, f"{phase}_seconds") for row in rows)
             self.clock.times.add({phase: total / count})
@@ -217,7 +218,7 @@ class RankEngine:
             }
             where = {share: generations.members[number % count] for number, share in enumerate(shares)}
             finished = sum(sum(len(batch.labels) for batch in part) for part in done.values())
-            while not all(task.done() for task in tasks.values()) and not generations.has_lost():
+            while not all(task.done() for task in tasks.values()) and not generations.has_lost(where.values()):
                 progress(finished + sum(self._validated(member) for member in set(where.values())))
                 time.sleep(POLL_SECONDS)
             for share, outcome in generations.results(tasks, where).items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from cnn.checkpoint import load_checkpoint
@@ -163,14 +163,14 @@ class Generations:
 
     # Changes
 
-    def has_lost(self) -> bool:
-        """Whether a member is gone."""
+    def has_lost(self, members: Iterable[str]) -> bool:
+        """Whether one of these workers is gone."""
         workers = self._cluster.workers()
-        return any(member not in workers for member in self.members)
+        return any(member not in workers for member in members)
 
     def has_changed(self) -> bool:
         """Whether a member is gone, or a worker is ready to join. Has those that could join get ready."""
-        if self.has_lost():
+        if self.has_lost(self.members):
             return True
         for address in sorted(set(self._usable()) - set(self.members) - self._joining):
             if len(self.members) + len(self._joining) < self._wanted:
@@ -211,8 +211,10 @@ class Generations:
         return sorted(member for member, step in held.items() if step == max(held.values()))
 
     def drop(self, member: str) -> None:
-        """Forget the state of a worker that does not answer."""
+        """Go on without the state of a worker that does not answer."""
         self.held.pop(member, None)
+        if member in self.members:
+            self.end()
 
     @property
     def begins_anew(self) -> bool:
