@@ -1,6 +1,6 @@
 """Kill the ranks of trainings, and whole trainings on ranks, at random moments: the result must not change by a bit.
 
-    python -m tests.jobs.training.kill_ranks [--trainings 50] [--kills 50] [--seed 0]
+    python -m tests.jobs.training.ranks.kill_ranks [--trainings 50] [--kills 50] [--seed 0]
 
 An undisturbed training in one process and thread gives the expected SHA-256 of all results: tensors, metrics without
 times, drawings.
