@@ -153,7 +153,7 @@ class RankEngine:
             try:
                 state = generations.ask(holders[0], worker.state, generations.step)
             except WorkerLostError:
-                if self._tasks:  # the other ranks stop at their step, and `epoch` goes on with them
+                if self._tasks:  # the other ranks stop at their step, and `epoch` continues with them
                     self._collect()
                 generations.drop(holders[0])
                 continue
