@@ -30,7 +30,7 @@ ONLY_IMPORTED_BY = {
     "llvmlite": ["cnn/backends/cpu/processor.py", "cnn/backends/cpu/simd.py", "pipeline/images/resize.py"],
     "dask": [
         "pipeline/build/scheduler.py", "pipeline/loader/reader.py", "pipeline/parallel/cluster.py",
-        "jobs/console/sizes.py",
+        "jobs/console/sizes.py", "jobs/training/ranks/cluster.py",
     ],
     "PIL": [
         "pipeline/images/decode.py", "pipeline/images/colours.py", "jobs/drawing/contact_sheet.py",

@@ -130,11 +130,14 @@ class Artifacts:
             return None
         return self.engine.evaluate_saved(self.folder.model, views)
 
-    def restore(self) -> None:
-        """Go back to the state of last.safetensors. Raises ModelFileError where it is damaged."""
+    def restore(self) -> bool:
+        """Go back to the state of last.safetensors; return whether there is one. Raises ModelFileError if damaged."""
+        if not self.folder.last.exists():
+            return False
         saved = TrainingState.from_json(load_checkpoint(self.folder.last).progress, self.folder.last)
         vars(self.state).update(vars(saved))
         self._saved_at, self.saved_step = time.monotonic(), saved.step
+        return True
 
     def _save_best(self, row: EpochRow, tensors: Tensors) -> None:
         self.folder.save_best(replace(self.card, temperature=row.temperature or 1.0), tensors, row)

@@ -29,25 +29,33 @@ class Training:
         Raises Interrupted after Ctrl-C, NonFiniteError where training diverges, PipelineError for a damaged dataset,
         WriteError and OSError where a file cannot be written.
         """
-        with self.clock("save"):
-            self.artifacts.begin()
         with self.interrupt:
-            while not is_finished(self.state, self.recipe):
+            while True:
                 try:
-                    self._train_epoch()
-                    evaluation = self._validate()
-                except PipelineError:  # the dataset is damaged, the weights are not: resume once it is repaired
-                    self._save_checkpoint()
-                    raise
+                    return self._run()
                 except RanksLostError:  # and the state with them
                     self._restore()
-                    continue
-                self._end_epoch(evaluation)
-            return self.artifacts.finish()
+
+    def _run(self) -> Summary:
+        with self.clock("save"):
+            self.artifacts.begin()
+        while not is_finished(self.state, self.recipe):
+            try:
+                self._train_epoch()
+                evaluation = self._validate()
+            except PipelineError:  # the dataset is damaged, the weights are not: resume once it is repaired
+                self._save_checkpoint()
+                raise
+            self._end_epoch(evaluation)
+        return self.artifacts.finish()
 
     def _restore(self) -> None:
-        """Go back to the last checkpoint. Raises Interrupted after Ctrl-C."""
-        self.artifacts.restore()
+        """Go back to the last checkpoint. Raises Interrupted after Ctrl-C, KeyboardInterrupt where nothing is saved."""
+        if not self.artifacts.restore():
+            if self.interrupt.requested:
+                raise KeyboardInterrupt
+            say("all ranks were lost; beginning again")
+            return
         self.clock.times = self.state.times
         if self.interrupt.requested:
             raise self._interrupted()

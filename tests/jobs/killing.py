@@ -22,8 +22,9 @@ Marks: TypeAlias = Mapping[str, tuple[str, str]]
 LIMIT_SECONDS = 300
 
 LOGGING_MAIN = """
-import json, os, pkgutil, sys
+import faulthandler, json, os, pkgutil, signal, sys
 
+faulthandler.register(signal.SIGUSR1)  # shows where it hangs
 log, marks, settings, *arguments = sys.argv[1:]
 note = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
@@ -60,10 +61,12 @@ class LoggedRun:
     """A running command line. Its log and output replace those of an earlier run in `folder`.
 
     settings  module:NAME -> value of a constant, such as a smaller part size for a small test
+    group     whether it has a process group of its own, with all processes that it starts
     """
 
     def __init__(
-        self, folder: Path, marks: Marks, *arguments: object, settings: Mapping[str, int] | None = None
+        self, folder: Path, marks: Marks, *arguments: object, settings: Mapping[str, int] | None = None,
+        group: bool = False,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._log, self._output = folder / "log", folder / "output"
@@ -71,7 +74,9 @@ class LoggedRun:
         passed = (self._log, json.dumps(marks), json.dumps(settings or {}), *arguments)
         command = [sys.executable, "-W", "error", "-c", LOGGING_MAIN, *map(str, passed)]
         with self._output.open("wb") as output:
-            self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, start_new_session=group
+            )
         self.began = time.monotonic()
 
     def wait_for(self, mark: str, times: int = 1) -> float:

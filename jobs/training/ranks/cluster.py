@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import closing, contextmanager, suppress
+from multiprocessing import resource_tracker
 from typing import Any, TypeVar
 
+from jobs.console.interrupts import DeferredInterrupt
 from jobs.errors import JobError, WorkFailedError
 from logpose.common.cpus import available_cpus
 from logpose.common.errors import LogposeError
@@ -24,6 +27,30 @@ RESUME = "run the same command again with --resume"
 
 class WorkerLostError(Exception):
     """A worker does not answer."""
+
+
+class Task:
+    """A task on a worker. Its result is fetched once."""
+
+    def __init__(self, cluster: RankCluster, worker: str, future: Any) -> None:
+        self.future, self._cluster, self._worker = future, cluster, worker
+        self._request: Future[Any] | None = None
+
+    def done(self) -> bool:
+        """Whether it has ended; also where it failed."""
+        return bool(self.future.done())
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it ended without a result."""
+        return self.done() and self.future.status != "finished"
+
+    def result(self) -> Any:
+        """Return the result. Raises what the task raises, and WorkerLostError where the worker took it with it."""
+        if self._request is None:
+            self._request = _in_thread(self.future.result)
+        self._cluster.wait(self._worker, self._request)
+        return self._request.result()
 
 
 class RankCluster:
@@ -71,23 +98,18 @@ class RankCluster:
             with suppress(WorkerLostError):
                 self._answer(worker, request)
 
-    def _request(self, worker: str, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Call a function on a worker, in a thread: Dask takes half a minute to give up one that is gone."""
-        request: Future[Any] = Future()
-
-        def call() -> None:
-            try:
-                request.set_result(self._client.run(function, *arguments, workers=[worker])[worker])
-            except BaseException as error:
-                request.set_exception(error)
-
-        threading.Thread(target=call, name="logpose-request", daemon=True).start()
-        return request
-
-    def _answer(self, worker: str, request: Future[Any]) -> Any:
+    def wait(self, worker: str, request: Future[Any]) -> None:
+        """Wait for something from a worker. Raises WorkerLostError where it will not come."""
         while not wait([request], ANSWER_SECONDS).done:
             if worker not in self.workers():
                 raise WorkerLostError(worker)
+
+    def _request(self, worker: str, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Call a function on a worker."""
+        return _in_thread(lambda: self._client.run(function, *arguments, workers=[worker])[worker])
+
+    def _answer(self, worker: str, request: Future[Any]) -> Any:
+        self.wait(worker, request)
         try:
             return request.result()
         except LogposeError:
@@ -95,16 +117,31 @@ class RankCluster:
         except Exception as error:  # Dask raises many kinds for a worker that is gone, or about to go
             raise WorkerLostError(worker) from error
 
-    def submit(self, key: str, worker: str, function: Callable[..., R], *arguments: Any) -> Any:
+    def submit(self, key: str, worker: str, function: Callable[..., R], *arguments: Any) -> Task:
         """Start a task on one worker; no other one may run it."""
-        return self._client.submit(
+        future = self._client.submit(
             function, *arguments, key=key, workers=[worker], allow_other_workers=False, pure=False, retries=0
         )
+        return Task(self, worker, future)
 
-    def cancel(self, futures: list[Any]) -> None:
+    def cancel(self, tasks: list[Task]) -> None:
         """Give up tasks; running ones finish."""
-        if futures and self._client.status == "running":
-            self._client.cancel(futures, force=True)
+        if tasks and self._client.status == "running":
+            self._client.cancel([task.future for task in tasks], force=True)
+
+
+def _in_thread(call: Callable[[], R]) -> Future[R]:
+    """Call a function in a thread: Dask takes half a minute to give up a worker that is gone, or waits for ever."""
+    request: Future[R] = Future()
+
+    def run() -> None:
+        try:
+            request.set_result(call())
+        except BaseException as error:
+            request.set_exception(error)
+
+    threading.Thread(target=run, name="logpose-request", daemon=True).start()
+    return request
 
 
 @contextmanager
@@ -121,6 +158,7 @@ def local_cluster(ranks: int, threads: int | None, gpus: int) -> Iterator[RankCl
     Raises JobError without the package `distributed`.
     """
     try:
+        import dask
         from distributed import Client, Nanny, Scheduler, SpecCluster
     except ImportError:
         raise JobError(
@@ -135,11 +173,43 @@ def local_cluster(ranks: int, threads: int | None, gpus: int) -> Iterator[RankCl
         env = {"env": {"CUDA_VISIBLE_DEVICES": _cards(rank, gpus)}} if gpus else {}
         workers[rank] = {"cls": Nanny, "options": options | env}
     scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard": True, "dashboard_address": ":0"}}
-    with (
-        SpecCluster(workers, scheduler, silence_logs=50) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        yield RankCluster(client, "this machine")
+    # Dask gives a worker that it starts again this long; on a busy machine it needs more than the default of 15 s.
+    patient = dask.config.set({"distributed.deploy.lost-worker-timeout": "1 day"})
+    starting = DeferredInterrupt()  # Dask's start cannot be interrupted without leaving processes behind
+    with patient, _loop_without_interrupts() as loop:
+        with starting:
+            cluster = SpecCluster(workers, scheduler, loop=loop, silence_logs=50)
+            client = Client(cluster, set_as_default=False)
+        try:
+            if starting.requested:
+                raise KeyboardInterrupt
+            yield RankCluster(client, "this machine")
+        finally:
+            with DeferredInterrupt():
+                client.close()
+                cluster.close()
+
+
+@contextmanager
+def _loop_without_interrupts() -> Iterator[Any]:
+    """A running event loop. The processes that are started in it do not get Ctrl-C, which a terminal sends to all.
+
+    They inherit that from its thread. Python's resource tracker, a process, must be there before: the thread that
+    starts it gets Ctrl-C again.
+    """
+    from distributed.utils import LoopRunner
+
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        runner = LoopRunner()
+        runner.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        yield runner.loop
+    finally:
+        runner.stop()
 
 
 def _cards(rank: int, gpus: int) -> str:

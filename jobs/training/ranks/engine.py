@@ -6,14 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from cnn.evaluation.metrics import EvaluatedBatch, Evaluation
 from cnn.training.trainer import Trainer
 from jobs.errors import RanksLostError, WorkFailedError
 from jobs.training.engine import Progress, Snapshot, StepResult
 from jobs.training.ranks import worker
-from jobs.training.ranks.cluster import RESUME, WorkerLostError
+from jobs.training.ranks.cluster import RESUME, Task, WorkerLostError
 from jobs.training.ranks.generations import Generations
 from jobs.training.ranks.messages import RankState, Share, Span, SpanReport
 from jobs.training.ranks.record import RankRow, RankTimes
@@ -39,7 +38,7 @@ class RankEngine:
         self.stop_requested: Callable[[], bool] = lambda: False
         generations.stop_requested = lambda: self.stop_requested()
         self._generations, self._trainer, self._division, self._val = generations, trainer, division, val
-        self._tasks: dict[str, Any] = {}  # futures of the members' tasks for the steps of an epoch
+        self._tasks: dict[str, Task] = {}  # of the members, for the steps of an epoch
         self._state: RankState | None = None  # the last one that was fetched
         self._times: dict[tuple[int, str], RankTimes] = {}  # of the epoch, by rank and worker
         self._epoch = 0
@@ -58,11 +57,7 @@ class RankEngine:
         self._times.clear()
         finished = False
         while not finished or generations.step < last:
-            held = generations.form()
-            if held < last or not finished:
-                for rank, member in enumerate(generations.members):
-                    span = Span(generations.current, rank, number, held - first)
-                    self._tasks[member] = generations.submit("train", rank, worker.train_steps, span)
+            self._start()
             yield from self._follow()
             finished = self._collect()
             yield from self._rest(last if finished else 0)
@@ -78,6 +73,14 @@ class RankEngine:
     def take_activity(self) -> list[RankRow]:
         taken, self._activity = self._activity, []
         return taken
+
+    def _start(self) -> None:
+        """Have all ranks compute the rest of the epoch."""
+        generations, first = self._generations, (self._epoch - 1) * self._division.steps
+        held = generations.form()
+        for rank, member in enumerate(generations.members):
+            span = Span(generations.current, rank, self._epoch, held - first)
+            self._tasks[member] = generations.submit("train", rank, worker.train_steps, span)
 
     def _follow(self) -> Iterator[StepResult]:
         """Yield results until all tasks are done, or a rank stopped or was lost, or another one is ready to join."""
@@ -143,7 +146,10 @@ class RankEngine:
         while True:
             holders = list(generations.members) if self._tasks else generations.holders()
             if not holders:
-                raise generations.lost()
+                if not generations.begins_anew:
+                    raise generations.lost()
+                generations.form()
+                continue
             try:
                 state = generations.ask(holders[0], worker.state, generations.step)
             except WorkerLostError:
@@ -153,7 +159,10 @@ class RankEngine:
                 continue
             if state is not None and state.step >= generations.step:
                 return state
-            if generations.has_changed() and self._tasks:
+            if not self._tasks:
+                if state is not None:  # the rank that was ahead is lost: compute its steps again
+                    self._start()
+            elif generations.has_changed() or any(map(_has_stopped, self._tasks.values())):
                 self._collect()
 
     def _compare(self, reports: dict[str, SpanReport]) -> None:
@@ -173,7 +182,7 @@ class RankEngine:
             for (rank, member), times in sorted(self._times.items(), key=lambda item: item[0])
         ]
         self._activity += rows
-        count = len(self._generations.members)
+        count = len({row.rank for row in rows})  # the generation may have ended in the last step
         for phase in ("compute", "wait", "exchange", "read", "decode", "copy"):
             total = sum(getattr(row.times, f"{phase}_seconds") for row in rows)
             self.clock.times.add({phase: total / count})
@@ -188,7 +197,8 @@ class RankEngine:
             try:
                 return self._evaluate(model.resolve(), views, lambda done: None)
             except RanksLostError:  # the checkpoint was just saved: others begin with it
-                continue
+                if self.stop_requested():
+                    raise
 
     def _evaluate(self, model: Path | None, views: str, progress: Progress) -> Evaluation:
         generations = self._generations
@@ -208,7 +218,7 @@ class RankEngine:
             }
             where = {share: generations.members[number % count] for number, share in enumerate(shares)}
             finished = sum(sum(len(batch.labels) for batch in part) for part in done.values())
-            while not all(task.done() for task in tasks.values()) and not generations.has_lost():
+            while not all(task.done() for task in tasks.values()) and not generations.has_lost(where.values()):
                 progress(finished + sum(self._validated(member) for member in set(where.values())))
                 time.sleep(POLL_SECONDS)
             for share, outcome in generations.results(tasks, where).items():
@@ -225,6 +235,9 @@ class RankEngine:
             return 0
 
 
-def _has_stopped(task: Any) -> bool:
+def _has_stopped(task: Task) -> bool:
     """Whether a task has ended without finishing its epoch."""
-    return task.done() and (task.status != "finished" or not task.result().finished)
+    try:
+        return task.done() and (task.has_failed or not task.result().finished)
+    except WorkerLostError:
+        return True

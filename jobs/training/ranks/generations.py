@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+from cnn.checkpoint import load_checkpoint
 from jobs.console.output import say
 from jobs.console.progress import plural
 from jobs.errors import JobError, RanksLostError
 from jobs.training.ranks import worker
-from jobs.training.ranks.cluster import RankCluster, WorkerLostError
-from jobs.training.ranks.messages import Generation, Preparation, Prepared, RankSettings, divide
+from jobs.training.ranks.cluster import RankCluster, Task, WorkerLostError
+from jobs.training.ranks.messages import Generation, Preparation, Prepared, RankMissingError, RankSettings, divide
 from logpose.common.errors import LogposeError, printable
 
 K = TypeVar("K")
@@ -44,7 +45,8 @@ class Generations:
         self._current: Generation | None = None
         self._prepared: dict[str, Prepared] = {}
         self._left_out: dict[str, LogposeError] = {}
-        self._joining: dict[str, Any] = {}  # futures of workers that get ready
+        self._holding: dict[str, Task] = {}  # keep the ranks alive: see `worker.hold_rank`
+        self._joining: set[str] = set()  # workers that get ready
         self._expected = most or 1
 
     @property
@@ -92,9 +94,10 @@ class Generations:
         self._cluster.tell(list(generation.members), worker.join, self._settings.training)
         tasks = {}
         for rank, member in enumerate(generation.members):
-            task = Preparation(generation, rank, step, 0 if share else None, begins)
+            self._hold(member)
+            preparation = Preparation(generation, rank, step, 0 if share else None, begins)
             key = f"logpose-prepare-{self._settings.training}-{generation.number}-{rank}"
-            tasks[member] = self._cluster.submit(key, member, worker.prepare_rank, self._settings, task)
+            tasks[member] = self._cluster.submit(key, member, worker.prepare_rank, self._settings, preparation)
         self._wait(tasks, generation.number)
         failed, ready = False, dict[str, Prepared]()
         for member, task in tasks.items():
@@ -107,11 +110,13 @@ class Generations:
                     self.drop(member)
                 if isinstance(outcome, LogposeError):
                     self._leave_out(member, outcome)
-        for member, prepared in ready.items():
-            expected = next(iter(ready.values())).device  # of rank 0, unless it failed
+        expected = next(iter(ready.values())).device if ready else ""  # of rank 0, unless it failed
+        for member, prepared in list(ready.items()):
             if prepared.device != expected:
                 failed = True
+                del ready[member]
                 self._leave_out(member, _other_device(member, prepared.device, expected))
+        self.held |= dict.fromkeys(ready, step)
         if failed:
             self._cluster.tell(list(generation.members), worker.end_generation, self._settings.training, self._number)
             return
@@ -120,6 +125,7 @@ class Generations:
         self._prepared |= ready
         self.held = dict.fromkeys(generation.members, step)
         self._begins, self._current = "", generation
+        self._joining.difference_update(generation.members)
         if generation.number > 1:
             say(f"{plural(generation.size, 'rank')} from step {step + 1} on")
 
@@ -131,6 +137,8 @@ class Generations:
             waited = time.monotonic() - began
             if len(workers) >= min(self._expected, self._wanted) or (workers and waited > FIRST_SECONDS):
                 self._expected = 1
+                self._holding = {member: task for member, task in self._holding.items() if member in workers}
+                self._joining &= workers.keys()
                 return workers
             if self._left_out and not workers and set(self._left_out) >= set(self._cluster.workers()):
                 raise next(iter(self._left_out.values()))
@@ -155,31 +163,38 @@ class Generations:
 
     # Changes
 
-    def has_lost(self) -> bool:
-        """Whether a member is gone."""
+    def has_lost(self, members: Iterable[str]) -> bool:
+        """Whether one of these workers is gone."""
         workers = self._cluster.workers()
-        return any(member not in workers for member in self.members)
+        return any(member not in workers for member in members)
 
     def has_changed(self) -> bool:
         """Whether a member is gone, or a worker is ready to join. Has those that could join get ready."""
-        if self.has_lost():
+        if self.has_lost(self.members):
             return True
-        for address in sorted(set(self._usable()) - set(self.members) - set(self._joining)):
+        for address in sorted(set(self._usable()) - set(self.members) - self._joining):
             if len(self.members) + len(self._joining) < self._wanted:
-                key = f"logpose-join-{self._settings.training}-{address}-{time.monotonic_ns()}"
-                self._joining[address] = self._cluster.submit(key, address, worker.make_rank, self._settings)
+                self._hold(address)
+                self._joining.add(address)
         ready = False
-        for address, task in list(self._joining.items()):
+        for address in list(self._joining):
+            task = self._holding[address]
             if address not in self._usable():
-                del self._joining[address]
+                self._joining.remove(address)
             elif task.done():
-                del self._joining[address]
+                self._joining.remove(address)
                 outcome = self._outcome(task)
                 if isinstance(outcome, LogposeError):
                     self._leave_out(address, outcome)
                 else:
                     ready = ready or outcome is None
         return ready
+
+    def _hold(self, member: str) -> None:
+        """Have a worker make its rank, and keep it."""
+        if member not in self._holding:
+            key = f"logpose-hold-{self._settings.training}-{member}-{time.monotonic_ns()}"
+            self._holding[member] = self._cluster.submit(key, member, worker.hold_rank, self._settings)
 
     def end(self) -> None:
         """End the current generation: its ranks stop at the step that they are at."""
@@ -196,19 +211,28 @@ class Generations:
         return sorted(member for member, step in held.items() if step == max(held.values()))
 
     def drop(self, member: str) -> None:
-        """Forget the state of a worker that does not answer."""
+        """Go on without the state of a worker that does not answer."""
         self.held.pop(member, None)
+        if member in self.members:
+            self.end()
+
+    @property
+    def begins_anew(self) -> bool:
+        """Whether no worker has the state, and the next generation begins with the checkpoint or new weights."""
+        return bool(self._begins)
 
     def lost(self) -> RanksLostError:
-        """Begin with the checkpoint next time; return the error to raise."""
+        """Begin with the checkpoint next time, if there is one; return the error to raise."""
         self.end()
         self.held.clear()
-        self._begins = "checkpoint"
+        last = self._settings.last
+        self._begins = "checkpoint" if last.exists() else "weights"
+        self.step = int(load_checkpoint(last).progress["step"]) if last.exists() else 0
         return RanksLostError("all ranks of the training were lost; run the same command again with --resume")
 
     # Tasks and requests
 
-    def submit(self, what: str, rank: int, function: Callable[..., Any], *arguments: Any) -> Any:
+    def submit(self, what: str, rank: int, function: Callable[..., Any], *arguments: Any) -> Task:
         """Start a task on the worker of a rank."""
         training = self._settings.training
         key = f"logpose-{what}-{training}-{self._number}-{rank}-{time.monotonic_ns()}"
@@ -220,11 +244,11 @@ class Generations:
             raise WorkerLostError(member)
         return self._cluster.ask(member, function, self._settings.training, *arguments)
 
-    def outcomes(self, tasks: dict[str, Any]) -> dict[str, Any]:
+    def outcomes(self, tasks: dict[str, Task]) -> dict[str, Any]:
         """Wait for the members' tasks; return their results, without those of workers that are gone."""
         return self.results(tasks, {member: member for member in tasks})
 
-    def results(self, tasks: dict[K, Any], where: dict[K, str]) -> dict[K, Any]:
+    def results(self, tasks: dict[K, Task], where: dict[K, str]) -> dict[K, Any]:
         """Wait for tasks, each on a worker; return their results, without those of workers that are gone.
 
         Raises the LogposeError of a task.
@@ -243,33 +267,35 @@ class Generations:
 
     def close(self) -> None:
         """Have all workers forget the training."""
-        self._cluster.cancel(list(self._joining.values()))
+        self._cluster.cancel(list(self._holding.values()))
         self._cluster.tell(list(self._prepared), worker.leave, self._settings.training)
 
-    def _wait(self, tasks: dict[str, Any], number: int) -> None:
+    def _wait(self, tasks: dict[str, Task], number: int) -> None:
         """Wait for preparations; where a worker is lost or fails, tell the others not to wait for it."""
         told = False
         while not all(task.done() for member, task in tasks.items() if member in self._cluster.workers()):
             lost = any(member not in self._cluster.workers() for member in tasks)
-            failed = any(task.done() and task.status != "finished" for task in tasks.values())
+            failed = any(task.has_failed for task in tasks.values())
             if (lost or failed) and not told:
                 told = True
                 self._cluster.tell(list(tasks), worker.end_generation, self._settings.training, number)
             time.sleep(POLL_SECONDS)
 
-    def _wait_where(self, tasks: dict[K, Any], where: dict[K, str]) -> None:
+    def _wait_where(self, tasks: dict[K, Task], where: dict[K, str]) -> None:
         while not all(task.done() for key, task in tasks.items() if where[key] in self._cluster.workers()):
             time.sleep(POLL_SECONDS)
 
-    def _outcome(self, task: Any) -> Any:
+    def _outcome(self, task: Task) -> Any:
         """The result of a task, its LogposeError, or a WorkerLostError."""
         if not task.done():
             self._cluster.cancel([task])
             return WorkerLostError()
         try:
             return task.result()
-        except LogposeError as error:
+        except (LogposeError, WorkerLostError) as error:
             return error
+        except RankMissingError as error:
+            return WorkerLostError(str(error))
         except ImportError as error:
             return JobError(f"expected logpose, the same version as here, on all workers, found: {error}; install it")
         except Exception as error:  # Dask has many kinds for a worker that is gone

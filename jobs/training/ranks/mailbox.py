@@ -120,7 +120,7 @@ class Mailbox:
             answer = await getattr(self._worker.rpc(generation.members[source]), HANDLER)(**request)
         except OSError as error:  # the other worker is gone
             raise GenerationOverError from error
-        if "over" in answer:
+        if answer is None or "over" in answer:  # None: the other worker has been started again
             raise GenerationOverError
         return answer["value"], time.monotonic() - began - answer["waited"]
 

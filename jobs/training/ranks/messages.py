@@ -11,6 +11,10 @@ from jobs.training.ranks.record import RankTimes
 from logpose.common.errors import LogposeError
 
 
+class RankMissingError(Exception):
+    """A worker has no rank of this training, or one without the expected state: it has been started again."""
+
+
 @dataclass(frozen=True)
 class RankSettings:
     """What all ranks of a training share. All paths must lead to the same files on all machines.

@@ -13,11 +13,13 @@ import numpy as np
 import xxhash
 from distributed.metrics import context_meter
 
+from cnn.backends.base import Backend
 from cnn.checkpoint import load_checkpoint
 from cnn.evaluation.metrics import EvaluatedBatch
 from cnn.inputs.training_inputs import MicroBatch
 from cnn.models import import_model
 from cnn.training.pending import PendingBatch
+from cnn.training.trainer import Trainer
 from jobs.console.device import choose_backend, device_text
 from jobs.console.output import Verbosity, verbosity_of
 from jobs.errors import gpu_errors
@@ -28,6 +30,7 @@ from jobs.training.ranks.mailbox import GenerationOverError, Mailbox
 from jobs.training.ranks.messages import (
     Preparation,
     Prepared,
+    RankMissingError,
     RankSettings,
     RankState,
     Share,
@@ -44,8 +47,7 @@ from pipeline.errors import DatasetError
 
 
 class Rank:
-    """The trainer of one worker. Its methods run in one thread at a time, except for `results_since` and
-    `state`.
+    """The trainer of one worker. Its methods run in one thread at a time, except for `results_since` and `state`.
 
     validated  images of the current evaluation that are done
     """
@@ -61,12 +63,13 @@ class Rank:
         if settings.card.model_class:
             import_model(settings.card.model_class)
         backend = choose_backend(settings.device, settings.precision, settings.threads or threads)
-        self._trainer = build_trainer(settings.card, settings.recipe, backend, self._data)
+        self._trainer = self._new_trainer(backend)
         self._connections = Connections(mailbox, backend)
         self._streams: dict[range, Streams] = {}  # of the lanes that are computed now
         self._pending: PendingBatch | None = None
         self._results: list[StepResult] = []  # of the epoch's steps
         self.validated = 0  # images of the current evaluation
+        self._has_state = False
         self._busy, self._lock = False, threading.Lock()  # whether a task runs
         self._requests: deque[Future[RankState]] = deque()
         self._since = 0
@@ -76,17 +79,23 @@ class Rank:
     def prepare(self, task: Preparation) -> Prepared | None:
         """Take the state of `task.step`, from the file or another rank if it is not this rank's own already.
 
-        Returns None where the generation has ended meanwhile.
+        Returns None where the generation has ended meanwhile. Raises RankMissingError where it should have the state.
         """
         with self._working():
             self._mailbox.begin(task.generation)
             trainer, lines = self._trainer, list[str]()
+            own = task.source is None or (task.rank == task.source and not task.begins)
+            if own and not (self._has_state and trainer.step == task.step):
+                raise RankMissingError
             try:
                 if task.rank == task.source:
                     if task.begins == "checkpoint":
                         trainer.load_tensors(load_checkpoint(self._settings.last).tensors, task.step)
                         self._results.clear()
                     elif task.begins == "weights":
+                        if self._has_state:  # of a training that all other ranks have lost
+                            trainer = self._trainer = self._new_trainer(trainer.backend)
+                            self._results.clear()
                         start = load_checkpoint(self._settings.init) if self._settings.init else None
                         lines = initialise(trainer, self._settings.card, self._data, start)
                     self._mailbox.offer("state", [(self._results, trainer.tensors())] * task.generation.size)
@@ -97,6 +106,7 @@ class Rank:
                 lines += self._connections.begin(task.generation, task.rank)
             except GenerationOverError:
                 return None
+            self._has_state = True
             backend, sums = trainer.backend, self._connections.description
             description = f"{backend.description}; {sums}" if sums else backend.description
             return Prepared(device_text(backend), description, socket.gethostname(), lines)
@@ -154,11 +164,15 @@ class Rank:
                 self._serve_all()
         return request
 
+    def _new_trainer(self, backend: Backend) -> Trainer:
+        return build_trainer(self._settings.card, self._settings.recipe, backend, self._data)
+
     # The steps
 
     def _train(self, span: Span, times: RankTimes) -> None:
         generation, lanes = span.generation, span.generation.lanes[span.rank]
         trainer, stream = self._trainer, self._streams_of(lanes).train
+        assert trainer.step == (span.epoch - 1) * stream.division.steps + span.start, "the engine knows the state"
         exchange = None
         if generation.size > 1:
             assert trainer.layout is not None, "the engine divides only batches of several micro-batches"

@@ -10,18 +10,45 @@ from distributed import Worker, get_worker
 from cnn.evaluation.metrics import EvaluatedBatch
 from jobs.training.engine import StepResult
 from jobs.training.ranks.mailbox import Mailbox, mailbox, remove_mailbox
-from jobs.training.ranks.messages import Preparation, Prepared, RankSettings, RankState, Share, Span, SpanReport
+from jobs.training.ranks.messages import (
+    Preparation,
+    Prepared,
+    RankMissingError,
+    RankSettings,
+    RankState,
+    Share,
+    Span,
+    SpanReport,
+)
 from jobs.training.ranks.rank import Rank
 
 NEWS_SECONDS = 0.2  # that an answer may wait for news
 STATE_SECONDS = 1.0
+WATCH_SECONDS = 0.5  # between looks whether the engine is still there
 
 _ranks: dict[tuple[str, str], Rank] = {}  # of this process, by training and worker
 _making = threading.Lock()
 
 
-def make_rank(settings: RankSettings) -> None:
-    """Task: make the rank of this worker if there is none, so that it is ready for `prepare_rank`."""
+def hold_rank(settings: RankSettings) -> None:
+    """Task: make the rank of this worker, so that it is ready for `prepare_rank`.
+
+    The rank lives as long as the engine keeps the future of this task: where the engine is killed, Dask forgets the
+    task, and then the worker forgets the training, instead of waiting for ranks that will never come.
+    """
+    _make_rank(settings)
+    worker = get_worker()
+    key, loop = worker.get_current_task(), worker.loop.asyncio_loop
+
+    async def watch() -> None:
+        while key in worker.state.tasks:
+            await asyncio.sleep(WATCH_SECONDS)
+        await leave(settings.training, worker)
+
+    asyncio.run_coroutine_threadsafe(watch(), loop)
+
+
+def _make_rank(settings: RankSettings) -> None:
     worker = get_worker()
     with _making:
         key = settings.training, worker.address
@@ -33,7 +60,7 @@ def make_rank(settings: RankSettings) -> None:
 
 def prepare_rank(settings: RankSettings, task: Preparation) -> Prepared | None:
     """Task: have the rank of this worker hold the state of a step. None where the generation has ended meanwhile."""
-    make_rank(settings)
+    _make_rank(settings)
     return _rank(settings.training, get_worker()).prepare(task)
 
 
@@ -91,4 +118,7 @@ async def _mailbox(worker: Worker, training: str) -> Mailbox:
 
 
 def _rank(training: str, worker: Any) -> Rank:
-    return _ranks[training, worker.address]
+    try:
+        return _ranks[training, worker.address]
+    except KeyError:
+        raise RankMissingError from None
