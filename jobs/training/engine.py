@@ -58,8 +58,8 @@ class Engine(Protocol):
         """Number of steps so far, as far as this process knows; those of `epoch` may run ahead of their results."""
         ...
 
-    def epoch(self, number: int, start: int) -> Iterator[StepResult]:
-        """Train an epoch from its step `start` on; yield the result of each step.
+    def epoch(self, number: int, start: int) -> Iterator[list[StepResult]]:
+        """Train an epoch from its step `start` on; yield results of its steps, as they come: perhaps none.
 
         Raises PipelineError for a damaged dataset, NonFiniteError where training diverges, and RanksLostError where all
         ranks are lost.
@@ -96,7 +96,7 @@ class LocalEngine:
     def step(self) -> int:
         return self.trainer.step
 
-    def epoch(self, number: int, start: int) -> Iterator[StepResult]:
+    def epoch(self, number: int, start: int) -> Iterator[list[StepResult]]:
         stream, clock = self.streams.train, self.clock
         steps = stream.micro_batches(number, start=start)
         with closing(steps):
@@ -107,9 +107,10 @@ class LocalEngine:
                     started = self.trainer.start_micro_batches(parts, batches[0].global_rows)
                 before = self._finish()  # a GPU computes the step that was started meanwhile
                 self._pending = started
-                yield from before
+                yield before  # perhaps none: a checkpoint may be due after each step that was started
         clock.add_stream(stream.times)
-        yield from self._finish()
+        if last := self._finish():
+            yield last
 
     def snapshot(self) -> Snapshot:
         results = self._finish()

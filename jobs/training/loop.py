@@ -65,8 +65,9 @@ class Training:
         state = self.state
         title, rows = f"epoch {state.epoch}/{self.recipe.epochs}", self.artifacts.data.train.rows
         with bar(title, "images", rows, done=state.rows, ends=False) as progress:
-            for result in self.engine.epoch(state.epoch, state.batches):
-                self._count(result, progress)
+            for results in self.engine.epoch(state.epoch, state.batches):
+                for result in results:
+                    self._count(result, progress)
                 self._save_if_due(progress)
 
     def _count(self, result: StepResult, progress: Bar | None = None) -> None:
@@ -115,6 +116,7 @@ class Training:
     def _save_checkpoint(self, progress: Bar | None = None) -> None:
         with self.clock("save"):
             snapshot = self.engine.snapshot()
-            for result in snapshot.results:
-                self._count(result, progress)
+        for result in snapshot.results:
+            self._count(result, progress)
+        with self.clock("save"):
             self.artifacts.save_checkpoint(snapshot)

@@ -50,7 +50,7 @@ class RankEngine:
 
     # Training
 
-    def epoch(self, number: int, start: int) -> Iterator[StepResult]:
+    def epoch(self, number: int, start: int) -> Iterator[list[StepResult]]:
         generations, first = self._generations, (number - 1) * self._division.steps
         last, generations.step = first + self._division.steps, first + start
         self._epoch = number
@@ -68,7 +68,7 @@ class RankEngine:
         if state is None or self._tasks or state.step != generations.step:
             state = self._fetch_state()
             self._state = state
-        return Snapshot(list(self._new(state.results)), state.tensors, state.best)
+        return Snapshot(self._new(state.results), state.tensors, state.best)
 
     def take_activity(self) -> list[RankRow]:
         taken, self._activity = self._activity, []
@@ -82,7 +82,7 @@ class RankEngine:
             span = Span(generations.current, rank, self._epoch, held - first)
             self._tasks[member] = generations.submit("train", rank, worker.train_steps, span)
 
-    def _follow(self) -> Iterator[StepResult]:
+    def _follow(self) -> Iterator[list[StepResult]]:
         """Yield results until all tasks are done, or a rank stopped or was lost, or another one is ready to join."""
         generations = self._generations
         while self._tasks and not all(task.done() for task in self._tasks.values()):
@@ -92,7 +92,8 @@ class RankEngine:
                 results = generations.ask(generations.members[0], worker.news, generations.step)
             except WorkerLostError:
                 return
-            yield from self._new(results)
+            if new := self._new(results):
+                yield new
             time.sleep(NEWS_SECONDS)
 
     def _collect(self) -> bool:
@@ -119,7 +120,7 @@ class RankEngine:
             self._generations.end()
         return finished
 
-    def _rest(self, last: int) -> Iterator[StepResult]:
+    def _rest(self, last: int) -> Iterator[list[StepResult]]:
         """The results of a finished epoch that were not fetched yet."""
         generations = self._generations
         while generations.step < last:
@@ -131,14 +132,16 @@ class RankEngine:
             except WorkerLostError:
                 generations.drop(holders[0])
                 continue
-            yield from self._new(results)
+            yield self._new(results)
 
-    def _new(self, results: list[StepResult]) -> Iterator[StepResult]:
+    def _new(self, results: list[StepResult]) -> list[StepResult]:
         """Those that were not yielded yet: a step that was computed again has the same result."""
+        new = []
         for result in results:
             if result.step == self._generations.step:
                 self._generations.step += 1
-                yield result
+                new.append(result)
+        return new
 
     def _fetch_state(self) -> RankState:
         """The state of a rank, between two steps. Raises RanksLostError."""

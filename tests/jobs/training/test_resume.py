@@ -15,7 +15,7 @@ from cnn.checkpoint import load_checkpoint, save_checkpoint
 from cnn.training.trainer import Recipe, Trainer
 from jobs.cli import main
 from jobs.training.artifacts import Artifacts
-from jobs.training.loop import Training
+from jobs.training.engine import LocalEngine, Snapshot
 from jobs.training.run_folder import RunFolder, TrainingState
 from jobs.training.setup import open_streams
 from pipeline.dataset.store import Dataset
@@ -40,9 +40,10 @@ def test_checkpoints_hold_the_step_that_they_are_due_after(
     saved: list[tuple[int, int]] = []
     save, start, waiting = Artifacts.save_checkpoint, Trainer.start_micro_batches, []
 
-    def recording_save(self: Artifacts) -> None:
-        saved.append((self.trainer.step, self.state.step))
-        save(self)
+    def recording_save(self: Artifacts, snapshot: Snapshot) -> None:
+        assert isinstance(self.engine, LocalEngine)
+        saved.append((self.engine.trainer.step, self.state.step))
+        save(self, snapshot)
 
     def recording_start(self: Trainer, *arguments: Any) -> Any:
         waiting.append(sum(batch.settled is None for batch in self._pending))
@@ -152,15 +153,15 @@ def test_ctrl_c_while_validating_validates_again(
     logpose: Logpose, dataset: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_dir = tmp_path / "run"
-    val_batches = Training._val_batches
+    val_batches = LocalEngine._val_batches
 
-    def interrupted(self: Training, *arguments: Any) -> Any:
+    def interrupted(self: LocalEngine, *arguments: Any) -> Any:
         for batch in val_batches(self, *arguments):
             os.kill(os.getpid(), signal.SIGINT)
             yield batch
 
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "_val_batches", interrupted)
+        patch.setattr(LocalEngine, "_val_batches", interrupted)
         outcome = logpose("train", dataset, run_dir, *RECIPE)
     assert outcome.code == 130
     assert "saved after 6 steps of epoch 1" in outcome.err
