@@ -266,9 +266,9 @@ class Generations:
         return found
 
     def close(self) -> None:
-        """Have all workers forget the training."""
+        """Have all workers forget the training, also those that were left out."""
         self._cluster.cancel(list(self._holding.values()))
-        self._cluster.tell(list(self._prepared), worker.leave, self._settings.training)
+        self._cluster.tell(list(self._cluster.workers(fresh=True)), worker.leave, self._settings.training)
 
     def _wait(self, tasks: dict[str, Task], number: int) -> None:
         """Wait for preparations; where a worker is lost or fails, tell the others not to wait for it."""
