@@ -117,8 +117,13 @@ def time_lines(row: EpochRow) -> list[str]:
 
 
 def phase_seconds(rows: Sequence[EpochRow]) -> dict[str, float]:
-    """Return the seconds of each phase; `wait` is for training batches, `other` what no phase recorded."""
+    """Return the seconds of each phase; `wait` is for training batches, `other` what no phase recorded.
+
+    `exchange` is only there for a training on ranks.
+    """
     seconds = {phase: _total(rows, phase) for phase in ("compute", "wait", "exchange", "validation", "save")}
+    if not seconds["exchange"]:
+        del seconds["exchange"]
     seconds["other"] = max(0.0, sum(row.seconds for row in rows) - sum(seconds.values()))  # rounding: never negative
     return seconds
 

@@ -19,7 +19,7 @@ COLUMNS = [
     *("epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds"),
     *("images_per_second", "wait_seconds", "compute_seconds", "copy_seconds", "validation_seconds"),
     *("save_seconds", "read_seconds", "decode_seconds", "val_top5", "val_macro_f1"),
-    *("val_calibration_error", "temperature", "val_calibration_error_scaled"),
+    *("val_calibration_error", "temperature", "val_calibration_error_scaled", "exchange_seconds"),
 ]
 ADDED_LATER = COLUMNS[COLUMNS.index("compute_seconds") :]
 
@@ -31,7 +31,7 @@ def test_new_columns_follow_the_older_ones(tmp_path: Path) -> None:
     write_metrics(tmp_path / "metrics.csv", [ROW])
     found = metrics(tmp_path)[0]
     assert list(found) == COLUMNS
-    assert [found[name] for name in ADDED_LATER] == ["180", "1", "10", "3", "2.5", "0.25", *[""] * 5]
+    assert [found[name] for name in ADDED_LATER] == ["180", "1", "10", "3", "2.5", "0.25", *[""] * 5, "0"]
 
 
 def test_history_round_trips(tmp_path: Path) -> None:
