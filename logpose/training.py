@@ -179,6 +179,8 @@ def train(
     loss: Loss | str | None = None,
     recipe: Recipe | str | Path | None = None,
     values: Mapping[str, Any] | None = None,
+    ranks: int | None = None,
+    scheduler: str | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     precision: Literal["auto", "float32", "tf32", "bf16"] = "auto",
     threads: int | None = None,
@@ -203,6 +205,8 @@ def train(
         optimizer, schedule, loss: Names such as "sgd", or objects such as `logpose.optimizers.SGD(lr=0.1)`.
         recipe: What to start from: a name such as "best", a TOML file, or a `Recipe`.
         values: More values of the recipe, such as {"augment.cutout": 0.3}.
+        ranks: Divide each batch among this many processes, or GPUs, for the same result; needs "train.micro_batch".
+        scheduler: Address of a Dask cluster, on whose workers to train.
         device: Where to compute; "auto" takes a GPU if one works.
         precision: Of a GPU's products and feature maps; "auto" is bf16 if the card has it.
         threads: Computing threads on a CPU, which do not change the result; None: one per CPU.
@@ -238,9 +242,9 @@ def train(
         raise JobError(f"recipe: expected a name, a TOML file or a logpose.Recipe, found {recipe!r}; write 'best'")
     options = checked_options(
         TrainOptions, model=model if isinstance(model, str) else None, epochs=epochs, batch_size=batch_size, lr=lr,
-        seed=seed, patience=patience, recipe=name, config=file, device=device, precision=precision,
-        threads=threads, workers=workers, resume=resume, init=init, ram_budget=ram_budget, cache=cache,
-        overwrite=overwrite,
+        seed=seed, patience=patience, recipe=name, config=file, ranks=ranks, scheduler=scheduler, device=device,
+        precision=precision, threads=threads, workers=workers, resume=resume, init=init, ram_budget=ram_budget,
+        cache=cache, overwrite=overwrite,
         set=[f"{key}={_toml(key, value)}" for key, value in {**texts, **(values or {})}.items()],
     )  # fmt: skip
     with running(quiet):
