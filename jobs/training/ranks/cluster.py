@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import closing, contextmanager, suppress
 from multiprocessing import resource_tracker
+from pkgutil import resolve_name
 from typing import Any, TypeVar
 
 from jobs.console.interrupts import DeferredInterrupt
@@ -89,6 +90,20 @@ class RankCluster:
     def ask(self, worker: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a coroutine function of `worker.py` on a worker. Raises WorkerLostError, and what it raises of ours."""
         return self._answer(worker, self._request(worker, function, *arguments))
+
+    def check_package(self, worker: str, module: str) -> None:
+        """Raise JobError where a worker cannot import a module of ours, WorkerLostError where it does not answer.
+
+        A task that it cannot import would make the worker break its connection, and come back, again and again.
+        """
+        try:
+            self._answer(worker, self._request(worker, resolve_name, f"{module}:__name__"))
+        except WorkerLostError as lost:
+            if not isinstance(lost.__cause__, ImportError):
+                raise
+            raise JobError(
+                f"expected logpose, the same version as here, on all workers, found: {lost.__cause__}; install it"
+            ) from None
 
     def tell(self, workers: list[str], function: Callable[..., Any], *arguments: Any) -> None:
         """Call a coroutine function on workers at a time; those that are gone are left out."""

@@ -91,7 +91,8 @@ class Generations:
         """Have all members hold the state of `step`; make the generation the current one where all of them do."""
         begins = "" if self.holders() else self._begins
         share = bool(begins) or any(self.held.get(member) != step for member in generation.members)
-        self._cluster.tell(list(generation.members), worker.join, self._settings.training)
+        if not all([self._joins(member) for member in generation.members]):
+            return
         tasks = {}
         for rank, member in enumerate(generation.members):
             self._hold(member)
@@ -128,6 +129,19 @@ class Generations:
         self._joining.difference_update(generation.members)
         if generation.number > 1:
             say(f"{plural(generation.size, 'rank')} from step {step + 1} on")
+
+    def _joins(self, member: str) -> bool:
+        """Have a worker answer the ranks; return whether it does. Raises the error of the only worker."""
+        try:
+            self._cluster.check_package(member, worker.__name__)
+            self._cluster.ask(member, worker.join, self._settings.training)
+        except WorkerLostError:
+            self.drop(member)
+            return False
+        except LogposeError as error:
+            self._leave_out(member, error)
+            return False
+        return True
 
     def _available(self) -> dict[str, int]:
         """The workers that may be ranks, at least one: waits for the first, and at the start for those expected."""
@@ -173,7 +187,7 @@ class Generations:
         if self.has_lost(self.members):
             return True
         for address in sorted(set(self._usable()) - set(self.members) - self._joining):
-            if len(self.members) + len(self._joining) < self._wanted:
+            if len(self.members) + len(self._joining) < self._wanted and self._joins(address):
                 self._hold(address)
                 self._joining.add(address)
         ready = False
@@ -296,8 +310,6 @@ class Generations:
             return error
         except RankMissingError as error:
             return WorkerLostError(str(error))
-        except ImportError as error:
-            return JobError(f"expected logpose, the same version as here, on all workers, found: {error}; install it")
         except Exception as error:  # Dask has many kinds for a worker that is gone
             if type(error).__module__.split(".")[0] in ("distributed", "asyncio", "concurrent", "tornado"):
                 return WorkerLostError(str(error))
