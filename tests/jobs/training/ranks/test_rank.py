@@ -1,4 +1,4 @@
-"""The ranks of a training in threads, without Dask: each step is of the same bits, and nothing of another step is taken."""
+"""Ranks in threads, without Dask: all have the same bits after each step, and take nothing of another step."""
 
 from __future__ import annotations
 
