@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -191,7 +192,7 @@ def local_cluster(ranks: int, threads: int | None, gpus: int) -> Iterator[RankCl
     # Dask gives a worker that it starts again this long; on a busy machine it needs more than the default of 15 s.
     patient = dask.config.set({"distributed.deploy.lost-worker-timeout": "1 day"})
     starting = DeferredInterrupt()  # Dask's start cannot be interrupted without leaving processes behind
-    with patient, _loop_without_interrupts() as loop:
+    with patient, _script_hidden(), _loop_without_interrupts() as loop:
         with starting:
             cluster = SpecCluster(workers, scheduler, loop=loop, silence_logs=50)
             client = Client(cluster, set_as_default=False)
@@ -225,6 +226,18 @@ def _loop_without_interrupts() -> Iterator[Any]:
         yield runner.loop
     finally:
         runner.stop()
+
+
+@contextmanager
+def _script_hidden() -> Iterator[None]:
+    """Keep new processes from running the user's script again, which would train in each: ranks need nothing of it."""
+    main = sys.modules["__main__"]
+    hidden = {name: vars(main).pop(name) for name in ("__spec__", "__file__") if name in vars(main)}
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        vars(main).update(hidden)
 
 
 def _cards(rank: int, gpus: int) -> str:
