@@ -92,19 +92,24 @@ class RankCluster:
         """Call a coroutine function of `worker.py` on a worker. Raises WorkerLostError, and what it raises of ours."""
         return self._answer(worker, self._request(worker, function, *arguments))
 
-    def check_package(self, worker: str, module: str) -> None:
-        """Raise JobError where a worker cannot import a module of ours, WorkerLostError where it does not answer.
+    def without_package(self, workers: list[str], module: str) -> dict[str, Exception]:
+        """Have workers import a module of ours; return the JobErrors and WorkerLostErrors of those that do not.
 
-        A task that it cannot import would make the worker break its connection, and come back, again and again.
+        A task that cannot be imported would make a worker break its connection, and come back, again and again.
         """
-        try:
-            self._answer(worker, self._request(worker, resolve_name, f"{module}:__name__"))
-        except WorkerLostError as lost:
-            if not isinstance(lost.__cause__, ImportError):
-                raise
-            raise JobError(
-                f"expected logpose, the same version as here, on all workers, found: {lost.__cause__}; install it"
-            ) from None
+        requests = {worker: self._request(worker, resolve_name, f"{module}:__name__") for worker in workers}
+        errors: dict[str, Exception] = {}
+        for worker, request in requests.items():
+            try:
+                self._answer(worker, request)
+            except WorkerLostError as lost:
+                errors[worker] = lost
+                if isinstance(lost.__cause__, ImportError):
+                    errors[worker] = JobError(
+                        f"expected logpose, the same version as here, on all workers, found: {lost.__cause__};"
+                        " install it"
+                    )
+        return errors
 
     def tell(self, workers: list[str], function: Callable[..., Any], *arguments: Any) -> None:
         """Call a coroutine function on workers at a time; those that are gone are left out."""
@@ -232,12 +237,14 @@ def _loop_without_interrupts() -> Iterator[Any]:
 def _script_hidden() -> Iterator[None]:
     """Keep new processes from running the user's script again, which would train in each: ranks need nothing of it."""
     main = sys.modules["__main__"]
-    hidden = {name: vars(main).pop(name) for name in ("__spec__", "__file__") if name in vars(main)}
+    spec, file = main.__spec__, vars(main).pop("__file__", None)
     main.__spec__ = None
     try:
         yield
     finally:
-        vars(main).update(hidden)
+        main.__spec__ = spec
+        if file:
+            main.__file__ = file
 
 
 def _cards(rank: int, gpus: int) -> str:

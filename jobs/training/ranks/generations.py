@@ -91,7 +91,7 @@ class Generations:
         """Have all members hold the state of `step`; make the generation the current one where all of them do."""
         begins = "" if self.holders() else self._begins
         share = bool(begins) or any(self.held.get(member) != step for member in generation.members)
-        if not all([self._joins(member) for member in generation.members]):
+        if not self._join(generation.members):
             return
         tasks = {}
         for rank, member in enumerate(generation.members):
@@ -130,18 +130,16 @@ class Generations:
         if generation.number > 1:
             say(f"{plural(generation.size, 'rank')} from step {step + 1} on")
 
-    def _joins(self, member: str) -> bool:
-        """Have a worker answer the ranks; return whether it does. Raises the error of the only worker."""
-        try:
-            self._cluster.check_package(member, worker.__name__)
-            self._cluster.ask(member, worker.join, self._settings.training)
-        except WorkerLostError:
-            self.drop(member)
-            return False
-        except LogposeError as error:
-            self._leave_out(member, error)
-            return False
-        return True
+    def _join(self, members: tuple[str, ...]) -> bool:
+        """Have workers answer the ranks; return whether all do. Raises the error of the only worker."""
+        errors = self._cluster.without_package(list(members), worker.__name__)
+        for member, error in errors.items():
+            if isinstance(error, LogposeError):
+                self._leave_out(member, error)
+            else:
+                self.drop(member)
+        self._cluster.tell([member for member in members if member not in errors], worker.join, self._settings.training)
+        return not errors
 
     def _available(self) -> dict[str, int]:
         """The workers that may be ranks, at least one: waits for the first, and at the start for those expected."""
@@ -187,7 +185,7 @@ class Generations:
         if self.has_lost(self.members):
             return True
         for address in sorted(set(self._usable()) - set(self.members) - self._joining):
-            if len(self.members) + len(self._joining) < self._wanted and self._joins(address):
+            if len(self.members) + len(self._joining) < self._wanted and self._join((address,)):
                 self._hold(address)
                 self._joining.add(address)
         ready = False
