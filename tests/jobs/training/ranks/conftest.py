@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from jobs.cli import main
 from jobs.training.ranks import mailbox, worker
 from jobs.training.ranks.cluster import RankCluster
-from tests.jobs.conftest import RECIPE, Logpose
+from tests.jobs.conftest import RECIPE
 from tests.pipeline.conftest import failing_after
 
 # Six steps an epoch, of four micro-batches each.
@@ -53,11 +54,7 @@ def in_process(dask_cluster: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[A
 @pytest.fixture(scope="session")
 def alone(dataset: Path) -> Path:
     """The run folder of a training without ranks, as `DIVIDED`."""
-    from jobs.cli import main
-
     run_dir = dataset.parent / "alone"
     assert main(["train", str(dataset), str(run_dir), *DIVIDED]) == 0
     return run_dir
 
-
-__all__ = ["DIVIDED", "Logpose"]
