@@ -88,7 +88,8 @@ class Rank:
             if own and not (self._has_state and trainer.step == task.step):
                 raise RankMissingError
             try:
-                self._streams_of(task.generation.lanes[task.rank])  # before anything is written, as it may fail
+                with self._gpu_explained():  # before anything is written, as it may fail
+                    self._streams_of(task.generation.lanes[task.rank])
                 if task.rank == task.source:
                     if task.begins == "checkpoint":
                         trainer.load_tensors(load_checkpoint(self._settings.last).tensors, task.step)
