@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jobs.training.ranks import worker
 from jobs.training.ranks.cluster import RankCluster, WorkerLostError
 from jobs.training.ranks.generations import Generations
+from pipeline.parallel.cluster import connect
 from tests.jobs.conftest import Logpose
+from tests.jobs.killing import Aim
 from tests.jobs.training.ranks.kill_ranks import (
     RECIPE,
     Cluster,
@@ -24,6 +28,7 @@ from tests.jobs.training.ranks.kill_ranks import (
     lose_ranks,
     processes_left,
 )
+from tests.pipeline.parallel.test_cluster import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +103,21 @@ def scheduler(tmp_path: Path) -> Iterator[Cluster]:
     started = Cluster(tmp_path / "cluster")
     yield started
     started.close()
+
+
+def test_workers_forget_a_training_that_was_killed(trainings: Trainings, scheduler: Cluster, tmp_path: Path) -> None:
+    """Otherwise they would keep its memory, and a rank would wait for ever for one whose task never began."""
+    scheduler.join()
+    run = trainings.start(tmp_path / "run", "--scheduler", scheduler.address)
+    run.wait_for("t")
+    with closing(connect(scheduler.address)) as client:
+
+        def ranks() -> list[int]:
+            return list(client.run(lambda: len(worker._ranks)).values())
+
+        assert ranks() == [1]
+        assert run.kill(Aim("t", 0, 0))
+        wait_for(lambda: ranks() == [0], "the end of the training")
 
 
 def test_ctrl_c_while_waiting_for_workers(trainings: Trainings, scheduler: Cluster, tmp_path: Path) -> None:
