@@ -19,6 +19,7 @@ class Network:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.workers: dict[str, FakeWorker] = {}
+        self.boxes: list[Mailbox] = []
         self.dead: set[str] = set()
 
     def call(self, function: Callable[[], Any]) -> Any:
@@ -67,13 +68,18 @@ class RecordingMailbox(Mailbox):
 
 @contextmanager
 def network() -> Iterator[Network]:
-    """Start an event loop in a thread."""
+    """Start an event loop in a thread. At the end no one waits for an answer any longer, also after a failed test."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
+    started = Network(loop)
     try:
-        yield Network(loop)
+        yield started
     finally:
+        for box in started.boxes:
+            started.call(lambda box=box: box.end(2**62))
+        for _ in range(5):  # turns of the event loop, in which the waiting requests end
+            started.call(lambda: None)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
@@ -83,6 +89,7 @@ def open_mailbox(among: Network, address: str, training: str = "training") -> Re
     """A mailbox on a worker of its own, which answers the others."""
     worker = FakeWorker(among, address)
     box = RecordingMailbox(worker, training)
+    among.boxes.append(box)
     worker.handlers[HANDLER] = lambda training, **request: box.answer(**request)
     return box
 

@@ -60,7 +60,7 @@ def start_fetch(among: Network, threads: ThreadPoolExecutor, box: Mailbox, *argu
 
 
 def assert_over(future: Future[Any]) -> None:
-    assert isinstance(future.exception(60), GenerationOverError)
+    assert isinstance(future.exception(20), GenerationOverError)
 
 
 # Offers -------------------------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ def test_fetch_waits_for_the_offer(among: Network, threads: ThreadPoolExecutor, 
     future = start_fetch(among, threads, pair[0], "sums 3", 0, [1])
     pair[1].offer("sums 2", ["of the step before", "-"])
     pair[1].offer("sums 3", ["of this step", "-"])
-    assert future.result(60) == ["of this step"]
+    assert future.result(20) == ["of this step"]
 
 
 def test_replaced_and_withdrawn_offers_are_not_served(
@@ -144,7 +144,7 @@ def test_offer_of_the_generation_before_is_not_taken(
         among.call(lambda: None)
     assert not future.done()
     pair[1].offer("sums 5", ["new", "new"])
-    assert future.result(60) == ["new"]
+    assert future.result(20) == ["new"]
 
 
 def test_older_generation_does_not_begin_again(among: Network, pair: tuple[Mailbox, Mailbox]) -> None:

@@ -56,7 +56,7 @@ class Ranks:
             self.threads.submit(self.ranks[member].prepare, Preparation(self.generation, rank, step, source, begins))
             for rank, member in enumerate(self.members)
         ]
-        assert all(task.result(60) for task in tasks)
+        assert all(task.result(20) for task in tasks)
 
     def start(self, epoch: int, start: int = 0) -> list[Future[SpanReport]]:
         spans = (Span(self.generation, rank, epoch, start) for rank in range(len(self.members)))
@@ -66,7 +66,7 @@ class Ranks:
         ]
 
     def train(self, epoch: int, start: int = 0) -> list[SpanReport]:
-        return [task.result(60) for task in self.start(epoch, start)]
+        return [task.result(20) for task in self.start(epoch, start)]
 
     def end(self) -> None:
         for member in self.members:
@@ -140,9 +140,9 @@ def test_step_is_computed_again_after_a_rank_was_lost(
 
     ranks.boxes[2].before_offer = die
     tasks = ranks.start(1)
-    assert isinstance(tasks[2].exception(60), ConnectionError)
+    assert isinstance(tasks[2].exception(20), ConnectionError)
     ranks.end()
-    reports = [task.result(60) for task in tasks[:2]]
+    reports = [task.result(20) for task in tasks[:2]]
     assert [(report.step, report.finished, report.error) for report in reports] == [(3, False, None)] * 2
     ranks.begin((0, 1), step=3, source=None)
     assert_finished(ranks.train(1, start=3), 1, expected[0])
@@ -192,9 +192,9 @@ def test_state_is_taken_between_steps(among: Network, settings: RankSettings, ex
     ranks.boxes[1].before_offer = ask
     assert_finished(ranks.train(1), 1, expected[0])
     assert asked.is_set()
-    state = states[0].result(60)
+    state = states[0].result(20)
     assert state.step == 3 and [result.step for result in state.results] == [1, 2]
-    idle = ranks.ranks[0].state(STEPS - 1).result(60)
+    idle = ranks.ranks[0].state(STEPS - 1).result(20)
     assert idle.step == STEPS and [result.step for result in idle.results] == [STEPS - 1]
     again = Ranks(among, settings, 1)
     again.begin()
@@ -220,7 +220,7 @@ def test_checkpoint_is_read_by_one_rank_and_sent_to_the_others(
         ranks.threads.submit(ranks.ranks[rank].prepare, Preparation(number, rank, 12, 0, "checkpoint"))
         for rank in range(3)
     ]
-    assert all(task.result(60) for task in tasks) and read == [last]
+    assert all(task.result(20) for task in tasks) and read == [last]
     for rank in ranks.ranks:
         for name, tensor in rank._trainer.tensors().items():
             assert tensor.tobytes() == load_checkpoint(last).tensors[name].tobytes(), name
