@@ -21,6 +21,7 @@ class Network:
         self.workers: dict[str, FakeWorker] = {}
         self.boxes: list[Mailbox] = []
         self.dead: set[str] = set()
+        self.waiting = 0  # requests without an answer
 
     def call(self, function: Callable[[], Any]) -> Any:
         """Call a function in the event loop."""
@@ -29,6 +30,11 @@ class Network:
             return function()
 
         return asyncio.run_coroutine_threadsafe(called(), self.loop).result(60)
+
+    def turn(self) -> None:
+        """Let the event loop do what it has to, such as answering and ending requests."""
+        for _ in range(5):
+            self.call(lambda: None)
 
 
 class FakeWorker:
@@ -44,7 +50,11 @@ class FakeWorker:
         async def request(**arguments: Any) -> Any:
             if address in self._network.dead:
                 raise OSError(f"connection to {address} refused")
-            answer = await self._network.workers[address].handlers[HANDLER](**arguments)
+            self._network.waiting += 1
+            try:
+                answer = await self._network.workers[address].handlers[HANDLER](**arguments)
+            finally:
+                self._network.waiting -= 1
             return {name: getattr(value, "data", value) for name, value in answer.items()}
 
         return SimpleNamespace(**{HANDLER: request})
@@ -78,8 +88,7 @@ def network() -> Iterator[Network]:
     finally:
         for box in started.boxes:
             started.call(lambda box=box: box.end(2**62))
-        for _ in range(5):  # turns of the event loop, in which the waiting requests end
-            started.call(lambda: None)
+        started.turn()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()

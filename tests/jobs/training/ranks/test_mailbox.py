@@ -17,14 +17,15 @@ from tests.jobs.training.ranks.fakes import FakeWorker, Network, generation, net
 
 
 @pytest.fixture
-def among() -> Iterator[Network]:
-    with network() as started:
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(8) as started:
         yield started
 
 
 @pytest.fixture
-def threads() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(8) as started:
+def among(threads: ThreadPoolExecutor) -> Iterator[Network]:
+    """Ends before the threads, which wait for it."""
+    with network() as started:
         yield started
 
 
@@ -53,8 +54,7 @@ def start_fetch(among: Network, threads: ThreadPoolExecutor, box: Mailbox, *argu
     box._fetch_all = recording  # type: ignore[method-assign]
     future = threads.submit(box.fetch, *arguments)
     assert waiting.wait(60)
-    for _ in range(5):  # turns of the event loop, in which an answer would come
-        among.call(lambda: None)
+    among.turn()
     assert not future.done()
     return future
 
@@ -140,8 +140,7 @@ def test_offer_of_the_generation_before_is_not_taken(
     future = start_fetch(among, threads, pair[0], "sums 5", 0, [1])
     end(among, pair[1], 1)
     pair[1].begin(generation(2, "a", "b"))
-    for _ in range(5):
-        among.call(lambda: None)
+    among.turn()
     assert not future.done()
     pair[1].offer("sums 5", ["new", "new"])
     assert future.result(20) == ["new"]
@@ -178,7 +177,8 @@ def test_worker_that_is_gone_ends_the_fetch(
     among.dead.add("b")
     with pytest.raises(GenerationOverError):
         pair[0].fetch("sums 0", 0, [1, 2])
-    assert among.call(lambda: not pair[0]._fetching)
+    among.turn()
+    assert among.waiting == 0 and not pair[0]._fetching
 
 
 def test_mailbox_of_a_worker_is_one_until_it_is_removed(among: Network, threads: ThreadPoolExecutor) -> None:
