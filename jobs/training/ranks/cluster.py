@@ -195,9 +195,12 @@ def local_cluster(ranks: int, threads: int | None, gpus: int) -> Iterator[RankCl
         workers[rank] = {"cls": Nanny, "options": options | env}
     scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard": True, "dashboard_address": ":0"}}
     # Dask gives a worker that it starts again this long; on a busy machine it needs more than the default of 15 s.
-    patient = dask.config.set({"distributed.deploy.lost-worker-timeout": "1 day"})
+    # Its profiler looks at all threads a hundred times a second.
+    settings = dask.config.set(
+        {"distributed.deploy.lost-worker-timeout": "1 day", "distributed.worker.profile.enabled": False}
+    )
     starting = DeferredInterrupt()  # Dask's start cannot be interrupted without leaving processes behind
-    with patient, _script_hidden(), _loop_without_interrupts() as loop:
+    with settings, _script_hidden(), _loop_without_interrupts() as loop:
         with starting:
             cluster = SpecCluster(workers, scheduler, loop=loop, silence_logs=50)
             client = Client(cluster, set_as_default=False)

@@ -20,7 +20,7 @@ from jobs.training.timing import EpochClock
 from pipeline.dataset.store import Split
 from pipeline.loader.micro_batches import MicroBatches
 
-NEWS_SECONDS = 0.02  # between requests for results
+NEWS_SECONDS = 0.25  # between requests for results: each takes a few milliseconds of a core that a rank may need
 POLL_SECONDS = 0.05  # between looks at the tasks of an evaluation
 
 
