@@ -52,6 +52,9 @@ PATIENCE = 4.0  # seconds that an event waits for its phase
 LEFT_SECONDS = 10.0  # until no process may be left
 HANGS = 120.0  # seconds after which a training is taken to hang
 
+# The engine looks for results without a pause: more happens in a short training.
+OFTEN = {"jobs.training.ranks.engine:NEWS_SECONDS": 0}
+
 MARKS = {
     "s": ("jobs.training.run_folder:RunFolder", "save_last"),
     "w": ("jobs.training.ranks.generations:Generations", "_available"),
@@ -128,7 +131,7 @@ class Trainings:
         """Start or resume, in a process group of its own; the log is written next to `run_dir`."""
         often = ("--checkpoint-steps", CHECKPOINT_STEPS, "--resume")
         arguments = ("train", self.dataset, run_dir, *self.recipe, *often, *options)
-        return LoggedRun(run_dir.parent / "notes", MARKS, *arguments, group=True)
+        return LoggedRun(run_dir.parent / "notes", MARKS, *arguments, settings=OFTEN, group=True)
 
     def undisturbed(self, folder: Path) -> str:
         """Train in one process and thread; return the digest."""

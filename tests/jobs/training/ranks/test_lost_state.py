@@ -55,6 +55,9 @@ class FakeCluster:
     def workers(self, fresh: bool = False) -> dict[str, int]:
         return dict.fromkeys(self.alive, 1)
 
+    def without_package(self, workers: list[str], module: str) -> dict[str, Exception]:
+        return {}
+
     def tell(self, workers: list[str], function: Callable[..., Any], *arguments: Any) -> None:
         pass
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from jobs.training.ranks import worker
+from jobs.training.ranks import engine, worker
 from jobs.training.ranks.cluster import RankCluster, WorkerLostError
 from jobs.training.ranks.generations import Generations
 from pipeline.parallel.cluster import connect
@@ -63,6 +63,7 @@ def test_generations_may_end_and_requests_fail_at_any_step(
 ) -> None:
     """As if workers joined, or were lost, all the time."""
     run_dir, changes, requests = tmp_path / "run", count(1), count(1)
+    monkeypatch.setattr(engine, "NEWS_SECONDS", 0.02)  # so that there are many requests in a short training
     has_changed, ask = Generations.has_changed, RankCluster.ask
     monkeypatch.setattr(Generations, "has_changed", lambda self: has_changed(self) or next(changes) % 3 == 0)
 
