@@ -7,6 +7,8 @@ metrics.csv, without validation and saving; ratios are within a round:
 
     1 rank          `logpose train --ranks 1 --threads 1`
     N ranks         `logpose train --ranks N --threads 1`, for each N of --ranks
+    2 at a time     two trainings with `--threads 1` that have nothing to do with each other, each bound to a CPU: the
+                    limit of two CPUs; their images together
     2 threads       `logpose train --threads 2`, in one process, the same micro-batches
     whole batches   the same with train.micro_batch=0, as a training without ranks usually has
 
@@ -17,10 +19,12 @@ with the load by other processes. The last line is one JSON object.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,6 +43,7 @@ from pipeline.loader.micro_batches import MicroBatches
 
 LATENCY_S = 0.0007  # of a request to another worker of Dask's, measured without bytes
 NETWORKS = {"10 Gbit/s": 1.25e9, "100 Gbit/s": 12.5e9}  # bytes per second, each way
+TWO = "2 at a time"
 CLUSTERS = (2, 4, 8, 16, 32)
 
 
@@ -81,12 +86,20 @@ def _nodes(lanes: range) -> int:
     return len(tree.nodes)
 
 
-def _train(dataset: Path, run_dir: Path, arguments: Sequence[str]) -> float:
-    """Seconds that the epochs after the first took in `logpose train`."""
+def _train(dataset: Path, run_dir: Path, arguments: Sequence[str], cpu: int | None = None) -> float:
+    """Seconds that the epochs after the first took in `logpose train`, bound to one CPU if given."""
     command = [sys.executable, "-m", "logpose", "train", str(dataset), str(run_dir), "--overwrite", "-q", *arguments]
-    subprocess.run(command, check=True)
+    subprocess.run([*(["taskset", "-c", str(cpu)] if cpu is not None else []), *command], check=True)
     rows = read_metrics(run_dir / "metrics.csv")[1:]
     return sum(row.seconds - row.validation_seconds - row.save_seconds for row in rows)
+
+
+def _train_two(dataset: Path, run_dir: Path, arguments: Sequence[str]) -> float:
+    """The mean of `_train`'s seconds of two trainings at the same time, on a CPU each."""
+    with ThreadPoolExecutor(2) as pool:
+        cpus = sorted(os.sched_getaffinity(0))[:2]
+        started = [pool.submit(_train, dataset, run_dir / str(cpu), arguments, cpu) for cpu in cpus]
+        return sum(each.result() for each in started) / 2
 
 
 def _gradient_bytes(run_dir: Path) -> int:
@@ -138,10 +151,11 @@ def main() -> None:
         "2 threads": [*divided, "--threads", "2"],
         "whole batches": [*recipe, "--threads", "2"],
     }
-    images = dict.fromkeys(sides, options.epochs * data.train.rows)
+    images = dict.fromkeys(sides, options.epochs * data.train.rows) | {TWO: 2 * options.epochs * data.train.rows}
     with tempfile.TemporaryDirectory() as folder:
         runs = {side: Path(folder) / side.replace(" ", "-") for side in sides}
         work = {side: partial(_train, options.dataset, runs[side], arguments) for side, arguments in sides.items()}
+        work[TWO] = partial(_train_two, options.dataset, Path(folder) / "two", [*divided, "--threads", "1"])
         rates = interleave(work, images, options.rounds)
         most = max(options.ranks)
         rows = [row for row in read_ranks(runs[f"{most} ranks"] / "ranks.csv") if row.epoch > 1]
@@ -159,7 +173,7 @@ def main() -> None:
     for name in ("compute_seconds", "wait_seconds", "exchange_seconds", "wire_seconds"):
         print(f"  {name.removesuffix('_seconds'):9}{measured[name] * 1e3:9.1f} ms")
     efficiencies = _print_model(step, bytes_per_second)
-    speedups = {side: rates.ratio(side, "1 rank") for side in sides}
+    speedups = {side: rates.ratio(side, "1 rank") for side in rates.of}
     print(f"\nload by other processes: {load.cores():.2f} cores")
     print(json.dumps({"speedups": speedups, "per_step": measured, "efficiency": efficiencies}))
 

@@ -14,6 +14,10 @@ from multiprocessing import resource_tracker
 from pkgutil import resolve_name
 from typing import Any, TypeVar
 
+import dask
+from distributed import Client, Nanny, Scheduler, SpecCluster
+from distributed.utils import LoopRunner
+
 from jobs.console.interrupts import DeferredInterrupt
 from jobs.errors import JobError, WorkFailedError
 from logpose.common.cpus import available_cpus
@@ -174,18 +178,7 @@ def existing_cluster(address: str) -> Iterator[RankCluster]:
 
 @contextmanager
 def local_cluster(ranks: int, threads: int | None, gpus: int) -> Iterator[RankCluster]:
-    """Start a cluster of processes on this machine, which share its CPUs, and its GPUs if there are any.
-
-    Raises JobError without the package `distributed`.
-    """
-    try:
-        import dask
-        from distributed import Client, Nanny, Scheduler, SpecCluster
-    except ImportError:
-        raise JobError(
-            "expected the package distributed for --ranks, found it is not installed: run"
-            " \"pip install 'dask[distributed]'\", or leave out --ranks"
-        ) from None
+    """Start a cluster of processes on this machine, which share its CPUs, and its GPUs if there are any."""
     for name in ("distributed", "distributed.nanny", "distributed.scheduler", "distributed.client"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     options = {"nthreads": threads or max(1, available_cpus() // ranks), "memory_limit": None, "silence_logs": 50}
@@ -221,8 +214,6 @@ def _loop_without_interrupts() -> Iterator[Any]:
     They inherit that from its thread. Python's resource tracker, a process, must be there before: the thread that
     starts it gets Ctrl-C again.
     """
-    from distributed.utils import LoopRunner
-
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

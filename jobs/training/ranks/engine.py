@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from pipeline.dataset.store import Split
 from pipeline.loader.micro_batches import MicroBatches
 
 NEWS_SECONDS = 0.25  # between requests for results: each takes a few milliseconds of a core that a rank may need
-POLL_SECONDS = 0.05  # between looks at the tasks of an evaluation
+POLL_SECONDS = 0.01  # between looks whether tasks are done, which ask no worker
 
 
 class RankEngine:
@@ -94,7 +94,7 @@ class RankEngine:
                 return
             if new := self._new(results):
                 yield new
-            time.sleep(NEWS_SECONDS)
+            _pause(self._tasks.values())
 
     def _collect(self) -> bool:
         """End the tasks; return whether all ranks finished the epoch. Raises the error of a rank."""
@@ -223,7 +223,7 @@ class RankEngine:
             finished = sum(sum(len(batch.labels) for batch in part) for part in done.values())
             while not all(task.done() for task in tasks.values()) and not generations.has_lost(where.values()):
                 progress(finished + sum(self._validated(member) for member in set(where.values())))
-                time.sleep(POLL_SECONDS)
+                _pause(tasks.values())
             for share, outcome in generations.results(tasks, where).items():
                 done[share.first] = outcome
             todo = [(share.first, share.last) for share in shares if share.first not in done]
@@ -236,6 +236,13 @@ class RankEngine:
             return int(self._generations.ask(member, worker.validated))
         except WorkerLostError:
             return 0
+
+
+def _pause(tasks: Collection[Task]) -> None:
+    """Wait NEWS_SECONDS, or until all tasks are done."""
+    until = time.monotonic() + NEWS_SECONDS
+    while time.monotonic() < until and not all(task.done() for task in tasks):
+        time.sleep(POLL_SECONDS)
 
 
 def _has_stopped(task: Task) -> bool:

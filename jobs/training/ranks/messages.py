@@ -21,7 +21,7 @@ class RankSettings:
 
     training       name of the training on this cluster
     content_hash   of the dataset
-    last           checkpoint to begin with, where `Preparation.from_checkpoint`
+    last           checkpoint to begin with, where `Preparation.begins` says so
     init           model to start from, if any
     ranks_a_host   number of ranks that share a machine's CPUs and `ram_budget`, where the engine started them; else 1
     """

@@ -117,6 +117,7 @@ class Rank:
         """Compute this rank's micro-batches of an epoch's steps, until its end or that of the generation."""
         report = SpanReport()
         with self._working():
+            self._mailbox.withdraw("state")  # all ranks are ready: they have it
             if span.start == 0:
                 self._results.clear()
             try:

@@ -63,9 +63,9 @@ def test_generations_may_end_and_requests_fail_at_any_step(
 ) -> None:
     """As if workers joined, or were lost, all the time."""
     run_dir, changes, requests = tmp_path / "run", count(1), count(1)
-    monkeypatch.setattr(engine, "NEWS_SECONDS", 0.02)  # so that there are many requests in a short training
+    monkeypatch.setattr(engine, "NEWS_SECONDS", 0.0)  # so that there are many requests in a short training
     has_changed, ask = Generations.has_changed, RankCluster.ask
-    monkeypatch.setattr(Generations, "has_changed", lambda self: has_changed(self) or next(changes) % 3 == 0)
+    monkeypatch.setattr(Generations, "has_changed", lambda self: has_changed(self) or next(changes) % 2 == 0)
 
     def fail(self: RankCluster, worker: str, *arguments: Any) -> Any:
         if next(requests) % 4 == 0 and ranks > 1:
