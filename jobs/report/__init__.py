@@ -50,8 +50,7 @@ def report(run_dir: Path, options: ReportOptions) -> Path:
 
 def _grad_cam(run: TrainedRun, predictor: Predictor) -> GradCam | None:
     """None for a network that Grad-CAM does not support: the report then has no heatmaps."""
-    network = run.model.card.build_network(predictor.backend, seed=None)
-    run.model.load_into(network)
+    network = run.model.build_network(predictor.backend)
     try:
         return GradCam(network, np.array(run.model.card.mean), np.array(run.model.card.std))  # (3,) each
     except ShapeError:

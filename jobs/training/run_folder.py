@@ -15,6 +15,7 @@ from jobs.errors import JobError
 from jobs.training.metrics import EpochRow, is_better, read_metrics
 from jobs.training.summary import Summary, read_summary
 from jobs.training.timing import EpochTimes
+from logpose.common.records import RecordError, parse_record
 
 
 @dataclass
@@ -80,19 +81,30 @@ class TrainingState:
     @classmethod
     def from_json(cls, values: dict[str, Any], source: Path) -> "TrainingState":
         """Read what `to_json` returned, in an older version too. Raises ModelFileError for anything else."""
+        values = dict(values)
         try:
-            rows = [EpochRow(**row) for row in values.pop("history")]
-            best = values.pop("best")
-            if "times" in values:
-                times = EpochTimes(**values.pop("times"))
-            else:  # an older version, with two times only and the whole row of the best epoch
-                times = EpochTimes(seconds=values.pop("seconds"), wait_seconds=values.pop("wait_seconds"))
-                best = best["epoch"] if best else None
-            return cls(**values, times=times, history=rows, best=rows[best - 1] if best else None)
-        except (KeyError, TypeError, IndexError) as error:
+            number = values.pop("best", None)
+            if "times" not in values:  # an older version, with two times only and the whole row of the best epoch
+                times = {name: values.pop(name) for name in ("seconds", "wait_seconds") if name in values}
+                values["times"] = times
+                number = number["epoch"] if number else None
+            state = parse_record(cls, values)
+            state._check(number)
+        except (RecordError, TypeError, KeyError) as error:
             raise ModelFileError(
-                f"{source} does not hold the state of a training; start again with --overwrite"
+                f"{source} does not hold the state of a training ({error}); start again with --overwrite"
             ) from error
+        state.best = state.history[number - 1] if number else None
+        return state
+
+    def _check(self, best: Any) -> None:
+        """Raise RecordError where numbers contradict each other; `best` is that of the best epoch."""
+        done = len(self.history)
+        counts = (self.batches, self.step, self.rows, self.correct)
+        numbers_fit = [row.epoch for row in self.history] == list(range(1, done + 1)) and self.epoch == done + 1
+        best_fits = best is None or (type(best) is int and 0 < best <= done)
+        if not (numbers_fit and best_fits and min(counts) >= 0 and 0 <= self.confusion_epoch <= done):
+            raise RecordError("its epochs and steps contradict each other")
 
 
 def is_finished(state: TrainingState, recipe: Recipe) -> bool:
