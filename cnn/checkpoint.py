@@ -189,6 +189,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, card, tensors, progress, hashlib.sha256(content).hexdigest())
 
 
+def is_model_file(path: Path) -> bool:
+    """Whether logpose wrote the file, even if it is damaged: by the beginning of its header."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return f'"{_ENTRY}"'.encode() in file.read(100)
+
+
 def _read(path: Path) -> bytes:
     """The bytes of a plain file. Raises `ModelFileError`."""
     try:

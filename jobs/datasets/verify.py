@@ -9,6 +9,7 @@ from jobs.console.output import emit, say
 from jobs.console.progress import bar, plural
 from jobs.options import VerifyOptions
 from logpose.common.files import write_atomically
+from logpose.common.outputs import replaceable_file
 from pipeline.dataset.verify import verify_dataset
 from pipeline.errors import Damage
 
@@ -20,8 +21,10 @@ def verify(dataset: Path, options: VerifyOptions) -> int:
     """Read every chunk of `dataset` and return the exit code: 1 if anything is damaged or missing.
 
     `options.report` receives a CSV with a row for each image in a damaged chunk.
-    Raises DatasetError if the dataset cannot be opened.
+    Raises DatasetError if the dataset cannot be opened, PathError if the CSV would replace another file.
     """
+    if options.report is not None:
+        replaceable_file(options.report, ",".join(REPORT_HEADER).encode(), "a verification report")
     with bar("verifying", "chunks", 0, ends=False) as progress:
         report = verify_dataset(dataset, lambda done, total: progress.update(done, total=total))
     for damage in report.damage[:MAX_SHOWN]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from logpose.common.errors import printable
+from logpose.common.errors import escaped, printable
 from logpose.common.locks import exclusive_lock
 from pipeline.build.destination import LOCK_FILE, ExistingBuild, check_destination, prepare_destination
 from pipeline.build.journal import Failure, Journal, ShardResult
@@ -84,6 +84,7 @@ def build_dataset(
     try:
         dest.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(dest / LOCK_FILE, f"build of {dest}"):
+            check_destination(root, dest)  # again: another process may have been there meanwhile
             existing = prepare_destination(dest, identity, source, options.overwrite)
             if existing is not ExistingBuild.FINISHED:
                 _write_dataset(rounds, identity, is_new=existing is ExistingBuild.NONE)
@@ -159,7 +160,7 @@ def _finish(rounds: Rounds, attributes: Attributes, shards: dict[str, list[Shard
     write_failures(dest, rounds.progress.failures())
     files = {split: [file for shard in shards[split] for file in shard.assigned] for split in SPLITS}
     labels = {split: source.labels[np.array(files[split], dtype=np.int64)] for split in SPLITS}  # (n,) each
-    paths = {split: [printable(source.files[file].path) for file in files[split]] for split in SPLITS}
+    paths = {split: [escaped(source.files[file].path) for file in files[split]] for split in SPLITS}
     for index, name in enumerate(source.class_names):
         if index not in labels["train"]:
             raise ListingError(
