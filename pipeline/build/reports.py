@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from logpose.common.errors import printable
+from logpose.common.errors import escaped
 from logpose.common.files import write_atomically
 from pipeline.build.journal import Failure
 from pipeline.dataset.schema import DUPLICATES_FILE, DUPLICATES_HEADER, FAILURES_FILE, FAILURES_HEADER, DuplicateCounts
@@ -61,7 +61,7 @@ def write_duplicates(
             counts["leaks"] += int(in_val[members].sum())
         for file in members:
             label = source.class_names[source.files[file].label]
-            split, path = "val" if in_val[file] else "train", printable(source.files[file].path)
+            split, path = "val" if in_val[file] else "train", escaped(source.files[file].path)
             rows.append((number, split, label, path, groups.transforms[file], "same" if same else "differ"))
     _write(dataset / DUPLICATES_FILE, DUPLICATES_HEADER, rows)
     return DuplicateCounts(len(members_of), len(rows), **counts)
