@@ -34,10 +34,14 @@ def parse_json(text: str | bytes) -> Any:
         raise RecordError(str(error).partition("\n")[0]) from None
 
 
+def checksum(values: Mapping[str, Any]) -> int:
+    """CRC-32 of the JSON of an object without its checksum."""
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
+
+
 def write_record(path: Path, values: Mapping[str, Any], *, shared: bool = False) -> None:
     """Write an object with its checksum, atomically. Raises OSError."""
-    text = json.dumps({**values, CHECKSUM: _checksum(values)}, indent=1)
-    write_atomically(path, text + "\n", shared=shared)
+    write_atomically(path, json.dumps({**values, CHECKSUM: checksum(values)}) + "\n", shared=shared)
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -48,7 +52,7 @@ def read_record(path: Path) -> dict[str, Any]:
     found = parse_json(path.read_bytes())
     if not isinstance(found, dict):
         raise RecordError(f"expected an object, found {type(found).__name__}")
-    if CHECKSUM in found and found.pop(CHECKSUM) != _checksum(found):
+    if CHECKSUM in found and found.pop(CHECKSUM) != checksum(found):
         raise RecordError("it does not match its checksum")
     return found
 
@@ -115,10 +119,6 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
 
 def _refuse_constant(name: str) -> float:
     raise RecordError(f"expected a finite number, found {name}")
-
-
-def _checksum(values: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 
 def _difference(missing: frozenset[str] | set[str], unknown: set[str]) -> str:
