@@ -20,7 +20,7 @@ from logpose.common.records import RecordError, parse_record
 def info_run(run_dir: Path) -> None:
     """Describe the training in `run_dir`. Raises JobError where there is none, ModelFileError where it is damaged."""
     run = load_run(run_dir)
-    rows = [_rank_row(values) for values in run.state.ranks] or read_ranks(run.folder.ranks)
+    rows = [rank_row(values) for values in run.state.ranks] or read_ranks(run.folder.ranks)
     blocks = [_training(run), _times(run)]
     if rows:
         blocks.append(_ranks(rows))
@@ -61,11 +61,12 @@ def _times(run: TrainedRun) -> list[str]:
     return table([("time", "", ""), *rows, ("together", duration(run.seconds), "")])
 
 
-def _rank_row(values: dict[str, Any]) -> RankRow:
+def rank_row(values: dict[str, Any]) -> RankRow:
     """A row of ranks.csv, from the state in last.safetensors, which has a checksum. Raises ModelFileError."""
     try:
         place = parse_record(RankRow, {name: values[name] for name in RankRow._fields[:-1]} | {"times": RankTimes()})
-        times = parse_record(RankTimes, {each.name: values[each.name] for each in fields(RankTimes)})
+        columns = {each.name for each in fields(RankTimes)} & values.keys()
+        times = parse_record(RankTimes, {name: values[name] for name in columns})
     except (KeyError, RecordError) as error:
         raise ModelFileError(f"expected what a rank did, found something else ({error}); train again") from error
     return place._replace(times=times)

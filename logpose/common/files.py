@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
@@ -51,9 +51,11 @@ def atomic_writer(
     path = output_file(path)
     name = f"{path.name}.{os.urandom(4).hex()}.partial" if shared else f".{path.name}.tmp"
     temporary = path.with_name(name)
+    with suppress(FileNotFoundError):
+        temporary.unlink()  # rather than write into it: it might be a link or a pipe
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -10,7 +10,9 @@ import pytest
 from cnn.checkpoint import load_checkpoint, save_checkpoint
 from cnn.errors import ModelFileError
 from jobs.errors import JobError
+from jobs.training.info import rank_row
 from jobs.training.metrics import EpochRow, write_metrics
+from jobs.training.ranks.record import RankRow, RankTimes
 from jobs.training.run_folder import RunFolder, TrainingState
 from jobs.training.timing import EpochTimes
 from tests.jobs.conftest import Logpose
@@ -131,6 +133,17 @@ def test_states_that_contradict_themselves_are_refused(tmp_path: Path, values: d
     assert TrainingState.from_json(saved, tmp_path) == state
     with pytest.raises(ModelFileError, match=r"does not hold the state of a training \(.*; start again"):
         TrainingState.from_json(saved | values, tmp_path)
+
+
+def test_what_ranks_did_is_read_from_the_state() -> None:
+    """ranks.csv has no checksum, last.safetensors has."""
+    row = RankRow(1, 0, "tcp://a:1", "a", "cpu", RankTimes(images=5, seconds=1.25))
+    saved = json.loads(json.dumps(row.to_dict()))
+    assert rank_row(saved) == row
+    assert rank_row({name: value for name, value in saved.items() if name != "seconds"}).times.seconds == 0.0
+    for damage in ({"images": "5"}, {"epoch": None}, {"host": 3}):
+        with pytest.raises(ModelFileError, match="expected what a rank did"):
+            rank_row(saved | damage)
 
 
 def test_state_of_an_older_version_resumes(logpose: Logpose, dataset: Path, trained: Path, tmp_path: Path) -> None:
