@@ -14,6 +14,7 @@ from pipeline.build.build import BuildReport
 from pipeline.build.destination import ExistingBuild
 from pipeline.build.journal import FOLDER, Journal
 from pipeline.dataset.verify import verify_dataset
+from pipeline.duplicates.fingerprint import FINGERPRINT_BYTES
 from pipeline.duplicates.groups import DuplicateGroups
 from pipeline.errors import BuildError
 from tests.pipeline.build.test_resume import build_and_stop
@@ -78,6 +79,24 @@ def test_damaged_journal_changes_nothing(
     assert report.existing is ExistingBuild.UNFINISHED
     assert report.content_hash == expected.content_hash
     assert verify_dataset(dest).ok
+    for name in REPORTS:
+        assert (dest / name).read_bytes() == (expected.path / name).read_bytes()
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_fingerprints_with_other_bytes_are_taken_again(
+    images: Path, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the right length, and for the right files: copies would not be found, and cross the split."""
+    expected, dest = build(images, tmp_path / "whole.zarr", size=SIZE), tmp_path / "d.zarr"
+    build_and_stop(images, dest, 8, monkeypatch, size=SIZE)
+    for file in (dest / FOLDER).glob("*.fingerprints"):
+        content = file.read_bytes()
+        numbers = 8 * (len(content) // (8 + FINGERPRINT_BYTES))
+        noise = np.random.default_rng(0).bytes(len(content) - numbers - 8)
+        file.write_bytes(content[:numbers] + noise + content[-8:])
+    assert not Journal(dest).fingerprinted(42).any()
+    build(images, dest, size=SIZE)
     for name in REPORTS:
         assert (dest / name).read_bytes() == (expected.path / name).read_bytes()
 
