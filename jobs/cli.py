@@ -9,7 +9,7 @@ import typer
 
 from jobs.commands import app
 from jobs.console.output import fit
-from jobs.errors import Interrupted, explain, gpu_errors, out_of_memory
+from jobs.errors import Interrupted, JobError, explain, gpu_errors, out_of_memory
 from logpose.common.errors import LogposeError, printable
 
 
@@ -17,6 +17,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code. Every error is one line on standard error."""
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
+        if "" in given:  # for Path it would be the current folder
+            raise JobError("expected a value, found an empty argument; check the variable that it comes from")
         job = app(given, prog_name="logpose", standalone_mode=False)
         with gpu_errors():
             code = job() if callable(job) else int(job or 0)

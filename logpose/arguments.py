@@ -21,6 +21,7 @@ from jobs.console.output import Verbosity, verbosity_of
 from jobs.errors import JobError, WorkFailedError, explain, gpu_errors, out_of_memory
 from logpose.common.errors import suggest
 from logpose.common.options import Option
+from logpose.common.outputs import local_path
 
 Options = TypeVar("Options")
 
@@ -37,11 +38,11 @@ def checked_options(kind: type[Options], **values: Any) -> Options:
 
 
 def checked_path(name: str, value: Any) -> Path:
-    """The value as a path. Raises JobError for other types, empty text, and a null byte."""
+    """The value as a path. Raises JobError for other types, empty text, and a null byte; PathError for a URL."""
     if isinstance(value, str | os.PathLike):
         text = os.fspath(value)
         if isinstance(text, str) and text and "\0" not in text:
-            return Path(text)
+            return local_path(Path(text))
     remedy = "write Path(...)"
     if isinstance(value, bytes):
         remedy = "write os.fsdecode(...)"

@@ -191,7 +191,7 @@ def _load(settings: TaskSettings) -> Predictor:
     if options.model:
         import_model(options.model)
     predictor = Predictor(model, pick_backend(options.device, precision=options.precision), options.views)
-    if hash_file(model) != settings.model_hash:
+    if predictor.digest != settings.model_hash:
         raise JobError(
             f"expected the same model throughout a classification, found another one now, or on this machine, at"
             f" {model}; give a path at which all machines see the same file"
@@ -209,12 +209,6 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 def _open_split(dataset: Path, split: str) -> Split:
     data = Dataset.open(dataset)
     return data.train if split == data.train.name else data.val
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hex. Raises OSError."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_names(names: Sequence[str]) -> str:

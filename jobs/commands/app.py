@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any, TypeAlias, get_args, get_type_hints
 
 import typer
@@ -14,6 +15,7 @@ from typer.core import TyperCommand
 from jobs.console.output import Verbosity, verbosity_of
 from jobs.errors import JobError
 from logpose.common.options import Option
+from logpose.common.outputs import local_path
 
 Job: TypeAlias = Callable[[], int]  # does the work, returns the exit code
 Command: TypeAlias = Callable[..., int | None]
@@ -70,6 +72,9 @@ def command(options_type: type[Any] | None = None) -> Callable[[Command], Comman
         parameters = [*arguments, *_option_parameters(options_type), *_OUTPUT_PARAMETERS]
 
         def read(**values: Any) -> Job:
+            for value in values.values():
+                if isinstance(value, Path):
+                    local_path(value)
             paths = [values[argument.name] for argument in arguments]
 
             def job() -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from jobs.console.output import Verbosity, verbosity
 from jobs.errors import Interrupted, JobError
 from logpose.common.errors import printable
+from logpose.common.outputs import local_path
 
 
 def interactive() -> bool:
@@ -67,7 +68,7 @@ def path_argument(
     if not interactive():
         raise JobError(f"missing argument {name}; 'logpose {command} --help' shows an example")
     while True:
-        answer = Path(ask(question, default)).expanduser()
+        answer = local_path(Path(ask(question, default)).expanduser())
         found = problem(answer)
         if not found:
             return answer

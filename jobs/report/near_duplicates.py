@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from jobs.errors import JobError
 from pipeline.dataset.schema import DUPLICATES_FILE, DUPLICATES_HEADER
+from pipeline.dataset.store import read_attributes
+from pipeline.dataset.verify import damaged_reports
 
 
 class NearDuplicate(NamedTuple):
@@ -43,7 +45,10 @@ def select_groups(dataset: Path, count: int) -> list[DuplicateGroup]:
     Only so many groups are in memory at a time. Returns none where duplicates.csv is missing.
     Raises JobError where it is damaged.
     """
-    return heapq.nsmallest(count, _read_groups(dataset / DUPLICATES_FILE), key=_priority)
+    path = dataset / DUPLICATES_FILE
+    if path in damaged_reports(dataset, read_attributes(dataset)):
+        raise JobError(f"expected groups of near-duplicates in {path}, found another file; build the dataset again")
+    return heapq.nsmallest(count, _read_groups(path), key=_priority)
 
 
 def _priority(group: DuplicateGroup) -> tuple[bool, bool, int, int]:

@@ -13,6 +13,7 @@ from cnn.evaluation.metrics import ClassScores, Evaluation
 from cnn.losses import Loss, SoftmaxCrossEntropy
 from jobs.errors import JobError
 from logpose.common.files import write_atomically
+from logpose.common.records import RecordError, parse_record
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,11 @@ class EpochRow:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: Path) -> "EpochRow":
-        """Make a row from a mapping; unknown keys are ignored. Raises JobError where a column is missing."""
+        """Make a row from a mapping; unknown keys are ignored. Raises JobError where one is missing or no number."""
         known = {field.name for field in fields(cls)}
         try:
-            return cls(**{name: value for name, value in values.items() if name in known})
-        except TypeError as error:
+            return parse_record(cls, {name: value for name, value in values.items() if name in known})
+        except RecordError as error:
             raise JobError(f"expected metrics of an epoch in {source}, found others: {error}; train again") from None
 
 

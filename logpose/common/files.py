@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeAlias
+
+from logpose.common.outputs import output_file
 
 # What a binary file can write: bytes, or a C-contiguous NumPy array.
 Buffer: TypeAlias = Any
@@ -43,13 +45,17 @@ def atomic_writer(
     The temporary file is in the same folder, since a rename is atomic only within a file system; the folder is created
     if missing. The temporary name is fixed, so that a run overwrites what a killed one left. With `shared`, for several
     writers of one path, it is random and ends in '.partial'. `before_rename` runs after the sync, and may raise to
-    prevent the rename. Raises OSError; on any error the temporary file is removed and `path` is unchanged.
+    prevent the rename. Where `path` is a link, the file that it points to is replaced. Raises PathError where something
+    else than a plain file is there, OSError; on any error the temporary file is removed and `path` is unchanged.
     """
+    path = output_file(path)
     name = f"{path.name}.{os.urandom(4).hex()}.partial" if shared else f".{path.name}.tmp"
     temporary = path.with_name(name)
+    with suppress(FileNotFoundError):
+        temporary.unlink()  # rather than write into it: it might be a link or a pipe
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

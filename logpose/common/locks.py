@@ -32,3 +32,22 @@ def exclusive_lock(lock_file: Path, what: str) -> Iterator[None]:
         with suppress(OSError):  # Windows does not delete open files: the lock file stays
             lock_file.unlink()
         lock.release()
+
+
+@contextmanager
+def output_lock(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock of the output `path`, `.NAME.lock` next to it: see `exclusive_lock`.
+
+    Whatever depends on what is at `path` is to be decided within. Folders above it that are missing are made, and
+    removed again if they stay empty.
+    """
+    place = path.resolve()  # "." and ".." have no name; and a link is a second name of one output
+    made = [folder for folder in place.parents if not folder.exists()]
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with exclusive_lock(place.with_name(f".{place.name}.lock"), what):
+            yield
+    finally:
+        for folder in made:
+            with suppress(OSError):  # not empty
+                folder.rmdir()

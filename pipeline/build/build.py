@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from logpose.common.errors import printable
+from logpose.common.errors import escaped, printable
 from logpose.common.locks import exclusive_lock
 from pipeline.build.destination import LOCK_FILE, ExistingBuild, check_destination, prepare_destination
 from pipeline.build.journal import Failure, Journal, ShardResult
@@ -22,6 +22,7 @@ from pipeline.build.reports import read_failures, write_duplicates, write_failur
 from pipeline.build.rounds import OnProgress, Rounds
 from pipeline.dataset.codecs import chunk_codecs
 from pipeline.dataset.schema import (
+    DUPLICATES_FILE,
     FAILURES_FILE,
     FORMAT_VERSION,
     SPLITS,
@@ -84,6 +85,7 @@ def build_dataset(
     try:
         dest.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(dest / LOCK_FILE, f"build of {dest}"):
+            check_destination(root, dest)  # again: another process may have been there meanwhile
             existing = prepare_destination(dest, identity, source, options.overwrite)
             if existing is not ExistingBuild.FINISHED:
                 _write_dataset(rounds, identity, is_new=existing is ExistingBuild.NONE)
@@ -156,10 +158,10 @@ def _write_dataset(rounds: Rounds, identity: dict[str, Any], *, is_new: bool) ->
 def _finish(rounds: Rounds, attributes: Attributes, shards: dict[str, list[ShardResult]]) -> None:
     """Write the reports, check that each class has training images, compute the statistics, and seal."""
     dest, source = rounds.dest, rounds.source
-    write_failures(dest, rounds.progress.failures())
+    reports = {FAILURES_FILE: write_failures(dest, rounds.progress.failures())}
     files = {split: [file for shard in shards[split] for file in shard.assigned] for split in SPLITS}
     labels = {split: source.labels[np.array(files[split], dtype=np.int64)] for split in SPLITS}  # (n,) each
-    paths = {split: [printable(source.files[file].path) for file in files[split]] for split in SPLITS}
+    paths = {split: [escaped(source.files[file].path) for file in files[split]] for split in SPLITS}
     for index, name in enumerate(source.class_names):
         if index not in labels["train"]:
             raise ListingError(
@@ -168,12 +170,13 @@ def _finish(rounds: Rounds, attributes: Attributes, shards: dict[str, list[Shard
             )
     duplicates = None
     if rounds.duplicates is not None:
-        duplicates = write_duplicates(dest, source, rounds.duplicates, rounds.validation_mask())
+        duplicates, crc = write_duplicates(dest, source, rounds.duplicates, rounds.validation_mask())
+        reports[DUPLICATES_FILE] = crc
     pixels = len(labels["train"]) * attributes.size[0] * attributes.size[1]
     sums = [sum(shard.sums[channel] for shard in shards["train"]) for channel in range(3)]
     squares = [sum(shard.squares[channel] for shard in shards["train"]) for channel in range(3)]
     mean, std = colour_statistics(pixels, sums, squares)
-    attributes = replace(attributes, duplicates=duplicates, mean=mean, std=std, sealed=True)
+    attributes = replace(attributes, duplicates=duplicates, mean=mean, std=std, reports=reports, sealed=True)
     digests = {split: [shard.digest for shard in shards[split]] for split in SPLITS}
     attributes = replace(attributes, content_hash=content_digest(attributes, digests))
     seal(dest, attributes, labels, paths)

@@ -63,7 +63,7 @@ def prepare_destination(dest: Path, identity: dict[str, Any], source: Source, ov
         sealed, same = True, False  # damaged, or of another version: it may be valuable
     journal = Journal(dest)
     previous = journal.identity()
-    if not sealed and previous == identity:
+    if not sealed and (previous == identity or (previous == {} and same)):  # {}: damaged
         return ExistingBuild.UNFINISHED
     if not overwrite and sealed and same:
         journal.end()  # in case the build was killed between sealing and deleting it
@@ -75,7 +75,9 @@ def prepare_destination(dest: Path, identity: dict[str, Any], source: Source, ov
         )
     if not overwrite and previous is not None:
         differences = _differing_options(previous, identity)
-        if previous["pictures"] != identity["pictures"]:
+        if not previous or not (differences or previous.get("pictures")):
+            differences = ["a damaged journal"]
+        elif previous.get("pictures") != identity["pictures"]:
             differences.insert(0, f"other images: {describe_changes(journal.files(), source.lines())}")
         raise OutputExistsError(
             f"expected to resume the build at {dest}, found {' and '.join(differences)}: use the images and options"

@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 
-from logpose.common.errors import printable
+from logpose.common.errors import escaped
 from pipeline.build.journal import Failure, ShardResult
 from pipeline.scan.source_files import Source
 
@@ -39,7 +39,7 @@ class BuildProgress:
         """Count the files of a finished shard, even if the build is being cancelled."""
         reasons = {file: (kind, reason) for file, kind, reason in result.failures}
         for file in {*result.assigned, *reasons}:
-            path = printable(self._source.files[file].path)
+            path = escaped(self._source.files[file].path)
             self._count(file, Failure(path, *reasons[file]) if file in reasons else None)
 
     def _count(self, file: int, failure: Failure | None) -> None:

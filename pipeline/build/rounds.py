@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from logpose.common.cpus import available_cpus
-from pipeline.build.journal import Journal, ShardResult
+from pipeline.build.journal import NO_FILE, Journal, ShardResult
 from pipeline.build.options import BuildOptions
 from pipeline.build.progress import BuildProgress
 from pipeline.build.reports import write_failures
@@ -31,7 +31,7 @@ from pipeline.dataset.store import shard_file
 from pipeline.dataset.writer import ensure_rows
 from pipeline.duplicates.find import find_duplicates
 from pipeline.duplicates.groups import DuplicateGroups
-from pipeline.errors import TooManyFailures
+from pipeline.errors import BuildError, TooManyFailures
 from pipeline.scan.source_files import Source
 
 # (done, total, what, failed): 'images' decoded or 'comparisons' made, and the number of files that cannot be read.
@@ -66,9 +66,13 @@ class Rounds:
         Raises TooManyFailures, and what tasks raise.
         """
         self._journal.claim(self._run_id)
-        self.duplicates = self._journal.duplicates()
-        for key, result in self._journal.results().items():
-            if shard_file(self.dest, *key).is_file():
+        count = len(self.source.files)
+        self.duplicates = self._journal.duplicates(count)
+        needs_prints = self.options.group_copies and self.duplicates is None
+        have = self._journal.fingerprinted(count) if needs_prints else np.ones(count, dtype=np.bool_)  # (N,)
+        for key, result in self._journal.results(count).items():
+            decoded = [file for file in result.files if file != NO_FILE]
+            if shard_file(self.dest, *key).is_file() and have[decoded].all():
                 self._add(result)
         while True:
             assigned = self._assign()
@@ -113,6 +117,11 @@ class Rounds:
         groups = DuplicateGroups(np.arange(count, dtype=np.int64), [""] * count)
         if not len(readable):
             return groups
+        if not self._journal.fingerprinted(count)[readable].all():
+            raise BuildError(
+                f"expected a fingerprint of each image, found some damaged in {self.dest}: run the same build again, it"
+                " makes them again"
+            )
         prints = self._journal.fingerprints(count)  # (N, FINGERPRINT_BYTES)
         if failed:
             prints = prints[readable]  # (n, FINGERPRINT_BYTES)

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from logpose.common.errors import BusyError, printable
+from logpose.common.errors import BusyError, escaped
 from pipeline.build.journal import NO_FILE, Failure, Journal, ShardResult
 from pipeline.dataset.schema import shard_digest
 from pipeline.dataset.store import open_split, read_attributes
@@ -71,12 +71,12 @@ def run_shard(job: ShardJob, on_file: OnFile | None = None) -> ShardResult:
                 inner[row] = decode_image(path, job.size, job.fit, images[row], unchanged).inner
             except DecodeError as error:
                 failures.append((number, error.kind, error.reason))
-                failure = Failure(printable(file.path), error.kind, error.reason)
+                failure = Failure(escaped(file.path), error.kind, error.reason)
             if on_file is not None:
                 on_file(number, failure)
     labels = np.array([file.label for file in job.files], dtype=np.int64)  # (n,)
     sums, squares = _sums(images)
-    digest = shard_digest([images], labels, [printable(file.path) for file in job.files])
+    digest = shard_digest([images], labels, [escaped(file.path) for file in job.files])
     journal = Journal(job.dataset)
 
     def check_run() -> None:

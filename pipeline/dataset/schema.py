@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_128
 
+from logpose.common.records import CHECKSUM, checksum
 from pipeline.errors import DatasetError, damaged_metadata
 
 FORMAT = "logpose"
@@ -110,13 +111,15 @@ class Attributes:
     mean: tuple[float, float, float] | None = None  # per channel, of the training split, in 0..255
     std: tuple[float, float, float] | None = None
     content_hash: str | None = None  # of the rows: equal if the datasets hold the same
+    reports: dict[str, int] | None = None  # CRC-32 of failures.csv and duplicates.csv; None in older datasets
     sealed: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """The attributes of the dataset's Zarr group."""
+        """The attributes of the dataset's Zarr group, with a checksum."""
         values = asdict(self) | {"duplicates": self.duplicates and self.duplicates.to_json()}
         renamed = {"copies" if name == "duplicates" else name: value for name, value in values.items()}
-        return {"format": FORMAT, "format_version": FORMAT_VERSION} | renamed
+        attributes = {"format": FORMAT, "format_version": FORMAT_VERSION} | renamed
+        return attributes | {CHECKSUM: checksum(attributes)}
 
     @classmethod
     def from_json(cls, found: Any, where: str) -> Attributes:
@@ -128,6 +131,9 @@ class Attributes:
                 f"expected format version {FORMAT_VERSION}, found {found.get('format_version')!r} in {where}:"
                 " build the dataset again with this logpose"
             )
+        rest = {name: value for name, value in found.items() if name != CHECKSUM}
+        if CHECKSUM in found and found[CHECKSUM] != checksum(rest):
+            raise damaged_metadata("attributes that match their checksum", "others", where)
         try:
             return cls(
                 class_names=tuple(str(name) for name in found["class_names"]),
@@ -140,9 +146,10 @@ class Attributes:
                 mean=_colour(found["mean"]),
                 std=_colour(found["std"]),
                 content_hash=found["content_hash"],
+                reports=found.get("reports") and {str(name): int(value) for name, value in found["reports"].items()},
                 sealed=bool(found["sealed"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise damaged_metadata("complete attributes", f"{type(error).__name__} {error}", where) from error
 
 
@@ -197,4 +204,4 @@ def content_digest(attributes: Attributes, shard_digests: dict[str, list[str]]) 
 
 
 # The same images in another folder have the same content, although path, file times and so the build hash differ.
-_NOT_CONTENT = {"source", "build_hash", "content_hash", "sealed"}
+_NOT_CONTENT = {"source", "build_hash", "content_hash", "reports", "sealed", CHECKSUM}

@@ -217,7 +217,7 @@ class Split:
 
     @cached_property
     def paths(self) -> list[str]:
-        """The source file of each row: N paths relative to the folder of images, as `printable` writes them."""
+        """The source file of each row: N paths relative to the folder of images, as `escaped` writes them."""
         return [str(path) for path in self.read_column("paths", 0, self.rows)]
 
     @cached_property

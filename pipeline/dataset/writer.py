@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from logpose.common.files import sync, write_atomically
 from pipeline.dataset.codecs import chunk_codecs
 from pipeline.dataset.schema import COLUMN_CHUNK_ROWS, IMAGE_DIMENSIONS, SPLITS, Attributes, layout
 from pipeline.dataset.shard_format import encode_shard
-from pipeline.dataset.store import WRITE_EMPTY_CHUNKS, image_metadata, open_array, shard_file
+from pipeline.dataset.store import WRITE_EMPTY_CHUNKS, image_metadata, open_array, read_attributes, shard_file
 
 
 def create_dataset(path: Path, attributes: Attributes, rows: dict[str, int], codec: str = "none") -> None:
@@ -81,7 +82,7 @@ def seal(
 
 def unseal(path: Path) -> None:
     """Mark the dataset unsealed, before deleting parts of it."""
-    _update(path, {"sealed": False})
+    _update(path, replace(read_attributes(path), sealed=False).to_json())
 
 
 def _update(path: Path, attributes: dict[str, Any]) -> None:

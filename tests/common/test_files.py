@@ -1,5 +1,6 @@
 """Atomic writes: a file is complete or unchanged."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,21 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
     write_atomically(path, "new")
     assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "pipe"])
+def test_what_a_killed_write_left_is_replaced(tmp_path: Path, kind: str) -> None:
+    left, other = tmp_path / ".a.tmp", tmp_path / "other"
+    other.write_text("other")
+    if kind == "file":
+        left.write_text("half")
+    elif kind == "link":
+        left.symlink_to(other)
+    else:
+        os.mkfifo(left)
+    write_atomically(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == "new" and other.read_text() == "other"
+    assert not left.exists() and not (tmp_path / "a").is_symlink()
 
 
 def test_text_that_is_not_valid_utf8_is_written_unchanged(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -181,6 +182,13 @@ def test_failures_are_read_back(image_folder: Images, build: Build) -> None:
     (root / "b" / "0003.png").write_bytes(b"x")
     report = build(root)
     assert read_failures(report.path) == list(report.failures)
+    (report.path / "failures.csv").write_bytes(b"path,kind,reason\n")
+    with pytest.raises(DatasetError, match=r"expected a table of path, kind, reason, found ValueError another file"):
+        read_failures(report.path)
+    node = json.loads((report.path / "zarr.json").read_bytes())
+    for name in ("crc32", "reports"):  # as in a dataset of 0.1.0
+        del node["attributes"][name]
+    (report.path / "zarr.json").write_text(json.dumps(node))
     for content, found in ((b"path,reason\na,b\n", "KeyError 'kind'"), (b"path,kind\xff\n", "UnicodeDecodeError")):
         (report.path / "failures.csv").write_bytes(content)
         with pytest.raises(DatasetError, match=f"expected a table of path, kind, reason, found {found}"):
