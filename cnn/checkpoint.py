@@ -39,6 +39,7 @@ class ModelCard:
     std: tuple[float, ...]
     loss: str = "softmax_cross_entropy"  # determines how outputs become probabilities
     temperature: float = 1.0  # outputs are divided by it before they become probabilities
+    depth: tuple[float, float] | None = None  # values of black and white of grey of more than 8 bits
     model_class: str = ""  # package.module:Class of a user's own model, for the error message only
 
     def build_model(self) -> Model:
@@ -95,6 +96,8 @@ def save_checkpoint(path: Path, card: ModelCard, tensors: dict[str, np.ndarray],
     fields = asdict(card)
     if not card.model_class:
         del fields["model_class"]
+    if card.depth is None:
+        del fields["depth"]
     header = {"format_version": FORMAT_VERSION, "card": fields, "progress": progress, "crc32": _checksum(tensors)}
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     payload = safetensors.numpy.save(contiguous, {_ENTRY: json.dumps(header)})
@@ -130,6 +133,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         fields = header["card"]
         for name in ("in_shape", "class_names", "mean", "std"):
             fields[name] = tuple(fields[name])
+        if fields.get("depth") is not None:
+            black, white = fields["depth"]
+            fields["depth"] = float(black), float(white)
         fields["model_options"] = {key: _tuples(value) for key, value in fields["model_options"].items()}
         card, progress, checksum = ModelCard(**fields), dict(header["progress"]), header["crc32"]
     except (ValueError, KeyError, TypeError) as error:

@@ -111,11 +111,14 @@ class Attributes:
     std: tuple[float, float, float] | None = None
     content_hash: str | None = None  # of the rows: equal if the datasets hold the same
     sealed: bool = False
+    depth: tuple[float, float] | None = None  # values of black and white of deep grey; absent on disk if None
 
     def to_json(self) -> dict[str, Any]:
         """The attributes of the dataset's Zarr group."""
         values = asdict(self) | {"duplicates": self.duplicates and self.duplicates.to_json()}
         renamed = {"copies" if name == "duplicates" else name: value for name, value in values.items()}
+        if self.depth is None:
+            del renamed["depth"]
         return {"format": FORMAT, "format_version": FORMAT_VERSION} | renamed
 
     @classmethod
@@ -141,6 +144,7 @@ class Attributes:
                 std=_colour(found["std"]),
                 content_hash=found["content_hash"],
                 sealed=bool(found["sealed"]),
+                depth=_depth(found.get("depth")),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise damaged_metadata("complete attributes", f"{type(error).__name__} {error}", where) from error
@@ -149,6 +153,13 @@ class Attributes:
 def _size(value: Any) -> tuple[int, int]:
     height, width = value
     return int(height), int(width)
+
+
+def _depth(value: Any) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    black, white = value
+    return float(black), float(white)
 
 
 def _colour(value: Any) -> tuple[float, float, float] | None:
