@@ -69,8 +69,8 @@ def _warnings(report: BuildReport) -> list[str]:
     flat, looked_at = report.flat
     if flat > looked_at / 2:
         lines.append(
-            f"nearly one colour: {flat:,} of {plural(looked_at, 'image')} looked at, as if their values filled a small"
-            " part of the range: see 'logpose info', and choose another --depth, or convert them to 8 bits"
+            f"nearly one colour: {flat:,} of {plural(looked_at, 'image')} looked at: see 'logpose info'. If their values"
+            " fill a small part of their range, stretch them; for grey of more than 8 bits, --depth does it"
         )
     if report.skipped:
         shown, others = ", ".join(report.skipped[:5]), len(report.skipped) - 5

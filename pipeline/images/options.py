@@ -53,7 +53,7 @@ def parse_depth(text: str) -> Depth | None:
 
 def describe_depth(depth: Depth) -> str:
     """The depth as text that `parse_depth` reads."""
-    return f"{depth[0]:.15g}..{depth[1]:.15g}"
+    return "..".join(repr(value).removesuffix(".0") for value in depth)
 
 
 def parse_pixels(text: str) -> int:
