@@ -69,7 +69,7 @@ def _warnings(report: BuildReport) -> list[str]:
     flat, looked_at = report.flat
     if flat > looked_at / 2:
         lines.append(
-            f"nearly one colour: {flat:,} of {plural(looked_at, 'image')} looked at: see 'logpose info'. If their values"
+            f"nearly one colour: {flat:,} of {plural(looked_at, 'image')} looked at: see 'logpose info'. If the values"
             " fill a small part of their range, stretch them; for grey of more than 8 bits, --depth does it"
         )
     if report.skipped:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import logging
 import re
 import threading
 import warnings
@@ -117,6 +118,9 @@ def _check_scans(image: JpegImagePlugin.JpegImageFile, max_pixels: int) -> None:
 
 
 # Silence ----------------------------------------------------------------------------------------------
+
+# Pillow logs some damage as errors, which Python prints where no handler is set.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 _lock = threading.Lock()
 _depth = 0

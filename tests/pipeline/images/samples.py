@@ -36,7 +36,7 @@ def picture(mode: str, side: int = 24) -> Image.Image:
 
 def all_samples() -> dict[str, bytes]:
     """Name -> file."""
-    samples = {"multi-scan JPEG": multi_scan_jpeg(1)}
+    samples = {"multi-scan JPEG": multi_scan_jpeg(1), "PSD RGB": psd()}
     for form, modes in MODES.items():
         for mode in modes:
             for number, options in enumerate(OPTIONS.get(form, ({},))):
@@ -46,6 +46,13 @@ def all_samples() -> dict[str, bytes]:
                 picture(mode).save(file, form, **options)  # type: ignore[arg-type]
                 samples[f"{form} {mode} {number}"] = file.getvalue()
     return samples
+
+
+def psd(side: int = 24) -> bytes:
+    """A Photoshop file without layers, which Pillow does not write."""
+    header = struct.pack(">4sH6xHIIHH", b"8BPS", 1, 3, side, side, 8, 3)
+    planes = np.asarray(picture("RGB", side)).transpose(2, 0, 1)  # (3, side, side)
+    return header + struct.pack(">IIIH", 0, 0, 0, 0) + planes.tobytes()
 
 
 def multi_scan_jpeg(scans: int, side: int = 16) -> bytes:

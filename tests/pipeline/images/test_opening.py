@@ -33,7 +33,7 @@ def test_every_format_is_read(name: str, data: bytes) -> None:
     assert pixels.std() > 5
 
 
-def test_all_formats_have_a_sample_but_one_that_pillow_does_not_write() -> None:
+def test_all_formats_have_a_sample() -> None:
     assert set(FORMATS) == {*MODES, "PSD"}
 
 
@@ -92,22 +92,17 @@ def test_pillows_limit_follows_and_is_restored() -> None:
 
 
 MEMORY = """
-import io, resource, sys
+import io, sys
 import numpy as np
 from PIL import Image
-from pipeline.images.decode import decode_pixels
-Image.MAX_IMAGE_PIXELS = None
 side = 5000
 for image, options in (
     (np.zeros((side, side), np.uint16), {"format": "PNG"}),
     (np.zeros((side, side), np.float32), {"format": "TIFF", "compression": "tiff_lzw"}),
     (np.zeros((side, side, 4), np.uint8), {"format": "PNG"}),
-    (np.zeros((side, side, 2), np.uint8), {"format": "PNG"}),
 ):
     file = io.BytesIO()
     Image.fromarray(image).save(file, **options)
-    decode_pixels(file.getvalue(), (64, 64), "pad")  # not measured: the arrays here may be larger
-    del image
     with open(f"{sys.argv[1]}/{len(file.getvalue())}", "wb") as out:
         out.write(file.getvalue())
 """
