@@ -18,7 +18,7 @@ def build(
     *,
     size: int | tuple[int, int] | str = 128,
     fit: Literal["pad", "crop", "squash"] = "pad",
-    depth: int | tuple[float, float] | str = "auto",
+    depth: int | tuple[float, float] | str | None = None,
     max_pixels: int | str = MAX_PIXELS,
     val: float = 0.1,
     seed: int = 0,
@@ -41,7 +41,7 @@ def build(
         size: Pixels of every stored image: a side, (height, width), or text as on the command line ("160x120").
         fit: Add a border ("pad"), cut off ("crop") or distort ("squash") to get there.
         depth: Of grey of more than 8 bits, the values that become black and white: (black, white), a number of bits
-            such as 12 for (0, 4095), or "auto", by a sample of the images.
+            such as 12 for (0, 4095), or text as on the command line; None: by a sample of the images.
         max_pixels: Images of more pixels are refused: they would take too much memory.
         val: Fraction of each class for validation, where the folders do not say.
         seed: Seed of the split and of the order of rows.
