@@ -22,7 +22,8 @@ def draw_deep(root: Path, low: float, high: float) -> Path:
         (root / name).mkdir(parents=True)
         for number in range(10):
             bars = rng.random((1, 16)).repeat(16, 0)  # (16, 16)
-            bars[:, :2] = 0, 1
+            if number == 0:  # only: otherwise a depth for each image would be the same
+                bars[:, :2] = 0, 1
             values = low + (bars.T if axis else bars) * (high - low)  # (16, 16)
             Image.fromarray(values.astype(np.float32)).save(root / name / f"{number}.tif")
     return root

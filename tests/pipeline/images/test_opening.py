@@ -131,6 +131,18 @@ def test_memory_per_pixel_is_bounded(tmp_path: Path) -> None:
 # Silence
 
 
+def test_pillows_log_is_not_printed() -> None:
+    file = io.BytesIO()
+    picture("RGB").save(file, "TIFF")
+    data = bytearray(file.getvalue())
+    samples_per_pixel = data.index(b"\x15\x01\x03\0\x01\0\0\0") + 8
+    data[samples_per_pixel : samples_per_pixel + 2] = b"\xff\xff"
+    code = "from pipeline.images.decode import *; import sys; decode_pixels(sys.stdin.buffer.read(), (8, 8), 'pad')"
+    done = subprocess.run([sys.executable, "-c", code], input=bytes(data), capture_output=True, check=False)
+    assert b"More samples per pixel" not in done.stderr
+    assert b"DecodeError" in done.stderr
+
+
 def test_libtiff_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     file = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)  # (64, 64, 3)
