@@ -52,6 +52,7 @@ class ModelCard:
     std: tuple[float, ...]
     loss: str = "softmax_cross_entropy"  # determines how outputs become probabilities
     temperature: float = 1.0  # outputs are divided by it before they become probabilities
+    depth: tuple[float, float] | None = None  # values of black and white of grey of more than 8 bits
     model_class: str = ""  # package.module:Class of a user's own model, for the error message only
 
     def build_model(self) -> Model:
@@ -90,6 +91,7 @@ class ModelCard:
             "mean or std": not len(self.mean) == len(self.std) == channels or not all(map(math.isfinite, numbers)),
             "std": not all(value >= 0 for value in self.std),
             "temperature": not 0.001 <= self.temperature <= 1000,
+            "depth": self.depth is not None and not self.depth[0] < self.depth[1],
         }  # fmt: skip
         for name in (name for name, is_wrong in problems.items() if is_wrong):
             value = " and ".join(str(getattr(self, each)) for each in name.split(" or "))
@@ -148,6 +150,8 @@ def save_checkpoint(path: Path, card: ModelCard, tensors: dict[str, np.ndarray],
     fields = asdict(card)
     if not card.model_class:
         del fields["model_class"]
+    if card.depth is None:
+        del fields["depth"]
     if broken := _first_not_finite(tensors):
         raise NonFiniteError(f"{broken} has values that are not finite, so {path} was not written: training diverged")
     header = {"format_version": FORMAT_VERSION, "crc32": "00000000", "card": fields, "progress": progress}

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args, get_type_hints
 
 from jobs.console.sizes import parse_bytes
 from logpose.common.options import Option
+from pipeline.images.options import MAX_PIXELS, parse_pixels
 
 Device: TypeAlias = Annotated[Literal["auto", "cpu", "cuda"], Option("Where to compute; auto uses a GPU if one works.")]
 Precision: TypeAlias = Annotated[
@@ -120,6 +121,9 @@ class ClassifyOptions:
         Literal["none", "mirror", "mirror_shift"],
         Option("Test-time augmentation: average 2 or 6 views of each image."),
     ] = "none"
+    max_pixels: Annotated[
+        int, Option("Refuse images of more pixels.", "N|NM", parse=parse_pixels, default=f"{MAX_PIXELS}")
+    ] = MAX_PIXELS
     batch_size: Annotated[int, Option("Images per forward pass.", "N", 1)] = 32
     model: ModelClass = None
     device: Device = "auto"

@@ -59,8 +59,11 @@ def names(kind: type) -> list[str]:
     return [field.name for field in fields(kind)]
 
 
-ATTRIBUTES = Attributes(("a", "b"), (8, 8), "pad", 0, "", "", DuplicateCounts(0, 0, 0, 0)).to_json()
-IDENTITY = ("pictures", "format version", "--size", "--fit", "--val", "--seed", "--codec", "--group-copies")
+ATTRIBUTES = Attributes(("a", "b"), (8, 8), "pad", 0, "", "", DuplicateCounts(0, 0, 0, 0), depth=(0.0, 1.0)).to_json()
+IDENTITY = (
+    "pictures", "format version", "--size", "--fit", "--val", "--seed", "--codec", "--group-copies", "--depth",
+    "--max-pixels",
+)  # fmt: skip
 SHARD_RESULT = ("part", "shard", "wanted", "failures", "sums", "squares", "digest")
 TRANSFORMS = ("same", "flipped", *(f"rotated {angle}" for angle in (90, 180, 270)), "inverted", "cropped", "recoloured")
 # Heading of format.md -> the names that its section has to explain.

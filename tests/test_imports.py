@@ -33,7 +33,8 @@ ONLY_IMPORTED_BY = {
         "jobs/console/sizes.py", "jobs/training/ranks/cluster.py",
     ],
     "PIL": [
-        "pipeline/images/decode.py", "pipeline/images/colours.py", "jobs/drawing/contact_sheet.py",
+        "pipeline/images/decode.py", "pipeline/images/colours.py", "pipeline/images/opening.py",
+        "pipeline/images/depth.py", "jobs/drawing/contact_sheet.py",
         "jobs/drawing/fonts.py", "jobs/report/thumbnails.py", "jobs/flags*", "logpose/model.py",
     ],
     "matplotlib": ["jobs/drawing/plots.py", "logpose/training.py"],

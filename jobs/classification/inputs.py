@@ -16,6 +16,7 @@ from jobs.errors import JobError
 from logpose.common.errors import unescaped
 from pipeline.build.reports import read_failures
 from pipeline.dataset.store import Dataset, Split
+from pipeline.images.options import Depth, describe_depth
 from pipeline.scan.file_index import FileIndex
 
 FILES_PER_PART = 512  # a killed run loses at most this much work
@@ -83,11 +84,12 @@ class DatasetInputs:
         self.dataset = dataset.absolute()
         self.task_rows = task_rows
         size = card.in_shape[:2]
-        if (self.data.size, self.data.fit) != (size, card.fit):
-            (height, width), (h, w) = self.data.size, size
+        if (self.data.size, self.data.fit, self.data.attributes.depth) != (size, card.fit, card.depth):
+            (height, width), (h, w), found = self.data.size, size, self.data.attributes
             raise JobError(
-                f"expected images of {w}×{h} ({card.fit}), as the model was trained on, found {width}×{height}"
-                f" ({self.data.fit}) in {dataset}; classify its source instead, {self.data.attributes.source}"
+                f"expected images of {w}×{h} ({card.fit}{_depth_note(card.depth)}), as the model was trained on, found"
+                f" {width}×{height} ({found.fit}{_depth_note(found.depth)}) in {dataset}; classify its source instead,"
+                f" {found.source}"
             )
         self.failures = sorted(
             (unescaped(each.path), f"{each.kind}: {each.reason}") for each in read_failures(dataset)
@@ -140,3 +142,7 @@ def _own_names(root: Path, out: Path) -> Callable[[str], bool]:
         return name.rpartition("/")[2] in names and os.path.realpath(folder / name) in own
 
     return is_own
+
+
+def _depth_note(depth: Depth | None) -> str:
+    return f", depth {describe_depth(depth)}" if depth else ""

@@ -25,7 +25,9 @@ from jobs.errors import JobError, gpu_errors
 from jobs.options import ClassifyOptions
 from pipeline.dataset.store import Dataset, Split
 from pipeline.errors import DecodeError
-from pipeline.images.decode import decode_image, quiet_pillow
+from pipeline.images.decode import decode_image
+from pipeline.images.opening import quiet_pillow
+from pipeline.images.options import DecodeOptions
 
 Row: TypeAlias = list[str]
 
@@ -85,12 +87,12 @@ def classify_rows(settings: TaskSettings, task: Task, decoders: int = 0) -> list
         return [error_row(*failure, options.topk) for failure in zip(*task, strict=True)]
     predictor = thread_predictor(settings)
     pixels = np.empty((len(task.names), *predictor.card.in_shape[:2], 3), np.uint8)  # (n, H, W, 3)
-    read = partial(_read, task, predictor.card.fit, pixels)
+    read = partial(_read, task, predictor.card.fit, DecodeOptions(predictor.card.depth, options.max_pixels), pixels)
     step = _open_split(task.dataset, task.split).chunk_rows if isinstance(task, RowTask) else 1
     reasons: list[str | None] = []  # of the rows that are read so far
     rankings: list[list[tuple[str, float]]] = []  # of those that are readable, and computed
     computed = 0
-    with quiet_pillow(), closing(_read_ahead(read, len(pixels), step, decoders)) as spans:
+    with quiet_pillow(options.max_pixels), closing(_read_ahead(read, len(pixels), step, decoders)) as spans:
         for span in spans:
             reasons += span
             if len(reasons) - computed >= options.batch_size or len(reasons) == len(pixels):
@@ -105,7 +107,9 @@ def classify_rows(settings: TaskSettings, task: Task, decoders: int = 0) -> list
     ]
 
 
-def _read(task: FileTask | RowTask, fit: str, pixels: np.ndarray, start: int, stop: int) -> list[str | None]:
+def _read(
+    task: FileTask | RowTask, fit: str, decoding: DecodeOptions, pixels: np.ndarray, start: int, stop: int
+) -> list[str | None]:
     """Read rows start..stop-1 of the task into those of `pixels` (n, H, W, 3).
 
     Returns for each the reason why it cannot be read, or None.
@@ -117,7 +121,7 @@ def _read(task: FileTask | RowTask, fit: str, pixels: np.ndarray, start: int, st
     reasons: list[str | None] = []
     for row in range(start, stop):
         try:
-            decode_image(f"{task.folder}/{task.names[row]}", pixels.shape[1:3], fit, pixels[row])
+            decode_image(f"{task.folder}/{task.names[row]}", pixels.shape[1:3], fit, pixels[row], None, decoding)
         except DecodeError as error:
             reasons.append(str(error))
         else:

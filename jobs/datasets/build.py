@@ -10,6 +10,7 @@ from pipeline.build.build import BuildReport, build_dataset
 from pipeline.build.destination import ExistingBuild
 from pipeline.build.options import BuildOptions
 from pipeline.dataset.schema import DUPLICATES_FILE, FAILURES_FILE
+from pipeline.images.options import describe_depth
 
 
 def build(images: Path, dataset: Path, options: BuildOptions) -> BuildReport:
@@ -41,6 +42,9 @@ def build(images: Path, dataset: Path, options: BuildOptions) -> BuildReport:
     say(f"{dataset}: {classes}, {rows}; {took[report.existing]}")
     detail(printable(f"classes: {', '.join(report.class_names)}"))
     detail(f"content hash: {report.content_hash}")
+    if report.depth:
+        black, white = describe_depth(report.depth).split("..")
+        say(f"grey of more than 8 bits: {black} becomes black, {white} white; --depth sets other values")
     for line in _warnings(report):
         say(line)
     emit(
@@ -62,6 +66,12 @@ def build(images: Path, dataset: Path, options: BuildOptions) -> BuildReport:
 def _warnings(report: BuildReport) -> list[str]:
     """Warnings about the images, printed after a build."""
     lines = []
+    flat, looked_at = report.flat
+    if flat > looked_at / 2:
+        lines.append(
+            f"nearly one colour: {flat:,} of {plural(looked_at, 'image')} looked at: see 'logpose info'. If the values"
+            " fill a small part of their range, stretch them; for grey of more than 8 bits, --depth does it"
+        )
     if report.skipped:
         shown, others = ", ".join(report.skipped[:5]), len(report.skipped) - 5
         lines.append(f"skipped, not in a class folder: {shown}{f' and {others:,} more' if others > 0 else ''}")

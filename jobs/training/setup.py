@@ -41,6 +41,7 @@ def build_card(data: Dataset, recipe: Recipe) -> ModelCard:
         fit=data.fit,
         mean=data.mean,
         std=data.std,
+        depth=data.attributes.depth,
         loss=loss_of(recipe),
         model_class=model_path(name),
     )

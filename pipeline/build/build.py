@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 
 from logpose.common.errors import escaped, printable
 from logpose.common.locks import exclusive_lock
+from pipeline.build.depth import find_depth
 from pipeline.build.destination import LOCK_FILE, ExistingBuild, check_destination, prepare_destination
 from pipeline.build.journal import Failure, Journal, ShardResult
 from pipeline.build.options import MAX_SIDE, BuildOptions
@@ -32,12 +34,16 @@ from pipeline.dataset.schema import (
     colour_statistics,
     content_digest,
 )
-from pipeline.dataset.store import Dataset
+from pipeline.dataset.store import Dataset, read_attributes
 from pipeline.dataset.writer import create_dataset, seal
-from pipeline.errors import BuildError, ListingError, OptionError
+from pipeline.errors import BuildError, DatasetError, ListingError, OptionError
 from pipeline.images.decode import check_frame
+from pipeline.images.flatness import count_flat
+from pipeline.images.options import MAX_PIXELS, DecodeOptions, Depth
 from pipeline.scan.class_folders import list_images
 from pipeline.scan.source_files import Source
+
+FLATNESS_BYTES = 2**24  # of the images looked at for whether they show anything
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,8 @@ class BuildReport:
     failures    files that could not be read, as in failures.csv: sorted by path
     duplicates  None if near-duplicates were not searched for
     skipped     files and folders in the root that are not in a class folder
+    depth       values of black and white of deep grey; None if no image of the sample was deep
+    flat        of some training images, how many are flat, and how many were looked at
     existing    whether the build was new, resumed, or finished before
     """
 
@@ -58,6 +66,8 @@ class BuildReport:
     duplicates: DuplicateCounts | None
     skipped: tuple[str, ...]
     content_hash: str
+    depth: Depth | None
+    flat: tuple[int, int]
     existing: ExistingBuild
     seconds: float
 
@@ -110,6 +120,8 @@ def build_dataset(
         duplicates=dataset.attributes.duplicates,
         skipped=source.skipped,
         content_hash=dataset.content_hash,
+        depth=dataset.attributes.depth,
+        flat=_count_flat(dataset),
         existing=existing,
         seconds=time.monotonic() - began,
     )
@@ -129,7 +141,7 @@ def _check_options(options: BuildOptions) -> None:
 
 def _identity(source: Source, options: BuildOptions) -> dict[str, Any]:
     """Everything that determines the bytes of the dataset; a build resumes only if it is the same."""
-    return {
+    identity = {
         "pictures": source.hash,  # the name on disk since version 1: another would change every build_hash
         "format version": FORMAT_VERSION,
         "--size": list(options.size),
@@ -139,14 +151,23 @@ def _identity(source: Source, options: BuildOptions) -> dict[str, Any]:
         "--codec": options.codec,
         "--group-copies": options.group_copies,
     }
+    # Newer options only where they are given, so that a build_hash stays as it is.
+    if options.depth is not None:
+        identity["--depth"] = list(options.depth)
+    if options.max_pixels != MAX_PIXELS:
+        identity["--max-pixels"] = options.max_pixels
+    return identity
 
 
 def _write_dataset(rounds: Rounds, identity: dict[str, Any], *, is_new: bool) -> None:
     """Write the dataset, or the rest of it, and seal it."""
     dest, source, options, journal = rounds.dest, rounds.source, rounds.options, Journal(rounds.dest)
+    # A rerun takes no sample again: that would be another one if a file cannot be read this time.
+    depth = (options.depth or find_depth(source, options.max_pixels)) if is_new else read_attributes(dest).depth
+    rounds.decoding = DecodeOptions(depth, options.max_pixels)
     attributes = Attributes(
         source.class_names, options.size, options.fit, options.seed,
-        printable(str(source.root.resolve())), build_hash(identity),
+        printable(str(source.root.resolve())), build_hash(identity), depth=depth,
     )  # fmt: skip
     if is_new:
         create_dataset(dest, attributes, rounds.rows, options.codec)
@@ -180,3 +201,12 @@ def _finish(rounds: Rounds, attributes: Attributes, shards: dict[str, list[Shard
     digests = {split: [shard.digest for shard in shards[split]] for split in SPLITS}
     attributes = replace(attributes, content_hash=content_digest(attributes, digests))
     seal(dest, attributes, labels, paths)
+
+
+def _count_flat(dataset: Dataset) -> tuple[int, int]:
+    """Of the first training rows, which are in random order: how many are flat, and how many there are."""
+    height, width = dataset.size
+    rows = min(len(dataset.train), max(16, min(256, FLATNESS_BYTES // (height * width * 3))))
+    with suppress(DatasetError):  # of a finished dataset that has been damaged since: 'verify' says so
+        return count_flat(dataset.train.read(0, rows)), rows
+    return 0, 0

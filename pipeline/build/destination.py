@@ -99,8 +99,8 @@ def _is_dataset(dest: Path) -> bool:
 
 def _differing_options(previous: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """The options in which two identities differ, for a message."""
-    options = (key for key in now if key != "pictures" and previous.get(key) != now[key])
-    return [f"{key} {now[key]} instead of {previous.get(key)}" for key in options]
+    options = (key for key in {**now, **previous} if key != "pictures" and previous.get(key) != now.get(key))
+    return [f"{key} {now.get(key)} instead of {previous.get(key)}" for key in options]
 
 
 def _remove_dataset(dest: Path) -> None:

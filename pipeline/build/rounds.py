@@ -32,6 +32,7 @@ from pipeline.dataset.writer import ensure_rows
 from pipeline.duplicates.find import find_duplicates
 from pipeline.duplicates.groups import DuplicateGroups
 from pipeline.errors import BuildError, TooManyFailures
+from pipeline.images.options import DecodeOptions
 from pipeline.scan.source_files import Source
 
 # (done, total, what, failed): 'images' decoded or 'comparisons' made, and the number of files that cannot be read.
@@ -44,6 +45,7 @@ class Rounds:
 
     progress    counters of the files tried
     duplicates  groups of near-duplicates; None until they are known, or if they are not searched for
+    decoding    depth and limit of pixels; to be set before `run` where the depth is not an option
     rows        rows of each split in the first round
     """
 
@@ -51,6 +53,7 @@ class Rounds:
         self.progress = BuildProgress(source)
         self.duplicates: DuplicateGroups | None = None
         self.dest, self.source, self.options = dest, source, options
+        self.decoding = DecodeOptions(options.depth, options.max_pixels)
         self._on_progress = on_progress
         self._workers = available_cpus() if options.workers is None else options.workers
         self._journal = Journal(dest)
@@ -149,6 +152,7 @@ class Rounds:
             size=self.options.size,
             fit=self.options.fit,
             fingerprint=self.options.group_copies and self.duplicates is None,
+            decoding=self.decoding,
         )
 
     def _write(self, jobs: list[ShardJob]) -> None:

@@ -17,7 +17,9 @@ from pipeline.dataset.store import open_split, read_attributes
 from pipeline.dataset.writer import write_shard
 from pipeline.duplicates.fingerprint import fingerprints
 from pipeline.errors import DatasetError, DecodeError, FailureKind
-from pipeline.images.decode import decode_image, quiet_pillow
+from pipeline.images.decode import decode_image
+from pipeline.images.opening import quiet_pillow
+from pipeline.images.options import DecodeOptions
 from pipeline.images.pixel_sums import add_colours
 from pipeline.scan.source_files import SourceFile
 
@@ -35,6 +37,7 @@ class ShardJob:
     files        the source file of each row
     previous     the shard as an earlier round wrote it, or None
     fingerprint  whether to take fingerprints
+    decoding     depth and limit of pixels
     """
 
     dataset: Path
@@ -48,6 +51,7 @@ class ShardJob:
     size: tuple[int, int]
     fit: str
     fingerprint: bool
+    decoding: DecodeOptions
 
 
 def run_shard(job: ShardJob, on_file: OnFile | None = None) -> ShardResult:
@@ -61,14 +65,14 @@ def run_shard(job: ShardJob, on_file: OnFile | None = None) -> ShardResult:
     failures = list(job.previous.failures) if job.previous else list[tuple[int, FailureKind, str]]()
     inner = {}  # row -> where in its frame the image is
     root = str(job.root)
-    with quiet_pillow():
+    with quiet_pillow(job.decoding.max_pixels):
         for row, (number, file) in enumerate(zip(job.assigned, job.files, strict=True)):
             if row in reused:
                 continue
             failure = None
             try:
                 path, unchanged = f"{root}/{file.path}", (file.bytes, file.mtime_ns)
-                inner[row] = decode_image(path, job.size, job.fit, images[row], unchanged).inner
+                inner[row] = decode_image(path, job.size, job.fit, images[row], unchanged, job.decoding).inner
             except DecodeError as error:
                 failures.append((number, error.kind, error.reason))
                 failure = Failure(escaped(file.path), error.kind, error.reason)

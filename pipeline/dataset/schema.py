@@ -113,11 +113,14 @@ class Attributes:
     content_hash: str | None = None  # of the rows: equal if the datasets hold the same
     reports: dict[str, int] | None = None  # CRC-32 of failures.csv and duplicates.csv; None in older datasets
     sealed: bool = False
+    depth: tuple[float, float] | None = None  # values of black and white of deep grey; absent on disk if None
 
     def to_json(self) -> dict[str, Any]:
         """The attributes of the dataset's Zarr group, with a checksum."""
         values = asdict(self) | {"duplicates": self.duplicates and self.duplicates.to_json()}
         renamed = {"copies" if name == "duplicates" else name: value for name, value in values.items()}
+        if self.depth is None:
+            del renamed["depth"]
         attributes = {"format": FORMAT, "format_version": FORMAT_VERSION} | renamed
         return attributes | {CHECKSUM: checksum(attributes)}
 
@@ -148,6 +151,7 @@ class Attributes:
                 content_hash=found["content_hash"],
                 reports=found.get("reports") and {str(name): int(value) for name, value in found["reports"].items()},
                 sealed=bool(found["sealed"]),
+                depth=_depth(found.get("depth")),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise damaged_metadata("complete attributes", f"{type(error).__name__} {error}", where) from error
@@ -156,6 +160,13 @@ class Attributes:
 def _size(value: Any) -> tuple[int, int]:
     height, width = value
     return int(height), int(width)
+
+
+def _depth(value: Any) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    black, white = value
+    return float(black), float(white)
 
 
 def _colour(value: Any) -> tuple[float, float, float] | None:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 import struct
-import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +24,10 @@ from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 from pipeline.errors import DecodeError, OptionError
 from pipeline.images.colours import WHITE, grey_factor, to_rgb
+from pipeline.images.depth import ValueRange, is_deep, value_range
+from pipeline.images.opening import open_image, pixels_of, quiet_pillow, too_large, unknown_format
+from pipeline.images.options import DEFAULT, DecodeOptions
+from pipeline.images.salvage import pixels_only
 
 Pixels = npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
@@ -45,6 +48,9 @@ REDUCING_GAP = 3.0
 
 # Files up to this size are read in one call: each read releases the GIL and must wait to get it back.
 MAX_SINGLE_READ = 2**24  # bytes
+
+# Pillow's words for a number that a decoder returned, and that says nothing to a user.
+DECODER_ERROR = re.compile(r"^(decoder error -\d+|(decoding|unknown) error)( when reading image file)?$")
 
 ORIENTATION_TAG = 0x0112  # EXIF
 TRANSPOSED_ORIENTATIONS = (5, 6, 7, 8)
@@ -69,9 +75,11 @@ class DecodedImage:
     inner: tuple[int, int, int, int]
 
 
-def decode_pixels(source: Path | bytes | Image.Image, size: tuple[int, int], fit: str) -> Pixels:
+def decode_pixels(
+    source: Path | bytes | Image.Image, size: tuple[int, int], fit: str, options: DecodeOptions = DEFAULT
+) -> Pixels:
     """Decode one image into a frame of the given size: `decode_image`'s pixels, uint8 (H, W, 3)."""
-    return decode_image(source, size, fit).pixels
+    return decode_image(source, size, fit, options=options).pixels
 
 
 def decode_image(
@@ -80,6 +88,7 @@ def decode_image(
     fit: str,
     out: Pixels | None = None,
     unchanged: tuple[int, int] | None = None,
+    options: DecodeOptions = DEFAULT,
 ) -> DecodedImage:
     """Decode one image into a frame of the given size.
 
@@ -89,6 +98,7 @@ def decode_image(
                equally on both sides; 'squash' ignores the aspect ratio
     out        destination, uint8 (H, W, 3), C-contiguous, which becomes the result's `pixels`; None for a new array
     unchanged  the size in bytes and the modification time in ns that the file must have; None for any
+    options    depth and limit of pixels
 
     An animation gives its first frame. Safe to call from many threads.
     Raises DecodeError for anything wrong with the file, of kind 'changed' where it does not match `unchanged`, and
@@ -100,25 +110,76 @@ def decode_image(
             f"expected a writable C-contiguous uint8 array {(*size, 3)}, found {out.dtype} {out.shape}:"
             " allocate one with np.empty"
         )
-    with _open(source, unchanged) as file, quiet_pillow():
+    with _open(source, unchanged) as file, quiet_pillow(options.max_pixels):
         try:
-            with _image(file) as image:
-                return _decode(image, size, fit, out)
-        except UnidentifiedImageError:
-            reason = "" if isinstance(file, Image.Image) else _unknown_format(file)
-            raise DecodeError("not-an-image", reason) from None
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise DecodeError("too-large", _one_line(error)) from error
-        except MemoryError as error:
-            raise DecodeError("too-large", "the decoded image does not fit into memory") from error
-        except OSError as error:
-            # The operating system sets errno; Pillow, where the data is damaged, does not.
-            if error.errno is None:
-                raise DecodeError("broken", _one_line(error)) from error
-            raise _unreadable(error) from error
-        except Exception as error:
-            # Decoders raise SyntaxError, ValueError, struct.error, zlib.error, IndexError, … for damaged data.
+            return _decode_file(file, size, fit, out, options)
+        except DecodeError as error:
+            if error.kind not in ("broken", "not-an-image") or isinstance(file, Image.Image):
+                raise
+            decoded = _salvage(file, size, fit, options)
+            if decoded is None:
+                raise
+        if out is None:
+            return decoded
+        out[...] = decoded.pixels
+        return DecodedImage(out, decoded.inner)
+
+
+def _salvage(file: IO[bytes], size: tuple[int, int], fit: str, options: DecodeOptions) -> DecodedImage | None:
+    """Decode an image that is damaged, but for its pixels. None where these are not whole either."""
+    file.seek(0)
+    decoded = None
+    for content in pixels_only(file.read()):
+        try:
+            again = _decode_file(io.BytesIO(content), size, fit, None, options)
+        except DecodeError:
+            return None
+        if decoded is not None and (again.pixels != decoded.pixels).any():
+            return None
+        decoded = again
+    return decoded
+
+
+def read_value_range(path: Path, max_pixels: int) -> ValueRange | None:
+    """The range of a file's values if it is grey of more than 8 bits, otherwise None. Raises DecodeError."""
+    with _open(path, None) as file, quiet_pillow(max_pixels), _failures(file, max_pixels):
+        if isinstance(file, Image.Image):
+            return None
+        with open_image(file, max_pixels) as image:
+            return value_range(image) if is_deep(image) else None
+
+
+def _decode_file(
+    file: IO[bytes] | Image.Image, size: tuple[int, int], fit: str, out: Pixels | None, options: DecodeOptions
+) -> DecodedImage:
+    with (
+        _failures(file, options.max_pixels),
+        file.copy() if isinstance(file, Image.Image) else open_image(file, options.max_pixels) as image,
+    ):
+        return _decode(image, size, fit, out, options)
+
+
+@contextmanager
+def _failures(file: IO[bytes] | Image.Image, max_pixels: int) -> Iterator[None]:
+    """Turn whatever a decoder raises into a DecodeError."""
+    try:
+        yield
+    except DecodeError:
+        raise
+    except UnidentifiedImageError:
+        raise DecodeError("not-an-image", "" if isinstance(file, Image.Image) else unknown_format(file)) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise too_large(pixels_of(error), max_pixels) from error
+    except MemoryError as error:
+        raise DecodeError("too-large", "the decoded image does not fit into memory") from error
+    except OSError as error:
+        # The operating system sets errno; Pillow, where the data is damaged, does not.
+        if error.errno is None:
             raise DecodeError("broken", _one_line(error)) from error
+        raise _unreadable(error) from error
+    except Exception as error:
+        # Decoders raise SyntaxError, ValueError, struct.error, zlib.error, IndexError, … for damaged data.
+        raise DecodeError("broken", _one_line(error)) from error
 
 
 def check_frame(size: tuple[int, int], fit: str) -> None:
@@ -135,7 +196,8 @@ def _open(
     source: Path | str | bytes | Image.Image, unchanged: tuple[int, int] | None
 ) -> Iterator[IO[bytes] | Image.Image]:
     if isinstance(source, Image.Image):
-        yield source
+        content = _unread_file(source)
+        yield source if content is None else io.BytesIO(content)
         return
     if isinstance(source, bytes):
         if not source:
@@ -167,22 +229,22 @@ def _open(
         yield io.BytesIO(content)
 
 
-def _image(source: IO[bytes] | Image.Image) -> Image.Image:
-    """The image in a file. Of an image opened with Pillow, a copy, read from its file again where it is not loaded yet:
-    the pixels are then the same as those of the file, JPEG's reduced decoding included."""
-    if not isinstance(source, Image.Image):
-        return Image.open(source)
-    file = getattr(source, "fp", None)
-    if file is None or not getattr(source, "tile", None) or source.tell():
-        return source.copy()
+def _unread_file(image: Image.Image) -> bytes | None:
+    """The file of an image opened with Pillow, where it is not loaded yet: the pixels are then the same as those of the
+    file, JPEG's reduced decoding included."""
+    file = getattr(image, "fp", None)
+    if file is None or not getattr(image, "tile", None) or image.tell():
+        return None
     position = file.tell()
     file.seek(0)
-    content = file.read()
+    content: bytes = file.read()
     file.seek(position)
-    return Image.open(io.BytesIO(content))
+    return content
 
 
-def _decode(image: Image.Image, size: tuple[int, int], fit: str, out: Pixels | None) -> DecodedImage:
+def _decode(
+    image: Image.Image, size: tuple[int, int], fit: str, out: Pixels | None, options: DecodeOptions
+) -> DecodedImage:
     height, width = size
     frame = (width, height)
     is_jpeg = isinstance(image, JpegImagePlugin.JpegImageFile)
@@ -199,7 +261,7 @@ def _decode(image: Image.Image, size: tuple[int, int], fit: str, out: Pixels | N
     right, bottom = left + inner_width, top + inner_height
     pixels = np.empty((height, width, 3), dtype=np.uint8) if out is None else out  # (H, W, 3)
     inner = pixels[top:bottom, left:right]  # (h, w, 3)
-    _resize_into(to_rgb(image, factor), box, _stored_view(inner, orientation))
+    _resize_into(to_rgb(image, factor, options.depth), box, _stored_view(inner, orientation))
     for margin in (pixels[:top], pixels[bottom:], pixels[:, :left], pixels[:, right:]):
         margin[...] = WHITE
     return DecodedImage(pixels, (top, left, bottom, right))
@@ -258,12 +320,13 @@ def _fit_box(box: Box, frame: tuple[int, int], fit: str) -> tuple[tuple[int, int
 
 
 def _resize_into(image: Image.Image, box: Box, out: Pixels) -> None:
-    """Resize the box of an RGB image to `out`, a view (h, w, 3)."""
+    """Resize the box of an image of mode RGB or L to `out`, a view (h, w, 3)."""
     height, width = out.shape[:2]
     scale = max((box[2] - box[0]) / width, (box[3] - box[1]) / height)
     fast = _fast_resize() if scale / REDUCING_GAP < 2 else None  # from 2 on, Pillow averages blocks first
-    if fast is None or not fast(image, box, out):
-        out[...] = np.asarray(image.resize((width, height), RESAMPLING, box=box, reducing_gap=REDUCING_GAP))
+    if fast is None or not fast(image if image.mode == "RGB" else image.convert("RGB"), box, out):
+        pixels = np.asarray(image.resize((width, height), RESAMPLING, box=box, reducing_gap=REDUCING_GAP))
+        out[...] = pixels if pixels.ndim == 3 else pixels[..., None]  # from (h, w, 3) or, of grey, (h, w)
 
 
 @cache
@@ -290,52 +353,12 @@ def _fast_resize() -> Callable[[Image.Image, Box, Pixels], bool] | None:
 
 # Failures ---------------------------------------------------------------------------------------------
 
-_quiet_lock = threading.Lock()
-_quiet_depth = 0
-_quiet_filters: warnings.catch_warnings[None] | None = None
-
-
-@contextmanager
-def quiet_pillow() -> Iterator[None]:
-    """Silence Pillow's warnings, and raise its decompression-bomb warning, while any thread is in the block.
-
-    `decode_image` uses it itself; wrap a loop over many images in it to do so only once.
-    Python's warning filters are global to all threads: if each saved and restored them, the last to leave could restore
-    those of another. So the first to enter sets them and the last to leave restores them.
-    """
-    global _quiet_depth, _quiet_filters
-    with _quiet_lock:
-        if _quiet_depth == 0:
-            _quiet_filters = warnings.catch_warnings()
-            _quiet_filters.__enter__()
-            # Odd metadata, mostly. Other modules' warnings stay visible.
-            warnings.filterwarnings("ignore", module=r"PIL\.|pipeline\.images\.")
-            warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
-        _quiet_depth += 1
-    try:
-        yield
-    finally:
-        with _quiet_lock:
-            _quiet_depth -= 1
-            if _quiet_depth == 0 and _quiet_filters is not None:
-                _quiet_filters.__exit__(None, None, None)
-                _quiet_filters = None
-
-
 def _unreadable(error: OSError | ValueError) -> DecodeError:
     return DecodeError("unreadable", (getattr(error, "strerror", None) or _one_line(error)).lower())
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = DECODER_ERROR.sub("damaged data", " ".join(str(error).split()))
     if isinstance(error, struct.error | IndexError | KeyError) or not text:
         return f"damaged data ({type(error).__name__}{': ' if text else ''}{text})"
     return text
-
-
-def _unknown_format(file: IO[bytes]) -> str:
-    beginning = ""
-    with suppress(OSError, ValueError):
-        file.seek(0)
-        beginning = f" (the file begins with {file.read(8)!r})"
-    return f"no known format, or a damaged header{beginning}"
