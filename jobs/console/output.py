@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import sys
@@ -14,6 +15,7 @@ from enum import IntEnum
 from typing import Any, TextIO
 
 from logpose.common.errors import printable
+from logpose.common.notices import LOGGER
 
 # What a terminal must not break, so that it can be copied: quoted text, and a command at the end of a line.
 _WHOLE = re.compile(r"'[^']*'|\"[^\"]*\"|\blogpose .*$")
@@ -43,12 +45,27 @@ def verbosity_of(level: Verbosity) -> Iterator[None]:
     """Set the verbosity while the block runs. At JSON, print the last emitted result at its end."""
     before = _verbosity.set(level)
     _result.set(None)
+    handler = _Notes(level)
+    LOGGER.addHandler(handler)
     try:
         yield
         if level is Verbosity.JSON and (result := _result.get()) is not None:
             print(json.dumps(result, default=_plain), flush=True)
     finally:
+        LOGGER.removeHandler(handler)
         _verbosity.reset(before)
+
+
+class _Notes(logging.Handler):
+    """Prints what `note_once` logs, from any thread."""
+
+    def __init__(self, level: Verbosity) -> None:
+        super().__init__(logging.WARNING)
+        self._verbosity = level
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._verbosity >= Verbosity.NORMAL:
+            print(fit(printable(f"note: {record.getMessage()}"), sys.stderr), file=sys.stderr, flush=True)
 
 
 def say(line: str = "", *, at: Verbosity = Verbosity.NORMAL, wrap: bool = True) -> None:
