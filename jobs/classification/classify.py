@@ -28,6 +28,7 @@ from jobs.options import ClassifyOptions
 from jobs.training.run_folder import RunFolder
 from logpose.common.cpus import available_cpus
 from logpose.common.errors import printable
+from logpose.common.files import make_folder
 from logpose.common.locks import exclusive_lock
 from pipeline.parallel.ordered import in_order_on_cluster, in_order_on_threads
 
@@ -73,7 +74,7 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
     say(f"classifying {images} with {card.model}, {classes}")
     say(f"cluster at {options.scheduler}" if options.scheduler else backend.description)
     detail(printable(f"classes: {', '.join(card.class_names)}"))
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     with exclusive_lock(out.with_name(f".{out.name}.lock"), f"classification into {out}"):
         table = ResumableTable(out, identity, options)
         run = _Run(inputs, table)

@@ -15,6 +15,7 @@ from jobs.errors import JobError
 from jobs.training.metrics import EpochRow, is_better, read_metrics
 from jobs.training.summary import Summary, read_summary
 from jobs.training.timing import EpochTimes
+from logpose.common.files import make_folder
 
 
 @dataclass
@@ -172,7 +173,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove the files of an earlier training; create the folder if it is missing. Raises OSError."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         results = self.metrics, self.curves, self.confusion, self.classes, self.summary, self.report, self.ranks
         for file in (self.last, self.model, self.config, *results):
             file.unlink(missing_ok=True)

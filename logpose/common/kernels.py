@@ -61,7 +61,7 @@ class _Cache(FunctionCache):  # type: ignore[misc]  # Numba has no types
                 with suppress(Exception):
                     self.flush()  # a damaged index keeps kernels from being added to it
                 if attempt:
-                    note_once(NOT_CACHED.format(getattr(error, "strerror", None) or type(error).__name__))
+                    note_once("no cache", NOT_CACHED.format(getattr(error, "strerror", None) or type(error).__name__))
         return None
 
 
@@ -69,7 +69,7 @@ def _cache_of(function: Callable[..., Any]) -> _Cache | None:
     """The cache of a kernel, in this version's folder; None without one."""
     folder = _version_folder(Path(function.__code__.co_filename).parent)
     if folder is None:
-        note_once(NOT_CACHED.format("no folder is both private and writable"))
+        note_once("no cache", NOT_CACHED.format("no folder is both private and writable"))
         return None
     before = numba.config.CACHE_DIR
     try:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from logpose.common.errors import printable
+from logpose.common.files import make_folder
 from logpose.common.locks import exclusive_lock
 from pipeline.build.destination import LOCK_FILE, ExistingBuild, check_destination, prepare_destination
 from pipeline.build.journal import Failure, Journal, ShardResult
@@ -82,7 +83,7 @@ def build_dataset(
     check_destination(root, dest)
     identity, rounds = _identity(source, options), Rounds(dest, source, options, on_progress)
     try:
-        dest.mkdir(parents=True, exist_ok=True)
+        make_folder(dest)
         with exclusive_lock(dest / LOCK_FILE, f"build of {dest}"):
             existing = prepare_destination(dest, identity, source, options.overwrite)
             if existing is not ExistingBuild.FINISHED:

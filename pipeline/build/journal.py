@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from logpose.common.files import write_atomically
+from logpose.common.files import make_folder, read_regular, sync_folder, write_atomically
 from pipeline.duplicates.fingerprint import FINGERPRINT_BYTES
 from pipeline.duplicates.groups import DuplicateGroups
 from pipeline.errors import FailureKind
@@ -97,8 +97,8 @@ class Journal:
 
     def begin(self, identity: dict[str, Any], files: Iterable[str]) -> None:
         """Start the journal of a build with this identity, of source files described by a line each."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir(parents=True)
+        self.delete()
+        make_folder(self._folder)
         write_atomically(self._folder / "files.txt", "\n".join(files), shared=True)
         # build.json last: it makes the journal valid.
         write_atomically(self._folder / "build.json", json.dumps(identity, indent=1), shared=True)
@@ -111,7 +111,7 @@ class Journal:
     def files(self) -> list[str]:
         """The lines that describe the source files of the unfinished build."""
         try:
-            return (self._folder / "files.txt").read_text(encoding="utf-8").split("\n")
+            return read_regular(self._folder / "files.txt").decode("utf-8").split("\n")
         except OSError:
             return []
 
@@ -122,13 +122,19 @@ class Journal:
     def is_claimed_by(self, run_id: str) -> bool:
         """Whether this run still may write: no later run has claimed the journal, and the build is not finished."""
         try:
-            return (self._folder / "run").read_text(encoding="utf-8") == run_id
+            return read_regular(self._folder / "run").decode("utf-8") == run_id
         except OSError:
             return False
 
     def end(self) -> None:
-        """Delete the journal: the dataset is sealed."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        """The dataset is sealed: delete the journal."""
+        self.delete()
+
+    def delete(self) -> None:
+        """Delete the journal, durably."""
+        if self._folder.exists():
+            shutil.rmtree(self._folder, ignore_errors=True)
+            sync_folder(self._folder.parent)
 
     # Shards -------------------------------------------------------------------------------------------
 
@@ -160,7 +166,7 @@ class Journal:
         with path.open("wb") as combined:
             combined.truncate(files * FINGERPRINT_BYTES)
             for shard in self._folder.glob("*.fingerprints"):
-                content = shard.read_bytes()
+                content = read_regular(shard)
                 count = len(content) // (8 + FINGERPRINT_BYTES)
                 for place, number in enumerate(np.frombuffer(content, dtype="<i8", count=count).tolist()):
                     start = 8 * count + place * FINGERPRINT_BYTES
@@ -188,6 +194,6 @@ class Journal:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(read_regular(path))
     except (OSError, ValueError):
         return None
