@@ -9,7 +9,7 @@ import typer
 
 from jobs.commands import app
 from jobs.console.output import fit
-from jobs.errors import Interrupted, explain, gpu_errors, out_of_memory
+from jobs.errors import NO_THREADS, Interrupted, explain, gpu_errors, is_thread_limit, out_of_memory
 from logpose.common.errors import LogposeError, printable
 
 
@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error of Typer, or of the Click inside it
             return _fail(_usage(error, given), 2)
+        if is_thread_limit(error):
+            return _fail(NO_THREADS, 1)
         if os.environ.get("LOGPOSE_DEBUG"):
             traceback.print_exc()
         bug = f"{type(error).__name__}: {error}"

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import numpy as np
 
 from jobs.console.output import Verbosity, verbosity_of
-from jobs.errors import JobError, WorkFailedError, explain, gpu_errors, out_of_memory
+from jobs.errors import NO_THREADS, JobError, WorkFailedError, explain, gpu_errors, is_thread_limit, out_of_memory
 from logpose.common.errors import suggest
 from logpose.common.options import Option
 
@@ -76,6 +76,10 @@ def running(quiet: Any) -> Iterator[None]:
         raise (JobError if code == JobError.exit_code else WorkFailedError)(message) from error
     except MemoryError as error:
         raise WorkFailedError(out_of_memory(error)) from error
+    except RuntimeError as error:
+        if is_thread_limit(error):
+            raise WorkFailedError(NO_THREADS) from error
+        raise
 
 
 def _checked(name: str, value: Any, hint: Any, option: Option) -> Any:

@@ -9,7 +9,7 @@ from cnn.evaluation.metrics import wilson_interval
 from jobs.console.progress import plural
 from jobs.errors import JobError
 from jobs.training.metrics import EpochRow
-from logpose.common.files import write_atomically
+from logpose.common.files import read_json, write_atomically
 
 _RENAMED = {"train_pictures": "train_images", "val_pictures": "val_images"}  # older name -> name
 
@@ -96,7 +96,7 @@ def read_summary(path: Path) -> Summary | None:
     """Read summary.json, that of an older version too; None if there is none. Raises JobError where it is not one."""
     known = {field.name for field in fields(Summary)}
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         values = {_RENAMED.get(name, name): value for name, value in values.items()}
         return Summary(**{name: value for name, value in values.items() if name in known})
     except FileNotFoundError:

@@ -52,6 +52,18 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8").translate(_CONTROL)
 
 
+def reason_of(error: BaseException) -> str:
+    """Return what an error says, without the number and the path that an error of the system adds."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return f"{type(error).__name__} {printable(str(error))}" if isinstance(error, KeyError) else printable(str(error))
+
+
+def shortened(text: str, length: int = 200) -> str:
+    """Return the text, or its beginning where it is longer than `length`: what others wrote may be of any length."""
+    return text if len(text) <= length else f"{text[:length]}…"
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return the remedy for an unknown name: the most similar known name, or the list of all."""
     names = sorted(known)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -22,19 +23,36 @@ _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP) if os.name != "nt" else (errno.E
 _READ_ONLY = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
+class NotAFileError(OSError):
+    """A regular file was expected at a path, and something else is there."""
+
+
 def open_regular(path: str | Path) -> int:
-    """Open a regular file for reading; return its descriptor. Raises OSError, for a pipe, socket or device as well."""
+    """Open a regular file for reading; return its descriptor. Raises OSError; NotAFileError for a pipe or the like."""
     descriptor = os.open(path, _READ_ONLY)
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return descriptor
     os.close(descriptor)
-    raise OSError(errno.EINVAL, "not a regular file", str(path))
+    raise NotAFileError(errno.EINVAL, "not a regular file", str(path))
 
 
 def read_regular(path: str | Path) -> bytes:
     """Read a whole regular file: see `open_regular`."""
     with os.fdopen(open_regular(path), "rb") as file:
         return file.read()
+
+
+def open_text(path: Path) -> IO[str]:
+    """Open a regular file as UTF-8, with its own line ends: see `open_regular`."""
+    return os.fdopen(open_regular(path), encoding="utf-8", newline="")
+
+
+def read_json(path: Path) -> Any:
+    """Read a regular file as JSON. Raises OSError; ValueError where it is not JSON, or nested too deeply."""
+    try:
+        return json.loads(read_regular(path))
+    except RecursionError:
+        raise ValueError("brackets nested too deeply") from None
 
 
 def sync(path: Path) -> None:

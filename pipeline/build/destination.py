@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -11,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from logpose.common.files import read_regular, sync_folder
+from logpose.common.files import read_json, read_regular, sync_folder
 from pipeline.build.journal import FOLDER, Journal
 from pipeline.dataset.schema import DUPLICATES_FILE, FAILURES_FILE, SHEET_FILE, SPLITS, build_hash
 from pipeline.dataset.store import open_split, read_attributes
@@ -80,7 +79,7 @@ def prepare_destination(dest: Path, identity: dict[str, Any], source: Source, ov
         with suppress(DatasetError, OSError, ValueError):
             for split in SPLITS:
                 open_split(dest, split, attributes)
-                json.loads(read_regular(dest / split / "zarr.json"))
+                read_json(dest / split / "zarr.json")
             return ExistingBuild.UNFINISHED
         overwrite = True  # a power cut damaged the metadata, which version 0.1 did not sync: start again
     if not overwrite and sealed and same:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from logpose.common.files import make_folder, read_regular, sync_folder, write_atomically
+from logpose.common.files import make_folder, read_json, read_regular, sync_folder, write_atomically
 from pipeline.duplicates.fingerprint import FINGERPRINT_BYTES
 from pipeline.duplicates.groups import DuplicateGroups
 from pipeline.errors import FailureKind
@@ -194,6 +194,6 @@ class Journal:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(read_regular(path))
+        return read_json(path)
     except (OSError, ValueError):
         return None

@@ -11,8 +11,8 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from logpose.common.errors import printable
-from logpose.common.files import write_atomically
+from logpose.common.errors import printable, reason_of
+from logpose.common.files import open_text, write_atomically
 from pipeline.build.journal import Failure
 from pipeline.dataset.schema import DUPLICATES_FILE, DUPLICATES_HEADER, FAILURES_FILE, FAILURES_HEADER, DuplicateCounts
 from pipeline.duplicates.groups import DuplicateGroups
@@ -33,10 +33,10 @@ def read_failures(dataset: Path) -> list[Failure]:
     """
     path = dataset / FAILURES_FILE
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with open_text(path) as file:
             return [Failure(row["path"], cast(FailureKind, row["kind"]), row["reason"]) for row in csv.DictReader(file)]
     except (OSError, UnicodeError, csv.Error, KeyError) as error:
-        found = "no such file" if isinstance(error, FileNotFoundError) else f"{type(error).__name__} {error}"
+        found = "no such file" if isinstance(error, FileNotFoundError) else reason_of(error)
         raise DatasetError(
             f"expected a table of {', '.join(FAILURES_HEADER)}, found {found} at {path}: restore it from a backup,"
             " or build the dataset again with --overwrite"

@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_128
 
+from pipeline.build.options import MAX_SIDE
 from pipeline.errors import DatasetError, damaged_metadata
 
 FORMAT = "logpose"
@@ -148,6 +149,8 @@ class Attributes:
 
 def _size(value: Any) -> tuple[int, int]:
     height, width = value
+    if not (0 < int(height) <= MAX_SIDE and 0 < int(width) <= MAX_SIDE):
+        raise ValueError(f"an image size of {width} x {height}")
     return int(height), int(width)
 
 

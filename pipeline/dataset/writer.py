@@ -21,7 +21,7 @@ import numpy.typing as npt
 import zarr
 from zarr.storage import MemoryStore
 
-from logpose.common.files import read_regular, sync, sync_folder, write_atomically
+from logpose.common.files import read_json, sync, sync_folder, write_atomically
 from pipeline.dataset.codecs import chunk_codecs
 from pipeline.dataset.schema import COLUMN_CHUNK_ROWS, IMAGE_DIMENSIONS, SPLITS, Attributes, layout
 from pipeline.dataset.shard_format import encode_shard
@@ -94,7 +94,7 @@ def unseal(path: Path) -> None:
 
 
 def _update(path: Path, attributes: dict[str, Any]) -> None:
-    node = json.loads(read_regular(path / METADATA))
+    node = read_json(path / METADATA)
     node["attributes"] |= attributes
     _write_metadata(path, node)
 
