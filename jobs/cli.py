@@ -8,27 +8,34 @@ from collections.abc import Sequence
 import typer
 
 from jobs.commands import app
-from jobs.console.output import fit
-from jobs.errors import NO_THREADS, Interrupted, explain, gpu_errors, is_thread_limit, out_of_memory
-from logpose.common.errors import LogposeError, printable
+from jobs.console.output import say_aside
+from jobs.console.streams import discard_output, lost, prepare_streams
+from jobs.errors import NO_THREADS, Interrupted, OutputLostError, explain, gpu_errors, is_thread_limit, out_of_memory
+from logpose.common.errors import LogposeError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code. Every error is one line on standard error."""
+    prepare_streams()
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         job = app(given, prog_name="logpose", standalone_mode=False)
         with gpu_errors():
             code = job() if callable(job) else int(job or 0)
-        sys.stdout.flush()  # here, where a closed pipe can still be handled
+        try:
+            sys.stdout.flush()  # here, where a closed pipe can still be handled
+        except OSError as error:
+            raise lost(error) from error
         return code
     except (KeyboardInterrupt, typer.Abort):
         return _fail("run the same command again to resume", Interrupted.exit_code, "interrupted")
+    except OutputLostError as error:
+        discard_output()
+        return error.exit_code if error.is_pipe else _fail(str(error), error.exit_code)
     except LogposeError as error:
         return _fail(str(error), error.exit_code, "interrupted" if isinstance(error, Interrupted) else "error")
-    except BrokenPipeError:
-        # stdout is closed: redirect it to /dev/null so that the flush at exit does not fail.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # of help, or of a progress bar
+        discard_output()
         return 1
     except OSError as error:
         return _fail(*explain(error))
@@ -46,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int, prefix: str = "error") -> int:
-    print(fit(f"{prefix}: {printable(message)}", sys.stderr), file=sys.stderr, flush=True)
+    say_aside(f"{prefix}: {message}")
     return code
 
 

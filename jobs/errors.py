@@ -27,6 +27,14 @@ class WorkFailedError(JobError):
     exit_code = 1
 
 
+class OutputLostError(WorkFailedError):
+    """Standard output takes no more: it is full, or nobody reads the pipe (`is_pipe`). The work is saved as usual."""
+
+    def __init__(self, message: str, *, is_pipe: bool) -> None:
+        super().__init__(message)
+        self.is_pipe = is_pipe
+
+
 class RanksLostError(WorkFailedError):
     """All ranks of a training were lost, and its state with them: it goes on from the last checkpoint."""
 

@@ -71,7 +71,7 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
     if precision not in ("auto", "float32"):
         device += f" in {precision}"
     identity = {"model": settings.model_hash, "--views": options.views, "device": device}
-    say(f"classifying {images} with {card.model}, {classes}")
+    say(printable(f"classifying {images} with {card.model}, {classes}"))
     say(f"cluster at {options.scheduler}" if options.scheduler else backend.description)
     detail(printable(f"classes: {', '.join(card.class_names)}"))
     make_folder(out.parent)
@@ -94,9 +94,9 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
     if predictor.max_rows:
         say(f"note: batches of {predictor.max_rows} images, since larger ones do not fit in the GPU's memory")
     unread = f", {plural(result.failed, 'file')} could not be read (status 'error')" if result.failed else ""
-    say(f"{plural(result.ok, 'image')} classified{unread}: {out}")
+    say(printable(f"{plural(result.ok, 'image')} classified{unread}: {out}"))
     if RunFolder(model.parent).last.exists():
-        say(f"next: {shlex.join(['logpose', 'report', str(model.parent)])}")
+        say(printable(f"next: {shlex.join(['logpose', 'report', str(model.parent)])}"))
     emit({"table": out, "ok": result.ok, "failed": result.failed, "model": model, "classes": len(card.class_names)})
     return result
 

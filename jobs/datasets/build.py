@@ -38,11 +38,11 @@ def build(images: Path, dataset: Path, options: BuildOptions) -> BuildReport:
         ExistingBuild.UNFINISHED: f"resumed, took {duration(report.seconds)}",
         ExistingBuild.FINISHED: "already complete",
     }
-    say(f"{dataset}: {classes}, {rows}; {took[report.existing]}")
+    say(printable(f"{dataset}: {classes}, {rows}; {took[report.existing]}"))
     detail(printable(f"classes: {', '.join(report.class_names)}"))
     detail(f"content hash: {report.content_hash}")
     for line in _warnings(report):
-        say(line)
+        say(printable(line))
     emit(
         {
             "dataset": dataset,

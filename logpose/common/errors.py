@@ -56,7 +56,7 @@ def reason_of(error: BaseException) -> str:
     """Return what an error says, without the number and the path that an error of the system adds."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    return f"{type(error).__name__} {printable(str(error))}" if isinstance(error, KeyError) else printable(str(error))
+    return printable(str(error))
 
 
 def shortened(text: str, length: int = 200) -> str:

@@ -36,7 +36,7 @@ def read_failures(dataset: Path) -> list[Failure]:
         with open_text(path) as file:
             return [Failure(row["path"], cast(FailureKind, row["kind"]), row["reason"]) for row in csv.DictReader(file)]
     except (OSError, UnicodeError, csv.Error, KeyError) as error:
-        found = "no such file" if isinstance(error, FileNotFoundError) else reason_of(error)
+        found = reason_of(error) if isinstance(error, OSError) else f"{type(error).__name__} {error}"
         raise DatasetError(
             f"expected a table of {', '.join(FAILURES_HEADER)}, found {found} at {path}: restore it from a backup,"
             " or build the dataset again with --overwrite"

@@ -5,6 +5,7 @@ The steps, in order: open, draft (JPEG only), load, convert to RGB on white, res
 
 from __future__ import annotations
 
+import ctypes
 import io
 import os
 import stat
@@ -55,6 +56,13 @@ ORIENTATION_STEPS = {2: (1, -1), 3: (-1, -1), 4: (-1, 1), 6: (-1, 1), 7: (-1, -1
 # fifth of its time. The function is undocumented, so a version of Pillow may lack it.
 with suppress(Exception):
     Image.core.set_blocks_max(8)  # type: ignore[attr-defined]
+
+
+# libtiff's own lines on standard error name no file; what it finds is in the failure of the image. Its functions are
+# found through Pillow's module, whichever libtiff that was linked with; a Pillow without libtiff has none.
+with suppress(Exception):
+    for _handler in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+        getattr(ctypes.CDLL(Image.core.__file__), _handler)(None)  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
