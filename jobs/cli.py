@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 
 import typer
 
@@ -12,6 +13,8 @@ from jobs.console.output import say_aside
 from jobs.console.streams import discard_output, lost, prepare_streams
 from jobs.errors import NO_THREADS, Interrupted, OutputLostError, explain, gpu_errors, is_thread_limit, out_of_memory
 from logpose.common.errors import LogposeError
+
+MAX_EXTRA = 100  # characters of a message about arguments that are too many: the shell may have expanded a *
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int, prefix: str = "error") -> int:
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()  # in a log file, what was printed before comes first
     say_aside(f"{prefix}: {message}")
     return code
 
@@ -61,12 +66,17 @@ def _usage(error: Exception, given: Sequence[str]) -> str:
     """Return a usage error as one line, with the help to read."""
     message = getattr(error, "message", "") or str(error)
     if getattr(error, "option_name", None) and "no such option" in message.lower():
-        message = f"no such option: {error.option_name}"  # type: ignore[attr-defined]
-        if possible := getattr(error, "possibilities", None):
+        name = error.option_name  # type: ignore[attr-defined]
+        message = f"no such option: {name}"
+        if name in ("--json", "--quiet", "-q", "--verbose", "-v") and given[0] == name:
+            message += f" before the command; write 'logpose COMMAND {name}'"
+        elif possible := getattr(error, "possibilities", None):
             message += f"; did you mean {possible[0]}?"
     else:
         message = error.format_message()  # type: ignore[attr-defined]
     message = " ".join(message.split()).rstrip(".").replace("Value error, ", "")
+    if (extra := message.lower().find("unexpected extra argument")) >= 0 and len(message) > extra + MAX_EXTRA:
+        message = f"{message[: extra + MAX_EXTRA]}…; give a folder of images, not each of its files"
     message = message[:1].lower() + message[1:]
     names = [command.callback.__name__.replace("_", "-") for command in app.registered_commands if command.callback]
     command = f"logpose {given[0]} --help" if given[0] in names else "logpose --help"

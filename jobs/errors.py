@@ -28,7 +28,7 @@ class WorkFailedError(JobError):
 
 
 class OutputLostError(WorkFailedError):
-    """Standard output takes no more: it is full, or nobody reads the pipe (`is_pipe`). The work is saved as usual."""
+    """Standard output takes no more: it is full, or a pipe without a reader (`is_pipe`). The work is saved as usual."""
 
     def __init__(self, message: str, *, is_pipe: bool) -> None:
         super().__init__(message)

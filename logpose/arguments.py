@@ -20,6 +20,7 @@ import numpy as np
 from jobs.console.output import Verbosity, verbosity_of
 from jobs.errors import NO_THREADS, JobError, WorkFailedError, explain, gpu_errors, is_thread_limit, out_of_memory
 from logpose.common.errors import suggest
+from logpose.common.limits import check_address_space
 from logpose.common.options import Option
 
 Options = TypeVar("Options")
@@ -70,6 +71,7 @@ def running(quiet: Any) -> Iterator[None]:
     quiet = _checked("quiet", quiet, bool, Option(""))
     try:
         with verbosity_of(Verbosity.QUIET if quiet else Verbosity.NORMAL), gpu_errors():
+            check_address_space()
             yield
     except OSError as error:
         message, code = explain(error)

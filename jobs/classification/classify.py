@@ -32,6 +32,9 @@ from logpose.common.files import make_folder
 from logpose.common.locks import exclusive_lock
 from pipeline.parallel.ordered import in_order_on_cluster, in_order_on_threads
 
+ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"}
+OTHER_TABLES = {".xlsx", ".xls", ".ods", ".json", ".jsonl", ".html", ".feather", ".arrow", ".db", ".sqlite"}
+
 
 class ClassifyResult(NamedTuple):
     """Rows of the table at `path`: images classified, and files that cannot be read."""
@@ -48,6 +51,7 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
     Raises JobError, ModelFileError, DatasetError, DeviceError where the options, the model or the images do not fit;
     DeviceFailedError and DeviceMemoryError where a GPU fails or has too little memory.
     """
+    _check_names(images, out, options)
     check_format(out, options)  # before anything is written or loaded
     model = model / "model.safetensors" if model.is_dir() else model
     if options.model:
@@ -99,6 +103,16 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
         say(printable(f"next: {shlex.join(['logpose', 'report', str(model.parent)])}"))
     emit({"table": out, "ok": result.ok, "failed": result.failed, "model": model, "classes": len(card.class_names)})
     return result
+
+
+def _check_names(images: Path, out: Path, options: ClassifyOptions) -> None:
+    """Check the endings of both names. Raises JobError for an archive, and for a table that would not be one."""
+    if images.suffix.lower() in ARCHIVES and images.is_file():
+        raise JobError(f"expected a folder, an image or a dataset, found the archive {images}; unpack it first")
+    if out.suffix.lower() in OTHER_TABLES and options.format is None:
+        raise JobError(
+            f"expected a table that ends in .csv or .parquet, found {out.name}; give such a name, or --format csv"
+        )
 
 
 class _Run:

@@ -1,4 +1,4 @@
-"""Standard output and standard error: any encoding, closed, full, or a pipe that nobody reads."""
+"""Standard output and standard error: any encoding, closed, full, or a pipe without a reader."""
 
 import os
 import sys

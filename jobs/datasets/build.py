@@ -62,6 +62,8 @@ def build(images: Path, dataset: Path, options: BuildOptions) -> BuildReport:
 def _warnings(report: BuildReport) -> list[str]:
     """Warnings about the images, printed after a build."""
     lines = []
+    if not report.rows["val"]:
+        lines.append("no images to validate: --val is 0, or too small for the number of images of each class")
     if report.skipped:
         shown, others = ", ".join(report.skipped[:5]), len(report.skipped) - 5
         lines.append(f"skipped, not in a class folder: {shown}{f' and {others:,} more' if others > 0 else ''}")

@@ -1,4 +1,4 @@
-"""The folder of compiled kernels: one that nobody else can write, since what lies in it is run.
+"""The folder of compiled kernels: one that no other user can write, since what lies in it is run.
 
 The user's cache folder, or else a folder in the system's temporary one, which other users share. Neither is trusted for
 its name alone: see `private_folder`.

@@ -7,7 +7,7 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
@@ -19,7 +19,7 @@ Buffer: TypeAlias = Any
 # Errors of file systems that cannot sync a folder (SMB, some FUSE); and of Windows, which cannot even open one.
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP) if os.name != "nt" else (errno.EACCES, errno.EBADF, errno.EISDIR)
 
-# So that opening a pipe does not wait for somebody to write to it. For a regular file it changes nothing.
+# So that opening a pipe does not wait for a writer. For a regular file it changes nothing.
 _READ_ONLY = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
@@ -112,8 +112,11 @@ def atomic_writer(
             os.fsync(file.fileno())
         before_rename()
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)  # so that the message tells which disk is full
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
 

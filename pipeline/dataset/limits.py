@@ -1,4 +1,4 @@
-"""Limits of a dataset's metadata, which a stranger may have written: no more memory and time than ours would take."""
+"""Limits of a dataset's metadata, which may be untrusted: no more memory and time than ours would take."""
 
 from __future__ import annotations
 

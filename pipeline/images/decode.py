@@ -335,7 +335,9 @@ def _unreadable(error: OSError | ValueError) -> DecodeError:
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).replace(", could be decompression bomb DOS attack.", "")
+    if text.startswith("decoder error"):
+        text = f"damaged data ({text})"
     if isinstance(error, struct.error | IndexError | KeyError) or not text:
         return f"damaged data ({type(error).__name__}{': ' if text else ''}{text})"
     return text
@@ -345,5 +347,8 @@ def _unknown_format(file: IO[bytes]) -> str:
     beginning = ""
     with suppress(OSError, ValueError):
         file.seek(0)
-        beginning = f" (the file begins with {file.read(8)!r})"
+        content = file.read(16)
+        if content[4:12] in (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1"):
+            return "HEIC, which cannot be read here: convert the file to JPEG or PNG"
+        beginning = f" (the file begins with {content!r})"
     return f"no known format, or a damaged header{beginning}"

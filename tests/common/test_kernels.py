@@ -49,7 +49,7 @@ def temporary(home: Path) -> Path:
 
 
 def block(home: Path) -> None:
-    """Leave no place for a cache in the home folder, whoever runs the test."""
+    """Leave no place for a cache in the home folder, for root either."""
     home.parent.write_text("a file")
 
 
@@ -114,7 +114,7 @@ def test_kernel_is_compiled_once(home: Path, tmp_path: Path) -> None:
     assert compile_one(tmp_path) == ("3 1 1", "")
 
 
-def test_pickles_of_somebody_else_are_not_loaded(home: Path, tmp_path: Path) -> None:
+def test_pickles_that_others_could_write_are_not_loaded(home: Path, tmp_path: Path) -> None:
     """A complete cache in the temporary folder that others can write: the kernel is compiled, and the user is told."""
     block(home)
     assert compile_one(tmp_path)[0] == "3 0 1"

@@ -94,7 +94,7 @@ def test_characters_that_a_stream_lacks() -> None:
 def test_no_stream_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", None)
-    say("nobody reads this")
+    say("this is not read")
     say_aside("nor this")
 
 

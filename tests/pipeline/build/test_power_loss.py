@@ -68,7 +68,7 @@ def test_build_finishes_after_a_power_cut(
 
 
 def test_finished_build_is_on_the_disk(image_folder: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever sees the last line of a build may pull the plug."""
+    """The plug may be pulled as soon as the last line of a build is printed."""
     root = image_folder(cats=6, dogs=5)
     recorder = record(root, tmp_path / "disk", monkeypatch)
     (tmp_path / "cut").mkdir()
