@@ -9,9 +9,7 @@ import errno
 import hashlib
 import json
 import math
-import os
 import re
-import stat
 import zlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,7 +24,7 @@ from cnn.errors import ModelFileError, NetworkError, NonFiniteError, UnknownName
 from cnn.losses import LOSSES, Loss
 from cnn.models import MODELS, Model, build_layers
 from cnn.network import Network, check_tensors
-from logpose.common.files import write_atomically
+from logpose.common.files import NotAFileError, read_regular, write_atomically
 from logpose.common.records import RecordError, parse_json, parse_record
 
 FORMAT_VERSION = 2
@@ -204,10 +202,9 @@ def is_model_file(path: Path) -> bool:
 def _read(path: Path) -> bytes:
     """The bytes of a plain file. Raises `ModelFileError`."""
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ModelFileError(f"expected a model file, found something else at {path}; give a plain file")
-            return file.read()
+        return read_regular(path)
+    except NotAFileError:
+        raise ModelFileError(f"expected a model file, found something else at {path}; give a plain file") from None
     except FileNotFoundError:
         raise ModelFileError(f"no model file at {path}; train one first, or check the name") from None
     except OSError as error:

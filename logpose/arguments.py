@@ -18,8 +18,9 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import numpy as np
 
 from jobs.console.output import Verbosity, verbosity_of
-from jobs.errors import JobError, WorkFailedError, explain, gpu_errors, out_of_memory
+from jobs.errors import NO_THREADS, JobError, WorkFailedError, explain, gpu_errors, is_thread_limit, out_of_memory
 from logpose.common.errors import suggest
+from logpose.common.limits import check_address_space
 from logpose.common.options import Option
 from logpose.common.outputs import local_path
 
@@ -71,12 +72,17 @@ def running(quiet: Any) -> Iterator[None]:
     quiet = _checked("quiet", quiet, bool, Option(""))
     try:
         with verbosity_of(Verbosity.QUIET if quiet else Verbosity.NORMAL), gpu_errors():
+            check_address_space()
             yield
     except OSError as error:
         message, code = explain(error)
         raise (JobError if code == JobError.exit_code else WorkFailedError)(message) from error
     except MemoryError as error:
         raise WorkFailedError(out_of_memory(error)) from error
+    except RuntimeError as error:
+        if is_thread_limit(error):
+            raise WorkFailedError(NO_THREADS) from error
+        raise
 
 
 def _checked(name: str, value: Any, hint: Any, option: Option) -> Any:

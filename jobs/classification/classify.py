@@ -33,6 +33,9 @@ from logpose.common.locks import output_lock
 from logpose.common.outputs import output_file
 from pipeline.parallel.ordered import in_order_on_cluster, in_order_on_threads
 
+ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"}
+OTHER_TABLES = {".xlsx", ".xls", ".ods", ".json", ".jsonl", ".html", ".feather", ".arrow", ".db", ".sqlite"}
+
 
 class ClassifyResult(NamedTuple):
     """Rows of the table at `path`: images classified, and files that cannot be read."""
@@ -50,6 +53,7 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
     the workers of a cluster have different devices; DeviceFailedError and DeviceMemoryError where a GPU fails or has
     too little memory.
     """
+    _check_names(images, out, options)
     check_format(out, options)  # before anything is written or loaded
     out = output_file(out)
     model = model / "model.safetensors" if model.is_dir() else model
@@ -71,7 +75,7 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
     settings = TaskSettings(model.absolute(), predictor.digest, replace(options, model=model_class or None))
     # Fewer and larger tasks on a cluster, where each one is sent over the network.
     inputs = find_inputs(images, out, card, FILES_PER_PART if options.scheduler else options.batch_size)
-    say(f"classifying {images} with {card.model}, {classes}")
+    say(printable(f"classifying {images} with {card.model}, {classes}"))
     if options.scheduler:
         say(f"cluster at {options.scheduler}")
         [device] = in_order_on_cluster(worker_device, [settings], options.scheduler)  # of any worker
@@ -107,11 +111,21 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
         say(printable(f"note: {model} has changed meanwhile; the table is of the model as it was at the start"))
     unread = f", {plural(result.failed, 'file')} could not be read (status 'error')" if result.failed else ""
     before = ", already complete" if table.is_complete else ""
-    say(f"{plural(result.ok, 'image')} classified{unread}: {out}{before}")
+    say(printable(f"{plural(result.ok, 'image')} classified{unread}: {out}{before}"))
     if RunFolder(model.parent).last.exists():
-        say(f"next: {shlex.join(['logpose', 'report', str(model.parent)])}")
+        say(printable(f"next: {shlex.join(['logpose', 'report', str(model.parent)])}"))
     emit({"table": out, "ok": result.ok, "failed": result.failed, "model": model, "classes": len(card.class_names)})
     return result
+
+
+def _check_names(images: Path, out: Path, options: ClassifyOptions) -> None:
+    """Check the endings of both names. Raises JobError for an archive, and for a table that would not be one."""
+    if images.suffix.lower() in ARCHIVES and images.is_file():
+        raise JobError(f"expected a folder, an image or a dataset, found the archive {images}; unpack it first")
+    if out.suffix.lower() in OTHER_TABLES and options.format is None:
+        raise JobError(
+            f"expected a table that ends in .csv or .parquet, found {out.name}; give such a name, or --format csv"
+        )
 
 
 def _identity(model: Path) -> tuple[int, ...] | None:

@@ -17,6 +17,7 @@ the marker that describes it. A stale marker fails its hash check and is ignored
 import csv
 import hashlib
 import heapq
+import os
 import re
 import shutil
 import zlib
@@ -28,7 +29,7 @@ from typing import IO, Any, Literal, NamedTuple, TypeAlias
 
 from jobs.errors import JobError, WorkFailedError
 from jobs.options import ClassifyOptions
-from logpose.common.files import atomic_writer, write_atomically
+from logpose.common.files import atomic_writer, open_regular, write_atomically
 from logpose.common.outputs import output_file
 from logpose.common.records import RecordError, parse_record, read_record, write_record
 
@@ -202,7 +203,7 @@ class ResumableTable:
 
         def lines() -> Iterator[str]:
             nonlocal crc
-            with part.path.open("rb") as file:
+            with os.fdopen(open_regular(part.path), "rb") as file:
                 for line in file:
                     crc = zlib.crc32(line, crc)
                     yield line.decode("utf-8", ENCODING_ERRORS)

@@ -14,6 +14,7 @@ from typer.core import TyperCommand
 
 from jobs.console.output import Verbosity, verbosity_of
 from jobs.errors import JobError
+from logpose.common.limits import check_address_space
 from logpose.common.options import Option
 from logpose.common.outputs import local_path
 
@@ -79,6 +80,7 @@ def command(options_type: type[Any] | None = None) -> Callable[[Command], Comman
 
             def job() -> int:
                 with verbosity_of(_verbosity(values)):
+                    check_address_space()
                     if options_type is None:
                         return function(*paths) or 0
                     return function(*paths, options=_build_options(options_type, values)) or 0

@@ -39,14 +39,14 @@ def build(images: Path, dataset: Path, options: BuildOptions) -> BuildReport:
         ExistingBuild.UNFINISHED: f"resumed, took {duration(report.seconds)}",
         ExistingBuild.FINISHED: "already complete",
     }
-    say(f"{dataset}: {classes}, {rows}; {took[report.existing]}")
+    say(printable(f"{dataset}: {classes}, {rows}; {took[report.existing]}"))
     detail(printable(f"classes: {', '.join(report.class_names)}"))
     detail(f"content hash: {report.content_hash}")
     if report.depth:
         black, white = describe_depth(report.depth).split("..")
         say(f"grey of more than 8 bits: {black} becomes black, {white} white; --depth sets other values")
     for line in _warnings(report):
-        say(line)
+        say(printable(line))
     emit(
         {
             "dataset": dataset,
@@ -72,6 +72,8 @@ def _warnings(report: BuildReport) -> list[str]:
             f"nearly one colour: {flat:,} of {plural(looked_at, 'image')} looked at: see 'logpose info'. If the values"
             " fill a small part of their range, stretch them; for grey of more than 8 bits, --depth does it"
         )
+    if not report.rows["val"]:
+        lines.append("no images to validate: --val is 0, or too small for the number of images of each class")
     if report.skipped:
         shown, others = ", ".join(report.skipped[:5]), len(report.skipped) - 5
         lines.append(f"skipped, not in a class folder: {shown}{f' and {others:,} more' if others > 0 else ''}")

@@ -18,6 +18,7 @@ from jobs.report.load_run import TrainedRun, load_run, open_dataset
 from jobs.report.page import render
 from jobs.training.run_folder import RunFolder
 from logpose.common.cpus import available_cpus
+from logpose.common.errors import printable
 from logpose.common.files import write_atomically
 from logpose.common.outputs import replaceable_file
 
@@ -72,5 +73,5 @@ def _print(path: Path, size: int, result: ValidationResult | None) -> None:
             f" (95 % interval {low:.1%} to {high:.1%})"
         )
         summary |= {"accuracy": accuracy, "accuracy_low": low, "accuracy_high": high, "val_images": images}
-    say(f"report: {path} ({size / 1e6:.1f} MB)")
+    say(printable(f"report: {path} ({size / 1e6:.1f} MB)"))
     emit(summary)

@@ -17,6 +17,7 @@ from jobs.errors import JobError
 from jobs.training.metrics import EpochRow, is_better, read_metrics
 from jobs.training.summary import Summary, read_summary
 from jobs.training.timing import EpochTimes
+from logpose.common.files import make_folder, read_regular
 from logpose.common.records import RecordError, parse_record
 
 
@@ -171,7 +172,7 @@ class RunFolder:
 
     def checksums(self) -> dict[str, int]:
         """CRC-32 of each result that is there, by name."""
-        return {file.name: zlib.crc32(file.read_bytes()) for file in self.results if file.is_file()}
+        return {file.name: zlib.crc32(read_regular(file)) for file in self.results if file.is_file()}
 
     def damaged(self, state: TrainingState) -> list[str]:
         """Return the names of the files that are missing, or not as the finished training in `state` left them."""
@@ -250,7 +251,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove the files of an earlier training; create the folder if it is missing. Raises OSError."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         for file in (*self.results, self.report, self.last, self.model):  # models last: they tell that it is a training
             file.unlink(missing_ok=True)
 

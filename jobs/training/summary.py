@@ -10,7 +10,7 @@ from jobs.console.progress import plural
 from jobs.errors import JobError
 from jobs.training.metrics import EpochRow
 from logpose.common.files import write_atomically
-from logpose.common.records import RecordError, parse_json, parse_record
+from logpose.common.records import RecordError, parse_record, read_json
 
 _RENAMED = {"train_pictures": "train_images", "val_pictures": "val_images"}  # older name -> name
 
@@ -97,7 +97,7 @@ def read_summary(path: Path) -> Summary | None:
     """Read summary.json, that of an older version too; None if there is none. Raises JobError where it is not one."""
     known = {field.name for field in fields(Summary)}
     try:
-        values = parse_json(path.read_bytes())
+        values = read_json(path)
         values = {_RENAMED.get(name, name): value for name, value in values.items()}
         return parse_record(Summary, {name: value for name, value in values.items() if name in known})
     except FileNotFoundError:

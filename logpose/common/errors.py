@@ -76,6 +76,18 @@ def unescaped(text: str) -> str:
     return _ESCAPE.sub(lambda found: chr(int(found[1] or found[2], 16)), text)
 
 
+def reason_of(error: BaseException) -> str:
+    """Return what an error says, without the number and the path that an error of the system adds."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return printable(str(error))
+
+
+def shortened(text: str, length: int = 200) -> str:
+    """Return the text, or its beginning where it is longer than `length`: what others wrote may be of any length."""
+    return text if len(text) <= length else f"{text[:length]}…"
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return the remedy for an unknown name: the most similar known name, or the list of all."""
     names = sorted(known)

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from logpose.common.files import write_atomically
+from logpose.common.files import read_regular, write_atomically
 
 CHECKSUM = "crc32"  # the key of the checksum in an object on disk
 _MAX_INT = 2**63  # of a whole number, in absolute value
@@ -30,8 +30,15 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text, parse_constant=_refuse_constant)
     except RecordError:
         raise
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise RecordError("brackets nested too deeply") from None
+    except ValueError as error:
         raise RecordError(str(error).partition("\n")[0]) from None
+
+
+def read_json(path: Path) -> Any:
+    """Read a regular file as JSON: see `parse_json` and `open_regular`. Raises RecordError, OSError."""
+    return parse_json(read_regular(path))
 
 
 def checksum(values: Mapping[str, Any]) -> int:
@@ -49,7 +56,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
     Raises RecordError where it is damaged, OSError where it cannot be read.
     """
-    found = parse_json(path.read_bytes())
+    found = read_json(path)
     if not isinstance(found, dict):
         raise RecordError(f"expected an object, found {type(found).__name__}")
     if CHECKSUM in found and found.pop(CHECKSUM) != checksum(found):

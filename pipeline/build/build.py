@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from logpose.common.errors import escaped, printable
+from logpose.common.files import make_folder
 from logpose.common.locks import exclusive_lock
+from logpose.common.options import MAX_WORKERS
 from pipeline.build.depth import find_depth
 from pipeline.build.destination import LOCK_FILE, ExistingBuild, check_destination, prepare_destination
 from pipeline.build.journal import Failure, Journal, ShardResult
@@ -93,7 +95,7 @@ def build_dataset(
     check_destination(root, dest)
     identity, rounds = _identity(source, options), Rounds(dest, source, options, on_progress)
     try:
-        dest.mkdir(parents=True, exist_ok=True)
+        make_folder(dest)
         with exclusive_lock(dest / LOCK_FILE, f"build of {dest}"):
             check_destination(root, dest)  # again: another process may have been there meanwhile
             existing = prepare_destination(dest, identity, source, options.overwrite)
@@ -132,8 +134,8 @@ def _check_options(options: BuildOptions) -> None:
     if max(options.size) > MAX_SIDE:
         height, width = options.size
         raise OptionError(f"expected an image size of at most {MAX_SIDE} a side, found {height}x{width}: lower it")
-    if options.workers is not None and options.workers < 1:
-        raise OptionError(f"expected at least one worker, found {options.workers}: None is one per CPU")
+    if options.workers is not None and not 1 <= options.workers <= MAX_WORKERS:
+        raise OptionError(f"expected 1 to {MAX_WORKERS} workers, found {options.workers}: None is one per CPU")
     if options.max_failures is not None and options.max_failures < 0:
         raise OptionError(f"expected max_failures of 0 or more, found {options.max_failures}: None is no limit")
     chunk_codecs(options.codec)

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from logpose.common.files import write_atomically
+from logpose.common.files import make_folder, read_regular, sync_folder, write_atomically
 from logpose.common.records import RecordError, parse_record, read_record, write_record
 from pipeline.duplicates.fingerprint import FINGERPRINT_BYTES
 from pipeline.duplicates.groups import DuplicateGroups
@@ -93,8 +93,8 @@ class Journal:
 
     def begin(self, identity: dict[str, Any], files: Iterable[str]) -> None:
         """Start the journal of a build with this identity, of source files described by a line each."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir(parents=True)
+        self.delete()
+        make_folder(self._folder)
         write_atomically(self._folder / "files.txt", "\n".join(files), shared=True)
         # build.json last: it makes the journal valid.
         write_record(self._folder / "build.json", identity, shared=True)
@@ -111,7 +111,7 @@ class Journal:
     def files(self) -> list[str]:
         """The lines that describe the source files of the unfinished build."""
         try:
-            return (self._folder / "files.txt").read_text("utf-8", "replace").split("\n")
+            return read_regular(self._folder / "files.txt").decode("utf-8", "replace").split("\n")
         except OSError:
             return []
 
@@ -122,13 +122,19 @@ class Journal:
     def is_claimed_by(self, run_id: str) -> bool:
         """Whether this run still may write: no later run has claimed the journal, and the build is not finished."""
         try:
-            return (self._folder / "run").read_text("utf-8", "replace") == run_id
+            return read_regular(self._folder / "run").decode("utf-8", "replace") == run_id
         except OSError:
             return False
 
     def end(self) -> None:
-        """Delete the journal: the dataset is sealed."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        """The dataset is sealed: delete the journal."""
+        self.delete()
+
+    def delete(self) -> None:
+        """Delete the journal, durably."""
+        if self._folder.exists():
+            shutil.rmtree(self._folder, ignore_errors=True)
+            sync_folder(self._folder.parent)
 
     # Shards -------------------------------------------------------------------------------------------
 
@@ -183,7 +189,7 @@ class Journal:
         An unfinished build of 0.1.0 has no checksum of the fingerprints, only that of the numbers, in the file's name.
         """
         for path in sorted(self._folder.glob("*.fingerprints")):
-            content = path.read_bytes()
+            content = read_regular(path)
             count, rest = divmod(len(content), 8 + FINGERPRINT_BYTES)
             content, checksum = (content[:-8], content[-8:]) if rest == 8 else (content, None)
             numbers = np.frombuffer(content, dtype="<i8", count=count)  # (n,)

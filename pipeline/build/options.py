@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from logpose.common.options import Option
+from logpose.common.options import MAX_WORKERS, Option
 from pipeline.errors import OptionError
 from pipeline.images.options import MAX_PIXELS, parse_depth, parse_pixels
 
@@ -82,7 +82,7 @@ class BuildOptions:
     group_copies: Annotated[
         bool, Option("Find near-duplicates and never divide them between train and val.", group="Split")
     ] = True
-    workers: Annotated[int | None, Option("Decoding threads; default: one per CPU.", "N", 1)] = None
+    workers: Annotated[int | None, Option("Decoding threads; default: one per CPU.", "N", 1, MAX_WORKERS)] = None
     scheduler: Annotated[str | None, Option("Use this Dask cluster instead of local threads.", "tcp://HOST:PORT")] = (
         None
     )

@@ -12,8 +12,8 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from logpose.common.errors import escaped
-from logpose.common.files import write_atomically
+from logpose.common.errors import escaped, reason_of
+from logpose.common.files import read_regular, write_atomically
 from pipeline.build.journal import Failure
 from pipeline.dataset.schema import DUPLICATES_FILE, DUPLICATES_HEADER, FAILURES_FILE, FAILURES_HEADER, DuplicateCounts
 from pipeline.dataset.store import read_attributes
@@ -36,13 +36,13 @@ def read_failures(dataset: Path) -> list[Failure]:
     """
     path = dataset / FAILURES_FILE
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
         if path in damaged_reports(dataset, read_attributes(dataset)):
             raise ValueError("another file than the build wrote")
         rows = csv.DictReader(io.StringIO(content.decode(), newline=""))
         return [Failure(row["path"], cast(FailureKind, row["kind"]), row["reason"]) for row in rows]
     except (OSError, ValueError, csv.Error, KeyError) as error:
-        found = "no such file" if isinstance(error, FileNotFoundError) else f"{type(error).__name__} {error}"
+        found = reason_of(error) if isinstance(error, OSError) else f"{type(error).__name__} {error}"
         raise DatasetError(
             f"expected a table of {', '.join(FAILURES_HEADER)}, found {found} at {path}: restore it from a backup,"
             " or build the dataset again with --overwrite"

@@ -42,9 +42,12 @@ def run_on_threads(jobs: Sequence[ShardJob], workers: int, progress: BuildProgre
             progress.cancel()
 
     def schedule() -> None:
-        with ThreadPoolExecutor(workers, thread_name_prefix="logpose-build") as pool:
-            tasks = [dask.delayed(work, pure=False)(number) for number in range(len(jobs))]
-            dask.compute(*tasks, scheduler="threads", pool=pool)
+        try:
+            with ThreadPoolExecutor(workers, thread_name_prefix="logpose-build") as pool:
+                tasks = [dask.delayed(work, pure=False)(number) for number in range(len(jobs))]
+                dask.compute(*tasks, scheduler="threads", pool=pool)
+        except BaseException as error:  # no thread can be started, for example; work itself raises nothing
+            finished.put(error)
 
     thread = threading.Thread(target=schedule, name="logpose-schedule", daemon=True)
     thread.start()

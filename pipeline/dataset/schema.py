@@ -27,6 +27,7 @@ import numpy.typing as npt
 from xxhash import xxh3_128
 
 from logpose.common.records import CHECKSUM, checksum
+from pipeline.build.options import MAX_SIDE
 from pipeline.errors import DatasetError, damaged_metadata
 
 FORMAT = "logpose"
@@ -159,6 +160,8 @@ class Attributes:
 
 def _size(value: Any) -> tuple[int, int]:
     height, width = value
+    if not (0 < int(height) <= MAX_SIDE and 0 < int(width) <= MAX_SIDE):
+        raise ValueError(f"an image size of {width} x {height}")
     return int(height), int(width)
 
 

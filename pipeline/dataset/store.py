@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 import operator
 import os
 from contextlib import suppress
@@ -21,7 +20,9 @@ import numpy.typing as npt
 import zarr
 from zarr.storage import LocalStore
 
-from logpose.common.errors import printable
+from logpose.common.errors import printable, reason_of
+from logpose.common.records import read_json
+from pipeline.dataset.limits import check_column, check_column_file, check_layout
 from pipeline.dataset.schema import COLUMN_CHUNK_ROWS, SPLITS, Attributes, Layout
 from pipeline.dataset.shard_format import ReadSeconds, ShardReader
 from pipeline.errors import Damage, DamageError, DatasetError, damaged_metadata
@@ -191,18 +192,23 @@ class Split:
     def read_column(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
         """Read rows start..stop-1 of 'labels' or 'paths', (stop - start,). Raises DamageError."""
         chunks = range(start // COLUMN_CHUNK_ROWS, -(-stop // COLUMN_CHUNK_ROWS))
+        bad = chunks.start
         try:
-            values = np.asarray(open_array(self.path, self.name, name, "r")[start:stop])  # (n,)
-            for chunk in chunks:
-                self._column_file(name, chunk).stat()  # zarr fills in missing chunks silently
+            array = open_array(self.path, self.name, name, "r")
+            for bad in chunks:
+                check_column_file(self._column_file(name, bad), name, array.chunks[0])
+            bad = chunks.start
+            values = np.asarray(array[start:stop])  # (n,)
         except Exception as error:
-            bounds = [(n * COLUMN_CHUNK_ROWS, min((n + 1) * COLUMN_CHUNK_ROWS, self.rows)) for n in chunks]
-            if len(bounds) > 1:  # find out which chunk it is
-                for first, last in bounds:
-                    self.read_column(name, first, last)
-            first, last = bounds[0] if bounds else (start, stop)
+            if len(chunks) > 1:  # find out which chunk it is
+                for chunk in range(bad, chunks.stop):
+                    self.read_column(name, *self._column_rows(chunk))
+            first, last = self._column_rows(bad) if len(chunks) else (start, stop)
             raise self._damage(name, first, last, error) from error
         return values
+
+    def _column_rows(self, chunk: int) -> tuple[int, int]:
+        return chunk * COLUMN_CHUNK_ROWS, min((chunk + 1) * COLUMN_CHUNK_ROWS, self.rows)
 
     @cached_property
     def labels(self) -> npt.NDArray[np.int64]:
@@ -229,7 +235,7 @@ class Split:
 
     def _damage(self, array: str, start: int, stop: int, error: Exception) -> DamageError:
         """The error for the damaged chunk of rows start..stop-1."""
-        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error).split(". ")[0]
+        reason = "no such file" if isinstance(error, FileNotFoundError) else reason_of(error).split(". ")[0]
         sources: tuple[str, ...] = ()
         if array != "paths":
             with suppress(DamageError):
@@ -323,10 +329,10 @@ def read_attributes(path: Path) -> Attributes:
             f"expected a dataset built by logpose, found {found} at {path}: check the path, or run logpose build"
         )
     try:
-        node = json.loads(metadata.read_bytes())
+        node = read_json(metadata)
         attributes = node.get("attributes")
     except (OSError, ValueError, AttributeError) as error:
-        raise damaged_metadata("JSON", error, metadata) from error
+        raise damaged_metadata("JSON", reason_of(error), metadata) from error
     return Attributes.from_json(attributes, str(path))
 
 
@@ -340,32 +346,33 @@ def open_split(path: Path, split: str, attributes: Attributes) -> Split:
         if images.shards is None:
             raise ValueError("images without shards")
         layout = Layout(images.chunks[0], images.shards[0])
-        if layout.shard_rows % layout.chunk_rows or images.chunks[1:] != expected:
+        if images.chunks[1:] != expected or images.shards[1:] != expected:
             raise ValueError(f"chunks of {images.chunks} in shards of {images.shards}")
+        check_layout(images.shape[0], layout, expected)
         ShardReader(image_metadata(path, split))
     except Exception as error:
-        raise damaged_metadata("complete metadata", error, path / split) from error
+        raise damaged_metadata("complete metadata", reason_of(error), path / split) from error
     return Split(path, split, int(images.shape[0]), attributes.size, layout, len(attributes.class_names))
 
 
 def _check_columns(split: Split) -> None:
     for name in ("labels", "paths"):
         try:
-            shape = open_array(split.path, split.name, name, "r").shape
-            if shape != (split.rows,):
-                raise ValueError(f"{shape[0]} {name} for {split.rows} images")
+            array = open_array(split.path, split.name, name, "r")
+            check_column(split.path / split.name / name, name, array, split.rows)
         except Exception as error:
-            raise damaged_metadata("complete metadata", error, split.path / split.name) from error
+            raise damaged_metadata("complete metadata", reason_of(error), split.path / split.name) from error
 
 
 def image_metadata(path: Path, split: str) -> dict[str, Any]:
     """The zarr.json of a split's images."""
-    metadata: dict[str, Any] = json.loads((path / split / "images" / "zarr.json").read_bytes())
+    metadata: dict[str, Any] = read_json(path / split / "images" / "zarr.json")
     return metadata
 
 
 def open_array(path: Path, split: str, name: str, mode: Any) -> zarr.Array[Any]:
     """Open 'images', 'labels' or 'paths' of a split in zarr's mode 'r' or 'r+'."""
+    read_json(path / split / name / "zarr.json")  # zarr would wait for a pipe
     store = LocalStore(path, read_only=mode == "r")
     array = zarr.open_array(store, path=f"{split}/{name}", mode=mode, zarr_format=3)
     return array.with_config(WRITE_EMPTY_CHUNKS)  # zarr.open_array ignores its own config argument

@@ -174,7 +174,7 @@ class BatchStream:
         if budget < self.min_bytes:
             raise OptionError(
                 f"expected a RAM budget of at least {-(-self.min_bytes // 10**6)} MB for {self.split.name} of"
-                f" {self.split.path} in batches of {self.batch_size}, found {budget / 1e6:.0f} MB: raise --ram-budget,"
+                f" {self.split.path} in batches of {self.batch_size}, found {budget / 1e6:.3g} MB: raise --ram-budget,"
                 " or lower --batch-size"
             )
         left = budget - self._other_bytes

@@ -35,7 +35,7 @@ def list_images(root: Path) -> Source:
         if skipped:
             raise ListingError(
                 f"{EXPECTED_LAYOUT}; found {_plural(len(skipped), 'file')} and no folder in {root}: move each image"
-                " into a folder named after its class"
+                " into a folder named after its class, or give the folder above if this is one class"
             )
         raise ListingError(f"{EXPECTED_LAYOUT}; found nothing in {root}: check the path")
     if folders == ["train"]:
@@ -111,10 +111,17 @@ def _check_classes(root: Path, files: dict[SplitName | None, dict[str, list[str]
     classes = sorted(first)
     if len(classes) < 2:
         raise ListingError(
-            f"expected at least two classes, found only {classes[0]} in {root}: give the parent folder, or add"
-            " another class"
+            f"expected at least two classes, found only {classes[0]} in {root}: {_remedy(root, classes[0])}"
         )
     return classes
+
+
+def _remedy(root: Path, only: str) -> str:
+    """What to do about a folder with one class: it may be one level too high, or one too low."""
+    folders, files = _folders_and_files(root / only)
+    if len(folders) > 1 and not files:
+        return f"give {root / only} itself, whose folders look like the classes"
+    return "add another class"
 
 
 def _plural(count: int, noun: str) -> str:

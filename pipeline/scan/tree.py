@@ -37,6 +37,9 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
+MAX_REPEATED = 1000  # links to folders that others lead to as well, in one tree
+
+
 class _Level(NamedTuple):
     """A folder on the way to the current file."""
 
@@ -51,9 +54,12 @@ def descend(root: Path, entries: Callable[[Path, str], Generator[str, None, None
     entries  called with each folder and its prefix, '' or 'a/b/'; yields text that begins with the entry's name, and
              `name/` for a folder
 
-    Depth first, in the order of `entries`. Follows links, but not in cycles.
+    Depth first, in the order of `entries`. Follows links, but not in cycles. Raises ListingError where links list the
+    same folders again and again: two links in each of 14 folders to the next make 16,384 paths to the last.
     """
     # An explicit stack: folders may be nested deeper than Python's recursion limit.
+    linked: set[str] = set()  # folders that links have led to
+    repeated = 0  # links that led to one of these again
     levels = [_Level("", os.path.realpath(root), entries(root, ""))]
     try:
         while levels:
@@ -69,6 +75,13 @@ def descend(root: Path, entries: Callable[[Path, str], Generator[str, None, None
                     real = os.path.realpath(folder)
                     if any(above.real == real for above in levels):
                         continue
+                    repeated += real in linked
+                    linked.add(real)
+                    if repeated > MAX_REPEATED:
+                        raise ListingError(
+                            f"expected a tree of folders, found links to the same folders again and again in {root}:"
+                            f" remove some, such as {prefix.removesuffix('/')}"
+                        )
                 else:
                     real = f"{level.real}/{folder.name}"
                 levels.append(_Level(prefix, real, entries(folder, prefix)))

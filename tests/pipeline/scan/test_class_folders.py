@@ -66,7 +66,7 @@ WRONG = {
     "missing": ((), "found nothing at {root}: check the path"),
     "empty": (("",), "found nothing in {root}: check the path"),
     "loose": (("1.jpg", "2.jpg"), "found 2 files and no folder in {root}: move each image into a folder"),
-    "one class": (("a/1",), "at least two classes, found only a in {root}: give the parent folder"),
+    "one class": (("a/1",), "at least two classes, found only a in {root}: add another class"),
     "empty class": (("a/1", "b/"), "images in every class, found none in {root}/b: add some or remove"),
     "only train": (("train/a/1",), "found only train/ in {root}: give {root}/train itself"),
     "only in val": (("train/a/1", "train/b/2", "val/c/3"), "found c only in val of {root}: add it to train"),
