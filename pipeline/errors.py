@@ -12,7 +12,7 @@ from typing import Literal
 from logpose.common.errors import LogposeError, printable
 
 # A closed set, stored in failures.csv:
-#   unreadable     the file system refused to read the file (missing, permission, directory)
+#   unreadable     the file cannot be opened (missing, permission, directory): a rerun tries it again
 #   empty          no bytes at all
 #   not-an-image   unknown format
 #   broken         known format with damaged or missing data
@@ -43,6 +43,30 @@ class DecodeError(PipelineError):
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.reason}"
+
+
+class AccessError(PipelineError):
+    """What is at a path may not be read: its permissions, or those of the folders above it, say so."""
+
+
+class ReadError(PipelineError):
+    """The system failed to read a file or folder, which says nothing about what is in it. Exit code 1.
+
+    path    what was read, and where: a worker of a cluster is named as well
+    reason  the system's reason
+    remedy  what to do about it
+    """
+
+    exit_code = 1
+
+    def __init__(self, path: str, reason: str, remedy: str) -> None:
+        super().__init__(path, reason, remedy)  # all in args, so that the error can be pickled
+        self.path, self.reason, self.remedy = path, reason, remedy
+
+    def __str__(self) -> str:
+        return printable(
+            f"expected to read {self.path}, found {self.reason}: {self.remedy}, and run the same command again"
+        )
 
 
 class DatasetError(PipelineError):

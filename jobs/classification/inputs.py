@@ -55,9 +55,12 @@ class FolderInputs:
         for files in self.index.parts():
             names = [file.name for file in files]
             tasks: list[Task] = [
-                FileTask(folder, names[start : start + self.task_rows])
+                FileTask(
+                    folder, names[start : start + self.task_rows],
+                    frozenset(n for n, file in enumerate(files[start : start + self.task_rows]) if file.size < 0),
+                )
                 for start in range(0, len(names), self.task_rows)
-            ]
+            ]  # fmt: skip
             identity = [f"{file.name}\0{file.size}\0{file.mtime_ns}" for file in files]
             yield Part(hash_names(identity), len(files), tasks)
 

@@ -29,6 +29,8 @@ from pipeline.images.decode import decode_image, quiet_pillow
 
 Row: TypeAlias = list[str]
 
+_LOST = (-1, 0)  # size and time of a file without a status
+
 
 @dataclass(frozen=True)
 class TaskSettings:
@@ -43,10 +45,14 @@ class TaskSettings:
 
 
 class FileTask(NamedTuple):
-    """Files of a folder, by their names relative to it."""
+    """Files of a folder, by their names relative to it.
+
+    lost  indices of those that had no status when they were listed, as links to nothing
+    """
 
     folder: str
     names: list[str]
+    lost: frozenset[int] = frozenset()
 
 
 class RowTask(NamedTuple):
@@ -71,8 +77,8 @@ Task: TypeAlias = FileTask | RowTask | FailureTask
 def classify_task(settings: TaskSettings, task: Task) -> list[Row]:
     """Return a row for each name of the task, in its order.
 
-    Raises DamageError where a dataset is damaged, JobError where the model is not the same file on this machine,
-    DeviceFailedError and DeviceMemoryError where a GPU fails or has too little memory.
+    Raises DamageError where a dataset is damaged, ReadError where the system fails to read an image, JobError where the
+    model is not the same file on this machine, DeviceFailedError and DeviceMemoryError where a GPU fails or has too little memory.
     """
     with gpu_errors(lambda: "finished parts are saved; run the same command again to resume"):
         return classify_rows(settings, task)
@@ -116,8 +122,9 @@ def _read(task: FileTask | RowTask, fit: str, pixels: np.ndarray, start: int, st
         return [None] * (stop - start)
     reasons: list[str | None] = []
     for row in range(start, stop):
+        unchanged = _LOST if row in task.lost else None
         try:
-            decode_image(f"{task.folder}/{task.names[row]}", pixels.shape[1:3], fit, pixels[row])
+            decode_image(f"{task.folder}/{task.names[row]}", pixels.shape[1:3], fit, pixels[row], unchanged)
         except DecodeError as error:
             reasons.append(str(error))
         else:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from logpose.common.errors import printable
 from pipeline.build.journal import FOLDER, Journal
+from pipeline.build.reports import read_failures
 from pipeline.dataset.schema import DUPLICATES_FILE, FAILURES_FILE, SHEET_FILE, SPLITS, build_hash
 from pipeline.dataset.store import read_attributes
 from pipeline.dataset.writer import unseal
@@ -52,7 +55,7 @@ def prepare_destination(dest: Path, identity: dict[str, Any], source: Source, ov
     """Find the build with this identity at a checked and locked path, and delete any other.
 
     Raises OutputExistsError if that would delete a finished dataset, or an unfinished one of another identity, and
-    `overwrite` is not set.
+    `overwrite` is not set; and if a finished one lacks files that could not be opened then, and can be now.
     """
     if not os.path.lexists(dest / "zarr.json"):
         return ExistingBuild.NONE
@@ -67,6 +70,7 @@ def prepare_destination(dest: Path, identity: dict[str, Any], source: Source, ov
         return ExistingBuild.UNFINISHED
     if not overwrite and sealed and same:
         journal.end()  # in case the build was killed between sealing and deleting it
+        _check_unreadable(dest, source)
         return ExistingBuild.FINISHED
     if not overwrite and sealed:
         raise OutputExistsError(
@@ -83,6 +87,33 @@ def prepare_destination(dest: Path, identity: dict[str, Any], source: Source, ov
         )
     _remove_dataset(dest)
     return ExistingBuild.NONE
+
+
+def _check_unreadable(dest: Path, source: Source) -> None:
+    """Look again at the files that a finished dataset left out since they could not be opened."""
+    try:
+        unreadable = {failure.path for failure in read_failures(dest) if failure.kind == "unreadable"}
+    except DatasetError:  # a damaged table is no reason to refuse: `verify` reports it
+        return
+    again = [file.path for file in source.files if unreadable and printable(file.path) in unreadable]
+    found = [path for path in again if _can_be_opened(f"{source.root}/{path}")]
+    if found:
+        what = f"{len(found):,} file{'s' if len(found) > 1 else ''} that could not be read then, and can be now"
+        raise OutputExistsError(
+            f"expected to find {dest} complete, found that it lacks {what} (first {found[0]}): build it again with"
+            " --overwrite, or choose another path"
+        )
+
+
+def _can_be_opened(path: str) -> bool:
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  # a pipe would block
+            return False
+        with open(path, "rb") as file:  # noqa: PTH123
+            file.read(1)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _is_dataset(dest: Path) -> bool:

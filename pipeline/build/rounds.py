@@ -63,13 +63,15 @@ class Rounds:
     def run(self) -> dict[str, list[ShardResult]]:
         """Write all shards that the journal does not have; returns those of each split, in order.
 
-        Raises TooManyFailures, and what tasks raise.
+        Files that an earlier run could not open are tried again. Raises TooManyFailures, and what tasks raise.
         """
         self._journal.claim(self._run_id)
-        self.duplicates = self._journal.duplicates()
-        for key, result in self._journal.results().items():
-            if shard_file(self.dest, *key).is_file():
-                self._add(result)
+        written = {key: each for key, each in self._journal.results().items() if shard_file(self.dest, *key).is_file()}
+        tried_again = {key: each.without_unreadable() for key, each in written.items()}
+        if tried_again == written:  # a file that can be read now may be a near-duplicate
+            self.duplicates = self._journal.duplicates()
+        for result in tried_again.values():
+            self._add(result)
         while True:
             assigned = self._assign()
             self._check_progress()

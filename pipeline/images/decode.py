@@ -23,7 +23,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
-from pipeline.errors import DecodeError, OptionError
+from pipeline.errors import DecodeError, OptionError, ReadError
+from pipeline.faults import fault_of_system, retried
 from pipeline.images.colours import WHITE, grey_factor, to_rgb
 
 Pixels = npt.NDArray[np.uint8]
@@ -88,11 +89,13 @@ def decode_image(
     fit        'pad' keeps all of the image and pads it with white; 'crop' fills the frame and cuts off the rest,
                equally on both sides; 'squash' ignores the aspect ratio
     out        destination, uint8 (H, W, 3), C-contiguous, which becomes the result's `pixels`; None for a new array
-    unchanged  the size in bytes and the modification time in ns that the file must have; None for any
+    unchanged  the size in bytes and the modification time in ns that the file must have; None for any. A size of -1:
+               the file had none when it was listed, as a link to nothing
 
     An animation gives its first frame. Safe to call from many threads.
     Raises DecodeError for anything wrong with the file, of kind 'changed' where it does not match `unchanged`, and
-    leaves `out` as it was; OptionError where another argument is wrong. Issues no warnings.
+    leaves `out` as it was; ReadError where the system fails to read it, several times; OptionError where another
+    argument is wrong. Issues no warnings.
     """
     check_frame(size, fit)
     if out is not None and not (out.shape == (*size, 3) and out.dtype == np.uint8 and out.flags.carray):
@@ -100,6 +103,16 @@ def decode_image(
             f"expected a writable C-contiguous uint8 array {(*size, 3)}, found {out.dtype} {out.shape}:"
             " allocate one with np.empty"
         )
+    return retried(lambda: _decode_source(source, size, fit, out, unchanged))
+
+
+def _decode_source(
+    source: Path | str | bytes | Image.Image,
+    size: tuple[int, int],
+    fit: str,
+    out: Pixels | None,
+    unchanged: tuple[int, int] | None,
+) -> DecodedImage:
     with _open(source, unchanged) as file, quiet_pillow():
         try:
             with _image(file) as image:
@@ -110,12 +123,12 @@ def decode_image(
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise DecodeError("too-large", _one_line(error)) from error
         except MemoryError as error:
-            raise DecodeError("too-large", "the decoded image does not fit into memory") from error
+            raise ReadError(_name(source), "too little memory", "use fewer --workers") from error
         except OSError as error:
             # The operating system sets errno; Pillow, where the data is damaged, does not.
             if error.errno is None:
                 raise DecodeError("broken", _one_line(error)) from error
-            raise _unreadable(error) from error
+            raise _unreadable(error, _name(source)) from error
         except Exception as error:
             # Decoders raise SyntaxError, ValueError, struct.error, zlib.error, IndexError, … for damaged data.
             raise DecodeError("broken", _one_line(error)) from error
@@ -142,11 +155,12 @@ def _open(
             raise DecodeError("empty", "the file has no bytes")
         yield io.BytesIO(source)
         return
+    path = os.fspath(source)
     try:
-        path = os.fspath(source)
         status = os.stat(path)  # noqa: PTH116  # twice as fast as pathlib's
         if stat.S_ISDIR(status.st_mode):
-            raise DecodeError("unreadable", "expected a file, found a folder")
+            entered = os.access(path, os.R_OK | os.X_OK)
+            raise DecodeError("unreadable", "expected a file, found a folder" + ("" if entered else " without access"))
         if not stat.S_ISREG(status.st_mode):
             raise DecodeError("unreadable", "expected a regular file, found a pipe, socket or device")
         if unchanged is not None and unchanged != (status.st_size, status.st_mtime_ns):
@@ -155,16 +169,27 @@ def _open(
             raise DecodeError("empty", "the file has no bytes")
         file = io.FileIO(path)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-        raise _unreadable(error) from error
+        if isinstance(error, FileNotFoundError | NotADirectoryError) and unchanged is not None and unchanged[0] < 0:
+            raise DecodeError("unreadable", "a link to nothing") from error
+        raise _unreadable(error, path) from error
     with file:
         if status.st_size > MAX_SINGLE_READ:
-            yield io.BufferedReader(file)
+            try:
+                yield io.BufferedReader(file)
+            except DecodeError:  # decoders may hide an error of the disk: it would come again
+                file.seek(0)
+                _read(file, path)
+                raise
             return
-        try:
-            content = file.readall()
-        except OSError as error:
-            raise _unreadable(error) from error
-        yield io.BytesIO(content)
+        yield io.BytesIO(_read(file, path))
+
+
+def _read(file: io.FileIO, path: str) -> bytes:
+    """All bytes of a file. Raises DecodeError and ReadError."""
+    try:
+        return file.readall()
+    except OSError as error:
+        raise _unreadable(error, path) from error
 
 
 def _image(source: IO[bytes] | Image.Image) -> Image.Image:
@@ -322,7 +347,13 @@ def quiet_pillow() -> Iterator[None]:
                 _quiet_filters = None
 
 
-def _unreadable(error: OSError | ValueError) -> DecodeError:
+def _name(source: Path | str | bytes | Image.Image) -> str:
+    return os.fspath(source) if isinstance(source, Path | str) else "the image"
+
+
+def _unreadable(error: OSError | ValueError, path: str) -> DecodeError | ReadError:
+    if isinstance(error, OSError) and (fault := fault_of_system(error, path)):
+        return fault
     return DecodeError("unreadable", (getattr(error, "strerror", None) or _one_line(error)).lower())
 
 
