@@ -73,8 +73,16 @@ class DatasetError(PipelineError):
     """The dataset is missing, unsealed, of another version, or damaged."""
 
 
-def damaged_metadata(expected: str, found: object, where: object) -> DatasetError:
-    """Make the error for metadata that is not as a build wrote it."""
+class DatasetChangedError(DatasetError):
+    """Another program has replaced the dataset while it was read. Exit code 1."""
+
+    exit_code = 1
+
+
+def damaged_metadata(expected: str, found: object, where: object) -> PipelineError:
+    """Make the error for metadata that is not as a build wrote it; if it could not be read, that is the error."""
+    if isinstance(found, AccessError | ReadError):
+        return found
     return DatasetError(
         f"expected {expected}, found {found} in {where}: the metadata is damaged, build the dataset again with"
         " --overwrite"

@@ -75,6 +75,27 @@ def read_or_retry(read: Callable[[], T], path: str | os.PathLike[str]) -> T:
     return retried(attempt)
 
 
+def read_stored(read: Callable[[], T], path: str | os.PathLike[str]) -> T:
+    """Return what `read` does, which reads a file of a dataset: there, a missing one is damage.
+
+    Raises AccessError without permission, ReadError for a fault that stays, and any other OSError as it is.
+    """
+
+    def attempt() -> T:
+        try:
+            return read()
+        except PermissionError as error:
+            raise may_not_read(error, path) from error
+        except (FileNotFoundError, NotADirectoryError):
+            raise
+        except OSError as error:
+            if fault := fault_of_system(error, path):
+                raise fault from error
+            raise
+
+    return retried(attempt)
+
+
 def status_of(path: str | os.PathLike[str]) -> os.stat_result | None:
     """The status of a path that a user gave; None if nothing is there. Raises AccessError and ReadError."""
 
