@@ -30,7 +30,10 @@ from jobs.training.run_folder import RunFolder
 from logpose.common.cpus import available_cpus
 from logpose.common.errors import printable
 from logpose.common.locks import exclusive_lock
+from pipeline.failure_jump import FailureJump
 from pipeline.parallel.ordered import in_order_on_cluster, in_order_on_threads
+
+UNREADABLE = b",error,,,unreadable: "  # in a part of a table
 
 
 class ClassifyResult(NamedTuple):
@@ -101,6 +104,10 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
         say(f"note: batches of {predictor.max_rows} images, since larger ones do not fit in the GPU's memory")
     unread = f", {plural(result.failed, 'file')} could not be read (status 'error')" if result.failed else ""
     say(f"{plural(result.ok, 'image')} classified{unread}: {out}")
+    if run.closed:
+        say(f"note: {plural(run.closed, 'folder')} may not be entered: a row each, whose name ends in /")
+    if run.jump.note:
+        say(f"note: {run.jump.note}")
     if RunFolder(model.parent).last.exists():
         say(f"next: {shlex.join(['logpose', 'report', str(model.parent)])}")
     emit({"table": out, "ok": result.ok, "failed": result.failed, "model": model, "classes": len(card.class_names)})
@@ -113,11 +120,14 @@ class _Run:
     parts   parts of the inputs so far
     reused  rows in finished parts of earlier runs
     done    rows of this run
+    closed  folders that may not be entered
+    jump    the watch over the share of files that cannot be read
     """
 
     def __init__(self, inputs: Inputs, table: ResumableTable) -> None:
         self.inputs, self.table = inputs, table
-        self.parts = self.reused = self.done = 0
+        self.parts = self.reused = self.done = self.closed = 0
+        self.jump = FailureJump()
         self.started: deque[tuple[int, Part]] = deque()  # parts that are not written yet, by number
 
     def pending_tasks(self) -> Iterator[Task]:
@@ -125,7 +135,7 @@ class _Run:
         begun = False
         for number, part in enumerate(self.inputs.parts()):
             self.parts += 1
-            if self.table.is_finished(number, part.digest):
+            if self.table.is_finished(number, part.digest) and not self._look_again(number):
                 self.reused += part.rows
                 continue
             if self.reused and not begun:
@@ -134,6 +144,14 @@ class _Run:
             self.started.append((number, part))
             yield from part.tasks
 
+    def _look_again(self, number: int) -> bool:
+        """Remove a finished part with files that could not be opened: permissions may have changed since."""
+        for path in self.table.scratch.glob(f"part-{number:06}-*.csv"):
+            if UNREADABLE in path.read_bytes():
+                path.unlink()
+                return True
+        return False
+
     def write_parts(self, results: Iterator[list[Row]]) -> None:
         """Write each part as soon as all its rows are there."""
         with bar("classifying", "files", 0) as progress:
@@ -141,8 +159,12 @@ class _Run:
             for task_rows in results:
                 rows += task_rows
                 self.done += len(task_rows)
+                self.closed += sum(row[0].endswith("/") for row in task_rows)
+                for row in task_rows:
+                    self.jump.count(row[1] == "error")
                 number, part = self.started[0]
                 if len(rows) == part.rows:
+                    self.inputs.check_unchanged()
                     self.table.write(number, part.digest, sorted(rows) if self.inputs.merge else rows)
                     self.started.popleft()
                     rows = []

@@ -159,7 +159,7 @@ def _open(
     try:
         status = os.stat(path)  # noqa: PTH116  # twice as fast as pathlib's
         if stat.S_ISDIR(status.st_mode):
-            entered = os.access(path, os.R_OK | os.X_OK)
+            entered = os.access(path, os.R_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
             raise DecodeError("unreadable", "expected a file, found a folder" + ("" if entered else " without access"))
         if not stat.S_ISREG(status.st_mode):
             raise DecodeError("unreadable", "expected a regular file, found a pipe, socket or device")
