@@ -31,6 +31,7 @@ from logpose.common.cpus import available_cpus
 from logpose.common.errors import printable
 from logpose.common.locks import output_lock
 from logpose.common.outputs import output_file
+from pipeline.failure_jump import FailureJump
 from pipeline.parallel.ordered import in_order_on_cluster, in_order_on_threads
 
 ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"}
@@ -112,6 +113,10 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
     unread = f", {plural(result.failed, 'file')} could not be read (status 'error')" if result.failed else ""
     before = ", already complete" if table.is_complete else ""
     say(printable(f"{plural(result.ok, 'image')} classified{unread}: {out}{before}"))
+    if run.closed:
+        say(f"note: {plural(run.closed, 'folder')} may not be entered: a row each, whose name ends in /")
+    if run.jump.note:
+        say(f"note: {run.jump.note}")
     if RunFolder(model.parent).last.exists():
         say(printable(f"next: {shlex.join(['logpose', 'report', str(model.parent)])}"))
     emit({"table": out, "ok": result.ok, "failed": result.failed, "model": model, "classes": len(card.class_names)})
@@ -143,13 +148,16 @@ class _Run:
     parts   parts of the inputs so far
     reused  rows in finished parts of earlier runs
     done    rows of this run
+    closed  folders that may not be entered
+    jump    the watch over the share of files that cannot be read
     model_changed  whether the model's file is another one by now
     """
 
     def __init__(self, inputs: Inputs, table: ResumableTable, is_same_model: Callable[[], bool]) -> None:
         self.inputs, self.table = inputs, table
         self._is_same_model, self.model_changed = is_same_model, False
-        self.parts = self.reused = self.done = 0
+        self.parts = self.reused = self.done = self.closed = 0
+        self.jump = FailureJump()
         self.started: deque[tuple[int, Part]] = deque()  # parts that are not written yet, by number
 
     def pending_tasks(self) -> Iterator[Task]:
@@ -173,8 +181,12 @@ class _Run:
             for task_rows in results:
                 rows += task_rows
                 self.done += len(task_rows)
+                self.closed += sum(row[0].endswith("/") for row in task_rows)
+                for row in task_rows:
+                    self.jump.count(row[1] == "error")
                 number, part = self.started[0]
                 if len(rows) == part.rows:
+                    self.inputs.check_unchanged()
                     self.model_changed |= not self._is_same_model()
                     self.table.write(number, part.digest, sorted(rows) if self.inputs.merge else rows)
                     self.started.popleft()

@@ -58,11 +58,17 @@ class FolderInputs:
         for files in self.index.parts():
             names = [file.name for file in files]
             tasks: list[Task] = [
-                FileTask(folder, names[start : start + self.task_rows])
+                FileTask(
+                    folder, names[start : start + self.task_rows],
+                    frozenset(n for n, file in enumerate(files[start : start + self.task_rows]) if file.size < 0),
+                )
                 for start in range(0, len(names), self.task_rows)
-            ]
+            ]  # fmt: skip
             identity = [f"{file.name}\0{file.size}\0{file.mtime_ns}" for file in files]
             yield Part(hash_names(identity), len(files), tasks)
+
+    def check_unchanged(self) -> None:
+        """Check that what was read so far is of these inputs. Raises DatasetChangedError; a listed file may change."""
 
     @property
     def found(self) -> int:
@@ -107,14 +113,19 @@ class DatasetInputs:
     def _split_parts(self, split: Split) -> Iterator[Part]:
         part_rows = -(-ROWS_PER_PART // split.layout.shard_rows) * split.layout.shard_rows
         task_rows = max(1, self.task_rows // split.chunk_rows) * split.chunk_rows
+        generation = split.generation
+        assert generation, "not sealed"
         for start in range(0, split.rows, part_rows):
             paths = split.read_column("paths", start, min(start + part_rows, split.rows))  # (n,)
             names = [unescaped(str(path)) for path in paths]
             tasks: list[Task] = [
-                RowTask(self.dataset, split.name, start + first, names[first : first + task_rows])
+                RowTask(self.dataset, generation, split.name, start + first, names[first : first + task_rows])
                 for first in range(0, len(names), task_rows)
             ]
             yield Part(hash_names([self.data.content_hash, split.name, str(start)]), len(names), tasks)
+
+    def check_unchanged(self) -> None:
+        self.data.check_unchanged()
 
     @property
     def found(self) -> int:

@@ -181,18 +181,20 @@ class ResumableTable:
         return marker
 
     def _find_parts(self) -> dict[int, _Part]:
-        """Return the undamaged parts, and remove the others."""
+        """Return the finished parts. Remove damaged ones, and those with files to try again: see `_is_final`."""
         parts: dict[int, _Part] = {}
         for path in sorted(self.scratch.iterdir()):
             if not (match := PART_NAME.fullmatch(path.name)):
                 continue
             part = _Part(path, match[2], match[3])
             try:
-                for _ in self._read(part):
-                    pass
+                again = sum(not _is_final(row) for row in self._read(part))
             except WorkFailedError:
                 path.unlink()
                 self.dropped += 1
+                continue
+            if again:
+                path.unlink()
             else:
                 parts[int(match[1])] = part
         return parts
@@ -361,6 +363,11 @@ def _remove(folder: Path) -> None:
             path.unlink()
     (folder / FINGERPRINT_FILE).unlink(missing_ok=True)
     folder.rmdir()
+
+
+def _is_final(row: Sequence[str]) -> bool:
+    """Whether a rerun need not look again: a file that could not be opened may have other permissions by then."""
+    return row[1] == "ok" or not row[4].startswith("unreadable:")
 
 
 def _current(fingerprint: dict[str, Any]) -> dict[str, Any]:

@@ -49,6 +49,7 @@ def report(run_dir: Path, options: ReportOptions) -> Path:
         cam = _grad_cam(run, predictor)
     # Paths may hold bytes that are not valid UTF-8.
     html = render(run, data, result, cam).encode("utf-8", "backslashreplace")
+    data.check_unchanged()
     write_atomically(path, html)
     _print(path, len(html), result)
     return path

@@ -104,6 +104,7 @@ def find_lr(dataset: Path, options: FindLrOptions) -> Suggestion:
 
         with explain_memory(trainer, lambda option: f"use {option}, which fits"):
             test = range_test(trainer, stream, steps, on_step)
+    data.check_unchanged()
     suggestion = suggest(test)
     for line in table(test, suggestion):
         say(line)

@@ -42,7 +42,7 @@ from pipeline.errors import BuildError, DatasetError, ListingError, OptionError
 from pipeline.images.decode import check_frame
 from pipeline.images.flatness import count_flat
 from pipeline.images.options import MAX_PIXELS, DecodeOptions, Depth
-from pipeline.scan.class_folders import list_images
+from pipeline.scan.class_folders import deep_classes, list_images
 from pipeline.scan.source_files import Source
 
 FLATNESS_BYTES = 2**24  # of the images looked at for whether they show anything
@@ -56,6 +56,9 @@ class BuildReport:
     failures    files that could not be read, as in failures.csv: sorted by path
     duplicates  None if near-duplicates were not searched for
     skipped     files and folders in the root that are not in a class folder
+    counts      images of each class by split, in the order of class_names
+    deep        classes whose folder holds only folders
+    jump        a note on a share of failures that jumped; None without one
     depth       values of black and white of deep grey; None if no image of the sample was deep
     flat        of some training images, how many are flat, and how many were looked at
     existing    whether the build was new, resumed, or finished before
@@ -67,6 +70,9 @@ class BuildReport:
     failures: tuple[Failure, ...]
     duplicates: DuplicateCounts | None
     skipped: tuple[str, ...]
+    counts: dict[str, tuple[int, ...]]
+    deep: tuple[str, ...]
+    jump: str | None
     content_hash: str
     depth: Depth | None
     flat: tuple[int, int]
@@ -84,9 +90,9 @@ def build_dataset(
 
     on_progress is called in this thread, several times a second. A build that was killed or failed resumes if images
     and options are the same, and ends with the same content; a finished one stays as it is.
-    Raises PipelineError: ListingError, OptionError, OutputExistsError, BusyError; BuildError if the dataset cannot be
-    written, for example if the disk is full; TooManyFailures. After the last two and KeyboardInterrupt, the dataset is
-    unsealed, and a rerun resumes.
+    Raises PipelineError: ListingError, OptionError, OutputExistsError, BusyError; ReadError if the system fails to read
+    an image; BuildError if the dataset cannot be written, for example if the disk is full; TooManyFailures. After the
+    last three and KeyboardInterrupt, the dataset is unsealed, and a rerun resumes.
     """
     began = time.monotonic()
     root, dest, options = Path(root), Path(dest), options or BuildOptions()
@@ -121,6 +127,12 @@ def build_dataset(
         failures=tuple(read_failures(dest)),
         duplicates=dataset.attributes.duplicates,
         skipped=source.skipped,
+        counts={
+            split: tuple(np.bincount(dataset[split].labels, minlength=len(dataset.class_names)).tolist())
+            for split in SPLITS
+        },
+        deep=tuple(deep_classes(source)),
+        jump=rounds.progress.jump.note,
         content_hash=dataset.content_hash,
         depth=dataset.attributes.depth,
         flat=_count_flat(dataset),

@@ -7,16 +7,20 @@ import re
 import shutil
 from contextlib import suppress
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from logpose.common.files import read_regular, sync_folder
+from logpose.common.errors import escaped
+from logpose.common.files import open_regular, read_regular, sync_folder
 from logpose.common.records import read_json
 from pipeline.build.journal import FOLDER, Journal
+from pipeline.build.reports import read_failures
 from pipeline.dataset.schema import DUPLICATES_FILE, FAILURES_FILE, SHEET_FILE, SPLITS, build_hash
 from pipeline.dataset.store import open_split, read_attributes
 from pipeline.dataset.writer import unseal
 from pipeline.errors import DatasetError, OptionError, OutputExistsError
+from pipeline.faults import read_stored
 from pipeline.scan.source_files import Source, describe_changes
 
 LOCK_FILE = ".lock"
@@ -64,7 +68,7 @@ def prepare_destination(dest: Path, identity: dict[str, Any], source: Source, ov
     """Find the build with this identity at a checked and locked path, and delete any other.
 
     Raises OutputExistsError if that would delete a finished dataset, or an unfinished one of another identity, and
-    `overwrite` is not set.
+    `overwrite` is not set; and if a finished one lacks files that could not be opened then, and can be now.
     """
     if _is_half_made(dest):
         _remove_dataset(dest)
@@ -80,11 +84,12 @@ def prepare_destination(dest: Path, identity: dict[str, Any], source: Source, ov
         with suppress(DatasetError, OSError, ValueError):
             for split in SPLITS:
                 open_split(dest, split, attributes)
-                read_json(dest / split / "zarr.json")
+                read_stored(partial(read_json, dest / split / "zarr.json"), dest / split)
             return ExistingBuild.UNFINISHED
         overwrite = True  # a power cut damaged the metadata, which version 0.1 did not sync: start again
     if not overwrite and sealed and same:
         journal.end()  # in case the build was killed between sealing and deleting it
+        _check_unreadable(dest, source)
         return ExistingBuild.FINISHED
     if not overwrite and sealed:
         raise OutputExistsError(
@@ -103,6 +108,31 @@ def prepare_destination(dest: Path, identity: dict[str, Any], source: Source, ov
         )
     _remove_dataset(dest)
     return ExistingBuild.NONE
+
+
+def _check_unreadable(dest: Path, source: Source) -> None:
+    """Look again at the files that a finished dataset left out since they could not be opened."""
+    try:
+        unreadable = {failure.path for failure in read_failures(dest) if failure.kind == "unreadable"}
+    except DatasetError:  # a damaged table is no reason to refuse: `verify` reports it
+        return
+    again = [file.path for file in source.files if unreadable and escaped(file.path) in unreadable]
+    found = [path for path in again if _can_be_opened(f"{source.root}/{path}")]
+    if found:
+        what = f"{len(found):,} file{'s' if len(found) > 1 else ''} that could not be read then, and can be now"
+        raise OutputExistsError(
+            f"expected to find {dest} complete, found that it lacks {what} (first {found[0]}): build it again with"
+            " --overwrite, or choose another path"
+        )
+
+
+def _can_be_opened(path: str) -> bool:
+    try:
+        with os.fdopen(open_regular(path), "rb") as file:
+            file.read(1)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _is_dataset(dest: Path) -> bool:

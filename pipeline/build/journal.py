@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,17 @@ class ShardResult:
         """The number of the file stored in each row, or NO_FILE."""
         failed = {file for file, _, _ in self.failures}
         return tuple(NO_FILE if file in failed else file for file in self.assigned)
+
+    def without_unreadable(self) -> ShardResult:
+        """The shard as if the files that could not be opened had never been tried: permissions may have changed."""
+        again = {file for file, kind, _ in self.failures if kind == "unreadable"}
+        if not again:
+            return self
+        return replace(
+            self,
+            assigned=tuple(NO_FILE if file in again else file for file in self.assigned),
+            failures=tuple(failure for failure in self.failures if failure[0] not in again),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The entry of the journal."""

@@ -66,16 +66,20 @@ class Rounds:
     def run(self) -> dict[str, list[ShardResult]]:
         """Write all shards that the journal does not have; returns those of each split, in order.
 
-        Raises TooManyFailures, and what tasks raise.
+        Files that an earlier run could not open are tried again. Raises TooManyFailures, and what tasks raise.
         """
         self._journal.claim(self._run_id)
         count = len(self.source.files)
-        self.duplicates = self._journal.duplicates(count)
+        results = self._journal.results(count)
+        written = {key: each for key, each in results.items() if shard_file(self.dest, *key).is_file()}
+        tried_again = {key: each.without_unreadable() for key, each in written.items()}
+        if tried_again == written:  # a file that can be read now may be a near-duplicate
+            self.duplicates = self._journal.duplicates(count)
         needs_prints = self.options.group_copies and self.duplicates is None
         have = self._journal.fingerprinted(count) if needs_prints else np.ones(count, dtype=np.bool_)  # (N,)
-        for key, result in self._journal.results(count).items():
+        for result in tried_again.values():
             decoded = [file for file in result.files if file != NO_FILE]
-            if shard_file(self.dest, *key).is_file() and have[decoded].all():
+            if have[decoded].all():
                 self._add(result)
         while True:
             assigned = self._assign()

@@ -18,7 +18,7 @@ import dask
 
 from pipeline.build.journal import ShardResult
 from pipeline.build.progress import BuildProgress
-from pipeline.build.shard_task import ShardJob, run_shard
+from pipeline.build.shard_task import ShardJob, run_shard, run_shard_on_worker
 from pipeline.parallel.cluster import Cluster
 
 POLL_SECONDS = 0.1
@@ -75,7 +75,7 @@ def run_on_cluster(jobs: Sequence[ShardJob], address: str) -> Results:
     with closing(Cluster(address, finished)) as cluster:
         while missing:
             while cluster.has_room() and waiting:
-                cluster.submit(run_shard, waiting.pop())
+                cluster.submit(run_shard_on_worker, waiting.pop())
             result = _next(finished)
             missing -= result is not None
             yield result

@@ -16,11 +16,12 @@ from pipeline.dataset.schema import shard_digest
 from pipeline.dataset.store import open_split, read_attributes
 from pipeline.dataset.writer import write_shard
 from pipeline.duplicates.fingerprint import fingerprints
-from pipeline.errors import DatasetError, DecodeError, FailureKind
+from pipeline.errors import DatasetError, DecodeError, FailureKind, ReadError
 from pipeline.images.decode import decode_image
 from pipeline.images.opening import quiet_pillow
 from pipeline.images.options import DecodeOptions
 from pipeline.images.pixel_sums import add_colours
+from pipeline.parallel.cluster import worker_address
 from pipeline.scan.source_files import SourceFile
 
 # Called after each file with its number and its failure, if it has one. May raise to cancel the task: its shard is
@@ -57,8 +58,8 @@ class ShardJob:
 def run_shard(job: ShardJob, on_file: OnFile | None = None) -> ShardResult:
     """Decode the files that the shard does not have yet, write it as a whole, and record it in the journal.
 
-    Files that cannot be decoded are in the result. Raises OSError if writing fails, and BusyError if another run of
-    the build has claimed the journal.
+    Files that cannot be decoded are in the result. Raises ReadError if the system fails to read one; OSError if writing
+    fails; BusyError if another run of the build has claimed the journal. The shard is then not recorded.
     """
     images = np.zeros((len(job.assigned), *job.size, 3), dtype=np.uint8)  # (n, H, W, 3)
     reused = _reuse_rows(job, images)
@@ -96,6 +97,14 @@ def run_shard(job: ShardJob, on_file: OnFile | None = None) -> ShardResult:
     decoded = inner if job.fingerprint else {}
     journal.add(result, [job.assigned[row] for row in decoded], fingerprints(images, decoded))
     return result
+
+
+def run_shard_on_worker(job: ShardJob) -> ShardResult:
+    """`run_shard` on a worker of a cluster, which a ReadError names: another may well read the file."""
+    try:
+        return run_shard(job)
+    except ReadError as error:
+        raise ReadError(f"{error.path} on worker {worker_address()}", error.reason, error.remedy) from error
 
 
 def _reuse_rows(job: ShardJob, images: npt.NDArray[np.uint8]) -> set[int]:

@@ -56,6 +56,7 @@ def verify_dataset(path: Path, on_progress: Callable[[int, int], None] = lambda 
     splits = (dataset.train, dataset.val)
     checker = _Checker(on_progress, sum(split.chunks + 2 * -(-split.rows // COLUMN_CHUNK_ROWS) for split in splits))
     digests = {split.name: checker.check(split) for split in splits}
+    dataset.check_unchanged()
     return VerifyReport(
         rows={split.name: split.rows for split in splits},
         chunks=checker.total,

@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
-from pipeline.errors import DecodeError, OptionError
+from pipeline.errors import DecodeError, OptionError, ReadError
+from pipeline.faults import fault_of_system, retried
 from pipeline.images.colours import WHITE, grey_factor, to_rgb
 from pipeline.images.depth import ValueRange, is_deep, value_range
 from pipeline.images.opening import open_image, pixels_of, quiet_pillow, too_large, unknown_format
@@ -97,12 +98,14 @@ def decode_image(
     fit        'pad' keeps all of the image and pads it with white; 'crop' fills the frame and cuts off the rest,
                equally on both sides; 'squash' ignores the aspect ratio
     out        destination, uint8 (H, W, 3), C-contiguous, which becomes the result's `pixels`; None for a new array
-    unchanged  the size in bytes and the modification time in ns that the file must have; None for any
+    unchanged  the size in bytes and the modification time in ns that the file must have; None for any. A size of -1:
+               the file had none when it was listed, as a link to nothing
     options    depth and limit of pixels
 
     An animation gives its first frame. Safe to call from many threads.
     Raises DecodeError for anything wrong with the file, of kind 'changed' where it does not match `unchanged`, and
-    leaves `out` as it was; OptionError where another argument is wrong. Issues no warnings.
+    leaves `out` as it was; ReadError where the system fails to read it, several times; OptionError where another
+    argument is wrong. Issues no warnings.
     """
     check_frame(size, fit)
     if out is not None and not (out.shape == (*size, 3) and out.dtype == np.uint8 and out.flags.carray):
@@ -110,13 +113,25 @@ def decode_image(
             f"expected a writable C-contiguous uint8 array {(*size, 3)}, found {out.dtype} {out.shape}:"
             " allocate one with np.empty"
         )
+    return retried(lambda: _decode_source(source, size, fit, out, unchanged, options))
+
+
+def _decode_source(
+    source: Path | str | bytes | Image.Image,
+    size: tuple[int, int],
+    fit: str,
+    out: Pixels | None,
+    unchanged: tuple[int, int] | None,
+    options: DecodeOptions,
+) -> DecodedImage:
+    name = _name(source)
     with _open(source, unchanged) as file, quiet_pillow(options.max_pixels):
         try:
-            return _decode_file(file, size, fit, out, options)
+            return _decode_file(file, name, size, fit, out, options)
         except DecodeError as error:
             if error.kind not in ("broken", "not-an-image") or isinstance(file, Image.Image):
                 raise
-            decoded = _salvage(file, size, fit, options)
+            decoded = _salvage(file, name, size, fit, options)
             if decoded is None:
                 raise
         if out is None:
@@ -125,13 +140,17 @@ def decode_image(
         return DecodedImage(out, decoded.inner)
 
 
-def _salvage(file: IO[bytes], size: tuple[int, int], fit: str, options: DecodeOptions) -> DecodedImage | None:
+def _salvage(
+    file: IO[bytes], name: str, size: tuple[int, int], fit: str, options: DecodeOptions
+) -> DecodedImage | None:
     """Decode an image that is damaged, but for its pixels. None where these are not whole either."""
-    file.seek(0)
+    with _failures(file, name, options.max_pixels):
+        file.seek(0)
+        damaged = file.read()
     decoded = None
-    for content in pixels_only(file.read()):
+    for content in pixels_only(damaged):
         try:
-            again = _decode_file(io.BytesIO(content), size, fit, None, options)
+            again = _decode_file(io.BytesIO(content), name, size, fit, None, options)
         except DecodeError:
             return None
         if decoded is not None and (again.pixels != decoded.pixels).any():
@@ -141,27 +160,36 @@ def _salvage(file: IO[bytes], size: tuple[int, int], fit: str, options: DecodeOp
 
 
 def read_value_range(path: Path, max_pixels: int) -> ValueRange | None:
-    """The range of a file's values if it is grey of more than 8 bits, otherwise None. Raises DecodeError."""
-    with _open(path, None) as file, quiet_pillow(max_pixels), _failures(file, max_pixels):
-        if isinstance(file, Image.Image):
-            return None
-        with open_image(file, max_pixels) as image:
-            return value_range(image) if is_deep(image) else None
+    """The range of a file's values if it is grey of more than 8 bits, otherwise None. Raises DecodeError, ReadError."""
+
+    def read() -> ValueRange | None:
+        with _open(path, None) as file, quiet_pillow(max_pixels), _failures(file, str(path), max_pixels):
+            if isinstance(file, Image.Image):
+                return None
+            with open_image(file, max_pixels) as image:
+                return value_range(image) if is_deep(image) else None
+
+    return retried(read)
 
 
 def _decode_file(
-    file: IO[bytes] | Image.Image, size: tuple[int, int], fit: str, out: Pixels | None, options: DecodeOptions
+    file: IO[bytes] | Image.Image,
+    name: str,
+    size: tuple[int, int],
+    fit: str,
+    out: Pixels | None,
+    options: DecodeOptions,
 ) -> DecodedImage:
     with (
-        _failures(file, options.max_pixels),
+        _failures(file, name, options.max_pixels),
         file.copy() if isinstance(file, Image.Image) else open_image(file, options.max_pixels) as image,
     ):
         return _decode(image, size, fit, out, options)
 
 
 @contextmanager
-def _failures(file: IO[bytes] | Image.Image, max_pixels: int) -> Iterator[None]:
-    """Turn whatever a decoder raises into a DecodeError."""
+def _failures(file: IO[bytes] | Image.Image, name: str, max_pixels: int) -> Iterator[None]:
+    """Turn whatever a decoder raises into a DecodeError, or a ReadError where it is the system's fault."""
     try:
         yield
     except DecodeError:
@@ -170,13 +198,13 @@ def _failures(file: IO[bytes] | Image.Image, max_pixels: int) -> Iterator[None]:
         raise DecodeError("not-an-image", "" if isinstance(file, Image.Image) else unknown_format(file)) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise too_large(pixels_of(error), max_pixels) from error
-    except MemoryError as error:
-        raise DecodeError("too-large", "the decoded image does not fit into memory") from error
+    except MemoryError as error:  # the limit of pixels is kept
+        raise ReadError(name, "too little memory", "use fewer --workers") from error
     except OSError as error:
         # The operating system sets errno; Pillow, where the data is damaged, does not.
         if error.errno is None:
             raise DecodeError("broken", _one_line(error)) from error
-        raise _unreadable(error) from error
+        raise _unreadable(error, name) from error
     except Exception as error:
         # Decoders raise SyntaxError, ValueError, struct.error, zlib.error, IndexError, … for damaged data.
         raise DecodeError("broken", _one_line(error)) from error
@@ -204,11 +232,12 @@ def _open(
             raise DecodeError("empty", "the file has no bytes")
         yield io.BytesIO(source)
         return
+    path = os.fspath(source)
     try:
-        path = os.fspath(source)
         status = os.stat(path)  # noqa: PTH116  # twice as fast as pathlib's
         if stat.S_ISDIR(status.st_mode):
-            raise DecodeError("unreadable", "expected a file, found a folder")
+            entered = os.access(path, os.R_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
+            raise DecodeError("unreadable", "expected a file, found a folder" + ("" if entered else " without access"))
         if not stat.S_ISREG(status.st_mode):
             raise DecodeError("unreadable", "expected a regular file, found a pipe, socket or device")
         if unchanged is not None and unchanged != (status.st_size, status.st_mtime_ns):
@@ -217,16 +246,27 @@ def _open(
             raise DecodeError("empty", "the file has no bytes")
         file = io.FileIO(path)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-        raise _unreadable(error) from error
+        if isinstance(error, FileNotFoundError | NotADirectoryError) and unchanged is not None and unchanged[0] < 0:
+            raise DecodeError("unreadable", "a link to nothing") from error
+        raise _unreadable(error, path) from error
     with file:
         if status.st_size > MAX_SINGLE_READ:
-            yield io.BufferedReader(file)
+            try:
+                yield io.BufferedReader(file)
+            except DecodeError:  # decoders may hide an error of the disk: it would come again
+                file.seek(0)
+                _read(file, path)
+                raise
             return
-        try:
-            content = file.readall()
-        except OSError as error:
-            raise _unreadable(error) from error
-        yield io.BytesIO(content)
+        yield io.BytesIO(_read(file, path))
+
+
+def _read(file: io.FileIO, path: str) -> bytes:
+    """All bytes of a file. Raises DecodeError and ReadError."""
+    try:
+        return file.readall()
+    except OSError as error:
+        raise _unreadable(error, path) from error
 
 
 def _unread_file(image: Image.Image) -> bytes | None:
@@ -353,7 +393,13 @@ def _fast_resize() -> Callable[[Image.Image, Box, Pixels], bool] | None:
 
 # Failures ---------------------------------------------------------------------------------------------
 
-def _unreadable(error: OSError | ValueError) -> DecodeError:
+def _name(source: Path | str | bytes | Image.Image) -> str:
+    return os.fspath(source) if isinstance(source, Path | str) else "the image"
+
+
+def _unreadable(error: OSError | ValueError, path: str) -> DecodeError | ReadError:
+    if isinstance(error, OSError) and (fault := fault_of_system(error, path)):
+        return fault
     return DecodeError("unreadable", (getattr(error, "strerror", None) or _one_line(error)).lower())
 
 

@@ -294,4 +294,6 @@ def test_every_error_has_an_exit_code() -> None:
     kinds = [PipelineError]
     for kind in kinds:
         kinds += kind.__subclasses__()
-    assert {kind.__name__ for kind in kinds if kind.exit_code == 1} == {"BuildError", "TooManyFailures"}
+    assert {kind.__name__ for kind in kinds if kind.exit_code == 1} == {
+        "BuildError", "TooManyFailures", "ReadError", "DatasetChangedError"
+    }  # fmt: skip
