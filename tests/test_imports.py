@@ -34,7 +34,7 @@ ONLY_IMPORTED_BY = {
     ],
     "PIL": [
         "pipeline/images/decode.py", "pipeline/images/colours.py", "pipeline/images/opening.py",
-        "pipeline/images/depth.py", "jobs/drawing/contact_sheet.py",
+        "pipeline/images/depth.py", "pipeline/images/sources.py", "jobs/drawing/contact_sheet.py",
         "jobs/drawing/fonts.py", "jobs/report/thumbnails.py", "jobs/flags*", "logpose/model.py",
     ],
     "matplotlib": ["jobs/drawing/plots.py", "logpose/training.py"],

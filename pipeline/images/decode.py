@@ -6,10 +6,6 @@ The steps, in order: open, draft (JPEG only), load, convert to RGB on white, res
 from __future__ import annotations
 
 import io
-import os
-import re
-import stat
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,12 +19,13 @@ import numpy.typing as npt
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 from pipeline.errors import DecodeError, OptionError, ReadError
-from pipeline.faults import fault_of_system, retried
+from pipeline.faults import retried
 from pipeline.images.colours import WHITE, grey_factor, to_rgb
 from pipeline.images.depth import ValueRange, is_deep, value_range
 from pipeline.images.opening import open_image, pixels_of, quiet_pillow, too_large, unknown_format
 from pipeline.images.options import DEFAULT, DecodeOptions
 from pipeline.images.salvage import pixels_only
+from pipeline.images.sources import ImageSource, one_line, open_source, source_name, unreadable
 
 Pixels = npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
@@ -46,12 +43,6 @@ DRAFT_MARGIN = 2.0
 # 12 megapixels take 11 ms to 128 px instead of 94.
 RESAMPLING = Image.Resampling.BICUBIC
 REDUCING_GAP = 3.0
-
-# Files up to this size are read in one call: each read releases the GIL and must wait to get it back.
-MAX_SINGLE_READ = 2**24  # bytes
-
-# Pillow's words for a number that a decoder returned, and that says nothing to a user.
-DECODER_ERROR = re.compile(r"^(decoder error -\d+|(decoding|unknown) error)( when reading image file)?$")
 
 ORIENTATION_TAG = 0x0112  # EXIF
 TRANSPOSED_ORIENTATIONS = (5, 6, 7, 8)
@@ -76,15 +67,13 @@ class DecodedImage:
     inner: tuple[int, int, int, int]
 
 
-def decode_pixels(
-    source: Path | bytes | Image.Image, size: tuple[int, int], fit: str, options: DecodeOptions = DEFAULT
-) -> Pixels:
+def decode_pixels(source: ImageSource, size: tuple[int, int], fit: str, options: DecodeOptions = DEFAULT) -> Pixels:
     """Decode one image into a frame of the given size: `decode_image`'s pixels, uint8 (H, W, 3)."""
     return decode_image(source, size, fit, options=options).pixels
 
 
 def decode_image(
-    source: Path | str | bytes | Image.Image,
+    source: ImageSource,
     size: tuple[int, int],
     fit: str,
     out: Pixels | None = None,
@@ -117,15 +106,15 @@ def decode_image(
 
 
 def _decode_source(
-    source: Path | str | bytes | Image.Image,
+    source: ImageSource,
     size: tuple[int, int],
     fit: str,
     out: Pixels | None,
     unchanged: tuple[int, int] | None,
     options: DecodeOptions,
 ) -> DecodedImage:
-    name = _name(source)
-    with _open(source, unchanged) as file, quiet_pillow(options.max_pixels):
+    name = source_name(source)
+    with open_source(source, unchanged) as file, quiet_pillow(options.max_pixels):
         try:
             return _decode_file(file, name, size, fit, out, options)
         except DecodeError as error:
@@ -163,7 +152,7 @@ def read_value_range(path: Path, max_pixels: int) -> ValueRange | None:
     """The range of a file's values if it is grey of more than 8 bits, otherwise None. Raises DecodeError, ReadError."""
 
     def read() -> ValueRange | None:
-        with _open(path, None) as file, quiet_pillow(max_pixels), _failures(file, str(path), max_pixels):
+        with open_source(path, None) as file, quiet_pillow(max_pixels), _failures(file, str(path), max_pixels):
             if isinstance(file, Image.Image):
                 return None
             with open_image(file, max_pixels) as image:
@@ -203,11 +192,11 @@ def _failures(file: IO[bytes] | Image.Image, name: str, max_pixels: int) -> Iter
     except OSError as error:
         # The operating system sets errno; Pillow, where the data is damaged, does not.
         if error.errno is None:
-            raise DecodeError("broken", _one_line(error)) from error
-        raise _unreadable(error, name) from error
+            raise DecodeError("broken", one_line(error)) from error
+        raise unreadable(error, name) from error
     except Exception as error:
         # Decoders raise SyntaxError, ValueError, struct.error, zlib.error, IndexError, … for damaged data.
-        raise DecodeError("broken", _one_line(error)) from error
+        raise DecodeError("broken", one_line(error)) from error
 
 
 def check_frame(size: tuple[int, int], fit: str) -> None:
@@ -217,69 +206,6 @@ def check_frame(size: tuple[int, int], fit: str) -> None:
         raise OptionError(f"expected an image size of at least 1x1, found {height}x{width}: 128x128 is usual")
     if fit not in FITS:
         raise OptionError(f"expected a fit of {', '.join(FITS)}, found {fit!r}: 'pad' is the default")
-
-
-@contextmanager
-def _open(
-    source: Path | str | bytes | Image.Image, unchanged: tuple[int, int] | None
-) -> Iterator[IO[bytes] | Image.Image]:
-    if isinstance(source, Image.Image):
-        content = _unread_file(source)
-        yield source if content is None else io.BytesIO(content)
-        return
-    if isinstance(source, bytes):
-        if not source:
-            raise DecodeError("empty", "the file has no bytes")
-        yield io.BytesIO(source)
-        return
-    path = os.fspath(source)
-    try:
-        status = os.stat(path)  # noqa: PTH116  # twice as fast as pathlib's
-        if stat.S_ISDIR(status.st_mode):
-            entered = os.access(path, os.R_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
-            raise DecodeError("unreadable", "expected a file, found a folder" + ("" if entered else " without access"))
-        if not stat.S_ISREG(status.st_mode):
-            raise DecodeError("unreadable", "expected a regular file, found a pipe, socket or device")
-        if unchanged is not None and unchanged != (status.st_size, status.st_mtime_ns):
-            raise DecodeError("changed", "the file has changed since the build began")
-        if status.st_size == 0:
-            raise DecodeError("empty", "the file has no bytes")
-        file = io.FileIO(path)
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-        if isinstance(error, FileNotFoundError | NotADirectoryError) and unchanged is not None and unchanged[0] < 0:
-            raise DecodeError("unreadable", "a link to nothing") from error
-        raise _unreadable(error, path) from error
-    with file:
-        if status.st_size > MAX_SINGLE_READ:
-            try:
-                yield io.BufferedReader(file)
-            except DecodeError:  # decoders may hide an error of the disk: it would come again
-                file.seek(0)
-                _read(file, path)
-                raise
-            return
-        yield io.BytesIO(_read(file, path))
-
-
-def _read(file: io.FileIO, path: str) -> bytes:
-    """All bytes of a file. Raises DecodeError and ReadError."""
-    try:
-        return file.readall()
-    except OSError as error:
-        raise _unreadable(error, path) from error
-
-
-def _unread_file(image: Image.Image) -> bytes | None:
-    """The file of an image opened with Pillow, where it is not loaded yet: the pixels are then the same as those of the
-    file, JPEG's reduced decoding included."""
-    file = getattr(image, "fp", None)
-    if file is None or not getattr(image, "tile", None) or image.tell():
-        return None
-    position = file.tell()
-    file.seek(0)
-    content: bytes = file.read()
-    file.seek(position)
-    return content
 
 
 def _decode(
@@ -389,22 +315,3 @@ def _fast_resize() -> Callable[[Image.Image, Box, Pixels], bool] | None:
                     return None
         return resize_into
     return None
-
-
-# Failures ---------------------------------------------------------------------------------------------
-
-def _name(source: Path | str | bytes | Image.Image) -> str:
-    return os.fspath(source) if isinstance(source, Path | str) else "the image"
-
-
-def _unreadable(error: OSError | ValueError, path: str) -> DecodeError | ReadError:
-    if isinstance(error, OSError) and (fault := fault_of_system(error, path)):
-        return fault
-    return DecodeError("unreadable", (getattr(error, "strerror", None) or _one_line(error)).lower())
-
-
-def _one_line(error: BaseException) -> str:
-    text = DECODER_ERROR.sub("damaged data", " ".join(str(error).split()))
-    if isinstance(error, struct.error | IndexError | KeyError) or not text:
-        return f"damaged data ({type(error).__name__}{': ' if text else ''}{text})"
-    return text
