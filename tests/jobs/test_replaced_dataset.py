@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from cnn.checkpoint import load_checkpoint
+from jobs.training.run_folder import TrainingState
 from tests.jobs.conftest import RECIPE, Logpose, draw_classes
 from tests.jobs.training.runs import assert_same_weights, before_step, metrics
 
@@ -36,6 +38,8 @@ def test_training_stops_and_saves_nothing_of_mixed_images(
     found = "another one" if how == "replaced" else "a build at work on it"
     assert f"expected the dataset at {data} to stay the same while it is read, found {found}" in outcome.error
     assert [row["epoch"] for row in metrics(run)] == ["1"]
+    state = TrainingState.from_json(load_checkpoint(run / "last.safetensors").progress, run / "last.safetensors")
+    assert state.step <= step - 1, "saved before the change"
     shutil.rmtree(data)
     shutil.move(tmp_path / "before.zarr", data)
     assert logpose("train", data, run, *RECIPE, "--resume").code == 0

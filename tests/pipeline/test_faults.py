@@ -15,8 +15,8 @@ from PIL import Image
 
 from pipeline.errors import DecodeError, ListingError, ReadError
 from pipeline.faults import PAUSES, fault_of_system
-from pipeline.images import decode
-from pipeline.images.decode import decode_pixels
+from pipeline.images import sources
+from pipeline.images.decode import decode_image, decode_pixels
 from pipeline.scan.class_folders import list_images
 from tests.pipeline.conftest import draw_plain
 
@@ -54,7 +54,7 @@ def fail_reads(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     def fail(code: int, times: int) -> None:
         monkeypatch.setattr(Failing, "code", code)
         monkeypatch.setattr(Failing, "left", times)
-        monkeypatch.setattr("pipeline.images.decode.io.FileIO", Failing)
+        monkeypatch.setattr("pipeline.images.sources.io.FileIO", Failing)
 
     return fail
 
@@ -92,7 +92,7 @@ def test_fault_that_a_decoder_hides_is_found(tmp_path: Path, fail_reads: Callabl
     with path.open("r+b") as file:
         file.truncate(5000)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decode, "MAX_SINGLE_READ", 100)
+        patch.setattr(sources, "MAX_SINGLE_READ", 100)
         with pytest.raises(DecodeError, match="broken"):
             decode_pixels(path, (2, 2), "pad")
         fail_reads(errno.EIO, 100)
@@ -117,7 +117,7 @@ def test_link_to_a_drive_that_is_gone_is_a_fault(image: Path, tmp_path: Path) ->
     with pytest.raises(ReadError, match="check that its drive is mounted"):
         decode_pixels(link, (2, 2), "pad")
     with pytest.raises(DecodeError, match="unreadable: a link to nothing"):  # it was one when it was listed
-        decode.decode_image(link, (2, 2), "pad", unchanged=(-1, 0))
+        decode_image(link, (2, 2), "pad", unchanged=(-1, 0))
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG])

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cnn.checkpoint import load_checkpoint
 from cnn.inference.predictor import Predictor
 from jobs.classification import inputs, task
-from pipeline.errors import DecodeError
+from jobs.options import ClassifyOptions
+from pipeline.dataset.store import Dataset
+from pipeline.errors import DatasetChangedError, DecodeError
 from tests.jobs.classification.tables import read
 from tests.jobs.conftest import Logpose, draw_classes
 
@@ -137,9 +140,11 @@ def another(logpose: Logpose, tmp_path: Path) -> Path:
     return tmp_path / "other.zarr"
 
 
+@pytest.mark.parametrize("batch", [2, 8])  # of 6 of the training split, and 2 of validation
 def test_dataset_that_is_replaced_stops_the_job(
-    logpose: Logpose, dataset: Path, another: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    logpose: Logpose, dataset: Path, another: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    batch: int,
+) -> None:  # fmt: skip
     data, out, expected = tmp_path / "data.zarr", tmp_path / "out.csv", tmp_path / "expected.csv"
     shutil.copytree(dataset, data)
     assert logpose("classify", another, model, expected).code == 0
@@ -149,10 +154,19 @@ def test_dataset_that_is_replaced_stops_the_job(
         another.rename(data)
 
     with monkeypatch.context() as patch:
-        in_call(2, patch, swap)
+        in_call(batch, patch, swap)
         outcome = logpose("classify", data, model, out, "--batch-size", 8, "--workers", 1)
     assert outcome.code == 1
     assert f"expected the dataset at {data} to stay the same while it is read, found another one" in outcome.error
     assert not out.exists()
     assert logpose("classify", data, model, out, "--overwrite").code == 0, "opened again in this process"
     assert out.read_bytes() == expected.read_bytes()
+
+
+def test_worker_does_not_read_another_dataset(dataset: Path, another: Path, model: Path) -> None:
+    """Tasks name the dataset that the classification began with: a worker may open it later."""
+    begun = Dataset.open(dataset).train.generation
+    assert begun is not None
+    settings = task.TaskSettings(model, load_checkpoint(model).digest, ClassifyOptions(device="cpu"))
+    with pytest.raises(DatasetChangedError, match=f"expected the dataset at {another} to stay the same"):
+        task.classify_task(settings, task.RowTask(another, begun, "train", 0, ["a.png"]))

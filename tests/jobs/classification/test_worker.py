@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cnn.checkpoint import load_checkpoint
 from cnn.inference.predictor import Predictor
 from jobs.classification import task, worker
-from jobs.classification.task import FileTask, RowTask, TaskSettings, classify_rows, hash_file
+from jobs.classification.task import FileTask, RowTask, TaskSettings, classify_rows
 from jobs.options import ClassifyOptions
 from pipeline.build import rounds, shard_task
 from pipeline.build.build import build_dataset
@@ -38,7 +39,7 @@ def no_threads_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def settings(model: Path) -> TaskSettings:
-    return TaskSettings(model, hash_file(model), ClassifyOptions(device="cpu", batch_size=BATCH))
+    return TaskSettings(model, load_checkpoint(model).digest, ClassifyOptions(device="cpu", batch_size=BATCH))
 
 
 @pytest.fixture

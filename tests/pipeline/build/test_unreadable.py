@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from pipeline.build.destination import ExistingBuild
 from pipeline.dataset.store import Dataset
 from pipeline.errors import BuildError, DatasetError, DecodeError, OutputExistsError, ReadError
 from pipeline.failure_jump import WINDOW, FailureJump
+from tests.pipeline.build.test_duplicate_groups import draw_noise
 from tests.pipeline.conftest import check_rows
 
 Images = Callable[..., Path]
@@ -42,6 +44,10 @@ def decoding(monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[[], None]]:
 
 def denied() -> None:
     raise DecodeError("unreadable", "permission denied")
+
+
+def fail_as_a_full_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -77,12 +83,8 @@ def test_resumed_build_looks_again_at_unreadable_files(
     without = build(root, tmp_path / "without.zarr")
     assert len(without.failures) == 2
     stop = "pipeline.build.rounds.Rounds._find_duplicates" if rounds == "first" else "pipeline.build.build._finish"
-
-    def fail(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     with monkeypatch.context() as patch, pytest.raises(BuildError):
-        patch.setattr(stop, fail)
+        patch.setattr(stop, fail_as_a_full_disk)
         build(root)
     if comes_back:
         decoding.clear()
@@ -92,6 +94,29 @@ def test_resumed_build_looks_again_at_unreadable_files(
     assert (report.content_hash, report.failures) == (expected.content_hash, expected.failures)
     dataset = Dataset.open(report.path)
     check_rows(dataset.train, dataset.class_names)
+
+
+def test_file_that_can_be_read_again_is_compared_with_all(
+    build: Build, tmp_path: Path, decoding: dict[str, Callable[[], None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The groups of near-duplicates that an earlier run recorded lack it."""
+    root = tmp_path / "copies"
+    for seed in range(12):
+        draw_noise(root / "ab"[seed % 2] / f"{seed:02}.png", seed)
+    for number in range(3):
+        shutil.copy(root / "a" / "00.png", root / "a" / f"{90 + number}.png")
+    options = {"size": (32, 32), "val": 0.3}
+    whole = build(root, tmp_path / "whole.zarr", **options)
+    assert whole.duplicates is not None
+    assert whole.duplicates.images == 4
+    decoding["a/91.png"] = denied
+    with monkeypatch.context() as patch, pytest.raises(BuildError):
+        patch.setattr("pipeline.build.build._finish", fail_as_a_full_disk)
+        build(root, **options)
+    decoding.clear()
+    report = build(root, **options)
+    assert report.existing is ExistingBuild.UNFINISHED
+    assert (report.duplicates, report.content_hash) == (whole.duplicates, whole.content_hash)
 
 
 def test_finished_build_looks_again_at_unreadable_files(
