@@ -29,7 +29,7 @@ from typing import IO, Any, Literal, NamedTuple, TypeAlias
 
 from jobs.errors import JobError, WorkFailedError
 from jobs.options import ClassifyOptions
-from logpose.common.files import atomic_writer, open_regular, write_atomically
+from logpose.common.files import atomic_writer, make_folder, open_regular, write_atomically
 from logpose.common.outputs import output_file
 from logpose.common.records import RecordError, parse_record, read_record, write_record
 
@@ -119,7 +119,7 @@ class ResumableTable:
             if path.exists() and not self._overwrite:
                 raise self._exists_error()
             self._check_existing_parts()
-        self.scratch.mkdir(parents=True, exist_ok=True)
+        make_folder(self.scratch)
         write_record(self.scratch / FINGERPRINT_FILE, self._fingerprint)
         self._parts = self._find_parts()  # the finished ones, by number
 
