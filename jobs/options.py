@@ -130,7 +130,9 @@ class ClassifyOptions:
     precision: Precision = "auto"
     workers: Annotated[
         int | None,
-        Option("Decoding threads; default: one per CPU. On a cluster: of each worker that has a GPU.", "N", 1),
+        Option(
+            "Decoding threads; default: one per CPU. On a cluster: of each worker that has a GPU.", "N", 1, MAX_WORKERS
+        ),
     ] = None
     scheduler: Annotated[
         str | None, Option("Use this Dask cluster instead of local threads.", "tcp://HOST:PORT")

@@ -167,7 +167,7 @@ def test_build_that_loses_all_workers_at_the_end_is_an_error(
     cluster.wait_for_workers()
     monkeypatch.setattr(cluster_module, "NO_WORKERS_TIMEOUT", 0.5)
     monkeypatch.setattr(cluster_module, "WORKER_POLL_SECONDS", 0.1)
-    monkeypatch.setattr(scheduler, "run_shard", kill_worker)
+    monkeypatch.setattr(scheduler, "run_shard_on_worker", kill_worker)
     with pytest.raises(BuildError, match=r"expected workers at tcp://.*, found none for 0 s"):
         build(image_folder(a=3, b=3), scheduler=cluster.address)
 
