@@ -315,7 +315,7 @@ def test_cluster_that_adapts_from_no_worker_gets_one() -> None:
     """It starts workers for waiting tasks only."""
     from dask.distributed import LocalCluster
 
-    with LocalCluster(n_workers=0, processes=False, threads_per_worker=1, dashboard_address=None) as adaptive:
+    with LocalCluster(n_workers=0, processes=False, threads_per_worker=1, dashboard_address=":0") as adaptive:
         adaptive.adapt(minimum=0, maximum=1, interval="50ms")
         address = adaptive.scheduler_address
         assert list(in_order_on_cluster(len, ["a", "bb", "ccc"], address)) == [1, 2, 3]
