@@ -6,6 +6,7 @@ The description is JSON in the safetensors header: what classification needs (`M
 
 import errno
 import json
+import math
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -135,6 +136,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             fields[name] = tuple(fields[name])
         if fields.get("depth") is not None:
             black, white = fields["depth"]
+            if not -math.inf < black < white < math.inf:
+                raise ValueError(f"a depth of {black}..{white}")
             fields["depth"] = float(black), float(white)
         fields["model_options"] = {key: _tuples(value) for key, value in fields["model_options"].items()}
         card, progress, checksum = ModelCard(**fields), dict(header["progress"]), header["crc32"]

@@ -14,7 +14,7 @@ from pipeline.build.build import build_dataset
 from pipeline.build.options import BuildOptions
 from pipeline.dataset.schema import Attributes
 from pipeline.dataset.store import Dataset, read_attributes
-from pipeline.errors import OptionError, OutputExistsError
+from pipeline.errors import DatasetError, OptionError, OutputExistsError
 from pipeline.images import depth as depth_module
 from pipeline.images.decode import decode_pixels
 from pipeline.images.depth import ValueRange, choose_depth
@@ -143,6 +143,9 @@ def test_eight_bits_have_no_depth_and_older_datasets_none(tmp_path: Path) -> Non
     assert "depth" not in attributes
     assert Attributes.from_json(attributes, "").depth is None
     assert Attributes.from_json(attributes | {"depth": [0, 4095]}, "").depth == (0, 4095)
+    for damaged in ([5, 5], [float("nan"), 1], [0, float("inf")], [1], 7):
+        with pytest.raises(DatasetError, match="metadata is damaged"):
+            Attributes.from_json(attributes | {"depth": damaged}, "")
 
 
 def test_flat_images_are_counted_without_their_border() -> None:
