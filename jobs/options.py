@@ -121,9 +121,6 @@ class ClassifyOptions:
         Literal["none", "mirror", "mirror_shift"],
         Option("Test-time augmentation: average 2 or 6 views of each image."),
     ] = "none"
-    max_pixels: Annotated[
-        int, Option("Refuse images of more pixels.", "N|NM", parse=parse_pixels, default=f"{MAX_PIXELS}")
-    ] = MAX_PIXELS
     batch_size: Annotated[int, Option("Images per forward pass.", "N", 1)] = 32
     model: ModelClass = None
     device: Device = "auto"
@@ -137,6 +134,9 @@ class ClassifyOptions:
     scheduler: Annotated[
         str | None, Option("Use this Dask cluster instead of local threads.", "tcp://HOST:PORT")
     ] = None
+    max_pixels: Annotated[
+        int, Option("Refuse images of more pixels.", "N|NM", parse=parse_pixels, default=f"{MAX_PIXELS}")
+    ] = MAX_PIXELS
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
-from math import isqrt
+from math import inf, isqrt
 from typing import Any
 
 import numpy as np
@@ -169,6 +169,8 @@ def _depth(value: Any) -> tuple[float, float] | None:
     if value is None:
         return None
     black, white = value
+    if not -inf < black < white < inf:
+        raise ValueError(f"a depth of {black}..{white}")
     return float(black), float(white)
 
 

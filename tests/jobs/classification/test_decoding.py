@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from PIL import Image
 
 import logpose as interface
-from cnn.checkpoint import load_checkpoint
+from cnn.checkpoint import load_checkpoint, save_checkpoint
+from cnn.errors import ModelFileError
 from tests.jobs.classification.tables import read
 from tests.jobs.conftest import RECIPE, Logpose
 
@@ -49,6 +51,13 @@ def test_model_decodes_as_its_dataset_did(logpose: Logpose, tmp_path: Path) -> N
         "error: expected images of 16×16 (pad, depth -20..80), as the model was trained on, found 16×16 (pad, depth"
         f" 0..80) in {tmp_path / 'other.zarr'}; classify its source instead, {images}"
     )
+
+
+def test_damaged_depth_of_a_model_is_refused(model: Path, tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(model)
+    save_checkpoint(tmp_path / "m", replace(checkpoint.card, depth=(5.0, 5.0)), checkpoint.tensors, {})
+    with pytest.raises(ModelFileError, match="damaged header"):
+        load_checkpoint(tmp_path / "m")
 
 
 def test_model_of_eight_bits_has_no_depth_in_its_file(model: Path) -> None:

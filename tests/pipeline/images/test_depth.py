@@ -14,7 +14,7 @@ from pipeline.build.build import build_dataset
 from pipeline.build.options import BuildOptions
 from pipeline.dataset.schema import Attributes
 from pipeline.dataset.store import Dataset, read_attributes
-from pipeline.errors import OptionError, OutputExistsError
+from pipeline.errors import DatasetError, OptionError, OutputExistsError
 from pipeline.images import depth as depth_module
 from pipeline.images.decode import decode_pixels
 from pipeline.images.depth import ValueRange, choose_depth
@@ -141,8 +141,12 @@ def test_eight_bits_have_no_depth_and_older_datasets_none(tmp_path: Path) -> Non
     build_dataset(tmp_path / "images", tmp_path / "d.zarr", BuildOptions(size=(16, 16)))
     attributes = read_attributes(tmp_path / "d.zarr").to_json()
     assert "depth" not in attributes
+    del attributes["crc32"]  # older datasets have none
     assert Attributes.from_json(attributes, "").depth is None
     assert Attributes.from_json(attributes | {"depth": [0, 4095]}, "").depth == (0, 4095)
+    for damaged in ([5, 5], [float("nan"), 1], [0, float("inf")], [1], 7):
+        with pytest.raises(DatasetError, match="metadata is damaged"):
+            Attributes.from_json(attributes | {"depth": damaged}, "")
 
 
 def test_flat_images_are_counted_without_their_border() -> None:
