@@ -28,7 +28,7 @@ class Generation(NamedTuple):
 
 def read_generation(dataset: Path) -> Generation | None:
     """The generation that is at the path now; None if there is no dataset."""
-    metadata = dataset / "zarr.json"
+    metadata, file = dataset / "zarr.json", (0, 0, 0)
     try:
         file = _file(metadata)
         node = read_stored(partial(read_json, metadata), metadata)

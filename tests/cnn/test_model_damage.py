@@ -40,7 +40,7 @@ def write(
     header = json.loads(json.dumps({
         "format_version": 2, "crc32": "00000000", "card": vars(CARD), "progress": PROGRESS
     }))  # fmt: skip
-    del header["card"]["model_class"]
+    del header["card"]["model_class"], header["card"]["depth"]  # which is None
     edit(header)
     content = safetensors.numpy.save(tensors, {"logpose": text or json.dumps(header)})
     path.write_bytes(content.replace(b"00000000", b"%08x" % zlib.crc32(content), 1))
