@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint mutants golden bench clean
+.PHONY: demo test lint mutants fuzz-decode golden bench clean
 
 demo: $(VENV)/.base
 	$(BIN)/logpose demo
@@ -21,6 +21,10 @@ lint: $(VENV)/.dev
 # All mistakes that the tests of the GPU kernels must find, not only the sample of `make test`.
 mutants: $(VENV)/.dev
 	LOGPOSE_ALL_MUTANTS=1 $(BIN)/pytest tests/cnn/backends/gpu/mutants
+
+# Five minutes of damaged images of all formats, in at most 2 GB: each gives pixels or a DecodeError.
+fuzz-decode: $(VENV)/.dev
+	$(BIN)/python -m tests.pipeline.images.fuzz_decode --minutes 5
 
 # The golden files that pin us to PyTorch; tests/golden/make_goldens.py says what is in them.
 golden: $(VENV)/.bench

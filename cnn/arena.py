@@ -6,7 +6,7 @@ step is one call per group, in which weight decay applies to a prefix.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from cnn.backends.base import Array, Backend
 from cnn.errors import ShapeError
 
 Shape = tuple[int, ...]
+MAX_SIZE = 2**40  # 4 TB of float32: beyond it, arrays fail in other ways than for lack of memory
 # A layer's arrays by name, or a container's trees by the name of the layer.
 Tree = dict[str, Any]
 # (shape, key) -> float64 values on the host
@@ -36,7 +37,7 @@ class Spec:
 
     name: str
     shape: Shape
-    initialise: Initialiser
+    initialise: Initialiser = field(repr=False)  # an address in memory says nothing in a message
     decay: bool = False
     lr_factor: float = 1.0
     trained_until: float = 1.0
@@ -74,6 +75,13 @@ class Arena:
         # group, those with weight decay come first. Otherwise the stable sort keeps the order of the layers.
         self.specs = sorted(specs, key=lambda spec: (-spec.trained_until, spec.lr_factor, not spec.decay))
         self.size = sum(spec.size for spec in self.specs)
+        if self.size > MAX_SIZE:
+            largest = max(specs, key=lambda spec: spec.size)
+            shape = "×".join(map(str, largest.shape))
+            raise ShapeError(
+                f"expected at most {MAX_SIZE:,} values in a network, found {self.size:,}, {shape} of them in"
+                f" {largest.name}: choose a smaller model"
+            )
         self.groups = tuple(_groups(self.specs))
         self.backend = backend
         self.flat: Array = backend.zeros((self.size,), dtype)  # (size,)

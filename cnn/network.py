@@ -1,10 +1,11 @@
 """A tree of layers together with its arrays: parameters, gradients and state, each one flat vector."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from cnn.arena import Arena, Shape
+from cnn.arena import Arena, Shape, Spec
 from cnn.backends.base import Array, Backend
 from cnn.errors import ModelFileError, RecipeError
 from cnn.layers import Cache, DataInitialised, Layer, Residual, Run, Sequential
@@ -93,14 +94,21 @@ class Network:
         Raises `ModelFileError` where one is missing or of another shape; nothing is changed then.
         """
         for arena in (self.parameters, self.state):
-            for name, view in arena.views.items():
-                if name not in tensors:
-                    raise ModelFileError(f"expected a parameter {name} of shape {view.shape}, found none")
-                if tensors[name].shape != view.shape:
-                    raise ModelFileError(f"parameter {name}: expected shape {view.shape}, found {tensors[name].shape}")
+            check_tensors(arena.specs, tensors)
         for arena in (self.parameters, self.state):
             for name in arena.views:
                 arena.assign(name, tensors[name])
+
+
+def check_tensors(specs: Iterable[Spec], tensors: dict[str, np.ndarray]) -> None:
+    """Raise `ModelFileError` naming the first of a network's arrays that `tensors` lacks, or has in another shape."""
+    for spec in specs:
+        if spec.name not in tensors:
+            raise ModelFileError(f"expected a parameter {spec.name} of shape {spec.shape}, found none")
+        if tensors[spec.name].shape != spec.shape:
+            raise ModelFileError(
+                f"parameter {spec.name}: expected shape {spec.shape}, found {tensors[spec.name].shape}"
+            )
 
 
 def foreign_layer(layer: Layer) -> Layer | None:

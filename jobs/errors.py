@@ -6,8 +6,12 @@ from contextlib import contextmanager
 
 from cnn.errors import DeviceFailedError, cuda_reason, is_cuda_error
 from logpose.common.errors import LogposeError
+from logpose.common.files import NotAFileError
 
 OUT_OF_MEMORY = "out of memory; use a smaller --batch-size, --ram-budget or --size, or fewer --workers"
+
+# A limit of the system (ulimit -u, or that of a container).
+NO_THREADS = "the system starts no more threads; use fewer --workers and --threads, or raise its limit (ulimit -u)"
 
 OUT_OF_GPU_MEMORY = "out of GPU memory; use --device cpu or a smaller --batch-size, or close other programs on the GPU"
 CHECK_GPU = "check it with nvidia-smi and 'logpose selftest --device cuda', or use --device cpu"
@@ -23,6 +27,14 @@ class WorkFailedError(JobError):
     exit_code = 1
 
 
+class OutputLostError(WorkFailedError):
+    """Standard output takes no more: it is full, or a pipe without a reader (`is_pipe`). The work is saved as usual."""
+
+    def __init__(self, message: str, *, is_pipe: bool) -> None:
+        super().__init__(message)
+        self.is_pipe = is_pipe
+
+
 class RanksLostError(WorkFailedError):
     """All ranks of a training were lost, and its state with them: it goes on from the last checkpoint."""
 
@@ -36,6 +48,11 @@ class Interrupted(LogposeError):
 def out_of_memory(error: MemoryError) -> str:
     """Return the message, with a remedy."""
     return OUT_OF_GPU_MEMORY if is_cuda_error(error) else OUT_OF_MEMORY
+
+
+def is_thread_limit(error: BaseException) -> bool:
+    """Whether the system refused to start a thread."""
+    return isinstance(error, RuntimeError) and "can't start new thread" in str(error)
 
 
 @contextmanager
@@ -54,6 +71,8 @@ def explain(error: OSError) -> tuple[str, int]:
     reason, where = (error.strerror or str(error)).lower(), f" at {error.filename}" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{reason}{where}; make room and run the same command again to resume (train: with --resume)", 1
+    if isinstance(error, NotAFileError):
+        return f"expected a file, found a pipe, socket, device or folder{where}; check the path", 2
     if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError):
         return f"{reason}{where}; check the path", 2
     if isinstance(error, PermissionError):

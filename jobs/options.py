@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args, get_type_hints
 
 from jobs.console.sizes import parse_bytes
-from logpose.common.options import Option
+from logpose.common.options import MAX_WORKERS, Option
+from pipeline.images.options import MAX_PIXELS, parse_pixels
 
 Device: TypeAlias = Annotated[Literal["auto", "cpu", "cuda"], Option("Where to compute; auto uses a GPU if one works.")]
 Precision: TypeAlias = Annotated[
@@ -19,9 +20,9 @@ Precision: TypeAlias = Annotated[
     Option("Of a GPU's products and feature maps; auto is bf16 if the card has it."),
 ]
 Threads: TypeAlias = Annotated[
-    int | None, Option("Computing threads on a CPU, for the same result; default: one per CPU.", "N", 1)
+    int | None, Option("Computing threads on a CPU, for the same result; default: one per CPU.", "N", 1, MAX_WORKERS)
 ]
-Workers: TypeAlias = Annotated[int | None, Option("Decoding threads; default: one per CPU.", "N", 1)]
+Workers: TypeAlias = Annotated[int | None, Option("Decoding threads; default: one per CPU.", "N", 1, MAX_WORKERS)]
 ModelClass: TypeAlias = Annotated[
     str | None,
     Option("Class of the network, unless it is one of logpose's.", "PACKAGE.MODULE:CLASS", flag="--model"),
@@ -72,7 +73,7 @@ class TrainOptions(RecipeOptions):
     init: Annotated[Path | None, _Start("Start from a saved model; its classes may differ.", "MODEL")] = None
     overwrite: Annotated[bool, _Start("Replace a finished training.")] = False
     ranks: Annotated[
-        int | None, Option("Divide each batch among N processes, or GPUs, for the same result.", "N", 1)
+        int | None, Option("Divide each batch among N processes, or GPUs, for the same result.", "N", 1, MAX_WORKERS)
     ] = None
     scheduler: Annotated[
         str | None, Option("Train on the workers of this Dask cluster.", "tcp://HOST:PORT")
@@ -126,11 +127,16 @@ class ClassifyOptions:
     precision: Precision = "auto"
     workers: Annotated[
         int | None,
-        Option("Decoding threads; default: one per CPU. On a cluster: of each worker that has a GPU.", "N", 1),
+        Option(
+            "Decoding threads; default: one per CPU. On a cluster: of each worker that has a GPU.", "N", 1, MAX_WORKERS
+        ),
     ] = None
     scheduler: Annotated[
         str | None, Option("Use this Dask cluster instead of local threads.", "tcp://HOST:PORT")
     ] = None
+    max_pixels: Annotated[
+        int, Option("Refuse images of more pixels.", "N|NM", parse=parse_pixels, default=f"{MAX_PIXELS}")
+    ] = MAX_PIXELS
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,10 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
         return 2
     from jobs.cli import main as run
 
+    if not sys.warnoptions and not os.environ.get("LOGPOSE_DEBUG"):
+        import warnings
+
+        warnings.simplefilter("ignore")  # libraries' own lines on standard error are for developers
     return run(arguments)
 
 

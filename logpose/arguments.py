@@ -18,9 +18,11 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import numpy as np
 
 from jobs.console.output import Verbosity, verbosity_of
-from jobs.errors import JobError, WorkFailedError, explain, gpu_errors, out_of_memory
+from jobs.errors import NO_THREADS, JobError, WorkFailedError, explain, gpu_errors, is_thread_limit, out_of_memory
 from logpose.common.errors import suggest
+from logpose.common.limits import check_address_space
 from logpose.common.options import Option
+from logpose.common.outputs import local_path
 
 Options = TypeVar("Options")
 
@@ -37,11 +39,11 @@ def checked_options(kind: type[Options], **values: Any) -> Options:
 
 
 def checked_path(name: str, value: Any) -> Path:
-    """The value as a path. Raises JobError for other types, empty text, and a null byte."""
+    """The value as a path. Raises JobError for other types, empty text, and a null byte; PathError for a URL."""
     if isinstance(value, str | os.PathLike):
         text = os.fspath(value)
         if isinstance(text, str) and text and "\0" not in text:
-            return Path(text)
+            return local_path(Path(text))
     remedy = "write Path(...)"
     if isinstance(value, bytes):
         remedy = "write os.fsdecode(...)"
@@ -70,12 +72,17 @@ def running(quiet: Any) -> Iterator[None]:
     quiet = _checked("quiet", quiet, bool, Option(""))
     try:
         with verbosity_of(Verbosity.QUIET if quiet else Verbosity.NORMAL), gpu_errors():
+            check_address_space()
             yield
     except OSError as error:
         message, code = explain(error)
         raise (JobError if code == JobError.exit_code else WorkFailedError)(message) from error
     except MemoryError as error:
         raise WorkFailedError(out_of_memory(error)) from error
+    except RuntimeError as error:
+        if is_thread_limit(error):
+            raise WorkFailedError(NO_THREADS) from error
+        raise
 
 
 def _checked(name: str, value: Any, hint: Any, option: Option) -> Any:

@@ -8,6 +8,7 @@ from typing import Literal
 from jobs.classification.classify import classify as classify_job
 from jobs.options import ClassifyOptions
 from logpose.arguments import checked_options, checked_path, running
+from pipeline.images.options import MAX_PIXELS
 
 
 def classify(
@@ -20,6 +21,7 @@ def classify(
     format: Literal["csv", "parquet"] | None = None,
     spreadsheet_safe: bool = False,
     views: Literal["none", "mirror", "mirror_shift"] = "none",
+    max_pixels: int | str = MAX_PIXELS,
     batch_size: int = 32,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     precision: Literal["auto", "float32", "tf32", "bf16"] = "auto",
@@ -42,6 +44,7 @@ def classify(
         format: Format of the table; None: by the ending of `out`.
         spreadsheet_safe: Escape cells that a spreadsheet would run as formulas.
         views: Test-time augmentation: average over 2 ("mirror") or 6 ("mirror_shift") views of each image.
+        max_pixels: Images of more pixels are refused: they would take too much memory.
         batch_size: Images computed at a time.
         device: Where to compute; "auto" takes a GPU if one works.
         precision: Of a GPU's products and feature maps; "auto" is bf16 if the card has it.
@@ -59,7 +62,7 @@ def classify(
     """
     options = checked_options(
         ClassifyOptions, topk=topk, threshold=threshold, format=format, spreadsheet_safe=spreadsheet_safe,
-        views=views, batch_size=batch_size, device=device, precision=precision,
+        views=views, max_pixels=max_pixels, batch_size=batch_size, device=device, precision=precision,
         workers=workers, scheduler=scheduler, overwrite=overwrite,
     )  # fmt: skip
     table = checked_path("out", out)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jobs.datasets.build import build as build_job
 from logpose.arguments import checked_options, checked_path, running
 from pipeline.build.options import BuildOptions
 from pipeline.dataset.store import Dataset
+from pipeline.images.options import MAX_PIXELS
 
 
 def build(
@@ -17,6 +18,8 @@ def build(
     *,
     size: int | tuple[int, int] | str = 128,
     fit: Literal["pad", "crop", "squash"] = "pad",
+    depth: int | tuple[float, float] | str | None = None,
+    max_pixels: int | str = MAX_PIXELS,
     val: float = 0.1,
     seed: int = 0,
     group_copies: bool = True,
@@ -37,6 +40,9 @@ def build(
         dataset: Folder to write, by convention ending in `.zarr`.
         size: Pixels of every stored image: a side, (height, width), or text as on the command line ("160x120").
         fit: Add a border ("pad"), cut off ("crop") or distort ("squash") to get there.
+        depth: Of grey of more than 8 bits, the values that become black and white: (black, white), a number of bits
+            such as 12 for (0, 4095), or text as on the command line; None: by a sample of the images.
+        max_pixels: Images of more pixels are refused: they would take too much memory.
         val: Fraction of each class for validation, where the folders do not say.
         seed: Seed of the split and of the order of rows.
         group_copies: Find near-duplicates and keep each group of them in one split.
@@ -57,6 +63,7 @@ def build(
     """
     options = checked_options(
         BuildOptions, size=(size, size) if hasattr(size, "__index__") else size, fit=fit, val=val, seed=seed,
+        depth=_depth_text(depth), max_pixels=max_pixels,
         group_copies=group_copies, codec=codec, workers=workers, scheduler=scheduler, max_failures=max_failures,
         overwrite=overwrite,
     )  # fmt: skip
@@ -64,6 +71,13 @@ def build(
     with running(quiet):
         build_job(checked_path("images", images), path, options)
         return Dataset.open(path)
+
+
+def _depth_text(depth: Any) -> Any:
+    """The depth as on the command line; other types are left for the check of the options."""
+    if isinstance(depth, tuple | list) and len(depth) == 2:
+        return f"{depth[0]}..{depth[1]}"
+    return str(depth) if hasattr(depth, "__index__") and not isinstance(depth, bool) else depth
 
 
 def open(path: str | Path) -> Dataset:

@@ -20,6 +20,7 @@ from jobs.errors import gpu_errors
 from logpose.arguments import checked_number, checked_path, checked_text, running
 from pipeline.errors import DecodeError
 from pipeline.images.decode import decode_pixels
+from pipeline.images.options import MAX_MAX_PIXELS, MAX_PIXELS, DecodeOptions
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -63,9 +64,15 @@ class Model:
     """
 
     def __init__(
-        self, path: Path, predictor: Predictor, device: Device = "auto", precision: Precision = "auto"
+        self,
+        path: Path,
+        predictor: Predictor,
+        device: Device = "auto",
+        precision: Precision = "auto",
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.path, self._predictor, self._device, self._precision = path, predictor, device, precision
+        self._max_pixels = max_pixels
         self.class_names: tuple[str, ...] = predictor.card.class_names
         self.size: tuple[int, int] = predictor.card.in_shape[:2]
 
@@ -152,14 +159,16 @@ class Model:
         )
 
     def _decoded(self, source: Path | PILImage, name: str) -> npt.NDArray[np.uint8]:
+        card = self._predictor.card
         try:
-            return decode_pixels(source, self.size, self._predictor.card.fit)
+            return decode_pixels(source, self.size, card.fit, DecodeOptions(card.depth, self._max_pixels))
         except DecodeError as error:
             raise InputError(f"expected an image, found {name}, which is {error}; check the file") from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the file's path and the device: a worker on the same file system loads the model again."""
-        return partial(load, self.path.absolute(), device=self._device, precision=self._precision), ()
+        options = dict[str, Any](device=self._device, precision=self._precision, max_pixels=self._max_pixels)
+        return partial(load, self.path.absolute(), **options), ()
 
 
 def _is_single(images: object) -> bool:
@@ -174,11 +183,13 @@ def load(
     *,
     device: Device = "auto",
     precision: Precision = "auto",
+    max_pixels: int = MAX_PIXELS,
 ) -> Model:
     """Load a trained network: a model file, or the folder of a training.
 
     A model file never runs code: a network of your own must be registered before, by importing its module.
     `precision` is that of a GPU's products and feature maps; "auto" is bf16 if the card has it.
+    Images of more than `max_pixels` are refused.
 
     Raises:
         LogposeError: The file is missing, damaged, or of a network that is not registered.
@@ -190,6 +201,7 @@ def load(
     file = checked_path("path", path)
     checked_text("device", device, DEVICES)
     checked_text("precision", precision, PRECISIONS)
+    max_pixels = checked_number("max_pixels", max_pixels, 1, MAX_MAX_PIXELS)
     with running(quiet=True):
         file = file / "model.safetensors" if file.is_dir() else file
-        return Model(file, Predictor(file, pick_backend(device, precision=precision)), device, precision)
+        return Model(file, Predictor(file, pick_backend(device, precision=precision)), device, precision, max_pixels)

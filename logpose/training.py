@@ -216,7 +216,7 @@ def train(
         ram_budget: Bytes for images; if all fit in, they are read once.
         cache: Where the training images are kept: "device" is the GPU's memory, "auto" the same if they take at most
             half of what is free, "none" not there.
-        overwrite: Replace a finished training.
+        overwrite: Replace a finished training; without it, a call that would repeat one returns that.
         quiet: Print nothing.
 
     Raises:

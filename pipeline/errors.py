@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from logpose.common.errors import LogposeError, printable
+from logpose.common.errors import LogposeError, printable, reason_of
 
 # A closed set, stored in failures.csv:
-#   unreadable     the file system refused to read the file (missing, permission, directory)
+#   unreadable     the file cannot be opened (missing, permission, directory): a rerun tries it again
 #   empty          no bytes at all
 #   not-an-image   unknown format
 #   broken         known format with damaged or missing data
@@ -45,12 +45,45 @@ class DecodeError(PipelineError):
         return f"{self.kind}: {self.reason}"
 
 
+class AccessError(PipelineError):
+    """What is at a path may not be read: its permissions, or those of the folders above it, say so."""
+
+
+class ReadError(PipelineError):
+    """The system failed to read a file or folder, which says nothing about what is in it. Exit code 1.
+
+    path    what was read, and where: a worker of a cluster is named as well
+    reason  the system's reason
+    remedy  what to do about it
+    """
+
+    exit_code = 1
+
+    def __init__(self, path: str, reason: str, remedy: str) -> None:
+        super().__init__(path, reason, remedy)  # all in args, so that the error can be pickled
+        self.path, self.reason, self.remedy = path, reason, remedy
+
+    def __str__(self) -> str:
+        return printable(
+            f"expected to read {self.path}, found {self.reason}: {self.remedy}, and run the same command again"
+        )
+
+
 class DatasetError(PipelineError):
     """The dataset is missing, unsealed, of another version, or damaged."""
 
 
-def damaged_metadata(expected: str, found: object, where: object) -> DatasetError:
-    """Make the error for metadata that is not as a build wrote it."""
+class DatasetChangedError(DatasetError):
+    """Another program has replaced the dataset while it was read. Exit code 1."""
+
+    exit_code = 1
+
+
+def damaged_metadata(expected: str, found: object, where: object) -> PipelineError:
+    """Make the error for metadata that is not as a build wrote it; if it could not be read, that is the error."""
+    if isinstance(found, AccessError | ReadError):
+        return found
+    found = reason_of(found) if isinstance(found, BaseException) else found
     return DatasetError(
         f"expected {expected}, found {found} in {where}: the metadata is damaged, build the dataset again with"
         " --overwrite"

@@ -26,14 +26,15 @@ ONLY_IMPORTED_BY = {
     "numcodecs": ["pipeline/dataset/codecs.py"],
     "cupy": ["cnn/backends/gpu/*.py"],
     "cupyx": ["cnn/backends/gpu/*.py"],
-    "numba": ["cnn/backends/cpu/*.py", "pipeline/images/resize.py", "pipeline/images/pixel_sums.py"],
+    "numba": ["cnn/backends/cpu/*.py", "pipeline/images/resize.py", "logpose/common/kernels.py"],
     "llvmlite": ["cnn/backends/cpu/processor.py", "cnn/backends/cpu/simd.py", "pipeline/images/resize.py"],
     "dask": [
         "pipeline/build/scheduler.py", "pipeline/loader/reader.py", "pipeline/parallel/cluster.py",
         "jobs/console/sizes.py", "jobs/training/ranks/cluster.py",
     ],
     "PIL": [
-        "pipeline/images/decode.py", "pipeline/images/colours.py", "jobs/drawing/contact_sheet.py",
+        "pipeline/images/decode.py", "pipeline/images/colours.py", "pipeline/images/opening.py",
+        "pipeline/images/depth.py", "pipeline/images/sources.py", "jobs/drawing/contact_sheet.py",
         "jobs/drawing/fonts.py", "jobs/report/thumbnails.py", "jobs/flags*", "logpose/model.py",
     ],
     "matplotlib": ["jobs/drawing/plots.py", "logpose/training.py"],

@@ -43,7 +43,8 @@ from cnn.backends import pick_backend
 from cnn.checkpoint import load_checkpoint
 from cnn.inference.predictor import Predictor
 from jobs.classification.classify import classify
-from pipeline.images.decode import decode_image, quiet_pillow
+from pipeline.images.decode import decode_image
+from pipeline.images.opening import quiet_pillow
 
 BLOCK = 32  # images in a task of ours
 TEAM_BATCH = 64

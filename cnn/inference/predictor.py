@@ -9,7 +9,7 @@ import numpy as np
 
 from cnn.backends.base import Array, Backend
 from cnn.checkpoint import load_checkpoint
-from cnn.errors import DeviceMemoryError, UnknownNameError, is_cuda_error, release_frames
+from cnn.errors import DeviceMemoryError, ModelFileError, UnknownNameError, is_cuda_error, release_frames
 from cnn.inference.folded import FoldedNetwork
 from cnn.inference.tta import VIEWS, tta_outputs
 from cnn.inputs.checks import check_images
@@ -26,6 +26,8 @@ class Predictor:
     Where a GPU's memory is too small for a batch, it is computed in parts. `max_rows` is the largest part that fits, as
     far as is known; None: any.
 
+    `digest` is the SHA-256 of the file's bytes, in hex.
+
     Raises `ModelFileError` where the file is missing, damaged, or of a model that is not registered, and
     `UnknownNameError` for unknown views.
     """
@@ -35,9 +37,10 @@ class Predictor:
             raise UnknownNameError("views", views, VIEWS)
         checkpoint = load_checkpoint(path)
         self.card, self.backend, self.views = checkpoint.card, backend, views
-        network = self.card.build_network(backend, seed=None)
-        checkpoint.load_into(network)
-        self.infer = FoldedNetwork(network)
+        self.path, self.digest = path, checkpoint.digest
+        network = checkpoint.build_network(backend)
+        with np.errstate(all="ignore"):  # outputs are checked
+            self.infer = FoldedNetwork(network)
         self.loss = self.card.build_loss()
         self.mean, self.std = normalisation(network, np.array(self.card.mean), np.array(self.card.std))  # (3,)
         self.max_rows: int | None = None
@@ -76,7 +79,7 @@ class Predictor:
         while done < len(images) or not started:
             part = images[done : done + (self.max_rows or len(images))]  # (b, H, W, 3)
             try:
-                with self._lock:
+                with self._lock, np.errstate(all="ignore"):
                     outputs = tta_outputs(self.backend, self.infer, part, self.views, self.mean, self.std)
                     started.append(self.backend.read_later(finish(outputs)))
                 done += len(part)
@@ -91,4 +94,9 @@ class Predictor:
                     ) from None
                 self.max_rows = len(part) // 2
         parts = [read() for read in started]
+        if not all(np.isfinite(part).all() for part in parts):
+            raise ModelFileError(
+                f"expected finite outputs of the model {self.path}, found others: its weights are too large; train it"
+                " again"
+            )
         return parts[0] if len(parts) == 1 else np.concatenate(parts)

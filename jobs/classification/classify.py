@@ -8,7 +8,7 @@ grow with the number of files or with their names.
 
 import shlex
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -19,7 +19,7 @@ from cnn.inference.predictor import Predictor
 from cnn.models import import_model, model_path
 from jobs.classification.inputs import FILES_PER_PART, Inputs, Part, find_inputs
 from jobs.classification.table import ResumableTable, check_format
-from jobs.classification.task import Row, Task, TaskSettings, cache_predictor, classify_task, hash_file
+from jobs.classification.task import Row, Task, TaskSettings, cache_predictor, classify_task
 from jobs.classification.worker import classify_on_worker, worker_device
 from jobs.console.device import choose_backend, results_device
 from jobs.console.output import detail, emit, say
@@ -29,8 +29,13 @@ from jobs.options import ClassifyOptions
 from jobs.training.run_folder import RunFolder
 from logpose.common.cpus import available_cpus
 from logpose.common.errors import printable
-from logpose.common.locks import exclusive_lock
+from logpose.common.locks import output_lock
+from logpose.common.outputs import output_file
+from pipeline.failure_jump import FailureJump
 from pipeline.parallel.ordered import in_order_on_cluster, in_order_on_threads
+
+ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"}
+OTHER_TABLES = {".xlsx", ".xls", ".ods", ".json", ".jsonl", ".html", ".feather", ".arrow", ".db", ".sqlite"}
 
 
 class ClassifyResult(NamedTuple):
@@ -49,8 +54,11 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
     the workers of a cluster have different devices; DeviceFailedError and DeviceMemoryError where a GPU fails or has
     too little memory.
     """
+    _check_names(images, out, options)
     check_format(out, options)  # before anything is written or loaded
+    out = output_file(out)
     model = model / "model.safetensors" if model.is_dir() else model
+    read_from = _identity(model)
     if options.model:
         import_model(options.model)
     workers = options.workers or available_cpus()
@@ -65,10 +73,10 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
         raise JobError(f"--topk {options.topk}: expected at most {len(card.class_names)}, as {model} has {classes}")
     # Workers import the class that is registered here, never one that only the file names.
     model_class = options.model or (model_path(card.model) if options.scheduler else "")
-    settings = TaskSettings(model.absolute(), hash_file(model), replace(options, model=model_class or None))
+    settings = TaskSettings(model.absolute(), predictor.digest, replace(options, model=model_class or None))
     # Fewer and larger tasks on a cluster, where each one is sent over the network.
     inputs = find_inputs(images, out, card, FILES_PER_PART if options.scheduler else options.batch_size)
-    say(f"classifying {images} with {card.model}, {classes}")
+    say(printable(f"classifying {images} with {card.model}, {classes}"))
     if options.scheduler:
         say(f"cluster at {options.scheduler}")
         [device] = in_order_on_cluster(worker_device, [settings], options.scheduler)  # of any worker
@@ -81,10 +89,11 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
         say(backend.description)
     identity = {"model": settings.model_hash, "--views": options.views, "device": device}
     detail(printable(f"classes: {', '.join(card.class_names)}"))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(out.with_name(f".{out.name}.lock"), f"classification into {out}"):
+    with output_lock(out, f"classification into {out}"):
         table = ResumableTable(out, identity, options)
-        run = _Run(inputs, table)
+        if table.dropped:
+            say(f"note: {plural(table.dropped, 'damaged part')} of the interrupted run, computed again")
+        run = _Run(inputs, table, lambda: _identity(model) == read_from)
         try:
             with inputs.open(table.scratch):
                 if options.scheduler:
@@ -99,12 +108,38 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
         result = ClassifyResult(*table.finish(run.parts, merge=inputs.merge), out)
     if predictor.max_rows:
         say(f"note: batches of {predictor.max_rows} images, since larger ones do not fit in the GPU's memory")
+    if run.model_changed:
+        say(printable(f"note: {model} has changed meanwhile; the table is of the model as it was at the start"))
     unread = f", {plural(result.failed, 'file')} could not be read (status 'error')" if result.failed else ""
-    say(f"{plural(result.ok, 'image')} classified{unread}: {out}")
+    before = ", already complete" if table.is_complete else ""
+    say(printable(f"{plural(result.ok, 'image')} classified{unread}: {out}{before}"))
+    if run.closed:
+        say(f"note: {plural(run.closed, 'folder')} may not be entered: a row each, whose name ends in /")
+    if run.jump.note:
+        say(f"note: {run.jump.note}")
     if RunFolder(model.parent).last.exists():
-        say(f"next: {shlex.join(['logpose', 'report', str(model.parent)])}")
+        say(printable(f"next: {shlex.join(['logpose', 'report', str(model.parent)])}"))
     emit({"table": out, "ok": result.ok, "failed": result.failed, "model": model, "classes": len(card.class_names)})
     return result
+
+
+def _check_names(images: Path, out: Path, options: ClassifyOptions) -> None:
+    """Check the endings of both names. Raises JobError for an archive, and for a table that would not be one."""
+    if images.suffix.lower() in ARCHIVES and images.is_file():
+        raise JobError(f"expected a folder, an image or a dataset, found the archive {images}; unpack it first")
+    if out.suffix.lower() in OTHER_TABLES and options.format is None:
+        raise JobError(
+            f"expected a table that ends in .csv or .parquet, found {out.name}; give such a name, or --format csv"
+        )
+
+
+def _identity(model: Path) -> tuple[int, ...] | None:
+    """What tells a changed or replaced file from the one that was read."""
+    try:
+        found = model.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 class _Run:
@@ -113,11 +148,16 @@ class _Run:
     parts   parts of the inputs so far
     reused  rows in finished parts of earlier runs
     done    rows of this run
+    closed  folders that may not be entered
+    jump    the watch over the share of files that cannot be read
+    model_changed  whether the model's file is another one by now
     """
 
-    def __init__(self, inputs: Inputs, table: ResumableTable) -> None:
+    def __init__(self, inputs: Inputs, table: ResumableTable, is_same_model: Callable[[], bool]) -> None:
         self.inputs, self.table = inputs, table
-        self.parts = self.reused = self.done = 0
+        self._is_same_model, self.model_changed = is_same_model, False
+        self.parts = self.reused = self.done = self.closed = 0
+        self.jump = FailureJump()
         self.started: deque[tuple[int, Part]] = deque()  # parts that are not written yet, by number
 
     def pending_tasks(self) -> Iterator[Task]:
@@ -128,7 +168,7 @@ class _Run:
             if self.table.is_finished(number, part.digest):
                 self.reused += part.rows
                 continue
-            if self.reused and not begun:
+            if self.reused and not begun and not self.table.is_complete:
                 say(f"resuming: {plural(self.reused, 'file')} already classified")
             begun = True
             self.started.append((number, part))
@@ -141,8 +181,13 @@ class _Run:
             for task_rows in results:
                 rows += task_rows
                 self.done += len(task_rows)
+                self.closed += sum(row[0].endswith("/") for row in task_rows)
+                for row in task_rows:
+                    self.jump.count(row[1] == "error")
                 number, part = self.started[0]
                 if len(rows) == part.rows:
+                    self.inputs.check_unchanged()
+                    self.model_changed |= not self._is_same_model()
                     self.table.write(number, part.digest, sorted(rows) if self.inputs.merge else rows)
                     self.started.popleft()
                     rows = []

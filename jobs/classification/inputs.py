@@ -3,7 +3,8 @@
 A part is written, and skipped by a rerun, as a whole. It consists of tasks, which run on threads or workers.
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import NamedTuple, TypeAlias
 from cnn.checkpoint import ModelCard
 from jobs.classification.task import FailureTask, FileTask, RowTask, Task, hash_names
 from jobs.errors import JobError
+from logpose.common.errors import unescaped
 from pipeline.build.reports import read_failures
 from pipeline.dataset.store import Dataset, Split
+from pipeline.images.options import Depth, describe_depth
 from pipeline.scan.file_index import FileIndex
 
 FILES_PER_PART = 512  # a killed run loses at most this much work
@@ -39,12 +42,12 @@ class FolderInputs:
 
     def __init__(self, root: Path, out: Path, task_rows: int) -> None:
         self.root, self.task_rows = root, task_rows
-        self.own = _relative_names(root, out)
+        self._is_own = _own_names(root, out)
         self.index: FileIndex | None = None
 
     def open(self, scratch: Path) -> AbstractContextManager[object]:
         """Start listing the files; temporary files go to `scratch`."""
-        self.index = FileIndex(self.root, scratch, FILES_PER_PART, self.own.__contains__)
+        self.index = FileIndex(self.root, scratch, FILES_PER_PART, self._is_own)
         return self.index
 
     def parts(self) -> Iterator[Part]:
@@ -55,11 +58,17 @@ class FolderInputs:
         for files in self.index.parts():
             names = [file.name for file in files]
             tasks: list[Task] = [
-                FileTask(folder, names[start : start + self.task_rows])
+                FileTask(
+                    folder, names[start : start + self.task_rows],
+                    frozenset(n for n, file in enumerate(files[start : start + self.task_rows]) if file.size < 0),
+                )
                 for start in range(0, len(names), self.task_rows)
-            ]
+            ]  # fmt: skip
             identity = [f"{file.name}\0{file.size}\0{file.mtime_ns}" for file in files]
             yield Part(hash_names(identity), len(files), tasks)
+
+    def check_unchanged(self) -> None:
+        """Check that what was read so far is of these inputs. Raises DatasetChangedError; a listed file may change."""
 
     @property
     def found(self) -> int:
@@ -81,13 +90,16 @@ class DatasetInputs:
         self.dataset = dataset.absolute()
         self.task_rows = task_rows
         size = card.in_shape[:2]
-        if (self.data.size, self.data.fit) != (size, card.fit):
-            (height, width), (h, w) = self.data.size, size
+        if (self.data.size, self.data.fit, self.data.attributes.depth) != (size, card.fit, card.depth):
+            (height, width), (h, w), found = self.data.size, size, self.data.attributes
             raise JobError(
-                f"expected images of {w}×{h} ({card.fit}), as the model was trained on, found {width}×{height}"
-                f" ({self.data.fit}) in {dataset}; classify its source instead, {self.data.attributes.source}"
+                f"expected images of {w}×{h} ({card.fit}{_depth_note(card.depth)}), as the model was trained on, found"
+                f" {width}×{height} ({found.fit}{_depth_note(found.depth)}) in {dataset}; classify its source instead,"
+                f" {found.source}"
             )
-        self.failures = sorted((each.path, f"{each.kind}: {each.reason}") for each in read_failures(dataset))
+        self.failures = sorted(
+            (unescaped(each.path), f"{each.kind}: {each.reason}") for each in read_failures(dataset)
+        )
 
     def open(self, scratch: Path) -> AbstractContextManager[object]:
         return nullcontext()
@@ -101,13 +113,19 @@ class DatasetInputs:
     def _split_parts(self, split: Split) -> Iterator[Part]:
         part_rows = -(-ROWS_PER_PART // split.layout.shard_rows) * split.layout.shard_rows
         task_rows = max(1, self.task_rows // split.chunk_rows) * split.chunk_rows
+        generation = split.generation
+        assert generation, "not sealed"
         for start in range(0, split.rows, part_rows):
-            names = [str(name) for name in split.read_column("paths", start, min(start + part_rows, split.rows))]
+            paths = split.read_column("paths", start, min(start + part_rows, split.rows))  # (n,)
+            names = [unescaped(str(path)) for path in paths]
             tasks: list[Task] = [
-                RowTask(self.dataset, split.name, start + first, names[first : first + task_rows])
+                RowTask(self.dataset, generation, split.name, start + first, names[first : first + task_rows])
                 for first in range(0, len(names), task_rows)
             ]
             yield Part(hash_names([self.data.content_hash, split.name, str(start)]), len(names), tasks)
+
+    def check_unchanged(self) -> None:
+        self.data.check_unchanged()
 
     @property
     def found(self) -> int:
@@ -124,9 +142,18 @@ def find_inputs(images: Path, out: Path, card: ModelCard, task_rows: int) -> Inp
     return FolderInputs(images, out, task_rows)
 
 
-def _relative_names(root: Path, out: Path) -> set[str]:
-    """Return the names below `root` of the table and of the folder of its parts."""
-    paths = (out.absolute(), out.absolute().with_name(out.name + ".parts"))
-    if not root.is_dir():
-        return {path.name for path in paths if path == root.absolute()}
-    return {path.relative_to(root.absolute()).as_posix() for path in paths if path.is_relative_to(root.absolute())}
+def _own_names(root: Path, out: Path) -> Callable[[str], bool]:
+    """Return whether a name below `root` is the table or the folder of its parts, whatever path leads there."""
+    table = os.path.realpath(out)
+    own = {table, f"{table}.parts"}
+    names = {os.path.basename(path) for path in own}  # noqa: PTH119 - text, for speed
+    folder = root if root.is_dir() else root.parent
+
+    def is_own(name: str) -> bool:
+        return name.rpartition("/")[2] in names and os.path.realpath(folder / name) in own
+
+    return is_own
+
+
+def _depth_note(depth: Depth | None) -> str:
+    return f", depth {describe_depth(depth)}" if depth else ""

@@ -2,37 +2,42 @@
 
 While a classification into OUT.csv runs, there are
 
-    OUT.csv.parts/fingerprint.json       the model and the options that the parts were made with
-    OUT.csv.parts/part-000012-<tag>.csv  a finished part; the tag is a hash of its files
-    .OUT.csv.finished                    only during the last step: the hash of the complete OUT.csv
+    OUT.csv.parts/fingerprint.json             the model and the options that the parts were made with
+    OUT.csv.parts/part-000012-<tag>-<crc>.csv  a finished part; the tag is a hash of its files, crc its checksum
+
+and from the last step on, to tell a rerun that there is nothing to do,
+
+    .OUT.csv.finished                          the hash of the complete OUT.csv, and what it was made from
 
 Each file is written atomically. The last step writes OUT.csv under a temporary name, writes `.OUT.csv.finished` with
-the hash of that file, renames it, and deletes the parts, then `.OUT.csv.finished`. A kill at any moment leaves either
-all parts, or OUT.csv with the marker that describes it. A stale marker fails its hash check and is ignored, then
-overwritten.
+the hash of that file, renames it, and deletes the parts. A kill at any moment leaves either all parts, or OUT.csv with
+the marker that describes it. A stale marker fails its hash check and is ignored, then overwritten.
 """
 
 import csv
 import hashlib
 import heapq
-import json
+import os
 import re
 import shutil
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, TypeAlias
 
-from jobs.errors import JobError
+from jobs.errors import JobError, WorkFailedError
 from jobs.options import ClassifyOptions
-from logpose.common.files import atomic_writer, write_atomically
+from logpose.common.files import atomic_writer, make_folder, open_regular, write_atomically
+from logpose.common.outputs import output_file
+from logpose.common.records import RecordError, parse_record, read_record, write_record
 
 # File names may hold bytes that are not valid UTF-8; the CSV holds these bytes unchanged.
 ENCODING_ERRORS = "surrogateescape"
 UNKNOWN = "unknown"  # the label of an image whose best probability is below the threshold
 FINGERPRINT_FILE = "fingerprint.json"
-PART_NAME = re.compile(r"part-(\d{6,})-([0-9a-f]+)\.csv")
+PART_NAME = re.compile(r"part-(\d{6,})-([0-9a-f]+)(?:-([0-9a-f]{8}))?\.csv")  # 0.1.0 wrote no checksum
 TAG_DIGITS = 16  # hex digits of a part's digest in its file name: 64 bits, for a few thousand parts
 MAX_OPEN_FILES = 64  # parts merged at a time, well below the limit of 256 open files on some systems
 # A bare "\r" ends a line for pandas and csv.reader, but csv.writer does not quote it before Python 3.11.9.
@@ -74,8 +79,20 @@ class _Marker(NamedTuple):
     hash: str  # of the table's bytes
 
 
+class _Part(NamedTuple):
+    """A finished part: the tag of its files, and its CRC-32 in hex, None in a part of 0.1.0."""
+
+    path: Path
+    tag: str
+    crc: str | None
+
+
 class ResumableTable:
-    """A table at `path` that is written in parts and can be resumed."""
+    """A table at `path` that is written in parts and can be resumed.
+
+    is_complete  whether an earlier run has finished it: there is nothing to do, if the files are the same
+    dropped      damaged parts of an earlier run, which are made again
+    """
 
     def __init__(
         self, path: Path, identity: Mapping[str, str | int | float | bool | None], options: ClassifyOptions
@@ -85,9 +102,10 @@ class ResumableTable:
         `identity` holds whatever else the rows depend on, by the name that messages use. With `options.overwrite`,
         parts of another classification are removed; a table at `path` stays until `finish`.
         Raises JobError if `path` exists, if there are parts of another classification, if the options contradict each
-        other, or without pyarrow if needed.
+        other, or without pyarrow if needed; PathError if `path` is no plain file.
         """
         table_format = check_format(path, options)
+        path = output_file(path)
         self.path = path
         self.scratch = path.with_name(path.name + ".parts")  # also for temporary files of the job
         self._marker_path = path.with_name(f".{path.name}.finished")
@@ -96,13 +114,14 @@ class ResumableTable:
         self._save = _writer_for(table_format, options.spreadsheet_safe)
         self._fingerprint = {**identity, **table_settings(options, table_format)}
         self._marker = None if self._overwrite else self._find_marker()
+        self.is_complete, self.dropped = self._marker is not None, 0
         if not self._marker:
             if path.exists() and not self._overwrite:
                 raise self._exists_error()
             self._check_existing_parts()
-        self.scratch.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.scratch / FINGERPRINT_FILE, json.dumps(self._fingerprint, indent=1) + "\n")
-        self._tags = self._find_tags()  # of the finished parts, by number
+        make_folder(self.scratch)
+        write_record(self.scratch / FINGERPRINT_FILE, self._fingerprint)
+        self._parts = self._find_parts()  # the finished ones, by number
 
     def is_finished(self, number: int, digest: str) -> bool:
         """Return whether this part, of files with this hex digest, is finished, by this run or an earlier one.
@@ -114,74 +133,128 @@ class ResumableTable:
             if self._marker.tags[number : number + 1] != [tag]:
                 raise self._exists_error()
             return True
-        if self._tags.get(number, tag) != tag:
+        if number in self._parts and self._parts[number].tag != tag:
             if not self._overwrite:
                 raise self._changed_error()
-            self._part_path(number).unlink()
-            del self._tags[number]
-        return number in self._tags
+            self._parts.pop(number).path.unlink()
+        return number in self._parts
 
     def write(self, number: int, digest: str, rows: Iterable[Sequence[str]]) -> None:
         """Write a finished part, atomically. Raises OSError."""
-        tag = digest[:TAG_DIGITS]
-        write_atomically(self.scratch / f"part-{number:06}-{tag}.csv", "".join(map(_csv_line, rows)))
-        self._tags[number] = tag
+        tag, content = digest[:TAG_DIGITS], "".join(map(_csv_line, rows)).encode("utf-8", ENCODING_ERRORS)
+        crc = f"{zlib.crc32(content):08x}"
+        part = _Part(self.scratch / f"part-{number:06}-{tag}-{crc}.csv", tag, crc)
+        write_atomically(part.path, content)
+        self._parts[number] = part
 
     def finish(self, parts: int, *, merge: bool = False) -> tuple[int, int]:
         """Write parts 0..parts-1 to the final file and delete them; return the number of rows (ok, error).
 
         With `merge`, each part must be sorted by filename, and the table is then too, in the order of Python's str;
         otherwise the parts are concatenated. Memory does not grow with the rows.
-        Raises JobError if there are more parts: some files have disappeared since.
+        Raises JobError if there are more parts: some files have disappeared since; WorkFailedError if one is damaged.
         """
         if not self._marker:
-            if not self._overwrite and any(number >= parts for number in self._tags):
+            if not self._overwrite and any(number >= parts for number in self._parts):
                 raise self._changed_error()
             self._marker = self._assemble(parts, merge)
         elif len(self._marker.tags) != parts:
             raise self._exists_error()
         _remove(self.scratch)
-        self._marker_path.unlink()  # last: without parts, it marks the table as complete
         return self._marker.ok, self._marker.error
 
     def remove_if_empty(self) -> None:
         """After a failure, remove the folder of parts unless it holds something to resume from."""
-        if not self._tags and not self._marker:
+        if not self._parts:
             _remove(self.scratch)
 
     def _assemble(self, parts: int, merge: bool) -> _Marker:
-        paths = [self._part_path(number) for number in range(parts)]
-        rows = _merge(paths, self.scratch) if merge else (row for path in paths for row in _read_rows(path))
+        found = [self._parts[number] for number in range(parts)]
+        rows = self._merge(found) if merge else (row for part in found for row in self._read(part))
         statuses: Counter[str] = Counter()
         with atomic_writer(self.path) as file:
             self._save(file, self._columns, _count(rows, statuses))
             file.flush()
-            tags = [self._tags[number] for number in range(parts)]
+            tags = [part.tag for part in found]
             marker = _Marker(self._fingerprint, tags, statuses["ok"], statuses["error"], _hash(Path(file.name)))
-            write_atomically(self._marker_path, json.dumps(marker._asdict()) + "\n")
+            write_record(self._marker_path, marker._asdict())
         return marker
 
-    def _part_path(self, number: int) -> Path:
-        return self.scratch / f"part-{number:06}-{self._tags[number]}.csv"
+    def _find_parts(self) -> dict[int, _Part]:
+        """Return the finished parts. Remove damaged ones, and those with files to try again: see `_is_final`."""
+        parts: dict[int, _Part] = {}
+        for path in sorted(self.scratch.iterdir()):
+            if not (match := PART_NAME.fullmatch(path.name)):
+                continue
+            part = _Part(path, match[2], match[3])
+            try:
+                again = sum(not _is_final(row) for row in self._read(part))
+            except WorkFailedError:
+                path.unlink()
+                self.dropped += 1
+                continue
+            if again:
+                path.unlink()
+            else:
+                parts[int(match[1])] = part
+        return parts
 
-    def _find_tags(self) -> dict[int, str]:
-        matches = (PART_NAME.fullmatch(path.name) for path in self.scratch.iterdir())
-        return {int(match[1]): match[2] for match in matches if match}
+    def _read(self, part: _Part) -> Iterator[list[str]]:
+        """Read the rows of a part one by one. Raises WorkFailedError where it is damaged, at the latest at its end."""
+        crc = 0
+
+        def lines() -> Iterator[str]:
+            nonlocal crc
+            with os.fdopen(open_regular(part.path), "rb") as file:
+                for line in file:
+                    crc = zlib.crc32(line, crc)
+                    yield line.decode("utf-8", ENCODING_ERRORS)
+
+        try:
+            for row in csv.reader(lines()):
+                if len(row) != len(self._columns) or row[1] not in ("ok", "error"):
+                    raise self._damage_error(part)
+                yield row
+        except csv.Error as error:
+            raise self._damage_error(part) from error
+        if part.crc not in (None, f"{crc:08x}"):
+            raise self._damage_error(part)
+
+    def _merge(self, parts: Sequence[_Part]) -> Iterator[list[str]]:
+        """Merge the rows of sorted parts. Many parts are merged in rounds, into fewer files."""
+        level = 0
+        while len(parts) > MAX_OPEN_FILES:
+            groups = [parts[start : start + MAX_OPEN_FILES] for start in range(0, len(parts), MAX_OPEN_FILES)]
+            paths = [self.scratch / f"merged-{level}-{number:06}.csv" for number in range(len(groups))]
+            for path, group in zip(paths, groups, strict=True):
+                with path.open("w", encoding="utf-8", errors=ENCODING_ERRORS, newline="") as file:
+                    file.writelines(map(_csv_line, self._merge(group)))
+            parts = [_Part(path, "", None) for path in paths]
+            level += 1
+        return heapq.merge(*map(self._read, parts), key=itemgetter(0))
 
     def _find_marker(self) -> _Marker | None:
         """Return the marker left by a kill, if it describes the table at `path` and the same classification."""
-        found = _read_json(self._marker_path)
-        if _current(found.get("fingerprint", {})) != self._fingerprint or not self.path.exists():
+        try:
+            marker = parse_record(_Marker, read_record(self._marker_path))
+        except (RecordError, OSError):  # damaged, or none
             return None
-        marker = _Marker(**found)
+        if _current(marker.fingerprint) != self._fingerprint or not self.path.is_file():
+            return None
         return marker if _hash(self.path) == marker.hash else None
 
     def _check_existing_parts(self) -> None:
         """Accept parts of the same classification. Remove others with `overwrite`, else raise JobError."""
         if not self.scratch.exists():
             return
-        fingerprint = self.scratch / FINGERPRINT_FILE
-        found = _current(_read_json(fingerprint))
+        fingerprint, damage = self.scratch / FINGERPRINT_FILE, ""
+        found: dict[str, Any] = {}
+        try:
+            found = _current(read_record(fingerprint))
+        except FileNotFoundError:
+            pass
+        except RecordError as error:
+            damage = f"{self.scratch} has a damaged {FINGERPRINT_FILE} ({error})"
         if not fingerprint.exists() and any(path.name != f".{FINGERPRINT_FILE}.tmp" for path in self.scratch.iterdir()):
             raise JobError(
                 f"{self.scratch} is not an unfinished classification: it has no {FINGERPRINT_FILE};"
@@ -190,12 +263,10 @@ class ResumableTable:
         names = {**self._fingerprint, **found}
         missing = object()  # None is a value
         changed = [name for name in names if found.get(name, missing) != self._fingerprint.get(name, missing)]
-        if changed and not self._overwrite and self._find_tags():
+        if changed and not self._overwrite and any(PART_NAME.fullmatch(path.name) for path in self.scratch.iterdir()):
             others = " and ".join(self._describe_change(name, found) for name in changed)
-            raise JobError(
-                f"{self.scratch} holds an unfinished classification with other {others};"
-                f" remove it, give --overwrite, or choose another name than {self.path.name}"
-            )
+            what = damage or f"{self.scratch} holds an unfinished classification with other {others}"
+            raise JobError(f"{what}; remove it, give --overwrite, or choose another name than {self.path.name}")
         if changed:
             _remove(self.scratch)
 
@@ -204,6 +275,9 @@ class ResumableTable:
         if name == "model" or name not in found or name not in self._fingerprint:
             return name
         return f"{name} ({found[name]}, now {self._fingerprint[name]})"
+
+    def _damage_error(self, part: _Part) -> WorkFailedError:
+        return WorkFailedError(f"{part.path} is damaged; run the same command again, which makes it again")
 
     def _exists_error(self) -> JobError:
         return JobError(f"{self.path} already exists; give --overwrite to replace it, or another name")
@@ -273,25 +347,6 @@ def _quote(cell: str) -> str:
     return '"' + cell.replace('"', '""') + '"' if NEEDS_QUOTES.search(cell) else cell
 
 
-def _read_rows(path: Path) -> Iterator[list[str]]:
-    """Read the rows of a part one by one."""
-    with path.open(encoding="utf-8", errors=ENCODING_ERRORS, newline="") as file:
-        yield from csv.reader(file)
-
-
-def _merge(paths: Sequence[Path], folder: Path) -> Iterator[list[str]]:
-    """Merge the rows of sorted files. Many files are merged in rounds, into fewer files in `folder`."""
-    level = 0
-    while len(paths) > MAX_OPEN_FILES:
-        groups = [paths[start : start + MAX_OPEN_FILES] for start in range(0, len(paths), MAX_OPEN_FILES)]
-        paths = [folder / f"merged-{level}-{number:06}.csv" for number in range(len(groups))]
-        for path, group in zip(paths, groups, strict=True):
-            with path.open("w", encoding="utf-8", errors=ENCODING_ERRORS, newline="") as file:
-                file.writelines(map(_csv_line, _merge(group, folder)))
-        level += 1
-    return heapq.merge(*map(_read_rows, paths), key=itemgetter(0))
-
-
 def _count(rows: Iterable[list[str]], statuses: Counter[str]) -> Iterator[list[str]]:
     """Pass the rows through, counting their statuses."""
     for row in rows:
@@ -310,6 +365,11 @@ def _remove(folder: Path) -> None:
     folder.rmdir()
 
 
+def _is_final(row: Sequence[str]) -> bool:
+    """Whether a rerun need not look again: a file that could not be opened may have other permissions by then."""
+    return row[1] == "ok" or not row[4].startswith("unreadable:")
+
+
 def _current(fingerprint: dict[str, Any]) -> dict[str, Any]:
     """A fingerprint in today's words: on a cluster, 0.1.0 wrote the option, not the device, and had none but CPUs."""
     return {**fingerprint, "device": "cpu"} if fingerprint.get("device") == "auto" else fingerprint
@@ -318,12 +378,3 @@ def _current(fingerprint: dict[str, Any]) -> dict[str, Any]:
 def _hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; {} if the file is missing or incomplete."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

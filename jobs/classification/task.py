@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -23,11 +23,16 @@ from cnn.models import import_model
 from jobs.classification.table import error_row, ok_row
 from jobs.errors import JobError, gpu_errors
 from jobs.options import ClassifyOptions
+from pipeline.dataset.generation import Generation, check_generation
 from pipeline.dataset.store import Dataset, Split
 from pipeline.errors import DecodeError
-from pipeline.images.decode import decode_image, quiet_pillow
+from pipeline.images.decode import decode_image
+from pipeline.images.opening import quiet_pillow
+from pipeline.images.options import DecodeOptions
 
 Row: TypeAlias = list[str]
+
+_LOST = (-1, 0)  # size and time of a file without a status
 
 
 @dataclass(frozen=True)
@@ -43,16 +48,24 @@ class TaskSettings:
 
 
 class FileTask(NamedTuple):
-    """Files of a folder, by their names relative to it."""
+    """Files of a folder, by their names relative to it.
+
+    lost  indices of those that had no status when they were listed, as links to nothing
+    """
 
     folder: str
     names: list[str]
+    lost: frozenset[int] = frozenset()
 
 
 class RowTask(NamedTuple):
-    """Rows start, start + 1, … of a split of a dataset, with their file names."""
+    """Rows start, start + 1, … of a split of a dataset, with their file names.
+
+    generation  of the dataset where the classification began
+    """
 
     dataset: Path
+    generation: Generation
     split: str
     start: int
     names: list[str]
@@ -71,8 +84,9 @@ Task: TypeAlias = FileTask | RowTask | FailureTask
 def classify_task(settings: TaskSettings, task: Task) -> list[Row]:
     """Return a row for each name of the task, in its order.
 
-    Raises DamageError where a dataset is damaged, JobError where the model is not the same file on this machine,
-    DeviceFailedError and DeviceMemoryError where a GPU fails or has too little memory.
+    Raises DamageError where a dataset is damaged, ReadError where the system fails to read an image, JobError where the
+    model is not the same file on this machine, DeviceFailedError and DeviceMemoryError where a GPU fails or has too
+    little memory.
     """
     with gpu_errors(lambda: "finished parts are saved; run the same command again to resume"):
         return classify_rows(settings, task)
@@ -85,12 +99,12 @@ def classify_rows(settings: TaskSettings, task: Task, decoders: int = 0) -> list
         return [error_row(*failure, options.topk) for failure in zip(*task, strict=True)]
     predictor = thread_predictor(settings)
     pixels = np.empty((len(task.names), *predictor.card.in_shape[:2], 3), np.uint8)  # (n, H, W, 3)
-    read = partial(_read, task, predictor.card.fit, pixels)
-    step = _open_split(task.dataset, task.split).chunk_rows if isinstance(task, RowTask) else 1
+    read = partial(_read, task, predictor.card.fit, DecodeOptions(predictor.card.depth, options.max_pixels), pixels)
+    step = _open_split(task.dataset, task.generation, task.split).chunk_rows if isinstance(task, RowTask) else 1
     reasons: list[str | None] = []  # of the rows that are read so far
     rankings: list[list[tuple[str, float]]] = []  # of those that are readable, and computed
     computed = 0
-    with quiet_pillow(), closing(_read_ahead(read, len(pixels), step, decoders)) as spans:
+    with quiet_pillow(options.max_pixels), closing(_read_ahead(read, len(pixels), step, decoders)) as spans:
         for span in spans:
             reasons += span
             if len(reasons) - computed >= options.batch_size or len(reasons) == len(pixels):
@@ -105,19 +119,22 @@ def classify_rows(settings: TaskSettings, task: Task, decoders: int = 0) -> list
     ]
 
 
-def _read(task: FileTask | RowTask, fit: str, pixels: np.ndarray, start: int, stop: int) -> list[str | None]:
+def _read(
+    task: FileTask | RowTask, fit: str, decoding: DecodeOptions, pixels: np.ndarray, start: int, stop: int
+) -> list[str | None]:
     """Read rows start..stop-1 of the task into those of `pixels` (n, H, W, 3).
 
     Returns for each the reason why it cannot be read, or None.
     """
     if isinstance(task, RowTask):
-        split = _open_split(task.dataset, task.split)
+        split = _open_split(task.dataset, task.generation, task.split)
         split.read_into(pixels[start:stop], task.start + start, task.start + stop)
         return [None] * (stop - start)
     reasons: list[str | None] = []
     for row in range(start, stop):
+        unchanged = _LOST if row in task.lost else None
         try:
-            decode_image(f"{task.folder}/{task.names[row]}", pixels.shape[1:3], fit, pixels[row])
+            decode_image(f"{task.folder}/{task.names[row]}", pixels.shape[1:3], fit, pixels[row], unchanged, decoding)
         except DecodeError as error:
             reasons.append(str(error))
         else:
@@ -191,7 +208,7 @@ def _load(settings: TaskSettings) -> Predictor:
     if options.model:
         import_model(options.model)
     predictor = Predictor(model, pick_backend(options.device, precision=options.precision), options.views)
-    if hash_file(model) != settings.model_hash:
+    if predictor.digest != settings.model_hash:
         raise JobError(
             f"expected the same model throughout a classification, found another one now, or on this machine, at"
             f" {model}; give a path at which all machines see the same file"
@@ -205,16 +222,11 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "logpose-decode")
 
 
-@cache
-def _open_split(dataset: Path, split: str) -> Split:
+@lru_cache(maxsize=2)  # both splits of one dataset; another generation is opened again
+def _open_split(dataset: Path, generation: Generation, split: str) -> Split:
     data = Dataset.open(dataset)
+    check_generation(dataset, generation)
     return data.train if split == data.train.name else data.val
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hex. Raises OSError."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_names(names: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from jobs.classification.task import Row, Task, TaskSettings, classify_rows, thr
 from jobs.console.device import results_device
 from jobs.errors import JobError
 from logpose.common.cpus import available_cpus
+from pipeline.errors import ReadError
 from pipeline.parallel.cluster import RESUME, worker_address
 
 T = TypeVar("T")
@@ -62,9 +63,11 @@ def _naming_the_worker(work: Callable[[], T]) -> T:
     where = f"worker {worker_address()}"
     try:
         return work()
+    except ReadError as error:
+        failure: Exception = ReadError(f"{error.path} on {where}", error.reason, error.remedy)
     except (NetworkError, JobError) as error:
         error.args = (f"{where}: {error}",)
-        failure: Exception = error
+        failure = error
     except Exception as error:
         if not is_cuda_error(error):
             raise

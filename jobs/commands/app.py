@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any, TypeAlias, get_args, get_type_hints
 
 import typer
@@ -13,7 +14,9 @@ from typer.core import TyperCommand
 
 from jobs.console.output import Verbosity, verbosity_of
 from jobs.errors import JobError
+from logpose.common.limits import check_address_space
 from logpose.common.options import Option
+from logpose.common.outputs import local_path
 
 Job: TypeAlias = Callable[[], int]  # does the work, returns the exit code
 Command: TypeAlias = Callable[..., int | None]
@@ -70,10 +73,14 @@ def command(options_type: type[Any] | None = None) -> Callable[[Command], Comman
         parameters = [*arguments, *_option_parameters(options_type), *_OUTPUT_PARAMETERS]
 
         def read(**values: Any) -> Job:
+            for value in values.values():
+                if isinstance(value, Path):
+                    local_path(value)
             paths = [values[argument.name] for argument in arguments]
 
             def job() -> int:
                 with verbosity_of(_verbosity(values)):
+                    check_address_space()
                     if options_type is None:
                         return function(*paths) or 0
                     return function(*paths, options=_build_options(options_type, values)) or 0

@@ -48,7 +48,7 @@ def build(
         dataset, "DATASET.zarr", "Dataset to write", "build", default=f"{images.resolve().name}.zarr"
     )
     run(images, dataset, options)
-    say(f"next: {shlex.join(['logpose', 'train', str(dataset), str(_default_run_dir(dataset))])}")
+    say(printable(f"next: {shlex.join(['logpose', 'train', str(dataset), str(_default_run_dir(dataset))])}"))
 
 
 @command(TrainOptions)

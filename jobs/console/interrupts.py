@@ -1,7 +1,9 @@
 """Deferred Ctrl-C: the current step finishes first."""
 
+import os
 import signal
 import threading
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -21,6 +23,9 @@ class DeferredInterrupt:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
+        if os.isatty(2):  # where the terminal has shown ^C, and kernels may be compiled for half a minute
+            with suppress(OSError):  # not print: a signal may come in the middle of one
+                os.write(2, b"\ninterrupting after the current step; press Ctrl-C again to stop at once\n")
 
     def __enter__(self) -> Self:
         self._handles = threading.current_thread() is threading.main_thread()

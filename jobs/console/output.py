@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from enum import IntEnum
 from typing import Any, TextIO
 
+from jobs.console.streams import write_line
+from jobs.errors import OutputLostError
 from logpose.common.errors import printable
+from logpose.common.notices import LOGGER
 
 # What a terminal must not break, so that it can be copied: quoted text, and a command at the end of a line.
 _WHOLE = re.compile(r"'[^']*'|\"[^\"]*\"|\blogpose .*$")
@@ -43,22 +47,44 @@ def verbosity_of(level: Verbosity) -> Iterator[None]:
     """Set the verbosity while the block runs. At JSON, print the last emitted result at its end."""
     before = _verbosity.set(level)
     _result.set(None)
+    handler = _Notes(level)
+    LOGGER.addHandler(handler)
     try:
         yield
         if level is Verbosity.JSON and (result := _result.get()) is not None:
-            print(json.dumps(result, default=_plain), flush=True)
+            write_line(json.dumps(result, default=_plain), sys.stdout)
     finally:
+        LOGGER.removeHandler(handler)
         _verbosity.reset(before)
+
+
+def say_aside(line: str) -> None:
+    """Print one line on standard error, if that takes it: there is nowhere else to say that it does not."""
+    with suppress(OutputLostError):
+        if sys.stderr is not None:
+            write_line(fit(printable(line), sys.stderr), sys.stderr)
+
+
+class _Notes(logging.Handler):
+    """Prints what `note_once` logs, from any thread."""
+
+    def __init__(self, level: Verbosity) -> None:
+        super().__init__(logging.WARNING)
+        self._verbosity = level
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._verbosity >= Verbosity.NORMAL:
+            say_aside(f"note: {record.getMessage()}")
 
 
 def say(line: str = "", *, at: Verbosity = Verbosity.NORMAL, wrap: bool = True) -> None:
     """Print a line if the verbosity is `at` or higher; `wrap` it if it is too long for the terminal.
 
-    Bytes that are not valid UTF-8 (lone surrogates) are escaped; a name that may hold newlines needs `printable`.
+    Control characters, and what the stream cannot encode, are escaped; a name that may hold newlines needs `printable`.
+    Raises OutputLostError where standard output takes no more.
     """
-    if _verbosity.get() >= at:
-        text = line.encode("utf-8", "backslashreplace").decode("utf-8")
-        print(fit(text, sys.stdout) if wrap else text, flush=True)
+    if _verbosity.get() >= at and sys.stdout is not None:
+        write_line(fit(line, sys.stdout) if wrap else line, sys.stdout)
 
 
 def fit(text: str, stream: TextIO) -> str:

@@ -42,7 +42,7 @@ def bar(what: str, unit: str, total: int, *, done: int = 0, ends: bool = True) -
 
 def is_terminal() -> bool:
     """Return whether standard output is a terminal that can redraw a line."""
-    return sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+    return sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
 
 
 def plural(count: int, one: str, many: str = "") -> str:

@@ -7,11 +7,13 @@ from pathlib import Path
 from jobs.console.output import Verbosity, verbosity
 from jobs.errors import Interrupted, JobError
 from logpose.common.errors import printable
+from logpose.common.outputs import local_path
 
 
 def interactive() -> bool:
     """Return whether questions may be asked: input and output are a terminal, and not --quiet or --json."""
-    return sys.stdin.isatty() and sys.stdout.isatty() and verbosity() >= Verbosity.NORMAL
+    streams = (sys.stdin, sys.stdout)
+    return all(each is not None and each.isatty() for each in streams) and verbosity() >= Verbosity.NORMAL
 
 
 def existing_path(path: Path) -> str:
@@ -67,7 +69,7 @@ def path_argument(
     if not interactive():
         raise JobError(f"missing argument {name}; 'logpose {command} --help' shows an example")
     while True:
-        answer = Path(ask(question, default)).expanduser()
+        answer = local_path(Path(ask(question, default)).expanduser())
         found = problem(answer)
         if not found:
             return answer
@@ -77,7 +79,7 @@ def path_argument(
 def ask(question: str, default: str = "") -> str:
     """Ask until there is an answer; Enter alone means the default, Tab completes paths."""
     _complete_paths_with_tab()
-    shown = f"{question} [{default}]: " if default else f"{question}: "
+    shown = printable(f"{question} [{default}]: " if default else f"{question}: ")
     while True:
         try:
             answer = input(shown).strip()

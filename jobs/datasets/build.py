@@ -9,7 +9,11 @@ from logpose.common.errors import printable
 from pipeline.build.build import BuildReport, build_dataset
 from pipeline.build.destination import ExistingBuild
 from pipeline.build.options import BuildOptions
-from pipeline.dataset.schema import DUPLICATES_FILE, FAILURES_FILE
+from pipeline.dataset.schema import DUPLICATES_FILE, FAILURES_FILE, SPLITS
+from pipeline.images.options import describe_depth
+from pipeline.scan.class_folders import alike_names
+
+SHOWN_CLASSES = 12
 
 
 def build(images: Path, dataset: Path, options: BuildOptions) -> BuildReport:
@@ -38,11 +42,15 @@ def build(images: Path, dataset: Path, options: BuildOptions) -> BuildReport:
         ExistingBuild.UNFINISHED: f"resumed, took {duration(report.seconds)}",
         ExistingBuild.FINISHED: "already complete",
     }
-    say(f"{dataset}: {classes}, {rows}; {took[report.existing]}")
+    say(printable(f"{dataset}: {classes}, {rows}; {took[report.existing]}"))
+    say(printable(_counts(report)))
     detail(printable(f"classes: {', '.join(report.class_names)}"))
     detail(f"content hash: {report.content_hash}")
+    if report.depth:
+        black, white = describe_depth(report.depth).split("..")
+        say(f"grey of more than 8 bits: {black} becomes black, {white} white; --depth sets other values")
     for line in _warnings(report):
-        say(line)
+        say(printable(line))
     emit(
         {
             "dataset": dataset,
@@ -59,12 +67,35 @@ def build(images: Path, dataset: Path, options: BuildOptions) -> BuildReport:
     return report
 
 
+def _counts(report: BuildReport) -> str:
+    """The classes with their images to train on and to validate: in a wrong layout, the folders are no classes."""
+    train, val = (report.counts[split] for split in SPLITS)
+    each = [f"{name} {count:,} + {more:,}" for name, count, more in zip(report.class_names, train, val, strict=True)]
+    others = len(each) - SHOWN_CLASSES
+    return f"images of each class: {', '.join(each[:SHOWN_CLASSES])}{f' and {others:,} more' if others > 0 else ''}"
+
+
 def _warnings(report: BuildReport) -> list[str]:
     """Warnings about the images, printed after a build."""
     lines = []
+    flat, looked_at = report.flat
+    if flat > looked_at / 2:
+        lines.append(
+            f"nearly one colour: {flat:,} of {plural(looked_at, 'image')} looked at: see 'logpose info'. If the values"
+            " fill a small part of their range, stretch them; for grey of more than 8 bits, --depth does it"
+        )
+    if not report.rows["val"]:
+        lines.append("no images to validate: --val is 0, or too small for the number of images of each class")
     if report.skipped:
         shown, others = ", ".join(report.skipped[:5]), len(report.skipped) - 5
         lines.append(f"skipped, not in a class folder: {shown}{f' and {others:,} more' if others > 0 else ''}")
+    if report.deep:
+        shown = ", ".join(report.deep[:5])
+        lines.append(f"note: only folders in {shown}, whose images have one label: are these folders the classes?")
+    for first, second in alike_names(report.class_names):
+        lines.append(f"note: the classes {first} and {second} differ only in case: merge them if they are one")
+    if report.jump:
+        lines.append(f"note: {report.jump}")
     if report.failures:
         failures = plural(len(report.failures), "file")
         lines.append(f"{failures} could not be read: the reasons are in {report.path / FAILURES_FILE}")

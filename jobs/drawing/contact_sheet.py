@@ -1,6 +1,5 @@
 """Contact sheet of a dataset: a few images of every class, as the network sees them."""
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from jobs.drawing.colours import FAINT, INK
 from jobs.drawing.fonts import drawable, font_runs, load_font
 from jobs.errors import JobError
 from logpose.common.files import atomic_writer
+from logpose.common.outputs import replaceable_file
 from pipeline.dataset.store import Dataset, Split
 
 MAX_CLASSES = 60  # rows of the sheet
@@ -34,16 +34,10 @@ SOFTWARE = "logpose contact sheet"  # identifies a sheet: any other existing fil
 
 
 def check_sheet_path(path: Path) -> None:
-    """Check that a sheet can be written to `path`. Raises JobError where the path exists and is not a sheet."""
+    """Check that a sheet can be written to `path`. Raises JobError for another ending, PathError for another file."""
     if path.suffix.lower() != ".png":
         raise JobError(f"--sheet {path}: expected a name that ends in .png; choose another name")
-    if os.path.lexists(path) and not (path.is_file() and _is_sheet(path)):
-        raise JobError(f"{path} exists and is not a contact sheet; choose another path with --sheet FILE.png")
-
-
-def _is_sheet(path: Path) -> bool:
-    with path.open("rb") as file:
-        return SOFTWARE.encode() in file.read(256)  # the text chunk follows the PNG header
+    replaceable_file(path, SOFTWARE.encode(), "a contact sheet")
 
 
 def write_sheet(path: Path, dataset: Dataset) -> None:

@@ -197,14 +197,14 @@ def style_axes(axes: Axes) -> None:
     axes.tick_params(colors=INK, length=0)
 
 
-def figure_png(figure: Figure) -> bytes:
-    """The figure as the content of a PNG file."""
+def figure_png(figure: Figure, software: str = "") -> bytes:
+    """The figure as the content of a PNG file, which names the `software`, by default Matplotlib."""
     FigureCanvasAgg(figure)  # attaches itself to the figure; needs no display
     file = io.BytesIO()
-    figure.savefig(file, format="png")
+    figure.savefig(file, format="png", metadata={"Software": software} if software else None)
     return file.getvalue()
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write the figure to a PNG file. Raises OSError."""
-    write_atomically(path, figure_png(figure))
+def save_figure(figure: Figure, path: Path, software: str = "") -> None:
+    """Write the figure to a PNG file: see `figure_png`. Raises OSError."""
+    write_atomically(path, figure_png(figure, software))

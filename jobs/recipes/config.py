@@ -16,6 +16,7 @@ which belonged to the old name.
 """
 
 import dataclasses
+import re
 import tomllib
 import types
 import typing
@@ -38,7 +39,7 @@ from jobs.console.progress import plural
 from jobs.errors import JobError
 from jobs.options import RecipeOptions
 from jobs.recipes import recipe_text
-from logpose.common.errors import suggest
+from logpose.common.errors import shortened, suggest
 
 # Sections whose `name` selects a dataclass.
 REGISTRIES: dict[str, Mapping[str, type]] = {
@@ -48,6 +49,8 @@ REGISTRIES: dict[str, Mapping[str, type]] = {
     "loss": LOSSES,
 }
 NONE = "none"  # TOML has no null
+MAX_TOML_BYTES = 2**16
+_LONG_KEY = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){17}""")
 _ADD_MODEL = "for a class of your own, add --model PACKAGE.MODULE:CLASS"
 
 
@@ -147,7 +150,7 @@ def describe(recipe: Recipe) -> str:
 
 def differences(before: str, after: str) -> list[str]:
     """Return the differences between two recipes in TOML, each as `section.key was x, now y`."""
-    old, new = tomllib.loads(before), tomllib.loads(after)
+    old, new = _parse_toml(before, "the recipe before"), _parse_toml(after, "the recipe")
     keys = {(section, key): None for recipe in (old, new) for section in recipe for key in recipe[section]}
     found = []
     for section, key in keys:
@@ -162,7 +165,8 @@ def differences(before: str, after: str) -> list[str]:
 
 def _from_file(path: Path) -> list[ConfigValue]:
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:  # perhaps a pipe: --config <(…)
+            text = file.read(MAX_TOML_BYTES + 1).decode("utf-8")
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise JobError(f"cannot read the recipe {path}: {reason}; check --config") from error
@@ -172,16 +176,32 @@ def _from_file(path: Path) -> list[ConfigValue]:
 
 
 def _from_toml(text: str, name: str) -> list[ConfigValue]:
-    try:
-        sections = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise JobError(f"{name} is not valid TOML: {error}; correct it there") from error
-    found = []
+    sections, found = _parse_toml(text, name), []
     for section, values in sections.items():
         if not isinstance(values, dict):
             raise JobError(f"'{section}' in {name} is outside of any [section]; {_suggest_full_key(section)}")
         found += [ConfigValue(section, key, value, f"{name}, [{section}] {key}") for key, value in values.items()]
     return found
+
+
+def _parse_toml(text: str, name: str) -> dict[str, Any]:
+    """Parse the recipe called `name`. Raises JobError where it is none, also for what would keep the parser busy."""
+    if not _is_small(text):
+        raise JobError(
+            f"{name}: expected a recipe of at most {MAX_TOML_BYTES // 1024} KiB, with keys of two parts, found more;"
+            " see 'logpose recipes'"
+        )
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise JobError(f"{name} is not valid TOML: {error}; correct it there") from error
+    except RecursionError:
+        raise JobError(f"{name} is not a recipe: brackets nested too deeply; see 'logpose recipes'") from None
+
+
+def _is_small(text: str) -> bool:
+    # The parser's time grows with the square of the number of parts of a key.
+    return len(text) <= MAX_TOML_BYTES and not _LONG_KEY.search(text)
 
 
 def _from_options(options: RecipeOptions) -> list[ConfigValue]:
@@ -197,13 +217,14 @@ def _from_argument(argument: str) -> ConfigValue:
     full_key, equals, text = argument.partition("=")
     section, dot, key = full_key.strip().partition(".")
     if not equals:
-        raise JobError(f"--set {argument} has no value; write it as --set optimizer.lr=0.1")
+        raise JobError(f"--set {shortened(argument)} has no value; write it as --set optimizer.lr=0.1")
     if not dot:
-        raise JobError(f"--set {argument} names no section; {_suggest_full_key(section)}")
+        raise JobError(f"--set {shortened(argument)} names no section; {_suggest_full_key(section)}")
     value: Any = text.strip()
-    with suppress(tomllib.TOMLDecodeError):  # a word needs no quotes
-        value = tomllib.loads(f"value = {value}")["value"]
-    return ConfigValue(section, key, value, f"--set {argument}")
+    with suppress(tomllib.TOMLDecodeError, RecursionError):  # a word needs no quotes
+        if _is_small(text):
+            value = tomllib.loads(f"value = {value}")["value"]
+    return ConfigValue(section, key, value, f"--set {shortened(argument)}")
 
 
 def _suggest_full_key(key: str) -> str:
@@ -266,7 +287,8 @@ def _construct(
             values[key] = _converted(value.value, hints[key])
         except TypeError:
             expected = " or ".join(_type_name(member) for member in _members(hints[key]))
-            raise JobError(f"{value.source}: expected {expected}, found {value.value!r}; correct the value") from None
+            found = shortened(repr(value.value))
+            raise JobError(f"{value.source}: expected {expected}, found {found}; correct the value") from None
     try:
         return kind(**values)
     except NetworkError as error:

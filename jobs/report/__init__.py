@@ -18,11 +18,15 @@ from jobs.report.load_run import TrainedRun, load_run, open_dataset
 from jobs.report.page import render
 from jobs.training.run_folder import RunFolder
 from logpose.common.cpus import available_cpus
+from logpose.common.errors import printable
 from logpose.common.files import write_atomically
+from logpose.common.outputs import replaceable_file
+
+MARK = b'<meta name="generator" content="logpose report">'
 
 
 def report(run_dir: Path, options: ReportOptions) -> Path:
-    """Write the report on the training in `run_dir`; return its path. An existing report is replaced.
+    """Write the report on the training in `run_dir`; return its path. An existing report is replaced, no other file.
 
     The images are read batch by batch; only the model's outputs for them are all in memory.
     Raises JobError, ModelFileError or DatasetError where a file is missing or damaged, or the dataset is another one.
@@ -30,6 +34,8 @@ def report(run_dir: Path, options: ReportOptions) -> Path:
     path = options.out or RunFolder(run_dir).report
     if path.suffix.lower() not in (".html", ".htm"):
         raise JobError(f"--out {path}: expected a name that ends in .html; choose another name")
+    if path.absolute() != RunFolder(run_dir).report.absolute():  # which may be of an older version, without the mark
+        replaceable_file(path, MARK, "a report")
     if options.model:
         import_model(options.model)
     run = load_run(run_dir)
@@ -43,6 +49,7 @@ def report(run_dir: Path, options: ReportOptions) -> Path:
         cam = _grad_cam(run, predictor)
     # Paths may hold bytes that are not valid UTF-8.
     html = render(run, data, result, cam).encode("utf-8", "backslashreplace")
+    data.check_unchanged()
     write_atomically(path, html)
     _print(path, len(html), result)
     return path
@@ -50,8 +57,7 @@ def report(run_dir: Path, options: ReportOptions) -> Path:
 
 def _grad_cam(run: TrainedRun, predictor: Predictor) -> GradCam | None:
     """None for a network that Grad-CAM does not support: the report then has no heatmaps."""
-    network = run.model.card.build_network(predictor.backend, seed=None)
-    run.model.load_into(network)
+    network = run.model.build_network(predictor.backend)
     try:
         return GradCam(network, np.array(run.model.card.mean), np.array(run.model.card.std))  # (3,) each
     except ShapeError:
@@ -68,5 +74,5 @@ def _print(path: Path, size: int, result: ValidationResult | None) -> None:
             f" (95 % interval {low:.1%} to {high:.1%})"
         )
         summary |= {"accuracy": accuracy, "accuracy_low": low, "accuracy_high": high, "val_images": images}
-    say(f"report: {path} ({size / 1e6:.1f} MB)")
+    say(printable(f"report: {path} ({size / 1e6:.1f} MB)"))
     emit(summary)

@@ -10,6 +10,7 @@ from jobs.errors import JobError
 from jobs.recipes.config import resolve
 from jobs.training.metrics import EpochRow, best_epoch
 from jobs.training.run_folder import RunFolder, TrainingState, is_finished
+from logpose.common.files import read_regular
 from pipeline.dataset.store import Dataset
 from pipeline.errors import DatasetError
 
@@ -116,5 +117,5 @@ def _state(folder: RunFolder) -> TrainingState:
                 " them from the training's folder"
             )
     history = folder.read_history()
-    recipe = folder.config.read_text(encoding="utf-8")
+    recipe = read_regular(folder.config).decode("utf-8")
     return TrainingState(recipe, "", history=history, best=best_epoch(history))

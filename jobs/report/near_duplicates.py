@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jobs.errors import JobError
+from logpose.common.files import open_text
 from pipeline.dataset.schema import DUPLICATES_FILE, DUPLICATES_HEADER
+from pipeline.dataset.store import read_attributes
+from pipeline.dataset.verify import damaged_reports
 
 
 class NearDuplicate(NamedTuple):
@@ -43,7 +46,10 @@ def select_groups(dataset: Path, count: int) -> list[DuplicateGroup]:
     Only so many groups are in memory at a time. Returns none where duplicates.csv is missing.
     Raises JobError where it is damaged.
     """
-    return heapq.nsmallest(count, _read_groups(dataset / DUPLICATES_FILE), key=_priority)
+    path = dataset / DUPLICATES_FILE
+    if path in damaged_reports(dataset, read_attributes(dataset)):
+        raise JobError(f"expected groups of near-duplicates in {path}, found another file; build the dataset again")
+    return heapq.nsmallest(count, _read_groups(path), key=_priority)
 
 
 def _priority(group: DuplicateGroup) -> tuple[bool, bool, int, int]:
@@ -52,7 +58,7 @@ def _priority(group: DuplicateGroup) -> tuple[bool, bool, int, int]:
 
 def _read_groups(path: Path) -> Iterator[DuplicateGroup]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with open_text(path) as file:
             rows = csv.DictReader(file)
             if tuple(rows.fieldnames or ()) != DUPLICATES_HEADER:
                 raise ValueError("other columns")
@@ -62,7 +68,7 @@ def _read_groups(path: Path) -> Iterator[DuplicateGroup]:
                 )
     except FileNotFoundError:
         return
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise JobError(
             f"expected groups of near-duplicates in {path}, found {error}; build the dataset again"
         ) from error

@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass, replace
 
 from cnn.checkpoint import ModelCard, load_checkpoint
+from cnn.errors import ModelFileError
 from cnn.evaluation.metrics import Evaluation
 from jobs.console.progress import plural
 from jobs.drawing.plots import draw_confusion, draw_curves
@@ -12,6 +13,7 @@ from jobs.training.metrics import EpochRow, write_classes, write_metrics
 from jobs.training.ranks.record import write_ranks
 from jobs.training.run_folder import RunFolder, TrainingState, is_finished
 from jobs.training.summary import Summary, summarise, write_summary
+from logpose.common.files import write_atomically
 from pipeline.dataset.store import Dataset
 
 MAX_DRAWING_FRACTION = 0.05  # of the time
@@ -40,17 +42,31 @@ class Artifacts:
         self._best_evaluation: Evaluation | None = None  # until it is drawn
 
     def begin(self) -> None:
-        """Write the first checkpoint; when resuming, also the best model if a kill came before it was written.
+        """Write the first checkpoint and, after it, what else there is by now.
+
+        When resuming, that includes the best model, if a kill came before it was written.
 
         Raises WriteError, ModelFileError.
         """
-        state, model = self.state, self.folder.model
+        state = self.state
         if not state.step:
             self.save_checkpoint(self.engine.snapshot())
+        write_atomically(self.folder.config, state.recipe)
+        if not is_finished(state, self.engine.recipe):
+            for file in (self.folder.summary, self.folder.report):  # they describe an earlier end
+                file.unlink(missing_ok=True)
+        if state.history:
+            write_metrics(self.folder.metrics, state.history)
         best = state.best
-        if best is None or best.step != state.step:  # the weights are not those of the best epoch
+        if best is None:
             return
-        if not model.exists() or load_checkpoint(model).progress["epoch"] != best.epoch:
+        try:
+            saved = load_checkpoint(self.folder.model).progress.get("epoch")
+        except ModelFileError:  # missing or damaged
+            if best.step != state.step and is_finished(state, self.engine.recipe):
+                raise
+            saved = None
+        if best.step == state.step and saved != best.epoch:  # otherwise the weights are not those of the best epoch
             self._save_best(best, self.engine.snapshot().best)
 
     def checkpoint_is_due(self) -> bool:
@@ -107,7 +123,10 @@ class Artifacts:
         self._drawing_seconds = self._drawn_at - began
 
     def finish(self) -> Summary:
-        """Write all files, summary.json included; return the summary. Raises what `draw` does."""
+        """Write all files, summary.json included, and note their checksums; return the summary.
+
+        Raises what `draw` does.
+        """
         state, data, views = self.state, self.data, self.engine.recipe.views
         assert state.best, "at least one epoch is done"
         self.draw()
@@ -115,7 +134,10 @@ class Artifacts:
         evaluation = self.evaluate_best(views) if data.val.rows and views != "none" else None
         with_views = evaluation.accuracy if evaluation else None
         summary = summarise(state.history, state.best, data.train.rows, data.val.rows, views, with_views, state.device)
+        if state.ranks:
+            write_ranks(self.folder.ranks, state.ranks)
         write_summary(self.folder.summary, summary)
+        state.files = self.folder.checksums()
         self.save_checkpoint(self.engine.snapshot())  # last: with this and the summary, a rerun has nothing to do
         return summary
 

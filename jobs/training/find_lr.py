@@ -32,6 +32,7 @@ from jobs.training.memory import explain_memory
 from jobs.training.setup import build_card, build_trainer, describe_data, describe_training, measure
 from logpose.common.cpus import available_cpus
 from logpose.common.errors import printable
+from logpose.common.outputs import replaceable_file
 from pipeline.dataset.store import Dataset
 from pipeline.loader.stream import BatchStream
 
@@ -43,6 +44,7 @@ LOW_FRACTION = 0.25  # a loss is low if it is above the lowest one by at most th
 MIN_FALL = 2.5  # in standard deviations of a single loss: less is noise
 INITIAL_STEPS = 5  # their mean is the initial loss
 TABLE_ROWS, BAR_COLUMNS = 11, 40
+SOFTWARE = "logpose find-lr"  # identifies a plot: any other existing file is never replaced
 
 
 class RangeTest(NamedTuple):
@@ -76,6 +78,8 @@ def find_lr(dataset: Path, options: FindLrOptions) -> Suggestion:
     steps = options.steps
     if not MIN_STEPS <= steps <= MAX_STEPS:
         raise JobError(f"expected {MIN_STEPS} to {MAX_STEPS} --steps, found {steps}; 100 are enough for most networks")
+    if options.plot:
+        replaceable_file(options.plot, SOFTWARE.encode(), "a plot")
     data = Dataset.open(dataset)
     recipe = resolve(options)
     if not recipe.optimizer.lr:
@@ -100,6 +104,7 @@ def find_lr(dataset: Path, options: FindLrOptions) -> Suggestion:
 
         with explain_memory(trainer, lambda option: f"use {option}, which fits"):
             test = range_test(trainer, stream, steps, on_step)
+    data.check_unchanged()
     suggestion = suggest(test)
     for line in table(test, suggestion):
         say(line)
@@ -235,7 +240,7 @@ def draw_range_test(path: Path, test: RangeTest, suggestion: Suggestion) -> None
     style_axes(axes)
     axes.tick_params(which="minor", length=0)
     axes.legend(frameon=False, labelcolor=INK)
-    save_figure(figure, path)
+    save_figure(figure, path, SOFTWARE)
 
 
 def _train_command(dataset: Path, options: FindLrOptions, lr: float) -> str:

@@ -1,10 +1,12 @@
 """Describe a training on the console: how far it is, how good, where its time went, and what each rank did."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
+from cnn.errors import ModelFileError
 from jobs.console.output import emit, say
 from jobs.console.progress import duration, plural
 from jobs.console.table import line, table
@@ -12,12 +14,13 @@ from jobs.recipes.config import describe
 from jobs.report.load_run import TrainedRun, load_run
 from jobs.training.ranks.record import RankRow, RankTimes, read_ranks
 from jobs.training.timing import phase_seconds
+from logpose.common.records import RecordError, parse_record
 
 
 def info_run(run_dir: Path) -> None:
     """Describe the training in `run_dir`. Raises JobError where there is none, ModelFileError where it is damaged."""
     run = load_run(run_dir)
-    rows = read_ranks(run.folder.ranks)
+    rows = [rank_row(values) for values in run.state.ranks] or read_ranks(run.folder.ranks)
     blocks = [_training(run), _times(run)]
     if rows:
         blocks.append(_ranks(rows))
@@ -56,6 +59,17 @@ def _times(run: TrainedRun) -> list[str]:
     phases = {name: seconds for name, seconds in phase_seconds(run.history).items() if seconds > 0}
     rows = [(name, duration(seconds), f"{seconds / total:.1%}") for name, seconds in phases.items()]
     return table([("time", "", ""), *rows, ("together", duration(run.seconds), "")])
+
+
+def rank_row(values: dict[str, Any]) -> RankRow:
+    """A row of ranks.csv, from the state in last.safetensors, which has a checksum. Raises ModelFileError."""
+    try:
+        place = parse_record(RankRow, {name: values[name] for name in RankRow._fields[:-1]} | {"times": RankTimes()})
+        columns = {each.name for each in fields(RankTimes)} & values.keys()
+        times = parse_record(RankTimes, {name: values[name] for name in columns})
+    except (KeyError, RecordError) as error:
+        raise ModelFileError(f"expected what a rank did, found something else ({error}); train again") from error
+    return place._replace(times=times)
 
 
 def _ranks(rows: Sequence[RankRow]) -> list[str]:

@@ -44,6 +44,7 @@ class Training:
                 self._train_epoch()
                 evaluation = self._validate()
             except PipelineError:  # the dataset is damaged, the weights are not: resume once it is repaired
+                # If it has been replaced, they may be of mixed images: not saved.
                 self._save_checkpoint()
                 raise
             self._end_epoch(evaluation)
@@ -89,6 +90,7 @@ class Training:
             return self.engine.validate(show)
 
     def _end_epoch(self, evaluation: Evaluation | None) -> None:
+        self.artifacts.data.check_unchanged()
         with self.clock("validation"):
             metrics = validation_metrics(evaluation, self.recipe.loss) if evaluation else {}
         self.state.ranks += [each.to_dict() for each in self.engine.take_activity()]
@@ -114,6 +116,7 @@ class Training:
         return f"{plural(self.state.batches, 'step')} of epoch {self.state.epoch}"
 
     def _save_checkpoint(self, progress: Bar | None = None) -> None:
+        self.artifacts.data.check_unchanged()
         with self.clock("save"):
             snapshot = self.engine.snapshot()
         for result in snapshot.results:

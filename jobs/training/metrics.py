@@ -12,7 +12,8 @@ from cnn.evaluation.calibration import MIN_ROWS, calibrate
 from cnn.evaluation.metrics import ClassScores, Evaluation
 from cnn.losses import Loss, SoftmaxCrossEntropy
 from jobs.errors import JobError
-from logpose.common.files import write_atomically
+from logpose.common.files import open_text, write_atomically
+from logpose.common.records import RecordError, parse_record
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,11 @@ class EpochRow:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: Path) -> "EpochRow":
-        """Make a row from a mapping; unknown keys are ignored. Raises JobError where a column is missing."""
+        """Make a row from a mapping; unknown keys are ignored. Raises JobError where one is missing or no number."""
         known = {field.name for field in fields(cls)}
         try:
-            return cls(**{name: value for name, value in values.items() if name in known})
-        except TypeError as error:
+            return parse_record(cls, {name: value for name, value in values.items() if name in known})
+        except RecordError as error:
             raise JobError(f"expected metrics of an epoch in {source}, found others: {error}; train again") from None
 
 
@@ -102,9 +103,9 @@ def write_metrics(path: Path, rows: Iterable[EpochRow]) -> None:
 def read_metrics(path: Path) -> list[EpochRow]:
     """Read metrics.csv, that of an older version too. Raises JobError where it is not one, OSError."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with open_text(path) as file:
             rows = [{name: _parse(name, text) for name, text in row.items()} for row in csv.DictReader(file)]
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, csv.Error) as error:
         raise JobError(f"expected numbers for each epoch in {path}, found others ({error}); copy it again") from error
     return [EpochRow.from_dict(row, path) for row in rows]
 

@@ -1,13 +1,15 @@
 """RUN_DIR: the files of a training, and the state that an exact resume needs."""
 
 import shlex
+import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cnn.checkpoint import Checkpoint, ModelCard, load_checkpoint, save_checkpoint
+from cnn.checkpoint import Checkpoint, ModelCard, is_model_file, load_checkpoint, save_checkpoint
 from cnn.errors import ModelFileError
 from cnn.training.pending import BatchResult
 from cnn.training.recipe import Recipe
@@ -15,6 +17,8 @@ from jobs.errors import JobError
 from jobs.training.metrics import EpochRow, is_better, read_metrics
 from jobs.training.summary import Summary, read_summary
 from jobs.training.timing import EpochTimes
+from logpose.common.files import make_folder, read_regular
+from logpose.common.records import RecordError, parse_record
 
 
 @dataclass
@@ -41,6 +45,7 @@ class TrainingState:
     best: EpochRow | None = None
     ranks: list[dict[str, Any]] = field(default_factory=list)  # rows of ranks.csv
     confusion_epoch: int = 0  # the epoch that confusion.png and classes.csv show
+    files: dict[str, int] = field(default_factory=dict)  # CRC-32 of the other files, once the training is finished
 
     def add_batch(self, result: BatchResult) -> None:
         """Count one training step of the current epoch."""
@@ -80,19 +85,30 @@ class TrainingState:
     @classmethod
     def from_json(cls, values: dict[str, Any], source: Path) -> "TrainingState":
         """Read what `to_json` returned, in an older version too. Raises ModelFileError for anything else."""
+        values = dict(values)
         try:
-            rows = [EpochRow(**row) for row in values.pop("history")]
-            best = values.pop("best")
-            if "times" in values:
-                times = EpochTimes(**values.pop("times"))
-            else:  # an older version, with two times only and the whole row of the best epoch
-                times = EpochTimes(seconds=values.pop("seconds"), wait_seconds=values.pop("wait_seconds"))
-                best = best["epoch"] if best else None
-            return cls(**values, times=times, history=rows, best=rows[best - 1] if best else None)
-        except (KeyError, TypeError, IndexError) as error:
+            number = values.pop("best", None)
+            if "times" not in values:  # an older version, with two times only and the whole row of the best epoch
+                times = {name: values.pop(name) for name in ("seconds", "wait_seconds") if name in values}
+                values["times"] = times
+                number = number["epoch"] if number else None
+            state = parse_record(cls, values)
+            state._check(number)
+        except (RecordError, TypeError, KeyError) as error:
             raise ModelFileError(
-                f"{source} does not hold the state of a training; start again with --overwrite"
+                f"{source} does not hold the state of a training ({error}); start again with --overwrite"
             ) from error
+        state.best = state.history[number - 1] if number else None
+        return state
+
+    def _check(self, best: Any) -> None:
+        """Raise RecordError where numbers contradict each other; `best` is that of the best epoch."""
+        done = len(self.history)
+        counts = (self.batches, self.step, self.rows, self.correct)
+        numbers_fit = [row.epoch for row in self.history] == list(range(1, done + 1)) and self.epoch == done + 1
+        best_fits = best is None or (type(best) is int and 0 < best <= done)
+        if not (numbers_fit and best_fits and min(counts) >= 0 and 0 <= self.confusion_epoch <= done):
+            raise RecordError("its epochs and steps contradict each other")
 
 
 def is_finished(state: TrainingState, recipe: Recipe) -> bool:
@@ -127,22 +143,81 @@ class RunFolder:
         self.ranks = path / "ranks.csv"  # of a training on ranks
         self.report = path / "report.html"  # by `logpose report`
 
+    @property
+    def results(self) -> tuple[Path, ...]:
+        """The files that can be made again from the two model files."""
+        return self.config, self.metrics, self.classes, self.summary, self.curves, self.confusion, self.ranks
+
+    def read_state(self) -> TrainingState | None:
+        """Read the state in last.safetensors; None without that file. Raises ModelFileError where it is damaged."""
+        if not self.last.exists():
+            return None
+        return TrainingState.from_json(load_checkpoint(self.last).progress, self.last)
+
     def read_history(self) -> list[EpochRow]:
-        """Read metrics.csv: a row per finished epoch, so none during the first. Raises JobError where it is damaged."""
+        """Return the rows of the finished epochs, none during the first: of last.safetensors, or else metrics.csv.
+
+        Raises ModelFileError or JobError where that is damaged.
+        """
+        if state := self.read_state():
+            return state.history
         return read_metrics(self.metrics) if self.metrics.exists() else []
 
     def read_summary(self) -> Summary | None:
         """Read summary.json; None while the training is not finished. Raises JobError where it is damaged."""
+        state = self.read_state()
+        if state and self.summary.name in self.damaged(state) and self.summary.exists():
+            raise JobError(f"{self.summary} is damaged; run 'logpose train' with --resume, which makes it again")
         return read_summary(self.summary)
 
-    def checkpoint_to_resume(self, *, resume: bool, overwrite: bool) -> Checkpoint | None:
-        """Return the checkpoint to resume from, or None to start a training.
+    def checksums(self) -> dict[str, int]:
+        """CRC-32 of each result that is there, by name."""
+        return {file.name: zlib.crc32(read_regular(file)) for file in self.results if file.is_file()}
 
-        Raises JobError where the folder holds a training and neither option allows to touch it, and where `path` is
-        a file; ModelFileError where the checkpoint is damaged.
-        """
+    def damaged(self, state: TrainingState) -> list[str]:
+        """Return the names of the files that are missing, or not as the finished training in `state` left them."""
+        found = self.checksums()
+        damaged = [name for name, checksum in state.files.items() if found.get(name) != checksum]
+        try:
+            if not state.files and not read_summary(self.summary):  # of an older training, without checksums
+                damaged.append(self.summary.name)
+        except JobError:
+            damaged.append(self.summary.name)
+        try:
+            load_checkpoint(self.model)
+        except ModelFileError:
+            damaged.append(self.model.name)
+        return damaged
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Remove these results, so that they are made again. Raises OSError."""
+        drawn_together = {self.classes.name, self.confusion.name}
+        for file in self.results:
+            if file.name in names or (file.name in drawn_together and drawn_together & {*names}):
+                file.unlink(missing_ok=True)
+
+    def is_training(self) -> bool:
+        """Whether the folder holds a training, even if it is damaged."""
+        return any(is_model_file(file) for file in (self.last, self.model))
+
+    def check(self) -> None:
+        """Raise JobError where the folder holds other files and no training: these are never touched."""
         if self.path.exists() and not self.path.is_dir():
             raise JobError(f"{self.path} is a file; give the name of a folder for the results")
+        if not self.path.exists() or self.is_training():
+            return
+        others = sorted(file.name for file in self.path.iterdir() if not file.name.startswith("."))
+        if others:
+            names = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
+            raise JobError(f"{self.path} holds no training but other files ({names}); give a new or an empty folder")
+
+    def checkpoint_to_resume(self, *, resume: bool, overwrite: bool) -> Checkpoint | None:
+        """Return the checkpoint to resume from, or None to start a training. Call it under the folder's lock.
+
+        Raises JobError where the folder holds a training and neither option allows to touch it, and what `check` does;
+        ModelFileError where the checkpoint is damaged.
+        """
+        self.check()
         if resume and self.last.exists():
             return load_checkpoint(self.last)
         if resume and self.model.exists() and not overwrite:
@@ -151,11 +226,15 @@ class RunFolder:
                 f" --init {self.model} in another folder, or start again with --overwrite"
             )
         if not overwrite and (self.last.exists() or self.model.exists()):
-            raise JobError(
-                f"{self.path} holds a training; add --resume to continue it, --overwrite to start again, or give"
-                " another folder"
-            )
+            raise self.exists_error()
         return None
+
+    def exists_error(self) -> JobError:
+        """The error for a folder that holds another training, or an unfinished one."""
+        return JobError(
+            f"{self.path} holds a training; add --resume to continue it, --overwrite to start again, or give"
+            " another folder"
+        )
 
     def resume_command(self, dataset: Path, card: ModelCard, **options: Any) -> str:
         """Return the command line that resumes the training with `options`; for a class of a notebook, Python's call.
@@ -172,9 +251,8 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove the files of an earlier training; create the folder if it is missing. Raises OSError."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        results = self.metrics, self.curves, self.confusion, self.classes, self.summary, self.report, self.ranks
-        for file in (self.last, self.model, self.config, *results):
+        make_folder(self.path)
+        for file in (*self.results, self.report, self.last, self.model):  # models last: they tell that it is a training
             file.unlink(missing_ok=True)
 
     def save_last(self, card: ModelCard, tensors: dict[str, np.ndarray], state: TrainingState) -> None:

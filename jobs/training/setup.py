@@ -41,6 +41,7 @@ def build_card(data: Dataset, recipe: Recipe) -> ModelCard:
         fit=data.fit,
         mean=data.mean,
         std=data.std,
+        depth=data.attributes.depth,
         loss=loss_of(recipe),
         model_class=model_path(name),
     )
@@ -65,19 +66,23 @@ def open_streams(
     `lanes` are the micro-batches to read, None for all. Raises OptionError where the budget is too small.
     """
     batch_size, seed, micro_batch = recipe.batch_size, recipe.seed, recipe.micro_batch
-    val, note = None, ""
+    val, reserved = None, 0
     if data.val.rows:
         val = BatchStream(data.val, batch_size, seed=seed, shuffle=False, workers=workers)
-        ram_budget = max(0, ram_budget - val.ram_bytes)
-        note = f" (validation takes {-(-val.ram_bytes // 10**6)} MB of it)"
-    try:
-        train = BatchStream(
-            data.train, batch_size, seed=seed, micro_batch=micro_batch, lanes=lanes, workers=workers,
-            ram_budget=ram_budget,
-        )  # fmt: skip
-    except OptionError as error:
-        raise OptionError(f"{error}{note}") from error
-    return Streams(train, val)
+        reserved = val.ram_bytes
+
+    def open_train(budget: int | None) -> BatchStream:
+        return BatchStream(
+            data.train, batch_size, seed=seed, micro_batch=micro_batch, lanes=lanes, workers=workers, ram_budget=budget
+        )
+
+    needed = open_train(None).min_bytes + reserved
+    if ram_budget < needed:
+        raise OptionError(
+            f"expected a RAM budget of at least {-(-needed // 10**6)} MB for {data.path} in batches of {batch_size},"
+            f" found {ram_budget / 1e6:.3g} MB: raise --ram-budget, or lower --batch-size or --workers"
+        )
+    return Streams(open_train(ram_budget - reserved), val)
 
 
 def initialise(trainer: Trainer, card: ModelCard, data: Dataset, start: Checkpoint | None) -> list[str]:

@@ -10,6 +10,7 @@ from jobs.console.progress import plural
 from jobs.errors import JobError
 from jobs.training.metrics import EpochRow
 from logpose.common.files import write_atomically
+from logpose.common.records import RecordError, parse_record, read_json
 
 _RENAMED = {"train_pictures": "train_images", "val_pictures": "val_images"}  # older name -> name
 
@@ -96,12 +97,12 @@ def read_summary(path: Path) -> Summary | None:
     """Read summary.json, that of an older version too; None if there is none. Raises JobError where it is not one."""
     known = {field.name for field in fields(Summary)}
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         values = {_RENAMED.get(name, name): value for name, value in values.items()}
-        return Summary(**{name: value for name, value in values.items() if name in known})
+        return parse_record(Summary, {name: value for name, value in values.items() if name in known})
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, AttributeError) as error:
+    except (RecordError, AttributeError) as error:
         raise JobError(
             f"expected the summary of a training in {path}, found something else ({error}); remove it and run"
             " 'logpose train' with --resume"

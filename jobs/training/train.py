@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from cnn.checkpoint import Checkpoint, ModelCard, load_checkpoint
-from cnn.errors import NonFiniteError
+from cnn.errors import ModelFileError, NonFiniteError
 from cnn.training.recipe import Recipe
 from cnn.training.trainer import Trainer
 from jobs.console.device import choose_backend, device_text, has_changed
@@ -22,7 +22,6 @@ from jobs.training.device_cache import cached_stream, describe_cache, is_cached
 from jobs.training.engine import Engine, LocalEngine
 from jobs.training.loop import Training
 from jobs.training.memory import explain_memory
-from jobs.training.metrics import write_metrics
 from jobs.training.run_folder import RunFolder, TrainingState, is_finished
 from jobs.training.setup import (
     build_card,
@@ -37,8 +36,7 @@ from jobs.training.summary import Summary
 from jobs.training.timing import EpochClock
 from logpose.common.cpus import available_cpus
 from logpose.common.errors import printable
-from logpose.common.files import write_atomically
-from logpose.common.locks import exclusive_lock
+from logpose.common.locks import output_lock
 from pipeline.dataset.schema import DUPLICATES_FILE
 from pipeline.dataset.store import Dataset
 
@@ -67,29 +65,44 @@ def train(
         raise JobError(f"expected a folder for the results, found {run_dir}; give a folder inside it")
     if (run_dir / "zarr.json").exists():
         raise JobError(f"expected a folder for the results, found a dataset at {run_dir}; give another folder")
+    folder.check()
+    with output_lock(run_dir, f"training into {run_dir}"):
+        _train(data, folder, options, recipe, objects)
+    return folder
+
+
+def _train(
+    data: Dataset, folder: RunFolder, options: TrainOptions, recipe: Recipe | None, objects: Mapping[str, Any] | None
+) -> None:
+    """`train`, under the lock of the run folder."""
     if options.init and options.init.is_dir():  # of a training
         options = replace(options, init=options.init / "model.safetensors")
+    given = (to_toml(recipe), "the recipe") if recipe else ("", "")
+    if not options.resume and not options.overwrite and folder.last.exists():
+        state, recipe = _finished_before(data, folder, options, given, objects)
+        _report_finished(folder, state, recipe, "--resume and ")
+        return
     checkpoint = folder.checkpoint_to_resume(resume=options.resume, overwrite=options.overwrite)
     start = load_checkpoint(options.init) if options.init and checkpoint is None else None
-    base, base_name = (to_toml(recipe), "the recipe") if recipe else ("", "")
     if checkpoint:
         state = TrainingState.from_json(checkpoint.progress, folder.last)
-        recipe = recipe_to_resume(options, state, folder, base, objects)
+        recipe = recipe_to_resume(options, state, folder, given[0], objects)
         _check_same_dataset(data, state, folder)
     else:
-        if start and not recipe:  # the saved model determines the architecture; the rest of the recipe is free
-            base, base_name = model_toml(start.card.model, start.card.model_options), str(options.init)
-        recipe = _resolve(options, base, base_name, objects)
+        recipe = _first_recipe(options, start, given, objects)
         state = TrainingState(to_toml(recipe), data.content_hash)
     for line in describe_data(data):
         say(line)
     _warn(data, recipe)
-    if is_finished(state, recipe) and (summary := folder.read_summary()):
-        done = plural(len(state.history), "epoch")
-        more = "--epochs" if len(state.history) >= recipe.epochs else "--patience"
-        say(printable(f"{run_dir} is finished ({done}); to train longer, give more {more}"))
-        _report_end(folder, summary)
-        return folder
+    if is_finished(state, recipe):
+        damaged = folder.damaged(state)
+        if not damaged:
+            _report_finished(folder, state, recipe)
+            return
+        say(labelled("note", f"missing or damaged, and made again: {', '.join(damaged)}"))
+        folder.remove(damaged)
+    else:
+        state.files = {}
     state.dataset = str(data.path.resolve())
 
     card = build_card(data, recipe)
@@ -98,30 +111,49 @@ def train(
             change = f"trained on {state.device} so far, and now on {device}"
             say(labelled("note", f"{change}: the weights will differ slightly from those of a training on one device"))
         state.device = device
-        run_dir.parent.mkdir(parents=True, exist_ok=True)
-        place = run_dir.resolve()  # "." and ".." have no name
-        with exclusive_lock(place.with_name(f".{place.name}.lock"), f"training into {run_dir}"):
-            if not checkpoint:
-                folder.clear()
-            write_atomically(folder.config, to_toml(recipe))
-            for file in (folder.summary, folder.report):  # they describe an earlier end
-                file.unlink(missing_ok=True)
-            if state.history:
-                write_metrics(folder.metrics, state.history)
-            artifacts = Artifacts(
-                folder, data, card, engine, state, options.checkpoint_minutes, options.checkpoint_steps
-            )
-            resume = _resume_command(options, data, card, folder)
-            try:
-                with explained(artifacts, resume):
-                    summary = Training(engine, state, artifacts, resume).run()
-            except NonFiniteError as error:
-                best = f"the best model so far is in {folder.model}" if state.best else "no model is saved yet"
-                raise NonFiniteError(f"{error}, and start again with --overwrite; {best}") from error
+        if not checkpoint:
+            folder.clear()
+        artifacts = Artifacts(folder, data, card, engine, state, options.checkpoint_minutes, options.checkpoint_steps)
+        resume = _resume_command(options, data, card, folder)
+        try:
+            with explained(artifacts, resume):
+                summary = Training(engine, state, artifacts, resume).run()
+        except NonFiniteError as error:
+            best = f"the best model so far is in {folder.model}" if state.best else "no model is saved yet"
+            raise NonFiniteError(f"{error}, and start again with --overwrite; {best}") from error
     for line in summary.lines():
         say(line)
     _report_end(folder, summary)
-    return folder
+
+
+def _finished_before(
+    data: Dataset, folder: RunFolder, options: TrainOptions, given: tuple[str, str], objects: Mapping[str, Any] | None
+) -> tuple[TrainingState, Recipe]:
+    """Return the state and recipe of the same training, where it is finished. Raises JobError for any other."""
+    folder.check()
+    init = str(options.init.resolve()) if options.init else ""
+    try:
+        state = folder.read_state()
+        assert state, "last.safetensors exists"
+        if (state.content_hash, state.init) != (data.content_hash, init):
+            raise folder.exists_error()
+        start = load_checkpoint(options.init) if options.init else None
+    except ModelFileError as error:
+        raise folder.exists_error() from error
+    recipe = _first_recipe(options, start, given, objects)
+    same = to_toml(recipe) == _complete(state.recipe, folder)
+    if not (same and is_finished(state, recipe)) or folder.damaged(state):
+        raise folder.exists_error()
+    return state, recipe
+
+
+def _first_recipe(
+    options: TrainOptions, start: Checkpoint | None, given: tuple[str, str], objects: Mapping[str, Any] | None
+) -> Recipe:
+    """The recipe of a new training, perhaps of the saved model `start`; `given` is a recipe as TOML, and its name."""
+    if start and not given[0]:  # the saved model determines the architecture; the rest of the recipe is free
+        given = model_toml(start.card.model, start.card.model_options), str(options.init)
+    return _resolve(options, *given, objects)
 
 
 # Where it computes: the engine, what its results depend on, and a context that explains errors of a GPU
@@ -204,8 +236,7 @@ def recipe_to_resume(
     Raises JobError where it differs from the saved one in more than the training's length.
     """
     recipe = _resolve(options, given or state.recipe, "the recipe" if given else str(folder.config), objects)
-    # An older training's recipe lacks what was added to recipes since: compare with the defaults filled in.
-    saved = to_toml(resolve(base=state.recipe, base_name=str(folder.config)))
+    saved = _complete(state.recipe, folder)
     may_differ = ("train.epochs ", "train.patience ")
     changed = [line for line in differences(saved, to_toml(recipe)) if not line.startswith(may_differ)]
     if changed:
@@ -215,6 +246,11 @@ def recipe_to_resume(
         )
     state.recipe = to_toml(recipe)
     return recipe
+
+
+def _complete(recipe: str, folder: RunFolder) -> str:
+    """A saved recipe with the defaults of what was added to recipes since."""
+    return to_toml(resolve(base=recipe, base_name=str(folder.config)))
 
 
 def _resolve(options: TrainOptions, base: str, base_name: str, objects: Mapping[str, Any] | None) -> Recipe:
@@ -258,6 +294,16 @@ def _resume_command(options: TrainOptions, data: Dataset, card: ModelCard, folde
     return folder.resume_command(
         data.path, card, precision=precision, ranks=options.ranks, scheduler=options.scheduler
     )
+
+
+def _report_finished(folder: RunFolder, state: TrainingState, recipe: Recipe, option: str = "") -> None:
+    """Print that there is nothing to do, and what `_report_end` does."""
+    summary = folder.read_summary()
+    assert summary, "it is not damaged"
+    done = plural(len(state.history), "epoch")
+    more = "--epochs" if len(state.history) >= recipe.epochs else "--patience"
+    say(printable(f"{folder.path} is finished ({done}); to train longer, give {option}more {more}"))
+    _report_end(folder, summary)
 
 
 def _report_end(folder: RunFolder, summary: Summary) -> None:

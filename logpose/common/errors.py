@@ -5,13 +5,15 @@
     ├── cnn.errors.NetworkError         networks, recipes and model files
     ├── jobs.errors.JobError            the use of a job
     ├── jobs.errors.Interrupted         Ctrl-C, after saving
-    └── BusyError                       another process is at work on the same output
+    ├── BusyError                       another process is at work on the same output
+    └── PathError                       a path that cannot be used
 
 Every message is one line: what was expected, what was found, where, and what to do about it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import ClassVar
@@ -21,6 +23,11 @@ _CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)
     0x2028: "\\u2028",
     0x2029: "\\u2029",
 }
+
+
+# How `printable` escapes: control characters and backslashes by two digits, lone surrogates and separators by four.
+_ESCAPE = re.compile(r"\\(?:x([01][0-9a-f]|7f|[89][0-9a-f]|5c)|u(d[89a-f][0-9a-f]{2}|202[89]))")
+_AMBIGUOUS = re.compile(rf"\\(?={_ESCAPE.pattern[2:]})")
 
 
 class LogposeError(Exception):
@@ -43,6 +50,10 @@ class BusyError(LogposeError):
     """Another process is at work on the same output."""
 
 
+class PathError(LogposeError):
+    """A path that was given cannot be used: it is a URL, or an output would replace something else."""
+
+
 def printable(text: str) -> str:
     """Return the text as one line of valid UTF-8.
 
@@ -50,6 +61,31 @@ def printable(text: str) -> str:
     written as backslash escapes; everything else stays as it is.
     """
     return text.encode("utf-8", "backslashreplace").decode("utf-8").translate(_CONTROL)
+
+
+def escaped(name: str) -> str:
+    """Return a file name as `printable` does, but so that `unescaped` finds it again.
+
+    For that, a backslash of the name that looks like the beginning of an escape is escaped as well.
+    """
+    return printable(_AMBIGUOUS.sub(r"\\x5c", name))
+
+
+def unescaped(text: str) -> str:
+    """Return the file name that `escaped` was given."""
+    return _ESCAPE.sub(lambda found: chr(int(found[1] or found[2], 16)), text)
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what an error says, without the number and the path that an error of the system adds."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return printable(str(error))
+
+
+def shortened(text: str, length: int = 200) -> str:
+    """Return the text, or its beginning where it is longer than `length`: what others wrote may be of any length."""
+    return text if len(text) <= length else f"{text[:length]}…"
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -9,6 +11,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from logpose.common.errors import BusyError
+from logpose.common.files import make_folder
+from logpose.common.notices import note_once
+
+# What flock answers on file systems without locks: some NFS, Lustre and FUSE.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 
 @contextmanager
@@ -17,6 +24,14 @@ def exclusive_lock(lock_file: Path, what: str) -> Iterator[None]:
 
     `what` names the work in the message of BusyError, which is raised if another process holds the lock.
     """
+    if (reason := _why_no_locks(lock_file)) is not None:
+        note_once(
+            "no locks",
+            f"the file system of {lock_file.parent} has no locks ({reason}): do not start a second {what} while this"
+            " one runs",
+        )
+        yield
+        return
     lock = FileLock(lock_file, blocking=False)
     try:
         lock.acquire()
@@ -32,3 +47,48 @@ def exclusive_lock(lock_file: Path, what: str) -> Iterator[None]:
         with suppress(OSError):  # Windows does not delete open files: the lock file stays
             lock_file.unlink()
         lock.release()
+
+
+@contextmanager
+def output_lock(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock of the output `path`, `.NAME.lock` next to it: see `exclusive_lock`.
+
+    Whatever depends on what is at `path` is to be decided within. Folders above it that are missing are made, and
+    removed again if they stay empty.
+    """
+    place = path.resolve()  # "." and ".." have no name; and a link is a second name of one output
+    made = [folder for folder in place.parents if not folder.exists()]
+    make_folder(place.parent)
+    try:
+        with exclusive_lock(place.with_name(f".{place.name}.lock"), what):
+            yield
+    finally:
+        for folder in made:
+            with suppress(OSError):  # not empty
+                folder.rmdir()
+
+
+def _why_no_locks(lock_file: Path) -> str | None:
+    """Why no file can be locked here, as the system says it; None where locks work.
+
+    Versions of the library that takes the lock differ in what they do then: they say that another process has it, or
+    make a file instead, which a kill leaves behind.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows, which has locks everywhere
+        return None
+    try:
+        descriptor = os.open(lock_file, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            with suppress(OSError):
+                lock_file.unlink()
+            return os.strerror(error.errno).lower()
+    finally:
+        os.close(descriptor)
+    return None

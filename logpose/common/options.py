@@ -14,6 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+# Threads, or processes, that a user can ask for: more are a typing error, and would fill the memory before they work.
+MAX_WORKERS = 1024
+
 
 @dataclass(frozen=True)
 class Option:

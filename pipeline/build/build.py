@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import errno
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from logpose.common.errors import printable
+from logpose.common.errors import escaped, printable
+from logpose.common.files import make_folder
 from logpose.common.locks import exclusive_lock
+from logpose.common.options import MAX_WORKERS
+from pipeline.build.depth import find_depth
 from pipeline.build.destination import LOCK_FILE, ExistingBuild, check_destination, prepare_destination
 from pipeline.build.journal import Failure, Journal, ShardResult
 from pipeline.build.options import MAX_SIDE, BuildOptions
@@ -22,6 +26,7 @@ from pipeline.build.reports import read_failures, write_duplicates, write_failur
 from pipeline.build.rounds import OnProgress, Rounds
 from pipeline.dataset.codecs import chunk_codecs
 from pipeline.dataset.schema import (
+    DUPLICATES_FILE,
     FAILURES_FILE,
     FORMAT_VERSION,
     SPLITS,
@@ -31,12 +36,16 @@ from pipeline.dataset.schema import (
     colour_statistics,
     content_digest,
 )
-from pipeline.dataset.store import Dataset
+from pipeline.dataset.store import Dataset, read_attributes
 from pipeline.dataset.writer import create_dataset, seal
-from pipeline.errors import BuildError, ListingError, OptionError
+from pipeline.errors import BuildError, DatasetError, ListingError, OptionError
 from pipeline.images.decode import check_frame
-from pipeline.scan.class_folders import list_images
+from pipeline.images.flatness import count_flat
+from pipeline.images.options import MAX_PIXELS, DecodeOptions, Depth
+from pipeline.scan.class_folders import deep_classes, list_images
 from pipeline.scan.source_files import Source
+
+FLATNESS_BYTES = 2**24  # of the images looked at for whether they show anything
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,11 @@ class BuildReport:
     failures    files that could not be read, as in failures.csv: sorted by path
     duplicates  None if near-duplicates were not searched for
     skipped     files and folders in the root that are not in a class folder
+    counts      images of each class by split, in the order of class_names
+    deep        classes whose folder holds only folders
+    jump        a note on a share of failures that jumped; None without one
+    depth       values of black and white of deep grey; None if no image of the sample was deep
+    flat        of some training images, how many are flat, and how many were looked at
     existing    whether the build was new, resumed, or finished before
     """
 
@@ -56,7 +70,12 @@ class BuildReport:
     failures: tuple[Failure, ...]
     duplicates: DuplicateCounts | None
     skipped: tuple[str, ...]
+    counts: dict[str, tuple[int, ...]]
+    deep: tuple[str, ...]
+    jump: str | None
     content_hash: str
+    depth: Depth | None
+    flat: tuple[int, int]
     existing: ExistingBuild
     seconds: float
 
@@ -71,9 +90,9 @@ def build_dataset(
 
     on_progress is called in this thread, several times a second. A build that was killed or failed resumes if images
     and options are the same, and ends with the same content; a finished one stays as it is.
-    Raises PipelineError: ListingError, OptionError, OutputExistsError, BusyError; BuildError if the dataset cannot be
-    written, for example if the disk is full; TooManyFailures. After the last two and KeyboardInterrupt, the dataset is
-    unsealed, and a rerun resumes.
+    Raises PipelineError: ListingError, OptionError, OutputExistsError, BusyError; ReadError if the system fails to read
+    an image; BuildError if the dataset cannot be written, for example if the disk is full; TooManyFailures. After the
+    last three and KeyboardInterrupt, the dataset is unsealed, and a rerun resumes.
     """
     began = time.monotonic()
     root, dest, options = Path(root), Path(dest), options or BuildOptions()
@@ -82,8 +101,9 @@ def build_dataset(
     check_destination(root, dest)
     identity, rounds = _identity(source, options), Rounds(dest, source, options, on_progress)
     try:
-        dest.mkdir(parents=True, exist_ok=True)
+        make_folder(dest)
         with exclusive_lock(dest / LOCK_FILE, f"build of {dest}"):
+            check_destination(root, dest)  # again: another process may have been there meanwhile
             existing = prepare_destination(dest, identity, source, options.overwrite)
             if existing is not ExistingBuild.FINISHED:
                 _write_dataset(rounds, identity, is_new=existing is ExistingBuild.NONE)
@@ -107,7 +127,15 @@ def build_dataset(
         failures=tuple(read_failures(dest)),
         duplicates=dataset.attributes.duplicates,
         skipped=source.skipped,
+        counts={
+            split: tuple(np.bincount(dataset[split].labels, minlength=len(dataset.class_names)).tolist())
+            for split in SPLITS
+        },
+        deep=tuple(deep_classes(source)),
+        jump=rounds.progress.jump.note,
         content_hash=dataset.content_hash,
+        depth=dataset.attributes.depth,
+        flat=_count_flat(dataset),
         existing=existing,
         seconds=time.monotonic() - began,
     )
@@ -118,8 +146,8 @@ def _check_options(options: BuildOptions) -> None:
     if max(options.size) > MAX_SIDE:
         height, width = options.size
         raise OptionError(f"expected an image size of at most {MAX_SIDE} a side, found {height}x{width}: lower it")
-    if options.workers is not None and options.workers < 1:
-        raise OptionError(f"expected at least one worker, found {options.workers}: None is one per CPU")
+    if options.workers is not None and not 1 <= options.workers <= MAX_WORKERS:
+        raise OptionError(f"expected 1 to {MAX_WORKERS} workers, found {options.workers}: None is one per CPU")
     if options.max_failures is not None and options.max_failures < 0:
         raise OptionError(f"expected max_failures of 0 or more, found {options.max_failures}: None is no limit")
     chunk_codecs(options.codec)
@@ -127,7 +155,7 @@ def _check_options(options: BuildOptions) -> None:
 
 def _identity(source: Source, options: BuildOptions) -> dict[str, Any]:
     """Everything that determines the bytes of the dataset; a build resumes only if it is the same."""
-    return {
+    identity = {
         "pictures": source.hash,  # the name on disk since version 1: another would change every build_hash
         "format version": FORMAT_VERSION,
         "--size": list(options.size),
@@ -137,14 +165,23 @@ def _identity(source: Source, options: BuildOptions) -> dict[str, Any]:
         "--codec": options.codec,
         "--group-copies": options.group_copies,
     }
+    # Newer options only where they are given, so that a build_hash stays as it is.
+    if options.depth is not None:
+        identity["--depth"] = list(options.depth)
+    if options.max_pixels != MAX_PIXELS:
+        identity["--max-pixels"] = options.max_pixels
+    return identity
 
 
 def _write_dataset(rounds: Rounds, identity: dict[str, Any], *, is_new: bool) -> None:
     """Write the dataset, or the rest of it, and seal it."""
     dest, source, options, journal = rounds.dest, rounds.source, rounds.options, Journal(rounds.dest)
+    # A rerun takes no sample again: that would be another one if a file cannot be read this time.
+    depth = (options.depth or find_depth(source, options.max_pixels)) if is_new else read_attributes(dest).depth
+    rounds.decoding = DecodeOptions(depth, options.max_pixels)
     attributes = Attributes(
         source.class_names, options.size, options.fit, options.seed,
-        printable(str(source.root.resolve())), build_hash(identity),
+        printable(str(source.root.resolve())), build_hash(identity), depth=depth,
     )  # fmt: skip
     if is_new:
         create_dataset(dest, attributes, rounds.rows, options.codec)
@@ -156,10 +193,10 @@ def _write_dataset(rounds: Rounds, identity: dict[str, Any], *, is_new: bool) ->
 def _finish(rounds: Rounds, attributes: Attributes, shards: dict[str, list[ShardResult]]) -> None:
     """Write the reports, check that each class has training images, compute the statistics, and seal."""
     dest, source = rounds.dest, rounds.source
-    write_failures(dest, rounds.progress.failures())
+    reports = {FAILURES_FILE: write_failures(dest, rounds.progress.failures())}
     files = {split: [file for shard in shards[split] for file in shard.assigned] for split in SPLITS}
     labels = {split: source.labels[np.array(files[split], dtype=np.int64)] for split in SPLITS}  # (n,) each
-    paths = {split: [printable(source.files[file].path) for file in files[split]] for split in SPLITS}
+    paths = {split: [escaped(source.files[file].path) for file in files[split]] for split in SPLITS}
     for index, name in enumerate(source.class_names):
         if index not in labels["train"]:
             raise ListingError(
@@ -168,12 +205,22 @@ def _finish(rounds: Rounds, attributes: Attributes, shards: dict[str, list[Shard
             )
     duplicates = None
     if rounds.duplicates is not None:
-        duplicates = write_duplicates(dest, source, rounds.duplicates, rounds.validation_mask())
+        duplicates, crc = write_duplicates(dest, source, rounds.duplicates, rounds.validation_mask())
+        reports[DUPLICATES_FILE] = crc
     pixels = len(labels["train"]) * attributes.size[0] * attributes.size[1]
     sums = [sum(shard.sums[channel] for shard in shards["train"]) for channel in range(3)]
     squares = [sum(shard.squares[channel] for shard in shards["train"]) for channel in range(3)]
     mean, std = colour_statistics(pixels, sums, squares)
-    attributes = replace(attributes, duplicates=duplicates, mean=mean, std=std, sealed=True)
+    attributes = replace(attributes, duplicates=duplicates, mean=mean, std=std, reports=reports, sealed=True)
     digests = {split: [shard.digest for shard in shards[split]] for split in SPLITS}
     attributes = replace(attributes, content_hash=content_digest(attributes, digests))
     seal(dest, attributes, labels, paths)
+
+
+def _count_flat(dataset: Dataset) -> tuple[int, int]:
+    """Of the first training rows, which are in random order: how many are flat, and how many there are."""
+    height, width = dataset.size
+    rows = min(len(dataset.train), max(16, min(256, FLATNESS_BYTES // (height * width * 3))))
+    with suppress(DatasetError):  # of a finished dataset that has been damaged since: 'verify' says so
+        return count_flat(dataset.train.read(0, rows)), rows
+    return 0, 0

@@ -9,16 +9,15 @@ In the dataset's folder, until it is sealed:
     .build/train-00003.json   a finished shard: its `ShardResult`
     .build/copies.json        groups of near-duplicates, once they are known
 
-Each file is written atomically. The task that writes a shard also writes its journal entry, before the next shard: a
-kill costs each worker at most one shard.
+Each file is written atomically, and has a checksum where a build relies on it: what is damaged is made again. The task
+that writes a shard also writes its journal entry, before the next shard: a kill costs each worker at most one shard.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from logpose.common.files import write_atomically
+from logpose.common.files import make_folder, read_regular, sync_folder, write_atomically
+from logpose.common.records import RecordError, parse_record, read_record, write_record
 from pipeline.duplicates.fingerprint import FINGERPRINT_BYTES
 from pipeline.duplicates.groups import DuplicateGroups
 from pipeline.errors import FailureKind
 
 FOLDER = ".build"
 NO_FILE = -1  # instead of a file number: the file of this row could not be decoded
+_ON_DISK = {"split": "part", "assigned": "wanted"}  # names of an older version
 _RENAMED_KINDS = {"not-a-picture": "not-an-image"}  # of version 0.1, whose builds can be resumed
 
 
@@ -70,23 +71,29 @@ class ShardResult:
         failed = {file for file, _, _ in self.failures}
         return tuple(NO_FILE if file in failed else file for file in self.assigned)
 
+    def without_unreadable(self) -> ShardResult:
+        """The shard as if the files that could not be opened had never been tried: permissions may have changed."""
+        again = {file for file, kind, _ in self.failures if kind == "unreadable"}
+        if not again:
+            return self
+        return replace(
+            self,
+            assigned=tuple(NO_FILE if file in again else file for file in self.assigned),
+            failures=tuple(failure for failure in self.failures if failure[0] not in again),
+        )
+
     def to_json(self) -> dict[str, Any]:
         """The entry of the journal."""
-        names = {"split": "part", "assigned": "wanted"}
-        return {names.get(name, name): value for name, value in asdict(self).items()}
+        return {_ON_DISK.get(name, name): value for name, value in asdict(self).items()}
 
     @classmethod
     def from_json(cls, entry: Any) -> ShardResult:
         """Inverse of `to_json`. Raises KeyError, TypeError or ValueError."""
-        return cls(
-            split=entry["part"],
-            shard=entry["shard"],
-            assigned=tuple(entry["wanted"]),
-            failures=tuple((file, _RENAMED_KINDS.get(kind, kind), reason) for file, kind, reason in entry["failures"]),
-            sums=tuple(entry["sums"]),
-            squares=tuple(entry["squares"]),
-            digest=entry["digest"],
-        )
+        names = {name: _ON_DISK.get(name, name) for name in cls.__dataclass_fields__}
+        values = {name: entry[on_disk] for name, on_disk in names.items()}
+        failures = [(file, _RENAMED_KINDS.get(kind, kind), reason) for file, kind, reason in entry["failures"]]
+        values["failures"] = failures
+        return parse_record(cls, values)
 
 
 class Journal:
@@ -97,21 +104,25 @@ class Journal:
 
     def begin(self, identity: dict[str, Any], files: Iterable[str]) -> None:
         """Start the journal of a build with this identity, of source files described by a line each."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir(parents=True)
+        self.delete()
+        make_folder(self._folder)
         write_atomically(self._folder / "files.txt", "\n".join(files), shared=True)
         # build.json last: it makes the journal valid.
-        write_atomically(self._folder / "build.json", json.dumps(identity, indent=1), shared=True)
+        write_record(self._folder / "build.json", identity, shared=True)
 
     def identity(self) -> dict[str, Any] | None:
-        """The identity of the unfinished build, or None if there is none."""
-        found = _read_json(self._folder / "build.json")
-        return found if isinstance(found, dict) else None
+        """The identity of the unfinished build, empty if it is damaged, or None if there is none."""
+        try:
+            return read_record(self._folder / "build.json")
+        except OSError:
+            return None
+        except RecordError:
+            return {}
 
     def files(self) -> list[str]:
         """The lines that describe the source files of the unfinished build."""
         try:
-            return (self._folder / "files.txt").read_text(encoding="utf-8").split("\n")
+            return read_regular(self._folder / "files.txt").decode("utf-8", "replace").split("\n")
         except OSError:
             return []
 
@@ -122,13 +133,19 @@ class Journal:
     def is_claimed_by(self, run_id: str) -> bool:
         """Whether this run still may write: no later run has claimed the journal, and the build is not finished."""
         try:
-            return (self._folder / "run").read_text(encoding="utf-8") == run_id
+            return read_regular(self._folder / "run").decode("utf-8", "replace") == run_id
         except OSError:
             return False
 
     def end(self) -> None:
-        """Delete the journal: the dataset is sealed."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        """The dataset is sealed: delete the journal."""
+        self.delete()
+
+    def delete(self) -> None:
+        """Delete the journal, durably."""
+        if self._folder.exists():
+            shutil.rmtree(self._folder, ignore_errors=True)
+            sync_folder(self._folder.parent)
 
     # Shards -------------------------------------------------------------------------------------------
 
@@ -136,58 +153,91 @@ class Journal:
         """Record a written shard, and the fingerprints (n, FINGERPRINT_BYTES) of the n files decoded for it."""
         if files:
             numbers = np.array(files, dtype="<i8").tobytes()
-            name = f"{blake2b(numbers, digest_size=8).hexdigest()}.fingerprints"
-            write_atomically(self._folder / name, numbers + fingerprints.tobytes(), shared=True)
-        entry = self._folder / f"{result.split}-{result.shard:05d}.json"
-        write_atomically(entry, json.dumps(result.to_json()), shared=True)
+            content = numbers + fingerprints.tobytes()
+            path = self._folder / f"{_hash(numbers).hex()}.fingerprints"
+            write_atomically(path, content + _hash(content), shared=True)
+        write_record(self._entry(result.split, result.shard), result.to_json(), shared=True)
 
-    def results(self) -> dict[tuple[str, int], ShardResult]:
-        """The finished shards by split and number. Entries that cannot be read count as unfinished."""
+    def results(self, files: int) -> dict[tuple[str, int], ShardResult]:
+        """The finished shards of a build of so many files, by split and number. Damaged entries count as unfinished."""
         results = {}
         for path in sorted(self._folder.glob("*-*.json")):
             try:
-                result = ShardResult.from_json(_read_json(path))
-            except (KeyError, TypeError, ValueError):
+                result = ShardResult.from_json(read_record(path))
+            except (OSError, KeyError, TypeError, ValueError):
                 continue
-            results[result.split, result.shard] = result
+            numbers = {*result.assigned, *(file for file, _, _ in result.failures)}
+            if path == self._entry(result.split, result.shard) and all(0 <= file < files for file in numbers):
+                results[result.split, result.shard] = result
         return results
 
+    def _entry(self, split: str, shard: int) -> Path:
+        return self._folder / f"{split}-{shard:05d}.json"
+
     # Near-duplicates ----------------------------------------------------------------------------------
+
+    def fingerprinted(self, files: int) -> npt.NDArray[np.bool_]:
+        """Which of the files have an undamaged fingerprint, (files,)."""
+        found = np.zeros(files, dtype=np.bool_)  # (files,)
+        for numbers, _ in self._read_fingerprints(files):
+            found[numbers] = True
+        return found
 
     def fingerprints(self, files: int) -> npt.NDArray[np.uint8]:
         """The fingerprints of all files, (files, FINGERPRINT_BYTES), as a memory map; zeros for missing ones."""
         path = self._folder / "all"
         with path.open("wb") as combined:
             combined.truncate(files * FINGERPRINT_BYTES)
-            for shard in self._folder.glob("*.fingerprints"):
-                content = shard.read_bytes()
-                count = len(content) // (8 + FINGERPRINT_BYTES)
-                for place, number in enumerate(np.frombuffer(content, dtype="<i8", count=count).tolist()):
-                    start = 8 * count + place * FINGERPRINT_BYTES
+            for numbers, prints in self._read_fingerprints(files):
+                for number, fingerprint in zip(numbers.tolist(), prints, strict=True):
                     combined.seek(number * FINGERPRINT_BYTES)
-                    combined.write(content[start : start + FINGERPRINT_BYTES])
+                    combined.write(fingerprint)
         return np.memmap(path, dtype=np.uint8, mode="r", shape=(files, FINGERPRINT_BYTES))
+
+    def _read_fingerprints(self, files: int) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]]:
+        """The file numbers (n,) and fingerprints (n, FINGERPRINT_BYTES) of each shard; damaged ones are left out.
+
+        An unfinished build of 0.1.0 has no checksum of the fingerprints, only that of the numbers, in the file's name.
+        """
+        for path in sorted(self._folder.glob("*.fingerprints")):
+            content = read_regular(path)
+            count, rest = divmod(len(content), 8 + FINGERPRINT_BYTES)
+            content, checksum = (content[:-8], content[-8:]) if rest == 8 else (content, None)
+            numbers = np.frombuffer(content, dtype="<i8", count=count)  # (n,)
+            whole = rest in (0, 8) and checksum in (None, _hash(content))
+            named = path.stem == _hash(numbers.tobytes()).hex()
+            if whole and named and ((numbers >= 0) & (numbers < files)).all():
+                prints = np.frombuffer(content, dtype=np.uint8, offset=8 * count)  # (n * FINGERPRINT_BYTES,)
+                yield numbers, prints.reshape(count, FINGERPRINT_BYTES)
 
     def save_duplicates(self, groups: DuplicateGroups) -> None:
         """Record the groups, so that they stay the same if a file disappears before the build is finished."""
         members = enumerate(zip(groups.representative.tolist(), groups.transforms, strict=True))
         copies = [(file, first, transforms) for file, (first, transforms) in members if first != file]
-        content = json.dumps({"files": len(groups.representative), "copies": copies})
-        write_atomically(self._folder / "copies.json", content, shared=True)
+        record = {"files": len(groups.representative), "copies": copies}
+        write_record(self._folder / "copies.json", record, shared=True)
 
-    def duplicates(self) -> DuplicateGroups | None:
-        """The recorded groups, or None if there are none yet."""
-        entry = _read_json(self._folder / "copies.json")
-        if entry is None:
+    def duplicates(self, files: int) -> DuplicateGroups | None:
+        """The recorded groups of so many files, or None if there are none yet, or they are damaged."""
+        try:
+            entry = parse_record(_Copies, read_record(self._folder / "copies.json"))
+        except (OSError, RecordError):
             return None
-        groups = DuplicateGroups(np.arange(entry["files"], dtype=np.int64), [""] * entry["files"])
-        for file, lead, how in entry["copies"]:
+        if entry.files != files or not all(0 <= lead < files and 0 <= file < files for file, lead, _ in entry.copies):
+            return None
+        groups = DuplicateGroups(np.arange(files, dtype=np.int64), [""] * files)
+        for file, lead, how in entry.copies:
             groups.representative[file], groups.transforms[file] = lead, how
         return groups
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
+@dataclass(frozen=True)
+class _Copies:
+    """The content of copies.json: (file, first file of its group, how they differ) of each copy."""
+
+    files: int
+    copies: tuple[tuple[int, int, str], ...]
+
+
+def _hash(content: bytes) -> bytes:
+    return blake2b(content, digest_size=8).digest()

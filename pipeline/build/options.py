@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from logpose.common.options import Option
+from logpose.common.options import MAX_WORKERS, Option
 from pipeline.errors import OptionError
+from pipeline.images.options import MAX_PIXELS, parse_depth, parse_pixels
 
 MAX_SIDE = 99_999  # pixels
 
@@ -35,6 +36,8 @@ class BuildOptions:
 
     size          (height, width) of the stored images, in pixels
     fit           'pad', 'crop' or 'squash': see `pipeline.images.decode.decode_image`
+    depth         (black, white): the values of deep grey that become 0 and 255; None: by a sample of the images
+    max_pixels    images of more pixels are refused
     val           fraction of each class for validation; unused where the folders are named train and val
     seed          of the split and of the order of rows
     group_copies  find near-duplicates, keep each group of them in one split, and list them
@@ -53,6 +56,17 @@ class BuildOptions:
         Literal["pad", "crop", "squash"],
         Option("Reach that shape with a border, by cropping or by distorting.", group="Images"),
     ] = "pad"
+    depth: Annotated[
+        tuple[float, float] | None,
+        Option(
+            "Of grey of more than 8 bits: the values from black to white.", "BITS|BLACK..WHITE", group="Images",
+            parse=parse_depth, default="auto",
+        ),
+    ] = None
+    max_pixels: Annotated[
+        int,
+        Option("Refuse images of more pixels.", "N|NM", group="Images", parse=parse_pixels, default=f"{MAX_PIXELS}"),
+    ] = MAX_PIXELS
     codec: Annotated[
         Literal["none", "lz4", "zstd"],
         Option("Compression of the pixels; photographs hardly compress.", group="Images"),
@@ -68,7 +82,7 @@ class BuildOptions:
     group_copies: Annotated[
         bool, Option("Find near-duplicates and never divide them between train and val.", group="Split")
     ] = True
-    workers: Annotated[int | None, Option("Decoding threads; default: one per CPU.", "N", 1)] = None
+    workers: Annotated[int | None, Option("Decoding threads; default: one per CPU.", "N", 1, MAX_WORKERS)] = None
     scheduler: Annotated[str | None, Option("Use this Dask cluster instead of local threads.", "tcp://HOST:PORT")] = (
         None
     )

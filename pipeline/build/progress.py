@@ -6,8 +6,9 @@ import threading
 
 import numpy as np
 
-from logpose.common.errors import printable
-from pipeline.build.journal import Failure, ShardResult
+from logpose.common.errors import escaped
+from pipeline.build.journal import NO_FILE, Failure, ShardResult
+from pipeline.failure_jump import FailureJump
 from pipeline.scan.source_files import Source
 
 
@@ -20,11 +21,13 @@ class BuildProgress:
 
     done    number of files tried
     failed  the failure of each file that could not be decoded, by file number
+    jump    the watch over the share of these; the order of the rows is random, so it should not change
     """
 
     def __init__(self, source: Source) -> None:
         self.done = 0
         self.failed: dict[int, Failure] = {}
+        self.jump = FailureJump()
         self._source = source
         self._tried = np.zeros(len(source.files), dtype=np.bool_)  # (N,)
         self._lock = threading.Lock()
@@ -38,13 +41,15 @@ class BuildProgress:
     def count_shard(self, result: ShardResult) -> None:
         """Count the files of a finished shard, even if the build is being cancelled."""
         reasons = {file: (kind, reason) for file, kind, reason in result.failures}
-        for file in {*result.assigned, *reasons}:
-            path = printable(self._source.files[file].path)
+        for file in {*result.assigned, *reasons} - {NO_FILE}:
+            path = escaped(self._source.files[file].path)
             self._count(file, Failure(path, *reasons[file]) if file in reasons else None)
 
     def _count(self, file: int, failure: Failure | None) -> None:
         with self._lock:
-            self.done += not self._tried[file]
+            if not self._tried[file]:
+                self.done += 1
+                self.jump.count(failure is not None)
             self._tried[file] = True
             if failure is not None:
                 self.failed[file] = failure

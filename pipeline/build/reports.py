@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import cast
@@ -11,19 +12,21 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from logpose.common.errors import printable
-from logpose.common.files import write_atomically
+from logpose.common.errors import escaped, reason_of
+from logpose.common.files import read_regular, write_atomically
 from pipeline.build.journal import Failure
 from pipeline.dataset.schema import DUPLICATES_FILE, DUPLICATES_HEADER, FAILURES_FILE, FAILURES_HEADER, DuplicateCounts
+from pipeline.dataset.store import read_attributes
+from pipeline.dataset.verify import damaged_reports
 from pipeline.duplicates.groups import DuplicateGroups
 from pipeline.errors import DatasetError, FailureKind
 from pipeline.scan.source_files import Source
 
 
-def write_failures(dataset: Path, failures: Iterable[Failure]) -> None:
-    """Write failures.csv: a row for each file that could not be read."""
+def write_failures(dataset: Path, failures: Iterable[Failure]) -> int:
+    """Write failures.csv: a row for each file that could not be read. Returns its CRC-32."""
     rows = ((failure.path, failure.kind, failure.reason) for failure in failures)
-    _write(dataset / FAILURES_FILE, FAILURES_HEADER, rows)
+    return _write(dataset / FAILURES_FILE, FAILURES_HEADER, rows)
 
 
 def read_failures(dataset: Path) -> list[Failure]:
@@ -33,10 +36,13 @@ def read_failures(dataset: Path) -> list[Failure]:
     """
     path = dataset / FAILURES_FILE
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return [Failure(row["path"], cast(FailureKind, row["kind"]), row["reason"]) for row in csv.DictReader(file)]
-    except (OSError, UnicodeError, csv.Error, KeyError) as error:
-        found = "no such file" if isinstance(error, FileNotFoundError) else f"{type(error).__name__} {error}"
+        content = read_regular(path)
+        if path in damaged_reports(dataset, read_attributes(dataset)):
+            raise ValueError("another file than the build wrote")
+        rows = csv.DictReader(io.StringIO(content.decode(), newline=""))
+        return [Failure(row["path"], cast(FailureKind, row["kind"]), row["reason"]) for row in rows]
+    except (OSError, ValueError, csv.Error, KeyError) as error:
+        found = reason_of(error) if isinstance(error, OSError) else f"{type(error).__name__} {error}"
         raise DatasetError(
             f"expected a table of {', '.join(FAILURES_HEADER)}, found {found} at {path}: restore it from a backup,"
             " or build the dataset again with --overwrite"
@@ -45,9 +51,10 @@ def read_failures(dataset: Path) -> list[Failure]:
 
 def write_duplicates(
     dataset: Path, source: Source, groups: DuplicateGroups, in_val: npt.NDArray[np.bool_]
-) -> DuplicateCounts:
+) -> tuple[DuplicateCounts, int]:
     """Write duplicates.csv: a row for each image with near-duplicates, group by group, the lead of each group first.
 
+    Returns the counts, and the CRC-32 of the file.
     in_val (N,) is True for the images of the validation split. In the table, `how` is how an image differs from its
     lead, and `labels` is 'same' if all images of the group have one label, otherwise 'differ'.
     """
@@ -61,10 +68,10 @@ def write_duplicates(
             counts["leaks"] += int(in_val[members].sum())
         for file in members:
             label = source.class_names[source.files[file].label]
-            split, path = "val" if in_val[file] else "train", printable(source.files[file].path)
+            split, path = "val" if in_val[file] else "train", escaped(source.files[file].path)
             rows.append((number, split, label, path, groups.transforms[file], "same" if same else "differ"))
-    _write(dataset / DUPLICATES_FILE, DUPLICATES_HEADER, rows)
-    return DuplicateCounts(len(members_of), len(rows), **counts)
+    crc = _write(dataset / DUPLICATES_FILE, DUPLICATES_HEADER, rows)
+    return DuplicateCounts(len(members_of), len(rows), **counts), crc
 
 
 def _members(lead: npt.NDArray[np.int64]) -> list[list[int]]:
@@ -75,9 +82,12 @@ def _members(lead: npt.NDArray[np.int64]) -> list[list[int]]:
     return [members[first] for first in sorted(members)]
 
 
-def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> int:
+    """Write a table; return the CRC-32 of the file."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
-    write_atomically(path, text.getvalue(), shared=True)
+    content = text.getvalue().encode()
+    write_atomically(path, content, shared=True)
+    return zlib.crc32(content)

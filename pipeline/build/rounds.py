@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from logpose.common.cpus import available_cpus
-from pipeline.build.journal import Journal, ShardResult
+from pipeline.build.journal import NO_FILE, Journal, ShardResult
 from pipeline.build.options import BuildOptions
 from pipeline.build.progress import BuildProgress
 from pipeline.build.reports import write_failures
@@ -31,7 +31,8 @@ from pipeline.dataset.store import shard_file
 from pipeline.dataset.writer import ensure_rows
 from pipeline.duplicates.find import find_duplicates
 from pipeline.duplicates.groups import DuplicateGroups
-from pipeline.errors import TooManyFailures
+from pipeline.errors import BuildError, TooManyFailures
+from pipeline.images.options import DecodeOptions
 from pipeline.scan.source_files import Source
 
 # (done, total, what, failed): 'images' decoded or 'comparisons' made, and the number of files that cannot be read.
@@ -44,6 +45,7 @@ class Rounds:
 
     progress    counters of the files tried
     duplicates  groups of near-duplicates; None until they are known, or if they are not searched for
+    decoding    depth and limit of pixels; to be set before `run` where the depth is not an option
     rows        rows of each split in the first round
     """
 
@@ -51,6 +53,7 @@ class Rounds:
         self.progress = BuildProgress(source)
         self.duplicates: DuplicateGroups | None = None
         self.dest, self.source, self.options = dest, source, options
+        self.decoding = DecodeOptions(options.depth, options.max_pixels)
         self._on_progress = on_progress
         self._workers = available_cpus() if options.workers is None else options.workers
         self._journal = Journal(dest)
@@ -63,12 +66,20 @@ class Rounds:
     def run(self) -> dict[str, list[ShardResult]]:
         """Write all shards that the journal does not have; returns those of each split, in order.
 
-        Raises TooManyFailures, and what tasks raise.
+        Files that an earlier run could not open are tried again. Raises TooManyFailures, and what tasks raise.
         """
         self._journal.claim(self._run_id)
-        self.duplicates = self._journal.duplicates()
-        for key, result in self._journal.results().items():
-            if shard_file(self.dest, *key).is_file():
+        count = len(self.source.files)
+        results = self._journal.results(count)
+        written = {key: each for key, each in results.items() if shard_file(self.dest, *key).is_file()}
+        tried_again = {key: each.without_unreadable() for key, each in written.items()}
+        if tried_again == written:  # a file that can be read now may be a near-duplicate
+            self.duplicates = self._journal.duplicates(count)
+        needs_prints = self.options.group_copies and self.duplicates is None
+        have = self._journal.fingerprinted(count) if needs_prints else np.ones(count, dtype=np.bool_)  # (N,)
+        for result in tried_again.values():
+            decoded = [file for file in result.files if file != NO_FILE]
+            if have[decoded].all():
                 self._add(result)
         while True:
             assigned = self._assign()
@@ -113,6 +124,11 @@ class Rounds:
         groups = DuplicateGroups(np.arange(count, dtype=np.int64), [""] * count)
         if not len(readable):
             return groups
+        if not self._journal.fingerprinted(count)[readable].all():
+            raise BuildError(
+                f"expected a fingerprint of each image, found some damaged in {self.dest}: run the same build again, it"
+                " makes them again"
+            )
         prints = self._journal.fingerprints(count)  # (N, FINGERPRINT_BYTES)
         if failed:
             prints = prints[readable]  # (n, FINGERPRINT_BYTES)
@@ -140,6 +156,7 @@ class Rounds:
             size=self.options.size,
             fit=self.options.fit,
             fingerprint=self.options.group_copies and self.duplicates is None,
+            decoding=self.decoding,
         )
 
     def _write(self, jobs: list[ShardJob]) -> None:

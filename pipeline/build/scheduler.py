@@ -18,7 +18,7 @@ import dask
 
 from pipeline.build.journal import ShardResult
 from pipeline.build.progress import BuildProgress
-from pipeline.build.shard_task import ShardJob, run_shard
+from pipeline.build.shard_task import ShardJob, run_shard, run_shard_on_worker
 from pipeline.parallel.cluster import Cluster
 
 POLL_SECONDS = 0.1
@@ -42,9 +42,12 @@ def run_on_threads(jobs: Sequence[ShardJob], workers: int, progress: BuildProgre
             progress.cancel()
 
     def schedule() -> None:
-        with ThreadPoolExecutor(workers, thread_name_prefix="logpose-build") as pool:
-            tasks = [dask.delayed(work, pure=False)(number) for number in range(len(jobs))]
-            dask.compute(*tasks, scheduler="threads", pool=pool)
+        try:
+            with ThreadPoolExecutor(workers, thread_name_prefix="logpose-build") as pool:
+                tasks = [dask.delayed(work, pure=False)(number) for number in range(len(jobs))]
+                dask.compute(*tasks, scheduler="threads", pool=pool)
+        except BaseException as error:  # no thread can be started, for example; work itself raises nothing
+            finished.put(error)
 
     thread = threading.Thread(target=schedule, name="logpose-schedule", daemon=True)
     thread.start()
@@ -72,7 +75,7 @@ def run_on_cluster(jobs: Sequence[ShardJob], address: str) -> Results:
     with closing(Cluster(address, finished)) as cluster:
         while missing:
             while cluster.has_room() and waiting:
-                cluster.submit(run_shard, waiting.pop())
+                cluster.submit(run_shard_on_worker, waiting.pop())
             result = _next(finished)
             missing -= result is not None
             yield result

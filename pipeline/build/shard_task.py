@@ -10,15 +10,18 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from logpose.common.errors import BusyError, printable
+from logpose.common.errors import BusyError, escaped
 from pipeline.build.journal import NO_FILE, Failure, Journal, ShardResult
 from pipeline.dataset.schema import shard_digest
 from pipeline.dataset.store import open_split, read_attributes
 from pipeline.dataset.writer import write_shard
 from pipeline.duplicates.fingerprint import fingerprints
-from pipeline.errors import DatasetError, DecodeError, FailureKind
-from pipeline.images.decode import decode_image, quiet_pillow
+from pipeline.errors import DatasetError, DecodeError, FailureKind, ReadError
+from pipeline.images.decode import decode_image
+from pipeline.images.opening import quiet_pillow
+from pipeline.images.options import DecodeOptions
 from pipeline.images.pixel_sums import add_colours
+from pipeline.parallel.cluster import worker_address
 from pipeline.scan.source_files import SourceFile
 
 # Called after each file with its number and its failure, if it has one. May raise to cancel the task: its shard is
@@ -35,6 +38,7 @@ class ShardJob:
     files        the source file of each row
     previous     the shard as an earlier round wrote it, or None
     fingerprint  whether to take fingerprints
+    decoding     depth and limit of pixels
     """
 
     dataset: Path
@@ -48,35 +52,36 @@ class ShardJob:
     size: tuple[int, int]
     fit: str
     fingerprint: bool
+    decoding: DecodeOptions
 
 
 def run_shard(job: ShardJob, on_file: OnFile | None = None) -> ShardResult:
     """Decode the files that the shard does not have yet, write it as a whole, and record it in the journal.
 
-    Files that cannot be decoded are in the result. Raises OSError if writing fails, and BusyError if another run of
-    the build has claimed the journal.
+    Files that cannot be decoded are in the result. Raises ReadError if the system fails to read one; OSError if writing
+    fails; BusyError if another run of the build has claimed the journal. The shard is then not recorded.
     """
     images = np.zeros((len(job.assigned), *job.size, 3), dtype=np.uint8)  # (n, H, W, 3)
     reused = _reuse_rows(job, images)
     failures = list(job.previous.failures) if job.previous else list[tuple[int, FailureKind, str]]()
     inner = {}  # row -> where in its frame the image is
     root = str(job.root)
-    with quiet_pillow():
+    with quiet_pillow(job.decoding.max_pixels):
         for row, (number, file) in enumerate(zip(job.assigned, job.files, strict=True)):
             if row in reused:
                 continue
             failure = None
             try:
                 path, unchanged = f"{root}/{file.path}", (file.bytes, file.mtime_ns)
-                inner[row] = decode_image(path, job.size, job.fit, images[row], unchanged).inner
+                inner[row] = decode_image(path, job.size, job.fit, images[row], unchanged, job.decoding).inner
             except DecodeError as error:
                 failures.append((number, error.kind, error.reason))
-                failure = Failure(printable(file.path), error.kind, error.reason)
+                failure = Failure(escaped(file.path), error.kind, error.reason)
             if on_file is not None:
                 on_file(number, failure)
     labels = np.array([file.label for file in job.files], dtype=np.int64)  # (n,)
     sums, squares = _sums(images)
-    digest = shard_digest([images], labels, [printable(file.path) for file in job.files])
+    digest = shard_digest([images], labels, [escaped(file.path) for file in job.files])
     journal = Journal(job.dataset)
 
     def check_run() -> None:
@@ -92,6 +97,14 @@ def run_shard(job: ShardJob, on_file: OnFile | None = None) -> ShardResult:
     decoded = inner if job.fingerprint else {}
     journal.add(result, [job.assigned[row] for row in decoded], fingerprints(images, decoded))
     return result
+
+
+def run_shard_on_worker(job: ShardJob) -> ShardResult:
+    """`run_shard` on a worker of a cluster, which a ReadError names: another may well read the file."""
+    try:
+        return run_shard(job)
+    except ReadError as error:
+        raise ReadError(f"{error.path} on worker {worker_address()}", error.reason, error.remedy) from error
 
 
 def _reuse_rows(job: ShardJob, images: npt.NDArray[np.uint8]) -> set[int]:

@@ -19,13 +19,15 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
-from math import isqrt
+from math import inf, isqrt
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_128
 
+from logpose.common.records import CHECKSUM, checksum
+from pipeline.build.options import MAX_SIDE
 from pipeline.errors import DatasetError, damaged_metadata
 
 FORMAT = "logpose"
@@ -110,13 +112,18 @@ class Attributes:
     mean: tuple[float, float, float] | None = None  # per channel, of the training split, in 0..255
     std: tuple[float, float, float] | None = None
     content_hash: str | None = None  # of the rows: equal if the datasets hold the same
+    reports: dict[str, int] | None = None  # CRC-32 of failures.csv and duplicates.csv; None in older datasets
     sealed: bool = False
+    depth: tuple[float, float] | None = None  # values of black and white of deep grey; absent on disk if None
 
     def to_json(self) -> dict[str, Any]:
-        """The attributes of the dataset's Zarr group."""
+        """The attributes of the dataset's Zarr group, with a checksum."""
         values = asdict(self) | {"duplicates": self.duplicates and self.duplicates.to_json()}
         renamed = {"copies" if name == "duplicates" else name: value for name, value in values.items()}
-        return {"format": FORMAT, "format_version": FORMAT_VERSION} | renamed
+        if self.depth is None:
+            del renamed["depth"]
+        attributes = {"format": FORMAT, "format_version": FORMAT_VERSION} | renamed
+        return attributes | {CHECKSUM: checksum(attributes)}
 
     @classmethod
     def from_json(cls, found: Any, where: str) -> Attributes:
@@ -128,6 +135,9 @@ class Attributes:
                 f"expected format version {FORMAT_VERSION}, found {found.get('format_version')!r} in {where}:"
                 " build the dataset again with this logpose"
             )
+        rest = {name: value for name, value in found.items() if name != CHECKSUM}
+        if CHECKSUM in found and found[CHECKSUM] != checksum(rest):
+            raise damaged_metadata("attributes that match their checksum", "others", where)
         try:
             return cls(
                 class_names=tuple(str(name) for name in found["class_names"]),
@@ -140,15 +150,28 @@ class Attributes:
                 mean=_colour(found["mean"]),
                 std=_colour(found["std"]),
                 content_hash=found["content_hash"],
+                reports=found.get("reports") and {str(name): int(value) for name, value in found["reports"].items()},
                 sealed=bool(found["sealed"]),
+                depth=_depth(found.get("depth")),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise damaged_metadata("complete attributes", f"{type(error).__name__} {error}", where) from error
 
 
 def _size(value: Any) -> tuple[int, int]:
     height, width = value
+    if not (0 < int(height) <= MAX_SIDE and 0 < int(width) <= MAX_SIDE):
+        raise ValueError(f"an image size of {width} x {height}")
     return int(height), int(width)
+
+
+def _depth(value: Any) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    black, white = value
+    if not -inf < black < white < inf:
+        raise ValueError(f"a depth of {black}..{white}")
+    return float(black), float(white)
 
 
 def _colour(value: Any) -> tuple[float, float, float] | None:
@@ -197,4 +220,4 @@ def content_digest(attributes: Attributes, shard_digests: dict[str, list[str]]) 
 
 
 # The same images in another folder have the same content, although path, file times and so the build hash differ.
-_NOT_CONTENT = {"source", "build_hash", "content_hash", "sealed"}
+_NOT_CONTENT = {"source", "build_hash", "content_hash", "reports", "sealed", CHECKSUM}

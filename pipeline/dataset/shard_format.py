@@ -8,6 +8,7 @@ copy. Tests check that both write the same bytes and that zarr reads ours.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from crc32c import crc32c
 
+from logpose.common.files import open_regular
 from pipeline.dataset.codecs import Encoded, decoder, encoder
 
 ABSENT = 2**64 - 1  # offset and length, in the index, of a chunk that is not stored
@@ -70,6 +72,8 @@ class ShardReader:
         self._chunk_shape = tuple(sharding["chunk_shape"])  # (rows, H, W, 3)
         self._chunks = metadata["chunk_grid"]["configuration"]["chunk_shape"][0] // self._chunk_shape[0]  # per shard
         self._decode = decoder(sharding["codecs"])
+        # Compression never adds more than this; a hostile index may say anything.
+        self._max_length = math.prod(self._chunk_shape) * 9 // 8 + 2**16
         self._indexes: dict[str, bytes] = {}  # by file
 
     def read(self, file: str, chunk: int, out: npt.NDArray[np.uint8]) -> ReadSeconds:
@@ -78,10 +82,12 @@ class ShardReader:
         Raises OSError, or ValueError if the bytes are damaged.
         """
         began = time.perf_counter()
-        descriptor = os.open(file, _READ_ONLY)
+        descriptor = open_regular(file)
         try:
             offset, length = self._locate(file, descriptor, chunk)
             direct = self._decode is None and out.shape == self._chunk_shape
+            if length > self._max_length:
+                raise ValueError(f"{length} bytes, more than a chunk can have")
             stored = out if direct else np.empty(length - CHECKSUM_BYTES, np.uint8)
             if stored.nbytes != length - CHECKSUM_BYTES:
                 raise ValueError(f"{length} bytes instead of {stored.nbytes + CHECKSUM_BYTES}")
@@ -130,9 +136,6 @@ class ShardReader:
             raise ValueError(f"{stored.nbytes} bytes instead of {whole.nbytes}")
         if whole is not out:
             out[...] = whole[: len(out)]
-
-
-_READ_ONLY = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
 
 
 def _read_all(

@@ -7,47 +7,34 @@
 
 from __future__ import annotations
 
-import json
 import operator
 import os
+import stat
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple, SupportsIndex, TypeAlias, overload
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.storage import LocalStore
 
-from logpose.common.errors import printable
+from logpose.common.errors import printable, reason_of
+from logpose.common.records import read_json
+from pipeline.dataset.examples import Example, Examples, RowIndices
+from pipeline.dataset.generation import Generation, check_generation, read_generation
+from pipeline.dataset.limits import check_column, check_column_file, check_layout
 from pipeline.dataset.schema import COLUMN_CHUNK_ROWS, SPLITS, Attributes, Layout
 from pipeline.dataset.shard_format import ReadSeconds, ShardReader
-from pipeline.errors import Damage, DamageError, DatasetError, damaged_metadata
+from pipeline.errors import Damage, DamageError, DatasetError, PipelineError, damaged_metadata
+from pipeline.faults import read_stored, status_of
 
 # Otherwise zarr skips a chunk that is all zeros, and a black image would look like a missing one.
 WRITE_EMPTY_CHUNKS: Any = {"write_empty_chunks": True}
 
 MAX_NAMES_IN_REPR = 10
-
-RowIndices: TypeAlias = slice | list[int] | range | npt.NDArray[Any]
-
-
-class Example(NamedTuple):
-    """One row of a split."""
-
-    image: npt.NDArray[np.uint8]  # (H, W, 3)
-    label: int
-    path: str
-
-
-class Examples(NamedTuple):
-    """Some rows of a split."""
-
-    images: npt.NDArray[np.uint8]  # (n, H, W, 3)
-    labels: npt.NDArray[np.int64]  # (n,)
-    paths: list[str]
 
 
 @dataclass(frozen=True)
@@ -60,6 +47,12 @@ class Split:
     size: tuple[int, int]  # (H, W)
     layout: Layout
     class_count: int
+    generation: Generation | None = None  # of the dataset when it was opened; None: not sealed
+
+    def check_unchanged(self) -> None:
+        """Check that what was read so far is of the dataset that was opened. Raises DatasetChangedError."""
+        if self.generation is not None:
+            check_generation(self.path, self.generation)
 
     @property
     def chunk_rows(self) -> int:
@@ -183,26 +176,33 @@ class Split:
     def _read_chunk(self, first: int, last: int, out: npt.NDArray[np.uint8]) -> ReadSeconds:
         """Read the first rows of the chunk of rows first..last-1 into out (n, H, W, 3)."""
         shard, row = divmod(first, self.layout.shard_rows)
+        file = _shard_name(self.path, self.name, shard)
         try:
-            return self._reader.read(_shard_name(self.path, self.name, shard), row // self.chunk_rows, out)
+            return read_stored(lambda: self._reader.read(file, row // self.chunk_rows, out), file)
         except Exception as error:
             raise self._damage("images", first, last, error) from error
 
     def read_column(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
         """Read rows start..stop-1 of 'labels' or 'paths', (stop - start,). Raises DamageError."""
         chunks = range(start // COLUMN_CHUNK_ROWS, -(-stop // COLUMN_CHUNK_ROWS))
+        where, bad = self.path / self.name / name, chunks.start
         try:
-            values = np.asarray(open_array(self.path, self.name, name, "r")[start:stop])  # (n,)
-            for chunk in chunks:
-                self._column_file(name, chunk).stat()  # zarr fills in missing chunks silently
+            array = read_stored(lambda: open_array(self.path, self.name, name, "r"), where)
+            for bad in chunks:
+                file = self._column_file(name, bad)
+                read_stored(partial(check_column_file, file, name, array.chunks[0]), file)
+            bad = chunks.start
+            values = np.asarray(read_stored(lambda: array[start:stop], where))  # (n,)
         except Exception as error:
-            bounds = [(n * COLUMN_CHUNK_ROWS, min((n + 1) * COLUMN_CHUNK_ROWS, self.rows)) for n in chunks]
-            if len(bounds) > 1:  # find out which chunk it is
-                for first, last in bounds:
-                    self.read_column(name, first, last)
-            first, last = bounds[0] if bounds else (start, stop)
+            if len(chunks) > 1:  # find out which chunk it is
+                for chunk in range(bad, chunks.stop):
+                    self.read_column(name, *self._column_rows(chunk))
+            first, last = self._column_rows(bad) if len(chunks) else (start, stop)
             raise self._damage(name, first, last, error) from error
         return values
+
+    def _column_rows(self, chunk: int) -> tuple[int, int]:
+        return chunk * COLUMN_CHUNK_ROWS, min((chunk + 1) * COLUMN_CHUNK_ROWS, self.rows)
 
     @cached_property
     def labels(self) -> npt.NDArray[np.int64]:
@@ -217,7 +217,7 @@ class Split:
 
     @cached_property
     def paths(self) -> list[str]:
-        """The source file of each row: N paths relative to the folder of images, as `printable` writes them."""
+        """The source file of each row: N paths relative to the folder of images, as `escaped` writes them."""
         return [str(path) for path in self.read_column("paths", 0, self.rows)]
 
     @cached_property
@@ -227,9 +227,12 @@ class Split:
     def _column_file(self, name: str, chunk: int) -> Path:
         return self.path / self.name / name / "c" / str(chunk)
 
-    def _damage(self, array: str, start: int, stop: int, error: Exception) -> DamageError:
-        """The error for the damaged chunk of rows start..stop-1."""
-        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error).split(". ")[0]
+    def _damage(self, array: str, start: int, stop: int, error: Exception) -> Exception:
+        """The error for the damaged chunk of rows start..stop-1. Raises DatasetChangedError if it is another's."""
+        if isinstance(error, PipelineError | MemoryError):  # it could not be read: that is no damage
+            return error
+        self.check_unchanged()
+        reason = "no such file" if isinstance(error, FileNotFoundError) else reason_of(error).split(". ")[0]
         sources: tuple[str, ...] = ()
         if array != "paths":
             with suppress(DamageError):
@@ -268,6 +271,7 @@ class Dataset:
     def open(cls, path: str | Path) -> Dataset:
         """Open a sealed dataset. Raises DatasetError."""
         path = Path(path)
+        generation = read_generation(path)
         found = read_attributes(path)
         if not found.sealed:
             raise DatasetError(
@@ -276,13 +280,18 @@ class Dataset:
             )
         if found.mean is None or found.std is None or found.content_hash is None:
             raise damaged_metadata("mean, std and content hash", "none", path)
-        train, val = (open_split(path, split, found) for split in SPLITS)
+        train, val = (replace(open_split(path, split, found), generation=generation) for split in SPLITS)
         for split in (train, val):
             _check_columns(split)
+            split.check_unchanged()
         return cls(
             path, found.class_names, found.size, found.fit, found.seed, found.mean, found.std, found.content_hash,
             train, val, found,
         )  # fmt: skip
+
+    def check_unchanged(self) -> None:
+        """See `Split.check_unchanged`."""
+        self.train.check_unchanged()
 
     def __len__(self) -> int:
         return len(self.train) + len(self.val)
@@ -317,13 +326,14 @@ class Dataset:
 def read_attributes(path: Path) -> Attributes:
     """Read the attributes of a dataset, sealed or not. Raises DatasetError if there is none."""
     metadata = path / "zarr.json"
-    if not metadata.is_file():
+    status = status_of(metadata)
+    if status is None or not stat.S_ISREG(status.st_mode):
         found = "nothing" if not os.path.lexists(path) else "no zarr.json" if path.is_dir() else "a file"
         raise DatasetError(
             f"expected a dataset built by logpose, found {found} at {path}: check the path, or run logpose build"
         )
     try:
-        node = json.loads(metadata.read_bytes())
+        node = read_stored(partial(read_json, metadata), metadata)
         attributes = node.get("attributes")
     except (OSError, ValueError, AttributeError) as error:
         raise damaged_metadata("JSON", error, metadata) from error
@@ -333,15 +343,16 @@ def read_attributes(path: Path) -> Attributes:
 def open_split(path: Path, split: str, attributes: Attributes) -> Split:
     """Open a split of a dataset, sealed or not. Raises DatasetError if its images do not match the attributes."""
     try:
-        images = open_array(path, split, "images", "r")
+        images = read_stored(partial(open_array, path, split, "images", "r"), path / split / "images")
         shape, expected = images.shape[1:], (*attributes.size, 3)
         if shape != expected or images.dtype != np.uint8:
             raise ValueError(f"images of {images.dtype} {shape} instead of uint8 {expected}")
         if images.shards is None:
             raise ValueError("images without shards")
         layout = Layout(images.chunks[0], images.shards[0])
-        if layout.shard_rows % layout.chunk_rows or images.chunks[1:] != expected:
+        if images.chunks[1:] != expected or images.shards[1:] != expected:
             raise ValueError(f"chunks of {images.chunks} in shards of {images.shards}")
+        check_layout(images.shape[0], layout, expected)
         ShardReader(image_metadata(path, split))
     except Exception as error:
         raise damaged_metadata("complete metadata", error, path / split) from error
@@ -351,21 +362,23 @@ def open_split(path: Path, split: str, attributes: Attributes) -> Split:
 def _check_columns(split: Split) -> None:
     for name in ("labels", "paths"):
         try:
-            shape = open_array(split.path, split.name, name, "r").shape
-            if shape != (split.rows,):
-                raise ValueError(f"{shape[0]} {name} for {split.rows} images")
+            folder = split.path / split.name / name
+            array = read_stored(partial(open_array, split.path, split.name, name, "r"), folder)
+            read_stored(partial(check_column, folder, name, array, split.rows), folder)
         except Exception as error:
             raise damaged_metadata("complete metadata", error, split.path / split.name) from error
 
 
 def image_metadata(path: Path, split: str) -> dict[str, Any]:
     """The zarr.json of a split's images."""
-    metadata: dict[str, Any] = json.loads((path / split / "images" / "zarr.json").read_bytes())
+    file = path / split / "images" / "zarr.json"
+    metadata: dict[str, Any] = read_stored(partial(read_json, file), file)
     return metadata
 
 
 def open_array(path: Path, split: str, name: str, mode: Any) -> zarr.Array[Any]:
     """Open 'images', 'labels' or 'paths' of a split in zarr's mode 'r' or 'r+'."""
+    read_json(path / split / name / "zarr.json")  # zarr would wait for a pipe
     store = LocalStore(path, read_only=mode == "r")
     array = zarr.open_array(store, path=f"{split}/{name}", mode=mode, zarr_format=3)
     return array.with_config(WRITE_EMPTY_CHUNKS)  # zarr.open_array ignores its own config argument

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from pipeline.dataset.schema import (
     DUPLICATES_FILE,
     FAILURES_FILE,
     SPLITS,
+    Attributes,
     content_digest,
     shard_digest,
 )
@@ -27,6 +29,7 @@ class VerifyReport:
     """The result of a verification.
 
     missing          missing files outside the arrays
+    damaged_reports  failures.csv and duplicates.csv, if they are not as the build wrote them
     content_matches  whether the hash of the rows is the one recorded by the build; None if damage prevents hashing
     """
 
@@ -34,12 +37,13 @@ class VerifyReport:
     chunks: int
     damage: tuple[Damage, ...]
     missing: tuple[Path, ...]
+    damaged_reports: tuple[Path, ...]
     content_matches: bool | None
 
     @property
     def ok(self) -> bool:
         """Whether the dataset is undamaged and complete."""
-        return bool(self.content_matches) and not self.missing
+        return bool(self.content_matches) and not self.missing and not self.damaged_reports
 
 
 def verify_dataset(path: Path, on_progress: Callable[[int, int], None] = lambda done, total: None) -> VerifyReport:
@@ -52,11 +56,13 @@ def verify_dataset(path: Path, on_progress: Callable[[int, int], None] = lambda 
     splits = (dataset.train, dataset.val)
     checker = _Checker(on_progress, sum(split.chunks + 2 * -(-split.rows // COLUMN_CHUNK_ROWS) for split in splits))
     digests = {split.name: checker.check(split) for split in splits}
+    dataset.check_unchanged()
     return VerifyReport(
         rows={split.name: split.rows for split in splits},
         chunks=checker.total,
         damage=tuple(checker.damage),
         missing=tuple(file for file in _other_files(dataset) if not file.is_file()),
+        damaged_reports=tuple(damaged_reports(path, dataset.attributes)),
         content_matches=None if checker.damage else content_digest(dataset.attributes, digests) == dataset.content_hash,
     )
 
@@ -103,3 +109,11 @@ def _other_files(dataset: Dataset) -> Iterator[Path]:
     yield dataset.path / FAILURES_FILE
     if dataset.attributes.duplicates is not None:
         yield dataset.path / DUPLICATES_FILE
+
+
+def damaged_reports(path: Path, attributes: Attributes) -> Iterator[Path]:
+    """Reports of the dataset at `path` that do not match their checksum; in a dataset of 0.1.0 they have none."""
+    for name, crc in (attributes.reports or {}).items():
+        report = path / name
+        if report.is_file() and zlib.crc32(report.read_bytes()) != crc:
+            yield report

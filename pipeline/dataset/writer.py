@@ -2,31 +2,43 @@
 
 `create_dataset` makes the arrays, each task calls `write_shard` for whole shards of its own, and `seal` finishes. Two
 writers of one shard would corrupt it silently, so a shard is always written as a whole.
+
+zarr neither writes atomically nor syncs: after a power cut a file of its would be empty. So it writes to memory, and
+each of its files is then written, synced and named like all others.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import zarr
-from zarr.storage import LocalStore
+from zarr.storage import MemoryStore
 
-from logpose.common.files import sync, write_atomically
+from logpose.common.files import sync, sync_folder, write_atomically
+from logpose.common.records import read_json
 from pipeline.dataset.codecs import chunk_codecs
 from pipeline.dataset.schema import COLUMN_CHUNK_ROWS, IMAGE_DIMENSIONS, SPLITS, Attributes, layout
 from pipeline.dataset.shard_format import encode_shard
-from pipeline.dataset.store import WRITE_EMPTY_CHUNKS, image_metadata, open_array, shard_file
+from pipeline.dataset.store import WRITE_EMPTY_CHUNKS, image_metadata, read_attributes, shard_file
+
+METADATA = "zarr.json"
 
 
 def create_dataset(path: Path, attributes: Attributes, rows: dict[str, int], codec: str = "none") -> None:
-    """Create an unsealed dataset with this many rows per split. `path` must not hold one yet."""
-    # Without zarr's overwrite option, which would empty the folder: it holds the lock of the build.
-    root = zarr.create_group(LocalStore(path), zarr_format=3, attributes=attributes.to_json())
+    """Create an unsealed dataset with this many rows per split. `path` must not hold one yet.
+
+    Durable on return. The root's metadata comes first: the rest of an interrupted creation is recognised by it.
+    """
+    store: dict[str, Any] = {}
+    root = zarr.create_group(MemoryStore(store), zarr_format=3, attributes=attributes.to_json())
     height, width = attributes.size
     for split in SPLITS:
         shape = layout(rows[split], attributes.size)
@@ -40,13 +52,13 @@ def create_dataset(path: Path, attributes: Attributes, rows: dict[str, int], cod
             fill_value=0,
             dimension_names=IMAGE_DIMENSIONS,
         )
+    _write_store(path, store)
 
 
 def ensure_rows(path: Path, split: str, rows: int) -> None:
     """Grow the images of a split to at least this many rows."""
-    images = open_array(path, split, "images", "r+")
-    if images.shape[0] < rows:
-        images.resize((rows, *images.shape[1:]))
+    if image_metadata(path, split)["shape"][0] < rows:
+        _set_rows(path, split, rows)
 
 
 def write_shard(
@@ -66,8 +78,7 @@ def seal(
 ) -> None:
     """Trim the images to their rows, write labels (N,) and paths, sync everything, then mark the dataset sealed."""
     for split in SPLITS:
-        images = open_array(path, split, "images", "r+")
-        images.resize((len(labels[split]), *images.shape[1:]))
+        _set_rows(path, split, len(labels[split]))
         _write_column(path, split, "labels", labels[split])
         _write_column(path, split, "paths", np.array(paths[split], dtype=np.dtypes.StringDType()))
     for leftover in path.rglob("*.partial"):  # of a killed writer
@@ -75,31 +86,54 @@ def seal(
     for folder, _, files in os.walk(path):
         for name in files:
             sync(Path(folder, name))
-        sync(Path(folder))
+        sync_folder(Path(folder))
     _update(path, attributes.to_json())
 
 
 def unseal(path: Path) -> None:
     """Mark the dataset unsealed, before deleting parts of it."""
-    _update(path, {"sealed": False})
+    _update(path, replace(read_attributes(path), sealed=False).to_json())
 
 
 def _update(path: Path, attributes: dict[str, Any]) -> None:
-    zarr.open_group(LocalStore(path), mode="r+").update_attributes(attributes)
-    sync(path / "zarr.json")
-    sync(path)
+    node = read_json(path / METADATA)
+    node["attributes"] |= attributes
+    _write_metadata(path, node)
+
+
+def _set_rows(path: Path, split: str, rows: int) -> None:
+    """Set the number of rows of a split's images; delete shards beyond them."""
+    node = image_metadata(path, split)
+    node["shape"][0] = rows
+    _write_metadata(path / split / "images", node)
+    shards = -(-rows // node["chunk_grid"]["configuration"]["chunk_shape"][0])
+    for folder in (path / split / "images" / "c").glob("*"):
+        if folder.name.isdecimal() and int(folder.name) >= shards:
+            shutil.rmtree(folder)
+
+
+def _write_metadata(folder: Path, node: dict[str, Any]) -> None:
+    write_atomically(folder / METADATA, json.dumps(node, indent=2))  # as zarr writes it
 
 
 def _write_column(path: Path, split: str, name: str, values: npt.NDArray[Any]) -> None:
+    store: dict[str, Any] = {}
     array = zarr.create_array(
-        LocalStore(path),
-        name=f"{split}/{name}",
+        MemoryStore(store),
+        name=name,
         shape=values.shape,
         dtype=str if name == "paths" else values.dtype,
         chunks=(min(COLUMN_CHUNK_ROWS, max(1, len(values))),),
         compressors=chunk_codecs("none"),
         dimension_names=("row",),
         config=WRITE_EMPTY_CHUNKS,
-        overwrite=True,
     )
     array[:] = values
+    shutil.rmtree(path / split / name, ignore_errors=True)  # of an interrupted end
+    _write_store(path / split, {key: value for key, value in store.items() if "/" in key})
+
+
+def _write_store(path: Path, store: dict[str, Any]) -> None:
+    """Write what zarr has written to memory, folders before what is in them."""
+    for key in sorted(store, key=lambda key: (key.count("/"), key)):
+        write_atomically(path / key, store[key].to_bytes())

@@ -6,11 +6,6 @@ The steps, in order: open, draft (JPEG only), load, convert to RGB on white, res
 from __future__ import annotations
 
 import io
-import os
-import stat
-import struct
-import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,8 +18,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
-from pipeline.errors import DecodeError, OptionError
+from pipeline.errors import DecodeError, OptionError, ReadError
+from pipeline.faults import retried
 from pipeline.images.colours import WHITE, grey_factor, to_rgb
+from pipeline.images.depth import ValueRange, is_deep, value_range
+from pipeline.images.opening import open_image, pixels_of, quiet_pillow, too_large, unknown_format
+from pipeline.images.options import DEFAULT, DecodeOptions
+from pipeline.images.salvage import pixels_only
+from pipeline.images.sources import ImageSource, one_line, open_source, source_name, unreadable
 
 Pixels = npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
@@ -42,9 +43,6 @@ DRAFT_MARGIN = 2.0
 # 12 megapixels take 11 ms to 128 px instead of 94.
 RESAMPLING = Image.Resampling.BICUBIC
 REDUCING_GAP = 3.0
-
-# Files up to this size are read in one call: each read releases the GIL and must wait to get it back.
-MAX_SINGLE_READ = 2**24  # bytes
 
 ORIENTATION_TAG = 0x0112  # EXIF
 TRANSPOSED_ORIENTATIONS = (5, 6, 7, 8)
@@ -69,17 +67,18 @@ class DecodedImage:
     inner: tuple[int, int, int, int]
 
 
-def decode_pixels(source: Path | bytes | Image.Image, size: tuple[int, int], fit: str) -> Pixels:
+def decode_pixels(source: ImageSource, size: tuple[int, int], fit: str, options: DecodeOptions = DEFAULT) -> Pixels:
     """Decode one image into a frame of the given size: `decode_image`'s pixels, uint8 (H, W, 3)."""
-    return decode_image(source, size, fit).pixels
+    return decode_image(source, size, fit, options=options).pixels
 
 
 def decode_image(
-    source: Path | str | bytes | Image.Image,
+    source: ImageSource,
     size: tuple[int, int],
     fit: str,
     out: Pixels | None = None,
     unchanged: tuple[int, int] | None = None,
+    options: DecodeOptions = DEFAULT,
 ) -> DecodedImage:
     """Decode one image into a frame of the given size.
 
@@ -88,11 +87,14 @@ def decode_image(
     fit        'pad' keeps all of the image and pads it with white; 'crop' fills the frame and cuts off the rest,
                equally on both sides; 'squash' ignores the aspect ratio
     out        destination, uint8 (H, W, 3), C-contiguous, which becomes the result's `pixels`; None for a new array
-    unchanged  the size in bytes and the modification time in ns that the file must have; None for any
+    unchanged  the size in bytes and the modification time in ns that the file must have; None for any. A size of -1:
+               the file had none when it was listed, as a link to nothing
+    options    depth and limit of pixels
 
     An animation gives its first frame. Safe to call from many threads.
     Raises DecodeError for anything wrong with the file, of kind 'changed' where it does not match `unchanged`, and
-    leaves `out` as it was; OptionError where another argument is wrong. Issues no warnings.
+    leaves `out` as it was; ReadError where the system fails to read it, several times; OptionError where another
+    argument is wrong. Issues no warnings.
     """
     check_frame(size, fit)
     if out is not None and not (out.shape == (*size, 3) and out.dtype == np.uint8 and out.flags.carray):
@@ -100,25 +102,101 @@ def decode_image(
             f"expected a writable C-contiguous uint8 array {(*size, 3)}, found {out.dtype} {out.shape}:"
             " allocate one with np.empty"
         )
-    with _open(source, unchanged) as file, quiet_pillow():
+    return retried(lambda: _decode_source(source, size, fit, out, unchanged, options))
+
+
+def _decode_source(
+    source: ImageSource,
+    size: tuple[int, int],
+    fit: str,
+    out: Pixels | None,
+    unchanged: tuple[int, int] | None,
+    options: DecodeOptions,
+) -> DecodedImage:
+    name = source_name(source)
+    with open_source(source, unchanged) as file, quiet_pillow(options.max_pixels):
         try:
-            with _image(file) as image:
-                return _decode(image, size, fit, out)
-        except UnidentifiedImageError:
-            reason = "" if isinstance(file, Image.Image) else _unknown_format(file)
-            raise DecodeError("not-an-image", reason) from None
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise DecodeError("too-large", _one_line(error)) from error
-        except MemoryError as error:
-            raise DecodeError("too-large", "the decoded image does not fit into memory") from error
-        except OSError as error:
-            # The operating system sets errno; Pillow, where the data is damaged, does not.
-            if error.errno is None:
-                raise DecodeError("broken", _one_line(error)) from error
-            raise _unreadable(error) from error
-        except Exception as error:
-            # Decoders raise SyntaxError, ValueError, struct.error, zlib.error, IndexError, … for damaged data.
-            raise DecodeError("broken", _one_line(error)) from error
+            return _decode_file(file, name, size, fit, out, options)
+        except DecodeError as error:
+            if error.kind not in ("broken", "not-an-image") or isinstance(file, Image.Image):
+                raise
+            decoded = _salvage(file, name, size, fit, options)
+            if decoded is None:
+                raise
+        if out is None:
+            return decoded
+        out[...] = decoded.pixels
+        return DecodedImage(out, decoded.inner)
+
+
+def _salvage(
+    file: IO[bytes], name: str, size: tuple[int, int], fit: str, options: DecodeOptions
+) -> DecodedImage | None:
+    """Decode an image that is damaged, but for its pixels. None where these are not whole either."""
+    with _failures(file, name, options.max_pixels):
+        file.seek(0)
+        damaged = file.read()
+    decoded = None
+    for content in pixels_only(damaged):
+        try:
+            again = _decode_file(io.BytesIO(content), name, size, fit, None, options)
+        except DecodeError:
+            return None
+        if decoded is not None and (again.pixels != decoded.pixels).any():
+            return None
+        decoded = again
+    return decoded
+
+
+def read_value_range(path: Path, max_pixels: int) -> ValueRange | None:
+    """The range of a file's values if it is grey of more than 8 bits, otherwise None. Raises DecodeError, ReadError."""
+
+    def read() -> ValueRange | None:
+        with open_source(path, None) as file, quiet_pillow(max_pixels), _failures(file, str(path), max_pixels):
+            if isinstance(file, Image.Image):
+                return None
+            with open_image(file, max_pixels) as image:
+                return value_range(image) if is_deep(image) else None
+
+    return retried(read)
+
+
+def _decode_file(
+    file: IO[bytes] | Image.Image,
+    name: str,
+    size: tuple[int, int],
+    fit: str,
+    out: Pixels | None,
+    options: DecodeOptions,
+) -> DecodedImage:
+    with (
+        _failures(file, name, options.max_pixels),
+        file.copy() if isinstance(file, Image.Image) else open_image(file, options.max_pixels) as image,
+    ):
+        return _decode(image, size, fit, out, options)
+
+
+@contextmanager
+def _failures(file: IO[bytes] | Image.Image, name: str, max_pixels: int) -> Iterator[None]:
+    """Turn whatever a decoder raises into a DecodeError, or a ReadError where it is the system's fault."""
+    try:
+        yield
+    except DecodeError:
+        raise
+    except UnidentifiedImageError:
+        raise DecodeError("not-an-image", "" if isinstance(file, Image.Image) else unknown_format(file)) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise too_large(pixels_of(error), max_pixels) from error
+    except MemoryError as error:  # the limit of pixels is kept
+        raise ReadError(name, "too little memory", "use fewer --workers") from error
+    except OSError as error:
+        # The operating system sets errno; Pillow, where the data is damaged, does not.
+        if error.errno is None:
+            raise DecodeError("broken", one_line(error)) from error
+        raise unreadable(error, name) from error
+    except Exception as error:
+        # Decoders raise SyntaxError, ValueError, struct.error, zlib.error, IndexError, … for damaged data.
+        raise DecodeError("broken", one_line(error)) from error
 
 
 def check_frame(size: tuple[int, int], fit: str) -> None:
@@ -130,59 +208,9 @@ def check_frame(size: tuple[int, int], fit: str) -> None:
         raise OptionError(f"expected a fit of {', '.join(FITS)}, found {fit!r}: 'pad' is the default")
 
 
-@contextmanager
-def _open(
-    source: Path | str | bytes | Image.Image, unchanged: tuple[int, int] | None
-) -> Iterator[IO[bytes] | Image.Image]:
-    if isinstance(source, Image.Image):
-        yield source
-        return
-    if isinstance(source, bytes):
-        if not source:
-            raise DecodeError("empty", "the file has no bytes")
-        yield io.BytesIO(source)
-        return
-    try:
-        path = os.fspath(source)
-        status = os.stat(path)  # noqa: PTH116  # twice as fast as pathlib's
-        if stat.S_ISDIR(status.st_mode):
-            raise DecodeError("unreadable", "expected a file, found a folder")
-        if not stat.S_ISREG(status.st_mode):
-            raise DecodeError("unreadable", "expected a regular file, found a pipe, socket or device")
-        if unchanged is not None and unchanged != (status.st_size, status.st_mtime_ns):
-            raise DecodeError("changed", "the file has changed since the build began")
-        if status.st_size == 0:
-            raise DecodeError("empty", "the file has no bytes")
-        file = io.FileIO(path)
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-        raise _unreadable(error) from error
-    with file:
-        if status.st_size > MAX_SINGLE_READ:
-            yield io.BufferedReader(file)
-            return
-        try:
-            content = file.readall()
-        except OSError as error:
-            raise _unreadable(error) from error
-        yield io.BytesIO(content)
-
-
-def _image(source: IO[bytes] | Image.Image) -> Image.Image:
-    """The image in a file. Of an image opened with Pillow, a copy, read from its file again where it is not loaded yet:
-    the pixels are then the same as those of the file, JPEG's reduced decoding included."""
-    if not isinstance(source, Image.Image):
-        return Image.open(source)
-    file = getattr(source, "fp", None)
-    if file is None or not getattr(source, "tile", None) or source.tell():
-        return source.copy()
-    position = file.tell()
-    file.seek(0)
-    content = file.read()
-    file.seek(position)
-    return Image.open(io.BytesIO(content))
-
-
-def _decode(image: Image.Image, size: tuple[int, int], fit: str, out: Pixels | None) -> DecodedImage:
+def _decode(
+    image: Image.Image, size: tuple[int, int], fit: str, out: Pixels | None, options: DecodeOptions
+) -> DecodedImage:
     height, width = size
     frame = (width, height)
     is_jpeg = isinstance(image, JpegImagePlugin.JpegImageFile)
@@ -199,7 +227,7 @@ def _decode(image: Image.Image, size: tuple[int, int], fit: str, out: Pixels | N
     right, bottom = left + inner_width, top + inner_height
     pixels = np.empty((height, width, 3), dtype=np.uint8) if out is None else out  # (H, W, 3)
     inner = pixels[top:bottom, left:right]  # (h, w, 3)
-    _resize_into(to_rgb(image, factor), box, _stored_view(inner, orientation))
+    _resize_into(to_rgb(image, factor, options.depth), box, _stored_view(inner, orientation))
     for margin in (pixels[:top], pixels[bottom:], pixels[:, :left], pixels[:, right:]):
         margin[...] = WHITE
     return DecodedImage(pixels, (top, left, bottom, right))
@@ -258,12 +286,13 @@ def _fit_box(box: Box, frame: tuple[int, int], fit: str) -> tuple[tuple[int, int
 
 
 def _resize_into(image: Image.Image, box: Box, out: Pixels) -> None:
-    """Resize the box of an RGB image to `out`, a view (h, w, 3)."""
+    """Resize the box of an image of mode RGB or L to `out`, a view (h, w, 3)."""
     height, width = out.shape[:2]
     scale = max((box[2] - box[0]) / width, (box[3] - box[1]) / height)
     fast = _fast_resize() if scale / REDUCING_GAP < 2 else None  # from 2 on, Pillow averages blocks first
-    if fast is None or not fast(image, box, out):
-        out[...] = np.asarray(image.resize((width, height), RESAMPLING, box=box, reducing_gap=REDUCING_GAP))
+    if fast is None or not fast(image if image.mode == "RGB" else image.convert("RGB"), box, out):
+        pixels = np.asarray(image.resize((width, height), RESAMPLING, box=box, reducing_gap=REDUCING_GAP))
+        out[...] = pixels if pixels.ndim == 3 else pixels[..., None]  # from (h, w, 3) or, of grey, (h, w)
 
 
 @cache
@@ -286,56 +315,3 @@ def _fast_resize() -> Callable[[Image.Image, Box, Pixels], bool] | None:
                     return None
         return resize_into
     return None
-
-
-# Failures ---------------------------------------------------------------------------------------------
-
-_quiet_lock = threading.Lock()
-_quiet_depth = 0
-_quiet_filters: warnings.catch_warnings[None] | None = None
-
-
-@contextmanager
-def quiet_pillow() -> Iterator[None]:
-    """Silence Pillow's warnings, and raise its decompression-bomb warning, while any thread is in the block.
-
-    `decode_image` uses it itself; wrap a loop over many images in it to do so only once.
-    Python's warning filters are global to all threads: if each saved and restored them, the last to leave could restore
-    those of another. So the first to enter sets them and the last to leave restores them.
-    """
-    global _quiet_depth, _quiet_filters
-    with _quiet_lock:
-        if _quiet_depth == 0:
-            _quiet_filters = warnings.catch_warnings()
-            _quiet_filters.__enter__()
-            # Odd metadata, mostly. Other modules' warnings stay visible.
-            warnings.filterwarnings("ignore", module=r"PIL\.|pipeline\.images\.")
-            warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
-        _quiet_depth += 1
-    try:
-        yield
-    finally:
-        with _quiet_lock:
-            _quiet_depth -= 1
-            if _quiet_depth == 0 and _quiet_filters is not None:
-                _quiet_filters.__exit__(None, None, None)
-                _quiet_filters = None
-
-
-def _unreadable(error: OSError | ValueError) -> DecodeError:
-    return DecodeError("unreadable", (getattr(error, "strerror", None) or _one_line(error)).lower())
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    if isinstance(error, struct.error | IndexError | KeyError) or not text:
-        return f"damaged data ({type(error).__name__}{': ' if text else ''}{text})"
-    return text
-
-
-def _unknown_format(file: IO[bytes]) -> str:
-    beginning = ""
-    with suppress(OSError, ValueError):
-        file.seek(0)
-        beginning = f" (the file begins with {file.read(8)!r})"
-    return f"no known format, or a damaged header{beginning}"

@@ -10,12 +10,13 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from logpose.common.kernels import cached_njit
 
 _Float = TypeVar("_Float", np.float32, np.float64)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@cached_njit(nogil=True, error_model="numpy")
 def add_colours(image: npt.NDArray[np.uint8], sums: npt.NDArray[np.uint64], squares: npt.NDArray[np.uint64]) -> None:
     """Add each channel's values in an image (H, W, 3) to `sums` (3,), and their squares to `squares` (3,)."""
     height, width, _ = image.shape
@@ -36,7 +37,7 @@ def add_colours(image: npt.NDArray[np.uint8], sums: npt.NDArray[np.uint64], squa
 
 
 # All sums are exact, so their order does not matter.
-@njit(cache=True, error_model="numpy", fastmath={"reassoc", "contract"})
+@cached_njit(error_model="numpy", fastmath={"reassoc", "contract"})
 def _sum_greys(
     image: npt.NDArray[np.uint8],
     block: int,
@@ -92,7 +93,7 @@ def _sum_greys(
 
 
 # No fastmath here: the last steps round, so their order matters.
-@njit(nogil=True, cache=True, error_model="numpy")
+@cached_njit(nogil=True, error_model="numpy")
 def project_greys(
     images: npt.NDArray[np.uint8],
     rows: npt.NDArray[np.int64],

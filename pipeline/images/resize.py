@@ -21,6 +21,8 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic, models, register_model
 
+from logpose.common.kernels import cached_njit
+
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 
 _FOUR_FLOATS = struct.Struct("4f")
@@ -319,10 +321,9 @@ def _resize_with_buffers(source, width, height, columns, rows, ring, tail, out):
                     out[y, (x + i) // 3, (x + i) % 3] = tail[i]
 
 
-@njit(
+@cached_njit(
     "void(int64, int64, int64, float32, float32, float32, float32, types.Array(uint8, 3, 'A'))",
     nogil=True,
-    cache=True,
     error_model="numpy",
 )
 def _resize(source, width, height, left, top, right, bottom, out):  # type: ignore[no-untyped-def]

@@ -98,6 +98,11 @@ class ChunkCache:
         self._read = np.zeros(split.chunks, bool)  # (chunks,)
         self._locks = tuple(threading.Lock() for _ in range(_LOCKS))  # two lanes may need a chunk at a time
 
+    @property
+    def complete(self) -> bool:
+        """Whether all chunks have been read."""
+        return bool(self._read.all())
+
     def chunk(self, start: int, stop: int) -> tuple[Pixels, ReadSeconds]:
         """The rows start..stop-1 of one whole chunk, (n, H, W, 3), and the time it took to read them."""
         pixels, chunk = self._pixels[start:stop], start // self._split.chunk_rows  # (n, H, W, 3)

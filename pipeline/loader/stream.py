@@ -174,7 +174,7 @@ class BatchStream:
         if budget < self.min_bytes:
             raise OptionError(
                 f"expected a RAM budget of at least {-(-self.min_bytes // 10**6)} MB for {self.split.name} of"
-                f" {self.split.path} in batches of {self.batch_size}, found {budget / 1e6:.0f} MB: raise --ram-budget,"
+                f" {self.split.path} in batches of {self.batch_size}, found {budget / 1e6:.3g} MB: raise --ram-budget,"
                 " or lower --batch-size"
             )
         left = budget - self._other_bytes
@@ -189,7 +189,8 @@ class BatchStream:
         Each row comes exactly once per epoch. Micro-batches are copied to one array, and a process that does not read
         all lanes gets its part of each batch; in the last one it may be empty. The iterator may be left early: when it
         is closed or dropped, its threads end and its buffers are free again. Raises OptionError for a step out of
-        range; the iterator raises DamageError for damaged data, as soon as a task finds it.
+        range; the iterator raises DamageError for damaged data, as soon as a task finds it, and DatasetChangedError
+        before the last batch if the dataset has been replaced.
         """
         steps = self._steps(*self._checked(number, start), whole=True)
 
@@ -228,6 +229,7 @@ class BatchStream:
         # Several epochs may run at a time, for example if one was left early but not closed: each has its own buffers.
         buffers, self._spare = self._spare or self._allocate(), None
         lanes = [order.lanes[lane] for lane in self.lanes]
+        reads = self._images_of is None and not (self._cache and self._cache.complete)
         source = Source(self.split, self.shuffle, buffers.scratch, self._cache)
         reader = WindowReader(source, self._needed(lanes, start), buffers, self._clock)
         cursors = [_LaneCursor(reader, lane, self.division.position(start, lane.number)) for lane in lanes]
@@ -239,6 +241,8 @@ class BatchStream:
                     total, counts = self._step_rows(step)
                 if reader.error is not None:
                     raise reader.error
+                if reads and step == self.steps - 1:  # all rows of the epoch have been read
+                    self.split.check_unchanged()
                 if whole:
                     batches: tuple[Batch, ...] = (self._whole_batch(cursors, counts, total, buffers.batch),)
                 else:

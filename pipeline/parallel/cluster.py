@@ -16,6 +16,9 @@ TASKS_PER_THREAD = 2  # submitted at a time: one to run, one to run next
 WORKER_POLL_SECONDS = 1.0  # between requests for the number of workers
 CLOSE_TIMEOUT = 10.0  # seconds that closing waits for a result that is being fetched
 
+# Begins what Dask says of a scheduler that lacks a package.
+_NOT_UNPICKLED = "Error during deserialization"
+
 RESUME = "run the same command again, it resumes where it stopped"
 
 
@@ -64,9 +67,10 @@ class Cluster:
     def has_room(self) -> bool:
         """Whether another task can be submitted. Raises what `threads` raises.
 
-        Poll it even with nothing to submit: polling is what detects a lost cluster.
+        Poll it even with nothing to submit: polling is what detects a lost cluster. Without any worker there is room as
+        for one thread: a cluster that adapts to the work starts workers for waiting tasks.
         """
-        return len(self._running) < TASKS_PER_THREAD * self.threads()
+        return len(self._running) < TASKS_PER_THREAD * max(1, self.threads())
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Submit a task. The function must be importable on the workers; arguments and result are pickled.
@@ -110,7 +114,14 @@ class Cluster:
             self._finished.put(outcome)
 
     def _with_remedy(self, error: BaseException) -> BaseException:
-        """The task's own error as it is; for an error of Dask's, a BuildError with a remedy."""
+        """The task's own error; for one of Dask's, or of a worker without logpose, a BuildError with a remedy."""
+        if isinstance(error, ImportError) or _NOT_UNPICKLED in str(error):
+            missing = BuildError(
+                f"expected logpose, of the same version, on the scheduler and every worker of {self._address}, found"
+                f" {error or type(error).__name__}: install it there, then {RESUME}"
+            )
+            missing.__cause__ = error
+            return missing
         if type(error).__module__.split(".")[0] != "distributed":
             return error
         build_error = BuildError(

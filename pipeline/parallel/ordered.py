@@ -73,7 +73,7 @@ def in_order_on_cluster(function: Callable[[T], R], items: Iterable[T], address:
         yield from _in_order(
             items,
             lambda number, item: cluster.submit(_on_worker, function, number, item),
-            lambda pending: cluster.has_room() and pending < AHEAD_PER_THREAD * cluster.threads(),
+            lambda pending: cluster.has_room() and pending < AHEAD_PER_THREAD * max(1, cluster.threads()),
             finished,
         )
 

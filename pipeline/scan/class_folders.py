@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+import stat
+import unicodedata
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 from logpose.common.errors import printable
 from pipeline.errors import ListingError
+from pipeline.faults import status_of, status_of_listed
 from pipeline.scan.source_files import Source, SourceFile, SplitName
+from pipeline.scan.split_folders import TRAIN_NAMES, VAL_NAMES, hints_at_split, split_name
 from pipeline.scan.tree import descend, is_folder, visible_entries
 
-# Names of the validation folder, by precedence: where val/ and test/ both exist, test/ is left for a final evaluation.
-VAL_FOLDERS = ("val", "valid", "validation", "test")
-SPLIT_FOLDERS = ("train", *VAL_FOLDERS)
-
 EXPECTED_LAYOUT = "expected one folder of images per class, or train/ and val/ with one folder per class each"
+
+# Only to tell a class folder from one of class folders; decoding goes by the bytes.
+_IMAGE_ENDINGS = {
+    "jpg", "jpeg", "jpe", "jfif", "png", "gif", "bmp", "tif", "tiff", "webp", "avif", "heic", "heif", "jp2", "ppm",
+    "pgm", "pbm", "ico", "tga",
+}  # fmt: skip
 
 
 def list_images(root: Path) -> Source:
@@ -23,30 +29,30 @@ def list_images(root: Path) -> Source:
 
     Lists every file in a class folder, however deep and whatever its name: the build reports those that are not images.
     Leaves out hidden files and folders, and clutter.
-    Raises ListingError where the folder is not laid out as expected.
+    Raises ListingError where the folder is not laid out as expected, AccessError where it may not be read, ReadError
+    where the system fails to read it.
     """
     root = Path(root)
-    if not os.path.lexists(root):
+    if (status := status_of(root)) is None:
         raise ListingError(f"expected a folder of images, found nothing at {root}: check the path")
-    if not root.is_dir():
+    if not stat.S_ISDIR(status.st_mode):
         raise ListingError(f"expected a folder of images, found a file at {root}: give the folder it is in")
     folders, skipped = _folders_and_files(root)
     if not folders:
         if skipped:
             raise ListingError(
                 f"{EXPECTED_LAYOUT}; found {_plural(len(skipped), 'file')} and no folder in {root}: move each image"
-                " into a folder named after its class"
+                " into a folder named after its class, or give the folder above if this is one class"
             )
         raise ListingError(f"{EXPECTED_LAYOUT}; found nothing in {root}: check the path")
-    if folders == ["train"]:
-        raise ListingError(f"{EXPECTED_LAYOUT}; found only train/ in {root}: give {root / 'train'} itself")
+    if len(folders) == 1 and split_name(folders[0]) in TRAIN_NAMES:
+        raise ListingError(f"{EXPECTED_LAYOUT}; found only {folders[0]}/ in {root}: give {root / folders[0]} itself")
     prefixes: dict[SplitName | None, str] = {None: ""}
-    if "train" in folders and set(folders) <= set(SPLIT_FOLDERS):
-        val = next(name for name in VAL_FOLDERS if name in folders)
-        prefixes = {"train": "train/", "val": f"{val}/"}
-        skipped = sorted(skipped + [name for name in folders if name not in ("train", val)])
+    if splits := _split_folders(root, folders):
+        prefixes = {split: f"{name}/" for split, name in splits.items()}
+        skipped = sorted(skipped + [name for name in folders if name not in splits.values()])
     files = {split: _files_by_class(root, prefix) for split, prefix in prefixes.items()}
-    classes = _check_classes(root, files)
+    classes = _check_classes(root, files, prefixes)
     listed = sorted(
         (path, label, split)
         for split, by_class in files.items()
@@ -57,10 +63,41 @@ def list_images(root: Path) -> Source:
     return Source(root, tuple(map(printable, classes)), sources, tuple(skipped))
 
 
+def _split_folders(root: Path, folders: list[str]) -> dict[SplitName, str] | None:
+    """The folders of train and val, or None if the folders are classes.
+
+    They are splits if all are named like splits; or if two of them are and hold folders only, as train/, val/ and
+    extra/ may: a class may be called train.
+    """
+    named = {folder: name for folder in folders if (name := split_name(folder))}
+    train = [folder for folder, name in named.items() if name in TRAIN_NAMES]
+    others = sorted((VAL_NAMES.index(name), folder) for folder, name in named.items() if name in VAL_NAMES)
+    if not train or not others:
+        return None
+    val = [folder for rank, folder in others if rank == others[0][0]]
+    if len(named) < len(folders) and not all(_holds_only_folders(root / folder) for folder in (*train, *val)):
+        return None
+    for same in (train, val):
+        if len(same) > 1:
+            raise ListingError(
+                f"expected one folder for each split, found {' and '.join(same)} in {root}: merge or rename them"
+            )
+    return {"train": train[0], "val": val[0]}
+
+
+def _holds_only_folders(folder: Path) -> bool:
+    folders, files = _folders_and_files(folder)
+    return bool(folders) and not any(map(_looks_like_image, files))
+
+
+def _looks_like_image(name: str) -> bool:
+    return name.rpartition(".")[2].lower() in _IMAGE_ENDINGS
+
+
 def _stat_file(root: Path, path: str, label: int, split: SplitName | None) -> SourceFile:
-    try:
-        status = os.stat(f"{root}/{path}")  # noqa: PTH116  # in half the time of pathlib's
-    except (OSError, ValueError):  # decoding will fail too, and report it
+    full = f"{root}/{path}"
+    status = status_of_listed(lambda: os.stat(full), full)  # noqa: PTH116  # in half the time of pathlib's
+    if status is None:  # decoding will fail too, and report it
         return SourceFile(path, label, split, -1, -1)
     return SourceFile(path, label, split, status.st_size, status.st_mtime_ns)
 
@@ -91,30 +128,81 @@ def _files_by_class(root: Path, prefix: str) -> dict[str, list[str]]:
     }
 
 
-def _check_classes(root: Path, files: dict[SplitName | None, dict[str, list[str]]]) -> list[str]:
+def _check_classes(
+    root: Path, files: dict[SplitName | None, dict[str, list[str]]], prefixes: dict[SplitName | None, str]
+) -> list[str]:
     """The sorted class names. Raises ListingError unless there are two or more, with images to train on in each."""
     for split, by_class in files.items():
+        folder = root / prefixes[split]
+        _check_names(folder, by_class)
         for name, paths in by_class.items():
             if not paths and split != "val":  # a class may have no validation images
                 raise ListingError(
-                    f"expected images in every class, found none in {root / (split or '') / name}: add some or remove"
-                    " the folder"
+                    f"expected images in every class, found none in {folder / name}: add some or remove the folder"
                 )
+        _check_depth(folder, by_class, len(prefixes[split]))
     first, *rest = files.values()
     for by_class in rest:
         unknown = sorted(set(by_class) - set(first))
         if unknown:
+            alike = {_folded(name): name for name in first}
+            twin = alike.get(_folded(unknown[0]))
+            remedy = f"give it the name of {twin!a} in train" if twin else "add it to train or remove it from val"
             raise ListingError(
                 f"expected every class of val to be in train, found {', '.join(unknown)} only in val of"
-                f" {root}: add it to train or remove it from val"
+                f" {root}: {remedy}"
             )
     classes = sorted(first)
     if len(classes) < 2:
-        raise ListingError(
-            f"expected at least two classes, found only {classes[0]} in {root}: give the parent folder, or add"
-            " another class"
-        )
+        raise ListingError(f"expected at least two classes, found only {classes[0]} in {root}: add another class")
     return classes
+
+
+def _check_depth(root: Path, by_class: dict[str, list[str]], prefix: int) -> None:
+    """Raise ListingError if the class folders hold only folders: these are the classes, or the splits."""
+    for name, paths in by_class.items():
+        direct = (path for path in paths if "/" not in path[prefix + len(name) + 1 :])
+        if not any("/" in path[prefix + len(name) + 1 :] for path in paths) or any(map(_looks_like_image, direct)):
+            return
+    names = list(by_class)
+    found = f"only folders in {', '.join(names[:4])}{' and others' if len(names) > 4 else ''} of {root}"
+    if any(map(hints_at_split, names)):
+        raise ListingError(f"{EXPECTED_LAYOUT}; found {found}: rename the folders of a split to train and val")
+    remedy = f"give {root / names[0]} itself" if len(names) == 1 else "give one of these folders"
+    raise ListingError(f"{EXPECTED_LAYOUT}; found {found}: {remedy}, or move the images up into their class folder")
+
+
+def _check_names(root: Path, names: Iterable[str]) -> None:
+    """Raise ListingError if two classes have one name, written in two forms of Unicode, as macOS and Linux do."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(unicodedata.normalize("NFC", printable(name)), name)
+        if other != name:
+            raise ListingError(
+                f"expected a name of its own for each class, found {name!a} and {other!a} in {root}, which are the"
+                " same text: merge the two folders"
+            )
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def alike_names(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of class names that differ only in case."""
+    seen: dict[str, str] = {}
+    pairs = ((seen.setdefault(_folded(name), name), name) for name in names)
+    return [(first, name) for first, name in pairs if first != name]
+
+
+def deep_classes(source: Source) -> list[str]:
+    """The classes whose folder holds only folders."""
+    flat = set()
+    for file in source.files:
+        inside = file.path.split("/")[1 if file.split is None else 2 :]
+        if len(inside) == 1:
+            flat.add(file.label)
+    return [name for label, name in enumerate(source.class_names) if label not in flat]
 
 
 def _plural(count: int, noun: str) -> str:

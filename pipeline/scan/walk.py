@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import heapq
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.errors import ListingError
+from pipeline.faults import status_of, status_of_listed
 from pipeline.scan.tree import descend, is_folder, visible_entries
 
 # Entries of a folder that are sorted in memory, about 2 MB of them.
@@ -36,7 +38,10 @@ _RECORD_END = "\0\0"  # in a spool; no record contains two adjacent NULs
 
 
 class FoundFile(NamedTuple):
-    """A file of a tree, with its status at the time its folder was read."""
+    """A file of a tree, with its status at the time its folder was read.
+
+    A folder below the root that may not be read is a file too, whose name ends in '/': only its files are lost.
+    """
 
     name: str  # relative to the root, with '/' on every system; bytes that are not valid UTF-8 as lone surrogates
     size: int  # bytes; -1 where the file has no readable status
@@ -108,12 +113,15 @@ def walk_files(
     Leaves out hidden files and folders, and clutter. Follows links, but not in cycles. Holds in memory at most
     RUN_ENTRIES entries of each folder on the way to the current file.
 
-    Raises ListingError where nothing is found or a folder cannot be read; OSError where `scratch` cannot be written.
+    Raises ListingError where nothing is found or the root may not be read; AccessError; ReadError where the system
+    fails to read a folder; OSError where `scratch` cannot be written.
     """
-    if not os.path.lexists(root):
+    status = status_of(root)
+    if status is None and not root.is_symlink():
         raise ListingError(f"expected images, found nothing at {root}: check the path")
     empty = True
-    with closing(_walk_tree(root, scratch, exclude) if root.is_dir() else _single_file(root, exclude)) as files:
+    is_tree = status is not None and stat.S_ISDIR(status.st_mode)
+    with closing(_walk_tree(root, scratch, exclude) if is_tree else _single_file(root, exclude)) as files:
         for file in files:
             empty = False
             yield file
@@ -123,7 +131,7 @@ def walk_files(
 
 def _single_file(root: Path, exclude: Callable[[str], bool]) -> Generator[FoundFile, None, None]:
     if not exclude(root.name):
-        yield _stat_file(root.name, root.stat)
+        yield _stat_file(root.name, root.stat, str(root))
 
 
 def _walk_tree(root: Path, scratch: Path, exclude: Callable[[str], bool]) -> Generator[FoundFile, None, None]:
@@ -154,14 +162,18 @@ def _records(folder: Path, prefix: str, exclude: Callable[[str], bool]) -> Gener
     Sizes and times are read here rather than when a file is yielded. On a local disk that costs the same; a file server
     sends them along with the names and soon forgets them, and `is_folder` has cached the status behind a link.
     """
-    for entry in visible_entries(folder):
-        if not exclude(prefix + entry.name):
-            yield f"{entry.name}/" if is_folder(entry) else _stat_file(entry.name, entry.stat).record
-
-
-def _stat_file(name: str, stat: Callable[[], os.stat_result]) -> FoundFile:
     try:
-        status = stat()
-    except OSError:  # decoding fails too, and reports it
+        for entry in visible_entries(folder):
+            if not exclude(prefix + entry.name):
+                yield f"{entry.name}/" if is_folder(entry) else _stat_file(entry.name, entry.stat, entry.path).record
+    except ListingError:
+        if not prefix:
+            raise
+        yield FoundFile("", -1, 0).record  # the folder itself: its name is the prefix
+
+
+def _stat_file(name: str, stat: Callable[[], os.stat_result], path: str) -> FoundFile:
+    status = status_of_listed(stat, path)
+    if status is None:  # decoding fails too, and reports it
         return FoundFile(name, -1, 0)
     return FoundFile(name, status.st_size, status.st_mtime_ns)

@@ -14,7 +14,9 @@ from PIL import Image
 
 import logpose
 from jobs.options import ClassifyOptions, TrainOptions
+from jobs.training.run_folder import RunFolder, TrainingState
 from pipeline.build.options import BuildOptions
+from tests.cnn.tiny_task import CARD
 
 
 def test_public_names_are_few_and_listed() -> None:
@@ -152,7 +154,7 @@ def test_report_is_written_into_the_run_folder() -> None:
 
 
 def test_a_run_before_its_first_epoch_has_no_history(tmp_path: Path) -> None:
-    (tmp_path / "last.safetensors").touch()
+    RunFolder(tmp_path).save_last(CARD, {}, TrainingState("", ""))
     run = logpose.load_run(tmp_path)
     assert len(run.history) == 0
     assert repr(run) == f"TrainingRun({tmp_path}: 0 epochs, not finished)"

@@ -15,10 +15,10 @@ from functools import cache
 from queue import SimpleQueue
 from typing import Any
 
-from numba import njit
+from logpose.common.kernels import cached_njit
 
 # Compiles a kernel and caches it on disk.
-kernel = njit(nogil=True, cache=True, error_model="numpy")
+kernel = cached_njit(nogil=True, error_model="numpy")
 
 # A kernel, its arguments, the lock that is released when it is done, and where its error goes.
 _Task = tuple[Callable[..., Any], tuple[Any, ...], Any, list[BaseException]]

@@ -1,5 +1,6 @@
 """The reference backend's array code, run on a GPU by CuPy: for cards too old for our kernels."""
 
+import os
 from functools import cache
 from typing import Any
 
@@ -8,11 +9,14 @@ import numpy as np
 from cnn.backends.base import Array
 from cnn.backends.reference import ReferenceBackend
 from cnn.errors import first_line
+from logpose.common.cache_folder import share_folder
 
 
 @cache
 def why_unusable() -> str:
     """Why CuPy cannot use a GPU here, in one line; empty where it can."""
+    if not share_folder("CUPY_CACHE_DIR", "~/.cupy/kernel_cache", "cupy"):
+        os.environ.setdefault("CUPY_CACHE_IN_MEMORY", "1")
     try:
         import cupy
     except ModuleNotFoundError as error:

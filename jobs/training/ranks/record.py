@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jobs.errors import JobError
-from logpose.common.files import write_atomically
+from logpose.common.files import open_text, write_atomically
 
 
 @dataclass
@@ -65,7 +65,7 @@ def write_ranks(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 def read_ranks(path: Path) -> list[RankRow]:
     """Read ranks.csv; no rows if there is none. Raises JobError where it is damaged."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with open_text(path) as file:
             return [_row(values) for values in csv.DictReader(file)]
     except FileNotFoundError:
         return []

@@ -34,6 +34,7 @@ from pipeline.parallel.ordered import AHEAD_PER_THREAD
 from tests.jobs.killing import Aim, LoggedRun
 from tests.pipeline.parallel.test_cluster import Cluster
 
+RESULTS = {"out.csv", ".out.csv.finished"}  # what a finished classification leaves
 MAX_WORKERS, MAX_BATCH = 4, 64
 MAX_KILLS = 4  # per classification
 
@@ -161,10 +162,10 @@ class Classifications:
             if outcome.lost[-1] > FILES_PER_PART + AHEAD_PER_THREAD * workers * batch:
                 outcome.wrong.append("more lost than a part and what was ahead")
             names = {path.name for path in (place / "table").glob("*")}
-            if "out.csv" in names and names <= {"out.csv", ".out.csv.lock"}:  # the kill came after the end
+            if names >= RESULTS and names <= RESULTS | {".out.csv.lock"}:  # the kill came after the end
                 again = self.start(place)
-                again.finish(code=2)
-                if "out.csv already exists" not in again.output:
+                again.finish()
+                if "out.csv, already complete" not in again.output:
                     outcome.wrong.append(again.output)
                 break
         return self.checked(outcome, place)
@@ -189,7 +190,7 @@ class Classifications:
         out = place / "table" / "out.csv"
         if out.read_bytes() != self.expected:
             outcome.wrong.append("the table")
-        outcome.wrong += [f"left behind: {path.name}" for path in out.parent.iterdir() if path != out]
+        outcome.wrong += [f"left behind: {path.name}" for path in out.parent.iterdir() if path.name not in RESULTS]
         if outcome.redone > sum(outcome.lost):
             outcome.wrong.append("files of finished parts were classified again")
         shutil.rmtree(place)

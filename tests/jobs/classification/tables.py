@@ -47,7 +47,9 @@ def read(path: Path) -> list[list[str]]:
 
 
 def names_in(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    """The names of the files, without the note that each finished table has beside it."""
+    names = {path.name for path in folder.iterdir()}
+    return sorted(names - {f".{name}.finished" for name in names})
 
 
 def image(name: str, label: str = "a", prob: float = 0.75) -> list[str]:

@@ -89,7 +89,8 @@ def test_model_class_is_imported_here_and_on_workers(
     assert imported == [], "a model file alone imports nothing"
     assert logpose("classify", image_folder, model, tmp_path / "b.csv", "--model", "nets.small:Small").code == 0
     assert imported == ["nets.small:Small"]
-    settings = task.TaskSettings(model, task.hash_file(model), ClassifyOptions(device="cpu", model="nets.small:Small"))
+    options = ClassifyOptions(device="cpu", model="nets.small:Small")
+    settings = task.TaskSettings(model, load_checkpoint(model).digest, options)
     task.classify_task(settings, task.FileTask(str(image_folder), ["red/000.png"]))
     assert imported == ["nets.small:Small"] * 2
 
@@ -152,7 +153,7 @@ def test_views_average_the_outputs(
     files = task.FileTask(str(image_folder), [row[0] for row in probs["mirror"][1:4]])
     for views in ("mirror", "none"):
         options = ClassifyOptions(device="cpu", views=views, batch_size=8)
-        settings = task.TaskSettings(model, task.hash_file(model), options)
+        settings = task.TaskSettings(model, load_checkpoint(model).digest, options)
         assert task.classify_task(settings, files) == probs[views][1:4]
     predictor, val = Predictor(model, pick_backend("cpu")), Dataset.open(dataset).val
     images = val.read(0, val.rows)  # (N, H, W, 3)
@@ -258,7 +259,7 @@ def test_table_inside_the_image_folder_is_not_an_input(
     [
         ("missing", "no model file at"),
         ("truncated", "may be truncated"),
-        ("flipped bit", "is damaged: its tensors do not match their checksum"),
+        ("flipped bit", "is damaged: it does not match its checksum"),
         ("not ours", "is a safetensors file but not"),
         ("no safetensors", "is not a complete model file"),
         ("other shape", "parameter head.weight: expected shape"),

@@ -16,7 +16,7 @@ from cnn.checkpoint import load_checkpoint, save_checkpoint
 from cnn.inference.predictor import Predictor
 from jobs.classification import inputs
 from logpose.common.locks import exclusive_lock
-from tests.jobs.classification.tables import read
+from tests.jobs.classification.tables import names_in, read
 from tests.jobs.conftest import Logpose, draw_image
 
 
@@ -146,7 +146,7 @@ def test_second_classification_into_the_same_table_is_rejected(
         assert "expected to be the only classification into" in outcome.error
         assert not (tmp_path / "out.csv").exists()
     assert logpose("classify", image_folder, model, tmp_path / "out.csv").code == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
+    assert names_in(tmp_path) == ["out.csv"]
 
 
 def test_finished_table_needs_overwrite(logpose: Logpose, image_folder: Path, model: Path, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_bytes_do_not_depend_on_the_parts(tmp_path: Path, monkeypatch: pytest.Mo
     for name, parts in cuts.items():
         parquet(tmp_path / name, parts)
     parquet(tmp_path / "merged", [rows[start::7] for start in range(7)], merge=True)
-    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    assert len({path.read_bytes() for path in tmp_path.iterdir() if path.name[0] != "."}) == 1
     described = pq.ParquetFile(tmp_path / "all").metadata
     assert [described.row_group(number).num_rows for number in range(4)] == [30, 30, 30, 10]
     assert pq.read_table(tmp_path / "all")["filename"].to_pylist() == [row[0] for row in rows]

@@ -1,10 +1,12 @@
 """The table: names unchanged, every part once and in order, and no unrelated file touched."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 import tracemalloc
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 
 from jobs.classification import table as module
 from jobs.classification.table import ResumableTable, error_row, header, ok_row
-from jobs.errors import JobError
+from jobs.errors import JobError, WorkFailedError
 from jobs.options import ClassifyOptions
 from tests.jobs.classification.tables import (
     IDENTITY,
@@ -117,7 +119,7 @@ def test_part_is_synced_before_the_rename(tmp_path: Path, monkeypatch: pytest.Mo
     synced = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(names_in(table.scratch)))
     table.write(0, digest(0), SPLITS[0])
-    part = f"part-000000-{digest(0)[:16]}.csv"
+    (part,) = (path.name for path in table.scratch.glob("part-*"))
     assert synced == [[f".{part}.tmp", "fingerprint.json"], ["fingerprint.json", part]]
 
 
@@ -205,7 +207,10 @@ def begun(tmp_path: Path) -> Path:
 
 def test_finished_parts_are_reused(begun: Path) -> None:
     written = {path: path.stat().st_mtime_ns for path in (begun.parent / "out.csv.parts").glob("part-*")}
-    assert {path.name for path in written} == {f"part-00000{n}-{digest(n)[:16]}.csv" for n in range(2)}
+    checksums = [f"{zlib.crc32(path.read_bytes()):08x}" for path in sorted(written)]
+    assert {path.name for path in written} == {
+        f"part-00000{n}-{digest(n)[:16]}-{checksums[n]}.csv" for n in range(2)
+    }
     table = ResumableTable(begun, IDENTITY, PLAIN)
     assert [table.is_finished(number, digest(number)) for number in range(3)] == [True, True, False]
     table.write(2, digest(2), SPLITS[2])
@@ -294,7 +299,7 @@ def test_old_table_stays_until_replaced(tmp_path: Path) -> None:
     table.finish(3)
     assert out.read_bytes() == TABLE
     with pytest.raises(JobError, match="already exists"):
-        ResumableTable(out, IDENTITY, PLAIN)
+        ResumableTable(out, {**IDENTITY, "model": "other"}, PLAIN)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -309,8 +314,88 @@ def test_foreign_folder_is_never_removed(tmp_path: Path, overwrite: bool) -> Non
 
 def test_damaged_fingerprint_is_rejected(begun: Path) -> None:
     (begun.parent / "out.csv.parts" / "fingerprint.json").write_text('{"model": ')
-    with pytest.raises(JobError, match=r"with other model and fit and .* and --format"):
+    with pytest.raises(JobError, match=r"out\.csv\.parts has a damaged fingerprint\.json \(.*\); remove it, give"):
         ResumableTable(begun, IDENTITY, PLAIN)
+
+
+# Damage -------------------------------------------------------------------------------------------------
+
+
+def damage(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    cut = {
+        "a bit": bytes([content[0] ^ 1]) + content[1:],
+        "a label": content.replace(b",a,", b",b,", 1),
+        "cut": content[:-4],
+        "cut to nothing": b"",
+        "a row less": content.partition(b"\n")[2],
+        "a row more": content + content.partition(b"\n")[0] + b"\n",
+        "a quote": b'"' + content,
+        "zeros": bytes(len(content)),
+        "not UTF-8": b"\xff" + content[1:],
+    }[how]
+    assert cut != content
+    path.write_bytes(cut)
+
+
+HOW = ["a bit", "a label", "cut", "cut to nothing", "a row less", "a row more", "a quote", "zeros", "not UTF-8"]
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_damaged_part_is_made_again(begun: Path, how: str) -> None:
+    part = next((begun.parent / "out.csv.parts").glob("part-000000-*"))
+    damage(part, how)
+    table = ResumableTable(begun, IDENTITY, PLAIN)
+    assert table.dropped == 1
+    assert [table.is_finished(number, digest(number)) for number in range(3)] == [False, True, False]
+    assert save(table, SPLITS) == (4, 1)
+    assert begun.read_bytes() == TABLE
+
+
+@pytest.mark.parametrize("merge", [False, True])
+@pytest.mark.parametrize("how", HOW)
+def test_part_that_is_damaged_meanwhile_makes_no_table(begun: Path, how: str, merge: bool) -> None:
+    table = ResumableTable(begun, IDENTITY, PLAIN)
+    table.write(2, digest(2), SPLITS[2])
+    damage(next(table.scratch.glob("part-000000-*")), how)
+    with pytest.raises(WorkFailedError, match=r"part-000000-\w+-\w+\.csv is damaged; run the same command again"):
+        table.finish(3, merge=merge)
+    assert not begun.exists() and not begun.with_name(".out.csv.finished").exists()
+    assert save(ResumableTable(begun, IDENTITY, PLAIN), SPLITS) == (4, 1)
+    assert begun.read_bytes() == TABLE
+
+
+def test_parts_of_an_older_version_are_reused_if_they_are_whole(begun: Path) -> None:
+    """Their names have no checksum: only the form of their rows can be checked."""
+    for number, part in enumerate(sorted((begun.parent / "out.csv.parts").glob("part-*"))):
+        part.rename(part.with_name(f"part-{number:06}-{digest(number)[:16]}.csv"))
+    fingerprint = begun.parent / "out.csv.parts" / "fingerprint.json"
+    values = json.loads(fingerprint.read_text())
+    del values["crc32"]
+    fingerprint.write_text(json.dumps(values))
+    damage(begun.parent / "out.csv.parts" / f"part-000001-{digest(1)[:16]}.csv", "cut")
+    table = ResumableTable(begun, IDENTITY, PLAIN)
+    assert [table.is_finished(number, digest(number)) for number in range(2)] == [True, False]
+    assert save(table, SPLITS) == (4, 1)
+    assert begun.read_bytes() == TABLE
+
+
+def test_each_flipped_bit_of_the_side_files_is_found(begun: Path) -> None:
+    """None is a crash; where the result is the same, the flip changed the key of the checksum alone."""
+    save(ResumableTable(begun, IDENTITY, PLAIN), SPLITS)
+    note, scratch = begun.with_name(".out.csv.finished"), begun.with_name("out.csv.parts")
+    whole, believed = note.read_bytes(), 0
+    for place in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[place // 8] ^= 1 << place % 8
+        note.write_bytes(flipped)
+        try:
+            assert ResumableTable(begun, IDENTITY, PLAIN).finish(3) == (4, 1)
+            believed += 1
+        except JobError as error:
+            assert "out.csv already exists" in str(error)
+    assert believed < 8 * len('"crc32"')
+    assert not scratch.exists() and begun.read_bytes() == TABLE
 
 
 def test_temporary_files_are_removed_with_the_parts(tmp_path: Path) -> None:

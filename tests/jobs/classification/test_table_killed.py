@@ -86,8 +86,11 @@ def test_rerun_after_a_kill_at_any_step(
         assert out.read_bytes() == whole
         assert names_in(out.parent) == ["out"]
     assert survived > 30
+    before = out.stat().st_mtime_ns
+    assert command(out, options) == (4, 1)  # finished: there is nothing to do
+    assert (out.stat().st_mtime_ns, names_in(out.parent)) == (before, ["out"])
     with pytest.raises(JobError, match="already exists; give --overwrite"):
-        command(out, options)
+        ResumableTable(out, {**IDENTITY, "model": "other"}, options)
 
 
 def test_rerun_after_two_kills(tmp_path: Path, machine: Machine) -> None:

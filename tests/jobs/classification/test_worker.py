@@ -1,20 +1,27 @@
 """A worker's threads decode while its GPU computes. Here the CPU takes the GPU's place; see also tests/jobs/gpu/."""
 
 import os
+import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cnn.checkpoint import load_checkpoint
 from cnn.inference.predictor import Predictor
 from jobs.classification import task, worker
-from jobs.classification.task import FileTask, RowTask, TaskSettings, classify_rows, hash_file
+from jobs.classification.task import FileTask, RowTask, TaskSettings, classify_rows
 from jobs.options import ClassifyOptions
+from pipeline.build import rounds, shard_task
+from pipeline.build.build import build_dataset
+from pipeline.build.journal import ShardResult
+from pipeline.build.options import BuildOptions
+from pipeline.build.shard_task import ShardJob
 from pipeline.dataset.store import Dataset
-from pipeline.errors import DecodeError
+from pipeline.errors import DecodeError, ReadError
 
 BATCH = 4
 
@@ -32,7 +39,7 @@ def no_threads_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def settings(model: Path) -> TaskSettings:
-    return TaskSettings(model, hash_file(model), ClassifyOptions(device="cpu", batch_size=BATCH))
+    return TaskSettings(model, load_checkpoint(model).digest, ClassifyOptions(device="cpu", batch_size=BATCH))
 
 
 @pytest.fixture
@@ -52,7 +59,8 @@ def test_rows_do_not_depend_on_the_threads(
     assert classify_rows(settings, files, decoders) == rows
     train = Dataset.open(dataset).train
     names = [str(name) for name in train.read_column("paths", 0, train.rows)]
-    of_dataset = RowTask(dataset, train.name, 0, names)
+    assert train.generation
+    of_dataset = RowTask(dataset, train.generation, train.name, 0, names)
     assert classify_rows(settings, of_dataset, decoders) == classify_rows(settings, of_dataset)
 
 
@@ -94,6 +102,27 @@ def test_error_cancels_the_images_that_wait(
     raised.set()
     task._pool(1).submit(int).result(60)  # after all that were not cancelled
     assert len(begun) <= 2
+
+
+def test_error_of_reading_names_the_worker(
+    settings: TaskSettings, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of several workers may lack the drive."""
+    monkeypatch.setattr("pipeline.faults.PAUSES", (0,))
+    monkeypatch.setattr(worker, "worker_address", lambda: "tcp://1.2.3.4:5")
+    missing = FileTask(str(tmp_path / "not mounted"), ["a.png"])
+    with pytest.raises(ReadError, match=r"read .*not mounted/a.png on worker tcp://1.2.3.4:5, found no such file"):
+        worker.classify_on_worker(settings, "cpu", missing)
+    moved = Path(shutil.copytree(image_folder, tmp_path / "images"))
+    monkeypatch.setattr(shard_task, "worker_address", lambda: "tcp://1.2.3.4:5")
+
+    def build_there(jobs: Sequence[ShardJob], *_: object) -> Iterator[ShardResult]:
+        moved.rename(tmp_path / "away")
+        yield from map(shard_task.run_shard_on_worker, jobs)
+
+    monkeypatch.setattr(rounds, "run_on_cluster", build_there)
+    with pytest.raises(ReadError, match=r"read .*images/.*png on worker tcp://1.2.3.4:5, found no such file"):
+        build_dataset(moved, tmp_path / "d.zarr", BuildOptions((8, 8), scheduler="tcp://1.2.3.4:1"))
 
 
 @pytest.mark.parametrize(

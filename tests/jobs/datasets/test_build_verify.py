@@ -38,6 +38,7 @@ def test_finished_dataset_needs_overwrite(logpose: Logpose, image_folder: Path, 
     assert (again.code, again.err) == (0, "")
     assert again.out.splitlines() == [
         f"{path}: 3 classes, 54 images to train on, 6 to validate; already complete",
+        "images of each class: blue 18 + 2, green 18 + 2, red 18 + 2",
         f"next: logpose train {path} runs/d",
     ]
     outcome = logpose(*arguments, "--seed", 1)

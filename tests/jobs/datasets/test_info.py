@@ -119,6 +119,7 @@ def test_near_duplicates_are_summarised(
 ) -> None:
     node = json.loads((copy / "zarr.json").read_bytes())
     names = ("groups", "pictures", "labels_differ", "leaks")
+    del node["attributes"]["crc32"]
     node["attributes"]["copies"] = copies and dict(zip(names, copies, strict=True))
     (copy / "zarr.json").write_text(json.dumps(node))
     out = logpose("info", copy, "--no-sheet").out.splitlines()
@@ -132,5 +133,6 @@ def test_not_a_dataset_is_an_error(logpose: Logpose, copy: Path, image_folder: P
     assert "found nothing at" in logpose("info", tmp_path / "nowhere").error
     node = json.loads((copy / "zarr.json").read_bytes())
     node["attributes"]["sealed"] = False
+    del node["attributes"]["crc32"]
     (copy / "zarr.json").write_text(json.dumps(node))
     assert "found an unfinished build" in logpose("info", copy).error

@@ -23,7 +23,7 @@ def test_unfinished_training_is_a_warning(logpose: Logpose, run_copy: Path) -> N
 def test_model_of_an_epoch_missing_from_the_history(logpose: Logpose, run_copy: Path) -> None:
     """As after a kill right after the model was saved."""
     last = load_checkpoint(run_copy / "last.safetensors").progress
-    edit_progress(run_copy / "last.safetensors", history=last["history"][:2], best=1)
+    edit_progress(run_copy / "last.safetensors", history=last["history"][:2], best=1, epoch=3, confusion_epoch=1)
     edit_progress(run_copy / "model.safetensors", epoch=3, val_accuracy=0.123)
     assert logpose("report", run_copy).code == 0
     page = read_report(run_copy)

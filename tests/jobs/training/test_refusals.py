@@ -33,7 +33,7 @@ def test_existing_training_is_not_overwritten_without_the_option(
     logpose: Logpose, dataset: Path, run_dir: Path
 ) -> None:
     before = weights(run_dir)
-    outcome = logpose("train", dataset, run_dir, *RECIPE)
+    outcome = logpose("train", dataset, run_dir, *RECIPE, "--seed", 7)
     assert outcome.code == 2
     assert "holds a training; add --resume to continue it, --overwrite to start again" in outcome.error
     assert outcome.out == ""

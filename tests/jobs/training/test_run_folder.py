@@ -3,12 +3,16 @@
 import json
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cnn.checkpoint import load_checkpoint, save_checkpoint
+from cnn.errors import ModelFileError
 from jobs.errors import JobError
+from jobs.training.info import rank_row
 from jobs.training.metrics import EpochRow, write_metrics
+from jobs.training.ranks.record import RankRow, RankTimes
 from jobs.training.run_folder import RunFolder, TrainingState
 from jobs.training.timing import EpochTimes
 from tests.jobs.conftest import Logpose
@@ -100,6 +104,46 @@ def test_state_round_trips(tmp_path: Path) -> None:
     assert TrainingState.from_json(json.loads(json.dumps(state.to_json())), tmp_path) == state
     state.best = None
     assert TrainingState.from_json(json.loads(json.dumps(state.to_json())), tmp_path) == state
+
+
+STATES: dict[str, dict[str, Any]] = {
+    "best of another epoch": {"best": 3},
+    "best below 1": {"best": -1},
+    "best of truth": {"best": True},
+    "step of text": {"step": "22"},
+    "negative rows": {"rows": -1},
+    "loss of text": {"loss_sum": "1"},
+    "recipe of a number": {"recipe": 1},
+    "epoch that is not the next": {"epoch": 2},
+    "times of a list": {"times": []},
+    "unknown time": {"times": {"hours": 1.0}},
+    "history of text": {"history": "none"},
+    "row of a list": {"history": [[], []]},
+    "row without a column": {"history": [{"epoch": 1}, {"epoch": 2}]},
+    "confusion of no epoch": {"confusion_epoch": 3},
+    "ranks of text": {"ranks": ["a"]},
+    "unknown key": {"more": 1},
+}
+
+
+@pytest.mark.parametrize("values", STATES.values(), ids=STATES)
+def test_states_that_contradict_themselves_are_refused(tmp_path: Path, values: dict[str, Any]) -> None:
+    state = TrainingState("recipe", "hash", epoch=3, step=22, history=[replace(ROW, epoch=1), replace(ROW, epoch=2)])
+    saved = json.loads(json.dumps(state.to_json()))
+    assert TrainingState.from_json(saved, tmp_path) == state
+    with pytest.raises(ModelFileError, match=r"does not hold the state of a training \(.*; start again"):
+        TrainingState.from_json(saved | values, tmp_path)
+
+
+def test_what_ranks_did_is_read_from_the_state() -> None:
+    """ranks.csv has no checksum, last.safetensors has."""
+    row = RankRow(1, 0, "tcp://a:1", "a", "cpu", RankTimes(images=5, seconds=1.25))
+    saved = json.loads(json.dumps(row.to_dict()))
+    assert rank_row(saved) == row
+    assert rank_row({name: value for name, value in saved.items() if name != "seconds"}).times.seconds == 0.0
+    for damage in ({"images": "5"}, {"epoch": None}, {"host": 3}):
+        with pytest.raises(ModelFileError, match="expected what a rank did"):
+            rank_row(saved | damage)
 
 
 def test_state_of_an_older_version_resumes(logpose: Logpose, dataset: Path, trained: Path, tmp_path: Path) -> None:

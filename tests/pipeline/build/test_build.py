@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -181,12 +182,19 @@ def test_failures_are_read_back(image_folder: Images, build: Build) -> None:
     (root / "b" / "0003.png").write_bytes(b"x")
     report = build(root)
     assert read_failures(report.path) == list(report.failures)
+    (report.path / "failures.csv").write_bytes(b"path,kind,reason\n")
+    with pytest.raises(DatasetError, match=r"expected a table of path, kind, reason, found ValueError another file"):
+        read_failures(report.path)
+    node = json.loads((report.path / "zarr.json").read_bytes())
+    for name in ("crc32", "reports"):  # as in a dataset of 0.1.0
+        del node["attributes"][name]
+    (report.path / "zarr.json").write_text(json.dumps(node))
     for content, found in ((b"path,reason\na,b\n", "KeyError 'kind'"), (b"path,kind\xff\n", "UnicodeDecodeError")):
         (report.path / "failures.csv").write_bytes(content)
         with pytest.raises(DatasetError, match=f"expected a table of path, kind, reason, found {found}"):
             read_failures(report.path)
     (report.path / "failures.csv").unlink()
-    with pytest.raises(DatasetError, match=r"found no such file at .*failures\.csv: restore it from a backup"):
+    with pytest.raises(DatasetError, match=r"found no such file or directory at .*failures\.csv: restore it"):
         read_failures(report.path)
 
 
@@ -248,7 +256,7 @@ def test_dataset_without_a_journal_is_built_from_the_start(
 @pytest.mark.parametrize(
     ("options", "expected"),
     [({"size": (0, 4)}, "at least 1x1, found 0x4"), ({"fit": "fill"}, "pad, crop, squash, found 'fill'"),
-     ({"val": 1.0}, r"in \[0, 1\), found 1.0"), ({"workers": 0}, "at least one worker, found 0"),
+     ({"val": 1.0}, r"in \[0, 1\), found 1.0"), ({"workers": 0}, "1 to 1024 workers, found 0"),
      ({"max_failures": -1}, "0 or more, found -1"), ({"codec": "lzma"}, "none, lz4, zstd, found 'lzma'")],
 )  # fmt: skip
 def test_options_out_of_range_are_refused_before_anything_is_deleted(
@@ -286,4 +294,6 @@ def test_every_error_has_an_exit_code() -> None:
     kinds = [PipelineError]
     for kind in kinds:
         kinds += kind.__subclasses__()
-    assert {kind.__name__ for kind in kinds if kind.exit_code == 1} == {"BuildError", "TooManyFailures"}
+    assert {kind.__name__ for kind in kinds if kind.exit_code == 1} == {
+        "BuildError", "TooManyFailures", "ReadError", "DatasetChangedError"
+    }  # fmt: skip

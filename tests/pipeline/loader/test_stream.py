@@ -164,7 +164,7 @@ def test_pixels_are_read_once_if_all_fit_in_the_budget(
 
 
 def test_budget_for_less_than_a_window_is_refused(split: Split) -> None:
-    with pytest.raises(OptionError, match=r"at least 1 MB for train of .* in batches of 4, found 0 MB:"):
+    with pytest.raises(OptionError, match=r"at least 1 MB for train of .* in batches of 4, found 0.001 MB:"):
         BatchStream(split, 4, seed=0, ram_budget=1000)
 
 

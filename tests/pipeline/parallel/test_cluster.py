@@ -167,7 +167,7 @@ def test_build_that_loses_all_workers_at_the_end_is_an_error(
     cluster.wait_for_workers()
     monkeypatch.setattr(cluster_module, "NO_WORKERS_TIMEOUT", 0.5)
     monkeypatch.setattr(cluster_module, "WORKER_POLL_SECONDS", 0.1)
-    monkeypatch.setattr(scheduler, "run_shard", kill_worker)
+    monkeypatch.setattr(scheduler, "run_shard_on_worker", kill_worker)
     with pytest.raises(BuildError, match=r"expected workers at tcp://.*, found none for 0 s"):
         build(image_folder(a=3, b=3), scheduler=cluster.address)
 
@@ -309,3 +309,23 @@ def test_loss_of_the_scheduler_is_an_error(cluster: Cluster) -> None:
     for logger in loggers:
         logger.removeHandler(handler)
     assert logged.empty()
+
+
+def test_cluster_that_adapts_from_no_worker_gets_one() -> None:
+    """It starts workers for waiting tasks only."""
+    from dask.distributed import LocalCluster
+
+    with LocalCluster(n_workers=0, processes=False, threads_per_worker=1, dashboard_address=":0") as adaptive:
+        adaptive.adapt(minimum=0, maximum=1, interval="50ms")
+        address = adaptive.scheduler_address
+        assert list(in_order_on_cluster(len, ["a", "bb", "ccc"], address)) == [1, 2, 3]
+
+
+def test_worker_without_logpose_is_named(pair: Cluster) -> None:
+    """Its own error would be 'no module named pipeline', of which a user knows nothing."""
+    with pytest.raises(BuildError, match=r"expected logpose, of the same version, .*No module named 'pipeline_'"):
+        list(in_order_on_cluster(_import_what_is_missing, [1], pair.address))
+
+
+def _import_what_is_missing(_: int) -> None:
+    raise ModuleNotFoundError("No module named 'pipeline_'")

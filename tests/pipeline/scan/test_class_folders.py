@@ -9,7 +9,7 @@ import pytest
 
 from logpose.common.errors import printable
 from pipeline.errors import ListingError
-from pipeline.scan.class_folders import list_images
+from pipeline.scan.class_folders import alike_names, deep_classes, list_images
 
 
 def tree(root: Path, *paths: str) -> Path:
@@ -45,12 +45,46 @@ def test_val_is_preferred_to_test_which_is_reported_as_skipped(tmp_path: Path) -
     assert source.skipped == ("test",)
 
 
+@pytest.mark.parametrize(
+    "names",
+    ["Training Test", "Train Val", "TRAIN TEST", "training_set test_set", "train dev", "train eval", "trainset valset",
+     "Train-Images Validation-Images", "train2017 val2017", "TrainingData TestingData", "training evaluation"],
+)  # fmt: skip
+def test_folders_of_a_split_are_recognised_by_other_names(tmp_path: Path, names: str) -> None:
+    train, val = names.split()
+    source = list_images(tree(tmp_path, f"{train}/a/1", f"{train}/b/2", f"{val}/a/3"))
+    assert source.class_names == ("a", "b")
+    assert [(file.path, file.split) for file in source.files] == sorted(
+        [(f"{train}/a/1", "train"), (f"{train}/b/2", "train"), (f"{val}/a/3", "val")]
+    )
+
+
+def test_folders_beside_those_of_a_split_are_skipped(tmp_path: Path) -> None:
+    source = list_images(tree(tmp_path, "Train/a/1", "Train/b/2", "Val/a/3", "Test/a/4", "extra/a/5", "x.csv"))
+    assert source.class_names == ("a", "b")
+    assert source.skipped == ("Test", "extra", "x.csv")
+
+
+def test_classes_named_like_splits_beside_other_classes(tmp_path: Path) -> None:
+    source = list_images(tree(tmp_path, "train/1.jpg", "test/2.jpg", "car/3.jpg", "set/4.jpg", "test tube/5.jpg"))
+    assert source.class_names == ("car", "set", "test", "test tube", "train")
+    assert not source.has_splits
+
+
+def test_classes_with_folders_in_them(tmp_path: Path) -> None:
+    source = list_images(tree(tmp_path, "a/2020/1.jpg", "a/notes.txt", "b/2.jpg", "c/2020/3.jpg"))
+    assert source.class_names == ("a", "b", "c")
+    assert deep_classes(source) == ["c"]
+    assert alike_names(["Cat", "cat", "dog"]) == [("Cat", "cat")]
+
+
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     assert list_images(tree(tmp_path, "train/1", "car/2")).class_names == ("car", "train")
 
 
 def test_clutter_and_hidden_files_are_left_out(tmp_path: Path) -> None:
     tree(tmp_path, "a/1", "b/2", "a/.DS_Store", "a/Thumbs.db", ".git/x/y", "__MACOSX/a/1", "b/.hidden/3")
+    tree(tmp_path, "lost+found/1", ".ipynb_checkpoints/1", "a/.ipynb_checkpoints/2", "@eaDir/1", "b/@eaDir/2/3")
     assert [file.path for file in list_images(tmp_path).files] == ["a/1", "b/2"]
 
 
@@ -66,11 +100,22 @@ WRONG = {
     "missing": ((), "found nothing at {root}: check the path"),
     "empty": (("",), "found nothing in {root}: check the path"),
     "loose": (("1.jpg", "2.jpg"), "found 2 files and no folder in {root}: move each image into a folder"),
-    "one class": (("a/1",), "at least two classes, found only a in {root}: give the parent folder"),
+    "one class": (("a/1",), "at least two classes, found only a in {root}: add another class"),
     "empty class": (("a/1", "b/"), "images in every class, found none in {root}/b: add some or remove"),
     "only train": (("train/a/1",), "found only train/ in {root}: give {root}/train itself"),
     "only in val": (("train/a/1", "train/b/2", "val/c/3"), "found c only in val of {root}: add it to train"),
     "flat val": (("train/a/1", "train/b/2", "val/3"), "one folder per class in {root}/val, found 1 file"),
+    "split in other words": (("seg_train/a/1.jpg", "seg_test/a/2.jpg"), "rename the folders of a split to train and"),
+    "train and something": (("train/a/1.jpg", "extra/a/2.jpg"), "found only folders in extra, train of {root}: rename"),
+    "only test sets": (("Val/a/1.jpg", "Test/a/2.jpg"), "found only folders in Test, Val of {root}: rename"),
+    "splits in classes": (("a/train/1.jpg", "b/train/1.jpg", "b/x.csv"), "found only folders in a, b of {root}: give"),
+    "too high": (("flowers/a/1.jpg", "flowers/b/2.jpg"), "only folders in flowers of {root}: give {root}/flowers"),
+    "too high in val": (("train/x/a/1", "train/y/a/2", "val/x/a/3"), "only folders in x, y of {root}/train: give one"),
+    "only Training": (("Training/a/1",), "found only Training/ in {root}: give {root}/Training itself"),
+    "two of train": (("train/a/1", "Training/b/2", "test/a/3"), "found Training and train in {root}: merge or rename"),
+    "two of val": (("train/a/1", "val/a/2", "Val/a/3"), "found Val and val in {root}: merge or rename them"),
+    "two forms": (("caf\xe9/1", "cafe\u0301/2"), "found 'caf\\xe9' and 'cafe\\u0301' in {root}, which are the same"),
+    "other case in val": (("train/Cat/1", "train/b/2", "val/cat/3"), "give it the name of 'Cat' in train"),
     "empty val": (("train/a/1", "train/b/2", "val/"), "one folder per class in {root}/val, found nothing"),
 }
 

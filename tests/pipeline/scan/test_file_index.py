@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ListingError
+from pipeline.errors import ListingError, ReadError
 from pipeline.scan import walk
 from pipeline.scan.file_index import FileIndex, FileIndexClosed
 from pipeline.scan.walk import walk_files
@@ -95,7 +95,7 @@ def test_error_is_raised_before_remaining_parts(root: Path, tmp_path: Path, monk
     def refuse(path: Path) -> object:
         if Path(path) == root / "2":
             gate("2")
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            raise OSError(errno.EIO, "Input/output error", str(path))
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
@@ -106,7 +106,7 @@ def test_error_is_raised_before_remaining_parts(root: Path, tmp_path: Path, monk
         index._thread.join(TIMEOUT)
         assert index.found == 20
         for asked in (parts, index.parts()):
-            with pytest.raises(ListingError, match=r"found permission denied at .*2: check its permissions"):
+            with pytest.raises(ReadError, match=r"read .*2, found input/output error: check the disk"):
                 next(asked)
         assert not index.complete
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.errors import ListingError
+from pipeline.errors import ListingError, ReadError
 from pipeline.scan import walk
 from pipeline.scan.walk import FoundFile, Spool, walk_files
 from tests.pipeline.conftest import failing_after
@@ -151,20 +151,37 @@ def test_nothing_to_list_raises_listing_error(tmp_path: Path) -> None:
             list(walk_files(tmp_path / path, tmp_path, lambda name: name == "1"))
 
 
-def test_unreadable_nested_folder_raises_listing_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tree(tmp_path, "a/1", "a/deep/locked/2")
+def refusing(monkeypatch: pytest.MonkeyPatch, name: str, code: int) -> None:
+    """Refuse to list the folders of this name."""
     scandir = os.scandir
 
     def refuse(path: Path) -> object:
-        if Path(path).name == "locked":
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        if Path(path).name == name:
+            raise OSError(code, os.strerror(code), str(path))
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
+
+
+def test_folder_that_may_not_be_read_is_listed_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree(tmp_path, "a/1", "a/locked-2", "a/locked/2", "a/locked.3", "b/4")
+    refusing(monkeypatch, "locked", errno.EACCES)
+    assert names(tmp_path, tmp_path) == ["a/1", "a/locked-2", "a/locked.3", "a/locked/", "b/4"]
+    refusing(monkeypatch, tmp_path.name, errno.EACCES)
+    with pytest.raises(ListingError, match=r"found permission denied at .*: check its permissions"):
+        names(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENOENT])
+def test_fault_of_the_system_ends_the_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    monkeypatch.setattr("pipeline.faults.PAUSES", (0, 0))
+    tree(tmp_path, "a/1", "b/2")
+    refusing(monkeypatch, "b", code)
     files = walk_files(tmp_path, tmp_path)
     assert next(files).name == "a/1"
-    with pytest.raises(ListingError, match=r"found permission denied at .*a/deep/locked: check its permissions"):
+    with pytest.raises(ReadError, match=r"expected to read .*b, found .*, and run the same command again") as caught:
         next(files)
+    assert caught.value.exit_code == 1
 
 
 def open_files() -> int:
@@ -219,7 +236,7 @@ def peak_memory(count: int, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> i
     @contextmanager
     def scandir(_: Path) -> Iterator[Iterator[SimpleNamespace]]:
         yield (
-            SimpleNamespace(name=f"{number * 7919 % count:09}.jpg", is_dir=lambda: False, stat=lambda: status)
+            SimpleNamespace(name=f"{number * 7919 % count:09}.jpg", path="", is_dir=lambda: False, stat=lambda: status)
             for number in range(count)
         )
 

@@ -1,0 +1,1 @@
+"""Faults from outside: hostile files, odd file systems, terminals and environments."""
