@@ -60,6 +60,10 @@ class OurSide:
         infer = FoldedNetwork(self.network)
         return {"ours": median_ms(lambda: infer(self.x), seconds, min_runs)}
 
+    def logits(self) -> list[list[float]]:
+        """The outputs (N, classes) of inference, to compare with those of others."""
+        return self.network.backend.to_host(FoldedNetwork(self.network)(self.x)).tolist()
+
 
 @contextmanager
 def without_preprocessing() -> Iterator[None]:
@@ -80,7 +84,7 @@ def main() -> None:
     optimizer = plain_sgd if arguments.optimizer else OPTIMIZER
     side = OurSide(arguments.network, arguments.threads, arguments.device, optimizer)
     with without_preprocessing():
-        serve({"loss": side.step, "train": side.train, "infer": side.infer, "peak": peak_mb})
+        serve({"loss": side.step, "train": side.train, "infer": side.infer, "logits": side.logits, "peak": peak_mb})
     assert "torch" not in sys.modules
 
 
