@@ -29,7 +29,7 @@ from typing import IO, Any, Literal, NamedTuple, TypeAlias
 
 from jobs.errors import JobError, WorkFailedError
 from jobs.options import ClassifyOptions
-from logpose.common.files import atomic_writer, make_folder, open_regular, write_atomically
+from logpose.common.files import atomic_writer, errors_at, make_folder, open_regular, write_atomically
 from logpose.common.outputs import output_file
 from logpose.common.records import RecordError, parse_record, read_record, write_record
 
@@ -205,7 +205,7 @@ class ResumableTable:
 
         def lines() -> Iterator[str]:
             nonlocal crc
-            with os.fdopen(open_regular(part.path), "rb") as file:
+            with errors_at(part.path), os.fdopen(open_regular(part.path), "rb") as file:
                 for line in file:
                     crc = zlib.crc32(line, crc)
                     yield line.decode("utf-8", ENCODING_ERRORS)
@@ -376,5 +376,5 @@ def _current(fingerprint: dict[str, Any]) -> dict[str, Any]:
 
 
 def _hash(path: Path) -> str:
-    with path.open("rb") as file:
+    with errors_at(path), path.open("rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()
