@@ -23,15 +23,17 @@ import shutil
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, TypeAlias
 
 from jobs.errors import JobError, WorkFailedError
 from jobs.options import ClassifyOptions
-from logpose.common.files import atomic_writer, errors_at, make_folder, open_regular, write_atomically
+from logpose.common.files import NotAFileError, atomic_writer, errors_at, make_folder, open_regular, write_atomically
 from logpose.common.outputs import output_file
 from logpose.common.records import RecordError, parse_record, read_record, write_record
+from pipeline.faults import read_stored
 
 # File names may hold bytes that are not valid UTF-8; the CSV holds these bytes unchanged.
 ENCODING_ERRORS = "surrogateescape"
@@ -236,8 +238,9 @@ class ResumableTable:
     def _find_marker(self) -> _Marker | None:
         """Return the marker left by a kill, if it describes the table at `path` and the same classification."""
         try:
-            marker = parse_record(_Marker, read_record(self._marker_path))
-        except (RecordError, OSError):  # damaged, or none
+            record = read_stored(partial(read_record, self._marker_path), self._marker_path)
+            marker = parse_record(_Marker, record)
+        except (RecordError, FileNotFoundError, NotAFileError):  # damaged, or none
             return None
         if _current(marker.fingerprint) != self._fingerprint or not self.path.is_file():
             return None

@@ -139,8 +139,9 @@ def _is_dataset(dest: Path) -> bool:
     with suppress(DatasetError):
         read_attributes(dest)
         return True
-    with suppress(OSError):
-        return b'"logpose"' in read_regular(dest / "zarr.json") and (dest / SPLITS[0]).is_dir()
+    metadata = dest / "zarr.json"
+    with suppress(FileNotFoundError, NotAFileError):
+        return b'"logpose"' in read_stored(partial(read_regular, metadata), metadata) and (dest / SPLITS[0]).is_dir()
     return False
 
 

@@ -53,10 +53,10 @@ def open_source(source: ImageSource, unchanged: tuple[int, int] | None) -> Itera
             raise DecodeError("changed", "the file has changed since the build began")
         if status.st_size == 0:
             raise DecodeError("empty", "the file has no bytes")
-        file = io.FileIO(path)
+        file, content = io.FileIO(path), b""
         if status.st_size <= MAX_SINGLE_READ:
             with file:  # and close it: that may fail as well
-                content = file.readall()
+                content = file.readall() or b""
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         if isinstance(error, FileNotFoundError | NotADirectoryError) and unchanged is not None and unchanged[0] < 0:
             raise DecodeError("unreadable", "a link to nothing") from error

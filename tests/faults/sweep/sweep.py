@@ -149,8 +149,8 @@ class Sweep:
             return "hangs" if run.code == -signal.SIGALRM else f"ended by signal {-run.code}"
         found = content_of(self.work)
         if not run.code:
-            if run.errors:
-                return "exit code 0, with lines on standard error"
+            if not all(line.startswith("note: ") for line in run.errors.splitlines()):
+                return "exit code 0, with an error"
             kept = {name: each for name, each in found.items() if not _is_temporary(name)}
             return _difference(kept, expected)
         if run.code != 1 and not (run.code == 2 and point.error == errno.EACCES):
@@ -252,10 +252,6 @@ class Sweep:
 
 def _points(case: Case, calls: Sequence[Call]) -> Iterator[Point]:
     """All points of a case, in the order of its calls: each call fails once; the first at a path in all ways."""
-    if os.environ.get("SWEEP_QUICK"):
-        for call in calls:
-            if call.nth == 1: yield Point(case.name, call, ERRORS[call.kind][0], False)
-        return
     for call in calls:
         errors = ERRORS[call.kind]
         for error in errors if call.nth == 1 else errors[:1]:
