@@ -18,19 +18,24 @@ from tests.faults.sweep.shim import Call, compile_shim, why_unusable
 from tests.faults.sweep.sweep import Outcome
 
 
-def outcomes(folder: Path, cases: Sequence[str], *, sample: bool) -> Iterator[Outcome]:
-    """Yield the outcome of each point of these cases; of all cases if there are none. `folder` is empty."""
+def outcomes(folder: Path, cases: Sequence[str], part: str) -> Iterator[Outcome]:
+    """Yield the outcome of each point of these cases; of all cases if there are none. `folder` is empty.
+
+    `part` is 'sample', or K/N for the Kth of N parts of all points.
+    """
     root = folder / "root"
     root.mkdir()
-    command = [sys.executable, "-m", "tests.faults.sweep.sweep", root, "sample" if sample else "all", *cases]
+    command = [sys.executable, "-m", "tests.faults.sweep.sweep", root, part, *cases]
     environment = {**os.environ, "LD_PRELOAD": str(compile_shim(folder)), "OPENBLAS_NUM_THREADS": "1"}
-    with (folder / "errors").open("wb") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True)
+    with (
+        (folder / "errors").open("wb") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True) as process,
+    ):
         assert process.stdout
         for line in process.stdout:
             outcome = Outcome(**json.loads(line))
             yield Outcome(**{**vars(outcome), "call": Call(*outcome.call)})
-    assert process.wait() == 0, (folder / "errors").read_text(errors="replace")[-3000:]
+    assert process.returncode == 0, (folder / "errors").read_text(errors="replace")[-3000:]
 
 
 def table(done: Sequence[Outcome]) -> Iterator[str]:
@@ -51,14 +56,16 @@ def table(done: Sequence[Outcome]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sample", action="store_true", help="the points of `make test`")
+    parser.add_argument("--part", default="1/1", help="sample: the points of `make test`; K/N: every Nth point")
     parser.add_argument("--case", action="append", default=[], choices=[case.name for case in CASES])
     options = parser.parse_args()
     if reason := why_unusable():
         sys.exit(reason)
     began, done = time.monotonic(), []
     with tempfile.TemporaryDirectory() as folder:
-        for outcome in outcomes(Path(folder), options.case, sample=options.sample):
+        for outcome in outcomes(Path(folder), options.case, options.part):
+            if done and done[-1].case != outcome.case:
+                print(f"{done[-1].case}: {len(done):,} points after {time.monotonic() - began:,.0f} s", flush=True)
             done.append(outcome)
             if outcome.problem:
                 print(json.dumps(vars(outcome)), flush=True)

@@ -17,8 +17,8 @@ from typing import NamedTuple
 SOURCE = Path(__file__).with_name("shim.c")
 SHORT, DONE = -1, -2  # instead of an error: half of the bytes; the call takes place, and an error is reported
 
-# The errors to try at each kind of call, the likeliest first. Rights are no fault of the system: they are left out where
-# they would be a fact about an image.
+# The errors to try at each kind of call, the likeliest first. Rights are no fault of the system: they are left out
+# where they would be a fact about an image.
 ERRORS: dict[str, tuple[int, ...]] = {
     "open": (errno.EMFILE, errno.EIO, errno.ESTALE),
     "create": (errno.ENOSPC, errno.EMFILE, errno.EACCES),
