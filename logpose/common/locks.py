@@ -94,7 +94,7 @@ def _lock(lock_file: Path, what: str) -> Callable[[], None]:
 
 
 def _same_file(descriptor: int, lock_file: Path) -> bool:
-    """Whether a file that was just locked still has its name: whoever held it before has removed it at the end."""
+    """Whether a file that was just locked still has its name: the process that held it before may have removed it."""
     try:
         return os.path.samestat(os.fstat(descriptor), lock_file.stat())
     except FileNotFoundError:

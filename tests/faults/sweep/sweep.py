@@ -172,16 +172,13 @@ class Sweep:
         self, case: Case, found: dict[str, str], before: dict[str, str], expected: dict[str, str]
     ) -> str:
         """What is wrong with results that a failed command has left: they are whole, old, or known to be unfinished."""
-        if case.job == "build":
-            metadata = self.work / "data.zarr" / "zarr.json"
-            sealed = metadata.exists() and json.loads(metadata.read_bytes())["attributes"].get("sealed")
-            name = "data.zarr/"
-            parts = (  # the reports of an unfinished build replace older ones, which is no loss
-                {key: each[key] for key in each if key.startswith(name) and "/." not in key and not _is_temporary(key)}
+        metadata = self.work / "data.zarr" / "zarr.json"
+        if metadata.exists() and json.loads(metadata.read_bytes())["attributes"].get("sealed"):
+            now, old, new = (
+                {name: each[name] for name in each if "/." not in name and not _is_temporary(name)}
                 for each in (found, before, expected)
             )
-            now, old, new = parts
-            return "a sealed dataset of mixed content" if sealed and now not in (old, new) else ""
+            return "" if now in (old, new) else "a sealed dataset of mixed content"
         for name in ("out.csv", "out.parquet"):  # of a training, reading the model files was the check
             if found.get(name) not in (None, before.get(name), expected.get(name)):
                 return f"a wrong {name}"
