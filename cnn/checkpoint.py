@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import math
+import os
 import re
 import zlib
 from dataclasses import asdict, dataclass, replace
@@ -32,7 +33,7 @@ from cnn.errors import (
 from cnn.losses import LOSSES, Loss
 from cnn.models import MODELS, Model, build_layers
 from cnn.network import Network, check_tensors
-from logpose.common.files import NotAFileError, errors_at, read_regular, write_atomically
+from logpose.common.files import NotAFileError, errors_at, open_regular, read_regular, write_atomically
 from logpose.common.records import RecordError, parse_json, parse_record
 
 FORMAT_VERSION = 2
@@ -205,10 +206,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def is_model_file(path: Path) -> bool:
     """Whether logpose wrote the file, even if it is damaged: by the beginning of its header."""
-    if not path.is_file():
+    try:
+        with errors_at(path), os.fdopen(open_regular(path), "rb") as file:
+            return f'"{_ENTRY}"'.encode() in file.read(100)
+    except (FileNotFoundError, NotADirectoryError, NotAFileError):
         return False
-    with errors_at(path), path.open("rb") as file:
-        return f'"{_ENTRY}"'.encode() in file.read(100)
 
 
 def _read(path: Path) -> bytes:

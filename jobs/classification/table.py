@@ -33,7 +33,7 @@ from jobs.options import ClassifyOptions
 from logpose.common.files import NotAFileError, atomic_writer, errors_at, make_folder, open_regular, write_atomically
 from logpose.common.outputs import output_file
 from logpose.common.records import RecordError, parse_record, read_record, write_record
-from pipeline.faults import read_stored
+from pipeline.faults import is_there, read_stored
 
 # File names may hold bytes that are not valid UTF-8; the CSV holds these bytes unchanged.
 ENCODING_ERRORS = "surrogateescape"
@@ -118,7 +118,7 @@ class ResumableTable:
         self._marker = None if self._overwrite else self._find_marker()
         self.is_complete, self.dropped = self._marker is not None, 0
         if not self._marker:
-            if path.exists() and not self._overwrite:
+            if is_there(path) and not self._overwrite:
                 raise self._exists_error()
             self._check_existing_parts()
         make_folder(self.scratch)
@@ -248,7 +248,7 @@ class ResumableTable:
 
     def _check_existing_parts(self) -> None:
         """Accept parts of the same classification. Remove others with `overwrite`, else raise JobError."""
-        if not self.scratch.exists():
+        if not is_there(self.scratch):
             return
         fingerprint, damage = self.scratch / FINGERPRINT_FILE, ""
         found: dict[str, Any] = {}
@@ -258,7 +258,8 @@ class ResumableTable:
             pass
         except RecordError as error:
             damage = f"{self.scratch} has a damaged {FINGERPRINT_FILE} ({error})"
-        if not fingerprint.exists() and any(path.name != f".{FINGERPRINT_FILE}.tmp" for path in self.scratch.iterdir()):
+        more = [path.name for path in self.scratch.iterdir() if path.name != f".{FINGERPRINT_FILE}.tmp"]
+        if more and not is_there(fingerprint):
             raise JobError(
                 f"{self.scratch} is not an unfinished classification: it has no {FINGERPRINT_FILE};"
                 f" remove it, or choose another name than {self.path.name}"

@@ -16,6 +16,7 @@ from jobs.training.run_folder import RunFolder, TrainingState, is_finished
 from jobs.training.summary import Summary, summarise, to_json
 from logpose.common.files import write_atomically
 from pipeline.dataset.store import Dataset
+from pipeline.faults import is_there
 
 MAX_DRAWING_FRACTION = 0.05  # of the time
 
@@ -109,7 +110,7 @@ class Artifacts:
             return
         began = time.monotonic()
         draw_curves(folder.curves, state.history)
-        shown = state.confusion_epoch if folder.classes.exists() else 0
+        shown = state.confusion_epoch if is_there(folder.classes) else 0
         evaluation = None
         if best and best.val_loss is not None and shown != best.epoch:
             evaluation = self._best_evaluation or self.evaluate_best()  # the former is lost after a kill
@@ -156,7 +157,7 @@ class Artifacts:
 
     def restore(self) -> bool:
         """Go back to the state of last.safetensors; return whether there is one. Raises ModelFileError if damaged."""
-        if not self.folder.last.exists():
+        if not is_there(self.folder.last):
             return False
         saved = TrainingState.from_json(load_checkpoint(self.folder.last).progress, self.folder.last)
         vars(self.state).update(vars(saved))

@@ -41,7 +41,12 @@ def errors_at(path: str | Path) -> Iterator[None]:
 
 def open_regular(path: str | Path) -> int:
     """Open a regular file for reading; return its descriptor. Raises OSError; NotAFileError for a pipe or the like."""
-    descriptor = os.open(path, _READ_ONLY)
+    try:
+        descriptor = os.open(path, _READ_ONLY)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            raise NotAFileError(errno.EINVAL, "not a regular file", str(path)) from None
+        raise
     try:
         with errors_at(path):
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -102,8 +107,15 @@ def make_folder(folder: Path) -> None:
 
 def remove_folder(folder: Path) -> None:
     """Delete a folder and all that is in it, if it exists. Raises OSError."""
-    with suppress(FileNotFoundError):
-        shutil.rmtree(folder)
+    for tries_left in (2, 1, 0):  # a task that outlives its build may still write into it
+        try:
+            shutil.rmtree(folder)
+            return
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and not os.path.lexists(folder):
+                return
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY) or not tries_left:
+                raise
 
 
 @contextmanager

@@ -37,7 +37,7 @@ from logpose.common.records import RecordError, parse_record, read_record, write
 from pipeline.duplicates.fingerprint import FINGERPRINT_BYTES
 from pipeline.duplicates.groups import DuplicateGroups
 from pipeline.errors import FailureKind
-from pipeline.faults import read_stored
+from pipeline.faults import is_there, read_stored
 
 FOLDER = ".build"
 NO_FILE = -1  # instead of a file number: the file of this row could not be decoded
@@ -159,7 +159,7 @@ class Journal:
 
     def delete(self) -> None:
         """Delete the journal, durably. Raises OSError."""
-        if self._folder.exists():
+        if is_there(self._folder):
             remove_folder(self._folder)
             sync_folder(self._folder.parent)
 

@@ -64,9 +64,9 @@ def main() -> None:
     began, done = time.monotonic(), []
     with tempfile.TemporaryDirectory() as folder:
         for outcome in outcomes(Path(folder), options.case, options.part):
-            if done and done[-1].case != outcome.case:
-                print(f"{done[-1].case}: {len(done):,} points after {time.monotonic() - began:,.0f} s", flush=True)
             done.append(outcome)
+            if len(done) % 1000 == 0:
+                print(f"{len(done):,} points after {time.monotonic() - began:,.0f} s: {outcome.case}", flush=True)
             if outcome.problem:
                 print(json.dumps(vars(outcome)), flush=True)
     print("\n".join(table(done)))
