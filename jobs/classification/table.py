@@ -19,7 +19,6 @@ import hashlib
 import heapq
 import os
 import re
-import shutil
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,7 +29,15 @@ from typing import IO, Any, Literal, NamedTuple, TypeAlias
 
 from jobs.errors import JobError, WorkFailedError
 from jobs.options import ClassifyOptions
-from logpose.common.files import NotAFileError, atomic_writer, errors_at, make_folder, open_regular, write_atomically
+from logpose.common.files import (
+    NotAFileError,
+    atomic_writer,
+    errors_at,
+    make_folder,
+    open_regular,
+    remove_folder,
+    write_atomically,
+)
 from logpose.common.outputs import output_file
 from logpose.common.records import RecordError, parse_record, read_record, write_record
 from pipeline.faults import is_there, read_stored
@@ -362,7 +369,7 @@ def _remove(folder: Path) -> None:
     """Delete a folder of parts, the fingerprint last: until then the folder can be recognised as one."""
     for path in list(folder.iterdir()):
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+            remove_folder(path)
         elif path.name != FINGERPRINT_FILE:
             path.unlink()
     (folder / FINGERPRINT_FILE).unlink(missing_ok=True)

@@ -115,6 +115,7 @@ def remove_folder(folder: Path) -> None:
             if isinstance(error, FileNotFoundError) and not os.path.lexists(folder):
                 return
             if error.errno not in (errno.ENOENT, errno.ENOTEMPTY) or not tries_left:
+                error.filename = str(folder)  # it may name what is inside by its last part alone
                 raise
 
 

@@ -194,7 +194,7 @@ class Split:
             bad = chunks.start
             values = np.asarray(read_stored(lambda: array[start:stop], where))  # (n,)
         except Exception as error:
-            if len(chunks) > 1:  # find out which chunk it is
+            if len(chunks) > 1 and not short_of_resources(error, where):  # find out which chunk it is
                 for chunk in range(bad, chunks.stop):
                     self.read_column(name, *self._column_rows(chunk))
             first, last = self._column_rows(bad) if len(chunks) else (start, stop)
