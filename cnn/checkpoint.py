@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import math
+import os
 import re
 import zlib
 from dataclasses import asdict, dataclass, replace
@@ -20,11 +21,19 @@ import safetensors
 import safetensors.numpy
 
 from cnn.backends.base import Backend
-from cnn.errors import ModelFileError, NetworkError, NonFiniteError, UnknownNameError, WriteError, first_line
+from cnn.errors import (
+    ModelFileError,
+    ModelReadError,
+    NetworkError,
+    NonFiniteError,
+    UnknownNameError,
+    WriteError,
+    first_line,
+)  # fmt: skip
 from cnn.losses import LOSSES, Loss
 from cnn.models import MODELS, Model, build_layers
 from cnn.network import Network, check_tensors
-from logpose.common.files import NotAFileError, read_regular, write_atomically
+from logpose.common.files import NotAFileError, errors_at, open_regular, read_regular, write_atomically
 from logpose.common.records import RecordError, parse_json, parse_record
 
 FORMAT_VERSION = 2
@@ -165,7 +174,11 @@ def save_checkpoint(path: Path, card: ModelCard, tensors: dict[str, np.ndarray],
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read and check a model file. Raises `ModelFileError` where it is missing, damaged or from another program."""
+    """Read and check a model file.
+
+    Raises `ModelFileError` where it is missing, damaged or from another program; `ModelReadError` where the system
+    fails to read it.
+    """
     content = _read(path)
     try:
         length = int.from_bytes(content[:8], "little")
@@ -193,22 +206,29 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def is_model_file(path: Path) -> bool:
     """Whether logpose wrote the file, even if it is damaged: by the beginning of its header."""
-    if not path.is_file():
+    try:
+        with errors_at(path), os.fdopen(open_regular(path), "rb") as file:
+            return f'"{_ENTRY}"'.encode() in file.read(100)
+    except (FileNotFoundError, NotADirectoryError, NotAFileError):
         return False
-    with path.open("rb") as file:
-        return f'"{_ENTRY}"'.encode() in file.read(100)
 
 
 def _read(path: Path) -> bytes:
-    """The bytes of a plain file. Raises `ModelFileError`."""
+    """The bytes of a plain file. Raises `ModelFileError` and `ModelReadError`."""
     try:
         return read_regular(path)
     except NotAFileError:
         raise ModelFileError(f"expected a model file, found something else at {path}; give a plain file") from None
     except FileNotFoundError:
         raise ModelFileError(f"no model file at {path}; train one first, or check the name") from None
-    except OSError as error:
+    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
         raise ModelFileError(f"cannot read the model file {path} ({error.strerror}); check the file") from None
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ModelReadError(
+            f"expected to read the model file {path}, found {reason}: check the disk, or the network, that it is on,"
+            " and run the same command again"
+        ) from None
 
 
 def _parse(

@@ -52,6 +52,12 @@ class ModelFileError(NetworkError):
     """A model file is missing, truncated, from another program, or does not fit the network."""
 
 
+class ModelReadError(NetworkError):
+    """The system failed to read a model file, which says nothing about what is in it."""
+
+    exit_code = 1
+
+
 class WriteError(NetworkError):
     """A model file could not be written; the previous one is unchanged."""
 

@@ -18,10 +18,9 @@ from jobs.errors import (
     OutputLostError,
     explain,
     gpu_errors,
-    is_thread_limit,
     out_of_memory,
 )
-from logpose.common.errors import LogposeError
+from logpose.common.errors import LogposeError, is_thread_limit
 
 MAX_EXTRA = 100  # characters of a message about arguments that are too many: the shell may have expanded a *
 

@@ -50,11 +50,6 @@ def out_of_memory(error: MemoryError) -> str:
     return OUT_OF_GPU_MEMORY if is_cuda_error(error) else OUT_OF_MEMORY
 
 
-def is_thread_limit(error: BaseException) -> bool:
-    """Whether the system refused to start a thread."""
-    return isinstance(error, RuntimeError) and "can't start new thread" in str(error)
-
-
 @contextmanager
 def gpu_errors(remedy: Callable[[], str] = lambda: CHECK_GPU) -> Iterator[None]:
     """Turn errors of CuPy and CUDA, except for too little memory, into DeviceFailedErrors that end in `remedy`."""

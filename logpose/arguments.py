@@ -18,8 +18,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import numpy as np
 
 from jobs.console.output import Verbosity, verbosity_of
-from jobs.errors import NO_THREADS, JobError, WorkFailedError, explain, gpu_errors, is_thread_limit, out_of_memory
-from logpose.common.errors import suggest
+from jobs.errors import NO_THREADS, JobError, WorkFailedError, explain, gpu_errors, out_of_memory
+from logpose.common.errors import is_thread_limit, suggest
 from logpose.common.limits import check_address_space
 from logpose.common.options import Option
 from logpose.common.outputs import local_path

@@ -6,10 +6,11 @@ Each message is one line: what was expected, what was found, where, and what to 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Literal
 
-from logpose.common.errors import LogposeError, printable, reason_of
+from logpose.common.errors import LogposeError, is_thread_limit, printable, reason_of
 
 # A closed set, stored in failures.csv:
 #   unreadable     the file cannot be opened (missing, permission, directory): a rerun tries it again
@@ -79,10 +80,22 @@ class DatasetChangedError(DatasetError):
     exit_code = 1
 
 
-def damaged_metadata(expected: str, found: object, where: object) -> PipelineError:
+def short_of_resources(error: object, path: str | PathLike[str]) -> ReadError | None:
+    """The error to raise where a library met a limit of the system, which says nothing about what it read."""
+    if isinstance(error, MemoryError):
+        return ReadError(str(path), "too little memory", "free some memory or use fewer --workers")
+    if is_thread_limit(error):
+        remedy = "use fewer --workers, or raise its limit (ulimit -u)"
+        return ReadError(str(path), "that the system starts no more threads", remedy)
+    return None
+
+
+def damaged_metadata(expected: str, found: object, where: str | PathLike[str]) -> PipelineError:
     """Make the error for metadata that is not as a build wrote it; if it could not be read, that is the error."""
     if isinstance(found, AccessError | ReadError):
         return found
+    if fault := short_of_resources(found, where):
+        return fault
     found = reason_of(found) if isinstance(found, BaseException) else found
     return DatasetError(
         f"expected {expected}, found {found} in {where}: the metadata is damaged, build the dataset again with"

@@ -111,6 +111,11 @@ def status_of(path: str | os.PathLike[str]) -> os.stat_result | None:
         raise may_not_read(error, path) from error
 
 
+def is_there(path: str | os.PathLike[str]) -> bool:
+    """Whether something is at a path. Raises AccessError, ReadError; Path.exists hides errors from Python 3.14 on."""
+    return status_of(path) is not None
+
+
 def status_of_listed(stat: Callable[[], os.stat_result], path: str) -> os.stat_result | None:
     """The status of an entry of a folder that was just read; None for a link to nothing, and without permission.
 

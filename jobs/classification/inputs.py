@@ -16,6 +16,7 @@ from jobs.errors import JobError
 from logpose.common.errors import unescaped
 from pipeline.build.reports import read_failures
 from pipeline.dataset.store import Dataset, Split
+from pipeline.faults import is_there
 from pipeline.images.options import Depth, describe_depth
 from pipeline.scan.file_index import FileIndex
 
@@ -137,7 +138,7 @@ Inputs: TypeAlias = FolderInputs | DatasetInputs
 
 def find_inputs(images: Path, out: Path, card: ModelCard, task_rows: int) -> Inputs:
     """Return the images at `images`, in tasks of about `task_rows`, for a model with this card."""
-    if (images / "zarr.json").is_file():
+    if is_there(images / "zarr.json") and (images / "zarr.json").is_file():
         return DatasetInputs(images, card, task_rows)
     return FolderInputs(images, out, task_rows)
 

@@ -19,19 +19,28 @@ import hashlib
 import heapq
 import os
 import re
-import shutil
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, TypeAlias
 
 from jobs.errors import JobError, WorkFailedError
 from jobs.options import ClassifyOptions
-from logpose.common.files import atomic_writer, make_folder, open_regular, write_atomically
+from logpose.common.files import (
+    NotAFileError,
+    atomic_writer,
+    errors_at,
+    make_folder,
+    open_regular,
+    remove_folder,
+    write_atomically,
+)
 from logpose.common.outputs import output_file
 from logpose.common.records import RecordError, parse_record, read_record, write_record
+from pipeline.faults import is_there, read_stored
 
 # File names may hold bytes that are not valid UTF-8; the CSV holds these bytes unchanged.
 ENCODING_ERRORS = "surrogateescape"
@@ -116,7 +125,7 @@ class ResumableTable:
         self._marker = None if self._overwrite else self._find_marker()
         self.is_complete, self.dropped = self._marker is not None, 0
         if not self._marker:
-            if path.exists() and not self._overwrite:
+            if is_there(path) and not self._overwrite:
                 raise self._exists_error()
             self._check_existing_parts()
         make_folder(self.scratch)
@@ -205,7 +214,7 @@ class ResumableTable:
 
         def lines() -> Iterator[str]:
             nonlocal crc
-            with os.fdopen(open_regular(part.path), "rb") as file:
+            with errors_at(part.path), os.fdopen(open_regular(part.path), "rb") as file:
                 for line in file:
                     crc = zlib.crc32(line, crc)
                     yield line.decode("utf-8", ENCODING_ERRORS)
@@ -236,8 +245,9 @@ class ResumableTable:
     def _find_marker(self) -> _Marker | None:
         """Return the marker left by a kill, if it describes the table at `path` and the same classification."""
         try:
-            marker = parse_record(_Marker, read_record(self._marker_path))
-        except (RecordError, OSError):  # damaged, or none
+            record = read_stored(partial(read_record, self._marker_path), self._marker_path)
+            marker = parse_record(_Marker, record)
+        except (RecordError, FileNotFoundError, NotAFileError):  # damaged, or none
             return None
         if _current(marker.fingerprint) != self._fingerprint or not self.path.is_file():
             return None
@@ -245,7 +255,7 @@ class ResumableTable:
 
     def _check_existing_parts(self) -> None:
         """Accept parts of the same classification. Remove others with `overwrite`, else raise JobError."""
-        if not self.scratch.exists():
+        if not is_there(self.scratch):
             return
         fingerprint, damage = self.scratch / FINGERPRINT_FILE, ""
         found: dict[str, Any] = {}
@@ -255,7 +265,8 @@ class ResumableTable:
             pass
         except RecordError as error:
             damage = f"{self.scratch} has a damaged {FINGERPRINT_FILE} ({error})"
-        if not fingerprint.exists() and any(path.name != f".{FINGERPRINT_FILE}.tmp" for path in self.scratch.iterdir()):
+        more = [path.name for path in self.scratch.iterdir() if path.name != f".{FINGERPRINT_FILE}.tmp"]
+        if more and not is_there(fingerprint):
             raise JobError(
                 f"{self.scratch} is not an unfinished classification: it has no {FINGERPRINT_FILE};"
                 f" remove it, or choose another name than {self.path.name}"
@@ -358,7 +369,7 @@ def _remove(folder: Path) -> None:
     """Delete a folder of parts, the fingerprint last: until then the folder can be recognised as one."""
     for path in list(folder.iterdir()):
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+            remove_folder(path)
         elif path.name != FINGERPRINT_FILE:
             path.unlink()
     (folder / FINGERPRINT_FILE).unlink(missing_ok=True)
@@ -376,5 +387,5 @@ def _current(fingerprint: dict[str, Any]) -> dict[str, Any]:
 
 
 def _hash(path: Path) -> str:
-    with path.open("rb") as file:
+    with errors_at(path), path.open("rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()

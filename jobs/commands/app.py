@@ -71,6 +71,8 @@ def command(options_type: type[Any] | None = None) -> Callable[[Command], Comman
             if parameter.name != "options"
         ]
         parameters = [*arguments, *_option_parameters(options_type), *_OUTPUT_PARAMETERS]
+        for info in (each for parameter in parameters for each in get_args(parameter.annotation)[1:]):
+            info.readable = False  # left to the job: Typer says of a failing disk that a path is not readable
 
         def read(**values: Any) -> Job:
             for value in values.values():

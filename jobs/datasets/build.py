@@ -94,6 +94,8 @@ def _warnings(report: BuildReport) -> list[str]:
         lines.append(f"note: only folders in {shown}, whose images have one label: are these folders the classes?")
     for first, second in alike_names(report.class_names):
         lines.append(f"note: the classes {first} and {second} differ only in case: merge them if they are one")
+    if report.damaged:
+        lines.append(f"note: {plural(report.damaged, 'damaged shard')} of the interrupted build, made again")
     if report.jump:
         lines.append(f"note: {report.jump}")
     if report.failures:

@@ -1,6 +1,7 @@
 """The files that a training writes, in an order that makes a kill at any moment safe."""
 
 import time
+import zlib
 from dataclasses import dataclass, replace
 
 from cnn.checkpoint import ModelCard, load_checkpoint
@@ -12,9 +13,10 @@ from jobs.training.engine import Engine, Snapshot, Tensors
 from jobs.training.metrics import EpochRow, write_classes, write_metrics
 from jobs.training.ranks.record import write_ranks
 from jobs.training.run_folder import RunFolder, TrainingState, is_finished
-from jobs.training.summary import Summary, summarise, write_summary
+from jobs.training.summary import Summary, summarise, to_json
 from logpose.common.files import write_atomically
 from pipeline.dataset.store import Dataset
+from pipeline.faults import is_there
 
 MAX_DRAWING_FRACTION = 0.05  # of the time
 
@@ -108,7 +110,7 @@ class Artifacts:
             return
         began = time.monotonic()
         draw_curves(folder.curves, state.history)
-        shown = state.confusion_epoch if folder.classes.exists() else 0
+        shown = state.confusion_epoch if is_there(folder.classes) else 0
         evaluation = None
         if best and best.val_loss is not None and shown != best.epoch:
             evaluation = self._best_evaluation or self.evaluate_best()  # the former is lost after a kill
@@ -136,9 +138,10 @@ class Artifacts:
         summary = summarise(state.history, state.best, data.train.rows, data.val.rows, views, with_views, state.device)
         if state.ranks:
             write_ranks(self.folder.ranks, state.ranks)
-        write_summary(self.folder.summary, summary)
-        state.files = self.folder.checksums()
-        self.save_checkpoint(self.engine.snapshot())  # last: with this and the summary, a rerun has nothing to do
+        text = to_json(summary)
+        state.files = {**self.folder.checksums(), self.folder.summary.name: zlib.crc32(text.encode())}
+        self.save_checkpoint(self.engine.snapshot())
+        write_atomically(self.folder.summary, text)  # last: with it, and its checksum, a rerun has nothing to do
         return summary
 
     def evaluate_best(self, views: str = "none") -> Evaluation | None:
@@ -154,7 +157,7 @@ class Artifacts:
 
     def restore(self) -> bool:
         """Go back to the state of last.safetensors; return whether there is one. Raises ModelFileError if damaged."""
-        if not self.folder.last.exists():
+        if not is_there(self.folder.last):
             return False
         saved = TrainingState.from_json(load_checkpoint(self.folder.last).progress, self.folder.last)
         vars(self.state).update(vars(saved))

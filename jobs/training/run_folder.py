@@ -19,6 +19,7 @@ from jobs.training.summary import Summary, read_summary
 from jobs.training.timing import EpochTimes
 from logpose.common.files import make_folder, read_regular
 from logpose.common.records import RecordError, parse_record
+from pipeline.faults import is_there
 
 
 @dataclass
@@ -150,7 +151,7 @@ class RunFolder:
 
     def read_state(self) -> TrainingState | None:
         """Read the state in last.safetensors; None without that file. Raises ModelFileError where it is damaged."""
-        if not self.last.exists():
+        if not is_there(self.last):
             return None
         return TrainingState.from_json(load_checkpoint(self.last).progress, self.last)
 
@@ -161,12 +162,12 @@ class RunFolder:
         """
         if state := self.read_state():
             return state.history
-        return read_metrics(self.metrics) if self.metrics.exists() else []
+        return read_metrics(self.metrics) if is_there(self.metrics) else []
 
     def read_summary(self) -> Summary | None:
         """Read summary.json; None while the training is not finished. Raises JobError where it is damaged."""
         state = self.read_state()
-        if state and self.summary.name in self.damaged(state) and self.summary.exists():
+        if state and self.summary.name in self.damaged(state) and is_there(self.summary):
             raise JobError(f"{self.summary} is damaged; run 'logpose train' with --resume, which makes it again")
         return read_summary(self.summary)
 
@@ -202,9 +203,9 @@ class RunFolder:
 
     def check(self) -> None:
         """Raise JobError where the folder holds other files and no training: these are never touched."""
-        if self.path.exists() and not self.path.is_dir():
+        if is_there(self.path) and not self.path.is_dir():
             raise JobError(f"{self.path} is a file; give the name of a folder for the results")
-        if not self.path.exists() or self.is_training():
+        if not is_there(self.path) or self.is_training():
             return
         others = sorted(file.name for file in self.path.iterdir() if not file.name.startswith("."))
         if others:
@@ -218,14 +219,14 @@ class RunFolder:
         ModelFileError where the checkpoint is damaged.
         """
         self.check()
-        if resume and self.last.exists():
+        if resume and is_there(self.last):
             return load_checkpoint(self.last)
-        if resume and self.model.exists() and not overwrite:
+        if resume and is_there(self.model) and not overwrite:
             raise JobError(
                 f"{self.path} holds a model, but no {self.last.name} to resume from; start from the model with"
                 f" --init {self.model} in another folder, or start again with --overwrite"
             )
-        if not overwrite and (self.last.exists() or self.model.exists()):
+        if not overwrite and (is_there(self.last) or is_there(self.model)):
             raise self.exists_error()
         return None
 

@@ -9,7 +9,6 @@ from cnn.evaluation.metrics import wilson_interval
 from jobs.console.progress import plural
 from jobs.errors import JobError
 from jobs.training.metrics import EpochRow
-from logpose.common.files import write_atomically
 from logpose.common.records import RecordError, parse_record, read_json
 
 _RENAMED = {"train_pictures": "train_images", "val_pictures": "val_images"}  # older name -> name
@@ -88,9 +87,9 @@ def summarise(
     )
 
 
-def write_summary(path: Path, summary: Summary) -> None:
-    """Write the summary as JSON. Raises OSError."""
-    write_atomically(path, json.dumps(asdict(summary), indent=2) + "\n")
+def to_json(summary: Summary) -> str:
+    """Return the content of summary.json."""
+    return json.dumps(asdict(summary), indent=2) + "\n"
 
 
 def read_summary(path: Path) -> Summary | None:

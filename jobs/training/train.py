@@ -39,6 +39,7 @@ from logpose.common.errors import printable
 from logpose.common.locks import output_lock
 from pipeline.dataset.schema import DUPLICATES_FILE
 from pipeline.dataset.store import Dataset
+from pipeline.faults import is_there
 
 
 def train(
@@ -63,7 +64,7 @@ def train(
     data, folder = Dataset.open(dataset), RunFolder(run_dir)
     if not run_dir.resolve().name:
         raise JobError(f"expected a folder for the results, found {run_dir}; give a folder inside it")
-    if (run_dir / "zarr.json").exists():
+    if is_there(run_dir / "zarr.json"):
         raise JobError(f"expected a folder for the results, found a dataset at {run_dir}; give another folder")
     folder.check()
     with output_lock(run_dir, f"training into {run_dir}"):
@@ -78,7 +79,7 @@ def _train(
     if options.init and options.init.is_dir():  # of a training
         options = replace(options, init=options.init / "model.safetensors")
     given = (to_toml(recipe), "the recipe") if recipe else ("", "")
-    if not options.resume and not options.overwrite and folder.last.exists():
+    if not options.resume and not options.overwrite and is_there(folder.last):
         state, recipe = _finished_before(data, folder, options, given, objects)
         _report_finished(folder, state, recipe, "--resume and ")
         return

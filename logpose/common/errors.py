@@ -83,6 +83,11 @@ def reason_of(error: BaseException) -> str:
     return printable(str(error))
 
 
+def is_thread_limit(error: object) -> bool:
+    """Whether the system refused to start a thread."""
+    return isinstance(error, RuntimeError) and "can't start new thread" in str(error)
+
+
 def shortened(text: str, length: int = 200) -> str:
     """Return the text, or its beginning where it is longer than `length`: what others wrote may be of any length."""
     return text if len(text) <= length else f"{text[:length]}…"

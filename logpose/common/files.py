@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,18 +28,38 @@ class NotAFileError(OSError):
     """A regular file was expected at a path, and something else is there."""
 
 
+@contextmanager
+def errors_at(path: str | Path) -> Iterator[None]:
+    """Have each OSError of the block name a path, which those of reads, writes and syncs do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def open_regular(path: str | Path) -> int:
     """Open a regular file for reading; return its descriptor. Raises OSError; NotAFileError for a pipe or the like."""
-    descriptor = os.open(path, _READ_ONLY)
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return descriptor
-    os.close(descriptor)
-    raise NotAFileError(errno.EINVAL, "not a regular file", str(path))
+    try:
+        descriptor = os.open(path, _READ_ONLY)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            raise NotAFileError(errno.EINVAL, "not a regular file", str(path)) from None
+        raise
+    try:
+        with errors_at(path):
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise NotAFileError(errno.EINVAL, "not a regular file", str(path))
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def read_regular(path: str | Path) -> bytes:
     """Read a whole regular file: see `open_regular`."""
-    with os.fdopen(open_regular(path), "rb") as file:
+    with errors_at(path), os.fdopen(open_regular(path), "rb") as file:
         return file.read()
 
 
@@ -49,11 +70,12 @@ def open_text(path: Path) -> IO[str]:
 
 def sync(path: Path) -> None:
     """Flush a file's bytes, or a folder's entries, to the disk (fsync). Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with errors_at(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:
@@ -83,6 +105,20 @@ def make_folder(folder: Path) -> None:
         sync_folder(level.parent)
 
 
+def remove_folder(folder: Path) -> None:
+    """Delete a folder and all that is in it, if it exists. Raises OSError."""
+    for tries_left in (2, 1, 0):  # a task that outlives its build may still write into it
+        try:
+            shutil.rmtree(folder)
+            return
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and not os.path.lexists(folder):
+                return
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY) or not tries_left:
+                error.filename = str(folder)  # it may name what is inside by its last part alone
+                raise
+
+
 @contextmanager
 def atomic_writer(
     path: Path, *, shared: bool = False, before_rename: Callable[[], None] = lambda: None
@@ -102,15 +138,14 @@ def atomic_writer(
         temporary.unlink()  # rather than write into it: it might be a link or a pipe
     make_folder(path.parent)
     try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        before_rename()
-        temporary.replace(path)
-    except BaseException as error:
-        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-            error.filename = str(path)  # so that the message tells which disk is full
+        with errors_at(path):  # so that the message tells which disk is full
+            with temporary.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            before_rename()
+            temporary.replace(path)
+    except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from logpose.common.errors import BusyError
-from logpose.common.files import make_folder
+from logpose.common.files import errors_at, make_folder
 from logpose.common.notices import note_once
 
 # What flock answers on file systems without locks: some NFS, Lustre and FUSE.
@@ -22,31 +23,19 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 def exclusive_lock(lock_file: Path, what: str) -> Iterator[None]:
     """Hold a lock while the block runs; the system releases it if the process is killed.
 
-    `what` names the work in the message of BusyError, which is raised if another process holds the lock.
+    `what` names the work in the message of BusyError, which is raised if another process holds the lock. Raises OSError
+    where the system fails to lock the file.
     """
-    if (reason := _why_no_locks(lock_file)) is not None:
-        note_once(
-            "no locks",
-            f"the file system of {lock_file.parent} has no locks ({reason}): do not start a second {what} while this"
-            " one runs",
-        )
-        yield
-        return
-    lock = FileLock(lock_file, blocking=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise BusyError(
-            f"expected to be the only {what}, found another process at work on it: wait until that has finished, or"
-            " choose another path"
-        ) from None
+    with errors_at(lock_file):
+        release = _lock(lock_file, what)
     try:
         yield
     finally:
-        # Unlink before releasing. Safe, because no process waits for the lock: none can acquire the deleted file.
+        # Unlink before releasing: see `_same_file`.
         with suppress(OSError):  # Windows does not delete open files: the lock file stays
             lock_file.unlink()
-        lock.release()
+        with suppress(OSError):
+            release()
 
 
 @contextmanager
@@ -68,27 +57,45 @@ def output_lock(path: Path, what: str) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _why_no_locks(lock_file: Path) -> str | None:
-    """Why no file can be locked here, as the system says it; None where locks work.
-
-    Versions of the library that takes the lock differ in what they do then: they say that another process has it, or
-    make a file instead, which a kill leaves behind.
-    """
+def _lock(lock_file: Path, what: str) -> Callable[[], None]:
+    """Lock a file, which is made if it is missing; return what releases it. Raises BusyError, OSError."""
+    busy = BusyError(
+        f"expected to be the only {what}, found another process at work on it: wait until that has finished, or choose"
+        " another path"
+    )
     try:
         import fcntl
-    except ImportError:  # Windows, which has locks everywhere
-        return None
-    try:
-        descriptor = os.open(lock_file, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in _NO_LOCKS:
-            with suppress(OSError):
-                lock_file.unlink()
-            return os.strerror(error.errno).lower()
-    finally:
+    except ImportError:
+        lock = FileLock(lock_file, blocking=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise busy from None
+        return lock.release
+    while True:
+        descriptor = os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _same_file(descriptor, lock_file):
+                return partial(os.close, descriptor)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                os.close(descriptor)
+                if isinstance(error, BlockingIOError):
+                    raise busy from None
+                raise
+            note_once(
+                "no locks",
+                f"the file system of {lock_file.parent} has no locks ({os.strerror(error.errno).lower()}): do not start"
+                f" a second {what} while this one runs",
+            )
+            return partial(os.close, descriptor)
         os.close(descriptor)
-    return None
+
+
+def _same_file(descriptor: int, lock_file: Path) -> bool:
+    """Whether a file that was just locked still has its name: the process that held it before may have removed it."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), lock_file.stat())
+    except FileNotFoundError:
+        return False

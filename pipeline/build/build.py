@@ -62,6 +62,7 @@ class BuildReport:
     depth       values of black and white of deep grey; None if no image of the sample was deep
     flat        of some training images, how many are flat, and how many were looked at
     existing    whether the build was new, resumed, or finished before
+    damaged     shards of an interrupted build that had changed, and were made again
     """
 
     path: Path
@@ -77,6 +78,7 @@ class BuildReport:
     depth: Depth | None
     flat: tuple[int, int]
     existing: ExistingBuild
+    damaged: int
     seconds: float
 
 
@@ -137,6 +139,7 @@ def build_dataset(
         depth=dataset.attributes.depth,
         flat=_count_flat(dataset),
         existing=existing,
+        damaged=rounds.damaged,
         seconds=time.monotonic() - began,
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from contextlib import suppress
 from enum import Enum
 from functools import partial
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from logpose.common.errors import escaped
-from logpose.common.files import open_regular, read_regular, sync_folder
+from logpose.common.files import NotAFileError, open_regular, read_regular, remove_folder, sync_folder
 from logpose.common.records import read_json
 from pipeline.build.journal import FOLDER, Journal
 from pipeline.build.reports import read_failures
@@ -140,19 +139,23 @@ def _is_dataset(dest: Path) -> bool:
     with suppress(DatasetError):
         read_attributes(dest)
         return True
-    with suppress(OSError):
-        return b'"logpose"' in read_regular(dest / "zarr.json") and (dest / SPLITS[0]).is_dir()
+    metadata = dest / "zarr.json"
+    with suppress(FileNotFoundError, NotAFileError):
+        return b'"logpose"' in read_stored(partial(read_regular, metadata), metadata) and (dest / SPLITS[0]).is_dir()
     return False
 
 
 def _is_half_made(dest: Path) -> bool:
     """Whether this is an empty folder, or what a crash left of a build: without metadata, and with our files only."""
+    metadata = dest / "zarr.json"
     try:
-        if read_regular(dest / "zarr.json").strip(b"\0"):  # a power cut leaves it empty, or full of zeros
+        # A power cut leaves it empty, or full of zeros.
+        if read_stored(partial(read_regular, metadata), metadata).strip(b"\0"):
             return False
-    except OSError as error:
-        if not isinstance(error, FileNotFoundError):
-            return False
+    except NotAFileError:
+        return False
+    except FileNotFoundError:
+        pass
     for folder, folders, files in os.walk(dest):
         inside = Path(folder).relative_to(dest)
         if not all(_OUR_FILES.fullmatch((inside / name).as_posix()) for name in files):
@@ -176,7 +179,7 @@ def _remove_dataset(dest: Path) -> None:
             unseal(dest)
     Journal(dest).delete()  # first, and durably: without the rest, its entries would be wrong
     for name in SPLITS:
-        shutil.rmtree(dest / name, ignore_errors=True)
+        remove_folder(dest / name)
     for name in (FAILURES_FILE, DUPLICATES_FILE, SHEET_FILE, f".{SHEET_FILE}.tmp"):
         (dest / name).unlink(missing_ok=True)
     (dest / "zarr.json").unlink(missing_ok=True)

@@ -15,9 +15,9 @@ that writes a shard also writes its journal entry, before the next shard: a kill
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from logpose.common.files import make_folder, read_regular, sync_folder, write_atomically
+from logpose.common.files import (
+    NotAFileError,
+    make_folder,
+    read_regular,
+    remove_folder,
+    sync_folder,
+    write_atomically,
+)  # fmt: skip
 from logpose.common.records import RecordError, parse_record, read_record, write_record
 from pipeline.duplicates.fingerprint import FINGERPRINT_BYTES
 from pipeline.duplicates.groups import DuplicateGroups
 from pipeline.errors import FailureKind
+from pipeline.faults import is_there, read_stored
 
 FOLDER = ".build"
 NO_FILE = -1  # instead of a file number: the file of this row could not be decoded
@@ -111,12 +119,16 @@ class Journal:
         write_record(self._folder / "build.json", identity, shared=True)
 
     def identity(self) -> dict[str, Any] | None:
-        """The identity of the unfinished build, empty if it is damaged, or None if there is none."""
+        """The identity of the unfinished build, empty if it is damaged, or None if there is none.
+
+        Raises AccessError and ReadError: what cannot be read may well be a build.
+        """
+        path = self._folder / "build.json"
         try:
-            return read_record(self._folder / "build.json")
-        except OSError:
+            return read_stored(partial(read_record, path), path)
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        except RecordError:
+        except (RecordError, NotAFileError):
             return {}
 
     def files(self) -> list[str]:
@@ -131,9 +143,13 @@ class Journal:
         write_atomically(self._folder / "run", run_id, shared=True)
 
     def is_claimed_by(self, run_id: str) -> bool:
-        """Whether this run still may write: no later run has claimed the journal, and the build is not finished."""
+        """Whether this run still may write: no later run has claimed the journal, and the build is not finished.
+
+        Raises AccessError and ReadError.
+        """
+        path = self._folder / "run"
         try:
-            return read_regular(self._folder / "run").decode("utf-8", "replace") == run_id
+            return read_stored(partial(read_regular, path), path).decode("utf-8", "replace") == run_id
         except OSError:
             return False
 
@@ -142,9 +158,9 @@ class Journal:
         self.delete()
 
     def delete(self) -> None:
-        """Delete the journal, durably."""
-        if self._folder.exists():
-            shutil.rmtree(self._folder, ignore_errors=True)
+        """Delete the journal, durably. Raises OSError."""
+        if is_there(self._folder):
+            remove_folder(self._folder)
             sync_folder(self._folder.parent)
 
     # Shards -------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import csv
 import io
 import zlib
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -20,6 +21,7 @@ from pipeline.dataset.store import read_attributes
 from pipeline.dataset.verify import damaged_reports
 from pipeline.duplicates.groups import DuplicateGroups
 from pipeline.errors import DatasetError, FailureKind
+from pipeline.faults import read_stored
 from pipeline.scan.source_files import Source
 
 
@@ -32,11 +34,11 @@ def write_failures(dataset: Path, failures: Iterable[Failure]) -> int:
 def read_failures(dataset: Path) -> list[Failure]:
     """Read failures.csv: the files that the dataset left out, sorted by path.
 
-    Raises DatasetError if the file is missing or damaged.
+    Raises DatasetError if the file is missing or damaged, AccessError and ReadError if it cannot be read.
     """
     path = dataset / FAILURES_FILE
     try:
-        content = read_regular(path)
+        content = read_stored(partial(read_regular, path), path)
         if path in damaged_reports(dataset, read_attributes(dataset)):
             raise ValueError("another file than the build wrote")
         rows = csv.DictReader(io.StringIO(content.decode(), newline=""))

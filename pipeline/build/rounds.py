@@ -24,15 +24,16 @@ from pipeline.build.progress import BuildProgress
 from pipeline.build.reports import write_failures
 from pipeline.build.row_assignment import assign_rows, by_shard, initial_orders, joining_files
 from pipeline.build.scheduler import run_on_cluster, run_on_threads
-from pipeline.build.shard_task import ShardJob
+from pipeline.build.shard_task import ShardJob, digest_on_disk
 from pipeline.build.split import split_files, split_groups
 from pipeline.dataset.schema import FAILURES_FILE, SPLITS, layout
-from pipeline.dataset.store import shard_file
+from pipeline.dataset.store import open_split, read_attributes, shard_file
 from pipeline.dataset.writer import ensure_rows
 from pipeline.duplicates.find import find_duplicates
 from pipeline.duplicates.groups import DuplicateGroups
 from pipeline.errors import BuildError, TooManyFailures
 from pipeline.images.options import DecodeOptions
+from pipeline.parallel.ordered import in_order_on_threads
 from pipeline.scan.source_files import Source
 
 # (done, total, what, failed): 'images' decoded or 'comparisons' made, and the number of files that cannot be read.
@@ -47,6 +48,7 @@ class Rounds:
     duplicates  groups of near-duplicates; None until they are known, or if they are not searched for
     decoding    depth and limit of pixels; to be set before `run` where the depth is not an option
     rows        rows of each split in the first round
+    damaged     shards that an earlier run finished, and that have changed since: they are made again
     """
 
     def __init__(self, dest: Path, source: Source, options: BuildOptions, on_progress: OnProgress) -> None:
@@ -62,6 +64,7 @@ class Rounds:
         self.rows = {split: len(self._orders[split]) for split in SPLITS}
         self._layouts = {split: layout(self.rows[split], options.size) for split in SPLITS}
         self._written: dict[ShardKey, ShardResult] = {}
+        self.damaged = 0
 
     def run(self) -> dict[str, list[ShardResult]]:
         """Write all shards that the journal does not have; returns those of each split, in order.
@@ -70,8 +73,7 @@ class Rounds:
         """
         self._journal.claim(self._run_id)
         count = len(self.source.files)
-        results = self._journal.results(count)
-        written = {key: each for key, each in results.items() if shard_file(self.dest, *key).is_file()}
+        written = self._undamaged(self._journal.results(count))
         tried_again = {key: each.without_unreadable() for key, each in written.items()}
         if tried_again == written:  # a file that can be read now may be a near-duplicate
             self.duplicates = self._journal.duplicates(count)
@@ -90,6 +92,22 @@ class Rounds:
             if not outdated:
                 return {split: [self._written[key] for key in assigned if key[0] == split] for split in SPLITS}
             self._write([self._job(key, assigned[key]) for key in outdated])
+
+    def _undamaged(self, results: dict[ShardKey, ShardResult]) -> dict[ShardKey, ShardResult]:
+        """Those of the finished shards whose file holds what the journal says. Raises ReadError, AccessError."""
+        there = {key: each for key, each in results.items() if shard_file(self.dest, *key).is_file()}
+        if not there:
+            return there
+        attributes = read_attributes(self.dest)
+        splits = {split: open_split(self.dest, split, attributes) for split in SPLITS}
+
+        def is_whole(result: ShardResult) -> bool:
+            return digest_on_disk(splits[result.split], result, self.source) == result.digest
+
+        whole = in_order_on_threads(is_whole, there.values(), self._workers)
+        undamaged = {key: each for (key, each), same in zip(there.items(), whole, strict=True) if same}
+        self.damaged = len(there) - len(undamaged)
+        return undamaged
 
     def validation_mask(self) -> npt.NDArray[np.bool_]:
         """Validation mask of the files, (N,). Divides no group of near-duplicates, once these are known."""

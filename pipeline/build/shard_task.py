@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -13,16 +13,16 @@ import numpy.typing as npt
 from logpose.common.errors import BusyError, escaped
 from pipeline.build.journal import NO_FILE, Failure, Journal, ShardResult
 from pipeline.dataset.schema import shard_digest
-from pipeline.dataset.store import open_split, read_attributes
+from pipeline.dataset.store import Split, open_split, read_attributes
 from pipeline.dataset.writer import write_shard
 from pipeline.duplicates.fingerprint import fingerprints
-from pipeline.errors import DatasetError, DecodeError, FailureKind, ReadError
+from pipeline.errors import DamageError, DatasetError, DecodeError, FailureKind, ReadError
 from pipeline.images.decode import decode_image
 from pipeline.images.opening import quiet_pillow
 from pipeline.images.options import DecodeOptions
 from pipeline.images.pixel_sums import add_colours
 from pipeline.parallel.cluster import worker_address
-from pipeline.scan.source_files import SourceFile
+from pipeline.scan.source_files import Source, SourceFile
 
 # Called after each file with its number and its failure, if it has one. May raise to cancel the task: its shard is
 # then not written.
@@ -79,9 +79,8 @@ def run_shard(job: ShardJob, on_file: OnFile | None = None) -> ShardResult:
                 failure = Failure(escaped(file.path), error.kind, error.reason)
             if on_file is not None:
                 on_file(number, failure)
-    labels = np.array([file.label for file in job.files], dtype=np.int64)  # (n,)
     sums, squares = _sums(images)
-    digest = shard_digest([images], labels, [escaped(file.path) for file in job.files])
+    digest = _digest([images], job.files)
     journal = Journal(job.dataset)
 
     def check_run() -> None:
@@ -105,6 +104,25 @@ def run_shard_on_worker(job: ShardJob) -> ShardResult:
         return run_shard(job)
     except ReadError as error:
         raise ReadError(f"{error.path} on worker {worker_address()}", error.reason, error.remedy) from error
+
+
+def digest_on_disk(split: Split, result: ShardResult, source: Source) -> str:
+    """The digest of a finished shard as it is on the disk now; empty where it is damaged. Raises ReadError."""
+    start = result.shard * split.layout.shard_rows
+    stop = start + len(result.assigned)
+    split = replace(split, rows=max(split.rows, stop))  # the end of a build may have been interrupted, which trims them
+    blocks = (
+        split.read(first, min(first + split.chunk_rows, stop)) for first in range(start, stop, split.chunk_rows)
+    )  # (n, H, W, 3) each
+    try:
+        return _digest(blocks, [source.files[file] for file in result.assigned])
+    except DamageError:
+        return ""
+
+
+def _digest(images: Iterable[npt.NDArray[np.uint8]], files: Sequence[SourceFile]) -> str:
+    labels = np.array([file.label for file in files], dtype=np.int64)  # (n,)
+    return shard_digest(images, labels, [escaped(file.path) for file in files])
 
 
 def _reuse_rows(job: ShardJob, images: npt.NDArray[np.uint8]) -> set[int]:

@@ -28,7 +28,7 @@ from pipeline.dataset.generation import Generation, check_generation, read_gener
 from pipeline.dataset.limits import check_column, check_column_file, check_layout
 from pipeline.dataset.schema import COLUMN_CHUNK_ROWS, SPLITS, Attributes, Layout
 from pipeline.dataset.shard_format import ReadSeconds, ShardReader
-from pipeline.errors import Damage, DamageError, DatasetError, PipelineError, damaged_metadata
+from pipeline.errors import Damage, DamageError, DatasetError, PipelineError, damaged_metadata, short_of_resources
 from pipeline.faults import read_stored, status_of
 
 # Otherwise zarr skips a chunk that is all zeros, and a black image would look like a missing one.
@@ -194,7 +194,7 @@ class Split:
             bad = chunks.start
             values = np.asarray(read_stored(lambda: array[start:stop], where))  # (n,)
         except Exception as error:
-            if len(chunks) > 1:  # find out which chunk it is
+            if len(chunks) > 1 and not short_of_resources(error, where):  # find out which chunk it is
                 for chunk in range(bad, chunks.stop):
                     self.read_column(name, *self._column_rows(chunk))
             first, last = self._column_rows(bad) if len(chunks) else (start, stop)
@@ -231,6 +231,8 @@ class Split:
         """The error for the damaged chunk of rows start..stop-1. Raises DatasetChangedError if it is another's."""
         if isinstance(error, PipelineError | MemoryError):  # it could not be read: that is no damage
             return error
+        if fault := short_of_resources(error, self.path / self.name):
+            return fault
         self.check_unchanged()
         reason = "no such file" if isinstance(error, FileNotFoundError) else reason_of(error).split(". ")[0]
         sources: tuple[str, ...] = ()

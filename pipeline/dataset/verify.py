@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from logpose.common.files import NotAFileError, read_regular
 from pipeline.dataset.schema import (
     COLUMN_CHUNK_ROWS,
     DUPLICATES_FILE,
@@ -22,6 +25,7 @@ from pipeline.dataset.schema import (
 )
 from pipeline.dataset.store import Dataset, Split
 from pipeline.errors import Damage, DamageError
+from pipeline.faults import read_stored
 
 
 @dataclass(frozen=True)
@@ -112,8 +116,12 @@ def _other_files(dataset: Dataset) -> Iterator[Path]:
 
 
 def damaged_reports(path: Path, attributes: Attributes) -> Iterator[Path]:
-    """Reports of the dataset at `path` that do not match their checksum; in a dataset of 0.1.0 they have none."""
+    """Reports of the dataset at `path` that do not match their checksum; in a dataset of 0.1.0 they have none.
+
+    Raises AccessError and ReadError.
+    """
     for name, crc in (attributes.reports or {}).items():
         report = path / name
-        if report.is_file() and zlib.crc32(report.read_bytes()) != crc:
-            yield report
+        with suppress(FileNotFoundError, NotAFileError):
+            if zlib.crc32(read_stored(partial(read_regular, report), report)) != crc:
+                yield report

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy.typing as npt
 import zarr
 from zarr.storage import MemoryStore
 
-from logpose.common.files import sync, sync_folder, write_atomically
+from logpose.common.files import remove_folder, sync, sync_folder, write_atomically
 from logpose.common.records import read_json
 from pipeline.dataset.codecs import chunk_codecs
 from pipeline.dataset.schema import COLUMN_CHUNK_ROWS, IMAGE_DIMENSIONS, SPLITS, Attributes, layout
@@ -109,7 +108,7 @@ def _set_rows(path: Path, split: str, rows: int) -> None:
     shards = -(-rows // node["chunk_grid"]["configuration"]["chunk_shape"][0])
     for folder in (path / split / "images" / "c").glob("*"):
         if folder.name.isdecimal() and int(folder.name) >= shards:
-            shutil.rmtree(folder)
+            remove_folder(folder)
 
 
 def _write_metadata(folder: Path, node: dict[str, Any]) -> None:
@@ -129,7 +128,7 @@ def _write_column(path: Path, split: str, name: str, values: npt.NDArray[Any]) -
         config=WRITE_EMPTY_CHUNKS,
     )
     array[:] = values
-    shutil.rmtree(path / split / name, ignore_errors=True)  # of an interrupted end
+    remove_folder(path / split / name)  # of an interrupted end
     _write_store(path / split, {key: value for key, value in store.items() if "/" in key})
 
 

@@ -53,27 +53,25 @@ def open_source(source: ImageSource, unchanged: tuple[int, int] | None) -> Itera
             raise DecodeError("changed", "the file has changed since the build began")
         if status.st_size == 0:
             raise DecodeError("empty", "the file has no bytes")
-        file = io.FileIO(path)
+        file, content = io.FileIO(path), b""
+        if status.st_size <= MAX_SINGLE_READ:
+            with file:  # and close it: that may fail as well
+                content = file.readall() or b""
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         if isinstance(error, FileNotFoundError | NotADirectoryError) and unchanged is not None and unchanged[0] < 0:
             raise DecodeError("unreadable", "a link to nothing") from error
         raise unreadable(error, path) from error
-    with file:
-        if status.st_size > MAX_SINGLE_READ:
+    if status.st_size <= MAX_SINGLE_READ:
+        yield io.BytesIO(content)
+        return
+    try:
+        with file:
             try:
                 yield io.BufferedReader(file)
             except DecodeError:  # decoders may hide an error of the disk: it would come again
                 file.seek(0)
-                _read(file, path)
+                file.readall()
                 raise
-            return
-        yield io.BytesIO(_read(file, path))
-
-
-def _read(file: io.FileIO, path: str) -> bytes:
-    """All bytes of a file. Raises DecodeError and ReadError."""
-    try:
-        return file.readall()
     except OSError as error:
         raise unreadable(error, path) from error
 

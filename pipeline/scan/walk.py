@@ -24,6 +24,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from logpose.common.files import errors_at
 from pipeline.errors import ListingError
 from pipeline.faults import status_of, status_of_listed
 from pipeline.scan.tree import descend, is_folder, visible_entries
@@ -78,11 +79,8 @@ class Spool:
         left = memoryview((_RECORD_END.join(records) + _RECORD_END).encode("utf-8", "surrogatepass"))
         start = self._size
         while left:
-            try:
+            with errors_at(self._scratch):  # so that the message tells which disk is full
                 written = os.pwrite(self._file.fileno(), left, self._size)
-            except OSError as error:
-                error.filename = str(self._scratch)  # so that the message tells which disk is full
-                raise
             self._size += written
             left = left[written:]
         return start, self._size
@@ -91,15 +89,17 @@ class Spool:
         """Yield the records in a span of bytes, with one block of it in memory at a time. Raises OSError."""
         rest = b""
         while start < stop:
-            block = os.pread(self._file.fileno(), min(BLOCK_BYTES, stop - start), start)
+            with errors_at(self._scratch):
+                block = os.pread(self._file.fileno(), min(BLOCK_BYTES, stop - start), start)
             start += len(block)
             whole, end, rest = (rest + block).rpartition(_RECORD_END.encode())
             if end:
                 yield from whole.decode("utf-8", "surrogatepass").split(_RECORD_END)
 
     def close(self) -> None:
-        """Free the disk space."""
-        self._file.close()
+        """Free the disk space. Raises OSError."""
+        with errors_at(self._scratch):
+            self._file.close()
 
 
 def walk_files(

@@ -12,7 +12,7 @@ import pytest
 
 from logpose.common import files, notices
 from logpose.common.errors import BusyError
-from logpose.common.files import atomic_writer, make_folder, read_regular, write_atomically
+from logpose.common.files import atomic_writer, make_folder, read_regular, sync, write_atomically
 from logpose.common.locks import exclusive_lock
 
 
@@ -131,3 +131,43 @@ def test_second_lock_is_refused(tmp_path: Path) -> None:
             pass
         assert (tmp_path / ".lock").exists()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
+def test_lock_that_the_system_fails_to_take_is_not_another_process_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(OSError, match=r"\.lock") as caught, exclusive_lock(tmp_path / ".lock", "build"):
+        pass
+    assert caught.value.errno == code
+
+
+def test_lock_of_a_file_that_was_just_removed_is_taken_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process ends, and removes the file, between our opening and locking it."""
+    flock, path, calls = fcntl.flock, tmp_path / ".lock", 0
+
+    def remove_first(descriptor: int, how: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            path.unlink()
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    with exclusive_lock(path, "build"):
+        assert calls == 2 and path.exists()
+        with pytest.raises(BusyError), exclusive_lock(path, "build"):
+            pass
+
+
+def test_error_of_a_sync_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=re.escape(str(tmp_path))):
+        sync(tmp_path)

@@ -14,6 +14,7 @@ from jobs.training.ranks import worker
 from jobs.training.ranks.cluster import RankCluster, Task, WorkerLostError
 from jobs.training.ranks.messages import Generation, Preparation, Prepared, RankMissingError, RankSettings, divide
 from logpose.common.errors import LogposeError, printable
+from pipeline.faults import is_there
 
 K = TypeVar("K")
 
@@ -238,8 +239,8 @@ class Generations:
         self.end()
         self.held.clear()
         last = self._settings.last
-        self._begins = "checkpoint" if last.exists() else "weights"
-        self.step = int(load_checkpoint(last).progress["step"]) if last.exists() else 0
+        self._begins = "checkpoint" if is_there(last) else "weights"
+        self.step = int(load_checkpoint(last).progress["step"]) if is_there(last) else 0
         return RanksLostError("all ranks of the training were lost; run the same command again with --resume")
 
     # Tasks and requests

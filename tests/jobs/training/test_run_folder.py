@@ -1,6 +1,8 @@
 """The saved state of a training, and reading the files of a run folder, of older versions too."""
 
+import errno
 import json
+import os
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -8,13 +10,14 @@ from typing import Any
 import pytest
 
 from cnn.checkpoint import load_checkpoint, save_checkpoint
-from cnn.errors import ModelFileError
+from cnn.errors import ModelFileError, ModelReadError
 from jobs.errors import JobError
 from jobs.training.info import rank_row
 from jobs.training.metrics import EpochRow, write_metrics
 from jobs.training.ranks.record import RankRow, RankTimes
 from jobs.training.run_folder import RunFolder, TrainingState
 from jobs.training.timing import EpochTimes
+from pipeline.errors import ReadError
 from tests.jobs.conftest import Logpose
 from tests.jobs.training.runs import metrics
 from tests.jobs.training.test_timing import ROW
@@ -170,3 +173,35 @@ def test_state_of_an_older_version_resumes(logpose: Logpose, dataset: Path, trai
     rows = metrics(run_dir)
     assert [row["compute_seconds"] == "0" for row in rows] == [True, True, True, False]
     assert [row["train_loss"] for row in rows[:3]] == [row["train_loss"] for row in metrics(trained)]
+
+
+def test_checkpoint_that_cannot_be_seen_is_not_taken_for_none(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise --resume would begin again, over it. From Python 3.14 on, Path.exists hides the error."""
+    stat, folder = os.stat, RunFolder(trained)
+
+    def fail(path: object, **options: Any) -> os.stat_result:
+        if str(path).endswith("last.safetensors"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return stat(path, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("pipeline.faults.PAUSES", ())
+    monkeypatch.setattr(os, "stat", fail)
+    monkeypatch.setattr(Path, "exists", lambda path: os.path.exists(path))  # noqa: PTH110  # as in Python 3.14
+    with pytest.raises(ReadError, match=r"last\.safetensors, found input/output error"):
+        folder.checkpoint_to_resume(resume=True, overwrite=False)
+    with pytest.raises(ReadError):
+        folder.checkpoint_to_resume(resume=False, overwrite=False)
+
+
+def test_model_that_the_system_fails_to_read_is_not_called_damaged(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> bytes:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+
+    monkeypatch.setattr("cnn.checkpoint.read_regular", fail)
+    with pytest.raises(ModelReadError, match=r"found stale file handle: check the disk.* run the same command again"):
+        load_checkpoint(model)
+    assert ModelReadError.exit_code == 1 and not issubclass(ModelReadError, ModelFileError)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +15,11 @@ from PIL import Image
 from pipeline.build.build import BuildReport
 from pipeline.build.destination import ExistingBuild
 from pipeline.build.journal import FOLDER, Journal
+from pipeline.dataset.store import shard_file
 from pipeline.dataset.verify import verify_dataset
 from pipeline.duplicates.fingerprint import FINGERPRINT_BYTES
 from pipeline.duplicates.groups import DuplicateGroups
-from pipeline.errors import BuildError
+from pipeline.errors import BuildError, ReadError
 from tests.pipeline.build.test_resume import build_and_stop
 
 Build = Callable[..., BuildReport]
@@ -137,3 +140,42 @@ def test_journal_of_an_older_version_is_resumed(
     assert len(Journal(dest).results(42)) == 4 and Journal(dest).fingerprinted(42).sum() > 10
     report = build(images, dest, size=SIZE)
     assert report.existing is ExistingBuild.UNFINISHED and report.content_hash == expected.content_hash
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("how", ["another shard", "bit", "cut"])
+def test_finished_shard_that_has_changed_is_made_again(
+    images: Path, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Its chunks may well be whole: those of another shard, restored from a backup."""
+    expected, dest = build(images, tmp_path / "whole.zarr", size=SIZE), tmp_path / "d.zarr"
+    build_and_stop(images, dest, 5, monkeypatch, size=SIZE)
+    first, second = sorted(key for key in Journal(dest).results(42) if key[0] == "train")[:2]
+    file = shard_file(dest, *second)
+    other = shard_file(dest, *first).read_bytes()
+    file.write_bytes(other if how == "another shard" else damaged(file.read_bytes(), how, random.Random(how)))
+    report = build(images, dest, size=SIZE)
+    assert (report.existing, report.damaged) == (ExistingBuild.UNFINISHED, 1)
+    assert report.content_hash == expected.content_hash
+    assert verify_dataset(dest).ok
+    assert build(images, dest, size=SIZE).damaged == 0
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_journal_that_cannot_be_read_is_not_taken_for_none(
+    images: Path, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
+    dest = tmp_path / "d.zarr"
+    build_and_stop(images, dest, 5, monkeypatch, size=SIZE)
+    before = sorted(dest.rglob("*"))
+    monkeypatch.setattr("pipeline.faults.PAUSES", ())
+
+    def fail(path: Path) -> object:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch, pytest.raises(ReadError, match=r"build\.json, found input/output error"):
+        patch.setattr("pipeline.build.journal.read_record", fail)
+        build(images, dest, size=SIZE, overwrite=overwrite)
+    assert sorted(dest.rglob("*")) == before
+    assert build(images, dest, size=SIZE).existing is ExistingBuild.UNFINISHED
