@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from logpose.common.errors import BusyError
 from logpose.common.files import make_folder
 from logpose.common.notices import note_once
 
 # What flock answers on file systems without locks: some NFS, Lustre and FUSE.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+
+_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 
 
 @contextmanager
@@ -24,29 +24,31 @@ def exclusive_lock(lock_file: Path, what: str) -> Iterator[None]:
 
     `what` names the work in the message of BusyError, which is raised if another process holds the lock.
     """
-    if (reason := _why_no_locks(lock_file)) is not None:
-        note_once(
-            "no locks",
-            f"the file system of {lock_file.parent} has no locks ({reason}): do not start a second {what} while this"
-            " one runs",
-        )
-        yield
-        return
-    lock = FileLock(lock_file, blocking=False)
+    descriptor = None
     try:
-        lock.acquire()
-    except Timeout:
+        descriptor = _acquire(lock_file)
+    except BlockingIOError:
         raise BusyError(
             f"expected to be the only {what}, found another process at work on it: wait until that has finished, or"
             " choose another path"
         ) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        with suppress(OSError):
+            lock_file.unlink()
+        note_once(
+            "no locks",
+            f"the file system of {lock_file.parent} has no locks ({os.strerror(error.errno).lower()}): do not start a"
+            f" second {what} while this one runs",
+        )
     try:
         yield
     finally:
-        # Unlink before releasing. Safe, because no process waits for the lock: none can acquire the deleted file.
-        with suppress(OSError):  # Windows does not delete open files: the lock file stays
-            lock_file.unlink()
-        lock.release()
+        if descriptor is not None:
+            with suppress(OSError):  # Windows does not delete open files: the lock file stays
+                lock_file.unlink()  # before it is released: see `_acquire`
+            os.close(descriptor)
 
 
 @contextmanager
@@ -58,7 +60,6 @@ def output_lock(path: Path, what: str) -> Iterator[None]:
     """
     place = path.resolve()  # "." and ".." have no name; and a link is a second name of one output
     made = [folder for folder in place.parents if not folder.exists()]
-    make_folder(place.parent)
     try:
         with exclusive_lock(place.with_name(f".{place.name}.lock"), what):
             yield
@@ -68,27 +69,47 @@ def output_lock(path: Path, what: str) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _why_no_locks(lock_file: Path) -> str | None:
-    """Why no file can be locked here, as the system says it; None where locks work.
+def _acquire(lock_file: Path) -> int:
+    """Lock a file, made if it is missing, in folders that are made too; return its descriptor.
 
-    Versions of the library that takes the lock differ in what they do then: they say that another process has it, or
-    make a file instead, which a kill leaves behind.
+    A process that releases a lock deletes the file, which another may have opened already, to lock it a moment later. A
+    third one would then lock a new file. So a lock counts only while its file still has its name.
+    Raises BlockingIOError if another process holds the lock, and other OSErrors.
     """
+    while True:
+        make_folder(lock_file.parent)
+        try:
+            descriptor = os.open(lock_file, _FLAGS, 0o644)
+        except FileNotFoundError:  # the folder was removed again, by `output_lock` in another process
+            continue
+        try:
+            _lock(descriptor)
+            if os.name == "nt" or _has_name(descriptor, lock_file):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    """Lock an open file. Raises BlockingIOError if another process has, and other OSErrors."""
     try:
         import fcntl
     except ImportError:  # Windows, which has locks everywhere
-        return None
-    try:
-        descriptor = os.open(lock_file, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError:
-        return None
-    try:
+        import msvcrt
+
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, unused-ignore]
+        except PermissionError as error:
+            raise BlockingIOError(*error.args) from None
+    else:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in _NO_LOCKS:
-            with suppress(OSError):
-                lock_file.unlink()
-            return os.strerror(error.errno).lower()
-    finally:
-        os.close(descriptor)
-    return None
+
+
+def _has_name(descriptor: int, path: Path) -> bool:
+    """Whether the open file is the one at the path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False

@@ -131,3 +131,39 @@ def test_second_lock_is_refused(tmp_path: Path) -> None:
             pass
         assert (tmp_path / ".lock").exists()
     assert not list(tmp_path.iterdir())
+
+
+def test_lock_on_a_deleted_file_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, flock = tmp_path / ".lock", fcntl.flock
+    releases = iter([True, False])  # the process that had the lock releases it between our open and our flock
+
+    def late(*arguments: int) -> None:
+        if next(releases, False):
+            lock.unlink()
+        flock(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with exclusive_lock(lock, "build"):
+        with pytest.raises(BusyError, match="the only build"), exclusive_lock(lock, "build"):
+            pass
+        assert lock.exists()
+
+
+def test_folder_of_a_lock_may_vanish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, opened = tmp_path / "new" / ".lock", os.open
+    vanishes = iter([True])  # another process that made the folder removes it again
+
+    def late(path: Path, *arguments: int) -> int:
+        if path == lock and next(vanishes, False):
+            lock.parent.rmdir()
+        return opened(path, *arguments)
+
+    monkeypatch.setattr(os, "open", late)
+    with exclusive_lock(lock, "build"):
+        assert lock.exists()
+
+
+def test_lock_follows_no_link(tmp_path: Path) -> None:
+    (tmp_path / ".lock").symlink_to(tmp_path / "nowhere" / "file")
+    with pytest.raises(OSError, match=r"\.lock"), exclusive_lock(tmp_path / ".lock", "build"):
+        pass
