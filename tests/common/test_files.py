@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from logpose.common import files, notices
-from logpose.common.errors import BusyError
-from logpose.common.files import atomic_writer, make_folder, read_regular, write_atomically
+from logpose.common.errors import BusyError, PathError
+from logpose.common.files import atomic_writer, make_folder, read_regular, write_atomically, write_replaceable
 from logpose.common.locks import exclusive_lock
 
 
@@ -167,3 +167,30 @@ def test_lock_follows_no_link(tmp_path: Path) -> None:
     (tmp_path / ".lock").symlink_to(tmp_path / "nowhere" / "file")
     with pytest.raises(OSError, match=r"\.lock"), exclusive_lock(tmp_path / ".lock", "build"):
         pass
+
+
+# Outputs without a lock -------------------------------------------------------------------------------
+
+
+def test_two_writers_of_an_output_do_not_disturb_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, fsync, others = tmp_path / "report.html", os.fsync, iter([b"ours, the other's"])
+
+    def meanwhile(descriptor: int) -> None:
+        if content := next(others, None):
+            write_replaceable(out, content, b"ours", "a report")
+            assert out.read_bytes() == content
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    write_replaceable(out, b"ours, too", b"ours", "a report")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"] and out.read_bytes() == b"ours, too"
+
+
+def test_file_that_appears_while_an_output_is_written_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "report.html"
+    monkeypatch.setattr(os, "fsync", lambda _: out.write_bytes(b"precious"))
+    with pytest.raises(PathError, match="exists and is not a report"):
+        write_replaceable(out, b"ours", b"ours", "a report")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"] and out.read_bytes() == b"precious"
