@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from cnn.checkpoint import is_model_file
 from cnn.inference.predictor import Predictor
 from cnn.models import import_model, model_path
 from jobs.classification.inputs import FILES_PER_PART, Inputs, Part, find_inputs
@@ -33,9 +34,12 @@ from logpose.common.locks import output_lock
 from logpose.common.outputs import output_file
 from pipeline.failure_jump import FailureJump
 from pipeline.parallel.ordered import in_order_on_cluster, in_order_on_threads
+from pipeline.scan.class_folders import IMAGE_ENDINGS
 
 ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"}
-OTHER_TABLES = {".xlsx", ".xls", ".ods", ".json", ".jsonl", ".html", ".feather", ".arrow", ".db", ".sqlite"}
+OTHER_TABLES = {
+    ".xlsx", ".xls", ".ods", ".json", ".jsonl", ".html", ".feather", ".arrow", ".db", ".sqlite", ".safetensors",
+}  # fmt: skip
 
 
 class ClassifyResult(NamedTuple):
@@ -57,6 +61,7 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
     _check_names(images, out, options)
     check_format(out, options)  # before anything is written or loaded
     out = output_file(out)
+    _check_out(out)
     model = model / "model.safetensors" if model.is_dir() else model
     read_from = _identity(model)
     if options.model:
@@ -127,10 +132,25 @@ def _check_names(images: Path, out: Path, options: ClassifyOptions) -> None:
     """Check the endings of both names. Raises JobError for an archive, and for a table that would not be one."""
     if images.suffix.lower() in ARCHIVES and images.is_file():
         raise JobError(f"expected a folder, an image or a dataset, found the archive {images}; unpack it first")
-    if out.suffix.lower() in OTHER_TABLES and options.format is None:
+    ending = out.suffix.lower()
+    if (ending in OTHER_TABLES or ending[1:] in IMAGE_ENDINGS) and options.format is None:
         raise JobError(
             f"expected a table that ends in .csv or .parquet, found {out.name}; give such a name, or --format csv"
         )
+
+
+def _check_out(out: Path) -> None:
+    """Raise JobError where the table would replace a file of another job, which --overwrite is not for."""
+    folder = RunFolder(out.parent)
+    if is_model_file(out):
+        found = "a model file"
+    elif (out.parent / "zarr.json").exists():
+        found = "a dataset"
+    elif out in folder.results and folder.is_training():
+        found = "a file of a training"
+    else:
+        return
+    raise JobError(f"expected a place for the table, found {found} at {out}; choose another name")
 
 
 def _identity(model: Path) -> tuple[int, ...] | None:

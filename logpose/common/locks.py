@@ -80,8 +80,10 @@ def _acquire(lock_file: Path) -> int:
         make_folder(lock_file.parent)
         try:
             descriptor = os.open(lock_file, _FLAGS, 0o644)
-        except FileNotFoundError:  # the folder was removed again, by `output_lock` in another process
-            continue
+        except FileNotFoundError:
+            if lock_file.parent.is_dir():  # no file can be made in it
+                raise
+            continue  # the folder was removed again, by `output_lock` in another process
         try:
             _lock(descriptor)
             if os.name == "nt" or _has_name(descriptor, lock_file):

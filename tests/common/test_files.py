@@ -163,6 +163,12 @@ def test_folder_of_a_lock_may_vanish(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert lock.exists()
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_folder_without_room_for_a_lock_is_an_error() -> None:
+    with pytest.raises(FileNotFoundError), exclusive_lock(Path("/proc/self/.lock"), "build"):
+        pass
+
+
 def test_lock_follows_no_link(tmp_path: Path) -> None:
     (tmp_path / ".lock").symlink_to(tmp_path / "nowhere" / "file")
     with pytest.raises(OSError, match=r"\.lock"), exclusive_lock(tmp_path / ".lock", "build"):
