@@ -98,7 +98,7 @@ def test_rows_are_not_mixed_while_another_dataset_is_copied_over(two: tuple[Path
             file.write_bytes(other.read_bytes())
         if "time" in how:
             os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
-    with pytest.raises(DatasetChangedError, match="found other rows in train/images/c/0/0/0/0 now: nothing computed from"):
+    with pytest.raises(DatasetChangedError, match="found other rows in train/images/c/0/0/0/0 now: nothing"):
         data.train.read(0, data.train.chunk_rows)
     for column in ("labels", "paths"):
         with pytest.raises(DatasetChangedError, match=f"found other rows in val/{column}/c/0 now"):
