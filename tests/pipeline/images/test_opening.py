@@ -40,7 +40,7 @@ def test_all_formats_have_a_sample() -> None:
 @pytest.mark.parametrize(
     ("start", "what"),
     [
-        (b"II*\0\x08", "TIFF images that are damaged, or of this kind"),
+        (b"II*\0\x08", "TIFF images that are damaged or of this kind (64 bits, floating-point colour, …) are"),
         (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC images are"), (b"\0\0\0\x18ftypmif1", "HEIC images are"),
         (b"\0\0\0\x18ftypisom", "films are"), (b"%!PS-Adobe-3.0 EPSF-3.0", "EPS and PostScript are"),
         (b"\xd7\xcd\xc6\x9a\0\0", "WMF and EMF are"), (b"%PDF-1.7", "PDF documents are"),
