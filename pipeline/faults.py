@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from logpose.common.files import open_regular
 from pipeline.errors import AccessError, ReadError
 
 T = TypeVar("T")
@@ -134,6 +135,25 @@ def status_of_listed(stat: Callable[[], os.stat_result], path: str) -> os.stat_r
         return read_or_retry(read, path)
     except (OSError, ValueError):
         return None
+
+
+def can_be_opened(path: str | os.PathLike[str]) -> bool:
+    """Whether this process can read a file."""
+    try:
+        with os.fdopen(open_regular(os.fspath(path)), "rb") as file:
+            file.read(1)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def check_reach(path: str | os.PathLike[str], reason: str) -> None:
+    """Raise ReadError where this process can read a file that a worker of a cluster could not: `reason` says why."""
+    if can_be_opened(path):
+        raise ReadError(
+            f"{os.fspath(path)} on each worker as on this machine", f"{reason} on one", "give all of them the same"
+            " files and permissions"
+        )  # fmt: skip
 
 
 def may_not_read(error: OSError | ValueError, path: str | os.PathLike[str]) -> AccessError:

@@ -8,16 +8,17 @@ grow with the number of files or with their names.
 
 import shlex
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
+from cnn.checkpoint import is_model_file
 from cnn.inference.predictor import Predictor
 from cnn.models import import_model, model_path
-from jobs.classification.inputs import FILES_PER_PART, Inputs, Part, find_inputs
+from jobs.classification.inputs import FILES_PER_PART, FolderInputs, Inputs, Part, find_inputs
 from jobs.classification.table import ResumableTable, check_format
 from jobs.classification.task import Row, Task, TaskSettings, cache_predictor, classify_task
 from jobs.classification.worker import classify_on_worker, worker_device
@@ -32,10 +33,17 @@ from logpose.common.errors import printable
 from logpose.common.locks import output_lock
 from logpose.common.outputs import output_file
 from pipeline.failure_jump import FailureJump
+from pipeline.faults import check_reach
 from pipeline.parallel.ordered import in_order_on_cluster, in_order_on_threads
+from pipeline.scan.class_folders import IMAGE_ENDINGS
 
 ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"}
-OTHER_TABLES = {".xlsx", ".xls", ".ods", ".json", ".jsonl", ".html", ".feather", ".arrow", ".db", ".sqlite"}
+OTHER_TABLES = {
+    ".xlsx", ".xls", ".ods", ".json", ".jsonl", ".html", ".feather", ".arrow", ".db", ".sqlite", ".safetensors",
+}  # fmt: skip
+
+
+_Rows: TypeAlias = Generator[list[Row], None, None]  # of each task
 
 
 class ClassifyResult(NamedTuple):
@@ -57,6 +65,7 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
     _check_names(images, out, options)
     check_format(out, options)  # before anything is written or loaded
     out = output_file(out)
+    _check_out(out)
     model = model / "model.safetensors" if model.is_dir() else model
     read_from = _identity(model)
     if options.model:
@@ -98,6 +107,8 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
             with inputs.open(table.scratch):
                 if options.scheduler:
                     results = in_order_on_cluster(work, run.pending_tasks(), options.scheduler)
+                    if isinstance(inputs, FolderInputs):
+                        results = _within_reach(results, inputs.folder)
                 else:
                     results = in_order_on_threads(work, run.pending_tasks(), workers)
                 with closing(results):
@@ -127,10 +138,35 @@ def _check_names(images: Path, out: Path, options: ClassifyOptions) -> None:
     """Check the endings of both names. Raises JobError for an archive, and for a table that would not be one."""
     if images.suffix.lower() in ARCHIVES and images.is_file():
         raise JobError(f"expected a folder, an image or a dataset, found the archive {images}; unpack it first")
-    if out.suffix.lower() in OTHER_TABLES and options.format is None:
+    ending = out.suffix.lower()
+    if (ending in OTHER_TABLES or ending[1:] in IMAGE_ENDINGS) and options.format is None:
         raise JobError(
             f"expected a table that ends in .csv or .parquet, found {out.name}; give such a name, or --format csv"
         )
+
+
+def _check_out(out: Path) -> None:
+    """Raise JobError where the table would replace a file of another job, which --overwrite is not for."""
+    folder = RunFolder(out.parent)
+    if is_model_file(out):
+        found = "a model file"
+    elif (out.parent / "zarr.json").exists():
+        found = "a dataset"
+    elif out in folder.results and folder.is_training():
+        found = "a file of a training"
+    else:
+        return
+    raise JobError(f"expected a place for the table, found {found} at {out}; choose another name")
+
+
+def _within_reach(results: _Rows, folder: str) -> _Rows:
+    """Pass rows of a cluster on. Raises ReadError if a worker could not open a file that this process can."""
+    with closing(results):
+        for rows in results:
+            for name, status, _, _, reason, *_ in rows:
+                if status == "error" and reason.startswith("unreadable: "):
+                    check_reach(f"{folder}/{name}", reason.removeprefix("unreadable: "))
+            yield rows
 
 
 def _identity(model: Path) -> tuple[int, ...] | None:

@@ -43,6 +43,8 @@ class FolderInputs:
 
     def __init__(self, root: Path, out: Path, task_rows: int) -> None:
         self.root, self.task_rows = root, task_rows
+        # Absolute, since a worker elsewhere has another working directory.
+        self.folder = str((root if root.is_dir() else root.parent).absolute())
         self._is_own = _own_names(root, out)
         self.index: FileIndex | None = None
 
@@ -54,13 +56,11 @@ class FolderInputs:
     def parts(self) -> Iterator[Part]:
         """Yield the parts, always in the same order."""
         assert self.index is not None, "not open"
-        # Absolute, since a worker elsewhere has another working directory.
-        folder = str((self.root if self.root.is_dir() else self.root.parent).absolute())
         for files in self.index.parts():
             names = [file.name for file in files]
             tasks: list[Task] = [
                 FileTask(
-                    folder, names[start : start + self.task_rows],
+                    self.folder, names[start : start + self.task_rows],
                     frozenset(n for n, file in enumerate(files[start : start + self.task_rows]) if file.size < 0),
                 )
                 for start in range(0, len(names), self.task_rows)

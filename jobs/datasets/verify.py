@@ -9,13 +9,14 @@ from jobs.console.output import emit, say
 from jobs.console.progress import bar, plural
 from jobs.options import VerifyOptions
 from logpose.common.errors import printable
-from logpose.common.files import write_atomically
+from logpose.common.files import write_replaceable
 from logpose.common.outputs import replaceable_file
 from pipeline.dataset.verify import verify_dataset
 from pipeline.errors import Damage
 
 MAX_SHOWN = 20  # damaged chunks to print; a lost disk has thousands
 REPORT_HEADER = ("part", "array", "chunk", "file", "row", "path", "reason")
+REPORT_KIND = (",".join(REPORT_HEADER).encode(), "a verification report")
 
 
 def verify(dataset: Path, options: VerifyOptions) -> int:
@@ -25,7 +26,7 @@ def verify(dataset: Path, options: VerifyOptions) -> int:
     Raises DatasetError if the dataset cannot be opened, PathError if the CSV would replace another file.
     """
     if options.report is not None:
-        replaceable_file(options.report, ",".join(REPORT_HEADER).encode(), "a verification report")
+        replaceable_file(options.report, *REPORT_KIND)
     with bar("verifying", "chunks", 0, ends=False) as progress:
         report = verify_dataset(dataset, lambda done, total: progress.update(done, total=total))
     for damage in report.damage[:MAX_SHOWN]:
@@ -71,4 +72,4 @@ def _write_report(path: Path, damages: Iterable[Damage]) -> None:
         start, stop = damage.rows
         for row, image in zip(range(start, stop), damage.paths or [""] * (stop - start), strict=True):
             writer.writerow((damage.split, damage.array, damage.chunk, damage.file, row, image, damage.reason))
-    write_atomically(path, text.getvalue())
+    write_replaceable(path, text.getvalue(), *REPORT_KIND)

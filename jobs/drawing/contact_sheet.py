@@ -1,5 +1,6 @@
 """Contact sheet of a dataset: a few images of every class, as the network sees them."""
 
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from jobs.console.progress import plural
 from jobs.drawing.colours import FAINT, INK
 from jobs.drawing.fonts import drawable, font_runs, load_font
 from jobs.errors import JobError
-from logpose.common.files import atomic_writer
+from logpose.common.files import write_replaceable
 from logpose.common.outputs import replaceable_file
 from pipeline.dataset.store import Dataset, Split
 
@@ -28,6 +29,7 @@ GAP, GUTTER = 6, 30  # between images; between the names, the training images an
 TITLE, NAME, SMALL = 24, 16, 13  # font sizes in pixels
 MAX_NAME_WIDTH = 280
 SOFTWARE = "logpose contact sheet"  # identifies a sheet: any other existing file is never replaced
+KIND = (SOFTWARE.encode(), "a contact sheet")
 
 
 # File -------------------------------------------------------------------------------------------------
@@ -37,7 +39,7 @@ def check_sheet_path(path: Path) -> None:
     """Check that a sheet can be written to `path`. Raises JobError for another ending, PathError for another file."""
     if path.suffix.lower() != ".png":
         raise JobError(f"--sheet {path}: expected a name that ends in .png; choose another name")
-    replaceable_file(path, SOFTWARE.encode(), "a contact sheet")
+    replaceable_file(path, *KIND)
 
 
 def write_sheet(path: Path, dataset: Dataset) -> None:
@@ -45,8 +47,9 @@ def write_sheet(path: Path, dataset: Dataset) -> None:
     sheet = draw_sheet(dataset)
     metadata = PngInfo()
     metadata.add_text("Software", SOFTWARE)
-    with atomic_writer(path) as file:
-        sheet.save(file, format="PNG", pnginfo=metadata)
+    file = io.BytesIO()
+    sheet.save(file, format="PNG", pnginfo=metadata)
+    write_replaceable(path, file.getvalue(), *KIND)
 
 
 # Drawing ----------------------------------------------------------------------------------------------

@@ -205,6 +205,6 @@ def figure_png(figure: Figure, software: str = "") -> bytes:
     return file.getvalue()
 
 
-def save_figure(figure: Figure, path: Path, software: str = "") -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     """Write the figure to a PNG file: see `figure_png`. Raises OSError."""
-    write_atomically(path, figure_png(figure, software))
+    write_atomically(path, figure_png(figure))

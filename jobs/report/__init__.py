@@ -19,7 +19,7 @@ from jobs.report.page import render
 from jobs.training.run_folder import RunFolder
 from logpose.common.cpus import available_cpus
 from logpose.common.errors import printable
-from logpose.common.files import write_atomically
+from logpose.common.files import write_replaceable
 from logpose.common.outputs import replaceable_file
 
 MARK = b'<meta name="generator" content="logpose report">'
@@ -34,8 +34,9 @@ def report(run_dir: Path, options: ReportOptions) -> Path:
     path = options.out or RunFolder(run_dir).report
     if path.suffix.lower() not in (".html", ".htm"):
         raise JobError(f"--out {path}: expected a name that ends in .html; choose another name")
-    if path.absolute() != RunFolder(run_dir).report.absolute():  # which may be of an older version, without the mark
-        replaceable_file(path, MARK, "a report")
+    is_usual = path.absolute() == RunFolder(run_dir).report.absolute()
+    kind = (b"" if is_usual else MARK, "a report")  # an older version wrote no mark
+    replaceable_file(path, *kind)
     if options.model:
         import_model(options.model)
     run = load_run(run_dir)
@@ -50,7 +51,7 @@ def report(run_dir: Path, options: ReportOptions) -> Path:
     # Paths may hold bytes that are not valid UTF-8.
     html = render(run, data, result, cam).encode("utf-8", "backslashreplace")
     data.check_unchanged()
-    write_atomically(path, html)
+    write_replaceable(path, html, *kind)
     _print(path, len(html), result)
     return path
 

@@ -24,7 +24,7 @@ from jobs.console.interrupts import DeferredInterrupt
 from jobs.console.output import emit, say
 from jobs.console.progress import bar, plural
 from jobs.drawing.colours import GRID, INK, TRAIN, VAL
-from jobs.drawing.plots import new_figure, save_figure, style_axes
+from jobs.drawing.plots import figure_png, new_figure, style_axes
 from jobs.errors import Interrupted, JobError, WorkFailedError
 from jobs.options import FindLrOptions
 from jobs.recipes.config import resolve
@@ -32,6 +32,7 @@ from jobs.training.memory import explain_memory
 from jobs.training.setup import build_card, build_trainer, describe_data, describe_training, measure
 from logpose.common.cpus import available_cpus
 from logpose.common.errors import printable
+from logpose.common.files import write_replaceable
 from logpose.common.outputs import replaceable_file
 from pipeline.dataset.store import Dataset
 from pipeline.loader.stream import BatchStream
@@ -45,6 +46,7 @@ MIN_FALL = 2.5  # in standard deviations of a single loss: less is noise
 INITIAL_STEPS = 5  # their mean is the initial loss
 TABLE_ROWS, BAR_COLUMNS = 11, 40
 SOFTWARE = "logpose find-lr"  # identifies a plot: any other existing file is never replaced
+KIND = (SOFTWARE.encode(), "a plot")
 
 
 class RangeTest(NamedTuple):
@@ -79,7 +81,7 @@ def find_lr(dataset: Path, options: FindLrOptions) -> Suggestion:
     if not MIN_STEPS <= steps <= MAX_STEPS:
         raise JobError(f"expected {MIN_STEPS} to {MAX_STEPS} --steps, found {steps}; 100 are enough for most networks")
     if options.plot:
-        replaceable_file(options.plot, SOFTWARE.encode(), "a plot")
+        replaceable_file(options.plot, *KIND)
     data = Dataset.open(dataset)
     recipe = resolve(options)
     if not recipe.optimizer.lr:
@@ -240,7 +242,7 @@ def draw_range_test(path: Path, test: RangeTest, suggestion: Suggestion) -> None
     style_axes(axes)
     axes.tick_params(which="minor", length=0)
     axes.legend(frameon=False, labelcolor=INK)
-    save_figure(figure, path, SOFTWARE)
+    write_replaceable(path, figure_png(figure, SOFTWARE), *KIND)
 
 
 def _train_command(dataset: Path, options: FindLrOptions, lr: float) -> str:

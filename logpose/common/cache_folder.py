@@ -88,6 +88,13 @@ def _is_ours(folder: Path, *, tighten: bool = False) -> bool:
 
 
 def _can_be_replaced(folder: Path) -> bool:
-    """Whether anybody may rename this folder: the one above is writable by all, and not sticky as /tmp is."""
-    mode = folder.parent.stat().st_mode
-    return _HAS_OWNERS and bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX
+    """Whether others may put another folder in the place of this one, or of one above.
+
+    They may where they own the folder that it is in, or where that is writable by all, and not sticky as /tmp is.
+    """
+    if not _HAS_OWNERS:
+        return False
+    trusted = {os.geteuid(), 0, Path("/").stat().st_uid}  # in a container, root may have another number
+    above = [parent.stat() for parent in folder.parent.resolve().joinpath("x").parents]
+    open_to_all = any(each.st_mode & stat.S_IWOTH and not each.st_mode & stat.S_ISVTX for each in above)
+    return open_to_all or any(each.st_uid not in trusted for each in above)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 from logpose.common.notices import note_once
-from logpose.common.outputs import output_file
+from logpose.common.outputs import output_file, replaceable_file
 
 # What a binary file can write: bytes, or a C-contiguous NumPy array.
 Buffer: TypeAlias = Any
@@ -169,3 +169,15 @@ def write_atomically(
     with atomic_writer(path, shared=shared, before_rename=before_rename) as file:
         for piece in pieces:
             file.write(piece)
+
+
+def write_replaceable(path: Path, content: str | bytes, mark: bytes, what: str) -> None:
+    """`write_atomically` for an output without a lock, where `replaceable_file` still allows it.
+
+    Two processes may write it at the same time: the later one's file stays. Raises OSError and PathError.
+    """
+
+    def check() -> None:
+        replaceable_file(path, mark, what)
+
+    write_atomically(path, content, shared=True, before_rename=check)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from logpose.common.errors import BusyError
 from logpose.common.files import errors_at, make_folder
@@ -17,6 +14,8 @@ from logpose.common.notices import note_once
 
 # What flock answers on file systems without locks: some NFS, Lustre and FUSE.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+
+_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 
 
 @contextmanager
@@ -26,16 +25,33 @@ def exclusive_lock(lock_file: Path, what: str) -> Iterator[None]:
     `what` names the work in the message of BusyError, which is raised if another process holds the lock. Raises OSError
     where the system fails to lock the file.
     """
-    with errors_at(lock_file):
-        release = _lock(lock_file, what)
+    descriptor = None
+    try:
+        with errors_at(lock_file):
+            descriptor = _acquire(lock_file)
+    except BlockingIOError:
+        raise BusyError(
+            f"expected to be the only {what}, found another process at work on it: wait until that has finished, or"
+            " choose another path"
+        ) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        with suppress(OSError):
+            lock_file.unlink()
+        note_once(
+            "no locks",
+            f"the file system of {lock_file.parent} has no locks ({os.strerror(error.errno).lower()}): do not start a"
+            f" second {what} while this one runs",
+        )
     try:
         yield
     finally:
-        # Unlink before releasing: see `_same_file`.
-        with suppress(OSError):  # Windows does not delete open files: the lock file stays
-            lock_file.unlink()
-        with suppress(OSError):
-            release()
+        if descriptor is not None:
+            with suppress(OSError):  # Windows does not delete open files: the lock file stays
+                lock_file.unlink()  # before it is released: see `_acquire`
+            with suppress(OSError):
+                os.close(descriptor)
 
 
 @contextmanager
@@ -47,7 +63,6 @@ def output_lock(path: Path, what: str) -> Iterator[None]:
     """
     place = path.resolve()  # "." and ".." have no name; and a link is a second name of one output
     made = [folder for folder in place.parents if not folder.exists()]
-    make_folder(place.parent)
     try:
         with exclusive_lock(place.with_name(f".{place.name}.lock"), what):
             yield
@@ -57,45 +72,49 @@ def output_lock(path: Path, what: str) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _lock(lock_file: Path, what: str) -> Callable[[], None]:
-    """Lock a file, which is made if it is missing; return what releases it. Raises BusyError, OSError."""
-    busy = BusyError(
-        f"expected to be the only {what}, found another process at work on it: wait until that has finished, or choose"
-        " another path"
-    )
-    try:
-        import fcntl
-    except ImportError:
-        lock = FileLock(lock_file, blocking=False)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise busy from None
-        return lock.release
+def _acquire(lock_file: Path) -> int:
+    """Lock a file, made if it is missing, in folders that are made too; return its descriptor.
+
+    A process that releases a lock deletes the file, which another may have opened already, to lock it a moment later. A
+    third one would then lock a new file. So a lock counts only while its file still has its name.
+    Raises BlockingIOError if another process holds the lock, and other OSErrors.
+    """
     while True:
-        descriptor = os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        make_folder(lock_file.parent)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _same_file(descriptor, lock_file):
-                return partial(os.close, descriptor)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                os.close(descriptor)
-                if isinstance(error, BlockingIOError):
-                    raise busy from None
+            descriptor = os.open(lock_file, _FLAGS, 0o644)
+        except FileNotFoundError:
+            if lock_file.parent.is_dir():  # no file can be made in it
                 raise
-            note_once(
-                "no locks",
-                f"the file system of {lock_file.parent} has no locks ({os.strerror(error.errno).lower()}): do not start"
-                f" a second {what} while this one runs",
-            )
-            return partial(os.close, descriptor)
+            continue  # the folder was removed again, by `output_lock` in another process
+        try:
+            _lock(descriptor)
+            if os.name == "nt" or _has_name(descriptor, lock_file):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
         os.close(descriptor)
 
 
-def _same_file(descriptor: int, lock_file: Path) -> bool:
-    """Whether a file that was just locked still has its name: the process that held it before may have removed it."""
+def _lock(descriptor: int) -> None:
+    """Lock an open file. Raises BlockingIOError if another process has, and other OSErrors."""
     try:
-        return os.path.samestat(os.fstat(descriptor), lock_file.stat())
+        import fcntl
+    except ImportError:  # Windows, which has locks everywhere
+        import msvcrt
+
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, unused-ignore]
+        except PermissionError as error:
+            raise BlockingIOError(*error.args) from None
+    else:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _has_name(descriptor: int, path: Path) -> bool:
+    """Whether the open file is the one at the path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
     except FileNotFoundError:
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -10,17 +11,28 @@ from pathlib import Path
 from logpose.common.errors import PathError
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # Path makes one slash of two; a drive of Windows has one letter
+_OPEN_FILE = re.compile("/proc/|/dev/(fd/|std(in|out|err)$)")  # links to files that are open
 _HEAD = 2048  # bytes in which a file's mark is
 
 
 def local_path(path: Path) -> Path:
-    """Return a path that a user gave. Raises PathError for a URL."""
+    """Return a path that a user gave.
+
+    Raises PathError for a URL, for a `~` that no shell has expanded, and for a link that leads to itself.
+    """
     found = _URL.match(str(path))
     if found and not Path(found[1] + ":").exists():
         raise PathError(
             f"expected a path on this machine, found the URL {found[1]}://{str(path)[found.end():].lstrip('/')}; copy"
             " the files here, or mount the storage as a folder"
         )
+    if path.parts[:1] == ("~",) and not Path("~").exists():
+        raise PathError(f"expected a path, found ~, which the shell did not expand, in {path}; write your home folder")
+    try:
+        path.stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise PathError(f"expected a path, found a link that leads to itself at {path}; remove it") from None
     return path
 
 
@@ -33,7 +45,8 @@ def output_file(path: Path) -> Path:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         mode = stat.S_IFREG
-    if not stat.S_ISREG(mode):
+    is_open = path.is_symlink() and _OPEN_FILE.match(str(path.absolute()))
+    if not stat.S_ISREG(mode) or is_open:
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
         found = kinds.get(stat.S_IFMT(mode), "a device")
         raise PathError(f"expected a file to write, found {found} at {path}; give the name of a file")

@@ -19,6 +19,7 @@ import dask
 from pipeline.build.journal import ShardResult
 from pipeline.build.progress import BuildProgress
 from pipeline.build.shard_task import ShardJob, run_shard, run_shard_on_worker
+from pipeline.faults import check_reach
 from pipeline.parallel.cluster import Cluster
 
 POLL_SECONDS = 0.1
@@ -66,19 +67,30 @@ def run_on_threads(jobs: Sequence[ShardJob], workers: int, progress: BuildProgre
 def run_on_cluster(jobs: Sequence[ShardJob], address: str) -> Results:
     """Run the jobs on a Dask cluster whose workers see the same file system.
 
-    Tasks of a lost worker are run again by another. Raises what a task raised, and BuildError if no worker is left or
-    a task takes several down.
+    Tasks of a lost worker are run again by another. Raises what a task raised; ReadError if a worker could not open a
+    file that this process can; and BuildError if no worker is left or a task takes several down.
     """
     finished: queue.SimpleQueue[ShardResult | BaseException] = queue.SimpleQueue()
     waiting = [replace(job, dataset=job.dataset.resolve(), root=job.root.resolve()) for job in reversed(jobs)]
     missing = len(jobs)
+    by_key = {(job.split, job.shard): job for job in waiting}
     with closing(Cluster(address, finished)) as cluster:
         while missing:
             while cluster.has_room() and waiting:
                 cluster.submit(run_shard_on_worker, waiting.pop())
             result = _next(finished)
-            missing -= result is not None
+            if result is not None:
+                missing -= 1
+                _check_reach(result, by_key[result.split, result.shard])
             yield result
+
+
+def _check_reach(result: ShardResult, job: ShardJob) -> None:
+    """Raise ReadError if this process can open a file that the worker could not. A rerun tries such files again."""
+    files = dict(zip(job.assigned, job.files, strict=True))
+    for number, kind, reason in result.failures:
+        if kind == "unreadable" and number in files:
+            check_reach(f"{job.root}/{files[number].path}", reason)
 
 
 def _next(finished: queue.SimpleQueue[ShardResult | BaseException]) -> ShardResult | None:

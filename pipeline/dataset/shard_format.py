@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from struct import unpack_from
 from typing import Any, NamedTuple
 
@@ -65,9 +65,13 @@ class ShardReader:
 
     `metadata` is the array's zarr.json. Raises ValueError or KeyError if logpose did not write it. The index of each
     shard is read once and cached: a sealed dataset does not change, and stale offsets would fail the checksum.
+    on_read(file, status) is called after each read, with the status of the file, and may raise.
     """
 
-    def __init__(self, metadata: dict[str, Any]) -> None:
+    def __init__(
+        self, metadata: dict[str, Any], on_read: Callable[[str, os.stat_result], None] = lambda file, status: None
+    ) -> None:
+        self._on_read = on_read
         sharding = metadata["codecs"][0]["configuration"]
         self._chunk_shape = tuple(sharding["chunk_shape"])  # (rows, H, W, 3)
         self._chunks = metadata["chunk_grid"]["configuration"]["chunk_shape"][0] // self._chunk_shape[0]  # per shard
@@ -93,6 +97,7 @@ class ShardReader:
                 raise ValueError(f"{length} bytes instead of {stored.nbytes + CHECKSUM_BYTES}")
             checksum = bytearray(CHECKSUM_BYTES)
             _read_all(descriptor, (stored, checksum), offset, length)
+            self._on_read(file, os.fstat(descriptor))
         finally:
             os.close(descriptor)
         fetched = time.perf_counter()

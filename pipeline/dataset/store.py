@@ -7,11 +7,12 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import stat
+import threading
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, SupportsIndex, overload
@@ -23,10 +24,10 @@ from zarr.storage import LocalStore
 
 from logpose.common.errors import printable, reason_of
 from logpose.common.records import read_json
-from pipeline.dataset.examples import Example, Examples, RowIndices
-from pipeline.dataset.generation import Generation, check_generation, read_generation
+from pipeline.dataset.examples import Example, Examples, RowIndices, row_numbers
+from pipeline.dataset.generation import Generation, Stamps, changed, check_generation, read_generation
 from pipeline.dataset.limits import check_column, check_column_file, check_layout
-from pipeline.dataset.schema import COLUMN_CHUNK_ROWS, SPLITS, Attributes, Layout
+from pipeline.dataset.schema import COLUMN_CHUNK_ROWS, SPLITS, Attributes, Layout, content_digest, shard_digest
 from pipeline.dataset.shard_format import ReadSeconds, ShardReader
 from pipeline.errors import Damage, DamageError, DatasetError, PipelineError, damaged_metadata, short_of_resources
 from pipeline.faults import read_stored, status_of
@@ -35,6 +36,8 @@ from pipeline.faults import read_stored, status_of
 WRITE_EMPTY_CHUNKS: Any = {"write_empty_chunks": True}
 
 MAX_NAMES_IN_REPR = 10
+
+_checking = threading.Lock()  # a thread at a time reads a whole dataset to check it
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,28 @@ class Split:
     layout: Layout
     class_count: int
     generation: Generation | None = None  # of the dataset when it was opened; None: not sealed
+    stamps: Stamps | None = field(default=None, compare=False)  # of its files, then
 
     def check_unchanged(self) -> None:
         """Check that what was read so far is of the dataset that was opened. Raises DatasetChangedError."""
         if self.generation is not None:
             check_generation(self.path, self.generation)
+
+    def _check_file(self, file: str, status: os.stat_result) -> None:
+        """Check that a file that was read is as it was, or else what the dataset holds. Raises DatasetChangedError."""
+        if self.stamps is None or self.generation is None or self.stamps.fits(file, status):
+            return
+        with _checking:
+            self.check_unchanged()
+            if not self.stamps.fits(file, status) and _content_hash(self.path) != self.generation.content_hash:
+                raise changed(self.path, f"other rows in {os.path.relpath(file, self.path)}")
+            self.stamps.accept(file, status)
+
+    def _files(self) -> Iterator[str]:
+        """The files that hold the rows."""
+        yield from (_shard_name(self.path, self.name, shard) for shard in range(self.shards))
+        for chunk in range(-(-self.rows // COLUMN_CHUNK_ROWS)):
+            yield from (str(self._column_file(name, chunk)) for name in ("labels", "paths"))
 
     @property
     def chunk_rows(self) -> int:
@@ -86,47 +106,10 @@ class Split:
         Negative numbers count from the end. The first call reads all labels and paths, and caches them. Raises
         IndexError for rows out of range, TypeError for other indices, and DamageError for damaged chunks.
         """
-        if isinstance(index, slice):
-            rows = np.arange(*index.indices(self.rows), dtype=np.int64)  # (n,)
-        elif isinstance(index, list | range) or (isinstance(index, np.ndarray) and index.ndim):
-            try:
-                array = np.asarray(index if len(index) else np.empty(0, np.int64))  # (n,)
-            except ValueError:  # lists of unequal lengths
-                raise self._wrong_index("nested lists") from None
-            rows = self._row_numbers(array)  # (n,)
-        else:
-            try:
-                number = operator.index(index)
-            except TypeError:
-                raise self._wrong_index(type(index).__name__) from None
-            if not -self.rows <= number < self.rows:
-                raise self._out_of_range(number)
-            row = number % self.rows
-            return Example(self.read(row, row + 1)[0], int(self.labels[row]), self.paths[row])
+        rows = row_numbers(index, self.rows, self.name, self.path)  # (n,) or an int
+        if isinstance(rows, int):
+            return Example(self.read(rows, rows + 1)[0], int(self.labels[rows]), self.paths[rows])
         return Examples(self.read_rows(rows), self.labels[rows], [self.paths[row] for row in rows.tolist()])
-
-    def _row_numbers(self, index: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-        """The row numbers (n,) of an index array."""
-        if index.dtype == np.bool_ and index.shape == (self.rows,):
-            return np.flatnonzero(index)
-        if index.dtype.kind not in "iu" or index.ndim != 1:
-            raise self._wrong_index(f"an array of {index.dtype} {index.shape}")
-        outside = index[(index < -self.rows) | (index >= self.rows)]
-        if len(outside):
-            raise self._out_of_range(int(outside[0]))
-        rows = index.astype(np.int64)  # (n,)
-        return np.where(rows < 0, rows + self.rows, rows)
-
-    def _out_of_range(self, row: int) -> IndexError:
-        return IndexError(
-            f"expected one of the {self.rows} rows of {self.name}, found row {row} of {self.path}: stay below len()"
-        )
-
-    def _wrong_index(self, found: str) -> TypeError:
-        return TypeError(
-            f"expected an int, a slice or an array of ints, found {found} for {self.name} of {self.path}: index it"
-            " like [0], [:10] or [[2, 3, 5]]"
-        )
 
     def read_rows(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         """Read rows (n,), in any order, as uint8 (n, H, W, 3); each chunk is read once.
@@ -193,6 +176,9 @@ class Split:
                 read_stored(partial(check_column_file, file, name, array.chunks[0]), file)
             bad = chunks.start
             values = np.asarray(read_stored(lambda: array[start:stop], where))  # (n,)
+            for chunk in chunks:
+                file = self._column_file(name, chunk)
+                self._check_file(str(file), file.stat())
         except Exception as error:
             if len(chunks) > 1 and not short_of_resources(error, where):  # find out which chunk it is
                 for chunk in range(bad, chunks.stop):
@@ -222,7 +208,7 @@ class Split:
 
     @cached_property
     def _reader(self) -> ShardReader:
-        return ShardReader(image_metadata(self.path, self.name))
+        return ShardReader(image_metadata(self.path, self.name), self._check_file)
 
     def _column_file(self, name: str, chunk: int) -> Path:
         return self.path / self.name / name / "c" / str(chunk)
@@ -283,6 +269,7 @@ class Dataset:
         if found.mean is None or found.std is None or found.content_hash is None:
             raise damaged_metadata("mean, std and content hash", "none", path)
         train, val = (replace(open_split(path, split, found), generation=generation) for split in SPLITS)
+        train, val = (replace(split, stamps=Stamps(split._files())) for split in (train, val))
         for split in (train, val):
             _check_columns(split)
             split.check_unchanged()
@@ -323,6 +310,21 @@ class Dataset:
             f"  std      {std}\n"
             f"  content  {self.content_hash}>"
         )
+
+
+def _content_hash(path: Path) -> str | None:
+    """The content hash of what the dataset at the path holds now, by reading all of it; None if it is damaged."""
+    digests: dict[str, list[str]] = {}
+    try:
+        now = Dataset.open(path)
+        for split in (replace(each, stamps=None) for each in (now.train, now.val)):
+            step = split.layout.shard_rows
+            rows = [slice(start, min(start + step, split.rows)) for start in range(0, split.rows, step)]
+            parts = ((split.read(each.start, each.stop), split.labels[each], split.paths[each]) for each in rows)
+            digests[split.name] = [shard_digest([images], labels, paths) for images, labels, paths in parts]
+    except DatasetError:
+        return None
+    return content_digest(now.attributes, digests)
 
 
 def read_attributes(path: Path) -> Attributes:

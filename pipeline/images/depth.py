@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ from pipeline.images.options import Depth
 INTEGER_BITS = (8, 10, 12, 14, 16)  # of usual cameras and scanners
 FLOAT_RANGES = ((0.0, 1.0), (0.0, 255.0), (0.0, 65535.0))
 MIN_FILLED = 0.25  # of a usual range; values that fill less, such as a thermal camera's, are stretched
+
+# Tags of a TIFF: bits of a value, whether 0 is white (0) or black (1), and unsigned (1), signed (2) or float (3).
+_BITS, _PHOTOMETRIC, _SAMPLES = 258, 262, 339
 
 BAND_PIXELS = 2**20  # converted at a time, so that float64 values take little memory
 
@@ -70,6 +73,8 @@ def choose_depth(ranges: Iterable[ValueRange]) -> Depth | None:
 def to_eight_bits(image: Image.Image, depth: Depth | None, transparent: int | None) -> Image.Image:
     """Convert deep grey to mode L. Values beyond black and white become these; what is not finite becomes black.
 
+    With a depth, a TIFF that says that its lowest value is white comes out as it should: it used to be inverted.
+
     `transparent` is a value that becomes white. Without a depth, as in datasets and models that have none, it is chosen
     for each image alone: 16-bit values span 0..65535. Others have the first usual range that contains all values (I:
     0..65535; F: 0..1, then 0..255), or else from the minimum to the maximum.
@@ -84,6 +89,8 @@ def to_eight_bits(image: Image.Image, depth: Depth | None, transparent: int | No
         any_finite |= bool(finite.any())
         grey = np.where(finite, (values - black) * (255.0 / (white - black or 1.0)), 0.0)  # (h, W)
         grey = np.rint(grey).clip(0, 255)
+        if depth and _tiff_tag(image, _PHOTOMETRIC) == 0:
+            grey[finite] = 255 - grey[finite]
         if transparent is not None:
             grey[values == transparent] = 255
         eight[top : top + len(values)] = grey
@@ -110,4 +117,12 @@ def _bands(image: Image.Image) -> range:
 def _band(image: Image.Image, top: int) -> npt.NDArray[np.float64]:
     """The values of the band that begins at this row, float64 (h, W)."""
     bottom = min(image.height, top + max(1, BAND_PIXELS // image.width))
-    return np.array(image.crop((0, top, image.width, bottom)), dtype=np.float64)
+    values = np.array(image.crop((0, top, image.width, bottom)))  # (h, W)
+    if image.mode == "I" and _tiff_tag(image, _BITS) == (32,) and _tiff_tag(image, _SAMPLES) in (None, (1,)):
+        values = values.view(np.uint32)  # which Pillow takes for int32
+    return values.astype(np.float64)
+
+
+def _tiff_tag(image: Image.Image, tag: int) -> Any:
+    """A tag of a TIFF; None where it is missing, and for other formats."""
+    return getattr(image, "tag_v2", {}).get(tag)

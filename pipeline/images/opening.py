@@ -38,15 +38,16 @@ OTHER_FORMATS = (
     (rb"\xd7\xcd\xc6\x9a|\x01\0\0\0.{36} EMF", "WMF and EMF are"),
     (rb"\xff\x0a|\0\0\0\x0cJXL ", "JPEG XL images are"),
     (rb"DDS ", "DDS textures are"),
+    (rb"II[*+]\0|MM\0[*+]", "TIFF images that are damaged or of this kind (64 bits, floating-point colour, …) are"),
     (rb"%PDF", "PDF documents are"),
     (rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?<svg", "SVG drawings are"),
     (rb"\s*<(!doctype html|html)", "web pages are"),
     (rb"PK\x03\x04|\x1f\x8b|Rar!|7z\xbc\xaf|\xfd7zXZ", "archives are"),
 )
 
-# How often a pixel counts: the libraries of these formats take twice the memory, and decoders that Pillow has in Python
-# (QOI, some PPM, BMP and SGI) a microsecond per pixel, with the GIL held.
-FORMAT_WEIGHTS = {"JPEG2000": 2, "WEBP": 2}
+# How often a pixel counts: the libraries of these formats take two or three times the memory, and decoders that Pillow
+# has in Python (QOI, some PPM, BMP and SGI) a microsecond per pixel, with the GIL held.
+FORMAT_WEIGHTS = {"JPEG2000": 3, "WEBP": 2}
 PYTHON_WEIGHT = 8
 
 # Every scan of a JPEG passes over all of its pixels. Progressive JPEGs have about 10 scans.

@@ -17,8 +17,8 @@ from pipeline.scan.tree import descend, is_folder, visible_entries
 
 EXPECTED_LAYOUT = "expected one folder of images per class, or train/ and val/ with one folder per class each"
 
-# Only to tell a class folder from one of class folders; decoding goes by the bytes.
-_IMAGE_ENDINGS = {
+# Only to tell a class folder from one of class folders, and an image from a table; decoding goes by the bytes.
+IMAGE_ENDINGS = {
     "jpg", "jpeg", "jpe", "jfif", "png", "gif", "bmp", "tif", "tiff", "webp", "avif", "heic", "heif", "jp2", "ppm",
     "pgm", "pbm", "ico", "tga",
 }  # fmt: skip
@@ -91,7 +91,7 @@ def _holds_only_folders(folder: Path) -> bool:
 
 
 def _looks_like_image(name: str) -> bool:
-    return name.rpartition(".")[2].lower() in _IMAGE_ENDINGS
+    return name.rpartition(".")[2].lower() in IMAGE_ENDINGS
 
 
 def _stat_file(root: Path, path: str, label: int, split: SplitName | None) -> SourceFile:

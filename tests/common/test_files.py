@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from logpose.common import files, notices
-from logpose.common.errors import BusyError
-from logpose.common.files import atomic_writer, make_folder, read_regular, sync, write_atomically
+from logpose.common.errors import BusyError, PathError
+from logpose.common.files import atomic_writer, make_folder, read_regular, sync, write_atomically, write_replaceable
 from logpose.common.locks import exclusive_lock
 
 
@@ -146,24 +146,6 @@ def test_lock_that_the_system_fails_to_take_is_not_another_process_s(
     assert caught.value.errno == code
 
 
-def test_lock_of_a_file_that_was_just_removed_is_taken_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another process ends, and removes the file, between our opening and locking it."""
-    flock, path, calls = fcntl.flock, tmp_path / ".lock", 0
-
-    def remove_first(descriptor: int, how: int) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 1:
-            path.unlink()
-        flock(descriptor, how)
-
-    monkeypatch.setattr(fcntl, "flock", remove_first)
-    with exclusive_lock(path, "build"):
-        assert calls == 2 and path.exists()
-        with pytest.raises(BusyError), exclusive_lock(path, "build"):
-            pass
-
-
 def test_error_of_a_sync_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -171,3 +153,72 @@ def test_error_of_a_sync_names_the_file(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match=re.escape(str(tmp_path))):
         sync(tmp_path)
+
+
+def test_lock_on_a_deleted_file_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, flock = tmp_path / ".lock", fcntl.flock
+    releases = iter([True, False])  # the process that had the lock releases it between our open and our flock
+
+    def late(*arguments: int) -> None:
+        if next(releases, False):
+            lock.unlink()
+        flock(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with exclusive_lock(lock, "build"):
+        with pytest.raises(BusyError, match="the only build"), exclusive_lock(lock, "build"):
+            pass
+        assert lock.exists()
+
+
+def test_folder_of_a_lock_may_vanish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, opened = tmp_path / "new" / ".lock", os.open
+    vanishes = iter([True])  # another process that made the folder removes it again
+
+    def late(path: Path, *arguments: int) -> int:
+        if path == lock and next(vanishes, False):
+            lock.parent.rmdir()
+        return opened(path, *arguments)
+
+    monkeypatch.setattr(os, "open", late)
+    with exclusive_lock(lock, "build"):
+        assert lock.exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_folder_without_room_for_a_lock_is_an_error() -> None:
+    with pytest.raises(FileNotFoundError), exclusive_lock(Path("/proc/self/.lock"), "build"):
+        pass
+
+
+def test_lock_follows_no_link(tmp_path: Path) -> None:
+    (tmp_path / ".lock").symlink_to(tmp_path / "nowhere" / "file")
+    with pytest.raises(OSError, match=r"\.lock"), exclusive_lock(tmp_path / ".lock", "build"):
+        pass
+
+
+# Outputs without a lock -------------------------------------------------------------------------------
+
+
+def test_two_writers_of_an_output_do_not_disturb_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, fsync, others = tmp_path / "report.html", os.fsync, iter([b"ours, the other's"])
+
+    def meanwhile(descriptor: int) -> None:
+        if content := next(others, None):
+            write_replaceable(out, content, b"ours", "a report")
+            assert out.read_bytes() == content
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    write_replaceable(out, b"ours, too", b"ours", "a report")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"] and out.read_bytes() == b"ours, too"
+
+
+def test_file_that_appears_while_an_output_is_written_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "report.html"
+    monkeypatch.setattr(os, "fsync", lambda _: out.write_bytes(b"precious"))
+    with pytest.raises(PathError, match="exists and is not a report"):
+        write_replaceable(out, b"ours", b"ours", "a report")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"] and out.read_bytes() == b"precious"

@@ -109,6 +109,23 @@ def test_folder_that_anybody_can_replace_is_not_used(home: Path) -> None:
     assert private_folder("kernels-1") == temporary(home) / "kernels-1"
 
 
+def test_folder_below_one_that_others_can_replace_is_not_used(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as the home folder of another user, which `sudo -E` keeps."""
+    above, status = home.parents[1], Path.stat
+
+    def of_another_user(path: Path, **options: bool) -> os.stat_result:
+        found = status(path, **options)
+        return os.stat_result((*found[:4], found.st_uid + 1, *found[5:])) if path == above else found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", of_another_user)
+        assert private_folder("kernels-1") == temporary(home) / "kernels-1"
+    above.chmod(0o777)
+    assert private_folder("kernels-1") == temporary(home) / "kernels-1"
+    above.chmod(0o755)
+    assert private_folder("kernels-1") == home / "kernels-1"
+
+
 def test_kernel_is_compiled_once(home: Path, tmp_path: Path) -> None:
     assert compile_one(tmp_path) == ("3 0 1", "")
     assert compile_one(tmp_path) == ("3 1 1", "")

@@ -78,6 +78,30 @@ def test_folder_whose_name_looks_like_a_url_is_a_path(tmp_path: Path, monkeypatc
     assert local_path(Path("s3:/bucket")) == Path("s3:/bucket")
 
 
+def test_tilde_is_refused_unless_there_is_such_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PathError, match=r"^expected a path, found ~, which the shell did not expand, in ~/d\.zarr;"):
+        local_path(Path("~/d.zarr"))
+    (tmp_path / "~").mkdir()
+    assert local_path(Path("~/d.zarr")) == Path("~/d.zarr")
+    assert local_path(Path("~user")) == Path("~user")
+
+
+def test_link_that_leads_to_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path in (tmp_path / "loop", tmp_path / "loop" / "inside"):
+        with pytest.raises(PathError, match=r"^expected a path, found a link that leads to itself at .*; remove it$"):
+            local_path(path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_open_files_are_not_replaced(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as file:
+        for folder in ("/dev/fd", "/proc/self/fd"):
+            with pytest.raises(PathError, match=r"^expected a file to write, found a device at"):
+                output_file(Path(folder, str(file.fileno())))
+
+
 def test_only_our_own_files_are_replaced(tmp_path: Path) -> None:
     path = tmp_path / "a.html"
     assert replaceable_file(path, b"ours", "a report") == path

@@ -101,6 +101,39 @@ def test_empty_arguments_are_refused(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("run/table.csv", "a model file"),  # by its content
+        ("run/metrics.csv", "a file of a training"),
+        ("d.zarr/failures.csv", "a dataset"),
+        ("link.csv", "a file of a training"),
+    ],
+)
+def test_table_replaces_no_file_of_another_job(
+    logpose: Logpose, image_folder: Path, dataset: Path, trained: Path, tmp_path: Path, name: str, found: str
+) -> None:
+    run_dir = Path(shutil.copytree(trained, tmp_path / "run"))
+    shutil.copytree(dataset, tmp_path / "d.zarr")
+    shutil.copy(run_dir / "model.safetensors", run_dir / "table.csv")
+    (tmp_path / "link.csv").symlink_to(run_dir / "classes.csv")
+    out = tmp_path / name
+    before = out.read_bytes()
+    outcome = logpose("classify", image_folder, run_dir, out, "--overwrite")
+    assert outcome.code == 2 and out.read_bytes() == before
+    assert f"expected a place for the table, found {found} at" in outcome.error
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "photo.JPG", "photo.png"])
+def test_table_has_no_name_of_something_else(
+    logpose: Logpose, image_folder: Path, model: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).write_text("precious")
+    outcome = logpose("classify", image_folder, model, tmp_path / name, "--overwrite")
+    assert outcome.code == 2 and (tmp_path / name).read_text() == "precious"
+    assert f"expected a table that ends in .csv or .parquet, found {name}" in outcome.error
+
+
 # Decisions under the lock -------------------------------------------------------------------------------
 
 

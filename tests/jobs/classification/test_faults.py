@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from cnn.checkpoint import load_checkpoint
 from cnn.inference.predictor import Predictor
-from jobs.classification import inputs, task
+from jobs.classification import classify, inputs, task
 from jobs.options import ClassifyOptions
 from pipeline.dataset.store import Dataset
 from pipeline.errors import DatasetChangedError, DecodeError
@@ -117,6 +118,35 @@ def test_rerun_looks_again_at_what_could_not_be_opened(
     assert logpose("classify", images, model, out, *options).code == 0
     assert len(decoded) == 61 - 16 * (len(parts) - 1), "only the part with that file is done again"
     assert out.read_bytes() == whole.read_bytes()
+
+
+def test_file_that_only_a_worker_cannot_open_stops_the_job(
+    logpose: Logpose, images: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker with older copies of the images, or with other permissions."""
+    out, decode, denied = tmp_path / "out.csv", task.decode_image, True
+    last = sorted(images.rglob("*.png"))[-1]
+    gone = images / "link to nothing.png"
+    gone.symlink_to("nothing")
+
+    def decode_on_worker(path: str, *rest: object) -> object:
+        if denied and path == str(last):
+            raise DecodeError("unreadable", "permission denied")
+        return decode(path, *rest)  # type: ignore[arg-type]
+
+    def in_order(function: Callable[[object], object], items: Iterable[object], address: str) -> Iterator[object]:
+        yield from map(function, items)
+
+    monkeypatch.setattr(task, "decode_image", decode_on_worker)
+    monkeypatch.setattr(classify, "in_order_on_cluster", in_order)
+    monkeypatch.setattr("jobs.classification.worker.worker_address", lambda: "tcp://a:2")
+    arguments = ("classify", images, model, out, "--scheduler", "tcp://a:1")
+    outcome = logpose(*arguments)
+    assert outcome.code == 1 and not out.exists()
+    assert f"{last} on each worker as on this machine, found permission denied on one: give all" in outcome.error
+    denied = False
+    assert logpose(*arguments).code == 0
+    assert [row[0] for row in read(out) if row[1] == "error"] == [gone.name]
 
 
 def test_jump_in_the_share_of_failures_is_said(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import queue
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pipeline.build import shard_task
+from pipeline.build import scheduler, shard_task
 from pipeline.build.build import BuildReport
 from pipeline.build.destination import ExistingBuild
 from pipeline.dataset.store import Dataset
@@ -127,7 +128,7 @@ def test_finished_build_looks_again_at_unreadable_files(
     (root / "b" / "0006.png").write_bytes(b"")
     assert len(build(root).failures) == 2
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.build.destination._can_be_opened", lambda path: False)
+        patch.setattr("pipeline.build.destination.can_be_opened", lambda path: False)
         assert build(root).existing is ExistingBuild.FINISHED
     decoding.clear()
     with pytest.raises(OutputExistsError, match=r"lacks 1 file .*can be now \(first a/0003.png\): .*--overwrite"):
@@ -172,3 +173,45 @@ def test_build_reports_a_jump(image_folder: Images, build: Build, decoding: dict
     report = build(root, workers=1)
     assert report.jump is not None
     assert report.jump.startswith("of the first ")
+
+
+class OneWorker:
+    """In place of a cluster: a worker in this process."""
+
+    def __init__(self, address: str, finished: queue.SimpleQueue[object]) -> None:
+        self._finished = finished
+
+    def has_room(self) -> bool:
+        return True
+
+    def submit(self, function: Callable[..., object], *arguments: object) -> None:
+        self._finished.put(function(*arguments))
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_file_that_only_a_worker_cannot_open_stops_the_build(
+    image_folder: Images,
+    build: Build,
+    tmp_path: Path,
+    decoding: dict[str, Callable[[], None]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A worker with older copies of the images, or with other permissions."""
+    root = image_folder(a=20, b=20)
+    whole = build(root, tmp_path / "whole.zarr")
+    monkeypatch.setattr(scheduler, "Cluster", OneWorker)
+    decoding["a/0009.png"] = denied
+    found = r"a/0009\.png on each worker as on this machine, found permission denied on one: give all of them the same"
+    with pytest.raises(ReadError, match=found):
+        build(root, tmp_path / "d.zarr", scheduler="tcp://a:1")
+    decoding.clear()
+    again = build(root, tmp_path / "d.zarr", scheduler="tcp://a:1")
+    assert again.existing is ExistingBuild.UNFINISHED
+    assert (again.content_hash, again.failures) == (whole.content_hash, ())
+    (root / "a" / "0009.png").unlink()
+    decoding["a/0010.png"] = (root / "a" / "0010.png").unlink  # missing here too: the file's own fault
+    failures = build(root, tmp_path / "e.zarr", scheduler="tcp://a:1").failures
+    assert [failure.path for failure in failures] == ["a/0010.png"]

@@ -86,6 +86,26 @@ def test_epoch_ends_with_an_error_if_the_dataset_has_changed(
     assert caught.value.exit_code == 1
 
 
+@pytest.mark.parametrize("how", ["renamed", "in place", "in place, with its time"])
+def test_rows_are_not_mixed_while_another_dataset_is_copied_over(two: tuple[Path, Path], how: str) -> None:
+    """A copy comes to zarr.json last, or never."""
+    data, again = Dataset.open(two[0]), Dataset.open(two[0])
+    for file in [*two[0].rglob("images/c/*/0/0/0"), *two[0].rglob("labels/c/0"), *two[0].rglob("paths/c/0")]:
+        status, other = file.stat(), two[1] / file.relative_to(two[0])
+        if how == "renamed":
+            other.replace(file)
+        else:
+            file.write_bytes(other.read_bytes())
+        if "time" in how:
+            os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(DatasetChangedError, match="found other rows in train/images/c/0/0/0/0 now: nothing"):
+        data.train.read(0, data.train.chunk_rows)
+    for column in ("labels", "paths"):
+        with pytest.raises(DatasetChangedError, match=f"found other rows in val/{column}/c/0 now"):
+            again.val.read_column(column, 0, 4)
+    assert verify_dataset(two[0]).content_matches is False
+
+
 def test_rows_that_are_cached_do_not_change(two: tuple[Path, Path]) -> None:
     data = Dataset.open(two[0])
     stream = BatchStream(data.train, 8, seed=0, ram_budget=10**8)
@@ -94,11 +114,12 @@ def test_rows_that_are_cached_do_not_change(two: tuple[Path, Path]) -> None:
     assert [batch.images.sum() for batch in stream.epoch(0)] == before
 
 
-@pytest.mark.parametrize("how", ["touched", "copied"])
+@pytest.mark.parametrize("how", ["touched", "shards touched", "copied"])
 def test_same_content_is_no_change(two: tuple[Path, Path], tmp_path: Path, how: str) -> None:
     data = Dataset.open(two[0])
-    if how == "touched":
-        os.utime(two[0] / "zarr.json", ns=(1, 1))
+    if "touched" in how:
+        for file in two[0].rglob("0" if "shards" in how else "zarr.json"):
+            os.utime(file, ns=(1, 1))
     else:
         copied = shutil.copytree(two[0], tmp_path / "copied.zarr")
         replace_folder(two[0], copied)

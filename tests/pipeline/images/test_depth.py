@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,27 @@ def test_depth_maps_its_values_to_black_and_white_and_clips() -> None:
     assert greys([27000, 28000, 29500, 31000], np.uint16, (28000, 31000)) == [0, 0, 128, 255]
     assert greys([-40, 0, 60, np.nan, np.inf], np.float32, (-40, 60)) == [0, 102, 255, 0, 0]
     assert greys([-5, 0, 5], np.int32, (0, 5)) == [0, 0, 255]
+
+
+def retagged(data: bytes, tag: int, value: int) -> bytes:
+    """A little-endian TIFF with another value of a tag that has one 16-bit value."""
+    start = data.index(struct.pack("<HHI", tag, 3, 1)) + 8
+    return data[:start] + struct.pack("<H", value) + data[start + 2 :]
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_tiff_whose_lowest_value_is_white(dtype: type) -> None:
+    data = retagged(encoded(np.array([[0, 100, 1000]], dtype)), 262, 0)
+    shown = decode_pixels(data, (1, 3), "squash", DecodeOptions((0, 1000)))[0, :, 0].tolist()
+    assert shown == [255, 229, 0]
+    # Models of an earlier version, without a depth, were trained on such images as they stand in the file.
+    assert decode_pixels(data, (1, 3), "squash")[0, 0, 0] == 0
+
+
+def test_unsigned_values_of_32_bits() -> None:
+    values = np.array([[0, 2**31, 2**32 - 1]], np.uint32)
+    data = retagged(encoded(values.view(np.int32)), 339, 1)
+    assert decode_pixels(data, (1, 3), "squash", DecodeOptions((0, 2**32 - 1)))[0, :, 0].tolist() == [0, 128, 255]
 
 
 def test_equal_values_are_equal_greys_in_all_images_of_a_dataset() -> None:
