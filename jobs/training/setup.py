@@ -79,8 +79,8 @@ def open_streams(
     needed = open_train(None).min_bytes + reserved
     if ram_budget < needed:
         raise OptionError(
-            f"expected a RAM budget of at least {-(-needed // 10**6):,} MB for {data.path} in batches of {batch_size:,},"
-            f" found {megabytes(ram_budget)}: raise --ram-budget, or lower --batch-size or --workers"
+            f"expected a RAM budget of at least {-(-needed // 10**6):,} MB for {data.path} in batches of"
+            f" {batch_size:,}, found {megabytes(ram_budget)}: raise --ram-budget, or lower --batch-size or --workers"
         )
     return Streams(open_train(ram_budget - reserved), val)
 

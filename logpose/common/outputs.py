@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -11,16 +12,22 @@ from logpose.common.errors import PathError
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # Path makes one slash of two; a drive of Windows has one letter
 _HEAD = 2048  # bytes in which a file's mark is
+_MAX_NAME = 235  # bytes: file systems allow 255, and temporary files and locks beside an output have longer names
 
 
 def local_path(path: Path) -> Path:
-    """Return a path that a user gave. Raises PathError for a URL."""
+    """Return a path that a user gave. Raises PathError for a URL, and for a link that leads to itself."""
     found = _URL.match(str(path))
     if found and not Path(found[1] + ":").exists():
         raise PathError(
             f"expected a path on this machine, found the URL {found[1]}://{str(path)[found.end():].lstrip('/')}; copy"
             " the files here, or mount the storage as a folder"
         )
+    try:
+        path.stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # Path.resolve raises RuntimeError
+            raise PathError(f"expected a file or folder, found a link to itself at {path}; remove it") from None
     return path
 
 
@@ -40,11 +47,22 @@ def output_file(path: Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
+def check_name(path: Path) -> None:
+    """Raise PathError where the name of an output is so long that its lock, for example, could not be made."""
+    if (length := len(os.fsencode(path.name))) > _MAX_NAME:
+        raise PathError(
+            f"expected a name of at most {_MAX_NAME} bytes for an output, found {length} bytes: {path}; choose a"
+            " shorter one"
+        )
+
+
 def replaceable_file(path: Path, mark: bytes, what: str) -> Path:
     """Return `output_file`, to which a job writes `what`, which has `mark` near its beginning.
 
-    Raises PathError where another file is there: only earlier results of the job are replaced, and empty files.
+    Raises PathError where another file is there: only earlier results of the job are replaced, and empty files; and for
+    a name that is too long.
     """
+    check_name(path)
     file = output_file(path)
     if file.exists():
         with file.open("rb") as content:

@@ -54,6 +54,13 @@ def test_wrong_use_is_one_line_and_exit_code_2(logpose: Logpose, arguments: list
     assert outcome.out == ""
 
 
+def test_error_names_no_more_of_a_long_text_than_fits(logpose: Logpose) -> None:
+    outcome = logpose("info", "x" * 100_000)
+    assert outcome.code == 2
+    assert len(outcome.error) < 2100
+    assert outcome.error.endswith("; choose a shorter one")
+
+
 def test_process_exit_code_and_message(tmp_path: Path) -> None:
     outcome = run_process("train", "nothing.zarr", "run", cwd=tmp_path)
     assert (outcome.code, outcome.out) == (2, "")
