@@ -5,10 +5,12 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import pairwise
 
 import typer
 
 from jobs.commands import app
+from jobs.commands.app import expected_value
 from jobs.console.output import say_aside
 from jobs.console.streams import discard_output, lost, prepare_streams
 from jobs.errors import (
@@ -22,6 +24,7 @@ from jobs.errors import (
 )
 from logpose.common.errors import LogposeError, is_thread_limit
 
+MAX_MESSAGE = 2000  # characters of a message: a recipe's key, for example, may be of any length
 MAX_EXTRA = 100  # characters of a message about arguments that are too many: the shell may have expanded a *
 
 
@@ -68,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fail(message: str, code: int, prefix: str = "error") -> int:
     with suppress(OSError, ValueError):
         sys.stdout.flush()  # in a log file, what was printed before comes first
+    if len(message) > MAX_MESSAGE:
+        message = f"{message[: MAX_MESSAGE // 2]}…{message[-MAX_MESSAGE // 2 :]}"
     say_aside(f"{prefix}: {message}")
     return code
 
@@ -82,6 +87,9 @@ def _usage(error: Exception, given: Sequence[str]) -> str:
             message += f" before the command; write 'logpose COMMAND {name}'"
         elif possible := getattr(error, "possibilities", None):
             message += f"; did you mean {possible[0]}?"
+    elif expected := expected_value(given[0], getattr(getattr(error, "param", None), "name", None) or ""):
+        flag = max(error.param.opts, key=len)  # type: ignore[attr-defined]
+        message = f"invalid value for '{flag}': {expected}, found {_value_of(flag, given)}"
     else:
         message = error.format_message()  # type: ignore[attr-defined]
     message = " ".join(message.split()).rstrip(".").replace("Value error, ", "")
@@ -91,3 +99,10 @@ def _usage(error: Exception, given: Sequence[str]) -> str:
     names = [command.callback.__name__.replace("_", "-") for command in app.registered_commands if command.callback]
     command = f"logpose {given[0]} --help" if given[0] in names else "logpose --help"
     return f"{message} (see '{command}')"
+
+
+def _value_of(flag: str, given: Sequence[str]) -> str:
+    """The last value of an option in the arguments, in quotes."""
+    after = [word for before, word in pairwise(given) if before == flag]
+    joined = [word.removeprefix(f"{flag}=") for word in given if word.startswith(f"{flag}=")]
+    return repr([*after, *joined, ""][-2 if after or joined else -1])

@@ -70,6 +70,10 @@ def explain(error: OSError) -> tuple[str, int]:
         return f"expected a file, found a pipe, socket, device or folder{where}; check the path", 2
     if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError):
         return f"{reason}{where}; check the path", 2
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{reason}{where}; choose a shorter one", 2
+    if error.errno in (errno.ELOOP, errno.ENXIO):
+        return f"{reason}{where}; remove what is there, or choose another path", 2
     if isinstance(error, PermissionError):
         return f"{reason}{where}; check the permissions of the file and of its folder", 2
     return f"{reason}{where}; check the disk and run the same command again", 1

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperCommand
@@ -21,7 +21,10 @@ from logpose.common.outputs import local_path
 Job: TypeAlias = Callable[[], int]  # does the work, returns the exit code
 Command: TypeAlias = Callable[..., int | None]
 
+_NUMBERS = {int: "a whole number", float: "a number"}
 _COMMON = "Common options"  # heading in the help
+
+_options: dict[str, type[Any] | None] = {}  # of each command, by its name
 
 app = typer.Typer(
     name="logpose",
@@ -92,6 +95,7 @@ def command(options_type: type[Any] | None = None) -> Callable[[Command], Comman
         read.__name__, read.__doc__ = function.__name__, function.__doc__
         read.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         app.command(cls=_GroupedHelp)(read)
+        _options[function.__name__.replace("_", "-")] = options_type
         return function
 
     return register
@@ -103,6 +107,22 @@ def _descriptions(options_type: type[Any]) -> Iterator[tuple[str, Any, Any, Opti
     for field in fields(options_type):
         hint, option = get_args(hints[field.name])
         yield field.name, hint, field.default, option
+
+
+def expected_value(command: str, parameter: str) -> str:
+    """Return what an option of a command takes, for a message; '' if that is not a number or one of some words."""
+    options_type = _options.get(command)
+    for name, hint, _, option in _descriptions(options_type) if options_type else ():
+        types = get_args(hint) or (hint,)  # int | None, Literal["a", "b"]
+        if name != parameter or option.parse:
+            continue
+        if number := next((name_of for kind, name_of in _NUMBERS.items() if kind in types), ""):
+            low, high = option.minimum, option.maximum
+            bounds = "" if low is None else f" of {low:,} or more" if high is None else f" from {low:,} to {high:,}"
+            return f"expected {number}{bounds}"
+        if words := next((get_args(kind) for kind in (hint, *types) if get_origin(kind) is Literal), ()):
+            return f"expected {', '.join(words[:-1])} or {words[-1]}"
+    return ""
 
 
 def _option_parameters(options_type: type[Any] | None) -> list[inspect.Parameter]:
@@ -133,7 +153,8 @@ def _build_options(options_type: type[Any], values: dict[str, Any]) -> Any:
     for name, hint, default, option in _descriptions(options_type):
         value = values[name]
         if option.parse:
-            value = default if value in (None, option.default) else option.parse(value)
+            is_default = value is None or (value and value == option.default)
+            value = default if is_default else option.parse(value)
         given[name] = tuple(value or ()) if hint == tuple[str, ...] else value
     return options_type(**given)
 

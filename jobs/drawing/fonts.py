@@ -83,7 +83,7 @@ def _installed() -> tuple[str, ...]:
     folder = Path(matplotlib.origin).parent / "mpl-data/fonts/ttf" if matplotlib and matplotlib.origin else Path()
     found = []
     for file in (str(folder / "DejaVuSans.ttf"), *FALLBACK_FONTS):
-        with suppress(OSError):
+        with suppress(OSError, UnicodeError):  # UnicodeError: in a locale that cannot write the font's name
             load_font(file, _SIZE)
             found.append(file)
     return (*found, PILLOW_DEFAULT)

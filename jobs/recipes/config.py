@@ -16,7 +16,10 @@ which belonged to the old name.
 """
 
 import dataclasses
+import errno
+import os
 import re
+import stat
 import tomllib
 import types
 import typing
@@ -165,14 +168,24 @@ def differences(before: str, after: str) -> list[str]:
 
 def _from_file(path: Path) -> list[ConfigValue]:
     try:
-        with path.open("rb") as file:  # perhaps a pipe: --config <(…)
-            text = file.read(MAX_TOML_BYTES + 1).decode("utf-8")
+        text = _read(path).decode("utf-8-sig")  # some editors begin with a mark of the encoding
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise JobError(f"cannot read the recipe {path}: {reason}; check --config") from error
     except UnicodeDecodeError as error:
         raise JobError(f"{path} is not valid UTF-8: {error}; save it as UTF-8") from error
     return _from_toml(text, str(path))
+
+
+def _read(path: Path) -> bytes:
+    """The beginning of a file, or of a pipe to which something writes, as `--config <(…)`. Raises OSError."""
+    with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+        if is_pipe := stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
+            os.set_blocking(file.fileno(), True)
+        content = file.read(MAX_TOML_BYTES + 1)
+    if is_pipe and not content:  # opening it as usual would wait for ever
+        raise OSError(errno.EPIPE, "a pipe to which nothing writes", str(path))
+    return content
 
 
 def _from_toml(text: str, name: str) -> list[ConfigValue]:
@@ -193,8 +206,9 @@ def _parse_toml(text: str, name: str) -> dict[str, Any]:
         )
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise JobError(f"{name} is not valid TOML: {error}; correct it there") from error
+    except ValueError as error:  # TOMLDecodeError; and int's, for thousands of digits
+        reason = f"{error}".partition(";")[0]
+        raise JobError(f"{name} is not valid TOML: {reason}; correct it there") from error
     except RecursionError:
         raise JobError(f"{name} is not a recipe: brackets nested too deeply; see 'logpose recipes'") from None
 
@@ -221,7 +235,7 @@ def _from_argument(argument: str) -> ConfigValue:
     if not dot:
         raise JobError(f"--set {shortened(argument)} names no section; {_suggest_full_key(section)}")
     value: Any = text.strip()
-    with suppress(tomllib.TOMLDecodeError, RecursionError):  # a word needs no quotes
+    with suppress(ValueError, RecursionError):  # a word needs no quotes
         if _is_small(text):
             value = tomllib.loads(f"value = {value}")["value"]
     return ConfigValue(section, key, value, f"--set {shortened(argument)}")

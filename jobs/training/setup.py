@@ -18,7 +18,7 @@ from jobs.recipes.config import describe, loss_of, model_of
 from logpose.common.errors import printable
 from pipeline.dataset.store import Dataset
 from pipeline.errors import OptionError
-from pipeline.loader.stream import BatchStream
+from pipeline.loader.stream import BatchStream, megabytes
 
 _MEASURED_PIXELS = 5_000 * 32 * 32  # for weights that are computed from images, such as whitening
 
@@ -79,8 +79,8 @@ def open_streams(
     needed = open_train(None).min_bytes + reserved
     if ram_budget < needed:
         raise OptionError(
-            f"expected a RAM budget of at least {-(-needed // 10**6)} MB for {data.path} in batches of {batch_size},"
-            f" found {ram_budget / 1e6:.3g} MB: raise --ram-budget, or lower --batch-size or --workers"
+            f"expected a RAM budget of at least {-(-needed // 10**6):,} MB for {data.path} in batches of"
+            f" {batch_size:,}, found {megabytes(ram_budget)}: raise --ram-budget, or lower --batch-size or --workers"
         )
     return Streams(open_train(ram_budget - reserved), val)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from logpose.common.errors import BusyError
 from logpose.common.files import errors_at, make_folder
 from logpose.common.notices import note_once
+from logpose.common.outputs import check_name
 
 # What flock answers on file systems without locks: some NFS, Lustre and FUSE.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
@@ -61,6 +62,7 @@ def output_lock(path: Path, what: str) -> Iterator[None]:
     Whatever depends on what is at `path` is to be decided within. Folders above it that are missing are made, and
     removed again if they stay empty.
     """
+    check_name(path)
     place = path.resolve()  # "." and ".." have no name; and a link is a second name of one output
     made = [folder for folder in place.parents if not folder.exists()]
     try:

@@ -13,6 +13,7 @@ from logpose.common.errors import PathError
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # Path makes one slash of two; a drive of Windows has one letter
 _OPEN_FILE = re.compile("/proc/|/dev/(fd/|std(in|out|err)$)")  # links to files that are open
 _HEAD = 2048  # bytes in which a file's mark is
+_MAX_NAME = 235  # bytes: file systems allow 255, and temporary files and locks beside an output have longer names
 
 
 def local_path(path: Path) -> Path:
@@ -53,11 +54,22 @@ def output_file(path: Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
+def check_name(path: Path) -> None:
+    """Raise PathError where the name of an output is so long that its lock, for example, could not be made."""
+    if (length := len(os.fsencode(path.name))) > _MAX_NAME:
+        raise PathError(
+            f"expected a name of at most {_MAX_NAME} bytes for an output, found {length} bytes: {path}; choose a"
+            " shorter one"
+        )
+
+
 def replaceable_file(path: Path, mark: bytes, what: str) -> Path:
     """Return `output_file`, to which a job writes `what`, which has `mark` near its beginning.
 
-    Raises PathError where another file is there: only earlier results of the job are replaced, and empty files.
+    Raises PathError where another file is there: only earlier results of the job are replaced, and empty files; and for
+    a name that is too long.
     """
+    check_name(path)
     file = output_file(path)
     if file.exists():
         with file.open("rb") as content:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 import time
 from collections import deque
@@ -84,6 +85,8 @@ def page_aligned(shape: tuple[int, ...]) -> Pixels:
     mistakes each load for one that depends on the store before it (4K aliasing).
     """
     size = prod(shape)
+    if size > sys.maxsize - PAGE_BYTES:  # NumPy calls it a ValueError
+        raise MemoryError(f"an array of {size:,} bytes")
     memory = np.empty(size + PAGE_BYTES, np.uint8)
     start = -memory.ctypes.data % PAGE_BYTES
     return memory[start : start + size].reshape(shape)

@@ -173,8 +173,8 @@ class BatchStream:
             return windows, False
         if budget < self.min_bytes:
             raise OptionError(
-                f"expected a RAM budget of at least {-(-self.min_bytes // 10**6)} MB for {self.split.name} of"
-                f" {self.split.path} in batches of {self.batch_size}, found {budget / 1e6:.3g} MB: raise --ram-budget,"
+                f"expected a RAM budget of at least {-(-self.min_bytes // 10**6):,} MB for {self.split.name} of"
+                f" {self.split.path} in batches of {self.batch_size:,}, found {megabytes(budget)}: raise --ram-budget,"
                 " or lower --batch-size"
             )
         left = budget - self._other_bytes
@@ -355,3 +355,8 @@ class _LaneCursor:
         if self._current is None:
             self._current = self._reader.next()
         return self._current
+
+
+def megabytes(size: int) -> str:
+    """A number of bytes as text: 1,000 MB, or 0.001 MB."""
+    return f"{size / 10**6:,.0f} MB" if size >= 10**8 else f"{size / 10**6:.3g} MB"

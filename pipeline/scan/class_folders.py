@@ -12,7 +12,14 @@ from logpose.common.errors import printable
 from pipeline.errors import ListingError
 from pipeline.faults import status_of, status_of_listed
 from pipeline.scan.source_files import Source, SourceFile, SplitName
-from pipeline.scan.split_folders import TRAIN_NAMES, VAL_NAMES, hints_at_split, split_name
+from pipeline.scan.split_folders import (
+    TRAIN_NAMES,
+    VAL_NAMES,
+    hints_at_split,
+    hints_at_training,
+    split_name,
+    split_pair,
+)
 from pipeline.scan.tree import descend, is_folder, visible_entries
 
 EXPECTED_LAYOUT = "expected one folder of images per class, or train/ and val/ with one folder per class each"
@@ -50,8 +57,9 @@ def list_images(root: Path) -> Source:
     prefixes: dict[SplitName | None, str] = {None: ""}
     if splits := _split_folders(root, folders):
         prefixes = {split: f"{name}/" for split, name in splits.items()}
-        skipped = sorted(skipped + [name for name in folders if name not in splits.values()])
-    files = {split: _files_by_class(root, prefix) for split, prefix in prefixes.items()}
+        tops = {name.partition("/")[0] for name in splits.values()}
+        skipped = sorted(skipped + [name for name in folders if name not in tops])
+    files = {split: _files_by_class(root, prefix, skipped) for split, prefix in prefixes.items()}
     classes = _check_classes(root, files, prefixes)
     listed = sorted(
         (path, label, split)
@@ -60,7 +68,7 @@ def list_images(root: Path) -> Source:
         for path in by_class.get(name, ())
     )
     sources = tuple(_stat_file(root, *file) for file in listed)
-    return Source(root, tuple(map(printable, classes)), sources, tuple(skipped))
+    return Source(root, tuple(map(printable, classes)), sources, tuple(sorted(skipped)))
 
 
 def _split_folders(root: Path, folders: list[str]) -> dict[SplitName, str] | None:
@@ -82,7 +90,14 @@ def _split_folders(root: Path, folders: list[str]) -> dict[SplitName, str] | Non
             raise ListingError(
                 f"expected one folder for each split, found {' and '.join(same)} in {root}: merge or rename them"
             )
-    return {"train": train[0], "val": val[0]}
+    return {"train": _innermost(root, train[0]), "val": _innermost(root, val[0])}
+
+
+def _innermost(root: Path, name: str) -> str:
+    """The folder of a split, or the one of the same name that is all there is in it: training_set/training_set/."""
+    if (root / name / name).is_dir() and _folders_and_files(root / name) == ([name], []):
+        return f"{name}/{name}"
+    return name
 
 
 def _holds_only_folders(folder: Path) -> bool:
@@ -115,14 +130,16 @@ def _sorted_entries(folder: Path, prefix: str) -> Generator[str, None, None]:
     yield from sorted(f"{entry.name}/" if is_folder(entry) else entry.name for entry in visible_entries(folder))
 
 
-def _files_by_class(root: Path, prefix: str) -> dict[str, list[str]]:
+def _files_by_class(root: Path, prefix: str, skipped: list[str]) -> dict[str, list[str]]:
+    """The files of each class folder; those beside them are added to `skipped`."""
     folders, files = _folders_and_files(root / prefix)
     if not folders:
-        found = _plural(len(files), "file") if files else "nothing"
+        found = f"{_plural(len(files), 'file')} and no folder" if files else "nothing"
         raise ListingError(
-            f"expected one folder per class in {root / prefix}, found {found} and no folder: move each"
-            " image into a folder named after its class"
+            f"expected one folder per class in {root / prefix}, found {found}: move each image into a folder named"
+            " after its class, or give a folder that holds the class folders alone: it is split"
         )
+    skipped += [prefix + name for name in files] if prefix else []
     return {
         name: [f"{prefix}{name}/{path}" for path in descend(root / prefix / name, _sorted_entries)] for name in folders
     }
@@ -140,7 +157,8 @@ def _check_classes(
                 raise ListingError(
                     f"expected images in every class, found none in {folder / name}: add some or remove the folder"
                 )
-        _check_depth(folder, by_class, len(prefixes[split]))
+        if split != "val":
+            _check_depth(folder, by_class, len(prefixes[split]))
     first, *rest = files.values()
     for by_class in rest:
         unknown = sorted(set(by_class) - set(first))
@@ -159,17 +177,31 @@ def _check_classes(
 
 
 def _check_depth(root: Path, by_class: dict[str, list[str]], prefix: int) -> None:
-    """Raise ListingError if the class folders hold only folders: these are the classes, or the splits."""
+    """Raise ListingError where folders that should be classes hold the classes, or are the parts of a split."""
+    flat, deep = [], {}  # folders that hold images, and those that hold only folders, with the names of these
     for name, paths in by_class.items():
-        direct = (path for path in paths if "/" not in path[prefix + len(name) + 1 :])
-        if not any("/" in path[prefix + len(name) + 1 :] for path in paths) or any(map(_looks_like_image, direct)):
-            return
-    names = list(by_class)
-    found = f"only folders in {', '.join(names[:4])}{' and others' if len(names) > 4 else ''} of {root}"
-    if any(map(hints_at_split, names)):
-        raise ListingError(f"{EXPECTED_LAYOUT}; found {found}: rename the folders of a split to train and val")
-    remedy = f"give {root / names[0]} itself" if len(names) == 1 else "give one of these folders"
-    raise ListingError(f"{EXPECTED_LAYOUT}; found {found}: {remedy}, or move the images up into their class folder")
+        inside = [path[prefix + len(name) + 1 :] for path in paths]
+        below = {path.partition("/")[0] for path in inside if "/" in path}
+        if any(_looks_like_image(path) or not (below or "." in path) for path in inside if "/" not in path):
+            flat.append(name)
+        elif below:
+            deep[name] = below
+    found = f"only folders in {', '.join([*deep][:4])}{' and others' if len(deep) > 4 else ''} of {root}"
+    up = "move the images up into their class folder"
+    one = f"give {root / next(iter(deep))} itself" if len(deep) == 1 else "give one of these folders"
+    is_split = any(map(hints_at_training if flat else hints_at_split, deep))
+    if is_split and (flat or len(deep) > 1):
+        raise ListingError(
+            f"{EXPECTED_LAYOUT}; found {found}: rename the folders of a split to train and val, {one}, or {up}"
+        )
+    same = set.union(*deep.values()) if len(deep) > 1 else set()
+    if deep and not flat and (len(same) != 1 or any(map(hints_at_split, same))):  # one: a/images/, b/images/
+        raise ListingError(f"{EXPECTED_LAYOUT}; found {found}: {one}, or {up}")
+    if pair := split_pair(flat):
+        raise ListingError(
+            f"{EXPECTED_LAYOUT}; found images in {pair[0]} and in {pair[1]} of {root}, which look like the parts of a"
+            " split: rename them to train and val, and move each image into a folder named after its class"
+        )
 
 
 def _check_names(root: Path, names: Iterable[str]) -> None:
@@ -199,8 +231,8 @@ def deep_classes(source: Source) -> list[str]:
     """The classes whose folder holds only folders."""
     flat = set()
     for file in source.files:
-        inside = file.path.split("/")[1 if file.split is None else 2 :]
-        if len(inside) == 1:
+        *above, _ = map(printable, file.path.split("/"))
+        if above.index(source.class_names[file.label], 0 if file.split is None else 1) == len(above) - 1:
             flat.add(file.label)
     return [name for label, name in enumerate(source.class_names) if label not in flat]
 

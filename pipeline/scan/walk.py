@@ -119,6 +119,8 @@ def walk_files(
     status = status_of(root)
     if status is None and not root.is_symlink():
         raise ListingError(f"expected images, found nothing at {root}: check the path")
+    if status is not None and not (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)):
+        raise ListingError(f"expected a folder or an image, found a pipe, socket or device at {root}: check the path")
     empty = True
     is_tree = status is not None and stat.S_ISDIR(status.st_mode)
     with closing(_walk_tree(root, scratch, exclude) if is_tree else _single_file(root, exclude)) as files:

@@ -122,3 +122,23 @@ def test_lock_of_an_output_is_the_same_by_any_name(tmp_path: Path) -> None:
             with pytest.raises(BusyError, match="expected to be the only work on it"), output_lock(other, "work on it"):
                 pass
     assert [path.name for path in tmp_path.iterdir()] == ["link"]  # folders that stay empty are removed again
+
+
+def test_link_to_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(PathError, match=r"^expected a file or folder, found a link to itself at .*a; remove it$"):
+        local_path(tmp_path / "a")
+
+
+def test_names_too_long_for_a_lock_are_refused_before_the_work(tmp_path: Path) -> None:
+    fits = tmp_path / ("é" * 115 + ".csv")
+    with output_lock(fits, "test"):
+        write_atomically(replaceable_file(fits, b"", "a report"), "content")
+        write_atomically(fits.with_name(f".{fits.name}.finished"), "content")
+    for path in (tmp_path / ("é" * 116 + ".csv"), tmp_path / ("x" * 255)):
+        message = "^expected a name of at most 235 bytes for .*, found 2[35][56] bytes: .*; choose a shorter one$"
+        with pytest.raises(PathError, match=message), output_lock(path, "test"):
+            pytest.fail("locked")
+        with pytest.raises(PathError, match=message):
+            replaceable_file(path, b"", "a report")

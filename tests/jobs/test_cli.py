@@ -26,10 +26,10 @@ COMMANDS = ("build", "train", "recipes", "find-lr", "classify", "verify", "info"
         (["--verison"], "error: no such option: --verison; did you mean --version? (see 'logpose --help')"),
         (["train", "a", "b", "--modle", "x"], "no such option: --modle; did you mean --model? (see 'logpose train"),
         (["train", "a", "b", "c"], "unexpected extra argument"),
-        (["train", "a", "b", "--epochs", "many"], "invalid value for '--epochs'"),
-        (["train", "a", "b", "--epochs", "0"], "invalid value for '--epochs'"),
+        (["train", "a", "b", "--epochs", "many"], "'--epochs': expected a whole number of 1 or more, found 'many'"),
+        (["train", "a", "b", "--epochs=0"], "'--epochs': expected a whole number of 1 or more, found '0'"),
         (["train", "a", "b", "--epochs"], "'--epochs' requires an argument"),
-        (["build", "a", "b", "--fit", "stretch"], "'stretch' is not one of 'pad', 'crop', 'squash'"),
+        (["build", "a", "b", "--fit", "stretch"], "'--fit': expected pad, crop or squash, found 'stretch' (see"),
         (["build", "a", "b", "--size", "big"], "--size big: expected a number or WIDTHxHEIGHT, such as 128"),
         (["build", "a", "b", "--max-failures", "few"], "--max-failures few: expected a count such as 5"),
         (["build"], "missing argument IMAGES; 'logpose build --help' shows an example"),
@@ -38,7 +38,11 @@ COMMANDS = ("build", "train", "recipes", "find-lr", "classify", "verify", "info"
         (["train", "a", "b", "--checkpoint-steps", "0"], "invalid value for '--checkpoint-steps'"),
         (["train", "a", "b", "--ram-budget", "1XB"], "--ram-budget 1XB: expected a size above 0, such as 256MB"),
         (["classify", "a", "b", "c", "--threshold", "1.5"], "invalid value for '--threshold'"),
-        (["classify", "a", "b", "c", "--format", "xlsx"], "'xlsx' is not one of 'csv', 'parquet'"),
+        (["classify", "a", "b", "c", "--format", "xlsx"], "'--format': expected csv or parquet, found 'xlsx' (see"),
+        (["build", "a", "b", "--workers", "1e9"], "'--workers': expected a whole number from 1 to 1,024, found '1e9'"),
+        (["build", "a", "b", "--val", ""], "expected a value, found an empty argument; check the variable that it"),
+        (["build", "a", "b", "--val="], "'--val': expected a number from 0 to 1, found '' (see"),
+        (["build", "a", "b", "--max-failures="], "--max-failures : expected a count such as 5, or a percentage"),
         (["verify"], "missing argument DATASET.zarr; 'logpose verify --help' shows an example"),
         (["info", "a", "-q", "--json"], "--quiet and --json contradict each other; give one of them"),
     ],
@@ -48,6 +52,13 @@ def test_wrong_use_is_one_line_and_exit_code_2(logpose: Logpose, arguments: list
     assert outcome.code == 2
     assert message in outcome.error
     assert outcome.out == ""
+
+
+def test_error_names_no_more_of_a_long_text_than_fits(logpose: Logpose) -> None:
+    outcome = logpose("info", "x" * 100_000)
+    assert outcome.code == 2
+    assert len(outcome.error) < 2100
+    assert outcome.error.endswith("; choose a shorter one")
 
 
 def test_process_exit_code_and_message(tmp_path: Path) -> None:

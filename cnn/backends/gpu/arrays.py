@@ -9,6 +9,7 @@ import numpy as np
 from cnn.backends.base import Array
 from cnn.backends.reference import ReferenceBackend
 from cnn.errors import first_line
+from logpose.common.broken_packages import hide_if_broken
 from logpose.common.cache_folder import share_folder
 
 
@@ -17,12 +18,16 @@ def why_unusable() -> str:
     """Why CuPy cannot use a GPU here, in one line; empty where it can."""
     if not share_folder("CUPY_CACHE_DIR", "~/.cupy/kernel_cache", "cupy"):
         os.environ.setdefault("CUPY_CACHE_IN_MEMORY", "1")
+    broken = hide_if_broken("cupy")
     try:
-        import cupy
+        if not broken:
+            import cupy
     except ModuleNotFoundError as error:
         return f"CuPy is not installed ({first_line(error)})"
-    except Exception as error:  # CuPy's own message has many lines, below the reason
-        reason = error.__cause__ or error
+    except ImportError as error:
+        broken = error
+    if broken:  # CuPy's own message has many lines, below the reason
+        reason = broken.__cause__ or broken
         return f"CuPy cannot be imported ({type(reason).__name__}: {first_line(reason)})"
     try:
         cupy.arange(8).sum().item()  # compiles and runs a kernel, to detect a broken CUDA

@@ -1,5 +1,9 @@
 """Text in any script: what can be drawn, and with which fonts."""
 
+import os
+import subprocess
+import sys
+
 from jobs.drawing.fonts import MISSING, count_undrawable, drawable, font_runs, load_font
 
 
@@ -23,3 +27,14 @@ def test_missing_and_invisible_characters_become_boxes() -> None:
 def test_runs_join_to_the_whole_text() -> None:
     text = drawable("a ルフィ b 한국어 \U0010fffd")
     assert "".join(run for _, run in font_runs(text)) == text
+
+
+def test_fonts_in_a_locale_of_few_characters() -> None:
+    """Some fallback fonts have names that the locale cannot write."""
+    program = "from jobs.drawing.fonts import drawable; print(ascii(drawable(chr(0x3042) + ' b')))"
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith(" b'\n")

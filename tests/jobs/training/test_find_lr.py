@@ -270,3 +270,10 @@ def test_find_lr_prints_a_train_command_and_writes_the_plot(logpose: Logpose, da
     assert (tmp_path / "rates.png").stat().st_size > 1000
     refused = logpose("find-lr", dataset, "--steps", 3)
     assert refused.code == 2 and "(see 'logpose find-lr --help')" in refused.err
+
+
+def test_batch_beyond_any_memory(logpose: Logpose, dataset: Path) -> None:
+    for size in (10**13, 10**18):
+        outcome = logpose("find-lr", dataset, "--batch-size", size)
+        assert outcome.code == 1
+        assert outcome.error.startswith("error: out of memory; use a smaller --batch-size")

@@ -1,6 +1,7 @@
 """Recipes from TOML, --set and options; mistakes are reported with the place where they were written."""
 
 import json
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -243,6 +244,31 @@ def test_mistakes_in_a_file_are_reported_with_file_and_key(tmp_path: Path, text:
         resolve(RecipeOptions(config=write_recipe(tmp_path, text)))
     assert message in str(error.value)
     assert "recipe.toml" in str(error.value)
+
+
+def test_file_of_an_editor_that_marks_the_encoding(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_bytes(b"\xef\xbb\xbf[train]\r\nepochs = 7\r\n")
+    assert resolve(RecipeOptions(config=file)).epochs == 7
+
+
+def test_file_may_be_a_pipe_to_which_something_writes(tmp_path: Path) -> None:
+    ours, other = os.pipe()
+    os.write(other, b"[train]\nepochs = 7\n")
+    os.close(other)
+    assert resolve(RecipeOptions(config=Path(f"/dev/fd/{ours}"))).epochs == 7
+    os.close(ours)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(JobError, match="pipe: a pipe to which nothing writes; check --config"):
+        resolve(RecipeOptions(config=tmp_path / "pipe"))
+
+
+def test_numbers_of_thousands_of_digits(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(f"[train]\nepochs = {'9' * 5000}")
+    with pytest.raises(JobError, match=r"is not valid TOML: Exceeds the limit .* has 5000 digits; correct it"):
+        resolve(RecipeOptions(config=tmp_path / "mine.toml"))
+    with pytest.raises(JobError, match=r"expected a whole number, found '9999"):
+        resolve(RecipeOptions(set=(f"train.epochs={'9' * 5000}",)))
 
 
 def test_missing_file_is_refused() -> None:

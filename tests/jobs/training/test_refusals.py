@@ -103,7 +103,7 @@ def test_damaged_checkpoint_is_refused(logpose: Logpose, dataset: Path, run_dir:
         (("--model", "resnet99"), "no model is called 'resnet99' (--model); did you mean 'resnet9'?"),
         (("--set", "optimizer.momentun=1"), "[optimizer] has no 'momentun'"),
         (("--config", "nowhere.toml"), "cannot read the recipe nowhere.toml: no such file or directory"),
-        (("--device", "tpu"), "'tpu' is not one of 'auto', 'cpu', 'cuda'"),
+        (("--device", "tpu"), "'--device': expected auto, cpu or cuda, found 'tpu'"),
         (("--init", "nowhere.safetensors"), "no model file at nowhere.safetensors"),
         (("--set", "model.activation=tahn"), "no activation is called 'tahn'; did you mean 'tanh'?"),
     ],
@@ -120,7 +120,8 @@ def test_bad_options_write_nothing(
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        ("1kB", "expected a RAM budget of at least "),
+        ("1kB", " MB: raise --ram-budget, or lower --batch-size or --workers"),
+        ("1kB", " in batches of 8, found 0.001 MB: "),
         ("many", "--ram-budget many: expected a size above 0, such as 256MB"),
     ],
 )

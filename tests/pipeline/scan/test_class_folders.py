@@ -66,8 +66,8 @@ def test_folders_beside_those_of_a_split_are_skipped(tmp_path: Path) -> None:
 
 
 def test_classes_named_like_splits_beside_other_classes(tmp_path: Path) -> None:
-    source = list_images(tree(tmp_path, "train/1.jpg", "test/2.jpg", "car/3.jpg", "set/4.jpg", "test tube/5.jpg"))
-    assert source.class_names == ("car", "set", "test", "test tube", "train")
+    source = list_images(tree(tmp_path, "train/1.jpg", "car/3.jpg", "set/4.jpg", "test tube/5.jpg"))
+    assert source.class_names == ("car", "set", "test tube", "train")
     assert not source.has_splits
 
 
@@ -76,6 +76,25 @@ def test_classes_with_folders_in_them(tmp_path: Path) -> None:
     assert source.class_names == ("a", "b", "c")
     assert deep_classes(source) == ["c"]
     assert alike_names(["Cat", "cat", "dog"]) == [("Cat", "cat")]
+
+
+def test_folder_of_a_split_within_one_of_its_name(tmp_path: Path) -> None:
+    paths = ["test/test/cats/1.jpg", "training/training/cats/2.jpg", "training/training/dogs/3.jpg"]
+    source = list_images(tree(tmp_path, *paths))
+    assert source.class_names == ("cats", "dogs")
+    assert [(file.path, file.split) for file in source.files] == [*zip(paths, ("val", "train", "train"), strict=True)]
+    assert source.skipped == ()
+    assert deep_classes(source) == []
+
+
+def test_a_folder_of_one_name_in_every_class(tmp_path: Path) -> None:
+    source = list_images(tree(tmp_path, "n01/images/1.jpg", "n01/boxes.txt", "n02/images/2.jpg", "n02/boxes.txt"))
+    assert source.class_names == ("n01", "n02")
+
+
+def test_files_beside_the_classes_of_a_split_are_reported_as_skipped(tmp_path: Path) -> None:
+    source = list_images(tree(tmp_path, "train/a/1", "train/b/2", "train/x.csv", "val/a/3", "val/y.jpg", "z.txt"))
+    assert source.skipped == ("train/x.csv", "val/y.jpg", "z.txt")
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
@@ -110,12 +129,19 @@ WRONG = {
     "only test sets": (("Val/a/1.jpg", "Test/a/2.jpg"), "found only folders in Test, Val of {root}: rename"),
     "splits in classes": (("a/train/1.jpg", "b/train/1.jpg", "b/x.csv"), "found only folders in a, b of {root}: give"),
     "too high": (("flowers/a/1.jpg", "flowers/b/2.jpg"), "only folders in flowers of {root}: give {root}/flowers"),
-    "too high in val": (("train/x/a/1", "train/y/a/2", "val/x/a/3"), "only folders in x, y of {root}/train: give one"),
+    "too high in val": (("train/x/a/1", "train/y/b/2", "val/x/a/3"), "only folders in x, y of {root}/train: give one"),
     "only Training": (("Training/a/1",), "found only Training/ in {root}: give {root}/Training itself"),
     "two of train": (("train/a/1", "Training/b/2", "test/a/3"), "found Training and train in {root}: merge or rename"),
     "two of val": (("train/a/1", "val/a/2", "Val/a/3"), "found Val and val in {root}: merge or rename them"),
     "two forms": (("caf\xe9/1", "cafe\u0301/2"), "found 'caf\\xe9' and 'cafe\\u0301' in {root}, which are the same"),
     "other case in val": (("train/Cat/1", "train/b/2", "val/cat/3"), "give it the name of 'Cat' in train"),
+    "flat test of words": (("seg_train/a/1.jpg", "seg_train/b/2.jpg", "x/3.jpg"), "give {root}/seg_train itself"),
+    "flat Test": (("Train/0/1.jpg", "Train/1/2.jpg", "Test/3.jpg", "Meta/4.jpg"), "give {root}/Train itself, or move"),
+    "two parts of a split": (("box_train/1.jpg", "box_test/2.jpg", "query/3.jpg"), "in box_train and in box_test of"),
+    "SVHN": (("train/1.png", "test/2.png", "extra/3.png"), "found images in train and in test of {root}, which look"),
+    "trainA": (("trainA/1.jpg", "trainB/2.jpg", "testA/3.jpg", "testB/4.jpg"), "in trainA and in testA of {root}"),
+    "lists beside": (("images/a/1.jpg", "images/b/2.jpg", "meta/train.txt"), "give {root}/images itself"),
+    "named as a split": (("train_val_images/a/1.jpg",), "train_val_images of {root}: give {root}/train_val_images"),
     "empty val": (("train/a/1", "train/b/2", "val/"), "one folder per class in {root}/val, found nothing"),
 }
 

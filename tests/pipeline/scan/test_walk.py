@@ -163,6 +163,12 @@ def refusing(monkeypatch: pytest.MonkeyPatch, name: str, code: int) -> None:
     monkeypatch.setattr(os, "scandir", refuse)
 
 
+def test_pipe_as_the_only_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ListingError, match=r"or an image, found a pipe, socket or device at .*pipe: check"):
+        list(walk_files(tmp_path / "pipe", tmp_path))
+
+
 def test_folder_that_may_not_be_read_is_listed_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree(tmp_path, "a/1", "a/locked-2", "a/locked/2", "a/locked.3", "b/4")
     refusing(monkeypatch, "locked", errno.EACCES)
