@@ -27,6 +27,10 @@ class NotAFileError(OSError):
     """A regular file was expected at a path, and something else is there."""
 
 
+class TooLargeError(ValueError):
+    """A file is larger than what logpose writes there."""
+
+
 def open_regular(path: str | Path) -> int:
     """Open a regular file for reading; return its descriptor. Raises OSError; NotAFileError for a pipe or the like."""
     descriptor = os.open(path, _READ_ONLY)
@@ -36,9 +40,11 @@ def open_regular(path: str | Path) -> int:
     raise NotAFileError(errno.EINVAL, "not a regular file", str(path))
 
 
-def read_regular(path: str | Path) -> bytes:
-    """Read a whole regular file: see `open_regular`."""
+def read_regular(path: str | Path, most: int | None = None) -> bytes:
+    """Read a whole regular file: see `open_regular`. Raises TooLargeError where it has more than `most` bytes."""
     with os.fdopen(open_regular(path), "rb") as file:
+        if most is not None and (size := os.fstat(file.fileno()).st_size) > most:
+            raise TooLargeError(f"{size} bytes, at most {most} are read")
         return file.read()
 
 

@@ -22,6 +22,8 @@ from pipeline.duplicates.groups import DuplicateGroups
 from pipeline.errors import DatasetError, FailureKind
 from pipeline.scan.source_files import Source
 
+MAX_REPORT = 2**28  # bytes that are read, for millions of files
+
 
 def write_failures(dataset: Path, failures: Iterable[Failure]) -> int:
     """Write failures.csv: a row for each file that could not be read. Returns its CRC-32."""
@@ -36,7 +38,7 @@ def read_failures(dataset: Path) -> list[Failure]:
     """
     path = dataset / FAILURES_FILE
     try:
-        content = read_regular(path)
+        content = read_regular(path, MAX_REPORT)
         if path in damaged_reports(dataset, read_attributes(dataset)):
             raise ValueError("another file than the build wrote")
         rows = csv.DictReader(io.StringIO(content.decode(), newline=""))

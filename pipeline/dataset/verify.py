@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,10 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from logpose.common.files import open_regular
 from pipeline.dataset.schema import (
     COLUMN_CHUNK_ROWS,
     DUPLICATES_FILE,
     FAILURES_FILE,
+    METADATA_FILES,
     SPLITS,
     Attributes,
     content_digest,
@@ -29,7 +32,7 @@ class VerifyReport:
     """The result of a verification.
 
     missing          missing files outside the arrays
-    damaged_reports  failures.csv and duplicates.csv, if they are not as the build wrote them
+    damaged_reports  failures.csv, duplicates.csv and metadata, if they are not as the build wrote them
     content_matches  whether the hash of the rows is the one recorded by the build; None if damage prevents hashing
     """
 
@@ -112,8 +115,16 @@ def _other_files(dataset: Dataset) -> Iterator[Path]:
 
 
 def damaged_reports(path: Path, attributes: Attributes) -> Iterator[Path]:
-    """Reports of the dataset at `path` that do not match their checksum; in a dataset of 0.1.0 they have none."""
-    for name, crc in (attributes.reports or {}).items():
-        report = path / name
-        if report.is_file() and zlib.crc32(report.read_bytes()) != crc:
+    """Reports and metadata of the dataset at `path` that do not match their checksum; older ones may have none."""
+    for name in (FAILURES_FILE, DUPLICATES_FILE, *METADATA_FILES):  # no others: a hostile file may name any
+        report, crc = path / name, (attributes.reports or {}).get(name)
+        if crc is not None and report.is_file() and _checksum(report) != crc:
             yield report
+
+
+def _checksum(path: Path) -> int:
+    crc = 0
+    with os.fdopen(open_regular(path), "rb") as file:
+        while block := file.read(2**20):
+            crc = zlib.crc32(block, crc)
+    return crc
