@@ -23,6 +23,7 @@ from jobs.errors import (
 )
 from logpose.common.errors import LogposeError
 
+MAX_MESSAGE = 2000  # characters
 MAX_EXTRA = 100  # characters of a message about arguments that are too many: the shell may have expanded a *
 
 
@@ -69,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fail(message: str, code: int, prefix: str = "error") -> int:
     with suppress(OSError, ValueError):
         sys.stdout.flush()  # in a log file, what was printed before comes first
+    if len(message) > MAX_MESSAGE:  # of a hostile file; the remedy is at the end
+        message = f"{message[: MAX_MESSAGE // 2]} … {message[-MAX_MESSAGE // 2 :]}"
     say_aside(f"{prefix}: {message}")
     return code
 

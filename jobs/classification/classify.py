@@ -95,6 +95,7 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
             say(f"note: {plural(table.dropped, 'damaged part')} of the interrupted run, computed again")
         run = _Run(inputs, table, lambda: _identity(model) == read_from)
         try:
+            _look_again(inputs, table)
             with inputs.open(table.scratch):
                 if options.scheduler:
                     results = in_order_on_cluster(work, run.pending_tasks(), options.scheduler)
@@ -130,6 +131,16 @@ def _check_names(images: Path, out: Path, options: ClassifyOptions) -> None:
     if out.suffix.lower() in OTHER_TABLES and options.format is None:
         raise JobError(
             f"expected a table that ends in .csv or .parquet, found {out.name}; give such a name, or --format csv"
+        )
+
+
+def _look_again(inputs: Inputs, table: ResumableTable) -> None:
+    """Raise JobError where files of a complete table that could not be read can be by now."""
+    if found := [name for name in table.unreadable if inputs.can_be_read(name)]:
+        files = f"{plural(len(found), 'file')} that could not be read then, and can be now"
+        raise JobError(
+            f"expected to find {table.path} complete, found that it lacks {files} (first {found[0]}); classify again"
+            " with --overwrite, or give another name"
         )
 
 

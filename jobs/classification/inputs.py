@@ -14,6 +14,7 @@ from cnn.checkpoint import ModelCard
 from jobs.classification.task import FailureTask, FileTask, RowTask, Task, hash_names
 from jobs.errors import JobError
 from logpose.common.errors import unescaped
+from logpose.common.files import can_be_read
 from pipeline.build.reports import read_failures
 from pipeline.dataset.store import Dataset, Split
 from pipeline.images.options import Depth, describe_depth
@@ -42,6 +43,8 @@ class FolderInputs:
 
     def __init__(self, root: Path, out: Path, task_rows: int) -> None:
         self.root, self.task_rows = root, task_rows
+        # Absolute, since a worker elsewhere has another working directory.
+        self._folder = str((root if root.is_dir() else root.parent).absolute())
         self._is_own = _own_names(root, out)
         self.index: FileIndex | None = None
 
@@ -53,13 +56,11 @@ class FolderInputs:
     def parts(self) -> Iterator[Part]:
         """Yield the parts, always in the same order."""
         assert self.index is not None, "not open"
-        # Absolute, since a worker elsewhere has another working directory.
-        folder = str((self.root if self.root.is_dir() else self.root.parent).absolute())
         for files in self.index.parts():
             names = [file.name for file in files]
             tasks: list[Task] = [
                 FileTask(
-                    folder, names[start : start + self.task_rows],
+                    self._folder, names[start : start + self.task_rows],
                     frozenset(n for n, file in enumerate(files[start : start + self.task_rows]) if file.size < 0),
                 )
                 for start in range(0, len(names), self.task_rows)
@@ -69,6 +70,10 @@ class FolderInputs:
 
     def check_unchanged(self) -> None:
         """Check that what was read so far is of these inputs. Raises DatasetChangedError; a listed file may change."""
+
+    def can_be_read(self, name: str) -> bool:
+        """Whether a file that could not be opened can be by now."""
+        return can_be_read(f"{self._folder}/{name}")
 
     @property
     def found(self) -> int:
@@ -126,6 +131,9 @@ class DatasetInputs:
 
     def check_unchanged(self) -> None:
         self.data.check_unchanged()
+
+    def can_be_read(self, name: str) -> bool:
+        return False  # building the dataset again looks at its files
 
     @property
     def found(self) -> int:

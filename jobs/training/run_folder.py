@@ -107,7 +107,10 @@ class TrainingState:
         counts = (self.batches, self.step, self.rows, self.correct)
         numbers_fit = [row.epoch for row in self.history] == list(range(1, done + 1)) and self.epoch == done + 1
         best_fits = best is None or (type(best) is int and 0 < best <= done)
-        if not (numbers_fit and best_fits and min(counts) >= 0 and 0 <= self.confusion_epoch <= done):
+        sums_fit = self.batches <= self.rows and self.correct <= self.rows and (self.batches > 0) == (self.rows > 0)
+        times = asdict(self.times).values()
+        in_range = min(*counts, *times) >= 0 and 0 <= self.confusion_epoch <= done
+        if not (numbers_fit and best_fits and sums_fit and in_range):
             raise RecordError("its epochs and steps contradict each other")
 
 

@@ -48,6 +48,16 @@ def read_regular(path: str | Path, most: int | None = None) -> bytes:
         return file.read()
 
 
+def can_be_read(path: str | Path) -> bool:
+    """Whether a path is a regular file whose bytes the system gives."""
+    try:
+        with os.fdopen(open_regular(path), "rb") as file:
+            file.read(1)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def open_text(path: Path) -> IO[str]:
     """Open a regular file as UTF-8, with its own line ends: see `open_regular`."""
     return os.fdopen(open_regular(path), encoding="utf-8", newline="")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from logpose.common.errors import escaped
-from logpose.common.files import open_regular, read_regular, sync_folder
+from logpose.common.files import can_be_read, read_regular, sync_folder
 from logpose.common.records import read_json
 from pipeline.build.journal import FOLDER, Journal
 from pipeline.build.reports import read_failures
@@ -117,22 +117,13 @@ def _check_unreadable(dest: Path, source: Source) -> None:
     except DatasetError:  # a damaged table is no reason to refuse: `verify` reports it
         return
     again = [file.path for file in source.files if unreadable and escaped(file.path) in unreadable]
-    found = [path for path in again if _can_be_opened(f"{source.root}/{path}")]
+    found = [path for path in again if can_be_read(f"{source.root}/{path}")]
     if found:
         what = f"{len(found):,} file{'s' if len(found) > 1 else ''} that could not be read then, and can be now"
         raise OutputExistsError(
             f"expected to find {dest} complete, found that it lacks {what} (first {found[0]}): build it again with"
             " --overwrite, or choose another path"
         )
-
-
-def _can_be_opened(path: str) -> bool:
-    try:
-        with os.fdopen(open_regular(path), "rb") as file:
-            file.read(1)
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def _is_dataset(dest: Path) -> bool:
