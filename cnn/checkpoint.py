@@ -25,7 +25,7 @@ from cnn.losses import LOSSES, Loss
 from cnn.models import MODELS, Model, build_layers
 from cnn.network import Network, check_tensors
 from logpose.common.files import NotAFileError, read_regular, write_atomically
-from logpose.common.records import MAX_CLASSES, RecordError, is_name, parse_json, parse_record
+from logpose.common.records import MAX_CLASSES, MIN_STD, RecordError, is_name, parse_json, parse_record
 
 FORMAT_VERSION = 2
 _ENTRY = "logpose"
@@ -33,6 +33,7 @@ _ENTRY = "logpose"
 _CHECKSUM = re.compile(rb'(\\"crc32\\": ?\\")([0-9a-f]{8})(?=\\")')
 _MAX_HEADER = 2**25  # bytes, for a hundred thousand epochs
 _MAX_SIDE, _MAX_PIXELS, _MAX_CHANNELS = 2**14, 2**24, 64  # of an image, and of a network
+_MAX_COLOUR = 1e9  # in 0..255 units, but users may have others
 _MAX_DEPTH = 8  # of lists in an option of a model
 FITS = ("pad", "crop", "squash")
 
@@ -86,8 +87,8 @@ class ModelCard:
             or height * width > _MAX_PIXELS or channels > _MAX_CHANNELS,
             "class_names": not 0 < len(self.class_names) <= MAX_CLASSES or not all(map(is_name, self.class_names)),
             "fit": self.fit not in FITS,
-            "mean or std": not len(self.mean) == len(self.std) == channels or not all(map(math.isfinite, numbers)),
-            "std": not all(value >= 0 for value in self.std),
+            "mean or std": not len(self.mean) == len(self.std) == channels or not all(abs(n) < _MAX_COLOUR for n in numbers),
+            "std": not all(value == 0 or value >= MIN_STD for value in self.std),
             "temperature": not 0.001 <= self.temperature <= 1000,
             "depth": self.depth is not None and not self.depth[0] < self.depth[1],
         }  # fmt: skip

@@ -16,6 +16,7 @@ from logpose.common.files import TooLargeError, read_regular, write_atomically
 
 CHECKSUM = "crc32"  # the key of the checksum in an object on disk
 MAX_CLASSES = 2**20
+MIN_STD = 1e-9  # of pixels, unless it is 0: far less than that of one grey pixel among all
 _MAX_NAME, _MAX_TEXT = 2000, 2**15  # characters of a file name, and bytes of a path, where all are escaped
 _MAX_BYTES = 2**28  # of a file, for a million classes
 _MAX_INT = 2**63  # of a whole number, in absolute value

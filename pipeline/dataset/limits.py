@@ -14,6 +14,7 @@ from pipeline.dataset.schema import CHUNK_BYTES, COLUMN_CHUNK_ROWS, SHARD_CHUNKS
 
 MAX_SHARDS = 2**24  # of a split, of 16 MiB each
 MAX_COLUMN_BYTES = 2**28  # of a chunk of labels or paths: 65,536 paths of 4 kB
+MAX_REPORT_BYTES = 2**28  # of failures.csv and duplicates.csv, for millions of files
 COLUMN_TYPES = {"labels": ("int64", "bytes"), "paths": ("string", "vlen-utf8")}  # and the codec before the checksum
 
 

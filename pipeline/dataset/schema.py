@@ -27,7 +27,7 @@ import numpy.typing as npt
 from xxhash import xxh3_128
 
 from logpose.common.errors import shortened
-from logpose.common.records import CHECKSUM, MAX_CLASSES, RecordError, checksum, is_name, is_text, parse_record
+from logpose.common.records import CHECKSUM, MAX_CLASSES, MIN_STD, RecordError, checksum, is_name, is_text, parse_record
 from pipeline.build.options import MAX_SIDE, BuildOptions
 from pipeline.errors import DatasetError, damaged_metadata
 
@@ -163,7 +163,8 @@ class Attributes:
             "fit": self.fit not in _FITS,
             "source, build_hash or content_hash": not all(map(is_text, texts)),
             "duplicates": counts is not None and min(astuple(counts)) < 0,
-            "mean or std": not all(0 <= value <= 255 for value in (*(self.mean or ()), *(self.std or ()))),
+            "mean": not all(0 <= value <= 255 for value in self.mean or ()),
+            "std": not all(value == 0 or MIN_STD <= value <= 255 for value in self.std or ()),
             "depth": self.depth is not None and not self.depth[0] < self.depth[1],
         }  # fmt: skip
         for name in (name for name, is_wrong in problems.items() if is_wrong):

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from logpose.common.files import open_regular
+from pipeline.dataset.limits import MAX_REPORT_BYTES
 from pipeline.dataset.schema import (
     COLUMN_CHUNK_ROWS,
     DUPLICATES_FILE,
@@ -118,8 +119,9 @@ def damaged_reports(path: Path, attributes: Attributes) -> Iterator[Path]:
     """Reports and metadata of the dataset at `path` that do not match their checksum; older ones may have none."""
     for name in (FAILURES_FILE, DUPLICATES_FILE, *METADATA_FILES):  # no others: a hostile file may name any
         report, crc = path / name, (attributes.reports or {}).get(name)
-        if crc is not None and report.is_file() and _checksum(report) != crc:
-            yield report
+        if crc is not None and report.is_file():
+            if report.stat().st_size > MAX_REPORT_BYTES or _checksum(report) != crc:
+                yield report
 
 
 def _checksum(path: Path) -> int:

@@ -8,16 +8,13 @@ Each file goes to one of the jobs that read model files: `classify`, `logpose.lo
 
 from __future__ import annotations
 
-import io
 import json
 import random
-import re
 import shutil
 import sys
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,10 +23,10 @@ import numpy as np
 
 import logpose
 from cnn import checkpoint
-from jobs.cli import main
-from logpose.common.errors import LogposeError, printable
+from logpose.common.errors import LogposeError
 from tests.fuzzing import Try, fuzz
 from tests.jobs.conftest import RECIPE, draw_classes
+from tests.jobs.damage.judging import is_accepted
 
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 2**31, 2**53, 2**63, -(2**63), 10**30, 10**400, 0.0, -0.5, 1e-320, 1e308, float("nan"),
@@ -37,7 +34,6 @@ VALUES: tuple[Any, ...] = (
     [0] * 5000, "plain", "resnet9", "seed", "sgd", "[train]\nepochs = 1e9\n", "../../etc/passwd", "/dev/zero", "os:system",
 )  # fmt: skip
 KINDS = ("F32", "F64", "I64", "BOOL", "F8_E4M3", "BF16", "X", 5)
-ERRORS = re.compile(r"error: [^\n]+\n")
 JOBS = ("classify", "load", "init", "resume", "info")
 
 
@@ -174,28 +170,7 @@ def run_one(number: int, folder: Path, samples: list[Sample]) -> bool:
             "resume": ("train", data, work, "--resume", "--epochs", "2", *RECIPE[-4:]),
             "info": ("info", work),
         }[job]
-        return _accepted(list(map(str, arguments)))
-
-
-def _accepted(arguments: list[str]) -> bool:
-    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
-    with redirect_stdout(out), redirect_stderr(err):
-        code = main(arguments)
-    texts = []
-    for stream in (out, err):
-        stream.flush()
-        texts.append(stream.buffer.getvalue().decode())  # type: ignore[attr-defined]
-    problems = {
-        "an exit code": code not in (0, 1, 2),
-        "an error of one line": bool(code) and not ERRORS.fullmatch(texts[1]),
-        "no bug": "this is a bug" in texts[1],
-        "less memory": "out of memory" in texts[1],
-        "short lines": len(texts[1]) > 3000,
-        "no control characters": any(printable(line) != line for text in texts for line in text.split("\n")),
-    }
-    for expected in (name for name, is_wrong in problems.items() if is_wrong):
-        raise AssertionError(f"expected {expected} of {arguments}: {code}, {texts}")
-    return code == 0
+        return is_accepted(*arguments)
 
 
 def _accepted_by_python(model: Path, folder: Path) -> bool:
@@ -211,8 +186,8 @@ def _accepted_by_python(model: Path, folder: Path) -> bool:
 def prepare(folder: Path) -> Try:
     """Make images, a dataset and a finished training; run each job once."""
     draw_classes(folder / "images", 3)
-    _accepted(["build", str(folder / "images"), str(folder / "data.zarr"), "--size", "8", "--val", "0.3"])
-    assert _accepted(["train", str(folder / "data.zarr"), str(folder / "run"), *RECIPE, "--epochs", "1"])
+    assert is_accepted("build", folder / "images", folder / "data.zarr", "--size", 8, "--val", 0.3)
+    assert is_accepted("train", folder / "data.zarr", folder / "run", *RECIPE, "--epochs", 1)
     files = [folder / "run" / f"{name}.safetensors" for name in ("model", "last")]
     samples = [Sample.read(file) for file in (*files, files[1])]
     attempt = partial(run_one, folder=folder, samples=samples)
