@@ -8,7 +8,6 @@ made by another program.
 import errno
 import hashlib
 import json
-import math
 import re
 import zlib
 from dataclasses import asdict, dataclass, replace
@@ -87,7 +86,7 @@ class ModelCard:
             or height * width > _MAX_PIXELS or channels > _MAX_CHANNELS,
             "class_names": not 0 < len(self.class_names) <= MAX_CLASSES or not all(map(is_name, self.class_names)),
             "fit": self.fit not in FITS,
-            "mean or std": not len(self.mean) == len(self.std) == channels or not all(abs(n) < _MAX_COLOUR for n in numbers),
+            "mean or std": not len(self.mean) == len(self.std) == channels or max(map(abs, numbers)) > _MAX_COLOUR,
             "std": not all(value == 0 or value >= MIN_STD for value in self.std),
             "temperature": not 0.001 <= self.temperature <= 1000,
             "depth": self.depth is not None and not self.depth[0] < self.depth[1],

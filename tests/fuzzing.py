@@ -65,5 +65,5 @@ def _work(prepare: Callable[[Path], Try], first: int, seconds: float, folder: Pa
         number += 1
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     assert peak < MEMORY, f"a peak of {peak / 1e9:.2f} GB"
-    refused = number - first - accepted
-    print(f"{number - first:,} files from {first}: {accepted:,} accepted, {refused:,} refused; peak {peak / 1e9:.2f} GB")
+    counts = f"{number - first:,} files from {first}: {accepted:,} accepted"
+    print(f"{counts}, {number - first - accepted:,} refused; peak {peak / 1e9:.2f} GB")

@@ -16,7 +16,7 @@ Rows are stored in seeded random order, so that any run of rows mixes the classe
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass
 from hashlib import blake2b
 from math import isqrt
@@ -40,7 +40,9 @@ FAILURES_HEADER = ("path", "kind", "reason")
 SHEET_FILE = "contact-sheet.png"
 DUPLICATES_FILE = "duplicates.csv"
 # Metadata whose checksums are kept with those of the reports; the root's has its own.
-METADATA_FILES = tuple(f"{split}/{array}zarr.json" for split in SPLITS for array in ("", "images/", "labels/", "paths/"))
+METADATA_FILES = tuple(
+    f"{split}/{array}zarr.json" for split in SPLITS for array in ("", "images/", "labels/", "paths/")
+)
 _FITS = get_args(get_args(get_type_hints(BuildOptions, include_extras=True)["fit"])[0])
 DUPLICATES_HEADER = ("group", "part", "label", "path", "how", "labels")
 
@@ -137,12 +139,14 @@ class Attributes:
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise DatasetError(f"expected a logpose dataset, found something else at {where}: check the path")
         if found.get("format_version") != FORMAT_VERSION:
+            version = shortened(repr(found.get("format_version")), 60)
             raise DatasetError(
-                f"expected format version {FORMAT_VERSION}, found {shortened(repr(found.get('format_version')), 60)} in {where}:"
+                f"expected format version {FORMAT_VERSION}, found {version} in {where}:"
                 " build the dataset again with this logpose"
             )
         try:
-            if CHECKSUM in found and found[CHECKSUM] != checksum({name: found[name] for name in found if name != CHECKSUM}):
+            rest = {name: value for name, value in found.items() if name != CHECKSUM}
+            if CHECKSUM in found and found[CHECKSUM] != checksum(rest):
                 raise damaged_metadata("attributes that match their checksum", "others", where)
             values = {name: found[key] for name, key in _keys(found)}
             values["duplicates"] = values["duplicates"] and DuplicateCounts.from_json(values["duplicates"])
@@ -172,7 +176,7 @@ class Attributes:
 
 
 def _keys(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The name and the key on disk of each attribute; the last two are missing in older datasets. Others are ignored."""
+    """The name and the key on disk of each attribute; older datasets have no reports and depth. Others are ignored."""
     for name in Attributes.__dataclass_fields__:
         if name in found or name not in ("reports", "depth"):
             yield name, "copies" if name == "duplicates" else name

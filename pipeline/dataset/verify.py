@@ -119,9 +119,10 @@ def damaged_reports(path: Path, attributes: Attributes) -> Iterator[Path]:
     """Reports and metadata of the dataset at `path` that do not match their checksum; older ones may have none."""
     for name in (FAILURES_FILE, DUPLICATES_FILE, *METADATA_FILES):  # no others: a hostile file may name any
         report, crc = path / name, (attributes.reports or {}).get(name)
-        if crc is not None and report.is_file():
-            if report.stat().st_size > MAX_REPORT_BYTES or _checksum(report) != crc:
-                yield report
+        if crc is None or not report.is_file():
+            continue
+        if report.stat().st_size > MAX_REPORT_BYTES or _checksum(report) != crc:
+            yield report
 
 
 def _checksum(path: Path) -> int:

@@ -138,11 +138,12 @@ def test_complete_table_is_looked_at_again(
     before = out.read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(inputs, "can_be_read", lambda path: False)
-        assert "58 images classified, 4 files could not be read" in (outcome := logpose("classify", images, model, out)).out
+        outcome = logpose("classify", images, model, out)
+        assert "58 images classified, 4 files could not be read" in outcome.out
         assert (outcome.code, outcome.err) == (0, "") and "already complete" in outcome.out
     outcome = logpose("classify", images, model, out)
     assert outcome.code == 2 and out.read_bytes() == before
-    assert "found that it lacks 2 files that could not be read then, and can be now (first blue/003.png)" in outcome.error
+    assert "lacks 2 files that could not be read then, and can be now (first blue/003.png)" in outcome.error
     assert not (tmp_path / "out.csv.parts").exists()
     outcome = logpose("classify", images, model, out, "--overwrite")
     assert outcome.code == 0 and "60 images classified, 2 files could not be read" in outcome.out

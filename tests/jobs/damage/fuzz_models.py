@@ -29,9 +29,10 @@ from tests.jobs.conftest import RECIPE, draw_classes
 from tests.jobs.damage.judging import is_accepted
 
 VALUES: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2, 2**31, 2**53, 2**63, -(2**63), 10**30, 10**400, 0.0, -0.5, 1e-320, 1e308, float("nan"),
-    float("inf"), "", "a", "\x1b[2J\n", "\ud800", "\udcff", "ß☃\u202e", "x" * 5000, [], {}, [[]], [1, 2], ["a"], {"a": 1},
-    [0] * 5000, "plain", "resnet9", "seed", "sgd", "[train]\nepochs = 1e9\n", "../../etc/passwd", "/dev/zero", "os:system",
+    None, True, False, 0, 1, -1, 2, 2**31, 2**53, 2**63, -(2**63), 10**30, 10**400, 0.0, -0.5, 1e-320, 1e308,
+    float("nan"), float("inf"), "", "a", "\x1b[2J\n", "\ud800", "\udcff", "ß☃\u202e", "x" * 5000, [], {}, [[]], [1, 2],
+    ["a"], {"a": 1}, [0] * 5000, "plain", "resnet9", "seed", "sgd", "[train]\nepochs = 1e9\n", "../../etc/passwd",
+    "/dev/zero", "os:system",
 )  # fmt: skip
 KINDS = ("F32", "F64", "I64", "BOOL", "F8_E4M3", "BF16", "X", 5)
 JOBS = ("classify", "load", "init", "resume", "info")

@@ -32,6 +32,8 @@ ROWS = 48  # of the training split
 HUGE, NAN, INF = 10**12, float("nan"), float("inf")
 MISSING, SPARSE = object(), object()  # the key is deleted; the file has 40 GB, without using them
 LITTLE, SUM = {"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}
+GZIP = {"name": "gzip", "configuration": {"level": 1}}
+DAYS = {"name": "numpy.datetime64", "configuration": {"unit": "D", "scale_factor": 1}}
 BLOSC = {"cname": 5, "clevel": "x", "shuffle": "q", "typesize": [], "blocksize": "z"}
 
 
@@ -144,10 +146,10 @@ REFUSED: dict[str, list[Edit]] = {
     "keys that leave the folder": images("chunk_key_encoding", "configuration", "separator", to="/../"),
     "storage transformer": images("storage_transformers", to=[{"name": "x"}]),
     "chunks without a checksum": images(*INNER, "codecs", to=[{"name": "bytes"}]),
-    "chunks of another codec": images(*INNER, "codecs", to=[LITTLE, {"name": "gzip", "configuration": {"level": 1}}, SUM]),
+    "chunks of another codec": images(*INNER, "codecs", to=[LITTLE, GZIP, SUM]),
     "blosc of nonsense": images(*INNER, "codecs", to=[LITTLE, {"name": "blosc", "configuration": BLOSC}, SUM]),
     "no codecs of the index": images(*INNER, "index_codecs", to=None),
-    "labels of days": [(LABELS, ("data_type",), {"name": "numpy.datetime64", "configuration": {"unit": "s", "scale_factor": 1}})],
+    "labels of days": [(LABELS, ("data_type",), DAYS)],
     "fewer labels": [(LABELS, ("shape",), [5])],
     "labels of two codecs": [(LABELS, ("codecs",), [LITTLE, SUM, SUM])],
     "huge chunks of labels": [(LABELS, GRID, [HUGE])],
