@@ -173,6 +173,14 @@ class RunFolder:
             raise JobError(f"{self.summary} is damaged; run 'logpose train' with --resume, which makes it again")
         return read_summary(self.summary)
 
+    def read_model(self, history: Sequence[EpochRow]) -> Checkpoint:
+        """Read model.safetensors. Raises ModelFileError where it is damaged, or of another training than `history`."""
+        model = load_checkpoint(self.model)
+        row = next((row for row in history if row.epoch == model.progress.get("epoch")), None)
+        if row and any(model.progress.get(name, value) != value for name, value in row.scores().items()):
+            raise ModelFileError(f"{self.model} is of another training than {self.last}; copy the right one there")
+        return model
+
     def checksums(self) -> dict[str, int]:
         """CRC-32 of each result that is there, by name."""
         return {file.name: zlib.crc32(read_regular(file)) for file in self.results if file.is_file()}
@@ -187,7 +195,7 @@ class RunFolder:
         except JobError:
             damaged.append(self.summary.name)
         try:
-            load_checkpoint(self.model)
+            self.read_model(state.history)
         except ModelFileError:
             damaged.append(self.model.name)
         return damaged
