@@ -8,7 +8,6 @@ made by another program.
 import errno
 import hashlib
 import json
-import math
 import os
 import re
 import zlib
@@ -34,14 +33,15 @@ from cnn.losses import LOSSES, Loss
 from cnn.models import MODELS, Model, build_layers
 from cnn.network import Network, check_tensors
 from logpose.common.files import NotAFileError, errors_at, open_regular, read_regular, write_atomically
-from logpose.common.records import RecordError, parse_json, parse_record
+from logpose.common.records import MAX_CLASSES, MIN_STD, RecordError, is_name, parse_json, parse_record
 
 FORMAT_VERSION = 2
 _ENTRY = "logpose"
 # The checksum of the whole file, as if its own eight digits were zeros. The header is JSON that holds JSON as text.
 _CHECKSUM = re.compile(rb'(\\"crc32\\": ?\\")([0-9a-f]{8})(?=\\")')
 _MAX_HEADER = 2**25  # bytes, for a hundred thousand epochs
-_MAX_SIDE, _MAX_PIXELS, _MAX_CHANNELS, _MAX_CLASSES = 2**14, 2**24, 64, 2**20  # of an image, and of a network
+_MAX_SIDE, _MAX_PIXELS, _MAX_CHANNELS = 2**14, 2**24, 64  # of an image, and of a network
+_MAX_COLOUR = 1e9  # in 0..255 units, but users may have others
 _MAX_DEPTH = 8  # of lists in an option of a model
 FITS = ("pad", "crop", "squash")
 
@@ -93,10 +93,10 @@ class ModelCard:
             "model": not 0 < len(self.model) < 1000,
             "in_shape": not (min(self.in_shape) > 0 and max(height, width) <= _MAX_SIDE)
             or height * width > _MAX_PIXELS or channels > _MAX_CHANNELS,
-            "class_names": not 0 < len(self.class_names) <= _MAX_CLASSES or not all(map(_is_text, self.class_names)),
+            "class_names": not 0 < len(self.class_names) <= MAX_CLASSES or not all(map(is_name, self.class_names)),
             "fit": self.fit not in FITS,
-            "mean or std": not len(self.mean) == len(self.std) == channels or not all(map(math.isfinite, numbers)),
-            "std": not all(value >= 0 for value in self.std),
+            "mean or std": not len(self.mean) == len(self.std) == channels or max(map(abs, numbers)) > _MAX_COLOUR,
+            "std": not all(value == 0 or value >= MIN_STD for value in self.std),
             "temperature": not 0.001 <= self.temperature <= 1000,
             "depth": self.depth is not None and not self.depth[0] < self.depth[1],
         }  # fmt: skip
@@ -323,10 +323,3 @@ def _option(name: str, value: Any, depth: int = 0) -> Any:
         return value
     raise RecordError(f"the option {name} is out of range")
 
-
-def _is_text(name: str) -> bool:
-    """Whether a table can hold the name: valid Unicode, but for bytes of a file name that are not UTF-8."""
-    try:
-        return bool(name.encode("utf-8", "surrogateescape"))
-    except UnicodeEncodeError:
-        return False

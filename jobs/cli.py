@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fail(message: str, code: int, prefix: str = "error") -> int:
     with suppress(OSError, ValueError):
         sys.stdout.flush()  # in a log file, what was printed before comes first
-    if len(message) > MAX_MESSAGE:
+    if len(message) > MAX_MESSAGE:  # of a hostile file; the remedy is at the end
         message = f"{message[: MAX_MESSAGE // 2]}…{message[-MAX_MESSAGE // 2 :]}"
     say_aside(f"{prefix}: {message}")
     return code

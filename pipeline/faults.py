@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from logpose.common.files import open_regular
+from logpose.common.files import can_be_read
 from pipeline.errors import AccessError, ReadError
 
 T = TypeVar("T")
@@ -137,19 +137,9 @@ def status_of_listed(stat: Callable[[], os.stat_result], path: str) -> os.stat_r
         return None
 
 
-def can_be_opened(path: str | os.PathLike[str]) -> bool:
-    """Whether this process can read a file."""
-    try:
-        with os.fdopen(open_regular(os.fspath(path)), "rb") as file:
-            file.read(1)
-    except (OSError, ValueError):
-        return False
-    return True
-
-
 def check_reach(path: str | os.PathLike[str], reason: str) -> None:
     """Raise ReadError where this process can read a file that a worker of a cluster could not: `reason` says why."""
-    if can_be_opened(path):
+    if can_be_read(os.fspath(path)):
         raise ReadError(
             f"{os.fspath(path)} on each worker as on this machine", f"{reason} on one", "give all of them the same"
             " files and permissions"

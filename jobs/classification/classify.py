@@ -104,6 +104,7 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
             say(f"note: {plural(table.dropped, 'damaged part')} of the interrupted run, computed again")
         run = _Run(inputs, table, lambda: _identity(model) == read_from)
         try:
+            _look_again(inputs, table)
             with inputs.open(table.scratch):
                 if options.scheduler:
                     results = in_order_on_cluster(work, run.pending_tasks(), options.scheduler)
@@ -167,6 +168,16 @@ def _within_reach(results: _Rows, folder: str) -> _Rows:
                 if status == "error" and reason.startswith("unreadable: "):
                     check_reach(f"{folder}/{name}", reason.removeprefix("unreadable: "))
             yield rows
+
+
+def _look_again(inputs: Inputs, table: ResumableTable) -> None:
+    """Raise JobError where files of a complete table that could not be read can be by now."""
+    if found := [name for name in table.unreadable if inputs.can_be_read(name)]:
+        files = f"{plural(len(found), 'file')} that could not be read then, and can be now"
+        raise JobError(
+            f"expected to find {table.path} complete, found that it lacks {files} (first {found[0]}); classify again"
+            " with --overwrite, or give another name"
+        )
 
 
 def _identity(model: Path) -> tuple[int, ...] | None:

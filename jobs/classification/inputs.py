@@ -14,6 +14,7 @@ from cnn.checkpoint import ModelCard
 from jobs.classification.task import FailureTask, FileTask, RowTask, Task, hash_names
 from jobs.errors import JobError
 from logpose.common.errors import unescaped
+from logpose.common.files import can_be_read
 from pipeline.build.reports import read_failures
 from pipeline.dataset.store import Dataset, Split
 from pipeline.faults import is_there
@@ -71,6 +72,10 @@ class FolderInputs:
     def check_unchanged(self) -> None:
         """Check that what was read so far is of these inputs. Raises DatasetChangedError; a listed file may change."""
 
+    def can_be_read(self, name: str) -> bool:
+        """Whether a file that could not be opened can be by now."""
+        return can_be_read(f"{self.folder}/{name}")
+
     @property
     def found(self) -> int:
         """Rows found so far."""
@@ -127,6 +132,9 @@ class DatasetInputs:
 
     def check_unchanged(self) -> None:
         self.data.check_unchanged()
+
+    def can_be_read(self, name: str) -> bool:
+        return False  # building the dataset again looks at its files
 
     @property
     def found(self) -> int:

@@ -48,6 +48,7 @@ UNKNOWN = "unknown"  # the label of an image whose best probability is below the
 FINGERPRINT_FILE = "fingerprint.json"
 PART_NAME = re.compile(r"part-(\d{6,})-([0-9a-f]+)(?:-([0-9a-f]{8}))?\.csv")  # 0.1.0 wrote no checksum
 TAG_DIGITS = 16  # hex digits of a part's digest in its file name: 64 bits, for a few thousand parts
+MAX_UNREADABLE = 10_000  # names of files in the marker
 MAX_OPEN_FILES = 64  # parts merged at a time, well below the limit of 256 open files on some systems
 # A bare "\r" ends a line for pandas and csv.reader, but csv.writer does not quote it before Python 3.11.9.
 NEEDS_QUOTES = re.compile('[,"\r\n]')
@@ -86,6 +87,7 @@ class _Marker(NamedTuple):
     ok: int
     error: int
     hash: str  # of the table's bytes
+    unreadable: tuple[str, ...] = ()  # the first files that a rerun looks at again; none in an older marker
 
 
 class _Part(NamedTuple):
@@ -101,6 +103,7 @@ class ResumableTable:
 
     is_complete  whether an earlier run has finished it: there is nothing to do, if the files are the same
     dropped      damaged parts of an earlier run, which are made again
+    unreadable   the first files of a complete table that could not be opened
     """
 
     def __init__(
@@ -124,6 +127,7 @@ class ResumableTable:
         self._fingerprint = {**identity, **table_settings(options, table_format)}
         self._marker = None if self._overwrite else self._find_marker()
         self.is_complete, self.dropped = self._marker is not None, 0
+        self.unreadable = self._marker.unreadable if self._marker else ()
         if not self._marker:
             if is_there(path) and not self._overwrite:
                 raise self._exists_error()
@@ -181,11 +185,13 @@ class ResumableTable:
         found = [self._parts[number] for number in range(parts)]
         rows = self._merge(found) if merge else (row for part in found for row in self._read(part))
         statuses: Counter[str] = Counter()
+        unreadable: list[str] = []
         with atomic_writer(self.path) as file:
-            self._save(file, self._columns, _count(rows, statuses))
+            self._save(file, self._columns, _count(rows, statuses, unreadable))
             file.flush()
             tags = [part.tag for part in found]
-            marker = _Marker(self._fingerprint, tags, statuses["ok"], statuses["error"], _hash(Path(file.name)))
+            counts = statuses["ok"], statuses["error"]
+            marker = _Marker(self._fingerprint, tags, *counts, _hash(Path(file.name)), tuple(unreadable))
             write_record(self._marker_path, marker._asdict())
         return marker
 
@@ -358,10 +364,12 @@ def _quote(cell: str) -> str:
     return '"' + cell.replace('"', '""') + '"' if NEEDS_QUOTES.search(cell) else cell
 
 
-def _count(rows: Iterable[list[str]], statuses: Counter[str]) -> Iterator[list[str]]:
-    """Pass the rows through, counting their statuses."""
+def _count(rows: Iterable[list[str]], statuses: Counter[str], unreadable: list[str]) -> Iterator[list[str]]:
+    """Pass the rows through, counting their statuses, and collecting the first files to look at again."""
     for row in rows:
         statuses[row[1]] += 1
+        if not _is_final(row) and len(unreadable) < MAX_UNREADABLE:
+            unreadable.append(row[0])
         yield row
 
 

@@ -110,7 +110,7 @@ def _balance(names: Sequence[str], train: npt.NDArray[np.int64], counts: npt.NDA
     if most == least:
         lines = [f"every class has {plural(most, 'image')}"]
     else:
-        ratio = f"{most / least:.2f} to 1"
+        ratio = f"{most / least:.2f} to 1" if least else "no image at all"
         lines = [f"largest class {most:,} ({names[largest]}), smallest {least:,} ({names[smallest]}): {ratio}"]
     small = [f"{names[i]} ({train[i]})" for i in np.flatnonzero(train < SMALL_CLASS).tolist()]
     if small:

@@ -161,7 +161,7 @@ def _text_width(text: str, size: int) -> int:
 
 def _shortened(name: str) -> str:
     """The name in drawable characters, cut where it is too wide."""
-    name = drawable(name)
+    name = drawable(name[:MAX_NAME_WIDTH])
     if _text_width(name, NAME) <= MAX_NAME_WIDTH:
         return name
     while _text_width(f"{name}…", NAME) > MAX_NAME_WIDTH:

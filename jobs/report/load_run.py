@@ -58,8 +58,9 @@ def load_run(run_dir: Path) -> TrainedRun:
         raise JobError(f"expected the folder of a training, found {found} at {run_dir}; give its RUN_DIR")
     if not folder.model.exists():
         raise JobError(_no_model(folder))
-    model = load_checkpoint(folder.model)
     state = _state(folder)
+    # The numbers of metrics.csv are rounded.
+    model = folder.read_model(state.history if folder.last.exists() else ())
     recipe = resolve(base=state.recipe, base_name=str(folder.config))
     finished = is_finished(state, recipe)
     # A kill right after the model was saved leaves an epoch that is not in the history.

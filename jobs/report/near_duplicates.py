@@ -3,6 +3,7 @@
 import csv
 import heapq
 from collections.abc import Iterator
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -59,7 +60,7 @@ def _priority(group: DuplicateGroup) -> tuple[bool, bool, int, int]:
 def _read_groups(path: Path) -> Iterator[DuplicateGroup]:
     try:
         with open_text(path) as file:
-            rows = csv.DictReader(file)
+            rows = csv.DictReader(iter(partial(file.readline, 2**20), ""))  # a hostile file may be one long line
             if tuple(rows.fieldnames or ()) != DUPLICATES_HEADER:
                 raise ValueError("other columns")
             for number, members in groupby(rows, lambda row: int(row["group"])):

@@ -63,8 +63,8 @@ class Artifacts:
         if best is None:
             return
         try:
-            saved = load_checkpoint(self.folder.model).progress.get("epoch")
-        except ModelFileError:  # missing or damaged
+            saved = self.folder.read_model(state.history).progress.get("epoch")
+        except ModelFileError:  # missing, damaged, or of another training
             if best.step != state.step and is_finished(state, self.engine.recipe):
                 raise
             saved = None

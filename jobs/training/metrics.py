@@ -58,6 +58,11 @@ class EpochRow:
         except RecordError as error:
             raise JobError(f"expected metrics of an epoch in {source}, found others: {error}; train again") from None
 
+    def scores(self) -> dict[str, float | None]:
+        """The columns that tell one training from another."""
+        names = ("step", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
+        return {name: getattr(self, name) for name in names}
+
 
 def validation_metrics(evaluation: Evaluation, loss: Loss) -> dict[str, float]:
     """Return the columns of metrics.csv that come from validation."""

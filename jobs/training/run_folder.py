@@ -108,7 +108,10 @@ class TrainingState:
         counts = (self.batches, self.step, self.rows, self.correct)
         numbers_fit = [row.epoch for row in self.history] == list(range(1, done + 1)) and self.epoch == done + 1
         best_fits = best is None or (type(best) is int and 0 < best <= done)
-        if not (numbers_fit and best_fits and min(counts) >= 0 and 0 <= self.confusion_epoch <= done):
+        sums_fit = self.batches <= self.rows and self.correct <= self.rows and (self.batches > 0) == (self.rows > 0)
+        times = asdict(self.times).values()
+        in_range = min(*counts, *times) >= 0 and 0 <= self.confusion_epoch <= done
+        if not (numbers_fit and best_fits and sums_fit and in_range):
             raise RecordError("its epochs and steps contradict each other")
 
 
@@ -171,6 +174,14 @@ class RunFolder:
             raise JobError(f"{self.summary} is damaged; run 'logpose train' with --resume, which makes it again")
         return read_summary(self.summary)
 
+    def read_model(self, history: Sequence[EpochRow]) -> Checkpoint:
+        """Read model.safetensors. Raises ModelFileError where it is damaged, or of another training than `history`."""
+        model = load_checkpoint(self.model)
+        row = next((row for row in history if row.epoch == model.progress.get("epoch")), None)
+        if row and any(model.progress.get(name, value) != value for name, value in row.scores().items()):
+            raise ModelFileError(f"{self.model} is of another training than {self.last}; copy the right one there")
+        return model
+
     def checksums(self) -> dict[str, int]:
         """CRC-32 of each result that is there, by name."""
         return {file.name: zlib.crc32(read_regular(file)) for file in self.results if file.is_file()}
@@ -185,7 +196,7 @@ class RunFolder:
         except JobError:
             damaged.append(self.summary.name)
         try:
-            load_checkpoint(self.model)
+            self.read_model(state.history)
         except ModelFileError:
             damaged.append(self.model.name)
         return damaged

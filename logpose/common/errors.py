@@ -25,9 +25,10 @@ _CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)
 }
 
 
-# How `printable` escapes: control characters and backslashes by two digits, lone surrogates and separators by four.
-_ESCAPE = re.compile(r"\\(?:x([01][0-9a-f]|7f|[89][0-9a-f]|5c)|u(d[89a-f][0-9a-f]{2}|202[89]))")
-_AMBIGUOUS = re.compile(rf"\\(?={_ESCAPE.pattern[2:]})")
+# How `printable` escapes: control characters and backslashes by two digits, bytes and separators by four. A byte that
+# is not UTF-8 is one of Python's surrogates dc80..dcff; no name on disk has another, but text in it may look like one.
+_ESCAPE = re.compile(r"\\(?:x([01][0-9a-f]|7f|[89][0-9a-f]|5c)|u(dc[89a-f][0-9a-f]|202[89]))")
+_AMBIGUOUS = re.compile(r"\\(?=x(?:[01][0-9a-f]|7f|[89][0-9a-f]|5c)|u(?:d[89a-f][0-9a-f]{2}|202[89]))")
 
 
 class LogposeError(Exception):

@@ -28,6 +28,10 @@ class NotAFileError(OSError):
     """A regular file was expected at a path, and something else is there."""
 
 
+class TooLargeError(ValueError):
+    """A file is larger than what logpose writes there."""
+
+
 @contextmanager
 def errors_at(path: str | Path) -> Iterator[None]:
     """Have each OSError of the block name a path, which those of reads, writes and syncs do not."""
@@ -57,10 +61,22 @@ def open_regular(path: str | Path) -> int:
     return descriptor
 
 
-def read_regular(path: str | Path) -> bytes:
-    """Read a whole regular file: see `open_regular`."""
+def read_regular(path: str | Path, most: int | None = None) -> bytes:
+    """Read a whole regular file: see `open_regular`. Raises TooLargeError where it has more than `most` bytes."""
     with errors_at(path), os.fdopen(open_regular(path), "rb") as file:
+        if most is not None and (size := os.fstat(file.fileno()).st_size) > most:
+            raise TooLargeError(f"{size} bytes, at most {most} are read")
         return file.read()
+
+
+def can_be_read(path: str | Path) -> bool:
+    """Whether a path is a regular file whose bytes the system gives."""
+    try:
+        with os.fdopen(open_regular(path), "rb") as file:
+            file.read(1)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def open_text(path: Path) -> IO[str]:

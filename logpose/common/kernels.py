@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numba
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 from logpose.common.cache_folder import private_folder
 from logpose.common.notices import note_once
 
+_CHECKSUM_BYTES = 8
 _UNUSED_DAYS = 30  # after which another version's folder is removed
 NOT_CACHED = "compiled kernels cannot be kept ({}), and each start takes half a minute longer: set NUMBA_CACHE_DIR to a"
 NOT_CACHED += " folder of your own that can be written"
@@ -45,8 +46,44 @@ def cached_njit(signature: str | None = None, **options: Any) -> Callable[[Calla
     return decorate
 
 
-class _Cache(FunctionCache):  # type: ignore[misc]  # Numba has no types
+class _CheckedFiles(IndexDataCacheFile):  # type: ignore[misc]  # Numba has no types
+    """The files of a kernel, each with a length and a checksum at its end: flipped bits in machine code would be run."""
+
+    def _dump(self, values: Any) -> bytes:
+        content: bytes = super()._dump(values)
+        length = len(content).to_bytes(_CHECKSUM_BYTES, "little")
+        return content + length + _checksum(content)  # Numba ignores what follows a pickle
+
+    def _load_index(self) -> Any:
+        with suppress(FileNotFoundError):
+            _check(Path(self._index_path))  # after Numba's version, which Numba checks
+        return super()._load_index()
+
+    def _load_data(self, name: str) -> Any:
+        _check(Path(self._data_path(name)))
+        return super()._load_data(name)
+
+
+def _check(path: Path) -> None:
+    """Raise ValueError where the file does not match the checksum at its end."""
+    content = path.read_bytes()
+    end = len(content) - 2 * _CHECKSUM_BYTES
+    begin = end - int.from_bytes(content[end : end + _CHECKSUM_BYTES], "little")
+    if min(begin, end) < 0 or content[-_CHECKSUM_BYTES:] != _checksum(content[begin:end]):
+        raise ValueError(f"{path} is damaged")
+
+
+def _checksum(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=_CHECKSUM_BYTES).digest()
+
+
+class _Cache(FunctionCache):  # type: ignore[misc]
     """Numba's cache, without its errors: a kernel that cannot be loaded or kept is compiled."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        found = self._cache_file
+        self._cache_file = _CheckedFiles(found._cache_path, self._impl.filename_base, found._source_stamp)
 
     def load_overload(self, signature: Any, target: Any) -> Any:
         with suppress(Exception):  # damaged: a power cut may leave an empty file

@@ -12,9 +12,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from logpose.common.files import read_regular, write_atomically
+from logpose.common.files import TooLargeError, read_regular, write_atomically
 
 CHECKSUM = "crc32"  # the key of the checksum in an object on disk
+MAX_CLASSES = 2**20
+MIN_STD = 1e-9  # of pixels, unless it is 0: far less than that of one grey pixel among all
+_MAX_NAME, _MAX_TEXT = 2000, 2**15  # characters of a file name, and bytes of a path, where all are escaped
+_MAX_BYTES = 2**28  # of a file, for a million classes
 _MAX_INT = 2**63  # of a whole number, in absolute value
 
 Kind = TypeVar("Kind")
@@ -36,14 +40,33 @@ def parse_json(text: str | bytes) -> Any:
         raise RecordError(str(error).partition("\n")[0]) from None
 
 
+def is_text(text: str) -> bool:
+    """Whether a table can hold the text: valid Unicode, but for bytes of file names, and no longer than a path."""
+    try:
+        return len(text.encode("utf-8", "surrogateescape")) <= _MAX_TEXT
+    except UnicodeEncodeError:
+        return False
+
+
+def is_name(text: str) -> bool:
+    """Whether the text can be the name of a class: see `is_text`."""
+    return 0 < len(text) <= _MAX_NAME and is_text(text)
+
+
 def read_json(path: Path) -> Any:
     """Read a regular file as JSON: see `parse_json` and `open_regular`. Raises RecordError, OSError."""
-    return parse_json(read_regular(path))
+    try:
+        return parse_json(read_regular(path, _MAX_BYTES))
+    except TooLargeError as error:
+        raise RecordError(str(error)) from None
 
 
 def checksum(values: Mapping[str, Any]) -> int:
-    """CRC-32 of the JSON of an object without its checksum."""
-    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
+    """CRC-32 of the JSON of an object without its checksum. Raises RecordError where it is nested too deep."""
+    try:
+        return zlib.crc32(json.dumps(values, sort_keys=True).encode())
+    except RecursionError:
+        raise RecordError("brackets nested too deeply") from None
 
 
 def write_record(path: Path, values: Mapping[str, Any], *, shared: bool = False) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from logpose.common.errors import escaped
-from logpose.common.files import NotAFileError, read_regular, remove_folder, sync_folder
+from logpose.common.files import NotAFileError, can_be_read, read_regular, remove_folder, sync_folder
 from logpose.common.records import read_json
 from pipeline.build.journal import FOLDER, Journal
 from pipeline.build.reports import read_failures
@@ -19,7 +19,7 @@ from pipeline.dataset.schema import DUPLICATES_FILE, FAILURES_FILE, SHEET_FILE, 
 from pipeline.dataset.store import open_split, read_attributes
 from pipeline.dataset.writer import unseal
 from pipeline.errors import DatasetError, OptionError, OutputExistsError
-from pipeline.faults import can_be_opened, read_stored
+from pipeline.faults import read_stored
 from pipeline.scan.source_files import Source, describe_changes
 
 LOCK_FILE = ".lock"
@@ -116,7 +116,7 @@ def _check_unreadable(dest: Path, source: Source) -> None:
     except DatasetError:  # a damaged table is no reason to refuse: `verify` reports it
         return
     again = [file.path for file in source.files if unreadable and escaped(file.path) in unreadable]
-    found = [path for path in again if can_be_opened(f"{source.root}/{path}")]
+    found = [path for path in again if can_be_read(f"{source.root}/{path}")]
     if found:
         what = f"{len(found):,} file{'s' if len(found) > 1 else ''} that could not be read then, and can be now"
         raise OutputExistsError(

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from logpose.common.errors import escaped, reason_of
 from logpose.common.files import read_regular, write_atomically
 from pipeline.build.journal import Failure
+from pipeline.dataset.limits import MAX_REPORT_BYTES
 from pipeline.dataset.schema import DUPLICATES_FILE, DUPLICATES_HEADER, FAILURES_FILE, FAILURES_HEADER, DuplicateCounts
 from pipeline.dataset.store import read_attributes
 from pipeline.dataset.verify import damaged_reports
@@ -38,7 +39,7 @@ def read_failures(dataset: Path) -> list[Failure]:
     """
     path = dataset / FAILURES_FILE
     try:
-        content = read_stored(partial(read_regular, path), path)
+        content = read_stored(partial(read_regular, path, MAX_REPORT_BYTES), path)
         if path in damaged_reports(dataset, read_attributes(dataset)):
             raise ValueError("another file than the build wrote")
         rows = csv.DictReader(io.StringIO(content.decode(), newline=""))

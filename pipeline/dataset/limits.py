@@ -7,12 +7,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+from logpose.common.errors import shortened
 from logpose.common.files import open_regular
 from logpose.common.records import read_json
 from pipeline.dataset.schema import CHUNK_BYTES, COLUMN_CHUNK_ROWS, SHARD_CHUNKS, Layout
 
 MAX_SHARDS = 2**24  # of a split, of 16 MiB each
-COLUMN_CODECS = {"labels": "bytes", "paths": "vlen-utf8"}  # before the checksum
+MAX_COLUMN_BYTES = 2**28  # of a chunk of labels or paths: 65,536 paths of 4 kB
+MAX_REPORT_BYTES = 2**28  # of failures.csv and duplicates.csv, for millions of files
+COLUMN_TYPES = {"labels": ("int64", "bytes"), "paths": ("string", "vlen-utf8")}  # and the codec before the checksum
 
 
 def check_layout(rows: int, layout: Layout, image: tuple[int, ...]) -> None:
@@ -27,9 +30,11 @@ def check_column(folder: Path, name: str, array: Any, rows: int) -> None:
     """Check the array `name`, in its folder, of labels or paths of a split. Raises ValueError, KeyError or OSError."""
     if array.shape != (rows,):
         raise ValueError(f"{array.shape[0]} {name} for {rows} images")
-    codecs = [codec["name"] for codec in read_json(folder / "zarr.json")["codecs"]]
-    if array.chunks[0] > COLUMN_CHUNK_ROWS or codecs != [COLUMN_CODECS[name], "crc32c"]:
-        raise ValueError(f"{name} in chunks of {array.chunks[0]} rows, encoded by {', '.join(map(str, codecs))}")
+    metadata = read_json(folder / "zarr.json")
+    stored, codecs = metadata["data_type"], [codec["name"] for codec in metadata["codecs"]]
+    if array.chunks[0] > COLUMN_CHUNK_ROWS or (stored, *codecs) != (*COLUMN_TYPES[name], "crc32c"):
+        how = shortened(", ".join(map(str, (stored, *codecs))))
+        raise ValueError(f"{name} in chunks of {array.chunks[0]} rows, stored as {how}")
 
 
 def check_column_file(file: Path, name: str, chunk_rows: int) -> None:
@@ -39,6 +44,8 @@ def check_column_file(file: Path, name: str, chunk_rows: int) -> None:
     """
     descriptor = open_regular(file)
     try:
+        if os.fstat(descriptor).st_size > MAX_COLUMN_BYTES:
+            raise ValueError("more bytes than a chunk can have")
         if name == "paths" and int.from_bytes(os.read(descriptor, 4), "little") != chunk_rows:
             raise ValueError("the chunk has another number of strings")
     finally:

@@ -16,18 +16,19 @@ Rows are stored in seeded random order, so that any run of rows mixes the classe
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, astuple, dataclass
 from hashlib import blake2b
-from math import inf, isqrt
-from typing import Any
+from math import isqrt
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_128
 
-from logpose.common.records import CHECKSUM, checksum
-from pipeline.build.options import MAX_SIDE
+from logpose.common.errors import shortened
+from logpose.common.records import CHECKSUM, MAX_CLASSES, MIN_STD, RecordError, checksum, is_name, is_text, parse_record
+from pipeline.build.options import MAX_SIDE, BuildOptions
 from pipeline.errors import DatasetError, damaged_metadata
 
 FORMAT = "logpose"
@@ -38,6 +39,11 @@ FAILURES_FILE = "failures.csv"
 FAILURES_HEADER = ("path", "kind", "reason")
 SHEET_FILE = "contact-sheet.png"
 DUPLICATES_FILE = "duplicates.csv"
+# Metadata whose checksums are kept with those of the reports; the root's has its own.
+METADATA_FILES = tuple(
+    f"{split}/{array}zarr.json" for split in SPLITS for array in ("", "images/", "labels/", "paths/")
+)
+_FITS = get_args(get_args(get_type_hints(BuildOptions, include_extras=True)["fit"])[0])
 DUPLICATES_HEADER = ("group", "part", "label", "path", "how", "labels")
 
 # A chunk is the unit of reading: large enough to make the overhead per chunk negligible, small enough that a window
@@ -93,9 +99,11 @@ class DuplicateCounts:
         return {"groups": counts.pop("groups"), "pictures": counts.pop("images"), **counts}
 
     @classmethod
-    def from_json(cls, counts: dict[str, int]) -> DuplicateCounts:
-        """Inverse of `to_json`. Raises KeyError."""
-        return cls(counts["groups"], counts["pictures"], counts["labels_differ"], counts["leaks"])
+    def from_json(cls, counts: Any) -> DuplicateCounts:
+        """Inverse of `to_json`. Raises RecordError."""
+        if isinstance(counts, dict):
+            counts = {"images" if key == "pictures" else key: value for key, value in counts.items()}
+        return parse_record(cls, counts)
 
 
 @dataclass(frozen=True)
@@ -112,7 +120,7 @@ class Attributes:
     mean: tuple[float, float, float] | None = None  # per channel, of the training split, in 0..255
     std: tuple[float, float, float] | None = None
     content_hash: str | None = None  # of the rows: equal if the datasets hold the same
-    reports: dict[str, int] | None = None  # CRC-32 of failures.csv and duplicates.csv; None in older datasets
+    reports: dict[str, int] | None = None  # CRC-32 of each file beside the chunks, by name; None in older datasets
     sealed: bool = False
     depth: tuple[float, float] | None = None  # values of black and white of deep grey; absent on disk if None
 
@@ -131,54 +139,47 @@ class Attributes:
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise DatasetError(f"expected a logpose dataset, found something else at {where}: check the path")
         if found.get("format_version") != FORMAT_VERSION:
+            version = shortened(repr(found.get("format_version")), 60)
             raise DatasetError(
-                f"expected format version {FORMAT_VERSION}, found {found.get('format_version')!r} in {where}:"
+                f"expected format version {FORMAT_VERSION}, found {version} in {where}:"
                 " build the dataset again with this logpose"
             )
-        rest = {name: value for name, value in found.items() if name != CHECKSUM}
-        if CHECKSUM in found and found[CHECKSUM] != checksum(rest):
-            raise damaged_metadata("attributes that match their checksum", "others", where)
         try:
-            return cls(
-                class_names=tuple(str(name) for name in found["class_names"]),
-                size=_size(found["size"]),
-                fit=str(found["fit"]),
-                seed=int(found["seed"]),
-                source=str(found["source"]),
-                build_hash=str(found["build_hash"]),
-                duplicates=None if found["copies"] is None else DuplicateCounts.from_json(found["copies"]),
-                mean=_colour(found["mean"]),
-                std=_colour(found["std"]),
-                content_hash=found["content_hash"],
-                reports=found.get("reports") and {str(name): int(value) for name, value in found["reports"].items()},
-                sealed=bool(found["sealed"]),
-                depth=_depth(found.get("depth")),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise damaged_metadata("complete attributes", f"{type(error).__name__} {error}", where) from error
+            rest = {name: value for name, value in found.items() if name != CHECKSUM}
+            if CHECKSUM in found and found[CHECKSUM] != checksum(rest):
+                raise damaged_metadata("attributes that match their checksum", "others", where)
+            values = {name: found[key] for name, key in _keys(found)}
+            values["duplicates"] = values["duplicates"] and DuplicateCounts.from_json(values["duplicates"])
+            attributes = parse_record(cls, values)
+            attributes.check()
+        except (KeyError, RecordError) as error:
+            reason = f"no {error.args[0]}" if isinstance(error, KeyError) else error
+            raise damaged_metadata("complete attributes", reason, where) from error
+        return attributes
+
+    def check(self) -> None:
+        """Raise RecordError where a value is out of its range. Types are not checked: see `parse_record`."""
+        names, counts = self.class_names, self.duplicates
+        texts = (self.source, self.build_hash, self.content_hash or "")
+        problems = {
+            "class_names": not 0 < len({*names}) == len(names) <= MAX_CLASSES or not all(map(is_name, names)),
+            "size": not all(0 < side <= MAX_SIDE for side in self.size),
+            "fit": self.fit not in _FITS,
+            "source, build_hash or content_hash": not all(map(is_text, texts)),
+            "duplicates": counts is not None and min(astuple(counts)) < 0,
+            "mean": not all(0 <= value <= 255 for value in self.mean or ()),
+            "std": not all(value == 0 or MIN_STD <= value <= 255 for value in self.std or ()),
+            "depth": self.depth is not None and not self.depth[0] < self.depth[1],
+        }  # fmt: skip
+        for name in (name for name, is_wrong in problems.items() if is_wrong):
+            raise RecordError(f"a {name} out of range")
 
 
-def _size(value: Any) -> tuple[int, int]:
-    height, width = value
-    if not (0 < int(height) <= MAX_SIDE and 0 < int(width) <= MAX_SIDE):
-        raise ValueError(f"an image size of {width} x {height}")
-    return int(height), int(width)
-
-
-def _depth(value: Any) -> tuple[float, float] | None:
-    if value is None:
-        return None
-    black, white = value
-    if not -inf < black < white < inf:
-        raise ValueError(f"a depth of {black}..{white}")
-    return float(black), float(white)
-
-
-def _colour(value: Any) -> tuple[float, float, float] | None:
-    if value is None:
-        return None
-    red, green, blue = value
-    return float(red), float(green), float(blue)
+def _keys(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The name and the key on disk of each attribute; older datasets have no reports and depth. Others are ignored."""
+    for name in Attributes.__dataclass_fields__:
+        if name in found or name not in ("reports", "depth"):
+            yield name, "copies" if name == "duplicates" else name
 
 
 def colour_statistics(

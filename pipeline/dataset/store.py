@@ -270,6 +270,8 @@ class Dataset:
             raise damaged_metadata("mean, std and content hash", "none", path)
         train, val = (replace(open_split(path, split, found), generation=generation) for split in SPLITS)
         train, val = (replace(split, stamps=Stamps(split._files())) for split in (train, val))
+        if len(found.class_names) > train.rows:  # a build refuses a class without images to train on
+            raise damaged_metadata("images of each class", f"{len(found.class_names):,} classes", path)
         for split in (train, val):
             _check_columns(split)
             split.check_unchanged()
@@ -338,6 +340,8 @@ def read_attributes(path: Path) -> Attributes:
         )
     try:
         node = read_stored(partial(read_json, metadata), metadata)
+        if (node.get("zarr_format"), node.get("node_type")) != (3, "group"):
+            raise ValueError("no Zarr v3 group")
         attributes = node.get("attributes")
     except (OSError, ValueError, AttributeError) as error:
         raise damaged_metadata("JSON", error, metadata) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -13,11 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from logpose.common.files import NotAFileError, read_regular
+from logpose.common.files import NotAFileError, open_regular
+from pipeline.dataset.limits import MAX_REPORT_BYTES
 from pipeline.dataset.schema import (
     COLUMN_CHUNK_ROWS,
     DUPLICATES_FILE,
     FAILURES_FILE,
+    METADATA_FILES,
     SPLITS,
     Attributes,
     content_digest,
@@ -33,7 +36,7 @@ class VerifyReport:
     """The result of a verification.
 
     missing          missing files outside the arrays
-    damaged_reports  failures.csv and duplicates.csv, if they are not as the build wrote them
+    damaged_reports  failures.csv, duplicates.csv and metadata, if they are not as the build wrote them
     content_matches  whether the hash of the rows is the one recorded by the build; None if damage prevents hashing
     """
 
@@ -116,12 +119,23 @@ def _other_files(dataset: Dataset) -> Iterator[Path]:
 
 
 def damaged_reports(path: Path, attributes: Attributes) -> Iterator[Path]:
-    """Reports of the dataset at `path` that do not match their checksum; in a dataset of 0.1.0 they have none.
+    """Reports and metadata of the dataset at `path` that do not match their checksum; older ones may have none.
 
     Raises AccessError and ReadError.
     """
-    for name, crc in (attributes.reports or {}).items():
-        report = path / name
+    for name in (FAILURES_FILE, DUPLICATES_FILE, *METADATA_FILES):  # no others: a hostile file may name any
+        report, crc = path / name, (attributes.reports or {}).get(name)
         with suppress(FileNotFoundError, NotAFileError):
-            if zlib.crc32(read_stored(partial(read_regular, report), report)) != crc:
+            if crc is not None and read_stored(partial(_checksum, report), report) != crc:
                 yield report
+
+
+def _checksum(path: Path) -> int | None:
+    """The CRC-32 of a regular file; None for one that is too large."""
+    crc = 0
+    with os.fdopen(open_regular(path), "rb") as file:
+        if os.fstat(file.fileno()).st_size > MAX_REPORT_BYTES:
+            return None
+        while block := file.read(2**20):
+            crc = zlib.crc32(block, crc)
+    return crc

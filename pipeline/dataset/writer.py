@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +22,10 @@ import numpy.typing as npt
 import zarr
 from zarr.storage import MemoryStore
 
-from logpose.common.files import remove_folder, sync, sync_folder, write_atomically
+from logpose.common.files import read_regular, remove_folder, sync, sync_folder, write_atomically
 from logpose.common.records import read_json
 from pipeline.dataset.codecs import chunk_codecs
-from pipeline.dataset.schema import COLUMN_CHUNK_ROWS, IMAGE_DIMENSIONS, SPLITS, Attributes, layout
+from pipeline.dataset.schema import COLUMN_CHUNK_ROWS, IMAGE_DIMENSIONS, METADATA_FILES, SPLITS, Attributes, layout
 from pipeline.dataset.shard_format import encode_shard
 from pipeline.dataset.store import WRITE_EMPTY_CHUNKS, image_metadata, read_attributes, shard_file
 
@@ -86,7 +87,8 @@ def seal(
         for name in files:
             sync(Path(folder, name))
         sync_folder(Path(folder))
-    _update(path, attributes.to_json())
+    metadata = {name: zlib.crc32(read_regular(path / name)) for name in METADATA_FILES}
+    _update(path, replace(attributes, reports=(attributes.reports or {}) | metadata).to_json())
 
 
 def unseal(path: Path) -> None:

@@ -1,12 +1,14 @@
 """The cache of compiled kernels: private, one folder for each version of the source, and never in the way of a job."""
 
 import os
+import pickle
 import stat
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numba
 import pytest
 
 from logpose.common import cache_folder, kernels
@@ -163,6 +165,21 @@ def test_damaged_cache_is_replaced(home: Path, tmp_path: Path, damage: bytes) ->
         assert compile_one(tmp_path) == ("3 0 1", "")
         assert compile_one(tmp_path) == ("3 1 1", ""), file
         assert len(file.read_bytes()) == len(before)
+
+
+@pytest.mark.parametrize("ending", [".nbi", ".nbc"])
+def test_flipped_bits_are_never_run(home: Path, tmp_path: Path, ending: str) -> None:
+    """Machine code has none to spare. Each is found where the file is read, with no need to run it."""
+    compile_one(tmp_path)
+    (file,) = home.rglob(f"*{ending}")
+    whole = file.read_bytes()
+    begin = len(pickle.dumps(numba.__version__, protocol=-1)) if ending == ".nbi" else 0
+    for place in (*range(begin, len(whole), 97), len(whole) - 1, len(whole) - 9):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match="is damaged"):
+            kernels._check(file)
+    (result, _), again = compile_one(tmp_path), compile_one(tmp_path)
+    assert result == "3 0 1" and again == ("3 1 1", ""), "compiled again, and kept"
 
 
 def test_each_source_version_has_its_own_folder(home: Path, tmp_path: Path) -> None:

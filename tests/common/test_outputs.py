@@ -127,7 +127,7 @@ def test_lock_of_an_output_is_the_same_by_any_name(tmp_path: Path) -> None:
 def test_link_to_itself_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
-    with pytest.raises(PathError, match=r"^expected a file or folder, found a link to itself at .*a; remove it$"):
+    with pytest.raises(PathError, match=r"^expected a path, found a link that leads to itself at .*a; remove it$"):
         local_path(tmp_path / "a")
 
 

@@ -149,6 +149,37 @@ def test_file_that_only_a_worker_cannot_open_stops_the_job(
     assert [row[0] for row in read(out) if row[1] == "error"] == [gone.name]
 
 
+def test_complete_table_is_looked_at_again(
+    logpose: Logpose, images: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At what could not be opened, and only at that."""
+    out, decode = tmp_path / "out.csv", task.decode_image
+    (images / "blue" / "broken.png").write_bytes(b"\x89PNG")
+    (images / "blue" / "lost.png").symlink_to(tmp_path / "not mounted" / "a.png")
+
+    def denied(path: str, *rest: object) -> object:
+        if path.endswith(("blue/003.png", "red/007.png")):
+            raise DecodeError("unreadable", "permission denied")
+        return decode(path, *rest)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(task, "decode_image", denied)
+        assert logpose("classify", images, model, out).code == 0
+    before = out.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(inputs, "can_be_read", lambda path: False)
+        outcome = logpose("classify", images, model, out)
+        assert "58 images classified, 4 files could not be read" in outcome.out
+        assert (outcome.code, outcome.err) == (0, "") and "already complete" in outcome.out
+    outcome = logpose("classify", images, model, out)
+    assert outcome.code == 2 and out.read_bytes() == before
+    assert "lacks 2 files that could not be read then, and can be now (first blue/003.png)" in outcome.error
+    assert not (tmp_path / "out.csv.parts").exists()
+    outcome = logpose("classify", images, model, out, "--overwrite")
+    assert outcome.code == 0 and "60 images classified, 2 files could not be read" in outcome.out
+    assert logpose("classify", images, model, out).code == 0, "what is broken, or still missing, is no reason"
+
+
 def test_jump_in_the_share_of_failures_is_said(
     logpose: Logpose, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

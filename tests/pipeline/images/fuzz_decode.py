@@ -2,32 +2,24 @@
 
     python -m tests.pipeline.images.fuzz_decode [--minutes 5] [--first 0]
 
-A process decodes one file after another, with at most 2 GB of memory and a minute per file. Every file follows from its
-number alone: the number of one that crashes the process, or fails, is printed, and `--first N` begins with it.
+A process decodes one file after another, with at most 2 GB of memory and a minute per file: see `tests/fuzzing.py`.
 """
 
 from __future__ import annotations
 
-import argparse
-import faulthandler
-import os
 import random
-import resource
 import struct
-import subprocess
 import sys
-import time
 import zlib
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from pipeline.errors import DecodeError
 from pipeline.images.decode import FITS, decode_pixels
 from pipeline.images.options import DecodeOptions
+from tests.fuzzing import Try, fuzz
 from tests.pipeline.images.samples import all_samples, progressive_jpeg
 
-MEMORY = 2 * 10**9  # bytes of address space beyond what is in use after the first image
-SECONDS = 60  # per file
 NUMBERS = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 9459, 30000)
 SMALL = DecodeOptions(max_pixels=4_000_000)
 
@@ -89,41 +81,12 @@ def all_files() -> list[bytes]:
     return [*all_samples().values(), progressive_jpeg(30)]
 
 
-def _work(first: int, seconds: float, note: Path) -> None:
+def prepare(_: Path) -> Try:
     samples = all_files()
-    for sample in samples:  # load all libraries before memory is limited
+    for sample in samples:
         decode_pixels(sample, (8, 8), "pad")
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
-    end, number, whole = time.monotonic() + seconds, first, 0
-    file = os.open(note, os.O_WRONLY | os.O_CREAT)
-    while time.monotonic() < end:
-        os.pwrite(file, f"{number:20}".encode(), 0)
-        faulthandler.dump_traceback_later(SECONDS, exit=True)
-        whole += decode_one(number, samples)
-        faulthandler.cancel_dump_traceback_later()
-        number += 1
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(f"{number - first:,} files from {first}: {whole:,} gave pixels, the others a DecodeError; peak {peak:.2f} GB")
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=5.0)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)  # seconds, and the file for the number
-    given = parser.parse_args()
-    if given.work:
-        _work(given.first, float(given.work[0]), Path(given.work[1]))
-        return 0
-    with TemporaryDirectory() as folder:
-        note = Path(folder, "number")
-        command = [sys.executable, "-m", __spec__.name, "--first", str(given.first), "--work"]
-        code = subprocess.run([*command, str(given.minutes * 60), str(note)], check=False).returncode
-        if code:
-            print(f"failed with exit code {code} at file {note.read_text().strip()}: run again with --first")
-    return code
+    return partial(decode_one, samples=samples)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(fuzz(__spec__.name, __doc__, prepare))
