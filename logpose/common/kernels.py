@@ -21,19 +21,24 @@ from typing import Any
 import numba
 from numba.core.caching import FunctionCache
 
+from logpose.common import kernel_compiler
 from logpose.common.cache_folder import private_folder
+from logpose.common.kernel_compiler import INNER_OPTIONS, KERNEL_OPTIONS
 from logpose.common.notices import note_once
 
 _UNUSED_DAYS = 30  # after which another version's folder is removed
 NOT_CACHED = "compiled kernels cannot be kept ({}), and each start takes half a minute longer: set NUMBA_CACHE_DIR to a"
 NOT_CACHED += " folder of your own that can be written"
 
+# Compiles a function that only kernels call.
+inner = numba.njit(error_model="numpy", **INNER_OPTIONS)
+
 
 def cached_njit(signature: str | None = None, **options: Any) -> Callable[[Callable[..., Any]], Any]:
     """`numba.njit(signature, cache=True, **options)` with a cache that is private, and that may fail or be missing."""
 
     def decorate(function: Callable[..., Any]) -> Any:
-        dispatcher = numba.njit(**options)(function)
+        dispatcher = numba.njit(**KERNEL_OPTIONS, **options)(function)
         if hasattr(dispatcher, "enable_caching"):  # a plain function, with NUMBA_DISABLE_JIT
             if (cached := _cache_of(function)) is not None:
                 dispatcher._cache = cached
@@ -93,9 +98,10 @@ def _version_folder(source: Path) -> Path | None:
 
 
 def _digest(source: Path) -> str:
-    """A digest of all source files in the folder `source`."""
+    """A digest of all source files in the folder `source`, and of those that say how kernels are compiled."""
     digest = hashlib.blake2b(digest_size=8)
-    for path in (*sorted(source.glob("*.py")), Path(__file__)):
+    compiler = (Path(__file__), Path(kernel_compiler.__file__))
+    for path in (*sorted(source.glob("*.py")), *compiler):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
