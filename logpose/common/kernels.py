@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -50,13 +51,45 @@ def cached_njit(signature: str | None = None, **options: Any) -> Callable[[Calla
     return decorate
 
 
+class _NotCachedError(Exception):
+    """A kernel would have to be compiled, and was only to be loaded."""
+
+
+_only_load = threading.local()  # `on`: this thread compiles nothing
+
+
+def cache_folder_of(kernel: Any) -> Path | None:
+    """Return the folder that the compiled `kernel` is kept in, None if it cannot be kept."""
+    kept = getattr(kernel, "_cache", None)
+    return Path(kept.cache_path) if isinstance(kept, _Cache) else None
+
+
+def is_ready(kernel: Any, argument_types: tuple[Any, ...]) -> bool:
+    """Whether a kernel need not be compiled for arguments of these types; loads it, if it is in the cache."""
+    if argument_types in kernel.overloads:
+        return True
+    if cache_folder_of(kernel) is None:
+        return False
+    _only_load.on = True
+    try:
+        kernel.compile(argument_types)
+    except _NotCachedError:
+        return False
+    finally:
+        _only_load.on = False
+    return True
+
+
 class _Cache(FunctionCache):  # type: ignore[misc]  # Numba has no types
     """Numba's cache, without its errors: a kernel that cannot be loaded or kept is compiled."""
 
     def load_overload(self, signature: Any, target: Any) -> Any:
+        found = None
         with suppress(Exception):  # damaged: a power cut may leave an empty file
-            return super().load_overload(signature, target)
-        return None
+            found = super().load_overload(signature, target)
+        if found is None and getattr(_only_load, "on", False):
+            raise _NotCachedError
+        return found
 
     def save_overload(self, signature: Any, compiled: Any) -> None:
         for attempt in range(2):
