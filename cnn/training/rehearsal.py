@@ -3,6 +3,7 @@
 The backend lists the kernels and compiles them beforehand: see `Backend.prepare`.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -38,7 +39,8 @@ class _Rehearsal(Trainer):
 
 def _rehearse(trainer: Trainer, train_rows: int) -> None:
     """A step with each number of images that an epoch has, and an evaluation, by a trainer of its own."""
-    recipe, own = trainer.recipe, trainer.network
+    own = trainer.network
+    recipe = replace(trainer.recipe, mix=replace(trainer.recipe.mix, share=1.0))  # blended, if any step is
     network = Network(own.layer, own.in_shape, own.backend, seed=None, dtype=own.dtype)
     copy = _Rehearsal(network, recipe, np.zeros(3), np.ones(3), train_rows)
     images, labels = _batch(_EVALUATED, own.in_shape)
