@@ -26,7 +26,7 @@ ONLY_IMPORTED_BY = {
     "numcodecs": ["pipeline/dataset/codecs.py"],
     "cupy": ["cnn/backends/gpu/*.py"],
     "cupyx": ["cnn/backends/gpu/*.py"],
-    "numba": ["cnn/backends/cpu/*.py", "pipeline/images/resize.py", "logpose/common/kernels.py"],
+    "numba": ["cnn/backends/cpu/*.py", "pipeline/images/resize.py", "logpose/common/kernel*.py"],
     "llvmlite": ["cnn/backends/cpu/processor.py", "cnn/backends/cpu/simd.py", "pipeline/images/resize.py"],
     "dask": [
         "pipeline/build/scheduler.py", "pipeline/loader/reader.py", "pipeline/parallel/cluster.py",

@@ -18,6 +18,7 @@ from cnn.backends import pick_backend
 from cnn.inference.folded import FoldedNetwork
 from cnn.network import Network
 from cnn.training.optimizers import SGD, Optimizer
+from cnn.training.rehearsal import prepare_training
 from cnn.training.schedules import Constant
 from cnn.training.trainer import Recipe, Trainer
 
@@ -83,6 +84,7 @@ def main() -> None:
     plain_sgd = SGD(OPTIMIZER.lr, momentum=0.0, nesterov=False, weight_decay=0.0)
     optimizer = plain_sgd if arguments.optimizer else OPTIMIZER
     side = OurSide(arguments.network, arguments.threads, arguments.device, optimizer)
+    prepare_training(side.trainer, side.rows.size)
     with without_preprocessing():
         serve({"loss": side.step, "train": side.train, "infer": side.infer, "logits": side.logits, "peak": peak_mb})
     assert "torch" not in sys.modules

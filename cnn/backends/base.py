@@ -25,6 +25,10 @@ Array: TypeAlias = Any
 OK, SCALE, LOSS, CORRECT = range(4)
 
 
+# Is given how many kernels are compiled, and of how many: (0, n) at first, and never where there is nothing to compile.
+KernelProgress: TypeAlias = Callable[[int, int], None]
+
+
 @dataclass(frozen=True)
 class Window:
     """The windows of a convolution or pool: size and stride as (height, width), and the padding on each side."""
@@ -107,6 +111,16 @@ class Backend(Protocol):
 
     def for_thread(self) -> "Backend":
         """Return a backend for another thread to use; itself where that would be no faster."""
+        ...
+
+    def prepare(
+        self, rehearsal: Callable[[], object], progress: KernelProgress | None = None, processes: int | None = None
+    ) -> None:
+        """Compile the kernels that `rehearsal` runs, in some processes, and keep them; a GPU compiles as it goes.
+
+        `rehearsal` calls this backend's methods as the work will, but nothing is computed: the numbers in its arrays
+        are arbitrary, and its errors do not matter. Returns at once if all are compiled.
+        """
         ...
 
     # Memory

@@ -7,13 +7,14 @@ from threading import Lock
 
 import numpy as np
 
-from cnn.backends.base import Array, Backend
+from cnn.backends.base import Array, Backend, KernelProgress
 from cnn.checkpoint import load_checkpoint
 from cnn.errors import DeviceMemoryError, ModelFileError, UnknownNameError, is_cuda_error, release_frames
 from cnn.inference.folded import FoldedNetwork
 from cnn.inference.tta import VIEWS, tta_outputs
 from cnn.inputs.checks import check_images
 from cnn.inputs.preprocess import normalisation
+from cnn.network import Network, foreign_layer
 
 
 class Predictor:
@@ -26,25 +27,29 @@ class Predictor:
     Where a GPU's memory is too small for a batch, it is computed in parts. `max_rows` is the largest part that fits, as
     far as is known; None: any.
 
-    `digest` is the SHA-256 of the file's bytes, in hex.
+    `digest` is the SHA-256 of the file's bytes, in hex. `progress` is told of kernels that are compiled first.
 
     Raises `ModelFileError` where the file is missing, damaged, or of a model that is not registered, and
     `UnknownNameError` for unknown views.
     """
 
-    def __init__(self, path: Path, backend: Backend, views: str = "none") -> None:
+    def __init__(
+        self, path: Path, backend: Backend, views: str = "none", progress: KernelProgress | None = None
+    ) -> None:
         if views not in VIEWS:
             raise UnknownNameError("views", views, VIEWS)
         checkpoint = load_checkpoint(path)
         self.card, self.backend, self.views = checkpoint.card, backend, views
         self.path, self.digest = path, checkpoint.digest
         network = checkpoint.build_network(backend)
-        with np.errstate(all="ignore"):  # outputs are checked
-            self.infer = FoldedNetwork(network)
         self.loss = self.card.build_loss()
         self.mean, self.std = normalisation(network, np.array(self.card.mean), np.array(self.card.std))  # (3,)
         self.max_rows: int | None = None
         self._lock = Lock()  # calls share the backend's scratch memory
+        if foreign_layer(network.layer) is None:  # a user's own may do anything
+            backend.prepare(lambda: self._rehearse(network), progress)
+        with np.errstate(all="ignore"):  # outputs are checked
+            self.infer = FoldedNetwork(network)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Outputs before the softmax, float32 (B, classes) on the host, for uint8 images (B, H, W, 3).
@@ -70,6 +75,12 @@ class Predictor:
         other = copy(self)
         other.backend, other.infer, other._lock = backend, self.infer.on(backend), Lock()
         return other
+
+    def _rehearse(self, network: Network) -> None:
+        """Call the backend as `probabilities` will, on any numbers."""
+        images, infer = np.zeros((1, *self.card.in_shape), np.uint8), FoldedNetwork(network)  # (1, H, W, 3)
+        outputs = tta_outputs(self.backend, infer, images, self.views, self.mean, self.std)  # (1, C)
+        self.loss.probabilities(self.backend, outputs / self.card.temperature)
 
     def _compute(self, images: np.ndarray, finish: Callable[[Array], Array]) -> np.ndarray:
         """`finish` of the network's outputs, both (B, classes), on the host."""

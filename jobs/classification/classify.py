@@ -22,6 +22,7 @@ from jobs.classification.inputs import FILES_PER_PART, FolderInputs, Inputs, Par
 from jobs.classification.table import ResumableTable, check_format
 from jobs.classification.task import Row, Task, TaskSettings, cache_predictor, classify_task
 from jobs.classification.worker import classify_on_worker, worker_device
+from jobs.console.compiling import compiling
 from jobs.console.device import choose_backend, results_device
 from jobs.console.output import detail, emit, say
 from jobs.console.progress import bar, plural
@@ -75,7 +76,8 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
         backend = choose_backend("cpu", "auto", workers)
     else:
         backend = choose_backend(options.device, options.precision, workers)
-    predictor = Predictor(model, backend, options.views)
+    with compiling() as progress:
+        predictor = Predictor(model, backend, options.views, progress)
     card = predictor.card
     classes = plural(len(card.class_names), "class", "classes")
     if options.topk > len(card.class_names):

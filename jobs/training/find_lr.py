@@ -29,7 +29,14 @@ from jobs.errors import Interrupted, JobError, WorkFailedError
 from jobs.options import FindLrOptions
 from jobs.recipes.config import resolve
 from jobs.training.memory import explain_memory
-from jobs.training.setup import build_card, build_trainer, describe_data, describe_training, measure
+from jobs.training.setup import (
+    build_card,
+    build_trainer,
+    compile_kernels,
+    describe_data,
+    describe_training,
+    measure,
+)
 from logpose.common.cpus import available_cpus
 from logpose.common.errors import printable
 from logpose.common.files import write_replaceable
@@ -92,6 +99,7 @@ def find_lr(dataset: Path, options: FindLrOptions) -> Suggestion:
     trainer = build_trainer(card, constant, backend, data)
     for line in (*describe_data(data), *describe_training(card, trainer, recipe)):
         say(line)
+    compile_kernels(trainer, data)
     measure(trainer, data)
     workers = options.workers or available_cpus()
     stream = BatchStream(

@@ -12,7 +12,9 @@ from cnn.losses import SoftmaxCrossEntropy
 from cnn.models import build_layers, model_path
 from cnn.models.check import check_passes
 from cnn.training.recipe import Recipe
+from cnn.training.rehearsal import prepare_training
 from cnn.training.trainer import Trainer
+from jobs.console.compiling import compiling
 from jobs.console.progress import plural
 from jobs.recipes.config import describe, loss_of, model_of
 from logpose.common.errors import printable
@@ -83,6 +85,12 @@ def open_streams(
             f" {batch_size:,}, found {megabytes(ram_budget)}: raise --ram-budget, or lower --batch-size or --workers"
         )
     return Streams(open_train(ram_budget - reserved), val)
+
+
+def compile_kernels(trainer: Trainer, data: Dataset, processes: int | None = None) -> None:
+    """Compile the kernels of the training that are not in the cache, and say so: before any clock starts."""
+    with compiling() as progress:
+        prepare_training(trainer, data.train.rows, progress, processes)
 
 
 def initialise(trainer: Trainer, card: ModelCard, data: Dataset, start: Checkpoint | None) -> list[str]:

@@ -26,6 +26,7 @@ from jobs.training.run_folder import RunFolder, TrainingState, is_finished
 from jobs.training.setup import (
     build_card,
     build_trainer,
+    compile_kernels,
     describe_data,
     describe_training,
     initialise,
@@ -200,6 +201,8 @@ def _local_engine(
     if caches:
         say(labelled("cache", describe_cache(data.train)))
     _say_start(trainer, state, checkpoint)
+    if not is_finished(state, recipe):
+        compile_kernels(trainer, data)
     if checkpoint:
         trainer.load_tensors(checkpoint.tensors, state.step)
     else:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,7 +22,9 @@ from typing import Any
 import numba
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
+from logpose.common import kernel_compiler
 from logpose.common.cache_folder import private_folder
+from logpose.common.kernel_compiler import INNER_OPTIONS, KERNEL_OPTIONS
 from logpose.common.notices import note_once
 
 _CHECKSUM_BYTES = 8
@@ -29,12 +32,15 @@ _UNUSED_DAYS = 30  # after which another version's folder is removed
 NOT_CACHED = "compiled kernels cannot be kept ({}), and each start takes half a minute longer: set NUMBA_CACHE_DIR to a"
 NOT_CACHED += " folder of your own that can be written"
 
+# Compiles a function that only kernels call.
+inner = numba.njit(error_model="numpy", **INNER_OPTIONS)
+
 
 def cached_njit(signature: str | None = None, **options: Any) -> Callable[[Callable[..., Any]], Any]:
     """`numba.njit(signature, cache=True, **options)` with a cache that is private, and that may fail or be missing."""
 
     def decorate(function: Callable[..., Any]) -> Any:
-        dispatcher = numba.njit(**options)(function)
+        dispatcher = numba.njit(**KERNEL_OPTIONS, **options)(function)
         if hasattr(dispatcher, "enable_caching"):  # a plain function, with NUMBA_DISABLE_JIT
             if (cached := _cache_of(function)) is not None:
                 dispatcher._cache = cached
@@ -77,7 +83,36 @@ def _checksum(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=_CHECKSUM_BYTES).digest()
 
 
-class _Cache(FunctionCache):  # type: ignore[misc]
+class _NotCachedError(Exception):
+    """A kernel would have to be compiled, and was only to be loaded."""
+
+
+_only_load = threading.local()  # `on`: this thread compiles nothing
+
+
+def cache_folder_of(kernel: Any) -> Path | None:
+    """Return the folder that the compiled `kernel` is kept in, None if it cannot be kept."""
+    kept = getattr(kernel, "_cache", None)
+    return Path(kept.cache_path) if isinstance(kept, _Cache) else None
+
+
+def is_ready(kernel: Any, argument_types: tuple[Any, ...]) -> bool:
+    """Whether a kernel need not be compiled for arguments of these types; loads it, if it is in the cache."""
+    if argument_types in kernel.overloads:
+        return True
+    if cache_folder_of(kernel) is None:
+        return False
+    _only_load.on = True
+    try:
+        kernel.compile(argument_types)
+    except _NotCachedError:
+        return False
+    finally:
+        _only_load.on = False
+    return True
+
+
+class _Cache(FunctionCache):  # type: ignore[misc]  # Numba has no types
     """Numba's cache, without its errors: a kernel that cannot be loaded or kept is compiled."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -86,9 +121,12 @@ class _Cache(FunctionCache):  # type: ignore[misc]
         self._cache_file = _CheckedFiles(found._cache_path, self._impl.filename_base, found._source_stamp)
 
     def load_overload(self, signature: Any, target: Any) -> Any:
+        found = None
         with suppress(Exception):  # damaged: a power cut may leave an empty file
-            return super().load_overload(signature, target)
-        return None
+            found = super().load_overload(signature, target)
+        if found is None and getattr(_only_load, "on", False):
+            raise _NotCachedError
+        return found
 
     def save_overload(self, signature: Any, compiled: Any) -> None:
         for attempt in range(2):
@@ -130,9 +168,10 @@ def _version_folder(source: Path) -> Path | None:
 
 
 def _digest(source: Path) -> str:
-    """A digest of all source files in the folder `source`."""
+    """A digest of all source files in the folder `source`, and of those that say how kernels are compiled."""
     digest = hashlib.blake2b(digest_size=8)
-    for path in (*sorted(source.glob("*.py")), Path(__file__)):
+    compiler = (Path(__file__), Path(kernel_compiler.__file__))
+    for path in (*sorted(source.glob("*.py")), *compiler):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -53,6 +54,27 @@ def exclusive_lock(lock_file: Path, what: str) -> Iterator[None]:
                 lock_file.unlink()  # before it is released: see `_acquire`
             with suppress(OSError):
                 os.close(descriptor)
+
+
+@contextmanager
+def waiting_lock(lock_file: Path, patience: float) -> Iterator[None]:
+    """Wait for a lock, at most `patience` seconds, and hold it while the block runs; the file stays.
+
+    For work that another process makes unnecessary, but not wrong: after that time, or where the file system has no
+    locks, the block runs without.
+    """
+    if _why_no_locks(lock_file) is not None:
+        yield
+        return
+    lock, until = FileLock(lock_file), time.monotonic() + patience
+    with suppress(OSError, NotImplementedError):
+        while not lock.is_locked and time.monotonic() < until:
+            with suppress(Timeout):  # short waits, which Ctrl-C can end on every system
+                lock.acquire(timeout=0.2, poll_interval=0.05)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

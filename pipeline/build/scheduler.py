@@ -14,8 +14,6 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TypeAlias
 
-import dask
-
 from pipeline.build.journal import ShardResult
 from pipeline.build.progress import BuildProgress
 from pipeline.build.shard_task import ShardJob, run_shard, run_shard_on_worker
@@ -44,6 +42,8 @@ def run_on_threads(jobs: Sequence[ShardJob], workers: int, progress: BuildProgre
 
     def schedule() -> None:
         try:
+            import dask  # not before the images are listed: it takes as long as NumPy and Pillow together
+
             with ThreadPoolExecutor(workers, thread_name_prefix="logpose-build") as pool:
                 tasks = [dask.delayed(work, pure=False)(number) for number in range(len(jobs))]
                 dask.compute(*tasks, scheduler="threads", pool=pool)

@@ -20,7 +20,6 @@ from pipeline.errors import DamageError, DatasetError, DecodeError, FailureKind,
 from pipeline.images.decode import decode_image
 from pipeline.images.opening import quiet_pillow
 from pipeline.images.options import DecodeOptions
-from pipeline.images.pixel_sums import add_colours
 from pipeline.parallel.cluster import worker_address
 from pipeline.scan.source_files import Source, SourceFile
 
@@ -144,6 +143,8 @@ def _reuse_rows(job: ShardJob, images: npt.NDArray[np.uint8]) -> set[int]:
 
 def _sums(images: npt.NDArray[np.uint8]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Σx and Σx² per channel over (n, H, W, 3), exact."""
+    from pipeline.images.pixel_sums import add_colours  # imports Numba, for which the start of a build need not wait
+
     sums, squares = np.zeros(3, np.uint64), np.zeros(3, np.uint64)  # (3,)
     for image in images:
         add_colours(image, sums, squares)

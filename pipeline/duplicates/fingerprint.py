@@ -18,8 +18,6 @@ from math import cos, pi
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.images.pixel_sums import project_greys
-
 FREQUENCIES = 16  # along each axis
 PLANES = 2  # luma, lightness
 COEFFICIENTS = PLANES * FREQUENCIES * FREQUENCIES
@@ -59,6 +57,8 @@ def fingerprints(frames: npt.NDArray[np.uint8], boxes: Mapping[int, Box]) -> npt
 
     Makes one call for each distinct box, which releases the GIL.
     """
+    from pipeline.images.pixel_sums import project_greys  # imports Numba, for which the start of a build need not wait
+
     projections = np.empty((len(frames), PROJECTION_SIZE))  # (n, PROJECTION_SIZE)
     rows_of: dict[Box, list[int]] = {}
     for row, box in boxes.items():

@@ -18,10 +18,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic, models, register_model
 
-from logpose.common.kernels import cached_njit
+from logpose.common.kernels import cached_njit, inner
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 
@@ -230,10 +230,7 @@ def store_pair(_typing, sums, address, other):  # type: ignore[no-untyped-def]
 
 # The kernel -------------------------------------------------------------------------------------------
 
-_inner = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy")
-
-
-@_inner
+@inner
 def _cubic(x):  # type: ignore[no-untyped-def]
     x = abs(x)
     if x < 1.0:
@@ -243,7 +240,7 @@ def _cubic(x):  # type: ignore[no-untyped-def]
     return 0.0
 
 
-@_inner
+@inner
 def _filter_weights(size, first, last, count):  # type: ignore[no-untyped-def]
     """The filters of `count` pixels between two edges: starts (count,), lengths (count,), weights (count, longest).
 
@@ -274,7 +271,7 @@ def _filter_weights(size, first, last, count):  # type: ignore[no-untyped-def]
     return starts, lengths, weights
 
 
-@_inner
+@inner
 def _resize_two_rows(row, other, starts, lengths, weights, out, out_other):  # type: ignore[no-untyped-def]
     """Horizontal pass: two source rows of four bytes a pixel to two ring rows of three, plus one byte at the end."""
     for x in range(starts.shape[0]):
@@ -286,7 +283,7 @@ def _resize_two_rows(row, other, starts, lengths, weights, out, out_other):  # t
         store_pair(sums, out + 3 * x, out_other + 3 * x)
 
 
-@_inner
+@inner
 def _resize_with_buffers(source, width, height, columns, rows, ring, tail, out):  # type: ignore[no-untyped-def]
     """Both passes, with the buffers ring (slots, line) and tail (LANES,).
 

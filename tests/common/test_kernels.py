@@ -208,3 +208,67 @@ def test_other_libraries_keep_their_own_folder_if_it_is_the_users(
     assert share_folder("A_CACHE", "~/.a/cache", "a") and os.environ["A_CACHE"] == str(home / "a")
     monkeypatch.setenv("A_CACHE", "chosen")
     assert share_folder("A_CACHE", "~/.a/cache", "a") and os.environ["A_CACHE"] == "chosen"
+
+
+# A kernel and a function that only it calls. Says the result, and what was made of the function by itself.
+INNER = """
+from logpose.common.kernel_compiler import INNER_OPTIONS
+from logpose.common.kernels import cached_njit, inner
+
+@inner
+def half(x):
+    total = 0.0
+    for _ in range(4):
+        total += x
+    return total / 8
+
+@cached_njit(nogil=True)
+def add(a, b):
+    return half(a) + half(b)
+"""
+LIBRARIES = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from source import kernel
+result = kernel.add(2.0, 4.0)
+libraries = [each.library for each in kernel.half.overloads.values()]
+machine_code = [bool(each.get_pointer_to_function(next(each.get_defined_functions()).name)) for each in libraries]
+print(result, sum(kernel.add.stats.cache_hits.values()), machine_code)
+"""
+
+
+def compile_with_inner(tmp_path: Path, before: str = "") -> str:
+    (tmp_path / "source").mkdir(exist_ok=True)
+    (tmp_path / "source" / "kernel.py").write_text(INNER)
+    command = [sys.executable, "-c", before + LIBRARIES, str(tmp_path)]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.strip()
+
+
+def test_inner_functions_are_only_a_part_of_kernels(home: Path, tmp_path: Path) -> None:
+    assert compile_with_inner(tmp_path) == "3.0 0 [False]"
+    assert compile_with_inner(tmp_path) == "3.0 1 []"
+
+
+def test_kernels_are_compiled_as_usual_where_numba_is_another(home: Path, tmp_path: Path) -> None:
+    """Its version lacks what inner functions need to be linked only."""
+    lacks = "from numba.core.codegen import CPUCodeLibrary as Library\n"
+    lacks += "Library._renamed = Library._optimize_functions\ndel Library._optimize_functions\n"
+    lacks += "Library.add_llvm_module = lambda self, module: self._final_module.link_in(module)\n"
+    assert compile_with_inner(tmp_path, lacks) == "3.0 0 [True]"
+
+
+def test_kernel_is_loaded_but_not_compiled(home: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "kernel.py").write_text(KERNEL.replace('"int64(int64, int64)", ', ""))
+    script = SCRIPT.rpartition("print")[0] + """
+from numba import int64
+from logpose.common.kernels import is_ready
+print(is_ready(add, (int64, int64)), len(add.overloads), add(1, 2), is_ready(add, (int64, int64)))
+"""
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    for found in ("False 0 3 True", "True 1 3 True"):
+        done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+        assert done.stdout.strip() == found, done.stderr

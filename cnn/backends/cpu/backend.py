@@ -5,13 +5,14 @@ All others are inherited from the reference.
 
 import ctypes
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from cnn.backends.base import Array, Window
-from cnn.backends.cpu import convolution, dense, elementwise, losses, norm, optimizers, pooling, preprocess
+from cnn.backends.base import Array, KernelProgress, Window
+from cnn.backends.cpu import compiling, convolution, dense, elementwise, losses, norm, optimizers, pooling, preprocess
 from cnn.backends.cpu.team import get_team
 from cnn.backends.cpu.workspace import Workspace
 from cnn.backends.reference import ReferenceBackend
@@ -37,6 +38,11 @@ class CpuBackend(ReferenceBackend):
     def for_thread(self) -> "CpuBackend":
         """Return a backend with one thread and scratch memory of its own."""
         return CpuBackend(threads=1)
+
+    def prepare(
+        self, rehearsal: Callable[[], object], progress: KernelProgress | None = None, processes: int | None = None
+    ) -> None:
+        compiling.prepare(rehearsal, progress, processes or self.threads)
 
     # Convolution
 

@@ -20,7 +20,7 @@ _REFERENCE = ReferenceBackend()
 def squared_norm(vector: Array, team: Team) -> float:
     """See `ReferenceBackend.squared_norm`."""
     team = team.for_size(vector.size)
-    sums = np.empty((portion_count(vector.size), LANES))  # (S, LANES)
+    sums = np.zeros((portion_count(vector.size), LANES))  # (S, LANES); finite also in a rehearsal, which sums nothing
     team.run(_squared_norm, vector, sums)
     return float(sums.sum()) + _REFERENCE.squared_norm(vector[vector.size // LANES * LANES :])
 

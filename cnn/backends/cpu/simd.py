@@ -12,14 +12,13 @@ import operator
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
-LANES = 8
+from logpose.common.kernels import inner as inner  # the kernels' files import it from here
 
-# Compiles a function that only kernels call. Wrappers for Python and C would double the compile time.
-inner = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy")
+LANES = 8
 
 # Integer literals passed to an inner function go through `int64`: Numba would specialise it for each literal.
 int64 = types.int64

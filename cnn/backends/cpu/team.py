@@ -10,7 +10,8 @@ partial sums are added in order.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from queue import SimpleQueue
 from typing import Any
@@ -24,6 +25,7 @@ kernel = cached_njit(nogil=True, error_model="numpy")
 _Task = tuple[Callable[..., Any], tuple[Any, ...], Any, list[BaseException]]
 
 _MIN_PARALLEL_SIZE = 1 << 16  # elements; a smaller array does not amortise waking a thread
+_listing = threading.local()  # `note`: what this thread calls instead of kernels
 _PORTIONS = ((1 << 19, 24), (1 << 18, 8), (1 << 17, 4), (_MIN_PARALLEL_SIZE, 2))  # 24: shared by 2, 3, 4, 6, 8 threads
 
 
@@ -41,6 +43,9 @@ class Team:
 
         Raises what the kernel raised on any thread.
         """
+        if (note := getattr(_listing, "note", None)) is not None:
+            note(kernel, (0, self.threads, *arguments))
+            return
         errors: list[BaseException] = []
         done = [threading.Lock() for _ in self._queues]
         for tasks, lock in zip(self._queues, done, strict=True):
@@ -67,6 +72,16 @@ class Team:
                 errors.append(error)
             del kernel, arguments  # release large arrays before sleeping
             done.release()
+
+
+@contextmanager
+def listing(note: Callable[[Callable[..., Any], tuple[Any, ...]], None]) -> Iterator[None]:
+    """Call `note` with each kernel that this thread would run, and its arguments, instead of running it."""
+    _listing.note = note
+    try:
+        yield
+    finally:
+        del _listing.note
 
 
 def portion_count(size: int) -> int:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from cnn.backends.base import Array
+from cnn.backends.base import Array, KernelProgress
 from cnn.backends.reference.images import ImageKernels
 from cnn.backends.reference.layers import LayerKernels
 from cnn.backends.reference.training import TrainingKernels
@@ -23,6 +23,11 @@ class ReferenceBackend(LayerKernels, TrainingKernels, ImageKernels):
 
     def for_thread(self) -> "ReferenceBackend":
         return self
+
+    def prepare(
+        self, rehearsal: Callable[[], object], progress: KernelProgress | None = None, processes: int | None = None
+    ) -> None:
+        pass
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
         return self.xp.zeros(shape, dtype)

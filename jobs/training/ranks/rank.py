@@ -19,6 +19,7 @@ from cnn.evaluation.metrics import EvaluatedBatch
 from cnn.inputs.training_inputs import MicroBatch
 from cnn.models import import_model
 from cnn.training.pending import PendingBatch
+from cnn.training.rehearsal import prepare_training
 from cnn.training.trainer import Trainer
 from jobs.console.device import choose_backend, device_text
 from jobs.console.output import Verbosity, verbosity_of
@@ -64,6 +65,7 @@ class Rank:
             import_model(settings.card.model_class)
         backend = choose_backend(settings.device, settings.precision, settings.threads or threads)
         self._trainer = self._new_trainer(backend)
+        prepare_training(self._trainer, self._data.train.rows)  # one of a machine's ranks compiles for all
         self._connections = Connections(mailbox, backend)
         self._streams: dict[range, Streams] = {}  # of the lanes that are computed now
         self._pending: PendingBatch | None = None

@@ -20,8 +20,9 @@ from jobs.training.ranks.engine import RankEngine
 from jobs.training.ranks.generations import Generations
 from jobs.training.ranks.messages import RankSettings
 from jobs.training.run_folder import TrainingState
-from jobs.training.setup import labelled
+from jobs.training.setup import compile_kernels, labelled
 from jobs.training.timing import EpochClock
+from logpose.common.cpus import available_cpus
 from logpose.common.errors import printable
 from pipeline.dataset.store import Dataset
 from pipeline.loader.micro_batches import MicroBatches
@@ -74,6 +75,8 @@ def rank_engine(
     if (options.ranks or 0) > ranks:
         count = plural(ranks, "rank")
         say(labelled("note", f"{count} instead of {options.ranks}: a batch has no more micro-batches"))
+    if not options.scheduler and not gpus:
+        compile_kernels(trainer, data, available_cpus())  # which the ranks then find in the cache
     cluster = existing_cluster(options.scheduler) if options.scheduler else local_cluster(ranks, options.threads, gpus)
     with cluster as connected:
         wanted = options.ranks and ranks

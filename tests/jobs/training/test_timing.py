@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cnn.backends.base import KernelProgress
+from cnn.backends.cpu import CpuBackend
 from cnn.training.pending import BatchResult, PendingBatch
 from cnn.training.trainer import Trainer
 from jobs.console.progress import _Lines
@@ -170,6 +172,12 @@ def _fake_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
         monkeypatch.setattr(owner, name, slow)
 
+    def compile_slowly(self: CpuBackend, rehearsal: object, progress: KernelProgress, processes: object = None) -> None:
+        progress(0, 20)
+        fake.tick(64.0)
+        progress(20, 20)
+
+    monkeypatch.setattr(CpuBackend, "prepare", compile_slowly)
     slow_down(5.0, Trainer, "start_micro_batches")
     slow_down(3.0, Trainer, "evaluate")
     slow_down(0.5, RunFolder, "save_last")
@@ -194,6 +202,7 @@ def times(row: dict[str, str]) -> dict[str, float]:
 def test_every_moment_of_a_training_is_charged_to_its_phase(logpose: Logpose, dataset: Path, tmp_path: Path) -> None:
     outcome = logpose("train", dataset, tmp_path / "run", *RECIPE, "--epochs", 2)
     assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.count("compiling kernels, once, about ") == 1  # before the first epoch, and part of none
     first, second = metrics(tmp_path / "run")
     assert times(first) == FIRST
     # The end of the first epoch: best model, checkpoint, metrics.csv and curves.
