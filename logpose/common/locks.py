@@ -17,6 +17,7 @@ from logpose.common.outputs import check_name
 # What flock answers on file systems without locks: some NFS, Lustre and FUSE.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
+_POLL_SECONDS = 0.05
 _FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 
 
@@ -63,18 +64,19 @@ def waiting_lock(lock_file: Path, patience: float) -> Iterator[None]:
     For work that another process makes unnecessary, but not wrong: after that time, or where the file system has no
     locks, the block runs without.
     """
-    if _why_no_locks(lock_file) is not None:
-        yield
-        return
-    lock, until = FileLock(lock_file), time.monotonic() + patience
-    with suppress(OSError, NotImplementedError):
-        while not lock.is_locked and time.monotonic() < until:
-            with suppress(Timeout):  # short waits, which Ctrl-C can end on every system
-                lock.acquire(timeout=0.2, poll_interval=0.05)
+    descriptor, until = None, time.monotonic() + patience
+    with suppress(OSError):
+        while descriptor is None and time.monotonic() < until:
+            try:
+                descriptor = _acquire(lock_file)
+            except BlockingIOError:
+                time.sleep(_POLL_SECONDS)
     try:
         yield
     finally:
-        lock.release()
+        if descriptor is not None:
+            with suppress(OSError):
+                os.close(descriptor)
 
 
 @contextmanager
