@@ -33,6 +33,7 @@ _ENTRY = "logpose"
 _CHECKSUM = re.compile(rb'(\\"crc32\\": ?\\")([0-9a-f]{8})(?=\\")')
 _MAX_HEADER = 2**25  # bytes, for a hundred thousand epochs
 _MAX_SIDE, _MAX_PIXELS, _MAX_CHANNELS, _MAX_CLASSES = 2**14, 2**24, 64, 2**20  # of an image, and of a network
+_MAX_NAME = 2**14  # bytes of a class name: more than a folder's name can have, less than a cell of a table may
 _MAX_DEPTH = 8  # of lists in an option of a model
 FITS = ("pad", "crop", "squash")
 
@@ -84,7 +85,8 @@ class ModelCard:
             "model": not 0 < len(self.model) < 1000,
             "in_shape": not (min(self.in_shape) > 0 and max(height, width) <= _MAX_SIDE)
             or height * width > _MAX_PIXELS or channels > _MAX_CHANNELS,
-            "class_names": not 0 < len(self.class_names) <= _MAX_CLASSES or not all(map(_is_text, self.class_names)),
+            "class_names": not 0 < len(set(self.class_names)) == len(self.class_names) <= _MAX_CLASSES
+            or not all(map(_is_text, self.class_names)),
             "fit": self.fit not in FITS,
             "mean or std": not len(self.mean) == len(self.std) == channels or not all(map(math.isfinite, numbers)),
             "std": not all(value >= 0 for value in self.std),
@@ -305,8 +307,8 @@ def _option(name: str, value: Any, depth: int = 0) -> Any:
 
 
 def _is_text(name: str) -> bool:
-    """Whether a table can hold the name: valid Unicode, but for bytes of a file name that are not UTF-8."""
+    """Whether a table can hold the name: of Unicode, but for bytes of a file name that are not UTF-8; not too long."""
     try:
-        return bool(name.encode("utf-8", "surrogateescape"))
+        return 0 < len(name.encode("utf-8", "surrogateescape")) <= _MAX_NAME
     except UnicodeEncodeError:
         return False
