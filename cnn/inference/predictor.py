@@ -8,7 +8,7 @@ from threading import Lock
 import numpy as np
 
 from cnn.backends.base import Array, Backend
-from cnn.checkpoint import load_checkpoint
+from cnn.checkpoint import Checkpoint, load_checkpoint
 from cnn.errors import DeviceMemoryError, ModelFileError, UnknownNameError, is_cuda_error, release_frames
 from cnn.inference.folded import FoldedNetwork
 from cnn.inference.tta import VIEWS, tta_outputs
@@ -17,7 +17,7 @@ from cnn.inputs.preprocess import normalisation
 
 
 class Predictor:
-    """The network of the model file at `path`, on `backend`.
+    """The network of the model file at `path`, or of one that is loaded, on `backend`.
 
     `views` is a key of cnn.inference.tta.VIEWS: test-time augmentation. On the CPU an image's outputs are bitwise
     independent of the batch and of the number of threads, and the same as in `Trainer.evaluate`. Calls from several
@@ -32,12 +32,12 @@ class Predictor:
     `UnknownNameError` for unknown views.
     """
 
-    def __init__(self, path: Path, backend: Backend, views: str = "none") -> None:
+    def __init__(self, path: Path | Checkpoint, backend: Backend, views: str = "none") -> None:
         if views not in VIEWS:
             raise UnknownNameError("views", views, VIEWS)
-        checkpoint = load_checkpoint(path)
+        checkpoint = path if isinstance(path, Checkpoint) else load_checkpoint(path)
         self.card, self.backend, self.views = checkpoint.card, backend, views
-        self.path, self.digest = path, checkpoint.digest
+        self.path, self.digest = checkpoint.path, checkpoint.digest
         network = checkpoint.build_network(backend)
         with np.errstate(all="ignore"):  # outputs are checked
             self.infer = FoldedNetwork(network)
