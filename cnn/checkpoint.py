@@ -93,7 +93,8 @@ class ModelCard:
             "model": not 0 < len(self.model) < 1000,
             "in_shape": not (min(self.in_shape) > 0 and max(height, width) <= _MAX_SIDE)
             or height * width > _MAX_PIXELS or channels > _MAX_CHANNELS,
-            "class_names": not 0 < len(self.class_names) <= MAX_CLASSES or not all(map(is_name, self.class_names)),
+            "class_names": not 0 < len(set(self.class_names)) == len(self.class_names) <= MAX_CLASSES
+            or not all(map(is_name, self.class_names)),
             "fit": self.fit not in FITS,
             "mean or std": not len(self.mean) == len(self.std) == channels or max(map(abs, numbers)) > _MAX_COLOUR,
             "std": not all(value == 0 or value >= MIN_STD for value in self.std),

@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "" in given:  # for Path it would be the current folder
             raise JobError("expected a value, found an empty argument; check the variable that it comes from")
         job = app(given, prog_name="logpose", standalone_mode=False)
+        if job == Interrupted.exit_code:  # what Typer makes of Ctrl-C
+            raise KeyboardInterrupt
         with gpu_errors():
             code = job() if callable(job) else int(job or 0)
         try:

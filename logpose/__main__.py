@@ -11,6 +11,14 @@ if TYPE_CHECKING:
 def main(arguments: "Sequence[str] | None" = None) -> int:
     """Run the command line; return the exit code."""
     leave_current_folder()  # before any other import: it may hold a json.py
+    try:
+        return _main(arguments)
+    except KeyboardInterrupt:  # while the rest is imported
+        print("interrupted: run the same command again to resume", file=sys.stderr)
+        return 130
+
+
+def _main(arguments: "Sequence[str] | None") -> int:
     from logpose.own_packages import check_own_packages, prefer_own_packages
 
     prefer_own_packages()

@@ -34,7 +34,8 @@ ONLY_IMPORTED_BY = {
     ],
     "PIL": [
         "pipeline/images/decode.py", "pipeline/images/colours.py", "pipeline/images/opening.py",
-        "pipeline/images/depth.py", "pipeline/images/sources.py", "jobs/drawing/contact_sheet.py",
+        "pipeline/images/deep_colour.py", "pipeline/images/depth.py", "pipeline/images/sources.py",
+        "jobs/drawing/contact_sheet.py",
         "jobs/drawing/fonts.py", "jobs/report/thumbnails.py", "jobs/flags*", "logpose/model.py",
     ],
     "matplotlib": ["jobs/drawing/plots.py", "logpose/training.py"],

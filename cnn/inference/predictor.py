@@ -8,7 +8,7 @@ from threading import Lock
 import numpy as np
 
 from cnn.backends.base import Array, Backend, KernelProgress
-from cnn.checkpoint import load_checkpoint
+from cnn.checkpoint import Checkpoint, load_checkpoint
 from cnn.errors import DeviceMemoryError, ModelFileError, UnknownNameError, is_cuda_error, release_frames
 from cnn.inference.folded import FoldedNetwork
 from cnn.inference.tta import VIEWS, tta_outputs
@@ -18,7 +18,7 @@ from cnn.network import Network, foreign_layer
 
 
 class Predictor:
-    """The network of the model file at `path`, on `backend`.
+    """The network of the model file at `path`, or of one that is loaded, on `backend`.
 
     `views` is a key of cnn.inference.tta.VIEWS: test-time augmentation. On the CPU an image's outputs are bitwise
     independent of the batch and of the number of threads, and the same as in `Trainer.evaluate`. Calls from several
@@ -34,13 +34,13 @@ class Predictor:
     """
 
     def __init__(
-        self, path: Path, backend: Backend, views: str = "none", progress: KernelProgress | None = None
+        self, path: Path | Checkpoint, backend: Backend, views: str = "none", progress: KernelProgress | None = None
     ) -> None:
         if views not in VIEWS:
             raise UnknownNameError("views", views, VIEWS)
-        checkpoint = load_checkpoint(path)
+        checkpoint = path if isinstance(path, Checkpoint) else load_checkpoint(path)
         self.card, self.backend, self.views = checkpoint.card, backend, views
-        self.path, self.digest = path, checkpoint.digest
+        self.path, self.digest = checkpoint.path, checkpoint.digest
         network = checkpoint.build_network(backend)
         self.loss = self.card.build_loss()
         self.mean, self.std = normalisation(network, np.array(self.card.mean), np.array(self.card.std))  # (3,)

@@ -48,7 +48,7 @@ def build(images: Path, dataset: Path, options: BuildOptions) -> BuildReport:
     detail(f"content hash: {report.content_hash}")
     if report.depth:
         black, white = describe_depth(report.depth).split("..")
-        say(f"grey of more than 8 bits: {black} becomes black, {white} white; --depth sets other values")
+        say(f"values of more than 8 bits: {black} becomes black, {white} white; --depth sets other values")
     for line in _warnings(report):
         say(printable(line))
     emit(
@@ -82,7 +82,7 @@ def _warnings(report: BuildReport) -> list[str]:
     if flat > looked_at / 2:
         lines.append(
             f"nearly one colour: {flat:,} of {plural(looked_at, 'image')} looked at: see 'logpose info'. If the values"
-            " fill a small part of their range, stretch them; for grey of more than 8 bits, --depth does it"
+            " fill a small part of their range, stretch them; for values of more than 8 bits, --depth does it"
         )
     if not report.rows["val"]:
         lines.append("no images to validate: --val is 0, or too small for the number of images of each class")

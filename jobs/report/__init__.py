@@ -45,7 +45,7 @@ def report(run_dir: Path, options: ReportOptions) -> Path:
     if data.val.rows:
         backend = choose_backend(options.device, options.precision)
         say(backend.description)
-        predictor = Predictor(run.folder.model, backend)
+        predictor = Predictor(run.model, backend)  # not the file again: it may be another one by now
         result = evaluate_model(predictor, data.val, options.workers or available_cpus())
         cam = _grad_cam(run, predictor)
     # Paths may hold bytes that are not valid UTF-8.

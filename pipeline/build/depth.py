@@ -1,4 +1,4 @@
-"""The depth of a dataset: which values of deep grey become black and white, from a sample of its images."""
+"""The depth of a dataset: which values of more than 8 bits become black and white, from a sample of its images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_DECODED_PIXELS = 2**26  # after the first
 
 
 def find_depth(source: Source, max_pixels: int) -> Depth | None:
-    """The depth for the images of a folder; None if there is no grey of more than 8 bits in the sample."""
+    """The depth for the images of a folder; None if no image of the sample has more than 8 bits."""
     files = source.files
     count = min(len(files), MAX_OPENED)
     ranges: list[ValueRange] = []

@@ -59,7 +59,7 @@ class BuildOptions:
     depth: Annotated[
         tuple[float, float] | None,
         Option(
-            "Of grey of more than 8 bits: the values from black to white.", "BITS|BLACK..WHITE", group="Images",
+            "Of values of more than 8 bits: those from black to white.", "BITS|BLACK..WHITE", group="Images",
             parse=parse_depth, default="auto",
         ),
     ] = None

@@ -21,6 +21,7 @@ from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 from pipeline.errors import DecodeError, OptionError, ReadError
 from pipeline.faults import retried
 from pipeline.images.colours import WHITE, grey_factor, to_rgb
+from pipeline.images.deep_colour import open_deep_colour
 from pipeline.images.depth import ValueRange, is_deep, value_range
 from pipeline.images.opening import open_image, pixels_of, quiet_pillow, too_large, unknown_format
 from pipeline.images.options import DEFAULT, DecodeOptions
@@ -149,14 +150,15 @@ def _salvage(
 
 
 def read_value_range(path: Path, max_pixels: int) -> ValueRange | None:
-    """The range of a file's values if it is grey of more than 8 bits, otherwise None. Raises DecodeError, ReadError."""
+    """The range of a file's values if they have more than 8 bits, otherwise None. Raises DecodeError, ReadError."""
 
     def read() -> ValueRange | None:
         with open_source(path, None) as file, quiet_pillow(max_pixels), _failures(file, str(path), max_pixels):
             if isinstance(file, Image.Image):
                 return None
             with open_image(file, max_pixels) as image:
-                return value_range(image) if is_deep(image) else None
+                deep = open_deep_colour(file, image, max_pixels)
+                return deep.range() if deep else value_range(image) if is_deep(image) else None
 
     return retried(read)
 
@@ -173,6 +175,8 @@ def _decode_file(
         _failures(file, name, options.max_pixels),
         file.copy() if isinstance(file, Image.Image) else open_image(file, options.max_pixels) as image,
     ):
+        if options.depth and (deep := open_deep_colour(file, image, options.max_pixels)):
+            deep.apply(options.depth)
         return _decode(image, size, fit, out, options)
 
 

@@ -1,4 +1,4 @@
-"""Grey of more than 8 bits: which values become black and white.
+"""Values of more than 8 bits: which become black and white. Here for grey; `deep_colour.py` is for colour.
 
 Files do not say it: 16 bits may hold 12, a thermal camera's values fill a small part of the range, and floating-point
 values have none. One pair of values (black, white), the depth, holds for a whole dataset: if each image were stretched

@@ -13,6 +13,7 @@ from cnn.inference.tta import VIEWS
 from jobs import cli
 from jobs.commands.app import app
 from jobs.options import ClassifyOptions, InfoOptions, TrainOptions, VerifyOptions
+from logpose.__main__ import main as start
 from pipeline.build.options import BuildOptions
 from tests.jobs.conftest import Logpose, command, run_process
 
@@ -221,3 +222,19 @@ def test_newline_in_a_path_is_escaped(logpose: Logpose) -> None:
 def test_main_reads_the_arguments_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["logpose", "--version"])
     assert cli.main() == 0
+
+
+@pytest.mark.parametrize(
+    "where", [("jobs.commands.app", "local_path"), ("logpose.own_packages", "prefer_own_packages")]
+)
+def test_interrupt_before_a_job_begins_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: tuple[str, str]
+) -> None:
+    """While the command line is read, and while the rest is imported."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules[where[0]], where[1], interrupt)
+    assert start(["info", "a.zarr"]) == 130
+    assert capsys.readouterr().err == "interrupted: run the same command again to resume\n"

@@ -34,7 +34,7 @@ def draw_deep(root: Path, low: float, high: float) -> Path:
 def test_model_decodes_as_its_dataset_did(logpose: Logpose, tmp_path: Path) -> None:
     images, data, run = draw_deep(tmp_path / "images", -20, 80), tmp_path / "d.zarr", tmp_path / "run"
     built = logpose("build", images, data, "--size", 16)
-    assert "grey of more than 8 bits: -20 becomes black, 80 white; --depth sets other values" in built.out
+    assert "values of more than 8 bits: -20 becomes black, 80 white; --depth sets other values" in built.out
     assert "nearly one colour" not in built.out
     assert logpose("train", data, run, *RECIPE, "--epochs", 1).code == 0
     assert load_checkpoint(run / "model.safetensors").card.depth == (-20, 80)

@@ -5,8 +5,10 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from cnn.checkpoint import load_checkpoint, save_checkpoint
+from jobs import report
 from tests.jobs.conftest import RECIPE, Logpose
 from tests.jobs.report.pages import Page, edit_progress, percent, read_report
 
@@ -29,6 +31,23 @@ def test_model_of_an_epoch_missing_from_the_history(logpose: Logpose, run_copy: 
     page = read_report(run_copy)
     assert "3 of 6 epochs" in page.text
     assert f"During training this epoch's accuracy was {percent(0.123)}, now it is" in page.text
+
+
+def test_model_that_is_replaced_meanwhile(
+    logpose: Logpose, run_copy: Path, page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a training: the page is of one model, the first."""
+    choose = report.choose_backend
+
+    def late(*arguments: str) -> object:
+        best = load_checkpoint(run_copy / "model.safetensors")
+        other = {name: values[..., ::-1] for name, values in best.tensors.items()}
+        save_checkpoint(run_copy / "model.safetensors", best.card, other, best.progress)
+        return choose(*arguments)
+
+    monkeypatch.setattr(report, "choose_backend", late)
+    assert logpose("report", run_copy, "--device", "cpu").code == 0
+    assert read_report(run_copy).section("classes").text == page.section("classes").text
 
 
 def test_without_validation_there_are_no_scores(logpose: Logpose, image_folder: Path, tmp_path: Path) -> None:

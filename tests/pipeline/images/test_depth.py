@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -178,3 +179,76 @@ def test_flat_images_are_counted_without_their_border() -> None:
     images[2, 7, 7] = 7 + 17
     images[3] = RNG.integers(100, 117, (20, 20, 3))
     assert count_flat(images) == 3
+
+
+# Colour of 16 bits ------------------------------------------------------------------------------------
+
+COLOURS = np.array([[[0, 819, 4095], [4095, 2048, 0], [1024, 1024, 1024]]], np.uint16)  # (1, 3, 3), of 12 bits
+
+
+def png(values: npt.NDArray[np.uint16], kind: int, before: bytes = b"") -> bytes:
+    """A PNG of 16 bits: kind 2 is RGB, 4 grey with alpha, 6 RGBA."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    height, width = values.shape[:2]
+    head = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    lines = zlib.compress(b"".join(b"\0" + line.astype(">u2").tobytes() for line in values))
+    chunks = [chunk(b"IHDR", head), before, chunk(b"IDAT", lines[:9]), chunk(b"IDAT", lines[9:]), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def tiff(values: npt.NDArray[np.uint16], order: str, compress: bool) -> bytes:
+    """A TIFF of 16-bit RGB in the byte order `<` or `>`."""
+    data = values.astype(f"{order}u2").tobytes()
+    data = zlib.compress(data) if compress else data
+    height, width = values.shape[:2]
+    tags = [
+        (256, 4, width), (257, 4, height), (258, 3, None), (259, 3, 8 if compress else 1), (262, 3, 2),
+        (273, 4, 8 + 2 + 9 * 12 + 4 + 6), (277, 3, 3), (278, 4, height), (279, 4, len(data)),
+    ]  # fmt: skip
+    entries = b""
+    for tag, kind, value in tags:
+        if value is None:
+            entries += struct.pack(f"{order}HHII", tag, kind, 3, 8 + 2 + 9 * 12 + 4)
+        else:
+            entries += struct.pack(f"{order}HHI{'H2x' if kind == 3 else 'I'}", tag, kind, 1, value)
+    start = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8)
+    return start + struct.pack(f"{order}H", 9) + entries + bytes(4) + struct.pack(f"{order}HHH", 16, 16, 16) + data
+
+
+def shown(data: bytes, depth: Depth | None) -> list[list[int]]:
+    return decode_pixels(data, (1, 3), "squash", DecodeOptions(depth))[0].tolist()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [png(COLOURS, 2), *(tiff(COLOURS, order, compress) for order in "<>" for compress in (False, True))],
+    ids=["PNG", "TIFF", "compressed TIFF", "big-endian TIFF", "compressed big-endian TIFF"],
+)
+def test_depth_holds_for_colour(data: bytes) -> None:
+    assert shown(data, (0, 4095)) == [[0, 51, 255], [255, 128, 0], [64, 64, 64]]
+    assert shown(data, (1024, 2048)) == [[0, 0, 255], [255, 255, 0], [0, 0, 0]]
+    assert shown(data, None) == [[0, 3, 15], [15, 8, 0], [4, 4, 4]], "as for models without a depth"
+
+
+def test_depth_holds_for_colour_with_transparency() -> None:
+    clear = np.array([65535, 0, 65535], np.uint16)[None, :, None]  # (1, 3, 1)
+    assert shown(png(np.dstack([COLOURS, clear]), 6), (0, 4095)) == [[0, 51, 255], [255, 255, 255], [64, 64, 64]]
+    grey = np.dstack([COLOURS[..., 1:2], clear])  # (1, 3, 2)
+    assert shown(png(grey, 4), (0, 4095)) == [[51, 51, 51], [255, 255, 255], [64, 64, 64]]
+    data = struct.pack(">HHH", 4095, 2048, 0)
+    key = struct.pack(">I", 6) + b"tRNS" + data + struct.pack(">I", zlib.crc32(b"tRNS" + data))
+    assert shown(png(COLOURS, 2, key), (0, 4095)) == [[0, 51, 255], [255, 255, 255], [64, 64, 64]]
+
+
+def test_build_finds_the_depth_of_colour(tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    for name in ("a", "b"):
+        (root / name).mkdir(parents=True)
+        for number in range(4):
+            values = RNG.integers(0, 4096, (16, 16, 3), np.uint16)  # (16, 16, 3)
+            (root / name / f"{number}.png").write_bytes(png(values, 2))
+    dataset = Dataset.open(build_dataset(root, tmp_path / "d.zarr", BuildOptions(size=(16, 16))).path)
+    assert dataset.attributes.depth == (0, 4095) and dataset.train.read(0, 4).max() > 200
