@@ -36,7 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if "" in given:  # for Path it would be the current folder
             raise JobError("expected a value, found an empty argument; check the variable that it comes from")
-        job = app(given, prog_name="logpose", standalone_mode=False)
+        try:
+            job = app(given, prog_name="logpose", standalone_mode=False)
+        except OSError as error:  # it only reads the arguments, and prints the help
+            raise lost(error) from error
         with gpu_errors():
             code = job() if callable(job) else int(job or 0)
         try:
