@@ -208,7 +208,8 @@ def _read(path: Path) -> bytes:
     except FileNotFoundError:
         raise ModelFileError(f"no model file at {path}; train one first, or check the name") from None
     except OSError as error:
-        raise ModelFileError(f"cannot read the model file {path} ({error.strerror}); check the file") from None
+        check = "check its permissions" if isinstance(error, PermissionError) else "check the file"
+        raise ModelFileError(f"cannot read the model file {path} ({error.strerror}); {check}") from None
 
 
 def _parse(
