@@ -223,7 +223,8 @@ def _read(path: Path) -> bytes:
     except FileNotFoundError:
         raise ModelFileError(f"no model file at {path}; train one first, or check the name") from None
     except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
-        raise ModelFileError(f"cannot read the model file {path} ({error.strerror}); check the file") from None
+        check = "check its permissions" if isinstance(error, PermissionError) else "check the file"
+        raise ModelFileError(f"cannot read the model file {path} ({error.strerror}); {check}") from None
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise ModelReadError(

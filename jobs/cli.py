@@ -35,7 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if "" in given:  # for Path it would be the current folder
             raise JobError("expected a value, found an empty argument; check the variable that it comes from")
-        job = app(given, prog_name="logpose", standalone_mode=False)
+        try:
+            job = app(given, prog_name="logpose", standalone_mode=False)
+        except OSError as error:  # it only reads the arguments, and prints the help
+            raise lost(error) from error
         if job == Interrupted.exit_code:  # what Typer makes of Ctrl-C
             raise KeyboardInterrupt
         with gpu_errors():

@@ -66,6 +66,8 @@ def explain(error: OSError) -> tuple[str, int]:
     reason, where = (error.strerror or str(error)).lower(), f" at {error.filename}" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{reason}{where}; make room and run the same command again to resume (train: with --resume)", 1
+    if isinstance(error, FileNotFoundError) and not error.filename:  # os.getcwd
+        return "expected to start in a folder, found that the current one has been deleted; change to another", 2
     if isinstance(error, NotAFileError):
         return f"expected a file, found a pipe, socket, device or folder{where}; check the path", 2
     if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError):

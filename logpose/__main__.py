@@ -19,6 +19,7 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
 
 
 def _main(arguments: "Sequence[str] | None") -> int:
+    prefer_standard_library()
     from logpose.own_packages import check_own_packages, prefer_own_packages
 
     prefer_own_packages()
@@ -44,6 +45,16 @@ def leave_current_folder() -> None:
         here = ""
     if __file__.rpartition(os.sep)[0].rpartition(os.sep)[0] != here:
         sys.path[:] = [entry for entry in sys.path if entry not in ("", ".", here)]
+
+
+def prefer_standard_library() -> None:
+    """Search Python's own modules first: a folder of PYTHONPATH may hold a random.py."""
+    library = os.__file__.rpartition(os.sep)[0]
+    own = [
+        entry for entry in sys.path
+        if entry == library or (entry.startswith(library + os.sep) and not entry.endswith("-packages"))
+    ]  # fmt: skip
+    sys.path[:] = own + [entry for entry in sys.path if entry not in own]
 
 
 if __name__ == "__main__":

@@ -17,8 +17,10 @@ from logpose.common.outputs import output_file, replaceable_file
 # What a binary file can write: bytes, or a C-contiguous NumPy array.
 Buffer: TypeAlias = Any
 
-# Errors of file systems that cannot sync a folder (SMB, some FUSE); and of Windows, which cannot even open one.
-_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP) if os.name != "nt" else (errno.EACCES, errno.EBADF, errno.EISDIR)
+# Of file systems that cannot sync a folder (SMB, some FUSE); and of Windows, which cannot even open one.
+_NO_FOLDER_SYNC = (
+    (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS) if os.name != "nt" else (errno.EACCES, errno.EBADF, errno.EISDIR)
+)
 
 # So that opening a pipe does not wait for a writer. For a regular file it changes nothing.
 _READ_ONLY = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)

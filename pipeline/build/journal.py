@@ -15,6 +15,7 @@ that writes a shard also writes its journal entry, before the next shard: a kill
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -208,7 +209,13 @@ class Journal:
                 for number, fingerprint in zip(numbers.tolist(), prints, strict=True):
                     combined.seek(number * FINGERPRINT_BYTES)
                     combined.write(fingerprint)
-        return np.memmap(path, dtype=np.uint8, mode="r", shape=(files, FINGERPRINT_BYTES))
+        try:
+            return np.memmap(path, dtype=np.uint8, mode="r", shape=(files, FINGERPRINT_BYTES))
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            size = files * FINGERPRINT_BYTES  # a file system that cannot map files: into memory
+            return np.fromfile(path, np.uint8, size).reshape(files, FINGERPRINT_BYTES)  # (files, FINGERPRINT_BYTES)
 
     def _read_fingerprints(self, files: int) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]]:
         """The file numbers (n,) and fingerprints (n, FINGERPRINT_BYTES) of each shard; damaged ones are left out.

@@ -57,7 +57,7 @@ def test_new_folders_are_synced_in_their_parents(tmp_path: Path, monkeypatch: py
     assert len(synced) == 3, "no new name"
 
 
-@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
 def test_file_system_that_cannot_sync_folders_is_named_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int
 ) -> None:
@@ -74,8 +74,9 @@ def test_file_system_that_cannot_sync_folders_is_named_once(
 @pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.EBADF, errno.ENOSPC])
 def test_error_of_a_folder_sync_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     fail_for_folders(monkeypatch, code)
-    with pytest.raises(OSError, match=re.escape(os.strerror(code))):
+    with pytest.raises(OSError, match=re.escape(os.strerror(code))) as caught:
         write_atomically(tmp_path / "a.txt", "new")
+    assert caught.value.filename == str(tmp_path)
 
 
 def fail_for_folders(monkeypatch: pytest.MonkeyPatch, code: int) -> None:

@@ -17,6 +17,7 @@ from cnn.errors import ShapeError
 from cnn.initialise import he_normal
 from jobs.cli import main
 from jobs.console.interrupts import DeferredInterrupt
+from jobs.errors import explain
 from logpose.common import limits
 from logpose.common.files import atomic_writer
 from logpose.common.limits import AddressSpaceError, check_address_space
@@ -122,3 +123,21 @@ def test_address_space_is_checked_before_work_begins(
     assert main(["build", str(images), str(images.parent / "d.zarr")]) == 1
     assert "found a limit of 600 MB" in capsys.readouterr().err
     assert not (images.parent / "d.zarr").exists()
+
+
+def test_errors_of_the_system_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(FileNotFoundError) as caught:
+        Path("out.csv").absolute()
+    assert explain(caught.value) == (
+        "expected to start in a folder, found that the current one has been deleted; change to another", 2
+    )  # fmt: skip
+    with pytest.raises(OSError, match="too long") as too_long:
+        (tmp_path / ("x" * 300)).stat()
+    assert explain(too_long.value) == (f"file name too long at {tmp_path / ('x' * 300)}; choose a shorter one", 2)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="symbolic") as loop:
+        (tmp_path / "loop").read_bytes()
+    assert explain(loop.value)[0].endswith("loop; remove what is there, or choose another path")

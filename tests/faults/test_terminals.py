@@ -55,6 +55,14 @@ def test_closed_streams(images: Path, tmp_path: Path, redirect: str) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_full_output_of_help(option: str) -> None:
+    done = run(option, redirect=">/dev/full")
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"error: expected to print, found no space left on device at standard output: ")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
 @pytest.mark.parametrize("option", ["--verbose", "--json"])
 def test_full_output_is_not_blamed_on_the_dataset(images: Path, tmp_path: Path, option: str) -> None:
     done = run("build", images, tmp_path / "d.zarr", "--size", "8", option, redirect=">/dev/full")

@@ -105,3 +105,13 @@ def test_version_is_that_of_the_distribution() -> None:
     from importlib.metadata import version
 
     assert logpose.__version__ == version("logpose-cnn")
+
+
+@pytest.mark.parametrize("name", ["random", "json", "secrets", "csv"])
+def test_modules_of_the_standard_library_on_the_path(tmp_path: Path, name: str) -> None:
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / f"{name}.py").write_text("raise RuntimeError('another module')")
+    search = os.pathsep.join([str(tmp_path / "path"), str(ROOT)])
+    done = run(Path(sys.executable), tmp_path, "-m", "logpose", "verify", "nowhere.zarr", PYTHONPATH=search)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: expected a dataset built by logpose, found nothing at nowhere.zarr")

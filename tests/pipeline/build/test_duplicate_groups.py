@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -157,3 +159,14 @@ def test_split_that_grows_and_then_loses_an_image(
     dataset = Dataset.open(report.path)
     check_pixels(dataset, root)
     assert sorted(path[0] for path in dataset.train.paths) == ["a"] * 5 + ["b", "c", "c"]
+
+
+def test_file_system_that_cannot_map_files(copied: Path, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = build(copied, size=(PIXELS, PIXELS))
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    monkeypatch.setattr(np, "memmap", refuse)
+    report = build(copied, copied.parent / "unmapped.zarr", size=(PIXELS, PIXELS))
+    assert (report.content_hash, report.duplicates) == (expected.content_hash, expected.duplicates)
