@@ -129,7 +129,7 @@ class Checkpoint:
         return network
 
     def layers(self, card: ModelCard) -> Sequential:
-        """The layers of a card, which the file's tensors must fit: to be called before memory is taken for a network.
+        """The layers of a card, which the file's tensors must fit: to be called before a network takes memory.
 
         Raises `ModelFileError` where the model is not registered, or does not fit the tensors.
         """
