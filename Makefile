@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint mutants fuzz-decode fault-sweep golden bench clean
+.PHONY: demo test lint mutants fuzz-decode fuzz-models fault-sweep golden bench clean
 
 demo: $(VENV)/.base
 	$(BIN)/logpose demo
@@ -25,6 +25,10 @@ mutants: $(VENV)/.dev
 # Five minutes of damaged images of all formats, in at most 2 GB: each gives pixels or a DecodeError.
 fuzz-decode: $(VENV)/.dev
 	$(BIN)/python -m tests.pipeline.images.fuzz_decode --minutes 5
+
+# The same with damaged and hostile model files: each gives a result or an error of one line.
+fuzz-models: $(VENV)/.dev
+	$(BIN)/python -m tests.jobs.damage.fuzz_models --minutes 5
 
 # Each call of the system of a small build, train and classify fails; `make test` tries a sample. Some 18,000 points.
 fault-sweep: $(VENV)/.dev

@@ -29,6 +29,7 @@ from cnn.errors import (
     WriteError,
     first_line,
 )  # fmt: skip
+from cnn.layers import Sequential
 from cnn.losses import LOSSES, Loss
 from cnn.models import MODELS, Model, build_layers
 from cnn.network import Network, check_tensors
@@ -131,19 +132,25 @@ class Checkpoint:
     def build_network(self, backend: Backend) -> Network:
         """Return the network with the file's parameters and state. Takes no more memory than the file does.
 
+        Raises what `layers` does.
+        """
+        network = Network(self.layers(self.card), self.card.in_shape, backend, seed=None)
+        self.load_into(network)
+        return network
+
+    def layers(self, card: ModelCard) -> Sequential:
+        """The layers of a card, which the file's tensors must fit: to be called before a network takes memory.
+
         Raises `ModelFileError` where the model is not registered, or does not fit the tensors.
         """
-        card = self.card
         model = card.build_model()
         try:
             layers = build_layers(model, card.in_shape, len(card.class_names))
             specs = layers.specs(card.in_shape)
-            check_tensors((*specs.parameters, *specs.state), self.tensors)  # before memory is taken
+            check_tensors((*specs.parameters, *specs.state), self.tensors)
         except NetworkError as error:
             raise ModelFileError(f"{self.path}: {error}; use a model file that fits its architecture") from None
-        network = Network(layers, card.in_shape, backend, seed=None)
-        self.load_into(network)
-        return network
+        return layers
 
     def load_into(self, network: Network) -> None:
         """Copy this file's parameters and state into `network`. Raises `ModelFileError` naming file and parameter."""

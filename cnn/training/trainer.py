@@ -156,7 +156,7 @@ class Trainer:
             self.backend.judge_step(self._outcome, loss, correct, trained, self.recipe.clip)
             if self._layout is not None:
                 self.backend.move_statistics(self.network.state.flat, statistics, self._layout, rows, self._outcome)
-        self._update(gradient, lr)
+            self._update(gradient, lr)
         if whole.memory is not None:
             self._memory.append(whole.memory)
         read_outcome = self.backend.read_later(self._outcome)

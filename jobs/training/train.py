@@ -108,6 +108,10 @@ def _train(
     state.dataset = str(data.path.resolve())
 
     card = build_card(data, recipe)
+    if checkpoint:
+        checkpoint.layers(card)
+    elif start and start.card.model == card.model:
+        start.layers(start.card)
     with _engine(options, data, card, recipe, state, checkpoint, start, folder) as (engine, device, explained):
         if has_changed(state.device, device):
             change = f"trained on {state.device} so far, and now on {device}"

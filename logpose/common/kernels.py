@@ -53,7 +53,7 @@ def cached_njit(signature: str | None = None, **options: Any) -> Callable[[Calla
 
 
 class _CheckedFiles(IndexDataCacheFile):  # type: ignore[misc]  # Numba has no types
-    """The files of a kernel, each with a length and a checksum at its end: flipped bits in machine code would be run."""
+    """The files of a kernel, each with a length and a checksum at its end: machine code with flipped bits would run."""
 
     def _dump(self, values: Any) -> bytes:
         content: bytes = super()._dump(values)
@@ -114,6 +114,8 @@ def is_ready(kernel: Any, argument_types: tuple[Any, ...]) -> bool:
 
 class _Cache(FunctionCache):  # type: ignore[misc]  # Numba has no types
     """Numba's cache, without its errors: a kernel that cannot be loaded or kept is compiled."""
+
+    _cache_file: Any
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)

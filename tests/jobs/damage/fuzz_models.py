@@ -87,7 +87,7 @@ def change(draw: random.Random, node: dict[str, Any]) -> None:
     elif kind == 6 and isinstance(inner, dict):
         inner[draw.choice(("more", "model_class", "crc32", "depth", "\ud800", "x" * 3000))] = value
     else:
-        for _ in range(draw.choice((1, 3, 300))):
+        for _ in range(draw.choice((1, 3, 150))):
             inner[key] = [inner[key]] if draw.random() < 0.5 else {"a": inner[key]}
 
 

@@ -22,9 +22,10 @@ from tests.jobs.damage.judging import is_accepted
 from tests.pipeline.conftest import failing_after
 
 HOW = ("bit", "cut", "emptied", "another", "folder", "pipe")
+ARRAYS = ("", "images/", "labels/", "paths/")
 DATASET = (
-    "zarr.json", *(f"{split}/{name}zarr.json" for split in ("train", "val") for name in ("", "images/", "labels/", "paths/")),
-    "train/images/c/0/0/0/0", "val/images/c/0/0/0/0", "train/labels/c/0", "val/paths/c/0", "failures.csv", "duplicates.csv",
+    "zarr.json", *(f"{split}/{array}zarr.json" for split in ("train", "val") for array in ARRAYS), "failures.csv",
+    "duplicates.csv", "train/images/c/0/0/0/0", "val/images/c/0/0/0/0", "train/labels/c/0", "val/paths/c/0",
 )  # fmt: skip
 RUN = (
     "model.safetensors", "last.safetensors", "config.toml", "metrics.csv", "summary.json", "classes.csv", "curves.png",
@@ -62,12 +63,13 @@ def damage(path: Path, how: str, other: Path) -> None:
     elif how == "pipe":
         os.mkfifo(path)
     else:
-        path.write_bytes({
+        contents = {
             "bit": content[:middle] + bytes(byte ^ 4 for byte in content[middle : middle + 1]) + content[middle + 1 :],
             "cut": content[:middle],
             "emptied": b"",
             "another": other.read_bytes(),
-        }[how])  # fmt: skip
+        }
+        path.write_bytes(contents[how])
 
 
 @pytest.mark.parametrize("how", HOW)
