@@ -23,7 +23,7 @@ class DeferredInterrupt:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        if os.isatty(2):  # where the terminal has shown ^C, and kernels may be compiled for half a minute
+        if os.isatty(2):  # where the terminal has shown ^C, and a step may take seconds
             with suppress(OSError):  # not print: a signal may come in the middle of one
                 os.write(2, b"\ninterrupting after the current step; press Ctrl-C again to stop at once\n")
 

@@ -29,7 +29,7 @@ from logpose.common.notices import note_once
 
 _CHECKSUM_BYTES = 8
 _UNUSED_DAYS = 30  # after which another version's folder is removed
-NOT_CACHED = "compiled kernels cannot be kept ({}), and each start takes half a minute longer: set NUMBA_CACHE_DIR to a"
+NOT_CACHED = "compiled kernels cannot be kept ({}), and each start takes ten seconds or more longer: set NUMBA_CACHE_DIR to a"
 NOT_CACHED += " folder of your own that can be written"
 
 # Compiles a function that only kernels call.
