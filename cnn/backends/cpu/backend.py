@@ -11,7 +11,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from cnn.backends.base import Array, Window
-from cnn.backends.cpu import convolution, dense, elementwise, losses, norm, optimizers, pooling, preprocess
+from cnn.backends.cpu import convolution, dense, elementwise, losses, norm, optimizers, pooling, preprocess, processor
 from cnn.backends.cpu.team import get_team
 from cnn.backends.cpu.workspace import Workspace
 from cnn.backends.reference import ReferenceBackend
@@ -21,13 +21,15 @@ from logpose.common.cpus import available_cpus
 class CpuBackend(ReferenceBackend):
     """Numba kernels on a team of `threads` threads, by default one per available CPU.
 
-    BLAS is limited to one thread, since each thread of the team calls it for its slice.
+    BLAS is limited to one thread, since each thread of the team calls it for its slice. Raises DeviceError where the
+    environment asks for vectors of a width that there is not (`processor.lanes`).
     """
 
     name = device_name = "cpu"
 
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads or available_cpus()
+        processor.lanes()  # a wrong LOGPOSE_LANES is an error now, not in the first kernel
         threadpool_limits(1, user_api="blas")
         _keep_freed_memory()
         self.description = f"cpu: {self.threads} thread{'' if self.threads == 1 else 's'}"

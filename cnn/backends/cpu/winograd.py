@@ -5,14 +5,22 @@ them by the transformed kernels (M), transform to outputs; so the P = 36 (or 16)
 `transforms.py` has the mathematics, `gemm.py` the micro-kernels.
 
 N images, H by W pixels, C channels in; OH by OW pixels, K channels out; m by m outputs and n by n points a tile,
-n = m + 2; P = n * n; B tiles a block; C8, K8: channels rounded up to whole vectors; T threads.
+n = m + 2; P = n * n; B tiles a block; CV, KV: channels rounded up to whole vectors; T threads.
 """
 
 import numpy as np
 
-from cnn.backends.cpu.gemm import MR, NR, column_range, gemm, outer_product_sum, portion_columns, portion_range
+from cnn.backends.cpu.gemm import (
+    MR,
+    NR,
+    column_range,
+    gemm,
+    outer_product_sum,
+    portion_columns,
+    portion_range,
+    round_up,
+)
 from cnn.backends.cpu.simd import (
-    LANES,
     advance,
     full_like,
     inner,
@@ -22,7 +30,6 @@ from cnn.backends.cpu.simd import (
     load_scalar,
     maximum,
     pointer,
-    round_up,
     store,
     store_masked,
     store_scalar,
@@ -30,9 +37,10 @@ from cnn.backends.cpu.simd import (
 )
 from cnn.backends.cpu.team import kernel
 from cnn.backends.cpu.transforms import INPUT, OUTPUT, OUTPUT_ADJOINT, WEIGHT, WEIGHT_ADJOINT, transform_2d
+from cnn.backends.cpu.widths import LANES, ByLanes
 
 _CHANNEL_BLOCK = 16  # channels whose kernels are transformed at a time
-WEIGHT_SCRATCH = 72 * LANES + _CHANNEL_BLOCK * 9 * NR  # elements that a thread needs to transform kernels
+WEIGHT_SCRATCH = ByLanes(lambda lanes: 72 * lanes + _CHANNEL_BLOCK * 9 * NR[lanes])  # to transform kernels, per thread
 
 
 @inner
@@ -130,7 +138,7 @@ def _transform_outputs(m, src, row, rows, sizes, first, stop, y, bias, relu, scr
 
 @kernel
 def transform_weights(t, threads, m, weight, adjoint, u, scratch):  # type: ignore[no-untyped-def]
-    """Slice t of u, the transformed kernels: P matrices (C, K8) in packed panels, see `gemm.py`.
+    """Slice t of u, the transformed kernels: P matrices (C, KV) in packed panels, see `gemm.py`.
 
     weight: kernels (3, 3, C, K), or (3, 3, K, C) for the adjoint, which rotates them by 180 degrees. scratch (T, size).
     """
@@ -209,7 +217,7 @@ def forward(t, threads, m, x, u, bias, relu, y, top, left, block, scratch):  # t
 
 @kernel
 def weight_gradient(t, threads, m, x, dy, top, left, block, sums, scratch):  # type: ignore[no-untyped-def]
-    """sums (S, P matrices C6, K8) = (B^T x B) (A dy A^T), sums[s] over portion s of the tiles; C6: C rounded up to MR.
+    """sums (S, P matrices C6, KV) = (B^T x B) (A dy A^T), sums[s] over portion s of the tiles; C6: C rounded up to MR.
 
     Thread t computes a run of the portions, of the first and the last perhaps only some filters. scratch (T, size) is
     the threads' own.
