@@ -23,7 +23,6 @@ from cnn.backends.cpu.workspace import Workspace
 _TRANSFORM_COST = {4: 900, 2: 400}  # per tile and channel: transforming its patch
 _PACKING_COST = {0: 400, 4: 1500, 2: 600}  # per channel and filter: packing or transforming its kernel
 _BLOCK_TILES = 48  # Winograd tiles in a block
-_BLOCK_TILES_LARGE = 96  # where each block adds to weight gradients that exceed the cache
 _BLOCK_BYTES = 192 << 10  # of a direct convolution block's padded input: fits in a core's L2
 _MIN_BLOCK_PIXELS = 96  # output pixels of a block, to amortise loading the packed kernels
 _SUM_COUNTS = ((1 << 16, 8), (1 << 18, 4), (1 << 19, 2))  # portions of the sum of a weight gradient of so many elements
@@ -143,9 +142,9 @@ def _sum_count(size: int, pixels: int) -> int:
 # Winograd
 
 
-def _block_tiles(limit: int, tiles: int, slices: int) -> int:
-    """The tiles in a block: at most `limit`, and at most the tiles of a slice."""
-    return min(limit, _round_up(-(-tiles // slices), MR))
+def _block_tiles(tiles: int, slices: int) -> int:
+    """The tiles in a block: at most those of a slice."""
+    return min(_BLOCK_TILES, _round_up(-(-tiles // slices), MR))
 
 
 def _tile_scratch(m: int, lanes: int, block: int, channels: int, filters: int) -> int:
@@ -179,7 +178,7 @@ def _winograd(
     m: int, x: Array, u: Array, bias: Array, relu: bool, padding: tuple[int, int], y: Array, work: Workspace
 ) -> None:
     threads, lanes = work.team.threads, lanes_for(y.shape[3])
-    block = _block_tiles(_BLOCK_TILES, _tile_count(m, y), threads)
+    block = _block_tiles(_tile_count(m, y), threads)
     size = _tile_scratch(m, lanes, block, x.shape[3], y.shape[3])
     scratch = work.buffer("scratch", (threads, size), x.dtype)  # (T, size)
     work.team.run(winograd.forward[lanes], m, x, u, bias, relu, y, *padding, block, scratch)
@@ -193,7 +192,7 @@ def _winograd_weight_gradient(
     narrow, size = (_planes_size(m, _round_up(channels, MR), _round_up(filters, each)) for each in (NARROW, lanes))
     sum_count = _sum_count(narrow, tiles)
     sums = work.buffer("weights", (sum_count, size), x.dtype)  # (S, P matrices C6, KV)
-    block = _block_tiles(_BLOCK_TILES_LARGE if narrow > _SUM_COUNTS[-1][0] else _BLOCK_TILES, tiles, sum_count)
+    block = _block_tiles(tiles, sum_count)
     scratch_size = _tile_scratch(m, lanes, block, channels, filters)
     scratch = work.buffer("scratch", (threads, scratch_size), x.dtype)  # (T, size)
     work.team.run(winograd.weight_gradient[lanes], m, x, dy, window.top, window.left, block, sums, scratch)
