@@ -1,4 +1,4 @@
-"""Fast inference for fixed weights: batch norm and activations are folded into the convolutions before them.
+"""Fast inference for fixed weights: batch norm, activations and max pools are folded into the convolutions before them.
 
 Kernels are converted to the backend's fastest layout once, not for every batch.
 """
@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from cnn.arena import Shape, Tree
-from cnn.backends.base import Array, Backend
-from cnn.layers import BatchNorm, Conv2D, Dense, Layer, Residual, Run, Sequential, chain
+from cnn.backends.base import Array, Backend, Window
+from cnn.layers import BatchNorm, Conv2D, Dense, Layer, MaxPool, Residual, Run, Sequential, chain
 from cnn.layers.activations import Activation
 from cnn.network import Network, foreign_layer
 
@@ -66,7 +66,7 @@ def _prepare(layer: Layer, p: Tree, s: Tree, in_shape: Shape, backend: Backend) 
 
 
 def _prepare_sequence(sequence: Sequential, p: Tree, s: Tree, in_shape: Shape, backend: Backend) -> list[_Step]:
-    """The steps of a sequence, in which a convolution absorbs the batch norm and the activation that follow it."""
+    """The steps of a sequence, in which a convolution absorbs batch norm, activation and max pool after it."""
     steps: list[_Step] = []
     rest = list(sequence.layers)
     while rest:
@@ -81,7 +81,12 @@ def _prepare_sequence(sequence: Sequential, p: Tree, s: Tree, in_shape: Shape, b
                 kind = activation.kind
                 del rest[0]
             packed = backend.pack_conv2d(weight.copy(), bias.copy(), layer.window, in_shape)
-            steps.append(partial(_convolve, packed, kind))
+            if rest and isinstance(pool := rest[0][1], MaxPool):
+                del rest[0]
+                in_shape, layer = layer.specs(in_shape).out_shape, pool
+                steps.append(partial(_convolve_and_pool, packed, kind, pool.window))
+            else:
+                steps.append(partial(_convolve, packed, kind))
         else:
             steps.append(_prepare(layer, p.get(name, {}), s.get(name, {}), in_shape, backend))
         in_shape = layer.specs(in_shape).out_shape
@@ -90,6 +95,10 @@ def _prepare_sequence(sequence: Sequential, p: Tree, s: Tree, in_shape: Shape, b
 
 def _convolve(packed: Any, kind: str, on: Backend, x: Array) -> Array:
     return on.conv2d_packed(x, packed, kind)
+
+
+def _convolve_and_pool(packed: Any, kind: str, pool: Window, on: Backend, x: Array) -> Array:
+    return on.conv2d_packed_max_pool(x, packed, kind, pool)
 
 
 def _compose(steps: list[_Step]) -> _Step:

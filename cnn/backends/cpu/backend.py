@@ -64,6 +64,11 @@ class CpuBackend(ReferenceBackend):
         y = convolution.forward_packed(np.ascontiguousarray(x), packed, kind == "relu", self._work)
         return y if kind in ("", "relu") else elementwise.activate(kind, y, self._team, out=y)
 
+    def conv2d_packed_max_pool(self, x: Array, packed: Any, kind: str, pool: Window) -> Array:
+        if pool == pooling.HALVING and packed.tile and kind in ("", "relu"):
+            return convolution.forward_packed(np.ascontiguousarray(x), packed, kind == "relu", self._work, pool=2)
+        return super().conv2d_packed_max_pool(x, packed, kind, pool)
+
     # Dense
 
     def dense(self, x: Array, weight: Array, bias: Array | None) -> Array:

@@ -74,12 +74,13 @@ def pack(weight: Array, bias: Array, window: Window, shape: tuple[int, ...], wor
     return Packed(_forward_kernels(m, weight, window, shape, work).copy(), bias, window, filters, m)
 
 
-def forward_packed(x: Array, packed: Packed, relu: bool, work: Workspace) -> Array:
-    """As `forward`, with packed kernels, then ReLU if `relu`."""
+def forward_packed(x: Array, packed: Packed, relu: bool, work: Workspace, pool: int = 1) -> Array:
+    """As `forward`, with packed kernels, then ReLU if `relu`. With `pool` 2, the 2x2 maxima; for Winograd only."""
     window, bias = packed.window, packed.bias
-    y = np.empty((len(x), *window.out_size(*x.shape[1:3]), packed.filters), x.dtype)  # (N, OH, OW, K)
+    out_h, out_w = window.out_size(*x.shape[1:3])
+    y = np.empty((len(x), out_h // pool, out_w // pool, packed.filters), x.dtype)  # (N, OH, OW, K)
     if packed.tile:
-        _winograd(packed.tile, x, packed.kernels, bias, relu, (window.top, window.left), y, work)
+        _winograd(packed.tile, x, packed.kernels, bias, relu, (window.top, window.left), y, work, pool)
     else:
         _direct(x, packed.kernels, bias, relu, direct.forward_geometry(window, *y.shape[1:3]), y, work)
     return y
@@ -160,8 +161,8 @@ def _planes_size(m: int, rows: int, columns: int) -> int:
     return (m + 2) ** 2 * plane
 
 
-def _tile_count(m: int, y: Array) -> int:
-    return len(y) * -(-y.shape[1] // m) * -(-y.shape[2] // m)
+def _tile_count(m: int, y: Array, pool: int = 1) -> int:
+    return len(y) * -(-pool * y.shape[1] // m) * -(-pool * y.shape[2] // m)
 
 
 def _transform_weights(m: int, weight: Array, adjoint: bool, work: Workspace) -> Array:
@@ -175,13 +176,14 @@ def _transform_weights(m: int, weight: Array, adjoint: bool, work: Workspace) ->
 
 
 def _winograd(
-    m: int, x: Array, u: Array, bias: Array, relu: bool, padding: tuple[int, int], y: Array, work: Workspace
+    m: int, x: Array, u: Array, bias: Array, relu: bool, padding: tuple[int, int], y: Array, work: Workspace,
+    pool: int = 1,
 ) -> None:
     threads, lanes = work.team.threads, lanes_for(y.shape[3])
-    block = _block_tiles(_tile_count(m, y), threads)
+    block = _block_tiles(_tile_count(m, y, pool), threads)
     size = _tile_scratch(m, lanes, block, x.shape[3], y.shape[3])
     scratch = work.buffer("scratch", (threads, size), x.dtype)  # (T, size)
-    work.team.run(winograd.forward[lanes], m, x, u, bias, relu, y, *padding, block, scratch)
+    work.team.run(winograd.forward[lanes], m, x, u, bias, relu, y, pool, *padding, block, scratch)
 
 
 def _winograd_weight_gradient(

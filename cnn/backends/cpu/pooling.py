@@ -28,6 +28,8 @@ from cnn.backends.cpu.simd import (
 from cnn.backends.cpu.team import Team, kernel
 from cnn.backends.cpu.widths import LANES, NARROW, WIDE, lanes_for
 
+HALVING = Window((2, 2), (2, 2))  # the common case, which has kernels of its own
+
 
 def max_pool(x: Array, window: Window, team: Team) -> tuple[Array, Array]:
     """See `ReferenceBackend.max_pool`."""
@@ -83,7 +85,7 @@ def _lanes(maps: Array) -> int:
 
 def _is_2x2(window: Window, maps: Array) -> bool:
     """Whether the kernels for the common case apply: 2x2 windows at stride 2, whole vectors of channels."""
-    return window == Window((2, 2), (2, 2)) and maps.shape[3] % NARROW == 0
+    return window == HALVING and maps.shape[3] % NARROW == 0
 
 
 @kernel

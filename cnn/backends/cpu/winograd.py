@@ -30,6 +30,7 @@ from cnn.backends.cpu.simd import (
     load_scalar,
     maximum,
     pointer,
+    select_greater,
     store,
     store_masked,
     store_scalar,
@@ -106,20 +107,21 @@ def _transform_inputs(kind, m, src, sizes, top, left, first, stop, first_channel
 
 
 @inner
-def _transform_outputs(m, src, row, rows, sizes, first, stop, y, bias, relu, scratch):  # type: ignore[no-untyped-def]
+def _transform_outputs(m, src, row, rows, sizes, first, stop, y, pool, bias, relu, scratch):  # type: ignore[no-untyped-def]
     """Transform M (P, rows, row) to the outputs y of tiles [first, stop), with bias (K,) or (0,) and ReLU.
 
-    sizes: OH, OW, K, tiles down, tiles across.
+    sizes: OH, OW, K, tiles down, tiles across. With `pool` 2, y is their 2x2 maxima, and OH and OW are even.
     """
     height, width, channels, down, across = sizes
     plane, lane, n = plane_size(rows, row), int64(LANES), m + 2
     patch, bias_src = advance(scratch, 36 * LANES), pointer(bias, int64(0))
-    linear = bias.size == 0 and not relu
+    linear = bias.size == 0 and not relu and pool == 1
+    y_width = width // pool
     for tile in range(first, stop):
         n_image, rest = tile // (down * across), tile % (down * across)
         i0, j0 = rest // across * m, rest % across * m
         tile_h, tile_w = min(m, height - i0), min(m, width - j0)
-        corner = advance(y, ((n_image * height + i0) * width + j0) * channels)
+        corner = advance(y, ((n_image * height + i0) // pool * y_width + j0 // pool) * channels)
         for channel in range(0, channels, LANES):
             matrix, count = advance(src, (tile - first) * row + channel), min(LANES, channels - channel)
             if linear and tile_h == m and tile_w == m and count == LANES:
@@ -130,10 +132,21 @@ def _transform_outputs(m, src, row, rows, sizes, first, stop, y, bias, relu, scr
             offset, lower_bound = full_like(y, 0), full_like(y, 0 if relu else -np.inf)
             if bias.size > 0:
                 offset = load_masked(bias_src, channel, count)
-            for i in range(tile_h):
-                for j in range(tile_w):
-                    value = maximum(load(patch, (i * m + j) * LANES) + offset, lower_bound)
-                    store_up_to(corner, (i * width + j) * channels + channel, value, count)
+            for i in range(tile_h // pool):
+                for j in range(tile_w // pool):
+                    at = advance(patch, pool * (i * m + j) * lane)
+                    value = load(at, 0)
+                    if pool == 2:
+                        lower = _largest(load(at, m * lane), load(at, (m + 1) * lane))
+                        value = _largest(_largest(value, load(at, lane)), lower)
+                    value = maximum(value + offset, lower_bound)
+                    store_up_to(corner, (i * y_width + j) * channels + channel, value, count)
+
+
+@inner
+def _largest(a, b):  # type: ignore[no-untyped-def]
+    """The larger of `a` and `b` in each lane; NaN where either is."""
+    return select_greater(b, a, b, a)
 
 
 @kernel
@@ -185,13 +198,14 @@ def _copy_taps(weight, channels, filters, k, count, first, stop, adjoint, taps):
 
 
 @kernel
-def forward(t, threads, m, x, u, bias, relu, y, top, left, block, scratch):  # type: ignore[no-untyped-def]
+def forward(t, threads, m, x, u, bias, relu, y, pool, top, left, block, scratch):  # type: ignore[no-untyped-def]
     """Slice t of y (N, OH, OW, K) = x (N, H, W, C) convolved with the transformed kernels u, + bias, then ReLU.
 
-    bias (K,) or (0,); blocks of `block` tiles; scratch (T, size) is the threads' own.
+    With `pool` 2, y is the 2x2 maxima of that; an odd last row or column is in none. bias (K,) or (0,); blocks of
+    `block` tiles; scratch (T, size) is the threads' own.
     """
     images, height, width, channels = x.shape
-    out_h, out_w, filters = y.shape[1:]
+    out_h, out_w, filters = pool * y.shape[1], pool * y.shape[2], y.shape[3]
     down, across = (out_h + m - 1) // m, (out_w + m - 1) // m
     tiles, points = images * down * across, (m + 2) * (m + 2)
     columns, v_row = round_up(filters, LANES), round_up(channels, LANES)
@@ -212,7 +226,7 @@ def forward(t, threads, m, x, u, bias, relu, y, top, left, block, scratch):  # t
             a, c = advance(v, p * plane_size(rows, v_row)), advance(products, p * plane_size(rows, columns))
             gemm(a, v_row, pointer(u, p * plane_size(channels, columns)), rows, channels, columns, c, zeros)
         sizes = (out_h, out_w, filters, down, across)
-        _transform_outputs(m, products, columns, rows, sizes, first, stop, dst, bias, relu, local)
+        _transform_outputs(m, products, columns, rows, sizes, first, stop, dst, pool, bias, relu, local)
 
 
 @kernel

@@ -62,6 +62,10 @@ class LayerKernels:
         """A convolution by packed kernels, and the activation `kind` after it."""
         return self.activate(kind, self.conv2d(x, *packed))  # (N, OH, OW, K)
 
+    def conv2d_packed_max_pool(self, x: Array, packed: Any, kind: str, pool: Window) -> Array:
+        """As `conv2d_packed`, and a max pool after the activation."""
+        return self.max_pool(self.conv2d_packed(x, packed, kind), pool)[0]  # (N, PH, PW, K)
+
     # Dense: y = x @ w + bias, over the last axis
 
     def dense(self, x: Array, weight: Array, bias: Array | None) -> Array:

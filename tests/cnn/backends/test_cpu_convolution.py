@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from cnn.backends.base import Window
 from cnn.backends.cpu import convolution, direct, processor
+from cnn.backends.cpu.pooling import HALVING
 from cnn.backends.cpu.team import get_team
 from cnn.backends.cpu.widths import NARROW, WIDE
 from cnn.backends.cpu.workspace import Workspace
@@ -95,7 +96,7 @@ def test_any_window_matches_the_reference(
 
 
 def check_all(window: Window, shape: tuple, filters: int, dtype: type, threads: int, seed: int) -> None:
-    """Compare outputs, packed outputs with ReLU, and both gradients, at both widths of vectors."""
+    """Compare outputs, packed ones with ReLU, their 2x2 maxima, and both gradients, at both widths of vectors."""
     out = (shape[0], *window.out_size(*shape[1:3]), filters)
     x, weight, bias, dy, d_weight = draw_arrays(
         seed, dtype, shape, (*window.size, shape[3], filters), (filters,), out, (*window.size, shape[3], filters)
@@ -109,10 +110,14 @@ def check_all(window: Window, shape: tuple, filters: int, dtype: type, threads: 
             y = convolution.forward(x, weight, bias, window, work)
             packed = convolution.pack(weight, bias, window, shape[1:], work)
             packed_y = convolution.forward_packed(x, packed, True, work)
+            pools = packed.tile and min(out[1:3]) > 1
+            pooled = convolution.forward_packed(x, packed, True, work, pool=2) if pools else None
             dx = convolution.input_gradient(dy, weight, window, shape, work)
             convolution.weight_gradient(dy, x, window, d_weight, work)
         assert_close(y, expected)
         assert_close(packed_y, np.maximum(expected, 0))
+        if pooled is not None:
+            np.testing.assert_array_equal(pooled, REFERENCE.max_pool(packed_y, HALVING)[0])
         assert_close(dx, expected_dx)
         assert_close(d_weight, expected_d_weight)
 
