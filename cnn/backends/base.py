@@ -44,6 +44,9 @@ class Window:
         )
 
 
+HALVING = Window((2, 2), (2, 2))  # the most common pool
+
+
 @dataclass(frozen=True)
 class AugmentNumbers:
     """What the augmentation of a batch depends on, besides images, labels and row numbers: see `cnn/inputs/`.
@@ -173,6 +176,14 @@ class Backend(Protocol):
     ) -> tuple[Array, Array, Array]: ...
     def batch_norm_infer(
         self, x: Array, scale: Array, shift: Array, mean: Array, variance: Array, epsilon: float, kind: str
+    ) -> Array: ...
+    def batch_norm_pool_train(
+        self, x: Array, scale: Array, shift: Array, running_mean: Array, running_variance: Array,
+        momentum: float | None, epsilon: float, kind: str,
+    ) -> tuple[Array, Array, Array, Array]: ...
+    def batch_norm_pool_backward(
+        self, dy: Array, winners: Array, x: Array, scale: Array, shift: Array, mean: Array, variance: Array,
+        epsilon: float, kind: str, d_scale: Array, d_shift: Array,
     ) -> Array: ...
     def batch_norm_backward(
         self, dy: Array, x: Array, scale: Array, shift: Array, mean: Array, variance: Array, epsilon: float, kind: str,

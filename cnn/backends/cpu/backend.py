@@ -10,8 +10,20 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from cnn.backends.base import Array, Window
-from cnn.backends.cpu import convolution, dense, elementwise, losses, norm, optimizers, pooling, preprocess, processor
+from cnn.backends.base import HALVING, Array, Window
+from cnn.backends.cpu import (
+    convolution,
+    dense,
+    elementwise,
+    losses,
+    memory,
+    norm,
+    norm_pool,
+    optimizers,
+    pooling,
+    preprocess,
+    processor,
+)
 from cnn.backends.cpu.team import get_team
 from cnn.backends.cpu.workspace import Workspace
 from cnn.backends.reference import ReferenceBackend
@@ -40,6 +52,11 @@ class CpuBackend(ReferenceBackend):
         """Return a backend with one thread and scratch memory of its own."""
         return CpuBackend(threads=1)
 
+    # Memory
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        return memory.zeros(shape, dtype)
+
     # Convolution
 
     def conv2d(
@@ -65,7 +82,7 @@ class CpuBackend(ReferenceBackend):
         return y if kind in ("", "relu") else elementwise.activate(kind, y, self._team, out=y)
 
     def conv2d_packed_max_pool(self, x: Array, packed: Any, kind: str, pool: Window) -> Array:
-        if pool == pooling.HALVING and packed.tile and kind in ("", "relu"):
+        if pool == HALVING and packed.tile and kind in ("", "relu"):
             return convolution.forward_packed(np.ascontiguousarray(x), packed, kind == "relu", self._work, pool=2)
         return super().conv2d_packed_max_pool(x, packed, kind, pool)
 
@@ -104,6 +121,28 @@ class CpuBackend(ReferenceBackend):
         return norm.backward(
             dy, x, scale, shift, mean, variance, epsilon, kind, d_scale, d_shift, self._team
         )
+
+    def batch_norm_pool_train(
+        self, x: Array, scale: Array, shift: Array, running_mean: Array, running_variance: Array,
+        momentum: float | None, epsilon: float, kind: str,
+    ) -> tuple[Array, Array, Array, Array]:
+        running = running_mean, running_variance
+        if not norm_pool.fits(x):
+            return super().batch_norm_pool_train(x, scale, shift, *running, momentum, epsilon, kind)
+        x = np.ascontiguousarray(x)
+        mean, variance = (values.astype(x.dtype) for values in norm.statistics(x, self._team))  # (C,) each
+        self._move_running(*running, mean, variance, momentum, x.size // x.shape[-1])
+        y, winners = norm_pool.forward(x, scale, shift, mean, variance, epsilon, kind, self._team)
+        return y, winners, mean, variance
+
+    def batch_norm_pool_backward(
+        self, dy: Array, winners: Array, x: Array, scale: Array, shift: Array, mean: Array, variance: Array,
+        epsilon: float, kind: str, d_scale: Array, d_shift: Array,
+    ) -> Array:
+        more = scale, shift, mean, variance, epsilon, kind, d_scale, d_shift
+        if not norm_pool.fits(x):
+            return super().batch_norm_pool_backward(dy, winners, x, *more)
+        return norm_pool.backward(dy, winners, np.ascontiguousarray(x), *more, self._team)
 
     # Elementwise
 

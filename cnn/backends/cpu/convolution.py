@@ -16,6 +16,7 @@ from cnn.backends.base import Array, Window
 from cnn.backends.cpu import direct, winograd
 from cnn.backends.cpu.direct import Block, Geometry
 from cnn.backends.cpu.gemm import MR, NR, round_up
+from cnn.backends.cpu.memory import empty
 from cnn.backends.cpu.widths import NARROW, lanes_for
 from cnn.backends.cpu.workspace import Workspace
 
@@ -78,7 +79,7 @@ def forward_packed(x: Array, packed: Packed, relu: bool, work: Workspace, pool: 
     """As `forward`, with packed kernels, then ReLU if `relu`. With `pool` 2, the 2x2 maxima; for Winograd only."""
     window, bias = packed.window, packed.bias
     out_h, out_w = window.out_size(*x.shape[1:3])
-    y = np.empty((len(x), out_h // pool, out_w // pool, packed.filters), x.dtype)  # (N, OH, OW, K)
+    y = empty((len(x), out_h // pool, out_w // pool, packed.filters), x.dtype)  # (N, OH, OW, K)
     if packed.tile:
         _winograd(packed.tile, x, packed.kernels, bias, relu, (window.top, window.left), y, work, pool)
     else:
@@ -98,7 +99,7 @@ def _forward_kernels(m: int, weight: Array, window: Window, shape: tuple[int, ..
 
 def input_gradient(dy: Array, weight: Array, window: Window, shape: tuple[int, ...], work: Workspace) -> Array:
     """dx of `shape` (N, H, W, C) from dy (N, OH, OW, K): a convolution with the kernels rotated by 180 degrees."""
-    dx = np.empty(shape, dy.dtype)  # (N, H, W, C)
+    dx = empty(shape, dy.dtype)  # (N, H, W, C)
     no_bias = np.empty(0, dy.dtype)  # (0,)
     back = adjoint_window(window)
     m = choose_tile(back, dy.shape, shape[3]) if window.stride == (1, 1) else 0

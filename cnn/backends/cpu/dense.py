@@ -10,6 +10,7 @@ import numpy as np
 
 from cnn.backends.base import Array
 from cnn.backends.cpu.gemm import MR, NR, column_range, micro_kernel, round_up, tile_rows
+from cnn.backends.cpu.memory import empty
 from cnn.backends.cpu.simd import advance, full_like, int64, load_up_to, pointer, store
 from cnn.backends.cpu.team import Team, get_team, kernel
 from cnn.backends.cpu.widths import LANES, NARROW, lanes_for
@@ -33,11 +34,11 @@ def forward(x: Array, weight: Array, bias: Array | None, team: Team) -> Array:
     inputs, outputs = weight.shape
     if _BLAS_CALLS * outputs <= inputs:
         blocks = _blocks(inputs, _BLAS_ROWS[0], inputs)
-        partial_sums = np.empty((len(blocks), len(x), outputs), x.dtype)  # (S, N, K)
+        partial_sums = empty((len(blocks), len(x), outputs), x.dtype)  # (S, N, K)
         team.run(_forward_split_k, blocks, x, weight, partial_sums)
         y = partial_sums.sum(axis=0)  # (N, K)
     else:  # partial sums would be larger than x
-        y = np.empty((len(x), outputs), x.dtype)  # (N, K)
+        y = empty((len(x), outputs), x.dtype)  # (N, K)
         team.run(_forward_by_columns, _blocks(outputs, _BLAS_COLUMNS, outputs), x, weight, y)
     if bias is not None:
         y += bias  # (K,)
@@ -54,8 +55,8 @@ def infer(x: Array, weight: Array, bias: Array | None, team: Team) -> Array:
     team = team if len(x) * weight.size >= _MIN_PARALLEL_MACS else get_team(1)
     lanes = lanes_for(weight.shape[1])
     rows, columns = _round_up(len(x), MR), _round_up(weight.shape[1], lanes)
-    sums = np.empty((rows, columns), x.dtype)  # (R, KV), R: N rounded up to whole tiles
-    scratch = np.empty((team.threads, NR[lanes] + _KC * columns), x.dtype)  # (T, size)
+    sums = empty((rows, columns), x.dtype)  # (R, KV), R: N rounded up to whole tiles
+    scratch = empty((team.threads, NR[lanes] + _KC * columns), x.dtype)  # (T, size)
     team.run(_infer[lanes], np.ascontiguousarray(x), np.ascontiguousarray(weight), scratch, sums)
     y = sums[: len(x), : weight.shape[1]]  # (N, K)
     return y.copy() if bias is None else y + bias
@@ -73,7 +74,7 @@ def backward(
         d_bias[...] = dy.sum(axis=0)  # (K,)
     if not need_dx:
         return None
-    dx = np.empty(x.shape, x.dtype)  # (N, C)
+    dx = empty(x.shape, x.dtype)  # (N, C)
     team.run(_input_gradient, blocks, dy, weight, dx)
     return dx
 

@@ -92,7 +92,7 @@ def padded_size(geometry: Geometry, block: Block, channels: int) -> int:
     """The elements of a block's input with its padding, and two vectors that are read beyond it."""
     (kh, kw), (down, right) = geometry.size, geometry.stride
     rows, columns = (block.rows - 1) * down + kh, (geometry.out_size[1] - 1) * right + kw
-    return block.images * rows * columns * channels + 2 * WIDE
+    return round_up[WIDE].py_func(block.images * rows * columns * channels, WIDE) + 2 * WIDE
 
 
 def block_outputs(geometry: Geometry, block: Block) -> int:

@@ -7,6 +7,7 @@ bits do not depend on its position; backward, it goes through the reference.
 import numpy as np
 
 from cnn.backends.base import Array
+from cnn.backends.cpu.memory import empty, zeros
 from cnn.backends.cpu.simd import load, pointer, store
 from cnn.backends.cpu.team import Team, get_team, kernel
 from cnn.backends.cpu.vector_math import (
@@ -25,7 +26,7 @@ _REFERENCE = ReferenceBackend()
 
 def activate(kind: str, x: Array, team: Team, out: Array | None = None) -> Array:
     """See `ReferenceBackend.activate`; `out` may be x itself."""
-    y = np.empty(x.shape, x.dtype) if out is None else out  # shape of x
+    y = empty(x.shape, x.dtype) if out is None else out  # shape of x
     flat, flat_y, full = np.ascontiguousarray(x).reshape(-1), y.reshape(-1), x.size // WIDE * WIDE
     lanes = lanes_for(x.size)
     team.for_size(x.size).run(_activate[lanes], KINDS[kind], flat[:full], flat_y[:full])
@@ -38,7 +39,7 @@ def activate(kind: str, x: Array, team: Team, out: Array | None = None) -> Array
 
 def activate_backward(kind: str, dy: Array, x: Array, y: Array, team: Team) -> Array:
     """See `ReferenceBackend.activate_backward`."""
-    dx = np.empty(dy.shape, dy.dtype)  # shape of x
+    dx = empty(dy.shape, dy.dtype)  # shape of x
     saved = np.ascontiguousarray(x if kind in ("gelu", "silu") else y).reshape(-1)  # (size,)
     flat_dy, flat_dx, full = np.ascontiguousarray(dy).reshape(-1), dx.reshape(-1), dx.size // WIDE * WIDE
     team.for_size(dx.size).run(
@@ -51,7 +52,7 @@ def activate_backward(kind: str, dy: Array, x: Array, y: Array, team: Team) -> A
 
 def add(a: Array, b: Array, kind: str, team: Team, out: Array | None = None) -> Array:
     """See `ReferenceBackend.add`; `out` may be a itself."""
-    y = np.empty(a.shape, a.dtype) if out is None else out  # shape of a
+    y = empty(a.shape, a.dtype) if out is None else out  # shape of a
     flat_a, flat_b = np.ascontiguousarray(a).reshape(-1), np.ascontiguousarray(b).reshape(-1)
     flat_y, full = y.reshape(-1), y.size // WIDE * WIDE
     lanes = lanes_for(y.size)
@@ -65,7 +66,7 @@ def add(a: Array, b: Array, kind: str, team: Team, out: Array | None = None) -> 
 
 def zero_padded(values: Array, size: int) -> Array:
     """`values` (n,), followed by zeros: (size,)."""
-    padded = np.zeros(size, values.dtype)  # (size,)
+    padded = zeros((size,), values.dtype)  # (size,)
     padded[: values.size] = values
     return padded
 

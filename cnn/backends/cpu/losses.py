@@ -8,6 +8,7 @@ import math
 import numpy as np
 
 from cnn.backends.base import Array
+from cnn.backends.cpu.memory import empty
 from cnn.backends.cpu.simd import (
     fma,
     full_like,
@@ -28,7 +29,7 @@ def softmax_cross_entropy(
 ) -> tuple[Array, Array]:
     """See `ReferenceBackend.softmax_cross_entropy`."""
     team = team.for_size(logits.size)
-    losses, gradient = np.empty(len(logits)), np.empty(logits.shape, logits.dtype)  # (N,), (N, K)
+    losses, gradient = np.empty(len(logits)), empty(logits.shape, logits.dtype)  # (N,), (N, K)
     weights = np.ones(logits.shape[1], logits.dtype) if class_weights is None else class_weights  # (K,)
     kernel = _hard_label_kernel
     if targets.ndim == 2:

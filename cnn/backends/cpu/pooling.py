@@ -10,7 +10,8 @@ import math
 
 import numpy as np
 
-from cnn.backends.base import Array, Window
+from cnn.backends.base import HALVING, Array, Window
+from cnn.backends.cpu.memory import empty
 from cnn.backends.cpu.simd import (
     advance,
     full_like,
@@ -28,13 +29,11 @@ from cnn.backends.cpu.simd import (
 from cnn.backends.cpu.team import Team, kernel
 from cnn.backends.cpu.widths import LANES, NARROW, WIDE, lanes_for
 
-HALVING = Window((2, 2), (2, 2))  # the common case, which has kernels of its own
-
 
 def max_pool(x: Array, window: Window, team: Team) -> tuple[Array, Array]:
     """See `ReferenceBackend.max_pool`."""
     x, y = np.ascontiguousarray(x), _empty_outputs(x, window)
-    argmax = np.empty(y.shape, np.uint8 if math.prod(window.size) <= 256 else np.uint32)  # (N, OH, OW, C)
+    argmax = empty(y.shape, np.uint8 if math.prod(window.size) <= 256 else np.uint32)  # (N, OH, OW, C)
     if _is_2x2(window, x):
         team.for_size(x.size).run(_max_pool_2x2[_lanes(x)], x, y, argmax)
     else:
@@ -45,7 +44,7 @@ def max_pool(x: Array, window: Window, team: Team) -> tuple[Array, Array]:
 
 def max_pool_backward(dy: Array, argmax: Array, in_shape: tuple[int, ...], window: Window, team: Team) -> Array:
     """See `ReferenceBackend.max_pool_backward`."""
-    dx, dy = np.empty(in_shape, dy.dtype), np.ascontiguousarray(dy)  # (N, H, W, C), (N, OH, OW, C)
+    dx, dy = empty(in_shape, dy.dtype), np.ascontiguousarray(dy)  # (N, H, W, C), (N, OH, OW, C)
     if _is_2x2(window, dy):
         team.for_size(dx.size).run(_max_pool_2x2_backward[_lanes(dy)], dy, argmax, dx)
     else:
@@ -63,7 +62,7 @@ def average_pool(x: Array, window: Window, team: Team) -> Array:
 
 def average_pool_backward(dy: Array, in_shape: tuple[int, ...], window: Window, team: Team) -> Array:
     """See `ReferenceBackend.average_pool_backward`."""
-    dx, dy = np.empty(in_shape, dy.dtype), np.ascontiguousarray(dy)  # (N, H, W, C), (N, OH, OW, C)
+    dx, dy = empty(in_shape, dy.dtype), np.ascontiguousarray(dy)  # (N, H, W, C), (N, OH, OW, C)
     geometry = (window.size, window.stride, window.top, window.left)
     team.for_size(dx.size).run(_average_pool_backward[_lanes(dy)], dy, *geometry, dx)
     return dx
@@ -75,7 +74,7 @@ def whole_image(shape: tuple[int, ...]) -> Window:
 
 
 def _empty_outputs(x: Array, window: Window) -> Array:
-    return np.empty((len(x), *window.out_size(*x.shape[1:3]), x.shape[3]), x.dtype)  # (N, OH, OW, C)
+    return empty((len(x), *window.out_size(*x.shape[1:3]), x.shape[3]), x.dtype)  # (N, OH, OW, C)
 
 
 def _lanes(maps: Array) -> int:

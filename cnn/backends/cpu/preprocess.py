@@ -6,6 +6,7 @@ N images, H by W pixels, C channels; OH by OW out.
 import numpy as np
 
 from cnn.backends.base import Array
+from cnn.backends.cpu.memory import empty
 from cnn.backends.cpu.simd import (
     advance,
     copy,
@@ -35,7 +36,7 @@ def resample(
     count, _, width, channels = images.shape
     if width * channels < NARROW:
         return ReferenceBackend().resample(images, ys, xs, holes, mean, std, colours)
-    out = np.empty((count, ys.shape[1], xs.shape[1], channels), mean.dtype)  # (N, OH, OW, C)
+    out = empty((count, ys.shape[1], xs.shape[1], channels), mean.dtype)  # (N, OH, OW, C)
     images = np.ascontiguousarray(images).reshape(count, -1, width * channels)  # (N, H, W * C)
     padded = np.zeros((2, channels + NARROW), mean.dtype)  # (2, C + NARROW)
     padded[:, :channels] = mean, 1 / std
@@ -52,7 +53,7 @@ def resample(
 
 def blend(x: Array, partners: Array, weights: Array, boxes: Array, team: Team) -> Array:
     """See `ReferenceBackend.blend`."""
-    out = np.empty_like(x)  # (N, H, W, C)
+    out = empty(x.shape, x.dtype)  # (N, H, W, C)
     team.for_size(x.size).run(_blend[NARROW], x, partners, weights, boxes, out)
     return out
 

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnn.backends.base import Window
+from cnn.backends.base import HALVING, Window
 from cnn.backends.cpu import convolution, direct, processor
-from cnn.backends.cpu.pooling import HALVING
 from cnn.backends.cpu.team import get_team
 from cnn.backends.cpu.widths import NARROW, WIDE
 from cnn.backends.cpu.workspace import Workspace

@@ -119,6 +119,26 @@ def test_batch_norm(pixels: int, channels: int, kind: str, dtype: Any, seed: int
 
 @many_portions
 @thorough
+@given(
+    shape=st.tuples(st.integers(1, 5), st.integers(2, 14), st.integers(2, 14), CHANNELS),
+    kind=st.sampled_from(["", *ACTIVATIONS]), dtype=DTYPES, seed=SEEDS,
+)  # fmt: skip
+def test_batch_norm_with_a_pool(shape: tuple[int, ...], kind: str, dtype: Any, seed: int) -> None:
+    channels = shape[3]
+    x, dy = draw(seed, dtype, shape, (shape[0], shape[1] // 2, shape[2] // 2, channels))
+    scale, shift = draw(seed, dtype, (channels,), (channels,))
+
+    def compute(backend: CpuBackend) -> tuple[Any, ...]:
+        running, gradients = np.zeros((2, channels), dtype), np.empty((2, channels), dtype)
+        y, winners, *statistics = backend.batch_norm_pool_train(x, scale, shift, *running, 0.1, 1e-5, kind)
+        dx = backend.batch_norm_pool_backward(dy, winners, x, scale, shift, *statistics, 1e-5, kind, *gradients)
+        return y, winners, *statistics, running, dx, gradients
+
+    assert_same_bits(compute)
+
+
+@many_portions
+@thorough
 @given(rows=st.integers(1, 40), inputs=st.integers(1, 500), outputs=st.integers(1, 120), dtype=DTYPES, seed=SEEDS)
 def test_dense(rows: int, inputs: int, outputs: int, dtype: Any, seed: int) -> None:
     x, weight, bias, dy = draw(seed, dtype, (rows, inputs), (inputs, outputs), (outputs,), (rows, outputs))
