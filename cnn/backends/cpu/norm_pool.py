@@ -57,7 +57,8 @@ def backward(
     inverse = 1.0 / np.sqrt(variance.astype(np.float64) + epsilon)  # (C,)
     vectors = _vectors(x, mean, scale * inverse, shift)  # (3, C)
     totals = np.zeros((portion_count(x.size), 2, channels))  # (S, 2, C)
-    team.run(_gradient_sums[lanes], KINDS[kind], dy, winners, x, vectors, totals)
+    scratch = empty((team.threads, 2, channels), x.dtype)  # (T, 2, C)
+    team.run(_gradient_sums[lanes], KINDS[kind], dy, winners, x, vectors, scratch, totals)
     slope, offset = norm.set_gradients(totals.sum(axis=0), scale, inverse, x.size, d_scale, d_shift)  # (C,) each
     more = _vectors(x, *vectors, slope, offset)  # (5, C)
     team.run(_input_gradient[lanes], KINDS[kind], dy, winners, x, more, dx)
@@ -110,35 +111,38 @@ def _at_winner(tap, d0, d1, d2, d3):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _gradient_sums(t, threads, kind, dy, winners, x, vectors, totals):  # type: ignore[no-untyped-def]
+def _gradient_sums(t, threads, kind, dy, winners, x, vectors, scratch, totals):  # type: ignore[no-untyped-def]
     """totals (S, 2, C) float64 += the sums of dz and of dz * (x - mean), dz: the gradient w.r.t. batch norm's output.
 
-    Over each portion of the rows of dy and winners (N, PH, PW, C); vectors (3, C): mean, factor and shift.
+    Over each portion of the rows of dy and winners (N, PH, PW, C); vectors (3, C): mean, factor and shift; scratch (T,
+    2, C).
     """
     portions = totals.shape[0]
     height, width, channels = x.shape[1:]
     images, out_h, out_w = dy.shape[:3]
     below, rows = width * channels, images * out_h
     a, f, b = pointer(vectors, 0), pointer(vectors, channels), pointer(vectors, 2 * channels)
+    plain, weighted = pointer(scratch, 2 * t * channels), pointer(scratch, (2 * t + 1) * channels)
     for s in range(portions * t // threads, portions * (t + 1) // threads):
         plain_total, weighted_total = pointer(totals, 2 * s * channels), pointer(totals, (2 * s + 1) * channels)
         for row in range(rows * s // portions, rows * (s + 1) // portions):
             for c in range(0, channels, LANES):
-                src = pointer(x, (row // out_h * height + row % out_h * 2) * below + c)
-                dy_src, taps = pointer(dy, row * out_w * channels + c), pointer(winners, row * out_w * channels + c)
-                mean, factor, shift = load(a, c), load(f, c), load(b, c)
-                plain = weighted = full_like(a, 0)
-                for _ in range(out_w):
-                    peak = _at_winner(
-                        load_uint(taps, 0, mean), load(src, 0), load(src, channels), load(src, below),
-                        load(src, below + channels),
-                    )  # fmt: skip
-                    d = peak - mean
-                    dz = activation_grad(kind, load(dy_src, 0), fma(d, factor, shift))
-                    plain, weighted = plain + dz, fma(dz, d, weighted)
-                    src, dy_src, taps = advance(src, 2 * channels), advance(dy_src, channels), advance(taps, channels)
-                store(plain_total, c, load(plain_total, c) + to_float64(plain))
-                store(weighted_total, c, load(weighted_total, c) + to_float64(weighted))
+                store(plain, c, full_like(a, 0))
+                store(weighted, c, full_like(a, 0))
+            src = pointer(x, (row // out_h * height + row % out_h * 2) * below)
+            dy_src, taps = pointer(dy, row * out_w * channels), pointer(winners, row * out_w * channels)
+            for _ in range(out_w):
+                for c in range(0, channels, LANES):
+                    x0, x1 = load(src, c), load(src, c + channels)
+                    x2, x3 = load(src, c + below), load(src, c + below + channels)
+                    d = _at_winner(load_uint(taps, c, x0), x0, x1, x2, x3) - load(a, c)
+                    dz = activation_grad(kind, load(dy_src, c), fma(d, load(f, c), load(b, c)))
+                    store(plain, c, load(plain, c) + dz)
+                    store(weighted, c, fma(dz, d, load(weighted, c)))
+                src, dy_src, taps = advance(src, 2 * channels), advance(dy_src, channels), advance(taps, channels)
+            for c in range(0, channels, LANES):
+                store(plain_total, c, load(plain_total, c) + to_float64(load(plain, c)))
+                store(weighted_total, c, load(weighted_total, c) + to_float64(load(weighted, c)))
 
 
 @kernel
