@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from cnn.backends.base import HALVING, Window
 from cnn.backends.cpu import convolution, direct, processor
+from cnn.backends.cpu import workspace as cpu_workspace
 from cnn.backends.cpu.team import get_team
 from cnn.backends.cpu.widths import NARROW, WIDE
 from cnn.backends.cpu.workspace import Workspace
@@ -28,16 +29,15 @@ CANARY = -12345.0
 def guarded_memory() -> Iterator[None]:
     """Surround every array that the convolution allocates with canary values, and check them at the end."""
     arrays: list[np.ndarray] = []
-    empty = np.empty
 
-    def with_guards(shape: Any, dtype: Any = float) -> np.ndarray:
+    def with_guards(shape: Any, dtype: Any) -> np.ndarray:
         whole = np.full(int(np.prod(shape)) + 2 * GUARD, CANARY, dtype)
         arrays.append(whole)
         return whole[GUARD:-GUARD].reshape(shape)
 
-    with patch.object(np, "empty", with_guards):
+    with patch.object(convolution, "empty", with_guards), patch.object(cpu_workspace, "empty", with_guards):
         yield
-    assert empty is np.empty
+    assert arrays
     for whole in arrays:
         assert (whole[:GUARD] == CANARY).all() and (whole[-GUARD:] == CANARY).all(), "written outside an array"
 
