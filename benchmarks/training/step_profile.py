@@ -33,7 +33,7 @@ def convolution_work(x: Any, out_shape: tuple[int, ...], window: Window, filters
     return algorithm, 2 * int(np.prod(out_shape[:3])) * window.size[0] * window.size[1] * x.shape[3] * filters
 
 
-def of_conv2d(result: Any, x: Any, weight: Any, bias: Any, window: Window) -> _Work:
+def of_conv2d(result: Any, x: Any, weight: Any, bias: Any, window: Window, before_norm: bool) -> _Work:
     algorithm, flop = convolution_work(x, result.shape, window, weight.shape[3])
     return f"convolution, {algorithm}", flop, [x, weight, result]
 

@@ -1,9 +1,9 @@
-"""Fast inference for fixed weights: batch norm and activations are folded into the convolutions before them.
+"""Fast inference for fixed weights: batch norm, activations and max pools are folded into the convolutions before them.
 
 Kernels are converted to the backend's fastest layout once, not for every batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import copy
 from functools import partial
 from typing import Any, TypeAlias
@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from cnn.arena import Shape, Tree
-from cnn.backends.base import Array, Backend
-from cnn.layers import BatchNorm, Conv2D, Dense, Layer, Residual, Run, Sequential, chain
+from cnn.backends.base import Array, Backend, Window
+from cnn.layers import BatchNorm, Conv2D, Dense, Layer, MaxPool, Residual, Run, Sequential, chain
 from cnn.layers.activations import Activation
 from cnn.network import Network, foreign_layer
 
@@ -66,30 +66,49 @@ def _prepare(layer: Layer, p: Tree, s: Tree, in_shape: Shape, backend: Backend) 
 
 
 def _prepare_sequence(sequence: Sequential, p: Tree, s: Tree, in_shape: Shape, backend: Backend) -> list[_Step]:
-    """The steps of a sequence, in which a convolution absorbs the batch norm and the activation that follow it."""
+    """The steps of a sequence, in which a convolution absorbs batch norm, activation and max pool after it."""
     steps: list[_Step] = []
-    rest = list(sequence.layers)
+    rest = list(_flatten(sequence, p, s))
     while rest:
-        name, layer = rest.pop(0)
+        layer, p, s = rest.pop(0)
         if isinstance(layer, Conv2D):
-            weight, kind = p[name]["weight"], ""  # (KH, KW, C, K)
-            bias = p[name].get("bias", backend.zeros((layer.filters,), weight.dtype))  # (K,)
-            if rest and isinstance(norm := rest[0][1], BatchNorm):
-                norm_name, kind = rest.pop(0)[0], norm.activation
-                weight, bias = _fold(norm, p[norm_name], s[norm_name], weight, bias, backend.xp)
-            if rest and not kind and isinstance(activation := rest[0][1], Activation):
+            kind, weight = "", p["weight"]  # (KH, KW, C, K)
+            bias: Array = p.get("bias", backend.zeros((layer.filters,), weight.dtype))  # (K,)
+            if rest and isinstance(norm := rest[0][0], BatchNorm):
+                kind = norm.activation
+                weight, bias = _fold(*rest.pop(0), weight, bias, backend.xp)
+            if rest and not kind and isinstance(activation := rest[0][0], Activation):
                 kind = activation.kind
                 del rest[0]
             packed = backend.pack_conv2d(weight.copy(), bias.copy(), layer.window, in_shape)
-            steps.append(partial(_convolve, packed, kind))
+            if rest and isinstance(pool := rest[0][0], MaxPool):
+                del rest[0]
+                in_shape, layer = layer.specs(in_shape).out_shape, pool
+                steps.append(partial(_convolve_and_pool, packed, kind, pool.window))
+            else:
+                steps.append(partial(_convolve, packed, kind))
         else:
-            steps.append(_prepare(layer, p.get(name, {}), s.get(name, {}), in_shape, backend))
+            steps.append(_prepare(layer, p, s, in_shape, backend))
         in_shape = layer.specs(in_shape).out_shape
     return steps
 
 
+def _flatten(sequence: Sequential, p: Tree, s: Tree) -> Iterator[tuple[Any, Tree, Tree]]:
+    """The layers of nested sequences in order, with their parameters and state."""
+    for name, layer in sequence.layers:
+        inner = p.get(name, {}), s.get(name, {})
+        if isinstance(layer, Sequential):
+            yield from _flatten(layer, *inner)
+        else:
+            yield layer, *inner
+
+
 def _convolve(packed: Any, kind: str, on: Backend, x: Array) -> Array:
     return on.conv2d_packed(x, packed, kind)
+
+
+def _convolve_and_pool(packed: Any, kind: str, pool: Window, on: Backend, x: Array) -> Array:
+    return on.conv2d_packed_max_pool(x, packed, kind, pool)
 
 
 def _compose(steps: list[_Step]) -> _Step:

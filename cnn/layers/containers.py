@@ -1,13 +1,15 @@
 """Layers that contain layers: sequences and residual blocks."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from cnn.arena import Shape, Tree
-from cnn.backends.base import Array
+from cnn.backends.base import HALVING, Array
 from cnn.errors import RecipeError, ShapeError
 from cnn.layers.activations import ACTIVATIONS, check_activation
 from cnn.layers.base import Cache, Layer, Run, Specs
-from cnn.layers.normalisation import BatchNorm
+from cnn.layers.normalisation import BatchNorm, PooledBatchNorm
+from cnn.layers.pooling import MaxPool
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,9 @@ class Sequential:
         return Specs(shape, tuple(parameters), tuple(state))
 
     def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]:
-        caches = []
-        for i, (name, layer) in enumerate(self.layers):
-            before_norm = any(isinstance(after, BatchNorm) for _, after in self.layers[i + 1 : i + 2])
+        caches, layers = [], self._passes if run.training else self.layers
+        for i, (name, layer) in enumerate(layers):
+            before_norm = any(isinstance(after, BatchNorm | PooledBatchNorm) for _, after in layers[i + 1 : i + 2])
             inner = run.inside(name, before_norm=run.training and before_norm)
             x, cache = layer.forward(inner, p.get(name, {}), s.get(name, {}), x)
             caches.append(cache if run.training else None)  # in inference, free the arrays
@@ -51,8 +53,9 @@ class Sequential:
 
     def backward(self, run: Run, p: Tree, s: Tree, g: Tree, cache: Cache, dy: Array) -> Array | None:
         # Without `need_dx`, the pass ends at the first layer with parameters: no gradient before it is needed.
-        first_with_parameters = next((i for i, (name, _) in enumerate(self.layers) if name in g), len(self.layers))
-        for i, (name, layer) in reversed(list(enumerate(self.layers))):
+        layers = self._passes
+        first_with_parameters = next((i for i, (name, _) in enumerate(layers) if name in g), len(layers))
+        for i, (name, layer) in reversed(list(enumerate(layers))):
             if not run.need_dx and i < first_with_parameters:
                 return None
             inner = run.inside(name, need_dx=run.need_dx or i > first_with_parameters)
@@ -61,6 +64,29 @@ class Sequential:
                 return None
             dy = dx
         return dy
+
+    @cached_property
+    def _passes(self) -> tuple[tuple[str, Layer], ...]:
+        """The layers as training computes them: a batch norm and a 2x2 max pool after it are one."""
+        passes: list[tuple[str, Layer]] = []
+        for name, layer in self.layers:
+            halves = type(layer) is MaxPool and layer.window == HALVING
+            if halves and passes and (pooled := _pooled(passes[-1][1])):
+                passes[-1] = (passes[-1][0], pooled)
+            else:
+                passes.append((name, layer))
+        return tuple(passes)
+
+
+def _pooled(layer: Layer) -> Layer | None:
+    """A layer that ends with a batch norm, and a 2x2 max pool after it; None for other layers."""
+    if type(layer) is BatchNorm:
+        return PooledBatchNorm(layer)
+    if type(layer) is Sequential and layer.layers:
+        name, last = layer.layers[-1]
+        pooled = _pooled(last)
+        return pooled and Sequential((*layer.layers[:-1], (name, pooled)))
+    return None
 
 
 def chain(**layers: Layer) -> Sequential:

@@ -4,10 +4,11 @@ import math
 from dataclasses import dataclass
 
 from cnn.arena import Shape, Spec, Tree
-from cnn.backends.base import Array
+from cnn.backends.base import HALVING, Array
 from cnn.initialise import ones, zeros
 from cnn.layers.activations import check_activation
 from cnn.layers.base import Cache, Run, Specs
+from cnn.layers.pooling import MaxPool
 
 
 @dataclass(frozen=True)
@@ -61,3 +62,33 @@ class BatchNorm:
         return run.backend.batch_norm_backward(
             dy, x, p["scale"], p["shift"], mean, variance, self.epsilon, self.activation, g["scale"], g["shift"]
         )  # shape of x
+
+
+@dataclass(frozen=True)
+class PooledBatchNorm:
+    """A batch norm and the max pool of 2x2 pixels after it, which a backend may compute in one pass over memory.
+
+    `Sequential` puts it in the place of the two in training.
+    """
+
+    norm: BatchNorm = BatchNorm()
+
+    def specs(self, in_shape: Shape) -> Specs:
+        out_shape = MaxPool(2).specs(in_shape).out_shape
+        return Specs(out_shape, *self.norm.specs(in_shape)[1:])
+
+    def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]:
+        if not run.training:
+            return run.backend.max_pool(self.norm.forward(run, p, s, x)[0], HALVING)[0], None
+        momentum = None if run.sets_statistics else self.norm.momentum
+        y, winners, mean, variance = run.backend.batch_norm_pool_train(
+            x, p["scale"], p["shift"], s["mean"], s["variance"], momentum, self.norm.epsilon, self.norm.activation
+        )
+        return y, (winners, x, mean, variance)
+
+    def backward(self, run: Run, p: Tree, s: Tree, g: Tree, cache: Cache, dy: Array) -> Array | None:
+        winners, x, mean, variance = cache
+        return run.backend.batch_norm_pool_backward(
+            dy, winners, x, p["scale"], p["shift"], mean, variance, self.norm.epsilon, self.norm.activation,
+            g["scale"], g["shift"],
+        )  # (N, H, W, C)

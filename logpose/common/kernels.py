@@ -36,13 +36,18 @@ NOT_CACHED += " NUMBA_CACHE_DIR to a folder of your own that can be written"
 inner = numba.njit(error_model="numpy", **INNER_OPTIONS)
 
 
-def cached_njit(signature: str | None = None, **options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """`numba.njit(signature, cache=True, **options)` with a cache that is private, and that may fail or be missing."""
+def cached_njit(
+    signature: str | None = None, variant: str = "", **options: Any
+) -> Callable[[Callable[..., Any]], Any]:
+    """`numba.njit(signature, cache=True, **options)` with a cache that is private, and that may fail or be missing.
+
+    `variant` tells apart kernels that are compiled from one function, of which Numba's cache would keep one.
+    """
 
     def decorate(function: Callable[..., Any]) -> Any:
         dispatcher = numba.njit(**KERNEL_OPTIONS, **options)(function)
         if hasattr(dispatcher, "enable_caching"):  # a plain function, with NUMBA_DISABLE_JIT
-            if (cached := _cache_of(function)) is not None:
+            if (cached := _cache_of(function, variant)) is not None:
                 dispatcher._cache = cached
             if signature is not None:
                 dispatcher.compile(signature)
@@ -142,9 +147,9 @@ class _Cache(FunctionCache):  # type: ignore[misc]  # Numba has no types
         return None
 
 
-def _cache_of(function: Callable[..., Any]) -> _Cache | None:
+def _cache_of(function: Callable[..., Any], variant: str) -> _Cache | None:
     """The cache of a kernel, in this version's folder; None without one."""
-    folder = _version_folder(Path(function.__code__.co_filename).parent)
+    folder = _version_folder(Path(function.__code__.co_filename).parent, variant)
     if folder is None:
         note_once("no cache", NOT_CACHED.format("no folder is both private and writable"))
         return None
@@ -160,8 +165,8 @@ def _cache_of(function: Callable[..., Any]) -> _Cache | None:
 
 
 @cache
-def _version_folder(source: Path) -> Path | None:
-    folder = private_folder(f"kernels-{_digest(source)}")
+def _version_folder(source: Path, variant: str) -> Path | None:
+    folder = private_folder(f"kernels-{_digest(source)}{variant}")
     if folder is not None:
         with suppress(OSError):
             os.utime(folder)

@@ -14,6 +14,7 @@ from cnn.backends import pick_backend
 from cnn.backends.base import Array, Backend
 from cnn.layers import Layer, Run
 from cnn.layers.activations import ACTIVATIONS
+from cnn.layers.normalisation import PooledBatchNorm
 from cnn.network import Network
 
 # All backends; tests/conftest.py emulates a GPU where there is none.
@@ -48,6 +49,12 @@ def _pools(draw: st.DrawFn, kind: Callable[..., Layer]) -> Case:
     stride = draw(st.one_of(st.none(), st.integers(1, 3)))
     padding = draw(st.integers(0, min(size) // 2))
     return kind(size, stride, padding), draw(_images(4, 9))
+
+
+@st.composite
+def _pooled_norms(draw: st.DrawFn) -> Case:
+    channels = draw(st.sampled_from([1, 3, 8, 16]))  # the last two are whole vectors
+    return PooledBatchNorm(layers.BatchNorm(activation=draw(_activations()))), (*draw(_images(2, 7))[:2], channels)
 
 
 def _any_shape() -> st.SearchStrategy[tuple[int, ...]]:
@@ -100,6 +107,7 @@ LAYERS: dict[type, st.SearchStrategy[Case]] = {
     layers.GlobalAveragePool: _of(layers.GlobalAveragePool, _images()),
     layers.GlobalMaxPool: _of(layers.GlobalMaxPool, _images()),
     layers.BatchNorm: _norms(),
+    PooledBatchNorm: _pooled_norms(),
     layers.Dropout: st.tuples(st.floats(0.0, 0.9), _any_shape()).map(lambda d: (layers.Dropout(d[0]), d[1])),
     layers.ReLU: _of(layers.ReLU, _any_shape()),
     layers.GELU: _of(layers.GELU, _any_shape()),

@@ -11,8 +11,21 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from cnn.backends.base import Array, KernelProgress, Window
-from cnn.backends.cpu import compiling, convolution, dense, elementwise, losses, norm, optimizers, pooling, preprocess
+from cnn.backends.base import HALVING, Array, KernelProgress, Window
+from cnn.backends.cpu import (
+    compiling,
+    convolution,
+    dense,
+    elementwise,
+    losses,
+    memory,
+    norm,
+    norm_pool,
+    optimizers,
+    pooling,
+    preprocess,
+    processor,
+)
 from cnn.backends.cpu.team import get_team
 from cnn.backends.cpu.workspace import Workspace
 from cnn.backends.reference import ReferenceBackend
@@ -22,13 +35,15 @@ from logpose.common.cpus import available_cpus
 class CpuBackend(ReferenceBackend):
     """Numba kernels on a team of `threads` threads, by default one per available CPU.
 
-    BLAS is limited to one thread, since each thread of the team calls it for its slice.
+    BLAS is limited to one thread, since each thread of the team calls it for its slice. Raises DeviceError where the
+    environment asks for vectors of a width that there is not (`processor.lanes`).
     """
 
     name = device_name = "cpu"
 
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads or available_cpus()
+        processor.lanes()  # a wrong LOGPOSE_LANES is an error now, not in the first kernel
         threadpool_limits(1, user_api="blas")
         _keep_freed_memory()
         self.description = f"cpu: {self.threads} thread{'' if self.threads == 1 else 's'}"
@@ -43,6 +58,11 @@ class CpuBackend(ReferenceBackend):
         self, rehearsal: Callable[[], object], progress: KernelProgress | None = None, processes: int | None = None
     ) -> None:
         compiling.prepare(rehearsal, progress, processes or self.threads)
+
+    # Memory
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        return memory.zeros(shape, dtype)
 
     # Convolution
 
@@ -67,6 +87,11 @@ class CpuBackend(ReferenceBackend):
     def conv2d_packed(self, x: Array, packed: Any, kind: str) -> Array:
         y = convolution.forward_packed(np.ascontiguousarray(x), packed, kind == "relu", self._work)
         return y if kind in ("", "relu") else elementwise.activate(kind, y, self._team, out=y)
+
+    def conv2d_packed_max_pool(self, x: Array, packed: Any, kind: str, pool: Window) -> Array:
+        if pool == HALVING and packed.tile and kind in ("", "relu"):
+            return convolution.forward_packed(np.ascontiguousarray(x), packed, kind == "relu", self._work, pool=2)
+        return super().conv2d_packed_max_pool(x, packed, kind, pool)
 
     # Dense
 
@@ -103,6 +128,28 @@ class CpuBackend(ReferenceBackend):
         return norm.backward(
             dy, x, scale, shift, mean, variance, epsilon, kind, d_scale, d_shift, self._team
         )
+
+    def batch_norm_pool_train(
+        self, x: Array, scale: Array, shift: Array, running_mean: Array, running_variance: Array,
+        momentum: float | None, epsilon: float, kind: str,
+    ) -> tuple[Array, Array, Array, Array]:
+        running = running_mean, running_variance
+        if not norm_pool.fits(x):
+            return super().batch_norm_pool_train(x, scale, shift, *running, momentum, epsilon, kind)
+        x = np.ascontiguousarray(x)
+        mean, variance = (values.astype(x.dtype) for values in norm.statistics(x, self._team))  # (C,) each
+        self._move_running(*running, mean, variance, momentum, x.size // x.shape[-1])
+        y, winners = norm_pool.forward(x, scale, shift, mean, variance, epsilon, kind, self._team)
+        return y, winners, mean, variance
+
+    def batch_norm_pool_backward(
+        self, dy: Array, winners: Array, x: Array, scale: Array, shift: Array, mean: Array, variance: Array,
+        epsilon: float, kind: str, d_scale: Array, d_shift: Array,
+    ) -> Array:
+        more = scale, shift, mean, variance, epsilon, kind, d_scale, d_shift
+        if not norm_pool.fits(x):
+            return super().batch_norm_pool_backward(dy, winners, x, *more)
+        return norm_pool.backward(dy, winners, np.ascontiguousarray(x), *more, self._team)
 
     # Elementwise
 

@@ -1,7 +1,8 @@
 """A process that compiles kernels into the cache, for the one that started it (`compiling.py`).
 
-It reads one kernel a line from its standard input, `[module, name, [signature, ...]]` in JSON, and answers with a line
-when that kernel is compiled. It ends at once when its input does: the other process no longer needs it, or is gone.
+It reads one kernel a line from its standard input, `[module, name, lanes, [signature, ...]]` in JSON, and answers with
+a line when that kernel is compiled. It ends at once when its input does: the other process no longer needs it, or is
+gone.
 """
 
 import gc
@@ -17,6 +18,8 @@ from queue import SimpleQueue
 from typing import Any
 
 from numba import types
+
+from cnn.backends.cpu.widths import find_kernel
 
 
 def to_json(kind: Any) -> Any:
@@ -51,9 +54,9 @@ def main() -> None:
     lines: SimpleQueue[str] = SimpleQueue()
     threading.Thread(target=_read, args=(lines,), daemon=True).start()
     while True:
-        module, name, signatures = json.loads(lines.get())
+        module, name, lanes, signatures = json.loads(lines.get())
         with suppress(Exception):  # the other process compiles it again, and says why that fails
-            kernel = getattr(import_module(module), name)
+            kernel = find_kernel(import_module(module), name, lanes)
             for signature in signatures:
                 kernel.compile(tuple(map(from_json, signature)))
         print("done", flush=True)

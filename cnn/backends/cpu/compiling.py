@@ -26,6 +26,7 @@ import numpy as np
 from cnn.backends.base import KernelProgress
 from cnn.backends.cpu.compile_worker import to_json
 from cnn.backends.cpu.team import listing
+from cnn.backends.cpu.widths import find_kernel
 from logpose.common.cpus import available_cpus
 from logpose.common.kernels import cache_folder_of, is_ready
 from logpose.common.locks import waiting_lock
@@ -106,7 +107,8 @@ class CompileProcess:
         assert pipe
         self.module = function.__module__
         with suppress(OSError):
-            print(json.dumps([function.__module__, function.__qualname__, signatures]), file=pipe, flush=True)
+            request = [function.__module__, function.__qualname__, lanes_of(kernel), signatures]
+            print(json.dumps(request), file=pipe, flush=True)
 
     def close(self) -> None:
         self._process.kill()
@@ -174,10 +176,16 @@ def sendable(kernels: Needed) -> dict[Any, list[Any]]:
     for kernel, signatures in kernels.items():
         function = kernel.py_func
         own = function.__module__.startswith("cnn.")
-        if own and getattr(sys.modules.get(function.__module__), function.__qualname__, None) is kernel:
+        module = sys.modules.get(function.__module__)
+        if own and find_kernel(module, function.__qualname__, lanes_of(kernel)) is kernel:
             with suppress(ValueError):
                 found[kernel] = [[to_json(kind) for kind in signature] for signature in signatures]
     return found
+
+
+def lanes_of(kernel: Any) -> int | None:
+    """The width of a kernel's vectors; None for one of no particular width."""
+    return getattr(kernel.py_func, "lanes", None)
 
 
 def choose(kernels: dict[Any, list[Any]], module: str) -> Any:

@@ -4,7 +4,7 @@
 algorithm. `choose_tile` decides by a count of multiply-adds, with measured constants (docs/performance.md).
 
 N images, H by W pixels, C channels in; OH by OW pixels, K filters out; T threads; S portions of a sum, see team.py;
-K8: K rounded up to whole vectors.
+KV: K rounded up to whole vectors.
 """
 
 import math
@@ -13,23 +13,23 @@ from typing import NamedTuple
 import numpy as np
 
 from cnn.backends.base import Array, Window
-from cnn.backends.cpu import direct, simd, winograd
+from cnn.backends.cpu import direct, winograd
 from cnn.backends.cpu.direct import Block, Geometry
-from cnn.backends.cpu.gemm import MR, NR
-from cnn.backends.cpu.simd import LANES
+from cnn.backends.cpu.gemm import MR, NR, round_up
+from cnn.backends.cpu.memory import empty
+from cnn.backends.cpu.widths import NARROW, lanes_for
 from cnn.backends.cpu.workspace import Workspace
 
 # Overheads of the algorithms in multiply-adds, by Winograd tile size m; 0 is direct convolution.
 _TRANSFORM_COST = {4: 900, 2: 400}  # per tile and channel: transforming its patch
 _PACKING_COST = {0: 400, 4: 1500, 2: 600}  # per channel and filter: packing or transforming its kernel
 _BLOCK_TILES = 48  # Winograd tiles in a block
-_BLOCK_TILES_LARGE = 96  # where each block adds to weight gradients that exceed the cache
 _BLOCK_BYTES = 192 << 10  # of a direct convolution block's padded input: fits in a core's L2
 _MIN_BLOCK_PIXELS = 96  # output pixels of a block, to amortise loading the packed kernels
 _SUM_COUNTS = ((1 << 16, 8), (1 << 18, 4), (1 << 19, 2))  # portions of the sum of a weight gradient of so many elements
 _MIN_PORTION_PIXELS = 96  # output pixels, or Winograd tiles, of a portion: to amortise adding its sum to the others
 
-_round_up = simd.round_up.py_func
+_round_up = round_up[NARROW].py_func
 
 
 def choose_tile(window: Window, shape: tuple[int, ...], filters: int, packed: bool = False) -> int:
@@ -75,12 +75,13 @@ def pack(weight: Array, bias: Array, window: Window, shape: tuple[int, ...], wor
     return Packed(_forward_kernels(m, weight, window, shape, work).copy(), bias, window, filters, m)
 
 
-def forward_packed(x: Array, packed: Packed, relu: bool, work: Workspace) -> Array:
-    """As `forward`, with packed kernels, then ReLU if `relu`."""
+def forward_packed(x: Array, packed: Packed, relu: bool, work: Workspace, pool: int = 1) -> Array:
+    """As `forward`, with packed kernels, then ReLU if `relu`. With `pool` 2, the 2x2 maxima; for Winograd only."""
     window, bias = packed.window, packed.bias
-    y = np.empty((len(x), *window.out_size(*x.shape[1:3]), packed.filters), x.dtype)  # (N, OH, OW, K)
+    out_h, out_w = window.out_size(*x.shape[1:3])
+    y = empty((len(x), out_h // pool, out_w // pool, packed.filters), x.dtype)  # (N, OH, OW, K)
     if packed.tile:
-        _winograd(packed.tile, x, packed.kernels, bias, relu, (window.top, window.left), y, work)
+        _winograd(packed.tile, x, packed.kernels, bias, relu, (window.top, window.left), y, work, pool)
     else:
         _direct(x, packed.kernels, bias, relu, direct.forward_geometry(window, *y.shape[1:3]), y, work)
     return y
@@ -89,7 +90,7 @@ def forward_packed(x: Array, packed: Packed, relu: bool, work: Workspace) -> Arr
 def _forward_kernels(m: int, weight: Array, window: Window, shape: tuple[int, ...], work: Workspace) -> Array:
     """The kernels (KH, KW, C, K) in the layout for images of `shape` (H, W, C), in a workspace buffer.
 
-    (P matrices C, K8) for Winograd tiles of size m, (taps * C * K8,) where m is 0.
+    (P matrices C, KV) for Winograd tiles of size m, (taps * C * KV,) where m is 0.
     """
     if m:
         return _transform_weights(m, weight, False, work)
@@ -98,12 +99,12 @@ def _forward_kernels(m: int, weight: Array, window: Window, shape: tuple[int, ..
 
 def input_gradient(dy: Array, weight: Array, window: Window, shape: tuple[int, ...], work: Workspace) -> Array:
     """dx of `shape` (N, H, W, C) from dy (N, OH, OW, K): a convolution with the kernels rotated by 180 degrees."""
-    dx = np.empty(shape, dy.dtype)  # (N, H, W, C)
+    dx = empty(shape, dy.dtype)  # (N, H, W, C)
     no_bias = np.empty(0, dy.dtype)  # (0,)
     back = adjoint_window(window)
     m = choose_tile(back, dy.shape, shape[3]) if window.stride == (1, 1) else 0
     if m:
-        u = _transform_weights(m, weight, True, work)  # (P matrices K, C8)
+        u = _transform_weights(m, weight, True, work)  # (P matrices K, CV)
         _winograd(m, dy, u, no_bias, False, (back.top, back.left), dx, work)
         return dx
     phases = direct.phases(window, *shape[1:3])
@@ -143,55 +144,62 @@ def _sum_count(size: int, pixels: int) -> int:
 # Winograd
 
 
-def _block_tiles(limit: int, tiles: int, slices: int) -> int:
-    """The tiles in a block: at most `limit`, and at most the tiles of a slice."""
-    return min(limit, _round_up(-(-tiles // slices), MR))
+def _block_tiles(tiles: int, slices: int) -> int:
+    """The tiles in a block: at most those of a slice."""
+    return min(_BLOCK_TILES, _round_up(-(-tiles // slices), MR))
 
 
-def _tile_scratch(m: int, block: int, channels: int, filters: int) -> int:
+def _tile_scratch(m: int, lanes: int, block: int, channels: int, filters: int) -> int:
     """The elements that a thread needs for a block of tiles."""
-    planes = sum(_planes_size(m, block, _round_up(count, LANES)) for count in (channels, filters))
-    return winograd.header_size.py_func(channels, filters) + planes + NR
+    planes = sum(_planes_size(m, block, _round_up(count, lanes)) for count in (channels, filters))
+    header: int = winograd.header_size[lanes].py_func(channels, filters)
+    return header + planes + int(NR[lanes])
 
 
 def _planes_size(m: int, rows: int, columns: int) -> int:
     """The elements of all P matrices (rows, columns)."""
-    return (m + 2) ** 2 * winograd.plane_size.py_func(rows, columns)
+    plane: int = winograd.plane_size[NARROW].py_func(rows, columns)  # at any width
+    return (m + 2) ** 2 * plane
 
 
-def _tile_count(m: int, y: Array) -> int:
-    return len(y) * -(-y.shape[1] // m) * -(-y.shape[2] // m)
+def _tile_count(m: int, y: Array, pool: int = 1) -> int:
+    return len(y) * -(-pool * y.shape[1] // m) * -(-pool * y.shape[2] // m)
 
 
 def _transform_weights(m: int, weight: Array, adjoint: bool, work: Workspace) -> Array:
-    """The kernels as `_winograd` takes them, in a workspace buffer: (P matrices C, K8)."""
+    """The kernels as `_winograd` takes them, in a workspace buffer: (P matrices C, KV)."""
     filters, channels = weight.shape[2:] if adjoint else weight.shape[:1:-1]
-    u = work.buffer("weights", (_planes_size(m, channels, _round_up(filters, LANES)),), weight.dtype)
-    scratch = work.buffer("scratch", (work.team.threads, winograd.WEIGHT_SCRATCH), weight.dtype)  # (T, size)
-    work.team.run(winograd.transform_weights, m, weight, adjoint, u, scratch)
+    lanes = lanes_for(filters)
+    u = work.buffer("weights", (_planes_size(m, channels, _round_up(filters, lanes)),), weight.dtype)
+    scratch = work.buffer("scratch", (work.team.threads, winograd.WEIGHT_SCRATCH[lanes]), weight.dtype)  # (T, size)
+    work.team.run(winograd.transform_weights[lanes], m, weight, adjoint, u, scratch)
     return u
 
 
 def _winograd(
-    m: int, x: Array, u: Array, bias: Array, relu: bool, padding: tuple[int, int], y: Array, work: Workspace
+    m: int, x: Array, u: Array, bias: Array, relu: bool, padding: tuple[int, int], y: Array, work: Workspace,
+    pool: int = 1,
 ) -> None:
-    threads = work.team.threads
-    block = _block_tiles(_BLOCK_TILES, _tile_count(m, y), threads)
-    scratch = work.buffer("scratch", (threads, _tile_scratch(m, block, x.shape[3], y.shape[3])), x.dtype)  # (T, size)
-    work.team.run(winograd.forward, m, x, u, bias, relu, y, *padding, block, scratch)
+    threads, lanes = work.team.threads, lanes_for(y.shape[3])
+    block = _block_tiles(_tile_count(m, y, pool), threads)
+    size = _tile_scratch(m, lanes, block, x.shape[3], y.shape[3])
+    scratch = work.buffer("scratch", (threads, size), x.dtype)  # (T, size)
+    work.team.run(winograd.forward[lanes], m, x, u, bias, relu, y, pool, *padding, block, scratch)
 
 
 def _winograd_weight_gradient(
     m: int, dy: Array, x: Array, window: Window, d_weight: Array, work: Workspace
 ) -> None:
     channels, filters, threads = x.shape[3], dy.shape[3], work.team.threads
-    size, tiles = _planes_size(m, _round_up(channels, MR), _round_up(filters, LANES)), _tile_count(m, dy)
-    sum_count = _sum_count(size, tiles)
-    sums = work.buffer("weights", (sum_count, size), x.dtype)  # (S, P matrices C6, K8)
-    block = _block_tiles(_BLOCK_TILES_LARGE if size > _SUM_COUNTS[-1][0] else _BLOCK_TILES, tiles, sum_count)
-    scratch = work.buffer("scratch", (threads, _tile_scratch(m, block, channels, filters)), x.dtype)  # (T, size)
-    work.team.run(winograd.weight_gradient, m, x, dy, window.top, window.left, block, sums, scratch)
-    work.team.run(winograd.sum_weight_gradient, m, sums, d_weight, scratch)
+    lanes, tiles = lanes_for(filters), _tile_count(m, dy)
+    narrow, size = (_planes_size(m, _round_up(channels, MR), _round_up(filters, each)) for each in (NARROW, lanes))
+    sum_count = _sum_count(narrow, tiles)
+    sums = work.buffer("weights", (sum_count, size), x.dtype)  # (S, P matrices C6, KV)
+    block = _block_tiles(tiles, sum_count)
+    scratch_size = _tile_scratch(m, lanes, block, channels, filters)
+    scratch = work.buffer("scratch", (threads, scratch_size), x.dtype)  # (T, size)
+    work.team.run(winograd.weight_gradient[lanes], m, x, dy, window.top, window.left, block, sums, scratch)
+    work.team.run(winograd.sum_weight_gradient[lanes], m, sums, d_weight, scratch)
 
 
 # Direct
@@ -210,37 +218,39 @@ def _choose_block(geometry: Geometry, images: int, channels: int, itemsize: int,
 
 
 def _pack_weights(weight: Array, geometry: Geometry, adjoint: bool, work: Workspace) -> Array:
-    """The kernels as `_direct` takes them, in a workspace buffer: (taps * C * K8,)."""
+    """The kernels as `_direct` takes them, in a workspace buffer: (taps * C * KV,)."""
     filters, channels = weight.shape[2:] if adjoint else weight.shape[:1:-1]
-    size = math.prod(geometry.size) * channels * _round_up(filters, LANES)
+    lanes = lanes_for(filters)
+    size = math.prod(geometry.size) * channels * _round_up(filters, lanes)
     packed = work.buffer("weights", (size,), weight.dtype)
-    work.team.run(direct.pack_weights, weight, geometry.to_array(Block(1, 1)), adjoint, packed)
+    work.team.run(direct.pack_weights[lanes], weight, geometry.to_array(Block(1, 1)), adjoint, packed)
     return packed
 
 
 def _direct(
     x: Array, packed: Array, bias: Array, relu: bool, geometry: Geometry, y: Array, work: Workspace
 ) -> None:
-    channels, threads = x.shape[3], work.team.threads
+    channels, threads, lanes = x.shape[3], work.team.threads, lanes_for(y.shape[3])
     block = _choose_block(geometry, len(x), channels, x.itemsize, threads)
-    padded_bias = work.buffer("bias", (_round_up(y.shape[3], NR),), x.dtype)  # (K16,)
+    padded_bias = work.buffer("bias", (_round_up(y.shape[3], NR[lanes]),), x.dtype)  # (KN,), N: NR
     padded_bias[...] = 0
     padded_bias[: bias.size] = bias
     scratch = work.buffer("scratch", (threads, direct.padded_size(geometry, block, channels)), x.dtype)  # (T, size)
     offsets = work.buffer("offsets", (threads, 2, direct.block_outputs(geometry, block) + MR), np.int64)
-    work.team.run(direct.convolve, x, packed, padded_bias, relu, y, geometry.to_array(block), scratch, offsets)
+    arguments = (x, packed, padded_bias, relu, y, geometry.to_array(block), scratch, offsets)
+    work.team.run(direct.convolve[lanes], *arguments)
 
 
 def _direct_weight_gradient(dy: Array, x: Array, window: Window, d_weight: Array, work: Workspace) -> None:
     channels, filters, threads = x.shape[3], dy.shape[3], work.team.threads
     geometry = direct.forward_geometry(window, *dy.shape[1:3])
-    (kh, kw), columns = geometry.size, _round_up(filters, LANES)
-    size = kh * _round_up(kw * channels, MR) * columns
-    sum_count = _sum_count(size, math.prod(dy.shape[:3]))
-    sums = work.buffer("weights", (sum_count, size), x.dtype)  # (S, KH * R6 * K8)
+    (kh, kw), lanes = geometry.size, lanes_for(filters)
+    columns, rows = _round_up(filters, lanes), kh * _round_up(kw * channels, MR)
+    sum_count = _sum_count(rows * _round_up(filters, NARROW), math.prod(dy.shape[:3]))
+    sums = work.buffer("weights", (sum_count, rows * columns), x.dtype)  # (S, KH * R6 * KV)
     block = _choose_block(geometry, len(x), channels, x.itemsize, sum_count)
     padded_dy = direct.block_outputs(geometry, block) * columns if columns > filters else 0
-    scratch_size = direct.padded_size(geometry, block, channels) + 2 * LANES + padded_dy
+    scratch_size = direct.padded_size(geometry, block, channels) + 2 * lanes + padded_dy
     scratch = work.buffer("scratch", (threads, scratch_size), x.dtype)  # (T, size)
-    work.team.run(direct.weight_gradient, x, dy, geometry.to_array(block), scratch, sums)
-    work.team.for_size(sums.size).run(direct.sum_weight_gradient, sums, d_weight)
+    work.team.run(direct.weight_gradient[lanes], x, dy, geometry.to_array(block), scratch, sums)
+    work.team.for_size(sums.size).run(direct.sum_weight_gradient[lanes], sums, d_weight)

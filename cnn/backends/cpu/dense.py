@@ -3,24 +3,28 @@
 With BLAS a row's bits depend on the other rows of the call, since the last ones take another path. So its calls are for
 blocks that depend on the shapes alone, not on the number of threads. The kernel treats all rows alike.
 
-N rows, C inputs, K outputs; K8: K rounded up to whole vectors; S blocks.
+N rows, C inputs, K outputs; KV: K rounded up to whole vectors; S blocks.
 """
 
 import numpy as np
 
 from cnn.backends.base import Array
-from cnn.backends.cpu.gemm import MR, NR, column_range, micro_kernel, tile_rows
-from cnn.backends.cpu.simd import LANES, advance, full_like, int64, load_up_to, pointer, round_up, store
+from cnn.backends.cpu.gemm import MR, NR, column_range, micro_kernel, round_up, tile_rows
+from cnn.backends.cpu.memory import empty
+from cnn.backends.cpu.simd import advance, full_like, int64, load_up_to, pointer, store
 from cnn.backends.cpu.team import Team, get_team, kernel
+from cnn.backends.cpu.widths import LANES, NARROW, lanes_for
 from cnn.backends.reference import ReferenceBackend
 
 _MIN_PARALLEL_MACS = 4_000_000  # a smaller product does not amortise waking a thread
 _BLAS_CALLS = 8  # at least, for a product that is large enough: work for as many threads
 _BLAS_ROWS = (128, 1024)  # rows of the weights in a BLAS call: not too few, and so few that they stay in cache
 _BLAS_COLUMNS = 32  # or columns, at least
+_BLAS_MULTIPLE = 16  # of which its rows or columns are a multiple
 _KC = 256  # depth of a block, whose sum is added to the total: the rounding error of a sum grows with its length
 _MC = 96  # rows of x, a multiple of MR, for which a block of weights is packed once
 _REFERENCE = ReferenceBackend()
+_round_up = round_up[NARROW].py_func
 
 
 def forward(x: Array, weight: Array, bias: Array | None, team: Team) -> Array:
@@ -30,11 +34,11 @@ def forward(x: Array, weight: Array, bias: Array | None, team: Team) -> Array:
     inputs, outputs = weight.shape
     if _BLAS_CALLS * outputs <= inputs:
         blocks = _blocks(inputs, _BLAS_ROWS[0], inputs)
-        partial_sums = np.empty((len(blocks), len(x), outputs), x.dtype)  # (S, N, K)
+        partial_sums = empty((len(blocks), len(x), outputs), x.dtype)  # (S, N, K)
         team.run(_forward_split_k, blocks, x, weight, partial_sums)
         y = partial_sums.sum(axis=0)  # (N, K)
     else:  # partial sums would be larger than x
-        y = np.empty((len(x), outputs), x.dtype)  # (N, K)
+        y = empty((len(x), outputs), x.dtype)  # (N, K)
         team.run(_forward_by_columns, _blocks(outputs, _BLAS_COLUMNS, outputs), x, weight, y)
     if bias is not None:
         y += bias  # (K,)
@@ -49,10 +53,11 @@ def infer(x: Array, weight: Array, bias: Array | None, team: Team) -> Array:
     if x.dtype != weight.dtype:  # the kernel would read and write out of bounds
         raise TypeError(f"expected x and weight of one type, found {x.dtype} and {weight.dtype}")
     team = team if len(x) * weight.size >= _MIN_PARALLEL_MACS else get_team(1)
-    rows, columns = round_up.py_func(len(x), MR), round_up.py_func(weight.shape[1], LANES)
-    sums = np.empty((rows, columns), x.dtype)  # (R, K8), R: N rounded up to whole tiles
-    scratch = np.empty((team.threads, NR + _KC * columns), x.dtype)  # (T, size)
-    team.run(_infer, np.ascontiguousarray(x), np.ascontiguousarray(weight), scratch, sums)
+    lanes = lanes_for(weight.shape[1])
+    rows, columns = _round_up(len(x), MR), _round_up(weight.shape[1], lanes)
+    sums = empty((rows, columns), x.dtype)  # (R, KV), R: N rounded up to whole tiles
+    scratch = empty((team.threads, NR[lanes] + _KC * columns), x.dtype)  # (T, size)
+    team.run(_infer[lanes], np.ascontiguousarray(x), np.ascontiguousarray(weight), scratch, sums)
     y = sums[: len(x), : weight.shape[1]]  # (N, K)
     return y.copy() if bias is None else y + bias
 
@@ -69,14 +74,14 @@ def backward(
         d_bias[...] = dy.sum(axis=0)  # (K,)
     if not need_dx:
         return None
-    dx = np.empty(x.shape, x.dtype)  # (N, C)
+    dx = empty(x.shape, x.dtype)  # (N, C)
     team.run(_input_gradient, blocks, dy, weight, dx)
     return dx
 
 
 def _blocks(length: int, minimum: int, maximum: int) -> list[slice]:
     """`length` rows or columns in blocks of whole vectors, one for each BLAS call."""
-    size = min(maximum, max(minimum, round_up.py_func(-(-length // _BLAS_CALLS), 2 * LANES)))
+    size = min(maximum, max(minimum, _round_up(-(-length // _BLAS_CALLS), _BLAS_MULTIPLE)))
     return [slice(first, min(first + size, length)) for first in range(0, length, size)]
 
 
@@ -114,7 +119,7 @@ def _input_gradient(t: int, threads: int, blocks: list[slice], dy: Array, weight
 
 @kernel
 def _infer(t, threads, x, weight, scratch, sums):  # type: ignore[no-untyped-def]
-    """Slice t of the columns of sums (R, K8) = x (N, C) @ weight (C, K), R: N rounded up to whole tiles.
+    """Slice t of the columns of sums (R, KV) = x (N, C) @ weight (C, K), R: N rounded up to whole tiles.
 
     Packs `_KC` rows of the weights at a time as `micro_kernel` takes them, in scratch (T, size), behind NR zeros. Rows
     past the end repeat the last one.

@@ -7,7 +7,7 @@ The gradient w.r.t. the input uses the same kernel. At stride s, every s-th pixe
 so that each phase is a stride-1 convolution of dy with its own subset of the rotated kernels (`phases`).
 
 A *block* of work is a band of output rows of one image, or several small images. N images, H by W pixels, C channels
-in; OH by OW pixels, K channels out; K8: K rounded up to whole vectors; T threads.
+in; OH by OW pixels, K channels out; KV: K rounded up to whole vectors; T threads.
 """
 
 from typing import NamedTuple
@@ -15,9 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from cnn.backends.base import Window
-from cnn.backends.cpu.gemm import MR, NR, micro_kernel, outer_product_sum, portion_columns, portion_range
+from cnn.backends.cpu.gemm import MR, NR, micro_kernel, outer_product_sum, portion_columns, portion_range, round_up
 from cnn.backends.cpu.simd import (
-    LANES,
     advance,
     copy,
     full_like,
@@ -27,12 +26,12 @@ from cnn.backends.cpu.simd import (
     load_masked,
     load_scalar,
     pointer,
-    round_up,
     store,
     store_masked,
     store_scalar,
 )
 from cnn.backends.cpu.team import kernel
+from cnn.backends.cpu.widths import LANES, WIDE
 
 
 class Geometry(NamedTuple):
@@ -93,7 +92,7 @@ def padded_size(geometry: Geometry, block: Block, channels: int) -> int:
     """The elements of a block's input with its padding, and two vectors that are read beyond it."""
     (kh, kw), (down, right) = geometry.size, geometry.stride
     rows, columns = (block.rows - 1) * down + kh, (geometry.out_size[1] - 1) * right + kw
-    return block.images * rows * columns * channels + 2 * LANES
+    return round_up[WIDE].py_func(block.images * rows * columns * channels, WIDE) + 2 * WIDE
 
 
 def block_outputs(geometry: Geometry, block: Block) -> int:
@@ -140,9 +139,9 @@ def _copy_padded(x, height, width, channels, i0, j0, rows, columns, dst):  # typ
 
 @kernel
 def pack_weights(t, threads, weight, geometry_array, adjoint, packed):  # type: ignore[no-untyped-def]
-    """Slice t of packed (taps * C * K8,): the geometry's taps of kernels (KH, KW, C, K) in panels, see `gemm.py`.
+    """Slice t of packed (taps * C * KV,): the geometry's taps of kernels (KH, KW, C, K) in panels, see `gemm.py`.
 
-    For the adjoint the kernels map dy to dx: (taps * K * C8,).
+    For the adjoint the kernels map dy to dx: (taps * K * CV,).
     """
     geometry, _ = _from_array(geometry_array)
     channels, filters = (weight.shape[3], weight.shape[2]) if adjoint else (weight.shape[2], weight.shape[3])
@@ -239,7 +238,7 @@ def _block_input(x, sizes, image, count, i0, j0, rows, columns, in_place, scratc
 def convolve(t, threads, x, packed, bias, relu, y, geometry_array, scratch, offsets):  # type: ignore[no-untyped-def]
     """Slice t of the geometry's pixels of y (N, OH, OW, K), from x (N, H, W, C), with bias and ReLU.
 
-    bias (K16,), K rounded up to NR; scratch (T, size) and offsets (T, 2, block outputs + MR) are the threads' own.
+    bias (KN,), K rounded up to NR; scratch (T, size) and offsets (T, 2, block outputs + MR) are the threads' own.
     """
     geometry, block = _from_array(geometry_array)
     images, height, width, channels = x.shape
@@ -272,7 +271,7 @@ def convolve(t, threads, x, packed, bias, relu, y, geometry_array, scratch, offs
 
 @kernel
 def weight_gradient(t, threads, x, dy, geometry_array, scratch, sums):  # type: ignore[no-untyped-def]
-    """sums (S, KH * R6 * K8) = windows times dy, sums[s] over portion s of the blocks; R6: KW * C rounded up to MR.
+    """sums (S, KH * R6 * KV) = windows times dy, sums[s] over portion s of the blocks; R6: KW * C rounded up to MR.
 
     Thread t computes a run of the portions, of the first and the last perhaps only some filters. scratch (T, size) is
     the threads' own.
@@ -298,7 +297,8 @@ def weight_gradient(t, threads, x, dy, geometry_array, scratch, sums):  # type: 
             image, count, row, rows = _block_bounds(index, bands, block, images, out_rows)
             in_rows, in_columns = (rows - 1) * down + kh, (out_columns - 1) * right + kw
             i0, j0 = row * down - geometry.padding[0], -geometry.padding[1]
-            # The micro-kernel reads up to 5 elements beyond the input, and 7 beyond dy: not in place at an array's end.
+            # The micro-kernel reads up to 5 elements beyond the input, and LANES - 1 beyond dy: not in place at an
+            # array's end.
             end = (((image + count - 1) * height + i0 + in_rows - 1) * width + j0 + in_columns) * channels
             in_place, sizes = end + MR <= x.size, (height, width, channels)
             start, row_step, image_step = _block_input(
@@ -309,7 +309,7 @@ def weight_gradient(t, threads, x, dy, geometry_array, scratch, sums):  # type: 
             dy_start = pointer(dy, (image * out_rows + row) * out_columns * filters)
             dy_strides = (out_rows * out_columns * filters, out_columns * filters, filters)
             if near_end and columns > filters:
-                padded = advance(local, count * in_rows * in_columns * channels + 2 * LANES)
+                padded = advance(local, count * in_rows * in_columns * channels + 2 * WIDE)
                 for g in range(count):
                     for p in range(rows * out_columns):
                         target = advance(padded, (g * rows * out_columns + p) * columns)
@@ -326,7 +326,7 @@ def weight_gradient(t, threads, x, dy, geometry_array, scratch, sums):  # type: 
 
 @kernel
 def sum_weight_gradient(t, threads, sums, d_weight):  # type: ignore[no-untyped-def]
-    """Slice t of d_weight (KH, KW, C, K) = sums (S, KH * R6 * K8), added up in order."""
+    """Slice t of d_weight (KH, KW, C, K) = sums (S, KH * R6 * KV), added up in order."""
     kh, kw, channels, filters = d_weight.shape
     columns, run_rows = round_up(filters, LANES), round_up(kw * channels, MR)
     run = kw * channels

@@ -1,14 +1,15 @@
 """GEMM micro-kernels: a small tile of a matrix product whose sums stay in vector registers.
 
-The register tile has MR = 6 rows and NR = 16 columns: twelve vector registers of sums, two for a row of b and one for
-an element of a, of AVX2's sixteen. Each step does twelve FMAs for eight loads, which hides the loads behind the
+The register tile has MR = 6 rows and NR = 2 vectors of columns: twelve vector registers of sums, two for a row of b and
+one for an element of a, of AVX2's sixteen. Each step does twelve FMAs for eight loads, which hides the loads behind the
 arithmetic. Strides count elements; nothing is bounds-checked.
 """
+
+from typing import Any
 
 import numpy as np
 
 from cnn.backends.cpu.simd import (
-    LANES,
     advance,
     broadcast,
     fma,
@@ -20,10 +21,17 @@ from cnn.backends.cpu.simd import (
     store,
     store_masked,
 )
+from cnn.backends.cpu.widths import LANES, ByLanes
 
 MR = 6  # rows of the register tile
-NR = 16  # its columns; a narrow tile has half
+NR: Any = ByLanes(lambda lanes: 2 * lanes)  # its columns; a narrow tile has half
 _KC = 64  # depth of a block, whose sum is added to the total: the rounding error of a sum grows with its length
+
+
+@inner
+def round_up(number, multiple):  # type: ignore[no-untyped-def]
+    """`number` rounded up to a multiple of `multiple`."""
+    return (number + multiple - 1) // multiple * multiple
 
 
 @inner
@@ -58,9 +66,9 @@ def outer_product_sum(a, a_strides, depth, b, b_strides, columns, counts, c, c_r
         for i in range(0, depth, MR):
             a_tile, b_tile, c_tile = advance(a, i), advance(b, j), advance(c, i * c_row + j)
             if columns - j > LANES:
-                _outer_product_sum_6x16(a_tile, a_strides, b_tile, b_strides, counts, c_tile, c_row)
+                _outer_product_sum_6x2(a_tile, a_strides, b_tile, b_strides, counts, c_tile, c_row)
             else:
-                _outer_product_sum_6x8(a_tile, a_strides, b_tile, b_strides, counts, c_tile, c_row)
+                _outer_product_sum_6x1(a_tile, a_strides, b_tile, b_strides, counts, c_tile, c_row)
 
 
 @inner
@@ -101,17 +109,18 @@ def tile_rows(start, stride):  # type: ignore[no-untyped-def]
 
 @inner
 def micro_kernel(a0, a1, a2, a3, a4, a5, stride, runs, run, b, c0, c1, c2, c3, c4, c5, columns, init, add, relu):  # type: ignore[no-untyped-def]
-    """A tile of c, MR rows of `columns` <= NR, = MR rows of a (runs * run) @ a packed panel b (runs * run, 16 or 8).
+    """A tile of c, MR rows of `columns` <= NR, = MR rows of a (runs * run) @ a packed panel b (runs * run, width).
 
     Row r of a begins at a_r: `runs` runs of `run` elements, `stride` apart. Sums start from `init` (NR,). If `add`
-    is not 0, the result is added to c, and `columns` must be 16 or 8. `relu` applies ReLU.
+    is not 0, the result is added to c, and `columns` must be `width`: NR, or LANES if that is enough. `relu` applies
+    ReLU.
     """
     if columns > LANES:
-        _micro_kernel_6x16(
+        _micro_kernel_6x2(
             a0, a1, a2, a3, a4, a5, stride, runs, run, b, c0, c1, c2, c3, c4, c5, columns, init, add, relu
         )
     else:
-        _micro_kernel_6x8(
+        _micro_kernel_6x1(
             a0, a1, a2, a3, a4, a5, stride, runs, run, b, c0, c1, c2, c3, c4, c5, columns, init, add, relu
         )
 
@@ -126,24 +135,24 @@ def _store_row(c, left, right, columns, add, minimum):  # type: ignore[no-untype
     left, right = maximum(left, minimum), maximum(right, minimum)
     if columns >= NR:
         store(c, 0, left)
-        store(c, 8, right)
-    elif columns >= 8:
+        store(c, LANES, right)
+    elif columns >= LANES:
         store(c, 0, left)
-        if columns > 8:
-            store_masked(c, 8, right, columns - 8)
+        if columns > LANES:
+            store_masked(c, LANES, right, columns - LANES)
     else:
         store_masked(c, 0, left, columns)
 
 
 @inner
-def _micro_kernel_6x16(a0, a1, a2, a3, a4, a5, stride, runs, run, b, c0, c1, c2, c3, c4, c5, columns, init, add, relu):  # type: ignore[no-untyped-def]
-    """`micro_kernel` for 9 to 16 columns."""
+def _micro_kernel_6x2(a0, a1, a2, a3, a4, a5, stride, runs, run, b, c0, c1, c2, c3, c4, c5, columns, init, add, relu):  # type: ignore[no-untyped-def]
+    """`micro_kernel` for more than LANES columns."""
     left, right, minimum = load(init, 0), load(init, LANES), full_like(b, 0 if relu else -np.inf)
     s00, s10, s20, s30, s40, s50 = left, left, left, left, left, left
     s01, s11, s21, s31, s41, s51 = right, right, right, right, right, right
     for _ in range(runs):
         for p in range(run):
-            b0, b1 = load(b, 16 * p), load(b, 16 * p + 8)
+            b0, b1 = load(b, NR * p), load(b, NR * p + LANES)
             x = broadcast(a0, p)
             s00, s01 = fma(x, b0, s00), fma(x, b1, s01)
             x = broadcast(a1, p)
@@ -156,7 +165,7 @@ def _micro_kernel_6x16(a0, a1, a2, a3, a4, a5, stride, runs, run, b, c0, c1, c2,
             s40, s41 = fma(x, b0, s40), fma(x, b1, s41)
             x = broadcast(a5, p)
             s50, s51 = fma(x, b0, s50), fma(x, b1, s51)
-        b = advance(b, 16 * run)
+        b = advance(b, NR * run)
         a0, a1, a2 = advance(a0, stride), advance(a1, stride), advance(a2, stride)
         a3, a4, a5 = advance(a3, stride), advance(a4, stride), advance(a5, stride)
     _store_row(c0, s00, s01, columns, add, minimum)
@@ -168,17 +177,17 @@ def _micro_kernel_6x16(a0, a1, a2, a3, a4, a5, stride, runs, run, b, c0, c1, c2,
 
 
 @inner
-def _micro_kernel_6x8(a0, a1, a2, a3, a4, a5, stride, runs, run, b, c0, c1, c2, c3, c4, c5, columns, init, add, relu):  # type: ignore[no-untyped-def]
-    """`micro_kernel` for at most 8 columns."""
+def _micro_kernel_6x1(a0, a1, a2, a3, a4, a5, stride, runs, run, b, c0, c1, c2, c3, c4, c5, columns, init, add, relu):  # type: ignore[no-untyped-def]
+    """`micro_kernel` for at most LANES columns."""
     left, minimum = load(init, 0), full_like(b, 0 if relu else -np.inf)
     s0, s1, s2, s3, s4, s5 = left, left, left, left, left, left
     for _ in range(runs):
         for p in range(run):
-            b0 = load(b, 8 * p)
+            b0 = load(b, LANES * p)
             s0, s1 = fma(broadcast(a0, p), b0, s0), fma(broadcast(a1, p), b0, s1)
             s2, s3 = fma(broadcast(a2, p), b0, s2), fma(broadcast(a3, p), b0, s3)
             s4, s5 = fma(broadcast(a4, p), b0, s4), fma(broadcast(a5, p), b0, s5)
-        b = advance(b, 8 * run)
+        b = advance(b, LANES * run)
         a0, a1, a2 = advance(a0, stride), advance(a1, stride), advance(a2, stride)
         a3, a4, a5 = advance(a3, stride), advance(a4, stride), advance(a5, stride)
     _store_row(c0, s0, minimum, columns, add, minimum)
@@ -190,20 +199,20 @@ def _micro_kernel_6x8(a0, a1, a2, a3, a4, a5, stride, runs, run, b, c0, c1, c2, 
 
 
 @inner
-def _outer_product_sum_6x16(a, a_strides, b, b_strides, counts, c, c_row):  # type: ignore[no-untyped-def]
-    """`outer_product_sum` for 6 rows and 16 columns of c."""
-    s00, s01 = load(c, 0), load(c, 8)
-    s10, s11 = load(c, c_row), load(c, c_row + 8)
-    s20, s21 = load(c, 2 * c_row), load(c, 2 * c_row + 8)
-    s30, s31 = load(c, 3 * c_row), load(c, 3 * c_row + 8)
-    s40, s41 = load(c, 4 * c_row), load(c, 4 * c_row + 8)
-    s50, s51 = load(c, 5 * c_row), load(c, 5 * c_row + 8)
+def _outer_product_sum_6x2(a, a_strides, b, b_strides, counts, c, c_row):  # type: ignore[no-untyped-def]
+    """`outer_product_sum` for MR rows and NR columns of c."""
+    s00, s01 = load(c, 0), load(c, LANES)
+    s10, s11 = load(c, c_row), load(c, c_row + LANES)
+    s20, s21 = load(c, 2 * c_row), load(c, 2 * c_row + LANES)
+    s30, s31 = load(c, 3 * c_row), load(c, 3 * c_row + LANES)
+    s40, s41 = load(c, 4 * c_row), load(c, 4 * c_row + LANES)
+    s50, s51 = load(c, 5 * c_row), load(c, 5 * c_row + LANES)
     a_stride, b_stride = a_strides[2], b_strides[2]
     for i in range(counts[0]):
         for j in range(counts[1]):
             p, q = advance(a, i * a_strides[0] + j * a_strides[1]), advance(b, i * b_strides[0] + j * b_strides[1])
             for _ in range(counts[2]):
-                b0, b1 = load(q, 0), load(q, 8)
+                b0, b1 = load(q, 0), load(q, LANES)
                 x = broadcast(p, 0)
                 s00, s01 = fma(x, b0, s00), fma(x, b1, s01)
                 x = broadcast(p, 1)
@@ -217,17 +226,17 @@ def _outer_product_sum_6x16(a, a_strides, b, b_strides, counts, c, c_row):  # ty
                 x = broadcast(p, 5)
                 s50, s51 = fma(x, b0, s50), fma(x, b1, s51)
                 p, q = advance(p, a_stride), advance(q, b_stride)
-    store(c, 0, s00), store(c, 8, s01)
-    store(c, c_row, s10), store(c, c_row + 8, s11)
-    store(c, 2 * c_row, s20), store(c, 2 * c_row + 8, s21)
-    store(c, 3 * c_row, s30), store(c, 3 * c_row + 8, s31)
-    store(c, 4 * c_row, s40), store(c, 4 * c_row + 8, s41)
-    store(c, 5 * c_row, s50), store(c, 5 * c_row + 8, s51)
+    store(c, 0, s00), store(c, LANES, s01)
+    store(c, c_row, s10), store(c, c_row + LANES, s11)
+    store(c, 2 * c_row, s20), store(c, 2 * c_row + LANES, s21)
+    store(c, 3 * c_row, s30), store(c, 3 * c_row + LANES, s31)
+    store(c, 4 * c_row, s40), store(c, 4 * c_row + LANES, s41)
+    store(c, 5 * c_row, s50), store(c, 5 * c_row + LANES, s51)
 
 
 @inner
-def _outer_product_sum_6x8(a, a_strides, b, b_strides, counts, c, c_row):  # type: ignore[no-untyped-def]
-    """`outer_product_sum` for 6 rows and 8 columns of c."""
+def _outer_product_sum_6x1(a, a_strides, b, b_strides, counts, c, c_row):  # type: ignore[no-untyped-def]
+    """`outer_product_sum` for MR rows and LANES columns of c."""
     s0, s1, s2 = load(c, 0), load(c, c_row), load(c, 2 * c_row)
     s3, s4, s5 = load(c, 3 * c_row), load(c, 4 * c_row), load(c, 5 * c_row)
     a_stride, b_stride = a_strides[2], b_strides[2]

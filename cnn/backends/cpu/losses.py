@@ -8,8 +8,8 @@ import math
 import numpy as np
 
 from cnn.backends.base import Array
+from cnn.backends.cpu.memory import empty
 from cnn.backends.cpu.simd import (
-    LANES,
     fma,
     full_like,
     inner,
@@ -21,6 +21,7 @@ from cnn.backends.cpu.simd import (
 )
 from cnn.backends.cpu.team import Team, kernel
 from cnn.backends.cpu.vector_math import exp
+from cnn.backends.cpu.widths import NARROW
 
 
 def softmax_cross_entropy(
@@ -28,12 +29,12 @@ def softmax_cross_entropy(
 ) -> tuple[Array, Array]:
     """See `ReferenceBackend.softmax_cross_entropy`."""
     team = team.for_size(logits.size)
-    losses, gradient = np.empty(len(logits)), np.empty(logits.shape, logits.dtype)  # (N,), (N, K)
+    losses, gradient = np.empty(len(logits)), empty(logits.shape, logits.dtype)  # (N,), (N, K)
     weights = np.ones(logits.shape[1], logits.dtype) if class_weights is None else class_weights  # (K,)
     kernel = _hard_label_kernel
     if targets.ndim == 2:
         kernel, targets = _soft_label_kernel, np.ascontiguousarray(targets, logits.dtype)  # (N, K)
-    team.run(kernel, np.ascontiguousarray(logits), targets, smoothing, weights, denominator, losses, gradient)
+    team.run(kernel[NARROW], np.ascontiguousarray(logits), targets, smoothing, weights, denominator, losses, gradient)
     return logits.dtype.type(losses.sum()), gradient
 
 
@@ -43,8 +44,8 @@ def _exp_row(z, classes, dst):  # type: ignore[no-untyped-def]
     peak = np.float64(load_scalar(z, 0))
     for k in range(1, classes):
         peak = max(peak, np.float64(load_scalar(z, k)))
-    for k in range(0, classes, LANES):
-        count = min(LANES, classes - k)
+    for k in range(0, classes, NARROW):
+        count = min(NARROW, classes - k)
         store_masked(dst, k, exp(load_masked(z, k, count) - full_like(z, peak)), count)
     return peak
 
@@ -63,8 +64,8 @@ def _hard_label_kernel(t, threads, logits, labels, smoothing, weights, denominat
         weight, log_total, uniform = weights[label] / denominator, math.log(total), smoothing / classes
         label_log_p = load_scalar(z, label) - peak - log_total
         losses[n] = -weight * (uniform * (logit_sum - classes * log_total) + (1.0 - smoothing) * label_log_p)
-        for k in range(0, classes, LANES):
-            count, smooth_grad = min(LANES, classes - k), full_like(z, -weight * uniform)
+        for k in range(0, classes, NARROW):
+            count, smooth_grad = min(NARROW, classes - k), full_like(z, -weight * uniform)
             store_masked(d, k, fma(load_masked(d, k, count), full_like(z, weight / total), smooth_grad), count)
         store_scalar(d, label, load_scalar(d, label) - weight * (1.0 - smoothing))
 
@@ -84,8 +85,8 @@ def _soft_label_kernel(t, threads, logits, targets, smoothing, weights, denomina
             target_logits += (uniform + (1.0 - smoothing) * value) * (load_scalar(z, k) - peak)
         weight /= denominator
         losses[n] = -weight * (target_logits - math.log(total))
-        for k in range(0, classes, LANES):
-            count = min(LANES, classes - k)
+        for k in range(0, classes, NARROW):
+            count = min(NARROW, classes - k)
             target = fma(load_masked(values, k, count), full_like(z, 1.0 - smoothing), full_like(z, uniform))
             p = load_masked(d, k, count) * full_like(z, 1.0 / total)
             store_masked(d, k, (p - target) * full_like(z, weight), count)

@@ -1,9 +1,9 @@
 """Batch norm fused with its activation: two passes over memory forward, two backward.
 
-Feature maps are flattened and cut into wide rows: enough whole pixels to fill whole SIMD vectors, so that a column of
-the wide rows always has the same channel. Per-channel vectors are tiled to a wide row's width W. The remainder after
-the last wide row, a few pixels, is zero-padded to one in `infer`, so that a pixel's bits do not depend on its position;
-elsewhere it goes through NumPy.
+Feature maps are flattened and cut into wide rows: enough whole pixels to fill whole vectors of any width, so that a
+column of the wide rows always has the same channel. Per-channel vectors are tiled to a wide row's width W. The
+remainder after the last wide row, a few pixels, is zero-padded to one in `infer`, so that a pixel's bits do not depend
+on its position; elsewhere it goes through NumPy.
 
 R wide rows of W elements; M pixels of C channels; T threads; S portions of a sum, see team.py.
 """
@@ -15,9 +15,11 @@ import numpy as np
 
 from cnn.backends.base import Array
 from cnn.backends.cpu.elementwise import zero_padded
-from cnn.backends.cpu.simd import LANES, advance, fma, full_like, inner, load, pointer, store, to_float64
+from cnn.backends.cpu.memory import empty
+from cnn.backends.cpu.simd import advance, fma, full_like, inner, load, pointer, store, to_float64
 from cnn.backends.cpu.team import Team, get_team, kernel, portion_count
 from cnn.backends.cpu.vector_math import KINDS, activation, activation_grad
+from cnn.backends.cpu.widths import LANES, WIDE, lanes_for
 from cnn.backends.reference import ReferenceBackend
 
 _MIN_WIDTH = 64  # elements; short rows have too much loop overhead
@@ -43,8 +45,8 @@ def statistics(x: Array, team: Team) -> tuple[Array, Array]:
     counts = np.zeros(portions)  # (S,)
     means, squares = np.zeros((2, portions, width))  # (S, W) each
     if whole:
-        scratch = np.empty((team.threads, 2, width), x.dtype)  # (T, 2, W)
-        team.run(_statistics, flat[:whole], scratch, counts, means, squares)
+        scratch = empty((team.threads, 2, width), x.dtype)  # (T, 2, W)
+        team.run(_statistics[lanes_for(width)], flat[:whole], scratch, counts, means, squares)
     rest = flat[whole:].reshape(-1, channels).astype(np.float64)  # (a few, C)
     rest_mean = rest.mean(axis=0, keepdims=True) if len(rest) else np.zeros((1, channels))  # (1, C)
     # Merge the partial results (count, mean, sum of squared deviations) as the kernel merges blocks.
@@ -61,7 +63,7 @@ def channel_sums(x: Array, team: Team) -> Array:
     width, whole = _whole_rows(x)
     totals = np.zeros((portion_count(x.size), width))  # (S, W)
     if whole:
-        team.run(_channel_sums, flat[:whole], np.empty((team.threads, width), x.dtype), totals)
+        team.run(_channel_sums[lanes_for(width)], flat[:whole], empty((team.threads, width), x.dtype), totals)
     return totals.reshape(-1, channels).sum(axis=0) + flat[whole:].reshape(-1, channels).sum(axis=0)
 
 
@@ -69,16 +71,16 @@ def infer(
     x: Array, scale: Array, shift: Array, mean: Array, variance: Array, epsilon: float, kind: str, team: Team
 ) -> Array:
     """See `ReferenceBackend.batch_norm_infer`."""
-    y = np.empty(x.shape, x.dtype)  # shape of x
+    y = empty(x.shape, x.dtype)  # shape of x
     flat, flat_y, team = np.ascontiguousarray(x).reshape(-1), y.reshape(-1), team.for_size(x.size)
-    factor = (scale / np.sqrt(variance + epsilon)).astype(x.dtype)  # (C,)
+    factor = factors(scale, variance, epsilon, x.dtype)  # (C,)
     width, whole = _whole_rows(x)
     wide = [_tiled(values, width, x.dtype) for values in (mean, factor, shift)]  # (W,) each
     if whole:
-        team.run(_normalise, KINDS[kind], flat[:whole], *wide, flat_y[:whole])
+        team.run(_normalise[lanes_for(width)], KINDS[kind], flat[:whole], *wide, flat_y[:whole])
     if whole < x.size:
         last = zero_padded(flat[whole:], width)  # (W,)
-        get_team(1).run(_normalise, KINDS[kind], last, *wide, last)
+        get_team(1).run(_normalise[lanes_for(width)], KINDS[kind], last, *wide, last)
         flat_y[whole:] = last[: x.size - whole]
     return y
 
@@ -88,16 +90,17 @@ def backward(
     d_scale: Array, d_shift: Array, team: Team,
 ) -> Array:
     """See `ReferenceBackend.batch_norm_backward`."""
-    channels, dx, team = x.shape[-1], np.empty(x.shape, x.dtype), team.for_size(x.size)
+    channels, dx, team = x.shape[-1], empty(x.shape, x.dtype), team.for_size(x.size)
     flat, flat_dy = np.ascontiguousarray(x).reshape(-1), np.ascontiguousarray(dy).reshape(-1)
     inverse = 1.0 / np.sqrt(variance.astype(np.float64) + epsilon)  # (C,)
     factor = (scale * inverse).astype(x.dtype)  # (C,)
     width, whole = _whole_rows(x)
+    lanes = lanes_for(width)
     wide = [_tiled(values, width, x.dtype) for values in (mean, factor, shift)]  # (W,) each
     totals = np.zeros((portion_count(x.size), 2, width))  # (S, 2, W)
     if whole:
-        scratch = np.empty((team.threads, 2, width), x.dtype)  # (T, 2, W)
-        team.run(_gradient_sums, KINDS[kind], flat_dy[:whole], flat[:whole], *wide, scratch, totals)
+        scratch = empty((team.threads, 2, width), x.dtype)  # (T, 2, W)
+        team.run(_gradient_sums[lanes], KINDS[kind], flat_dy[:whole], flat[:whole], *wide, scratch, totals)
 
     rest, rest_dz = (values[whole:].reshape(-1, channels) for values in (flat, flat_dy))  # (a few, C) each
     centred = rest - mean  # (a few, C)
@@ -108,21 +111,38 @@ def backward(
     sum_dz, sum_dz_x = totals.sum(axis=0).reshape(2, -1, channels).sum(axis=1)  # (C,) each
     sum_dz += rest_dz.sum(axis=0)
     sum_dz_x += (rest_dz * centred).sum(axis=0)
-    d_scale[...] = sum_dz_x * inverse
-    d_shift[...] = sum_dz
-
-    mean_factor = scale * inverse / (x.size // channels)  # (C,)
-    slope, offset = (values.astype(x.dtype) for values in (mean_factor * sum_dz_x * inverse**2, mean_factor * sum_dz))
+    sums = np.stack([sum_dz, sum_dz_x])  # (2, C)
+    slope, offset = set_gradients(sums, scale, inverse, x.size, d_scale, d_shift)  # (C,) each
     if whole:
         wide += [_tiled(values, width, x.dtype) for values in (slope, offset)]
-        team.run(_input_gradient, KINDS[kind], flat_dy[:whole], flat[:whole], *wide, dx.reshape(-1)[:whole])
+        team.run(_input_gradient[lanes], KINDS[kind], flat_dy[:whole], flat[:whole], *wide, dx.reshape(-1)[:whole])
     dx.reshape(-1)[whole:] = (factor * rest_dz - slope * centred - offset).reshape(-1)
     return dx
 
 
+def factors(scale: Array, variance: Array, epsilon: float, dtype: Any) -> Array:
+    """What batch norm multiplies each channel by: (C,)."""
+    return (scale / np.sqrt(variance + epsilon)).astype(dtype)  # (C,)
+
+
+def set_gradients(
+    sums: Array, scale: Array, inverse: Array, size: int, d_scale: Array, d_shift: Array
+) -> tuple[Array, Array]:
+    """Set d_scale and d_shift (C,) from sums (2, C), over all `size` elements, of dz and of dz * (x - mean).
+
+    Returns the (slope, offset) of the gradient w.r.t. x: factor * dz - slope * (x - mean) - offset. inverse: 1 / std.
+    """
+    sum_dz, sum_dz_x = sums
+    d_scale[...] = sum_dz_x * inverse
+    d_shift[...] = sum_dz
+    mean_factor = scale * inverse / (size // scale.size)  # (C,)
+    dtype = d_scale.dtype
+    return (mean_factor * sum_dz_x * inverse**2).astype(dtype), (mean_factor * sum_dz).astype(dtype)
+
+
 def _row_width(channels: int) -> int:
     """The width of a wide row: whole pixels and whole vectors, at least `_MIN_WIDTH` elements."""
-    multiple = math.lcm(channels, LANES)
+    multiple = math.lcm(channels, WIDE)
     return -(-_MIN_WIDTH // multiple) * multiple
 
 
@@ -134,7 +154,7 @@ def _whole_rows(x: Array) -> tuple[int, int]:
 
 def _tiled(values: Array, width: int, dtype: Any) -> Array:
     """Per-channel values (C,), repeated for each pixel of a wide row: (W,)."""
-    wide = np.empty((width // values.size, values.size), dtype)  # (W / C, C)
+    wide = empty((width // values.size, values.size), dtype)  # (W / C, C)
     wide[:] = values
     return wide.reshape(-1)
 

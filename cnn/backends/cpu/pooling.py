@@ -10,9 +10,9 @@ import math
 
 import numpy as np
 
-from cnn.backends.base import Array, Window
+from cnn.backends.base import HALVING, Array, Window
+from cnn.backends.cpu.memory import empty
 from cnn.backends.cpu.simd import (
-    LANES,
     advance,
     full_like,
     inner,
@@ -27,42 +27,44 @@ from cnn.backends.cpu.simd import (
     store_up_to,
 )
 from cnn.backends.cpu.team import Team, kernel
+from cnn.backends.cpu.widths import LANES, NARROW, WIDE, lanes_for
 
 
 def max_pool(x: Array, window: Window, team: Team) -> tuple[Array, Array]:
     """See `ReferenceBackend.max_pool`."""
     x, y = np.ascontiguousarray(x), _empty_outputs(x, window)
-    argmax = np.empty(y.shape, np.uint8 if math.prod(window.size) <= 256 else np.uint32)  # (N, OH, OW, C)
+    argmax = empty(y.shape, np.uint8 if math.prod(window.size) <= 256 else np.uint32)  # (N, OH, OW, C)
     if _is_2x2(window, x):
-        team.for_size(x.size).run(_max_pool_2x2, x, y, argmax)
+        team.for_size(x.size).run(_max_pool_2x2[_lanes(x)], x, y, argmax)
     else:
-        team.for_size(x.size).run(_max_pool, x, window.size, window.stride, window.top, window.left, y, argmax)
+        geometry = (window.size, window.stride, window.top, window.left)
+        team.for_size(x.size).run(_max_pool[_lanes(x)], x, *geometry, y, argmax)
     return y, argmax
 
 
 def max_pool_backward(dy: Array, argmax: Array, in_shape: tuple[int, ...], window: Window, team: Team) -> Array:
     """See `ReferenceBackend.max_pool_backward`."""
-    dx, dy = np.empty(in_shape, dy.dtype), np.ascontiguousarray(dy)  # (N, H, W, C), (N, OH, OW, C)
+    dx, dy = empty(in_shape, dy.dtype), np.ascontiguousarray(dy)  # (N, H, W, C), (N, OH, OW, C)
     if _is_2x2(window, dy):
-        team.for_size(dx.size).run(_max_pool_2x2_backward, dy, argmax, dx)
+        team.for_size(dx.size).run(_max_pool_2x2_backward[_lanes(dy)], dy, argmax, dx)
     else:
         geometry = (window.size, window.stride, window.top, window.left)
-        team.for_size(dx.size).run(_max_pool_backward, dy, argmax, *geometry, dx)
+        team.for_size(dx.size).run(_max_pool_backward[_lanes(dy)], dy, argmax, *geometry, dx)
     return dx
 
 
 def average_pool(x: Array, window: Window, team: Team) -> Array:
     """See `ReferenceBackend.average_pool`."""
     x, y = np.ascontiguousarray(x), _empty_outputs(x, window)
-    team.for_size(x.size).run(_average_pool, x, window.size, window.stride, window.top, window.left, y)
+    team.for_size(x.size).run(_average_pool[_lanes(x)], x, window.size, window.stride, window.top, window.left, y)
     return y
 
 
 def average_pool_backward(dy: Array, in_shape: tuple[int, ...], window: Window, team: Team) -> Array:
     """See `ReferenceBackend.average_pool_backward`."""
-    dx, dy = np.empty(in_shape, dy.dtype), np.ascontiguousarray(dy)  # (N, H, W, C), (N, OH, OW, C)
+    dx, dy = empty(in_shape, dy.dtype), np.ascontiguousarray(dy)  # (N, H, W, C), (N, OH, OW, C)
     geometry = (window.size, window.stride, window.top, window.left)
-    team.for_size(dx.size).run(_average_pool_backward, dy, *geometry, dx)
+    team.for_size(dx.size).run(_average_pool_backward[_lanes(dy)], dy, *geometry, dx)
     return dx
 
 
@@ -72,12 +74,17 @@ def whole_image(shape: tuple[int, ...]) -> Window:
 
 
 def _empty_outputs(x: Array, window: Window) -> Array:
-    return np.empty((len(x), *window.out_size(*x.shape[1:3]), x.shape[3]), x.dtype)  # (N, OH, OW, C)
+    return empty((len(x), *window.out_size(*x.shape[1:3]), x.shape[3]), x.dtype)  # (N, OH, OW, C)
+
+
+def _lanes(maps: Array) -> int:
+    """The width for maps (..., C): one that fits into the channels, if possible."""
+    return lanes_for(maps.shape[3]) if maps.shape[3] % WIDE == 0 else NARROW
 
 
 def _is_2x2(window: Window, maps: Array) -> bool:
     """Whether the kernels for the common case apply: 2x2 windows at stride 2, whole vectors of channels."""
-    return window == Window((2, 2), (2, 2)) and maps.shape[3] % LANES == 0
+    return window == HALVING and maps.shape[3] % NARROW == 0
 
 
 @kernel

@@ -6,8 +6,8 @@ N images, H by W pixels, C channels; OH by OW out.
 import numpy as np
 
 from cnn.backends.base import Array
+from cnn.backends.cpu.memory import empty
 from cnn.backends.cpu.simd import (
-    LANES,
     advance,
     copy,
     fma,
@@ -24,6 +24,7 @@ from cnn.backends.cpu.simd import (
     store_up_to,
 )
 from cnn.backends.cpu.team import Team, kernel
+from cnn.backends.cpu.widths import NARROW
 from cnn.backends.reference import ReferenceBackend
 
 
@@ -33,17 +34,17 @@ def resample(
 ) -> Array:
     """See `ReferenceBackend.resample`."""
     count, _, width, channels = images.shape
-    if width * channels < LANES:
+    if width * channels < NARROW:
         return ReferenceBackend().resample(images, ys, xs, holes, mean, std, colours)
-    out = np.empty((count, ys.shape[1], xs.shape[1], channels), mean.dtype)  # (N, OH, OW, C)
+    out = empty((count, ys.shape[1], xs.shape[1], channels), mean.dtype)  # (N, OH, OW, C)
     images = np.ascontiguousarray(images).reshape(count, -1, width * channels)  # (N, H, W * C)
-    padded = np.zeros((2, channels + LANES), mean.dtype)  # (2, C + LANES)
+    padded = np.zeros((2, channels + NARROW), mean.dtype)  # (2, C + NARROW)
     padded[:, :channels] = mean, 1 / std
     team = team.for_size(out.size)
     # Two rows of pixels for each thread. Elements beside a row are read too and multiplied by 0, so must be finite.
-    rows = np.zeros((team.threads, 2, (max(width, xs.shape[1]) + 1) * channels + LANES), mean.dtype)
-    matrices = _colour_vectors(colours, mean)  # (N or 0, 2C, C * LANES)
-    team.run(_resample, images, *_floor(ys, mean), *_floor(xs, mean), *padded, matrices, rows, out)
+    rows = np.zeros((team.threads, 2, (max(width, xs.shape[1]) + 1) * channels + NARROW), mean.dtype)
+    matrices = _colour_vectors(colours, mean)  # (N or 0, 2C, C * NARROW)
+    team.run(_resample[NARROW], images, *_floor(ys, mean), *_floor(xs, mean), *padded, matrices, rows, out)
     for image, hole in zip(out, () if holes is None else holes, strict=False):
         top, bottom, left, right = hole
         image[top:bottom, left:right] = 0
@@ -52,8 +53,8 @@ def resample(
 
 def blend(x: Array, partners: Array, weights: Array, boxes: Array, team: Team) -> Array:
     """See `ReferenceBackend.blend`."""
-    out = np.empty_like(x)  # (N, H, W, C)
-    team.for_size(x.size).run(_blend, x, partners, weights, boxes, out)
+    out = empty(x.shape, x.dtype)  # (N, H, W, C)
+    team.for_size(x.size).run(_blend[NARROW], x, partners, weights, boxes, out)
     return out
 
 
@@ -64,16 +65,16 @@ def _floor(positions: Array, mean: Array) -> tuple[Array, Array]:
 
 
 def _colour_vectors(colours: Array | None, mean: Array) -> Array:
-    """Colour matrices (N, C, C + 1) as `_apply_colours` takes them: (N, 2C, C * LANES), N = 0 without colours."""
+    """Colour matrices (N, C, C + 1) as `_apply_colours` takes them: (N, 2C, C * NARROW), N = 0 without colours."""
     channels = len(mean)
     if colours is None:
-        return np.zeros((0, 2 * channels, channels * LANES), mean.dtype)
-    own = np.arange(channels * LANES) % channels  # (C * LANES,): the channel of each lane
-    vectors = np.zeros((len(colours), 2 * channels, len(own)), mean.dtype)  # (N, 2C, C * LANES)
+        return np.zeros((0, 2 * channels, channels * NARROW), mean.dtype)
+    own = np.arange(channels * NARROW) % channels  # (C * NARROW,): the channel of each lane
+    vectors = np.zeros((len(colours), 2 * channels, len(own)), mean.dtype)  # (N, 2C, C * NARROW)
     vectors[:, 0] = colours[:, own, channels]
     for offset in range(1, 2 * channels):
-        other = own + offset - channels  # (C * LANES,): the channel at that distance from the lane's own
-        inside = (other >= 0) & (other < channels)  # (C * LANES,): in the same pixel
+        other = own + offset - channels  # (C * NARROW,): the channel at that distance from the lane's own
+        inside = (other >= 0) & (other < channels)  # (C * NARROW,): in the same pixel
         vectors[:, offset, inside] = colours[:, own[inside], other[inside]]
     return vectors
 
@@ -85,7 +86,7 @@ def _apply_colours(row, k, colours, channels):  # type: ignore[no-untyped-def]
     A lane's pixel extends up to C - 1 elements before and after it; elements of other pixels there get factor zero.
     `colours` are the constants, then the factors at each such distance, for one period of the lanes' channels.
     """
-    period = channels * LANES
+    period = channels * NARROW
     phase = k % period
     value = load(colours, phase)
     for offset in range(1, 2 * channels):
@@ -97,8 +98,8 @@ def _apply_colours(row, k, colours, channels):  # type: ignore[no-untyped-def]
 def _resample(t, threads, images, y_first, y_weight, x_first, x_weight, mean, factor, colours, rows, out):  # type: ignore[no-untyped-def]
     """Slice t of the images of out (N, OH, OW, C): bilinear interpolation of images (N, H, W * C), rows, then pixels.
 
-    y_first and y_weight (N, OH), x_first and x_weight (N, OW): see `_floor`; mean and factor (C + LANES,); colours (N
-    or 0, 2C, C * LANES): see `_colour_vectors`; rows (T, 2, size) is scratch, zero beside its pixels. Vectors extend
+    y_first and y_weight (N, OH), x_first and x_weight (N, OW): see `_floor`; mean and factor (C + NARROW,); colours (N
+    or 0, 2C, C * NARROW): see `_colour_vectors`; rows (T, 2, size) is scratch, zero beside its pixels. Vectors extend
     into the next pixel, which is written after it.
     """
     count, height, length = images.shape
@@ -109,23 +110,23 @@ def _resample(t, threads, images, y_first, y_weight, x_first, x_weight, mean, fa
             y0 = y_first[n, i]
             y1, down = min(y0 + 1, height - 1), full_like(src, y_weight[n, i])
             upper, lower = pointer(images, (n * height + y0) * length), pointer(images, (n * height + y1) * length)
-            for each in range(0, length, LANES):
-                k = min(each, length - LANES)  # the last vector overlaps the one before
+            for each in range(0, length, NARROW):
+                k = min(each, length - NARROW)  # the last vector overlaps the one before
                 above = load_uint(upper, k, down)
                 store(src, k, fma(down, load_uint(lower, k, down) - above, above))
             for c in range(channels):  # the last pixel is its own right neighbour
                 store_scalar(src, length + c, load_scalar(src, length - channels + c))
             for j in range(columns):
                 pixel, across = advance(src, x_first[n, j] * channels), full_like(src, x_weight[n, j])
-                for c in range(0, channels, LANES):
+                for c in range(0, channels, NARROW):
                     left, right = load(pixel, c), load(pixel, channels + c)
                     value = fma(across, right - left, left) - load(pointer(mean, 0), c)
                     store(dst, j * channels + c, value * load(pointer(factor, 0), c))
             out_row = pointer(out, (n * out.shape[1] + i) * columns * channels)
             if len(colours) > 0:
                 matrix = pointer(colours, n * colours.shape[1] * colours.shape[2])
-                full = columns * channels // LANES * LANES
-                for k in range(0, full, LANES):
+                full = columns * channels // NARROW * NARROW
+                for k in range(0, full, NARROW):
                     store(out_row, k, _apply_colours(dst, k, matrix, channels))
                 store_masked(out_row, full, _apply_colours(dst, full, matrix, channels), columns * channels - full)
             else:
@@ -146,7 +147,7 @@ def _blend(t, threads, x, partners, weights, boxes, out):  # type: ignore[no-unt
                 continue
             other, weight = pointer(x, (partners[n] * height + i) * length), full_like(own, weights[n])
             copy(own, row, left)
-            for k in range(left, right, LANES):
+            for k in range(left, right, NARROW):
                 theirs = load_up_to(other, k, right - k)
                 mixed = fma(weight, load_up_to(own, k, right - k) - theirs, theirs)
                 store_up_to(row, k, mixed, right - k)

@@ -1,8 +1,8 @@
 """SIMD vectors for Numba kernels: explicit vector instructions instead of auto-vectorisation.
 
-A `Vector` holds `LANES` floats in vector registers. Kernels load and store it through pointers and apply `+`, `-`,
-`*`, `/` and the functions below, which become LLVM vector instructions: portable, and fast where the processor has
-AVX2 and FMA. Nothing is bounds-checked.
+A `Vector` holds 8 or 16 floats in vector registers (see `widths.py`), as many as the pointer says through which it is
+loaded. Kernels apply `+`, `-`, `*`, `/` and the functions below, which become LLVM vector instructions: portable, and
+fast where the processor has AVX2 and FMA, or AVX-512. Nothing is bounds-checked.
 
     p = pointer(array, 0)                             # of a contiguous array
     store(p, i, fma(broadcast(p, j), load(p, k), full_like(p, 0)))
@@ -16,9 +16,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
-from logpose.common.kernels import inner as inner  # the kernels' files import it from here
+from cnn.backends.cpu.widths import LANES, ByLanes, by_lanes
+from logpose.common import kernels
 
-LANES = 8
+# Compiles a function that only kernels call.
+inner = by_lanes(lambda lanes: kernels.inner)
 
 # Integer literals passed to an inner function go through `int64`: Numba would specialise it for each literal.
 int64 = types.int64
@@ -27,18 +29,27 @@ _LLVM_SCALARS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
 _INT32 = ir.IntType(32)
 
 
-class Vector(types.Type):  # type: ignore[misc]
-    """The Numba type of `LANES` numbers of `dtype` in vector registers."""
+class _Lanes(types.Type):  # type: ignore[misc]
+    def __init__(self, dtype: Any, lanes: int) -> None:
+        self.dtype, self.lanes = dtype, lanes
+        super().__init__(name=f"{type(self).__name__}({dtype}, {lanes})")
 
-    def __init__(self, dtype: Any) -> None:
-        self.dtype = dtype
-        super().__init__(name=f"Vector({dtype})")
+
+class Vector(_Lanes):
+    """The Numba type of `lanes` numbers of `dtype` in vector registers."""
+
+
+class Pointer(_Lanes):
+    """The Numba type of the address of numbers of `dtype`, loaded `lanes` at a time."""
+
+
+register_model(Pointer)(models.PointerModel)
 
 
 @register_model(Vector)
 class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, manager: Any, vector: Vector) -> None:
-        super().__init__(manager, vector, ir.VectorType(_LLVM_SCALARS[vector.dtype], LANES))
+        super().__init__(manager, vector, ir.VectorType(_LLVM_SCALARS[vector.dtype], vector.lanes))
 
 
 def _vector_pointer(context: Any, builder: Any, pointer: Any, index: Any, vector: Vector) -> Any:
@@ -50,33 +61,47 @@ def _splat(builder: Any, llvm_type: Any, number: Any) -> Any:
     """`number` in every lane."""
     undefined = ir.Constant(llvm_type, ir.Undefined)
     first = builder.insert_element(undefined, number, ir.Constant(_INT32, 0))
-    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_INT32, LANES), [0] * LANES))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_INT32, llvm_type.count), None))
 
 
 def _llvm_function(builder: Any, name: str, result: Any, arguments: list[Any], vector: Vector) -> Any:
-    suffix = f"v{LANES}f{32 if vector.dtype == types.float32 else 64}"
+    suffix = f"v{vector.lanes}f{32 if vector.dtype == types.float32 else 64}"
     return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), f"{name}.{suffix}")
 
 
-def _first_lanes(builder: Any, count: Any) -> Any:
+def _lane_by_lane(name: str, vector: Vector, count: int) -> Any:
+    """Code that calls LLVM's function `name` of `count` vectors."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        llvm_type = context.get_value_type(vector)
+        return builder.call(_llvm_function(builder, name, llvm_type, [llvm_type] * count, vector), arguments)
+
+    return generate
+
+
+def _first_lanes(builder: Any, vector: Vector, count: Any) -> Any:
     """The mask of the first `count` lanes."""
-    integers = ir.VectorType(_INT32, LANES)
-    positions = ir.Constant(integers, list(range(LANES)))
+    integers = ir.VectorType(_INT32, vector.lanes)
+    positions = ir.Constant(integers, list(range(vector.lanes)))
     return builder.icmp_signed("<", positions, _splat(builder, integers, builder.trunc(count, _INT32)))
 
 
 # Pointers and scalars
 
 
-@intrinsic
-def pointer(_typing, array, index):  # type: ignore[no-untyped-def]
+@ByLanes
+def pointer(lanes: int) -> Any:
     """The address of element `index` of a contiguous array, counted through all its axes."""
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        view = cgutils.create_struct_proxy(signature.args[0])(context, builder, arguments[0])
-        return builder.gep(view.data, [arguments[1]])
+    @intrinsic
+    def pointer(_typing, array, index):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            view = cgutils.create_struct_proxy(signature.args[0])(context, builder, arguments[0])
+            return builder.gep(view.data, [arguments[1]])
 
-    return types.CPointer(array.dtype)(array, types.intp), generate
+        return Pointer(array.dtype, lanes)(array, types.intp), generate
+
+    return pointer
 
 
 @intrinsic
@@ -87,12 +112,6 @@ def advance(_typing, start, count):  # type: ignore[no-untyped-def]
         return builder.gep(arguments[0], [arguments[1]])
 
     return start(start, types.intp), generate
-
-
-@inner
-def round_up(number, multiple):  # type: ignore[no-untyped-def]
-    """`number` rounded up to a multiple of `multiple`."""
-    return (number + multiple - 1) // multiple * multiple
 
 
 @intrinsic
@@ -133,7 +152,7 @@ def bit_width(_typing, like):  # type: ignore[no-untyped-def]
 @intrinsic
 def load(_typing, start, index):  # type: ignore[no-untyped-def]
     """The vector start[index : index + LANES]; no alignment needed."""
-    vector = Vector(start.dtype)
+    vector = Vector(start.dtype, start.lanes)
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         address = _vector_pointer(context, builder, arguments[0], arguments[1], vector)
@@ -145,12 +164,12 @@ def load(_typing, start, index):  # type: ignore[no-untyped-def]
 @intrinsic
 def load_masked(_typing, start, index, count):  # type: ignore[no-untyped-def]
     """`load`, but reading only the first `count` lanes; the others are zero."""
-    vector = Vector(start.dtype)
+    vector = Vector(start.dtype, start.lanes)
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         llvm_type = context.get_value_type(vector)
         address = _vector_pointer(context, builder, arguments[0], arguments[1], vector)
-        mask = _first_lanes(builder, arguments[2])
+        mask = _first_lanes(builder, vector, arguments[2])
         function = _llvm_function(
             builder, "llvm.masked.load", llvm_type, [llvm_type.as_pointer(), _INT32, mask.type, llvm_type], vector
         )
@@ -179,7 +198,7 @@ def store_masked(_typing, start, index, values, count):  # type: ignore[no-untyp
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         llvm_type = context.get_value_type(values)
         address = _vector_pointer(context, builder, arguments[0], arguments[1], values)
-        mask = _first_lanes(builder, arguments[3])
+        mask = _first_lanes(builder, values, arguments[3])
         function = _llvm_function(
             builder, "llvm.masked.store", ir.VoidType(), [llvm_type, llvm_type.as_pointer(), _INT32, mask.type], values
         )
@@ -194,7 +213,7 @@ def load_uint(_typing, start, index, like):  # type: ignore[no-untyped-def]
     """The unsigned integers start[index : index + LANES], converted to floats of the precision of `like`."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        integers = ir.VectorType(ir.IntType(start.dtype.bitwidth), LANES)
+        integers = ir.VectorType(ir.IntType(start.dtype.bitwidth), like.lanes)
         address = builder.bitcast(builder.gep(arguments[0], [arguments[1]]), integers.as_pointer())
         loaded = builder.load(address, align=start.dtype.bitwidth // 8)
         return builder.uitofp(loaded, context.get_value_type(like))
@@ -207,7 +226,7 @@ def store_uint(_typing, start, index, values):  # type: ignore[no-untyped-def]
     """start[index : index + LANES] = values, converted to unsigned integers."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        integers = ir.VectorType(ir.IntType(start.dtype.bitwidth), LANES)
+        integers = ir.VectorType(ir.IntType(start.dtype.bitwidth), values.lanes)
         address = builder.bitcast(builder.gep(arguments[0], [arguments[1]]), integers.as_pointer())
         converted = builder.fptoui(arguments[2], integers)
         builder.store(converted, address, align=start.dtype.bitwidth // 8)
@@ -219,7 +238,7 @@ def store_uint(_typing, start, index, values):  # type: ignore[no-untyped-def]
 @intrinsic
 def broadcast(_typing, start, index):  # type: ignore[no-untyped-def]
     """The number start[index] in every lane."""
-    vector = Vector(start.dtype)
+    vector = Vector(start.dtype, start.lanes)
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         number = builder.load(builder.gep(arguments[0], [arguments[1]]))
@@ -231,7 +250,7 @@ def broadcast(_typing, start, index):  # type: ignore[no-untyped-def]
 @intrinsic
 def full_like(_typing, like, number):  # type: ignore[no-untyped-def]
     """`number` in every lane, in the precision of `like`, a vector or pointer."""
-    vector = Vector(like.dtype)
+    vector = Vector(like.dtype, like.lanes)
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         converted = context.cast(builder, arguments[1], number, vector.dtype)
@@ -274,23 +293,13 @@ def copy(src, dst, count):  # type: ignore[no-untyped-def]
 @intrinsic
 def fma(_typing, a, b, c):  # type: ignore[no-untyped-def]
     """a * b + c, rounded once where the processor has FMA."""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        llvm_type = context.get_value_type(a)
-        return builder.call(_llvm_function(builder, "llvm.fmuladd", llvm_type, [llvm_type] * 3, a), arguments)
-
-    return a(a, b, c), generate
+    return a(a, b, c), _lane_by_lane("llvm.fmuladd", a, 3)
 
 
 @intrinsic
 def sqrt(_typing, values):  # type: ignore[no-untyped-def]
     """The square root of each lane."""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        llvm_type = context.get_value_type(values)
-        return builder.call(_llvm_function(builder, "llvm.sqrt", llvm_type, [llvm_type], values), arguments)
-
-    return values(values), generate
+    return values(values), _lane_by_lane("llvm.sqrt", values, 1)
 
 
 @intrinsic
@@ -351,11 +360,11 @@ def select_greater(_typing, a, b, if_true, if_false):  # type: ignore[no-untyped
 def exp2_of_low_bits(_typing, values):  # type: ignore[no-untyped-def]
     """2 ** n for the integer n in the low bits of each lane, which must be a valid exponent of the precision."""
     width, bias, fraction_bits = (32, 127, 23) if values.dtype == types.float32 else (64, 1023, 52)
-    integers = ir.VectorType(ir.IntType(width), LANES)
+    integers, lanes = ir.VectorType(ir.IntType(width), values.lanes), values.lanes
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        exponent = builder.add(builder.bitcast(arguments[0], integers), ir.Constant(integers, [bias] * LANES))
-        field = builder.shl(exponent, ir.Constant(integers, [fraction_bits] * LANES))
+        exponent = builder.add(builder.bitcast(arguments[0], integers), ir.Constant(integers, [bias] * lanes))
+        field = builder.shl(exponent, ir.Constant(integers, [fraction_bits] * lanes))
         return builder.bitcast(field, context.get_value_type(values))
 
     return values(values), generate
@@ -364,7 +373,7 @@ def exp2_of_low_bits(_typing, values):  # type: ignore[no-untyped-def]
 @intrinsic
 def to_float64(_typing, values):  # type: ignore[no-untyped-def]
     """The same numbers in double precision."""
-    vector = Vector(types.float64)
+    vector = Vector(types.float64, values.lanes)
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         return builder.fpext(arguments[0], context.get_value_type(vector)) if values != vector else arguments[0]

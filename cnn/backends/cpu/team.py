@@ -16,10 +16,11 @@ from functools import cache
 from queue import SimpleQueue
 from typing import Any
 
+from cnn.backends.cpu.widths import by_lanes
 from logpose.common.kernels import cached_njit
 
 # Compiles a kernel and caches it on disk.
-kernel = cached_njit(nogil=True, error_model="numpy")
+kernel = by_lanes(lambda lanes: cached_njit(variant=f"-{lanes}", nogil=True, error_model="numpy"))
 
 # A kernel, its arguments, the lock that is released when it is done, and where its error goes.
 _Task = tuple[Callable[..., Any], tuple[Any, ...], Any, list[BaseException]]

@@ -17,7 +17,8 @@ transposed matrix.
 
 import math
 
-from cnn.backends.cpu.simd import LANES, advance, fma, full_like, inner, int64, load, store
+from cnn.backends.cpu.simd import advance, fma, full_like, inner, int64, load, store
+from cnn.backends.cpu.widths import LANES
 
 _A, _B = math.sqrt(0.5), math.sqrt(2.0)  # A * B = 1
 

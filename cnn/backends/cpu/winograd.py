@@ -5,14 +5,22 @@ them by the transformed kernels (M), transform to outputs; so the P = 36 (or 16)
 `transforms.py` has the mathematics, `gemm.py` the micro-kernels.
 
 N images, H by W pixels, C channels in; OH by OW pixels, K channels out; m by m outputs and n by n points a tile,
-n = m + 2; P = n * n; B tiles a block; C8, K8: channels rounded up to whole vectors; T threads.
+n = m + 2; P = n * n; B tiles a block; CV, KV: channels rounded up to whole vectors; T threads.
 """
 
 import numpy as np
 
-from cnn.backends.cpu.gemm import MR, NR, column_range, gemm, outer_product_sum, portion_columns, portion_range
+from cnn.backends.cpu.gemm import (
+    MR,
+    NR,
+    column_range,
+    gemm,
+    outer_product_sum,
+    portion_columns,
+    portion_range,
+    round_up,
+)
 from cnn.backends.cpu.simd import (
-    LANES,
     advance,
     full_like,
     inner,
@@ -22,7 +30,7 @@ from cnn.backends.cpu.simd import (
     load_scalar,
     maximum,
     pointer,
-    round_up,
+    select_greater,
     store,
     store_masked,
     store_scalar,
@@ -30,9 +38,10 @@ from cnn.backends.cpu.simd import (
 )
 from cnn.backends.cpu.team import kernel
 from cnn.backends.cpu.transforms import INPUT, OUTPUT, OUTPUT_ADJOINT, WEIGHT, WEIGHT_ADJOINT, transform_2d
+from cnn.backends.cpu.widths import LANES, ByLanes
 
 _CHANNEL_BLOCK = 16  # channels whose kernels are transformed at a time
-WEIGHT_SCRATCH = 72 * LANES + _CHANNEL_BLOCK * 9 * NR  # elements that a thread needs to transform kernels
+WEIGHT_SCRATCH = ByLanes(lambda lanes: 72 * lanes + _CHANNEL_BLOCK * 9 * NR[lanes])  # to transform kernels, per thread
 
 
 @inner
@@ -98,20 +107,21 @@ def _transform_inputs(kind, m, src, sizes, top, left, first, stop, first_channel
 
 
 @inner
-def _transform_outputs(m, src, row, rows, sizes, first, stop, y, bias, relu, scratch):  # type: ignore[no-untyped-def]
+def _transform_outputs(m, src, row, rows, sizes, first, stop, y, pool, bias, relu, scratch):  # type: ignore[no-untyped-def]
     """Transform M (P, rows, row) to the outputs y of tiles [first, stop), with bias (K,) or (0,) and ReLU.
 
-    sizes: OH, OW, K, tiles down, tiles across.
+    sizes: OH, OW, K, tiles down, tiles across. With `pool` 2, y is their 2x2 maxima, and OH and OW are even.
     """
     height, width, channels, down, across = sizes
     plane, lane, n = plane_size(rows, row), int64(LANES), m + 2
     patch, bias_src = advance(scratch, 36 * LANES), pointer(bias, int64(0))
-    linear = bias.size == 0 and not relu
+    linear = bias.size == 0 and not relu and pool == 1
+    y_width = width // pool
     for tile in range(first, stop):
         n_image, rest = tile // (down * across), tile % (down * across)
         i0, j0 = rest // across * m, rest % across * m
         tile_h, tile_w = min(m, height - i0), min(m, width - j0)
-        corner = advance(y, ((n_image * height + i0) * width + j0) * channels)
+        corner = advance(y, ((n_image * height + i0) // pool * y_width + j0 // pool) * channels)
         for channel in range(0, channels, LANES):
             matrix, count = advance(src, (tile - first) * row + channel), min(LANES, channels - channel)
             if linear and tile_h == m and tile_w == m and count == LANES:
@@ -122,15 +132,26 @@ def _transform_outputs(m, src, row, rows, sizes, first, stop, y, bias, relu, scr
             offset, lower_bound = full_like(y, 0), full_like(y, 0 if relu else -np.inf)
             if bias.size > 0:
                 offset = load_masked(bias_src, channel, count)
-            for i in range(tile_h):
-                for j in range(tile_w):
-                    value = maximum(load(patch, (i * m + j) * LANES) + offset, lower_bound)
-                    store_up_to(corner, (i * width + j) * channels + channel, value, count)
+            for i in range(tile_h // pool):
+                for j in range(tile_w // pool):
+                    at = advance(patch, pool * (i * m + j) * lane)
+                    value = load(at, 0)
+                    if pool == 2:
+                        lower = _largest(load(at, m * lane), load(at, (m + 1) * lane))
+                        value = _largest(_largest(value, load(at, lane)), lower)
+                    value = maximum(value + offset, lower_bound)
+                    store_up_to(corner, (i * y_width + j) * channels + channel, value, count)
+
+
+@inner
+def _largest(a, b):  # type: ignore[no-untyped-def]
+    """The larger of `a` and `b` in each lane; NaN where either is."""
+    return select_greater(b, a, b, a)
 
 
 @kernel
 def transform_weights(t, threads, m, weight, adjoint, u, scratch):  # type: ignore[no-untyped-def]
-    """Slice t of u, the transformed kernels: P matrices (C, K8) in packed panels, see `gemm.py`.
+    """Slice t of u, the transformed kernels: P matrices (C, KV) in packed panels, see `gemm.py`.
 
     weight: kernels (3, 3, C, K), or (3, 3, K, C) for the adjoint, which rotates them by 180 degrees. scratch (T, size).
     """
@@ -177,13 +198,14 @@ def _copy_taps(weight, channels, filters, k, count, first, stop, adjoint, taps):
 
 
 @kernel
-def forward(t, threads, m, x, u, bias, relu, y, top, left, block, scratch):  # type: ignore[no-untyped-def]
+def forward(t, threads, m, x, u, bias, relu, y, pool, top, left, block, scratch):  # type: ignore[no-untyped-def]
     """Slice t of y (N, OH, OW, K) = x (N, H, W, C) convolved with the transformed kernels u, + bias, then ReLU.
 
-    bias (K,) or (0,); blocks of `block` tiles; scratch (T, size) is the threads' own.
+    With `pool` 2, y is the 2x2 maxima of that; an odd last row or column is in none. bias (K,) or (0,); blocks of
+    `block` tiles; scratch (T, size) is the threads' own.
     """
     images, height, width, channels = x.shape
-    out_h, out_w, filters = y.shape[1:]
+    out_h, out_w, filters = pool * y.shape[1], pool * y.shape[2], y.shape[3]
     down, across = (out_h + m - 1) // m, (out_w + m - 1) // m
     tiles, points = images * down * across, (m + 2) * (m + 2)
     columns, v_row = round_up(filters, LANES), round_up(channels, LANES)
@@ -204,12 +226,12 @@ def forward(t, threads, m, x, u, bias, relu, y, top, left, block, scratch):  # t
             a, c = advance(v, p * plane_size(rows, v_row)), advance(products, p * plane_size(rows, columns))
             gemm(a, v_row, pointer(u, p * plane_size(channels, columns)), rows, channels, columns, c, zeros)
         sizes = (out_h, out_w, filters, down, across)
-        _transform_outputs(m, products, columns, rows, sizes, first, stop, dst, bias, relu, local)
+        _transform_outputs(m, products, columns, rows, sizes, first, stop, dst, pool, bias, relu, local)
 
 
 @kernel
 def weight_gradient(t, threads, m, x, dy, top, left, block, sums, scratch):  # type: ignore[no-untyped-def]
-    """sums (S, P matrices C6, K8) = (B^T x B) (A dy A^T), sums[s] over portion s of the tiles; C6: C rounded up to MR.
+    """sums (S, P matrices C6, KV) = (B^T x B) (A dy A^T), sums[s] over portion s of the tiles; C6: C rounded up to MR.
 
     Thread t computes a run of the portions, of the first and the last perhaps only some filters. scratch (T, size) is
     the threads' own.

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from cnn.backends.base import Array
+from cnn.backends.cpu.memory import empty
 from cnn.backends.cpu.team import Team
 
 
@@ -25,5 +26,5 @@ class Workspace:
         buffer = self._buffers.get(key)
         if buffer is None or buffer.size < size:
             self._buffers.pop(key, None)  # free it before allocating the larger one
-            buffer = self._buffers[key] = np.empty(size, dtype)  # (size,)
+            buffer = self._buffers[key] = empty((size,), dtype)  # (size,)
         return buffer[:size].reshape(shape)

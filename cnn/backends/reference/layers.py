@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cnn.backends.base import Array, Window
+from cnn.backends.base import HALVING, Array, Window
 from cnn.rng import uniform
 
 GELU_SLOPE = 0.7978845608028654  # sqrt(2 / pi)
@@ -61,6 +61,10 @@ class LayerKernels:
     def conv2d_packed(self, x: Array, packed: Any, kind: str) -> Array:
         """A convolution by packed kernels, and the activation `kind` after it."""
         return self.activate(kind, self.conv2d(x, *packed))  # (N, OH, OW, K)
+
+    def conv2d_packed_max_pool(self, x: Array, packed: Any, kind: str, pool: Window) -> Array:
+        """As `conv2d_packed`, and a max pool after the activation."""
+        return self.max_pool(self.conv2d_packed(x, packed, kind), pool)[0]  # (N, PH, PW, K)
 
     # Dense: y = x @ w + bias, over the last axis
 
@@ -198,6 +202,26 @@ class LayerKernels:
         d_shift[...] = sum_dz
         dx = (scale * inverse) * (dz - sum_dz / len(dz) - x_hat * (sum_dz_x_hat / len(dz)))  # (M, C)
         return dx.reshape(x.shape)  # (N, H, W, C)
+
+    # Batch norm, its activation and then a max pool of 2x2 pixels: one pass where the backend has one
+
+    def batch_norm_pool_train(
+        self, x: Array, scale: Array, shift: Array, running_mean: Array, running_variance: Array,
+        momentum: float | None, epsilon: float, kind: str,
+    ) -> tuple[Array, Array, Array, Array]:
+        """Returns y (N, PH, PW, C), the maxima's indices, mean (C,) and variance (C,)."""
+        y, mean, variance = self.batch_norm_train(
+            x, scale, shift, running_mean, running_variance, momentum, epsilon, kind
+        )
+        return *self.max_pool(y, HALVING), mean, variance
+
+    def batch_norm_pool_backward(
+        self, dy: Array, winners: Array, x: Array, scale: Array, shift: Array, mean: Array, variance: Array,
+        epsilon: float, kind: str, d_scale: Array, d_shift: Array,
+    ) -> Array:
+        """The gradient w.r.t. x (N, H, W, C), from dy (N, PH, PW, C)."""
+        dy = self.max_pool_backward(dy, winners, x.shape, HALVING)  # (N, H, W, C)
+        return self.batch_norm_backward(dy, x, scale, shift, mean, variance, epsilon, kind, d_scale, d_shift)
 
     # Elementwise
 

@@ -1,4 +1,4 @@
-"""CPU convolutions against the reference: all algorithms, many shapes, and no write out of bounds."""
+"""CPU convolutions against the reference: all algorithms and widths of vectors, many shapes, no write out of bounds."""
 
 import itertools
 from collections.abc import Iterator
@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnn.backends.base import Window
-from cnn.backends.cpu import convolution, direct
+from cnn.backends.base import HALVING, Window
+from cnn.backends.cpu import convolution, direct, processor
+from cnn.backends.cpu import workspace as cpu_workspace
 from cnn.backends.cpu.team import get_team
+from cnn.backends.cpu.widths import NARROW, WIDE
 from cnn.backends.cpu.workspace import Workspace
 from cnn.backends.reference import ReferenceBackend
 from tests.cnn.test_gradients import thorough
@@ -27,16 +29,15 @@ CANARY = -12345.0
 def guarded_memory() -> Iterator[None]:
     """Surround every array that the convolution allocates with canary values, and check them at the end."""
     arrays: list[np.ndarray] = []
-    empty = np.empty
 
-    def with_guards(shape: Any, dtype: Any = float) -> np.ndarray:
+    def with_guards(shape: Any, dtype: Any) -> np.ndarray:
         whole = np.full(int(np.prod(shape)) + 2 * GUARD, CANARY, dtype)
         arrays.append(whole)
         return whole[GUARD:-GUARD].reshape(shape)
 
-    with patch.object(np, "empty", with_guards):
+    with patch.object(convolution, "empty", with_guards), patch.object(cpu_workspace, "empty", with_guards):
         yield
-    assert empty is np.empty
+    assert arrays
     for whole in arrays:
         assert (whole[:GUARD] == CANARY).all() and (whole[-GUARD:] == CANARY).all(), "written outside an array"
 
@@ -94,7 +95,7 @@ def test_any_window_matches_the_reference(
 
 
 def check_all(window: Window, shape: tuple, filters: int, dtype: type, threads: int, seed: int) -> None:
-    """Compare outputs, packed outputs with ReLU, and both gradients."""
+    """Compare outputs, packed ones with ReLU, their 2x2 maxima, and both gradients, at both widths of vectors."""
     out = (shape[0], *window.out_size(*shape[1:3]), filters)
     x, weight, bias, dy, d_weight = draw_arrays(
         seed, dtype, shape, (*window.size, shape[3], filters), (filters,), out, (*window.size, shape[3], filters)
@@ -102,17 +103,22 @@ def check_all(window: Window, shape: tuple, filters: int, dtype: type, threads: 
     expected_d_weight = d_weight.copy()
     expected_dx = REFERENCE.conv2d_backward(dy, x, weight, window, expected_d_weight, None, True)
     expected = REFERENCE.conv2d(x, weight, bias, window)
-    with guarded_memory():
-        work = workspace(threads)
-        y = convolution.forward(x, weight, bias, window, work)
-        packed = convolution.pack(weight, bias, window, shape[1:], work)
-        packed_y = convolution.forward_packed(x, packed, True, work)
-        dx = convolution.input_gradient(dy, weight, window, shape, work)
-        convolution.weight_gradient(dy, x, window, d_weight, work)
-    assert_close(y, expected)
-    assert_close(packed_y, np.maximum(expected, 0))
-    assert_close(dx, expected_dx)
-    assert_close(d_weight, expected_d_weight)
+    for lanes in (NARROW, WIDE):
+        with guarded_memory(), patch.object(processor, "lanes", lambda lanes=lanes: lanes):
+            work = workspace(threads)
+            y = convolution.forward(x, weight, bias, window, work)
+            packed = convolution.pack(weight, bias, window, shape[1:], work)
+            packed_y = convolution.forward_packed(x, packed, True, work)
+            pools = packed.tile and min(out[1:3]) > 1
+            pooled = convolution.forward_packed(x, packed, True, work, pool=2) if pools else None
+            dx = convolution.input_gradient(dy, weight, window, shape, work)
+            convolution.weight_gradient(dy, x, window, d_weight, work)
+        assert_close(y, expected)
+        assert_close(packed_y, np.maximum(expected, 0))
+        if pooled is not None:
+            np.testing.assert_array_equal(pooled, REFERENCE.max_pool(packed_y, HALVING)[0])
+        assert_close(dx, expected_dx)
+        assert_close(d_weight, expected_d_weight)
 
 
 def test_block_sizes_match_the_reference() -> None:

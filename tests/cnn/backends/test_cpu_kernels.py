@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cnn.backends.base import Window
+from cnn.backends.base import HALVING, Window
 from cnn.backends.cpu import CpuBackend, dense, norm, team
 from cnn.backends.reference import ReferenceBackend
 from cnn.inputs.augment import Augment
@@ -72,6 +72,33 @@ def test_batch_norm_matches_the_reference(
         results.append((y, mean, variance, inferred, d_scale, d_shift, dx))
     for found, expected in zip(results[1], results[0], strict=True):
         assert_close(found, expected, dtype, sums=10 + offset**2 / 4)
+
+
+@thorough
+@given(
+    shape=st.tuples(st.integers(1, 4), st.integers(2, 9), st.integers(2, 9)), channels=CHANNELS, kind=KINDS,
+    dtype=DTYPES, threads=THREADS, seed=SEEDS,
+)  # fmt: skip
+def test_batch_norm_with_a_pool_matches_the_reference(
+    shape: tuple[int, int, int], channels: int, kind: str, dtype: type, threads: int, seed: int
+) -> None:
+    generator, backend = np.random.default_rng(seed), CpuBackend(threads)
+    x = normal(generator, (*shape, channels), dtype)
+    dy = normal(generator, (shape[0], shape[1] // 2, shape[2] // 2, channels), dtype)
+    scale, shift = (normal(generator, (channels,), dtype) for _ in range(2))
+    found, alone = [np.zeros_like(scale), np.ones_like(scale)], [np.zeros_like(scale), np.ones_like(scale)]
+    y, winners, mean, variance = backend.batch_norm_pool_train(x, scale, shift, *found, 0.1, 1e-5, kind)
+    before, *statistics = backend.batch_norm_train(x, scale, shift, *alone, 0.1, 1e-5, kind)
+    in_two_passes = (*backend.max_pool(before, HALVING), *statistics, *alone)
+    for one, two in zip((y, winners, mean, variance, *found), in_two_passes, strict=True):
+        np.testing.assert_array_equal(one, two)
+    results = []
+    for each in (REFERENCE, backend):
+        d_scale, d_shift = np.ones(channels, dtype), np.ones(channels, dtype)
+        more = scale, shift, mean, variance, 1e-5, kind, d_scale, d_shift
+        results.append((each.batch_norm_pool_backward(dy, winners, x, *more), d_scale, d_shift))
+    for one, two in zip(results[1], results[0], strict=True):
+        assert_close(one, two, dtype, sums=10)
 
 
 @thorough

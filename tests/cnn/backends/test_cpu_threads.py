@@ -1,4 +1,4 @@
-"""Any number of threads gives the same bits: every kernel of training, and gradients of whole networks."""
+"""Any number of threads, and vectors of 8 or of 16 numbers, give the same bits: every kernel, and whole networks."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnn.backends.base import LOSS, OK, SCALE, Window
-from cnn.backends.cpu import CpuBackend, convolution, dense, team
+from cnn.backends.cpu import CpuBackend, convolution, dense, processor, team
+from cnn.backends.cpu.widths import NARROW, WIDE
 from cnn.layers.activations import ACTIVATIONS
 from cnn.losses import SoftmaxCrossEntropy
 from cnn.models import MODELS
@@ -46,10 +47,13 @@ many_portions = pytest.mark.usefixtures("_many_portions")
 
 
 def assert_same_bits(compute: Callable[[CpuBackend], Any]) -> None:
-    """`compute` returns arrays, numbers or None: equal bits with any number of threads."""
+    """`compute` returns arrays, numbers or None: equal bits with any number of threads, and with either width."""
     results = {threads: _bytes(compute(backend)) for threads, backend in CPUS.items()}
     for threads, found in results.items():
         assert found == results[1], f"{threads} threads differ from one"
+    other = NARROW + WIDE - processor.lanes()
+    with patch.object(processor, "lanes", lambda: other):
+        assert _bytes(compute(CPUS[2])) == results[1], f"vectors of {other} numbers differ from the usual ones"
 
 
 def _bytes(values: Any) -> list[bytes]:
@@ -115,6 +119,26 @@ def test_batch_norm(pixels: int, channels: int, kind: str, dtype: Any, seed: int
 
 @many_portions
 @thorough
+@given(
+    shape=st.tuples(st.integers(1, 5), st.integers(2, 14), st.integers(2, 14), CHANNELS),
+    kind=st.sampled_from(["", *ACTIVATIONS]), dtype=DTYPES, seed=SEEDS,
+)  # fmt: skip
+def test_batch_norm_with_a_pool(shape: tuple[int, ...], kind: str, dtype: Any, seed: int) -> None:
+    channels = shape[3]
+    x, dy = draw(seed, dtype, shape, (shape[0], shape[1] // 2, shape[2] // 2, channels))
+    scale, shift = draw(seed, dtype, (channels,), (channels,))
+
+    def compute(backend: CpuBackend) -> tuple[Any, ...]:
+        running, gradients = np.zeros((2, channels), dtype), np.empty((2, channels), dtype)
+        y, winners, *statistics = backend.batch_norm_pool_train(x, scale, shift, *running, 0.1, 1e-5, kind)
+        dx = backend.batch_norm_pool_backward(dy, winners, x, scale, shift, *statistics, 1e-5, kind, *gradients)
+        return y, winners, *statistics, running, dx, gradients
+
+    assert_same_bits(compute)
+
+
+@many_portions
+@thorough
 @given(rows=st.integers(1, 40), inputs=st.integers(1, 500), outputs=st.integers(1, 120), dtype=DTYPES, seed=SEEDS)
 def test_dense(rows: int, inputs: int, outputs: int, dtype: Any, seed: int) -> None:
     x, weight, bias, dy = draw(seed, dtype, (rows, inputs), (inputs, outputs), (outputs,), (rows, outputs))
@@ -122,7 +146,8 @@ def test_dense(rows: int, inputs: int, outputs: int, dtype: Any, seed: int) -> N
     def compute(backend: CpuBackend) -> tuple[Any, ...]:
         d_weight, d_bias = np.empty_like(weight), np.empty_like(bias)
         y = backend.dense(x, weight, bias)
-        return y, backend.dense_backward(dy, x, weight, d_weight, d_bias, True), d_weight, d_bias
+        inferred = backend.dense_infer(x, weight, bias)
+        return y, backend.dense_backward(dy, x, weight, d_weight, d_bias, True), d_weight, d_bias, inferred
 
     assert_same_bits(compute)
 
