@@ -380,15 +380,13 @@ def _check_columns(split: Split) -> None:
 def image_metadata(path: Path, split: str) -> dict[str, Any]:
     """The zarr.json of a split's images."""
     file = path / split / "images" / "zarr.json"
-    metadata: dict[str, Any] = read_stored(partial(read_json, file), file)
-    return metadata
+    return dict(read_stored(partial(read_json, file), file))
 
 
 def open_array(path: Path, split: str, name: str, mode: Any) -> zarr.Array[Any]:
     """Open 'images', 'labels' or 'paths' of a split in zarr's mode 'r' or 'r+'."""
     read_json(path / split / name / "zarr.json")  # zarr would wait for a pipe
-    store = LocalStore(path, read_only=mode == "r")
-    array = zarr.open_array(store, path=f"{split}/{name}", mode=mode, zarr_format=3)
+    array = zarr.open_array(LocalStore(path, read_only=mode == "r"), path=f"{split}/{name}", mode=mode, zarr_format=3)
     return array.with_config(WRITE_EMPTY_CHUNKS)  # zarr.open_array ignores its own config argument
 
 
