@@ -48,7 +48,8 @@ def work():
 
 pool = Window((2, 2), (2, 2))
 backend.prepare(work, lambda done, total: said.append((done, total)))
-kernels = {elementwise._add, pooling._max_pool_2x2, pooling._max_pool_2x2_backward, optimizers._squared_norm}
+both = elementwise._add, pooling._max_pool_2x2, pooling._max_pool_2x2_backward, optimizers._squared_norm
+kernels = {kernel[lanes] for kernel in both for lanes in (8, 16)}
 here = len(Compiled.kernels & kernels)
 y, dx, square = work()
 assert (y == 4).all() and dx.sum() == 4 * 4 * 2 * 8 * 2 / 2 and square == 4 * x.size, (y, dx.sum(), square)
@@ -79,7 +80,8 @@ def outcome(process: "subprocess.Popen[str]") -> tuple[list[tuple[int, int]], in
 NO_CACHE = """
 from numba.core.caching import NullCache
 for kernel in (elementwise._add, pooling._max_pool_2x2, pooling._max_pool_2x2_backward, optimizers._squared_norm):
-    kernel._cache = NullCache()
+    for lanes in (8, 16):
+        kernel[lanes]._cache = NullCache()
 """
 ALL = [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
 
@@ -120,7 +122,7 @@ def test_of_two_processes_one_compiles(tmp_path: Path) -> None:
 
 def test_worker_ends_in_the_middle_of_a_kernel(tmp_path: Path) -> None:
     signature = [to_json(kind) for kind in kernel_types()]
-    request = json.dumps(["cnn.backends.cpu.winograd", "forward", [signature]]) + "\n"
+    request = json.dumps(["cnn.backends.cpu.winograd", "forward", 8, [signature]]) + "\n"
     command = [sys.executable, "-P", "-c", compiling._START, json.dumps(sys.path)]
     done = subprocess.run(command, input=request, env=environment(tmp_path), capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
@@ -131,13 +133,13 @@ def kernel_types() -> tuple[Any, ...]:
     """The argument types of `winograd.forward`."""
     x, flat = np.zeros((1, 8, 8, 8), np.float32), np.zeros(8, np.float32)
     arguments = (0, 1, 4, x, flat, flat, False, x, 1, 1, 48, x[0, 0])
-    return tuple(map(winograd.forward.typeof_pyval, arguments))
+    return tuple(map(winograd.forward[8].typeof_pyval, arguments))
 
 
 def test_all_processes_are_ended_by_an_error() -> None:
     """Ctrl-C, for example, while the progress is shown."""
     processes = compiling.start_processes(2)
-    kernel, signature = winograd.forward, kernel_types()
+    kernel, signature = winograd.forward[8], kernel_types()
 
     def interrupted(left: int) -> None:
         raise KeyboardInterrupt
@@ -168,7 +170,7 @@ def test_other_types_are_not(kind: Any) -> None:
 
 def test_only_our_own_kernels_are_sent() -> None:
     """Another's module, such as a script without `if __name__`, must not be imported by another process."""
-    own, signature = winograd.forward, kernel_types()
+    own, signature = winograd.forward[16], kernel_types()
     foreign = Kernel(__name__, "foreign")
     globals()["foreign"] = foreign
     hidden = Kernel("", "", own.py_func)  # its name is another kernel's
