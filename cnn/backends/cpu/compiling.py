@@ -144,7 +144,7 @@ def compile_in(processes: list[CompileProcess], kernels: Needed, report: Callabl
 
     def give(process: CompileProcess) -> None:
         if left:
-            kernel = choose(left, process.module)
+            kernel = choose(left, process.module, {each.module for each in busy})
             process.send(kernel, left.pop(kernel))
             busy.add(process)
 
@@ -188,11 +188,12 @@ def lanes_of(kernel: Any) -> int | None:
     return getattr(kernel.py_func, "lanes", None)
 
 
-def choose(kernels: dict[Any, list[Any]], module: str) -> Any:
-    """The next kernel for a process whose last one was of `module`.
+def choose(kernels: dict[Any, list[Any]], module: str, busy: set[str]) -> Any:
+    """The next kernel for a process whose last one was of `module`, while others are at the modules `busy`.
 
-    One of the same module, which calls inner functions that the process knows by now; else of the one with most left.
+    One of the same module, which calls inner functions that the process knows by now; else of a module that no other
+    process is at, for the same reason; of these the one with most left.
     """
     counts = Counter(kernel.py_func.__module__ for kernel in kernels)
-    chosen = module if counts[module] else max(counts, key=lambda name: counts[name])
+    chosen = module if counts[module] else max(counts, key=lambda name: (name not in busy, counts[name]))
     return next(kernel for kernel in kernels if kernel.py_func.__module__ == chosen)

@@ -189,6 +189,7 @@ class Kernel:
 def test_process_goes_on_with_the_same_module() -> None:
     a, b, other_b = Kernel("a", "1"), Kernel("b", "1"), Kernel("b", "2")
     left: dict[Any, list[Any]] = {a: [], b: [], other_b: []}
-    assert compiling.choose(left, "a") is a
-    assert compiling.choose(left, "") is b, "of the module with most left"
-    assert compiling.choose({a: []}, "b") is a
+    assert compiling.choose(left, "a", {"b"}) is a
+    assert compiling.choose(left, "", set()) is b, "of the module with most left"
+    assert compiling.choose(left, "", {"b"}) is a, "the other process knows the inner functions of b"
+    assert compiling.choose({a: []}, "b", {"a"}) is a, "better twice than late"
