@@ -28,7 +28,7 @@ from logpose.common.kernel_compiler import INNER_OPTIONS, KERNEL_OPTIONS
 from logpose.common.notices import note_once
 
 _UNUSED_DAYS = 30  # after which another version's folder is removed
-NOT_CACHED = "compiled kernels cannot be kept ({}), and each start takes ten seconds or more longer: set NUMBA_CACHE_DIR to a"
+NOT_CACHED = "compiled kernels cannot be kept ({}), and each start takes ten seconds longer: set NUMBA_CACHE_DIR to a"
 NOT_CACHED += " folder of your own that can be written"
 
 # Compiles a function that only kernels call.
