@@ -11,6 +11,7 @@ import numpy as np
 from cnn.backends.base import OK, Array, KernelProgress
 from cnn.inputs.preprocess import preprocess
 from cnn.network import Network, foreign_layer
+from cnn.training.micro_batches import split_batch
 from cnn.training.trainer import Trainer
 
 _EVALUATED = 8  # images: inference has the same kernels for any number
@@ -43,11 +44,13 @@ def _rehearse(trainer: Trainer, train_rows: int) -> None:
     recipe = replace(trainer.recipe, mix=replace(trainer.recipe.mix, share=1.0))  # blended, if any step is
     network = Network(own.layer, own.in_shape, own.backend, seed=None, dtype=own.dtype)
     copy = _Rehearsal(network, recipe, np.zeros(3), np.ones(3), train_rows)
-    images, labels = _batch(_EVALUATED, own.in_shape)
-    preprocess(own.backend, images, None, copy.mean, copy.std)  # of layers that are initialised from images
+    evaluated = _batch(_EVALUATED, own.in_shape)
+    preprocess(own.backend, evaluated[0], None, copy.mean, copy.std)  # of layers that are initialised from images
     for rows in batch_sizes(recipe.batch_size, recipe.micro_rows, train_rows):
-        copy.start_batch(*_batch(rows, own.in_shape), np.arange(rows))  # whose result is never asked for
-    copy.evaluation(copy.evaluate_batches([(images, labels)], recipe.views))
+        images, labels = _batch(rows, own.in_shape)
+        parts = split_batch(images, labels, np.arange(rows), recipe.micro_rows)
+        copy.start_update(copy.compute(parts, rows))  # whose result is never asked for
+    copy.evaluation(copy.evaluate_batches([evaluated], recipe.views))
 
 
 def batch_sizes(batch: int, micro_batch: int, rows: int) -> list[int]:

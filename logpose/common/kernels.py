@@ -29,8 +29,8 @@ from logpose.common.notices import note_once
 
 _CHECKSUM_BYTES = 8
 _UNUSED_DAYS = 30  # after which another version's folder is removed
-NOT_CACHED = "compiled kernels cannot be kept ({}), and each start takes ten seconds or more longer: set"
-NOT_CACHED += " NUMBA_CACHE_DIR to a folder of your own that can be written"
+NOT_CACHED = "compiled kernels cannot be kept ({}), and each start takes ten seconds longer: set NUMBA_CACHE_DIR to a"
+NOT_CACHED += " folder of your own that can be written"
 
 # Compiles a function that only kernels call.
 inner = numba.njit(error_model="numpy", **INNER_OPTIONS)
