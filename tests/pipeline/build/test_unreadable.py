@@ -127,7 +127,7 @@ def test_finished_build_looks_again_at_unreadable_files(
     (root / "b" / "0006.png").write_bytes(b"")
     assert len(build(root).failures) == 2
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.build.destination._can_be_opened", lambda path: False)
+        patch.setattr("pipeline.build.destination.can_be_read", lambda path: False)
         assert build(root).existing is ExistingBuild.FINISHED
     decoding.clear()
     with pytest.raises(OutputExistsError, match=r"lacks 1 file .*can be now \(first a/0003.png\): .*--overwrite"):
