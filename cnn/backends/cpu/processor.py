@@ -1,4 +1,7 @@
-"""The processor's vector instructions: on another set of them, the last bits of results may differ."""
+"""The processor's vector instructions: on another set of them, the last bits of results may differ.
+
+Not with the width of vectors (`lanes`), which is only a matter of speed: see `widths.py`.
+"""
 
 import os
 import platform
