@@ -173,10 +173,10 @@ def test_path_of_another_file_is_refused(logpose: Logpose, copy: Path, tmp_path:
 def test_read_only_dataset_is_reported_and_other_path_fails(
     logpose: Logpose, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(path: Path) -> None:
+    def refuse(path: Path, *_: object) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("jobs.drawing.contact_sheet.atomic_writer", refuse)
+    monkeypatch.setattr("jobs.drawing.contact_sheet.write_replaceable", refuse)
     outcome = logpose("info", copy)
     assert (outcome.code, outcome.err) == (0, "")
     found = sheet_line(outcome.out)
