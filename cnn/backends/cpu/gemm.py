@@ -25,7 +25,9 @@ from cnn.backends.cpu.widths import LANES, ByLanes
 
 MR = 6  # rows of the register tile
 NR: Any = ByLanes(lambda lanes: 2 * lanes)  # its columns; a narrow tile has half
-_KC = 64  # depth of a block, whose sum is added to the total: the rounding error of a sum grows with its length
+# The rounding error of a sum grows with its length. So long ones are totals of sums:
+_KC = 32  # over so much of the depth, in `gemm`
+_LONG_RUN = 512  # over a run of at least so many elements, in the micro-kernel
 
 
 @inner
@@ -150,6 +152,9 @@ def _micro_kernel_6x2(a0, a1, a2, a3, a4, a5, stride, runs, run, b, c0, c1, c2, 
     left, right, minimum = load(init, 0), load(init, LANES), full_like(b, 0 if relu else -np.inf)
     s00, s10, s20, s30, s40, s50 = left, left, left, left, left, left
     s01, s11, s21, s31, s41, s51 = right, right, right, right, right, right
+    zero = full_like(b, 0)
+    t00, t10, t20, t30, t40, t50 = zero, zero, zero, zero, zero, zero
+    t01, t11, t21, t31, t41, t51 = zero, zero, zero, zero, zero, zero
     for _ in range(runs):
         for p in range(run):
             b0, b1 = load(b, NR * p), load(b, NR * p + LANES)
@@ -165,9 +170,19 @@ def _micro_kernel_6x2(a0, a1, a2, a3, a4, a5, stride, runs, run, b, c0, c1, c2, 
             s40, s41 = fma(x, b0, s40), fma(x, b1, s41)
             x = broadcast(a5, p)
             s50, s51 = fma(x, b0, s50), fma(x, b1, s51)
+        if run >= _LONG_RUN:
+            t00, t01, s00, s01 = t00 + s00, t01 + s01, zero, zero
+            t10, t11, s10, s11 = t10 + s10, t11 + s11, zero, zero
+            t20, t21, s20, s21 = t20 + s20, t21 + s21, zero, zero
+            t30, t31, s30, s31 = t30 + s30, t31 + s31, zero, zero
+            t40, t41, s40, s41 = t40 + s40, t41 + s41, zero, zero
+            t50, t51, s50, s51 = t50 + s50, t51 + s51, zero, zero
         b = advance(b, NR * run)
         a0, a1, a2 = advance(a0, stride), advance(a1, stride), advance(a2, stride)
         a3, a4, a5 = advance(a3, stride), advance(a4, stride), advance(a5, stride)
+    if run >= _LONG_RUN:
+        s00, s10, s20, s30, s40, s50 = t00, t10, t20, t30, t40, t50
+        s01, s11, s21, s31, s41, s51 = t01, t11, t21, t31, t41, t51
     _store_row(c0, s00, s01, columns, add, minimum)
     _store_row(c1, s10, s11, columns, add, minimum)
     _store_row(c2, s20, s21, columns, add, minimum)
@@ -181,15 +196,22 @@ def _micro_kernel_6x1(a0, a1, a2, a3, a4, a5, stride, runs, run, b, c0, c1, c2, 
     """`micro_kernel` for at most LANES columns."""
     left, minimum = load(init, 0), full_like(b, 0 if relu else -np.inf)
     s0, s1, s2, s3, s4, s5 = left, left, left, left, left, left
+    zero = full_like(b, 0)
+    t0, t1, t2, t3, t4, t5 = zero, zero, zero, zero, zero, zero
     for _ in range(runs):
         for p in range(run):
             b0 = load(b, LANES * p)
             s0, s1 = fma(broadcast(a0, p), b0, s0), fma(broadcast(a1, p), b0, s1)
             s2, s3 = fma(broadcast(a2, p), b0, s2), fma(broadcast(a3, p), b0, s3)
             s4, s5 = fma(broadcast(a4, p), b0, s4), fma(broadcast(a5, p), b0, s5)
+        if run >= _LONG_RUN:
+            t0, t1, t2, t3, t4, t5 = t0 + s0, t1 + s1, t2 + s2, t3 + s3, t4 + s4, t5 + s5
+            s0, s1, s2, s3, s4, s5 = zero, zero, zero, zero, zero, zero
         b = advance(b, LANES * run)
         a0, a1, a2 = advance(a0, stride), advance(a1, stride), advance(a2, stride)
         a3, a4, a5 = advance(a3, stride), advance(a4, stride), advance(a5, stride)
+    if run >= _LONG_RUN:
+        s0, s1, s2, s3, s4, s5 = t0, t1, t2, t3, t4, t5
     _store_row(c0, s0, minimum, columns, add, minimum)
     _store_row(c1, s1, minimum, columns, add, minimum)
     _store_row(c2, s2, minimum, columns, add, minimum)
