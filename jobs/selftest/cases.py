@@ -3,6 +3,7 @@
 from cnn import layers
 from cnn.arena import Shape
 from cnn.layers import Layer, chain
+from cnn.layers.normalisation import PooledBatchNorm
 
 CASES: dict[str, tuple[Layer, Shape]] = {
     "Conv2D 3x3": (layers.Conv2D(24, 3), (9, 11, 16)),
@@ -19,6 +20,7 @@ CASES: dict[str, tuple[Layer, Shape]] = {
     "GlobalMaxPool": (layers.GlobalMaxPool(), (5, 4, 16)),
     "GlobalAveragePool": (layers.GlobalAveragePool(), (5, 4, 6)),
     "BatchNorm": (layers.BatchNorm(activation="gelu"), (5, 6, 16)),
+    "BatchNorm and MaxPool": (PooledBatchNorm(layers.BatchNorm(activation="relu")), (6, 7, 16)),
     "BatchNorm of vectors": (layers.BatchNorm(), (12,)),
     "Dropout": (layers.Dropout(0.3), (4, 5, 8)),
     "ReLU": (layers.ReLU(), (4, 5, 8)),

@@ -118,14 +118,17 @@ def is_ready(kernel: Any, argument_types: tuple[Any, ...]) -> bool:
 
 
 class _Cache(FunctionCache):  # type: ignore[misc]  # Numba has no types
-    """Numba's cache, without its errors: a kernel that cannot be loaded or kept is compiled."""
+    """Numba's cache, without its errors: a kernel that cannot be loaded or kept is compiled.
+
+    The folder stands for the source, so that all installations of one version share it.
+    """
 
     _cache_file: Any
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], folder: Path) -> None:
         super().__init__(function)
-        found = self._cache_file
-        self._cache_file = _CheckedFiles(found._cache_path, self._impl.filename_base, found._source_stamp)
+        self._cache_path = str(folder)
+        self._cache_file = _CheckedFiles(self._cache_path, self._impl.filename_base, source_stamp=None)
 
     def load_overload(self, signature: Any, target: Any) -> Any:
         found = None
@@ -156,12 +159,11 @@ def _cache_of(function: Callable[..., Any], variant: str) -> _Cache | None:
     before = numba.config.CACHE_DIR
     try:
         numba.config.CACHE_DIR = str(folder)
-        found = _Cache(function)
+        return _Cache(function, folder)
     except (OSError, RuntimeError):  # the folder has been deleted or filled up since
         return None
     finally:
         numba.config.CACHE_DIR = before
-    return found if Path(found.cache_path).is_relative_to(folder) else None
 
 
 @cache

@@ -133,6 +133,12 @@ def test_kernel_is_compiled_once(home: Path, tmp_path: Path) -> None:
     assert compile_one(tmp_path) == ("3 1 1", "")
 
 
+def test_another_installation_of_the_same_version_loads_them(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    assert compile_one(tmp_path) == ("3 0 1", "")
+    assert compile_one(tmp_path / "other") == ("3 1 1", "")
+
+
 def test_pickles_that_others_could_write_are_not_loaded(home: Path, tmp_path: Path) -> None:
     """A complete cache in the temporary folder that others can write: the kernel is compiled, and the user is told."""
     block(home)
@@ -153,7 +159,7 @@ def test_job_works_where_nothing_can_be_written(home: Path, tmp_path: Path) -> N
     assert said.strip() == kernels.NOT_CACHED.format("no folder is both private and writable")
 
 
-@pytest.mark.parametrize("damage", [b"", b"\0" * 300, b"\x80\x05K\x01."])
+@pytest.mark.parametrize("damage", [b"", b"\0" * 300])
 def test_damaged_cache_is_replaced(home: Path, tmp_path: Path, damage: bytes) -> None:
     """A power cut leaves files that are empty, or full of zeros."""
     compile_one(tmp_path)

@@ -38,7 +38,7 @@ def run(*arguments: object, encoding: str = "utf-8", redirect: str = "") -> subp
     return subprocess.run(["sh", "-c", f'"$@" {redirect}', "sh", *words], env=environment, capture_output=True)
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1251", "cp437"])
+@pytest.mark.parametrize("encoding", ["ascii", "cp437"])
 def test_output_of_any_encoding(images: Path, tmp_path: Path, encoding: str) -> None:
     dataset = tmp_path / "d.zarr"
     for command in (("build", images, dataset, "--size", "8"), ("info", dataset, "--no-sheet")):
@@ -47,7 +47,7 @@ def test_output_of_any_encoding(images: Path, tmp_path: Path, encoding: str) -> 
     assert b"8x8 (pad)" in done.stdout
 
 
-@pytest.mark.parametrize("redirect", [">&-", "<&- >&- 2>&-", "2>&-"])
+@pytest.mark.parametrize("redirect", ["<&- >&- 2>&-", "2>&-"])
 def test_closed_streams(images: Path, tmp_path: Path, redirect: str) -> None:
     done = run("build", images, tmp_path / "d.zarr", "--size", "8", redirect=redirect)
     assert (done.returncode, done.stderr) == (0, b"")

@@ -17,9 +17,9 @@ FILES, BROKEN = 1300, 9  # three parts
 def test_killed_trainings_end_with_the_same_bytes(dataset: Path, tmp_path: Path) -> None:
     """A short version of `python -m tests.jobs.training.kill_trainings`."""
     trainings = Trainings(dataset, epochs=2, batch_size=1, checkpoint_steps=3)
-    done, steps = kill_trainings(trainings, kills=3, seed=56, folder=tmp_path, max_kills=3)
+    done, steps = kill_trainings(trainings, kills=2, seed=56, folder=tmp_path, max_kills=2)
     assert steps == 2 * 48
-    assert sum(len(outcome.hits) for outcome in done) == 3
+    assert sum(len(outcome.hits) for outcome in done) == 2
     assert [outcome.wrong for outcome in done] == [[]] * len(done)
 
 
@@ -31,8 +31,8 @@ def classifications(image_folder: Path, model: Path, tmp_path: Path) -> Classifi
 
 def test_killed_classifications_end_with_the_same_table(classifications: Classifications) -> None:
     """A short version of `python -m tests.jobs.classification.kill_classifications`."""
-    done = kill_classifications(classifications, kills=3, seed=68, max_kills=3)
-    assert sum(len(outcome.hits) for outcome in done) == 3
+    done = kill_classifications(classifications, kills=2, seed=68, max_kills=2)
+    assert sum(len(outcome.hits) for outcome in done) == 2
     assert [outcome.wrong for outcome in done] == [[]] * len(done)
 
 

@@ -52,8 +52,8 @@ def test_killed_trainings_on_ranks_end_with_the_same_bits(
     trainings: Trainings, expected: str, tmp_path: Path
 ) -> None:
     """A short version of `python -m tests.jobs.training.ranks.kill_ranks --trainings 0`."""
-    done = lose_everything(trainings, kills=2, seed=0, folder=tmp_path, expected=expected, max_kills=1)
-    assert sum(len(outcome.events) for outcome in done) == 2
+    done = lose_everything(trainings, kills=1, seed=0, folder=tmp_path, expected=expected, max_kills=1)
+    assert sum(len(outcome.events) for outcome in done) == 1
     assert [outcome.wrong for outcome in done] == [[]] * len(done)
 
 
