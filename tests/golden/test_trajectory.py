@@ -12,7 +12,12 @@ RTOL = 1e-4
 
 
 # The emulated GPU takes ten seconds for each network; all are compared with the reference in tests/cnn/test_parity.py.
-CASES = [(each, backend) for each in TRAJECTORIES for backend in BACKENDS if backend != "cuda" or each.name == "resnet9"]
+CASES = [
+    (trajectory, backend)
+    for trajectory in TRAJECTORIES
+    for backend in BACKENDS
+    if backend != "cuda" or trajectory.name == "resnet9"
+]
 
 
 @pytest.mark.parametrize(("trajectory", "backend_name"), CASES, ids=lambda value: getattr(value, "name", value))
