@@ -298,6 +298,12 @@ def anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def file_of(module: str) -> Path:
+    """The file that `python -m MODULE` runs."""
+    path = ROOT / module.replace(".", "/")
+    return path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_paths_and_modules_exist(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
@@ -307,7 +313,7 @@ def test_paths_and_modules_exist(document: Path) -> None:
     ours = {path for path in paths if path.partition("/")[0] in {entry.name for entry in ROOT.iterdir()}}
     modules = set(re.findall(r"python -m ((?:benchmarks|tests)\.[\w.]+)", text))
     missing = sorted(path for path in ours if not (ROOT / path).exists())
-    missing += sorted(name for name in modules if not (ROOT / f"{name.replace('.', '/')}.py").exists())
+    missing += sorted(name for name in modules if not file_of(name).exists())
     assert not missing, f"{document.name} names {missing}"
 
 

@@ -11,7 +11,7 @@ import pytest
 from jobs.training.summary import Summary
 from tests.jobs.conftest import RECIPE, Logpose, draw_classes
 from tests.jobs.conftest import logpose as logpose  # the fixture
-from tests.test_docs import DOCUMENTS, ROOT, section
+from tests.test_docs import DOCUMENTS, ROOT, file_of, section
 
 COMMANDS = "build|train|classify|report|verify|info|find-lr|recipes|selftest"
 
@@ -33,7 +33,7 @@ def test_options_of_documented_benchmarks_exist() -> None:
     for document in [*DOCUMENTS, ROOT / "benchmarks" / "README.md"]:
         text = document.read_text(encoding="utf-8").replace("\\\n", " ")
         for module, rest in re.findall(r"python -m ((?:benchmarks|tests)\.[a-z_.]+)\b(.*)", text):
-            code = (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+            code = file_of(module).read_text(encoding="utf-8")
             for option in re.findall(r"(?<=[\s\[])--[a-z][\w-]*", rest.partition("`")[0].partition("#")[0]):
                 assert f'"{option}"' in code, f"{document.name}: {module} has no {option}"
 

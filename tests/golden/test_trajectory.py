@@ -11,16 +11,8 @@ from tests.golden.trajectory import BATCH, CLASSES, MEAN, STD, STEPS, TRAJECTORI
 RTOL = 1e-4
 
 
-# The emulated GPU takes ten seconds for each network; all are compared with the reference in tests/cnn/test_parity.py.
-CASES = [
-    (trajectory, backend)
-    for trajectory in TRAJECTORIES
-    for backend in BACKENDS
-    if backend != "cuda" or trajectory.name == "resnet9"
-]
-
-
-@pytest.mark.parametrize(("trajectory", "backend_name"), CASES, ids=lambda value: getattr(value, "name", value))
+@pytest.mark.parametrize("backend_name", BACKENDS)
+@pytest.mark.parametrize("trajectory", TRAJECTORIES, ids=lambda trajectory: trajectory.name)
 def test_training_matches_pytorch(trajectory: Trajectory, backend_name: str) -> None:
     with np.load(trajectory.path) as file:
         golden = dict(file)
