@@ -178,7 +178,7 @@ class Split:
             values = np.asarray(read_stored(lambda: array[start:stop], where))  # (n,)
             for chunk in chunks:
                 file = self._column_file(name, chunk)
-                self._check_file(str(file), file.stat())
+                self._check_file(str(file), read_stored(file.stat, file))
         except Exception as error:
             if len(chunks) > 1 and not short_of_resources(error, where):  # find out which chunk it is
                 for chunk in range(bad, chunks.stop):

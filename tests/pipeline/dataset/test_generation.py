@@ -238,3 +238,19 @@ def test_folder_of_images_that_may_not_be_read(image_folder: Images, tmp_path: P
             decode_pixels(path / "b", (2, 2), "pad")
     with without_rights(root.parent, root.name) as path, pytest.raises(AccessError, match="permission denied: check"):
         list_images(path / root.name / "a")
+
+
+def test_column_that_the_system_cannot_look_at_is_not_damaged(
+    two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split, look = Dataset.open(two[0]).val, Path.stat
+
+    def fail(path: Path, **options: bool) -> os.stat_result:
+        if path.parts[-3:] == ("labels", "c", "0"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return look(path, **options)
+
+    monkeypatch.setattr("pipeline.faults.PAUSES", (0,) * len(PAUSES))
+    monkeypatch.setattr(Path, "stat", fail)
+    with pytest.raises(ReadError, match="input/output error"):
+        _ = split.labels
