@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,26 +13,16 @@ from jobs.cli import main
 from jobs.training.ranks import mailbox, worker
 from jobs.training.ranks.cluster import RankCluster
 from tests.jobs.conftest import RECIPE
+from tests.pipeline.conftest import failing_after
 
 # Six steps an epoch, of four micro-batches each.
 DIVIDED = (*RECIPE, "--set", "train.micro_batch=2", "--epochs", "2", "--threads", "1")
-LIMIT_SECONDS = 120
 
 
 @pytest.fixture(autouse=True)
 def _no_hang() -> Iterator[None]:
-    """Fail a test that hangs, by an error that no code takes for one of the network, as a TimeoutError is."""
-
-    def fail(*_: object) -> None:
-        pytest.fail(f"the test has not finished in {LIMIT_SECONDS} s")
-
-    before = signal.signal(signal.SIGALRM, fail)
-    signal.alarm(LIMIT_SECONDS)
-    try:
+    with failing_after():
         yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope="session")
