@@ -13,17 +13,21 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from queue import SimpleQueue
 from typing import Any
 
+from cnn.backends.base import Array
+from cnn.backends.cpu import launching
 from cnn.backends.cpu.widths import by_lanes
 from logpose.common.kernels import cached_njit
 
 # Compiles a kernel and caches it on disk.
-kernel = by_lanes(lambda lanes: cached_njit(variant=f"-{lanes}", nogil=True, error_model="numpy"))
-
-# A kernel, its arguments, the lock that is released when it is done, and where its error goes.
-_Task = tuple[Callable[..., Any], tuple[Any, ...], Any, list[BaseException]]
+kernel = by_lanes(
+    lambda lanes: (
+        lambda function: launching.compiled_with_launcher(
+            function, cached_njit(variant=f"-{lanes}", nogil=True, error_model="numpy")
+        )
+    )
+)
 
 _MIN_PARALLEL_SIZE = 1 << 16  # elements; a smaller array does not amortise waking a thread
 _listing = threading.local()  # `note`: what this thread calls instead of kernels
@@ -35,9 +39,11 @@ class Team:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._queues: list[SimpleQueue[_Task]] = [SimpleQueue() for _ in range(1, threads)]
-        for t, tasks in enumerate(self._queues, start=1):
-            threading.Thread(target=self._serve, args=(t, tasks), name=f"kernels-{t}", daemon=True).start()
+        self._lock = threading.Lock()  # of the board and of the attributes below: one task at a time
+        self._board: Array | None = None
+        self._address = 0
+        self._task: tuple[Callable[..., Any], tuple[Any, ...]] | None = None  # of Python's
+        self._errors: list[BaseException] = []
 
     def run(self, kernel: Callable[..., Any], *arguments: Any) -> None:
         """Run `kernel(t, threads, *arguments)` for every t in parallel; return when all are done.
@@ -46,33 +52,52 @@ class Team:
         """
         if (note := getattr(_listing, "note", None)) is not None:
             note(kernel, (0, self.threads, *arguments))
-            return
-        errors: list[BaseException] = []
-        done = [threading.Lock() for _ in self._queues]
-        for tasks, lock in zip(self._queues, done, strict=True):
-            lock.acquire()
-            tasks.put((kernel, arguments, lock, errors))
-        try:
-            kernel(0, self.threads, *arguments)
-        finally:
-            for lock in done:
-                lock.acquire()
-        if errors:
-            raise errors[0]
+            for own in launching.OWN_KERNELS if self.threads > 1 else ():
+                note(*own)
+        elif self.threads == 1:
+            kernel(0, 1, *arguments)
+        else:
+            with self._lock:
+                if self._board is None:
+                    self._start_threads()
+                if hasattr(kernel, "py_func"):
+                    kernel(self._address, self.threads, *arguments)
+                else:
+                    self._run_python(kernel, arguments)
 
     def for_size(self, size: int) -> "Team":
         """This team, or a single-threaded one if `size` elements are too few to amortise waking a thread."""
         return self if size >= _MIN_PARALLEL_SIZE else get_team(1)
 
-    def _serve(self, t: int, tasks: SimpleQueue[_Task]) -> None:
+    def _start_threads(self) -> None:
+        board = launching.make_board(self.threads)
+        self._address = board.ctypes.data
+        for t in range(1, self.threads):
+            threading.Thread(target=self._serve, args=(t,), name=f"kernels-{t}", daemon=True).start()
+        self._board = board
+
+    def _run_python(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        """`run` a function of Python's, which calls BLAS, on the same threads."""
+        self._task, self._errors = (function, arguments), []
+        try:
+            launching.python_task(self._address, self.threads, False)
+            function(0, self.threads, *arguments)
+        finally:
+            launching.python_task(self._address, self.threads, True)
+            self._task = None  # release large arrays
+        if self._errors:
+            raise self._errors[0]
+
+    def _serve(self, t: int) -> None:
+        finished = False
         while True:
-            kernel, arguments, done, errors = tasks.get()
+            launching.serve(self._address, t, finished)
+            assert self._task
             try:
-                kernel(t, self.threads, *arguments)
+                self._task[0](t, self.threads, *self._task[1])
             except BaseException as error:  # raised again by `run`
-                errors.append(error)
-            del kernel, arguments  # release large arrays before sleeping
-            done.release()
+                self._errors.append(error)
+            finished = True
 
 
 @contextmanager
