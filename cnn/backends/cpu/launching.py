@@ -84,9 +84,9 @@ def compiled_with_launcher(function: Callable[..., Any], compile: Callable[[Call
 
     It has the kernel's name and place, by which caches and other processes find it.
     """
-    names = list(inspect.signature(function).parameters)[2:]
-    source = f"def launcher(board, threads, {', '.join(names)}): launch(board, threads, slices, ({', '.join(names)},))"
-    known = {"launch": _launch, "slices": kernels.inner(function)}
+    names = ", ".join(list(inspect.signature(function).parameters)[2:])
+    source = f"def launcher(board, threads, {names}): launch(board, threads, ({names},))"
+    known = {"launch": _launch_of(kernels.inner(function))}
     code = function.__code__
     placed = "\n" * (code.co_firstlineno - 1) + source  # as if it were where the kernel is
     exec(builtins.compile(placed, code.co_filename, "exec"), known)
@@ -100,43 +100,44 @@ def compiled_with_launcher(function: Callable[..., Any], compile: Callable[[Call
 # In compiled code
 
 
-@intrinsic
-def _write(_typing, address, slices, arguments):  # type: ignore[no-untyped-def]
-    """Write the arguments of a kernel to `address`; returns the address of a function that reads them: `_call`."""
+def _launch_of(slices: Any) -> Any:
+    """The function that computes all slices of a kernel, `slices` being its compiled function."""
 
-    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
-        stored = builder.inttoptr(values[0], values[2].type.as_pointer())
-        if context.get_abi_sizeof(values[2].type) > _ARGUMENT_BYTES:
-            raise ValueError(f"expected a kernel's arguments in {_ARGUMENT_BYTES} bytes, found more")
-        builder.store(values[2], stored)
-        return builder.ptrtoint(_slice_function(context, builder, *signature.args[1:]), _INT64)
+    @intrinsic
+    def write(_typing, address, arguments):  # type: ignore[no-untyped-def]
+        """Write the kernel's arguments to `address`; returns the address of a function that reads them: `_call`."""
 
-    return types.int64(types.intp, slices, arguments), generate
+        def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+            if context.get_abi_sizeof(values[1].type) > _ARGUMENT_BYTES:
+                raise ValueError(f"expected a kernel's arguments in {_ARGUMENT_BYTES} bytes, found more")
+            builder.store(values[1], builder.inttoptr(values[0], values[1].type.as_pointer()))
+            return builder.ptrtoint(_slice_function(context, builder, slices, signature.args[1]), _INT64)
 
+        return types.int64(types.intp, arguments), generate
 
-@intrinsic
-def _run_alone(_typing, slices, arguments):  # type: ignore[no-untyped-def]
-    """Compute the only slice of a kernel."""
+    @intrinsic
+    def run_alone(_typing, arguments):  # type: ignore[no-untyped-def]
+        """Compute the only slice."""
 
-    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
-        stored = cgutils.alloca_once_value(builder, values[1])
-        function = _slice_function(context, builder, *signature.args)
-        builder.call(function, [_INT64(0), _INT64(1), builder.bitcast(stored, _BYTE_POINTER)])
-        return context.get_dummy_value()
+        def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+            stored = cgutils.alloca_once_value(builder, values[0])
+            function = _slice_function(context, builder, slices, signature.args[0])
+            builder.call(function, [_INT64(0), _INT64(1), builder.bitcast(stored, _BYTE_POINTER)])
+            return context.get_dummy_value()
 
-    return types.void(slices, arguments), generate
+        return types.void(arguments), generate
 
+    @kernels.inner
+    def launch(board, threads, arguments):  # type: ignore[no-untyped-def]
+        if threads == 1:
+            run_alone(arguments)
+        else:
+            function = write(board + _ARGUMENTS, arguments)
+            _start(board, threads, function)
+            _call(function, int64(0), threads, board + _ARGUMENTS)
+            _wait(board)
 
-@intrinsic
-def _call(_typing, function, t, threads, address):  # type: ignore[no-untyped-def]
-    """Compute slice t of `threads` of a kernel whose function and arguments are at these addresses."""
-
-    def generate(context, builder, _signature, values):  # type: ignore[no-untyped-def]
-        pointer = builder.inttoptr(values[0], _SLICE.as_pointer())
-        builder.call(pointer, [values[1], values[2], builder.inttoptr(values[3], _BYTE_POINTER)])
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64, types.intp), generate
+    return launch
 
 
 def _slice_function(context: Any, builder: Any, slices: Any, arguments: Any) -> Any:
@@ -145,8 +146,8 @@ def _slice_function(context: Any, builder: Any, slices: Any, arguments: Any) -> 
     if name in builder.module.globals:
         return builder.module.globals[name]
     kinds = (types.int64, types.int64, *arguments)
-    slices.dispatcher.compile(kinds)
-    compiled = slices.dispatcher.overloads[kinds]
+    slices.compile(kinds)
+    compiled = slices.overloads[kinds]
     context.add_linking_libs([compiled.library])
     function = ir.Function(builder.module, _SLICE, name)
     function.linkage = "internal"
@@ -160,16 +161,16 @@ def _slice_function(context: Any, builder: Any, slices: Any, arguments: Any) -> 
     return function
 
 
-@kernels.inner
-def _launch(board, threads, slices, arguments):  # type: ignore[no-untyped-def]
-    """Compute all slices of a kernel, `slices` being its compiled function."""
-    if threads == 1:
-        _run_alone(slices, arguments)
-    else:
-        function = _write(board + _ARGUMENTS, slices, arguments)
-        _start(board, threads, function)
-        _call(function, int64(0), threads, board + _ARGUMENTS)
-        _wait(board)
+@intrinsic
+def _call(_typing, function, t, threads, address):  # type: ignore[no-untyped-def]
+    """Compute slice t of `threads` of a kernel whose function and arguments are at these addresses."""
+
+    def generate(context, builder, _signature, values):  # type: ignore[no-untyped-def]
+        pointer = builder.inttoptr(values[0], _SLICE.as_pointer())
+        builder.call(pointer, [values[1], values[2], builder.inttoptr(values[3], _BYTE_POINTER)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, types.intp), generate
 
 
 @kernels.inner
