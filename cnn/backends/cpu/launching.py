@@ -104,40 +104,37 @@ def _launch_of(slices: Any) -> Any:
     """The function that computes all slices of a kernel, `slices` being its compiled function."""
 
     @intrinsic
-    def write(_typing, address, arguments):  # type: ignore[no-untyped-def]
-        """Write the kernel's arguments to `address`; returns the address of a function that reads them: `_call`."""
-
+    def launch(_typing, board, threads, arguments):  # type: ignore[no-untyped-def]
         def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
-            if context.get_abi_sizeof(values[1].type) > _ARGUMENT_BYTES:
+            board, threads, arguments = values
+            kind = arguments.type.as_pointer()
+            if context.get_abi_sizeof(arguments.type) > _ARGUMENT_BYTES:
                 raise ValueError(f"expected a kernel's arguments in {_ARGUMENT_BYTES} bytes, found more")
-            builder.store(values[1], builder.inttoptr(values[0], values[1].type.as_pointer()))
-            return builder.ptrtoint(_slice_function(context, builder, slices, signature.args[1]), _INT64)
-
-        return types.int64(types.intp, arguments), generate
-
-    @intrinsic
-    def run_alone(_typing, arguments):  # type: ignore[no-untyped-def]
-        """Compute the only slice."""
-
-        def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
-            stored = cgutils.alloca_once_value(builder, values[0])
-            function = _slice_function(context, builder, slices, signature.args[0])
-            builder.call(function, [_INT64(0), _INT64(1), builder.bitcast(stored, _BYTE_POINTER)])
+            function = _slice_function(context, builder, slices, signature.args[2])
+            with builder.if_else(builder.icmp_signed("==", threads, _INT64(1))) as (alone, together):
+                with alone:
+                    place = cgutils.alloca_once_value(builder, arguments)
+                    builder.call(function, [_INT64(0), _INT64(1), builder.bitcast(place, _BYTE_POINTER)])
+                with together:
+                    place = builder.inttoptr(builder.add(board, _INT64(_ARGUMENTS)), kind)
+                    builder.store(arguments, place)
+                    _call_compiled(
+                        context, builder, _run_slices, (types.int64,) * 3,
+                        [board, threads, builder.ptrtoint(function, _INT64)],
+                    )  # fmt: skip
             return context.get_dummy_value()
 
-        return types.void(arguments), generate
-
-    @kernels.inner
-    def launch(board, threads, arguments):  # type: ignore[no-untyped-def]
-        if threads == 1:
-            run_alone(arguments)
-        else:
-            function = write(board + _ARGUMENTS, arguments)
-            _start(board, threads, function)
-            _call(function, int64(0), threads, board + _ARGUMENTS)
-            _wait(board)
+        return types.void(types.int64, types.int64, arguments), generate
 
     return launch
+
+
+def _call_compiled(context: Any, builder: Any, function: Any, kinds: tuple[Any, ...], values: list[Any]) -> None:
+    """Code that calls a compiled function, which raises no errors."""
+    function.compile(kinds)
+    compiled = function.overloads[kinds]
+    context.add_linking_libs([compiled.library])
+    context.call_internal_no_propagate(builder, compiled.fndesc, compiled.signature, values)
 
 
 def _slice_function(context: Any, builder: Any, slices: Any, arguments: Any) -> Any:
@@ -145,10 +142,6 @@ def _slice_function(context: Any, builder: Any, slices: Any, arguments: Any) -> 
     name = "slice_of_kernel"
     if name in builder.module.globals:
         return builder.module.globals[name]
-    kinds = (types.int64, types.int64, *arguments)
-    slices.compile(kinds)
-    compiled = slices.overloads[kinds]
-    context.add_linking_libs([compiled.library])
     function = ir.Function(builder.module, _SLICE, name)
     function.linkage = "internal"
     inside = ir.IRBuilder(function.append_basic_block())
@@ -156,7 +149,7 @@ def _slice_function(context: Any, builder: Any, slices: Any, arguments: Any) -> 
     llvm_type = context.get_value_type(arguments)
     stored = inside.load(inside.bitcast(address, llvm_type.as_pointer()))
     values = [t, threads, *cgutils.unpack_tuple(inside, stored, len(arguments))]
-    context.call_internal_no_propagate(inside, compiled.fndesc, compiled.signature, values)  # kernels raise no errors
+    _call_compiled(context, inside, slices, (types.int64, types.int64, *arguments), values)
     inside.ret_void()
     return function
 
@@ -197,6 +190,14 @@ def _wait(board):  # type: ignore[no-untyped-def]
         if atomics.load(board + _PENDING) == 0 and atomics.exchange(board + _WAITING, 0) == 1:
             return
         atomics.acquire_lock(atomics.load(board + _CALLERS_LOCK), 1)
+
+
+@kernels.inner
+def _run_slices(board, threads, function):  # type: ignore[no-untyped-def]
+    """Compute all slices, this thread the first; the arguments are on the board."""
+    _start(board, threads, function)
+    _call(function, int64(0), threads, board + _ARGUMENTS)
+    _wait(board)
 
 
 @kernels.inner
