@@ -107,8 +107,7 @@ try:
 except ImportError:
     pass
 
-# Options of `numba.njit` for a kernel. No wrapper for C: nothing calls kernels from there. No counting of references
-# (`_nrt`), which takes a seventh of the time and matters only to functions that make arrays: kernels make none.
-KERNEL_OPTIONS: dict[str, Any] = {"no_cfunc_wrapper": True, "_nrt": False, **_KERNEL}
+# Options of `numba.njit` for a kernel. No wrapper for C: nothing calls kernels from there.
+KERNEL_OPTIONS: dict[str, Any] = {"no_cfunc_wrapper": True, **_KERNEL}
 # Options for a function that only kernels call.
-INNER_OPTIONS: dict[str, Any] = {"no_cpython_wrapper": True, **KERNEL_OPTIONS, **_INNER}
+INNER_OPTIONS: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **_INNER}

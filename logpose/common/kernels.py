@@ -34,6 +34,10 @@ NOT_CACHED += " folder of your own that can be written"
 
 # Compiles a function that only kernels call.
 inner = numba.njit(error_model="numpy", **INNER_OPTIONS)
+# An option for what makes no arrays: counting references to them would take a seventh of the time to compile.
+NO_ARRAYS: dict[str, Any] = {"_nrt": False}
+# Compiles a function that makes no arrays and that only kernels call.
+inner_without_arrays = numba.njit(error_model="numpy", **NO_ARRAYS, **INNER_OPTIONS)
 
 
 def cached_njit(

@@ -86,7 +86,7 @@ def compiled_with_launcher(function: Callable[..., Any], compile: Callable[[Call
     """
     names = ", ".join(list(inspect.signature(function).parameters)[2:])
     source = f"def launcher(board, threads, {names}): launch(board, threads, ({names},))"
-    known = {"launch": _launch_of(kernels.inner(function))}
+    known = {"launch": _launch_of(kernels.inner_without_arrays(function))}
     code = function.__code__
     placed = "\n" * (code.co_firstlineno - 1) + source  # as if it were where the kernel is
     exec(builtins.compile(placed, code.co_filename, "exec"), known)
@@ -166,7 +166,7 @@ def _call(_typing, function, t, threads, address):  # type: ignore[no-untyped-de
     return types.void(types.int64, types.int64, types.int64, types.intp), generate
 
 
-@kernels.inner
+@kernels.inner_without_arrays
 def _start(board, threads, function):  # type: ignore[no-untyped-def]
     """Have the other threads begin."""
     atomics.store(board + _PENDING, threads - 1)
@@ -178,7 +178,7 @@ def _start(board, threads, function):  # type: ignore[no-untyped-def]
             atomics.release_lock(atomics.load(own + _LOCK))
 
 
-@kernels.inner
+@kernels.inner_without_arrays
 def _wait(board):  # type: ignore[no-untyped-def]
     """Return when all other threads are done."""
     for _ in range(atomics.load(board + _PAUSES)):
@@ -192,7 +192,7 @@ def _wait(board):  # type: ignore[no-untyped-def]
         atomics.acquire_lock(atomics.load(board + _CALLERS_LOCK), 1)
 
 
-@kernels.inner
+@kernels.inner_without_arrays
 def _run_slices(board, threads, function):  # type: ignore[no-untyped-def]
     """Compute all slices, this thread the first; the arguments are on the board."""
     _start(board, threads, function)
@@ -200,14 +200,14 @@ def _run_slices(board, threads, function):  # type: ignore[no-untyped-def]
     _wait(board)
 
 
-@kernels.inner
+@kernels.inner_without_arrays
 def _finish(board):  # type: ignore[no-untyped-def]
     """Say that a thread is done."""
     if atomics.add(board + _PENDING, -1) == 1 and atomics.exchange(board + _WAITING, 0) == 1:
         atomics.release_lock(atomics.load(board + _CALLERS_LOCK))
 
 
-@kernels.inner
+@kernels.inner_without_arrays
 def _wait_for_task(board, own, task):  # type: ignore[no-untyped-def]
     """Return when there is task number `task` for the thread whose part of the board is at `own`."""
     for _ in range(atomics.load(board + _PAUSES)):
@@ -224,7 +224,7 @@ def _wait_for_task(board, own, task):  # type: ignore[no-untyped-def]
 # Called by Python
 
 
-@kernels.cached_njit(nogil=True)
+@kernels.cached_njit(nogil=True, **kernels.NO_ARRAYS)
 def serve(board, t, finished):  # type: ignore[no-untyped-def]
     """Compute slice t of each kernel that is launched; return when there is a task of Python's instead.
 
@@ -244,7 +244,7 @@ def serve(board, t, finished):  # type: ignore[no-untyped-def]
         _finish(board)
 
 
-@kernels.cached_njit(nogil=True)
+@kernels.cached_njit(nogil=True, **kernels.NO_ARRAYS)
 def python_task(board, threads, done):  # type: ignore[no-untyped-def]
     """Have the other threads do a task of Python's; when it is `done` here, wait for them."""
     if done:
@@ -253,7 +253,7 @@ def python_task(board, threads, done):  # type: ignore[no-untyped-def]
         _start(board, threads, int64(0))
 
 
-@kernels.cached_njit(nogil=True)
+@kernels.cached_njit(nogil=True, **kernels.NO_ARRAYS)
 def spin(count):  # type: ignore[no-untyped-def]
     """Pause so often."""
     for _ in range(count):

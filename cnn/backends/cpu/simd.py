@@ -20,7 +20,7 @@ from cnn.backends.cpu.widths import LANES, ByLanes, by_lanes
 from logpose.common import kernels
 
 # Compiles a function that only kernels call.
-inner = by_lanes(lambda lanes: kernels.inner)
+inner = by_lanes(lambda lanes: kernels.inner_without_arrays)
 
 # Integer literals passed to an inner function go through `int64`: Numba would specialise it for each literal.
 int64 = types.int64

@@ -18,16 +18,15 @@ from typing import Any
 from cnn.backends.base import Array
 from cnn.backends.cpu import launching
 from cnn.backends.cpu.widths import by_lanes
-from logpose.common.kernels import cached_njit
+from logpose.common.kernels import NO_ARRAYS, cached_njit
 
-# Compiles a kernel and caches it on disk.
-kernel = by_lanes(
-    lambda lanes: (
-        lambda function: launching.compiled_with_launcher(
-            function, cached_njit(variant=f"-{lanes}", nogil=True, error_model="numpy")
-        )
-    )
-)
+
+@by_lanes
+def kernel(lanes: int) -> Callable[[Callable[..., Any]], Any]:
+    """Compiles a kernel and caches it on disk."""
+    compile = cached_njit(variant=f"-{lanes}", nogil=True, error_model="numpy", **NO_ARRAYS)
+    return lambda function: launching.compiled_with_launcher(function, compile)
+
 
 _MIN_PARALLEL_SIZE = 1 << 16  # elements; a smaller array does not amortise waking a thread
 _listing = threading.local()  # `note`: what this thread calls instead of kernels
