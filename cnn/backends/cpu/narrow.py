@@ -1,0 +1,266 @@
+"""Direct convolution with few filters, at stride 1: the lanes of a vector are pixels of a row.
+
+`direct.py` has filters in the lanes, most of which are idle where there are fewer than 8. Here a row of the input is
+taken apart into planes, one for each channel, with its padding. A register tile (`tiles.py`) then sums over the taps, a
+vector of pixels times a weight of each filter, in the order of `direct.py`: with the same bits. The kernels are
+compiled for the number of filters K.
+
+A block of work is a band of output rows of one image. N images, H by W pixels, C channels in; OH by OW pixels, K < 8
+channels out; D = KH * KW * C taps; P elements in a row of a plane; T threads; S portions of a sum, see team.py.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from cnn.backends.cpu.direct import clear
+from cnn.backends.cpu.gemm import round_up
+from cnn.backends.cpu.simd import (
+    advance,
+    copy,
+    full_like,
+    inner,
+    int64,
+    load,
+    load_scalar,
+    load_up_to,
+    pointer,
+    store,
+    store_scalar,
+    store_up_to,
+)
+from cnn.backends.cpu.team import kernel
+from cnn.backends.cpu.tiles import (
+    GROUP,
+    add_outer,
+    add_tap,
+    first_sums,
+    load_channels,
+    load_outer,
+    load_pixels,
+    max_tile_pixels,
+    outer_taps,
+    prefetch,
+    store_tile,
+    store_vectors,
+    tile_pixels,
+)
+from cnn.backends.cpu.vector_math import NONE, activation
+from cnn.backends.cpu.widths import LANES, WIDE
+
+_LINE = 16  # numbers in a cache line; at double precision, half of them are fetched
+_round_up = round_up[WIDE].py_func
+
+
+class Plan(NamedTuple):
+    """The numbers that the kernels need besides the arrays' shapes."""
+
+    size: tuple[int, int]  # of the kernels
+    padding: tuple[int, int]  # above and on the left; may be negative
+    rows: int  # output rows of a block
+    plane: int  # P
+
+    def numbers(self) -> tuple[int, ...]:
+        return (*self.size, *self.padding, self.rows, self.plane)
+
+    def offsets(self, channels: int, multiple: int = 1) -> np.ndarray:
+        """The offset of each tap in the rows of planes, the last repeated to a multiple: (D,) or more."""
+        down, across, channel = np.ogrid[: self.size[0], : self.size[1], :channels]
+        offsets = ((down * channels + channel) * self.plane + across).reshape(-1)  # (D,)
+        return np.pad(offsets, (0, -offsets.size % multiple), "edge")
+
+    def scratch(self, channels: int, filters: int) -> int:
+        """The elements that a thread needs: planes of the input, one row of the output, and a row's last pixels."""
+        planes = ((self.rows + self.size[0] - 1) * channels + filters) * self.plane
+        return planes + WIDE * max(channels, filters) + 3 * WIDE
+
+
+def row_size(columns: int, kw: int, filters: int) -> int:
+    """P for rows of `columns` output pixels: tiles may read beyond the last. An odd number of cache lines."""
+    longest = max_tile_pixels(filters, WIDE)
+    return _round_up(columns + longest + kw, 2 * WIDE) + WIDE
+
+
+@inner
+def _store_some(block, channels, dst, plane):  # type: ignore[no-untyped-def]
+    """The first of 4 vectors, as many as there are channels, to planes `plane` apart."""
+    store(dst, 0, block[0])
+    if channels > 1:
+        store(dst, plane, block[1])
+    if channels > 2:
+        store(dst, 2 * plane, block[2])
+    if channels > 3:
+        store(dst, 3 * plane, block[3])
+
+
+@inner
+def _fill_row(filters, src, left, count, channels, dst, plane, last):  # type: ignore[no-untyped-def]
+    """dst (C, P) = the planes of `count` pixels (count, C), and LANES zeros behind each.
+
+    As many channels as filters are faster. left: the elements of src's array from src on, more than which are not read;
+    last (LANES * C + GROUP,): for its last pixels.
+    """
+    for j in range(0, count, LANES):
+        start = advance(src, j * channels)
+        if left - j * channels < LANES * channels + GROUP:
+            clear(last, LANES * channels + GROUP)
+            copy(start, last, min(LANES, count - j) * channels)
+            start = last
+        if channels == len(filters):
+            store_vectors(load_pixels(filters, start), advance(dst, j), plane)
+        else:
+            for c in range(0, channels, GROUP):
+                block = load_channels(advance(start, c), channels)
+                _store_some(block, channels - c, advance(dst, c * plane + j), plane)
+    for c in range(channels):
+        store(dst, c * plane + count, full_like(dst, 0))
+
+
+@inner
+def _fill_input_row(filters, x, left, sizes, i, j0, columns, dst, plane, last):  # type: ignore[no-untyped-def]
+    """dst (C, P) = the planes of `columns` pixels of row i of an image (sizes: H, W, C) from j0, zero outside it.
+
+    Beyond the pixels, where dst has been zero, or filled as it is now.
+    """
+    height, width, channels = sizes
+    before = min(max(0, -j0), columns)
+    inside = max(0, min(columns, width - j0) - before)
+    if i < 0 or i >= height or inside == 0:
+        clear(dst, channels * plane)
+    else:
+        at = (i * width + j0 + before) * channels
+        _fill_row(filters, advance(x, at), left - at, inside, channels, advance(dst, before), plane, last)
+
+
+@inner
+def _prefetch(start, count):  # type: ignore[no-untyped-def]
+    """Begin to fetch start[:count], which may be anywhere, while other work is done."""
+    for i in range(0, count, _LINE):
+        prefetch(start, i)
+
+
+@inner
+def _activate(y, count, kind):  # type: ignore[no-untyped-def]
+    """y (count,) = activation(y)."""
+    for i in range(0, count, LANES):
+        store_up_to(y, i, activation(kind, load_up_to(y, i, count - i)), count - i)
+
+
+@kernel
+def convolve(t, threads, filters, x, weights, bias, kind, y, numbers, offsets, scratch):  # type: ignore[no-untyped-def]
+    """Slice t of y (N, OH, OW, K) = activation(x (N, H, W, C) convolved with weights (D * K,) + bias (K,)).
+
+    filters: a tuple of K numbers; numbers, offsets and scratch (T, size): see `Plan`.
+    """
+    images, height, width, channels = x.shape
+    out_h, out_w = y.shape[1:3]
+    count = len(filters)
+    kh, kw, top, left_padding, band, plane = numbers
+    j0, columns, image_size = -left_padding, out_w + kw - 1, height * width * channels
+    bands, depth = (out_h + band - 1) // band, offsets.size
+    local, taps = pointer(scratch, t * scratch.shape[1]), pointer(offsets, int64(0))
+    line = advance(local, (band + kh - 1) * channels * plane)  # (OW, K)
+    last, tile = advance(line, count * plane + WIDE), tile_pixels(filters, local)
+    first, w = pointer(bias, int64(0)), pointer(weights, int64(0))
+    sizes = height, width, channels
+    clear(local, (band + kh - 1) * channels * plane)
+    for index in range(images * bands * t // threads, images * bands * (t + 1) // threads):
+        image, row = index // bands, index % bands * band
+        src, left = pointer(x, image * image_size), x.size - image * image_size
+        ready = 0  # rows of the input
+        for i in range(min(band, out_h - row)):
+            while ready < i + kh:
+                planes = advance(local, ready * channels * plane)
+                _fill_input_row(filters, src, left, sizes, row + ready - top, j0, columns, planes, plane, last)
+                ready += 1
+            window = advance(local, i * channels * plane)
+            dst = pointer(y, ((image * out_h + row + i) * out_w) * count)
+            coming = advance(src, (row + ready - top) * width * channels)  # the input's next row
+            for j in range(0, out_w, tile):
+                _prefetch(advance(coming, j * channels), tile * channels)
+                _prefetch(advance(dst, (out_w + j) * count), tile * count)
+                sums, start = first_sums(filters, first), advance(window, j)
+                for d in range(depth):
+                    sums = add_tap(sums, filters, advance(start, load_scalar(taps, d)), advance(w, d * count))
+                if j + tile < out_w:
+                    store_tile(sums, filters, advance(dst, j * count))
+                else:  # the last of a row exceeds it
+                    store_tile(sums, filters, line)
+                    copy(line, advance(dst, j * count), (out_w - j) * count)
+            if kind != NONE:
+                _activate(dst, out_w * count, kind)
+
+
+@kernel
+def weight_gradient(t, threads, filters, x, dy, numbers, offsets, scratch, sums):  # type: ignore[no-untyped-def]
+    """sums (S, D, K, WIDE) = windows times dy, sums[s] over portion s of the blocks, each lane over its own pixels.
+
+    D: rounded up to whole tiles of taps, as are the offsets. The other arguments are those of `convolve`.
+    """
+    images, height, width, channels = x.shape
+    out_h, out_w = dy.shape[1:3]
+    count, portions = len(filters), sums.shape[0]
+    kh, kw, top, left_padding, band, plane = numbers
+    j0, columns, image_size = -left_padding, out_w + kw - 1, height * width * channels
+    bands, depth, together = (out_h + band - 1) // band, offsets.size, outer_taps(filters)
+    blocks, row_sums = images * bands, count * WIDE
+    local, taps = pointer(scratch, t * scratch.shape[1]), pointer(offsets, int64(0))
+    dy_planes = advance(local, (band + kh - 1) * channels * plane)
+    last = advance(dy_planes, count * plane + WIDE)
+    band_sums = advance(last, WIDE * max(channels, count) + 2 * WIDE)
+    sizes, whole = (height, width, channels), round_up(out_w, WIDE)
+    x_share, dy_share = width * channels // depth + 1, out_w * count // depth + 1  # of the next rows, to be fetched
+    clear(local, ((band + kh - 1) * channels + count) * plane)
+    for s in range(portions * t // threads, portions * (t + 1) // threads):
+        total = pointer(sums, s * depth * row_sums)
+        clear(total, depth * row_sums)
+        for index in range(blocks * s // portions, blocks * (s + 1) // portions):
+            image, row = index // bands, index % bands * band
+            src, left = pointer(x, image * image_size), x.size - image * image_size
+            clear(band_sums, depth * row_sums)
+            ready = 0  # rows of the input
+            for i in range(min(band, out_h - row)):
+                while ready < i + kh:
+                    planes = advance(local, ready * channels * plane)
+                    _fill_input_row(filters, src, left, sizes, row + ready - top, j0, columns, planes, plane, last)
+                    ready += 1
+                dy_at = (image * out_h + row + i) * out_w * count
+                dy_row = pointer(dy, dy_at)
+                _fill_row(filters, dy_row, dy.size - dy_at, out_w, count, dy_planes, plane, last)
+                window = advance(local, i * channels * plane)
+                coming = advance(src, (row + ready - top) * width * channels)  # the input's next row
+                for d in range(0, depth, together):
+                    _prefetch(advance(coming, d * x_share), together * x_share)
+                    _prefetch(advance(dy_row, out_w * count + d * dy_share), together * dy_share)
+                    for lane in range(0, WIDE, LANES):
+                        at = advance(band_sums, d * row_sums + lane)
+                        tile = load_outer(filters, at, WIDE)
+                        for j in range(lane, whole, WIDE):
+                            tile = add_outer(
+                                tile, filters, advance(window, j), advance(taps, d), advance(dy_planes, j), plane
+                            )
+                        store_vectors(tile, at, WIDE)
+            for e in range(0, depth * row_sums, LANES):
+                store(total, e, load(total, e) + load(band_sums, e))
+
+
+@inner
+def _lane_sum(lanes):  # type: ignore[no-untyped-def]
+    """The sum of WIDE numbers, by halves: in one order at any width of vectors. Overwrites them."""
+    half = WIDE // 2
+    while half > 0:
+        for i in range(half):
+            store_scalar(lanes, i, load_scalar(lanes, i) + load_scalar(lanes, i + half))
+        half //= 2
+    return load_scalar(lanes, 0)
+
+
+@kernel
+def sum_weight_gradient(t, threads, sums, d_weight):  # type: ignore[no-untyped-def]
+    """Slice t of d_weight (KH, KW, C, K) = sums (S, D, K, WIDE), added up in order. Overwrites sums."""
+    dst, portion = pointer(d_weight, int64(0)), sums.size // sums.shape[0]
+    for e in range(d_weight.size * t // threads, d_weight.size * (t + 1) // threads):
+        total = _lane_sum(pointer(sums, e * WIDE))
+        for s in range(1, sums.shape[0]):
+            total += _lane_sum(pointer(sums, s * portion + e * WIDE))
+        store_scalar(dst, e, total)
