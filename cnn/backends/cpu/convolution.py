@@ -35,7 +35,7 @@ _MIN_PORTION_PIXELS = 96  # output pixels, or Winograd tiles, of a portion: to a
 
 _MAX_NARROW_CHANNELS = 16  # of the input of a narrow convolution
 _PLANES_COST = 8  # of a narrow convolution, in multiply-adds per pixel and channel: to take channels apart and back
-_MAX_SUM = 512  # pixels in a lane's sum of a narrow weight gradient: the rounding error grows with its length
+_GROUP_PIXELS = 200  # of dy's rows that a narrow weight gradient sums over together, to amortise loading sums
 
 _round_up = round_up[NARROW].py_func
 
@@ -298,11 +298,12 @@ def _direct_weight_gradient(dy: Array, x: Array, window: Window, d_weight: Array
 
 
 def _narrow_plan(window: Window, x: Array, out_size: tuple[int, ...], filters: int, slices: int) -> narrow.Plan:
-    """Blocks that fit in cache, at least one a slice, and so small that no sum in them is longer than `_MAX_SUM`."""
+    """Blocks that fit in cache, at least one a slice, and so small that no lane sums more than MAX_SUM pixels."""
     out_h, out_w = out_size
     plane, vectors = narrow.row_size(out_w, window.size[1], filters), -(-out_w // WIDE)
-    limit = min(_BLOCK_BYTES // (plane * x.shape[3] * x.itemsize), _MAX_SUM // vectors, out_h * len(x) // slices)
-    return narrow.Plan(window.size, (window.top, window.left), min(out_h, max(1, limit)), plane)
+    limit = min(_BLOCK_BYTES // (plane * x.shape[3] * x.itemsize), narrow.MAX_SUM // vectors, out_h * len(x) // slices)
+    rows = min(out_h, max(1, limit))
+    return narrow.Plan(window.size, (window.top, window.left), rows, min(rows, -(-_GROUP_PIXELS // out_w)), plane)
 
 
 def _narrow(

@@ -9,6 +9,7 @@ A block of work is a band of output rows of one image. N images, H by W pixels, 
 channels out; D = KH * KW * C taps; P elements in a row of a plane; T threads; S portions of a sum, see team.py.
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -48,6 +49,7 @@ from cnn.backends.cpu.tiles import (
 from cnn.backends.cpu.vector_math import NONE, activation
 from cnn.backends.cpu.widths import LANES, WIDE
 
+MAX_SUM = 512  # pixels in a lane's sum of a weight gradient: the rounding error grows with its length
 _LINE = 16  # numbers in a cache line; at double precision, half of them are fetched
 _round_up = round_up[WIDE].py_func
 
@@ -58,27 +60,33 @@ class Plan(NamedTuple):
     size: tuple[int, int]  # of the kernels
     padding: tuple[int, int]  # above and on the left; may be negative
     rows: int  # output rows of a block
+    group: int  # of which so many are summed over together in a weight gradient
     plane: int  # P
 
     def numbers(self) -> tuple[int, ...]:
-        return (*self.size, *self.padding, self.rows, self.plane)
+        return (*self.size, *self.padding, self.rows, self.group, self.plane)
 
     def offsets(self, channels: int, multiple: int = 1) -> np.ndarray:
         """The offset of each tap in the rows of planes, the last repeated to a multiple: (D,) or more."""
-        down, across, channel = np.ogrid[: self.size[0], : self.size[1], :channels]
-        offsets = ((down * channels + channel) * self.plane + across).reshape(-1)  # (D,)
-        return np.pad(offsets, (0, -offsets.size % multiple), "edge")
+        return _offsets(self.size, channels, self.plane, multiple)
 
     def scratch(self, channels: int, filters: int) -> int:
-        """The elements that a thread needs: planes of the input, one row of the output, and a row's last pixels."""
-        planes = ((self.rows + self.size[0] - 1) * channels + filters) * self.plane
+        """The elements that a thread needs: planes of the input, rows of the output, and a row's last pixels."""
+        planes = ((self.rows + self.size[0] - 1) * channels + self.group * filters) * self.plane
         return planes + WIDE * max(channels, filters) + 3 * WIDE
 
 
+@cache
+def _offsets(size: tuple[int, int], channels: int, plane: int, multiple: int) -> np.ndarray:
+    down, across, channel = np.ogrid[: size[0], : size[1], :channels]
+    offsets = ((down * channels + channel) * plane + across).reshape(-1)  # (D,)
+    return np.pad(offsets, (0, -offsets.size % multiple), "edge")
+
+
 def row_size(columns: int, kw: int, filters: int) -> int:
-    """P for rows of `columns` output pixels: tiles may read beyond the last. An odd number of cache lines."""
-    longest = max_tile_pixels(filters, WIDE)
-    return _round_up(columns + longest + kw, 2 * WIDE) + WIDE
+    """P for rows of `columns` output pixels, whose tiles read beyond the last: an odd number of cache lines."""
+    read = max(columns + WIDE, _round_up(columns, max_tile_pixels(filters, WIDE))) + kw - 1
+    return _round_up(read + WIDE, 2 * WIDE) - WIDE
 
 
 @inner
@@ -155,7 +163,7 @@ def convolve(t, threads, filters, x, weights, bias, kind, y, numbers, offsets, s
     images, height, width, channels = x.shape
     out_h, out_w = y.shape[1:3]
     count = len(filters)
-    kh, kw, top, left_padding, band, plane = numbers
+    kh, kw, top, left_padding, band, _, plane = numbers
     j0, columns, image_size = -left_padding, out_w + kw - 1, height * width * channels
     bands, depth = (out_h + band - 1) // band, offsets.size
     local, taps = pointer(scratch, t * scratch.shape[1]), pointer(offsets, int64(0))
@@ -191,6 +199,14 @@ def convolve(t, threads, filters, x, weights, bias, kind, y, numbers, offsets, s
                 _activate(dst, out_w * count, kind)
 
 
+@inner
+def _move_sums(part, total, count):  # type: ignore[no-untyped-def]
+    """Add part (count,) to total, and begin it again."""
+    for e in range(0, count, LANES):
+        store(total, e, load(total, e) + load(part, e))
+        store(part, e, full_like(part, 0))
+
+
 @kernel
 def weight_gradient(t, threads, filters, x, dy, numbers, offsets, scratch, sums):  # type: ignore[no-untyped-def]
     """sums (S, D, K, WIDE) = windows times dy, sums[s] over portion s of the blocks, each lane over its own pixels.
@@ -200,67 +216,73 @@ def weight_gradient(t, threads, filters, x, dy, numbers, offsets, scratch, sums)
     images, height, width, channels = x.shape
     out_h, out_w = dy.shape[1:3]
     count, portions = len(filters), sums.shape[0]
-    kh, kw, top, left_padding, band, plane = numbers
+    kh, kw, top, left_padding, band, group, plane = numbers
     j0, columns, image_size = -left_padding, out_w + kw - 1, height * width * channels
     bands, depth, together = (out_h + band - 1) // band, offsets.size, outer_taps(filters)
     blocks, row_sums = images * bands, count * WIDE
     local, taps = pointer(scratch, t * scratch.shape[1]), pointer(offsets, int64(0))
     dy_planes = advance(local, (band + kh - 1) * channels * plane)
-    last = advance(dy_planes, count * plane + WIDE)
-    band_sums = advance(last, WIDE * max(channels, count) + 2 * WIDE)
+    last = advance(dy_planes, group * count * plane + WIDE)
+    part = advance(last, WIDE * max(channels, count) + 2 * WIDE)
     sizes, whole = (height, width, channels), round_up(out_w, WIDE)
-    x_share, dy_share = width * channels // depth + 1, out_w * count // depth + 1  # of the next rows, to be fetched
-    clear(local, ((band + kh - 1) * channels + count) * plane)
+    x_share, dy_share = width * channels // depth + 1, out_w * count // depth + 1  # of the next row, to be fetched
+    clear(local, ((band + kh - 1) * channels + group * count) * plane)
     for s in range(portions * t // threads, portions * (t + 1) // threads):
         total = pointer(sums, s * depth * row_sums)
         clear(total, depth * row_sums)
+        clear(part, depth * row_sums)
+        length = 0  # of the sums in `part`
         for index in range(blocks * s // portions, blocks * (s + 1) // portions):
             image, row = index // bands, index % bands * band
             src, left = pointer(x, image * image_size), x.size - image * image_size
-            clear(band_sums, depth * row_sums)
-            ready = 0  # rows of the input
-            for i in range(min(band, out_h - row)):
-                while ready < i + kh:
+            ready, rows = 0, min(band, out_h - row)  # rows of the input, and of dy
+            length += rows * (whole // WIDE)
+            if length > MAX_SUM:
+                _move_sums(part, total, depth * row_sums)
+                length = rows * (whole // WIDE)
+            for i in range(0, rows, group):
+                stop = min(i + group, rows)
+                while ready < stop + kh - 1:
                     planes = advance(local, ready * channels * plane)
                     _fill_input_row(filters, src, left, sizes, row + ready - top, j0, columns, planes, plane, last)
                     ready += 1
-                dy_at = (image * out_h + row + i) * out_w * count
-                dy_row = pointer(dy, dy_at)
-                _fill_row(filters, dy_row, dy.size - dy_at, out_w, count, dy_planes, plane, last)
+                for r in range(i, stop):
+                    dy_at = (image * out_h + row + r) * out_w * count
+                    planes = advance(dy_planes, (r - i) * count * plane)
+                    _fill_row(filters, pointer(dy, dy_at), dy.size - dy_at, out_w, count, planes, plane, last)
                 window = advance(local, i * channels * plane)
                 coming = advance(src, (row + ready - top) * width * channels)  # the input's next row
+                dy_coming = pointer(dy, (image * out_h + row + stop) * out_w * count)
                 for d in range(0, depth, together):
                     _prefetch(advance(coming, d * x_share), together * x_share)
-                    _prefetch(advance(dy_row, out_w * count + d * dy_share), together * dy_share)
+                    _prefetch(advance(dy_coming, d * dy_share), together * dy_share)
                     for lane in range(0, WIDE, LANES):
-                        at = advance(band_sums, d * row_sums + lane)
+                        at = advance(part, d * row_sums + lane)
                         tile = load_outer(filters, at, WIDE)
-                        for j in range(lane, whole, WIDE):
-                            tile = add_outer(
-                                tile, filters, advance(window, j), advance(taps, d), advance(dy_planes, j), plane
-                            )
+                        for r in range(stop - i):
+                            x_row, dy_row = advance(window, r * channels * plane), advance(dy_planes, r * count * plane)
+                            for j in range(lane, whole, WIDE):
+                                tile = add_outer(
+                                    tile, filters, advance(x_row, j), advance(taps, d), advance(dy_row, j), plane
+                                )
                         store_vectors(tile, at, WIDE)
-            for e in range(0, depth * row_sums, LANES):
-                store(total, e, load(total, e) + load(band_sums, e))
-
-
-@inner
-def _lane_sum(lanes):  # type: ignore[no-untyped-def]
-    """The sum of WIDE numbers, by halves: in one order at any width of vectors. Overwrites them."""
-    half = WIDE // 2
-    while half > 0:
-        for i in range(half):
-            store_scalar(lanes, i, load_scalar(lanes, i) + load_scalar(lanes, i + half))
-        half //= 2
-    return load_scalar(lanes, 0)
+        _move_sums(part, total, depth * row_sums)
 
 
 @kernel
 def sum_weight_gradient(t, threads, sums, d_weight):  # type: ignore[no-untyped-def]
-    """Slice t of d_weight (KH, KW, C, K) = sums (S, D, K, WIDE), added up in order. Overwrites sums."""
-    dst, portion = pointer(d_weight, int64(0)), sums.size // sums.shape[0]
+    """Slice t of d_weight (KH, KW, C, K) = sums (S, D, K, WIDE): of each lane, then of the lanes. Overwrites sums."""
+    dst, portions, size = pointer(d_weight, int64(0)), sums.shape[0], sums.size // sums.shape[0]
     for e in range(d_weight.size * t // threads, d_weight.size * (t + 1) // threads):
-        total = _lane_sum(pointer(sums, e * WIDE))
-        for s in range(1, sums.shape[0]):
-            total += _lane_sum(pointer(sums, s * portion + e * WIDE))
-        store_scalar(dst, e, total)
+        lanes = pointer(sums, e * WIDE)
+        for lane in range(0, WIDE, LANES):
+            total = load(lanes, lane)
+            for s in range(1, portions):
+                total = total + load(lanes, s * size + lane)
+            store(lanes, lane, total)
+        half = WIDE // 2  # by halves: in one order at any width of vectors
+        while half > 0:
+            for i in range(half):
+                store_scalar(lanes, i, load_scalar(lanes, i) + load_scalar(lanes, i + half))
+            half //= 2
+        store_scalar(dst, e, load_scalar(lanes, 0))
