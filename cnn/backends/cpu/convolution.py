@@ -2,8 +2,8 @@
 
 3x3 convolutions at stride 1 use Winograd if there are enough channels to amortise the transforms, all others a direct
 algorithm: with filters in the lanes of a vector (`direct.py`), or, for few filters at stride 1, with pixels
-(`narrow.py`). `choose_tile` and `is_narrow` decide by a count of multiply-adds, with measured constants
-(docs/performance.md).
+(`narrow.py`). `choose_tile` decides by a count of multiply-adds, with measured constants (docs/performance.md), and
+`is_narrow` by measured limits.
 
 N images, H by W pixels, C channels in; OH by OW pixels, K filters out; T threads; S portions of a sum, see team.py;
 KV: K rounded up to whole vectors.
@@ -17,9 +17,9 @@ import numpy as np
 from cnn.backends.base import Array, Window
 from cnn.backends.cpu import direct, elementwise, narrow, winograd
 from cnn.backends.cpu.direct import Block, Geometry
-from cnn.backends.cpu.gemm import MR, NR, round_up
+from cnn.backends.cpu.gemm import LONG_RUN, MR, NR, round_up
 from cnn.backends.cpu.memory import empty
-from cnn.backends.cpu.tiles import MAX_FILTERS, max_tile_pixels, tile_taps
+from cnn.backends.cpu.tiles import MAX_FILTERS, tile_taps
 from cnn.backends.cpu.vector_math import KINDS
 from cnn.backends.cpu.widths import NARROW, WIDE, lanes_for
 from cnn.backends.cpu.workspace import Workspace
@@ -33,8 +33,10 @@ _MIN_BLOCK_PIXELS = 96  # output pixels of a block, to amortise loading the pack
 _SUM_COUNTS = ((1 << 16, 8), (1 << 18, 4), (1 << 19, 2))  # portions of the sum of a weight gradient of so many elements
 _MIN_PORTION_PIXELS = 96  # output pixels, or Winograd tiles, of a portion: to amortise adding its sum to the others
 
-_MAX_NARROW_CHANNELS = 16  # of the input of a narrow convolution
-_PLANES_COST = 8  # of a narrow convolution, in multiply-adds per pixel and channel: to take channels apart and back
+# Narrow convolutions, as measured on Zen 3 (docs/performance.md).
+_MAX_NARROW_CHANNELS = 32  # of the input
+_MIN_NARROW_ROW = 14  # output pixels: shorter rows leave lanes idle
+_MIN_GRADIENT_ROW, _MIN_GRADIENT_SIZE = 10, 4  # for the weights' gradient: output pixels a filter; pixels of a kernel
 _GROUP_PIXELS = 200  # of dy's rows that a narrow weight gradient sums over together, to amortise loading sums
 
 _round_up = round_up[NARROW].py_func
@@ -60,11 +62,14 @@ def choose_tile(window: Window, shape: tuple[int, ...], filters: int, packed: bo
 
 def is_narrow(window: Window, out_w: int, channels: int, filters: int) -> bool:
     """Whether a direct convolution, with rows of `out_w` output pixels, has its pixels in the lanes of vectors."""
-    if window.stride != (1, 1) or filters > MAX_FILTERS or channels > _MAX_NARROW_CHANNELS:
-        return False
-    taps = math.prod(window.size) * channels
-    pixels = _round_up(out_w, max_tile_pixels(filters, NARROW))
-    return pixels * taps * filters + out_w * _PLANES_COST * (channels + filters) < out_w * taps * NARROW
+    few = filters <= MAX_FILTERS and channels <= _MAX_NARROW_CHANNELS and window.size[1] * channels < LONG_RUN
+    return few and window.stride == (1, 1) and out_w >= _MIN_NARROW_ROW
+
+
+def is_narrow_gradient(window: Window, out_w: int, channels: int, filters: int) -> bool:
+    """Whether the gradient w.r.t. the weights has. More filters need longer rows, and the input's planes many taps."""
+    fits = is_narrow(window, out_w, channels, filters) and filters < MAX_FILTERS
+    return fits and out_w >= _MIN_GRADIENT_ROW * filters and math.prod(window.size) >= _MIN_GRADIENT_SIZE
 
 
 def forward(x: Array, weight: Array, bias: Array | None, window: Window, work: Workspace) -> Array:
@@ -156,7 +161,7 @@ def weight_gradient(dy: Array, x: Array, window: Window, d_weight: Array, work: 
     m = choose_tile(window, x.shape, dy.shape[3])
     if m:
         _winograd_weight_gradient(m, dy, x, window, d_weight, work)
-    elif is_narrow(window, dy.shape[2], x.shape[3], dy.shape[3]):
+    elif is_narrow_gradient(window, dy.shape[2], x.shape[3], dy.shape[3]):
         _narrow_weight_gradient(dy, x, window, d_weight, work)
     else:
         _direct_weight_gradient(dy, x, window, d_weight, work)
