@@ -9,7 +9,7 @@ A block of work is a band of output rows of one image. N images, H by W pixels, 
 channels out; D = KH * KW * C taps; P elements in a row of a plane; T threads; S portions of a sum, see team.py.
 """
 
-from functools import cache
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -64,6 +64,7 @@ class Plan(NamedTuple):
     plane: int  # P
 
     def numbers(self) -> tuple[int, ...]:
+        """All of them, as the kernels take them."""
         return (*self.size, *self.padding, self.rows, self.group, self.plane)
 
     def offsets(self, channels: int, multiple: int = 1) -> np.ndarray:
@@ -76,7 +77,7 @@ class Plan(NamedTuple):
         return planes + WIDE * max(channels, filters) + 3 * WIDE
 
 
-@cache
+@lru_cache(64)
 def _offsets(size: tuple[int, int], channels: int, plane: int, multiple: int) -> np.ndarray:
     down, across, channel = np.ogrid[: size[0], : size[1], :channels]
     offsets = ((down * channels + channel) * plane + across).reshape(-1)  # (D,)

@@ -57,7 +57,8 @@ def compute_all(arrays: list[np.ndarray], window: Window, threads: int, lanes: i
 @example(shape=(2, 40, 70, 5), filters=4, size=(3, 3), padding=(0, 0, 0, 0), threads=2, block=1 << 13, seed=0)
 @example(shape=(1, 3, 200, 16), filters=6, size=(1, 3), padding=(0, 0, 1, 1), threads=1, block=1 << 13, seed=0)
 @given(
-    shape=st.tuples(st.integers(1, 5), st.integers(1, 17), st.integers(1, 70), st.integers(1, 16)), filters=st.integers(1, MAX_FILTERS),
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 17), st.integers(1, 70), st.integers(1, 16)),
+    filters=st.integers(1, MAX_FILTERS),
     size=st.tuples(st.integers(1, 5), st.integers(1, 5)), padding=st.tuples(PADDING, PADDING, PADDING, PADDING),
     threads=st.integers(1, 3), block=st.sampled_from([1, 1 << 13, 1 << 17]), seed=st.integers(0, 2**32 - 1),
 )  # fmt: skip
