@@ -85,12 +85,11 @@ class CpuBackend(ReferenceBackend):
         return convolution.pack(weight, bias, window, in_shape, self._work)
 
     def conv2d_packed(self, x: Array, packed: Any, kind: str) -> Array:
-        y = convolution.forward_packed(np.ascontiguousarray(x), packed, kind == "relu", self._work)
-        return y if kind in ("", "relu") else elementwise.activate(kind, y, self._team, out=y)
+        return convolution.forward_packed(np.ascontiguousarray(x), packed, kind, self._work)
 
     def conv2d_packed_max_pool(self, x: Array, packed: Any, kind: str, pool: Window) -> Array:
         if pool == HALVING and packed.tile and kind in ("", "relu"):
-            return convolution.forward_packed(np.ascontiguousarray(x), packed, kind == "relu", self._work, pool=2)
+            return convolution.forward_packed(np.ascontiguousarray(x), packed, kind, self._work, pool=2)
         return super().conv2d_packed_max_pool(x, packed, kind, pool)
 
     # Dense

@@ -1,7 +1,9 @@
-"""Convolution: choose the algorithm (Winograd or direct) and its block sizes, and run it.
+"""Convolution: choose the algorithm (Winograd, direct or narrow) and its block sizes, and run it.
 
-3x3 convolutions at stride 1 use Winograd if there are enough channels to amortise the transforms, all others the direct
-algorithm. `choose_tile` decides by a count of multiply-adds, with measured constants (docs/performance.md).
+3x3 convolutions at stride 1 use Winograd if there are enough channels to amortise the transforms, all others a direct
+algorithm: with filters in the lanes of a vector (`direct.py`), or, for few filters at stride 1, with pixels
+(`narrow.py`). `choose_tile` decides by a count of multiply-adds, with measured constants (docs/performance.md), and
+`is_narrow` by measured limits.
 
 N images, H by W pixels, C channels in; OH by OW pixels, K filters out; T threads; S portions of a sum, see team.py;
 KV: K rounded up to whole vectors.
@@ -13,11 +15,13 @@ from typing import NamedTuple
 import numpy as np
 
 from cnn.backends.base import Array, Window
-from cnn.backends.cpu import direct, winograd
+from cnn.backends.cpu import direct, elementwise, narrow, winograd
 from cnn.backends.cpu.direct import Block, Geometry
-from cnn.backends.cpu.gemm import MR, NR, round_up
+from cnn.backends.cpu.gemm import LONG_RUN, MR, NR, round_up
 from cnn.backends.cpu.memory import empty
-from cnn.backends.cpu.widths import NARROW, lanes_for
+from cnn.backends.cpu.tiles import MAX_FILTERS, tile_taps
+from cnn.backends.cpu.vector_math import KINDS
+from cnn.backends.cpu.widths import NARROW, WIDE, lanes_for
 from cnn.backends.cpu.workspace import Workspace
 
 # Overheads of the algorithms in multiply-adds, by Winograd tile size m; 0 is direct convolution.
@@ -28,6 +32,12 @@ _BLOCK_BYTES = 192 << 10  # of a direct convolution block's padded input: fits i
 _MIN_BLOCK_PIXELS = 96  # output pixels of a block, to amortise loading the packed kernels
 _SUM_COUNTS = ((1 << 16, 8), (1 << 18, 4), (1 << 19, 2))  # portions of the sum of a weight gradient of so many elements
 _MIN_PORTION_PIXELS = 96  # output pixels, or Winograd tiles, of a portion: to amortise adding its sum to the others
+
+# Narrow convolutions, as measured on Zen 3 (docs/performance.md).
+_MAX_NARROW_CHANNELS = 32  # of the input
+_MIN_NARROW_ROW = 14  # output pixels: shorter rows leave lanes idle
+_MIN_GRADIENT_ROW, _MIN_GRADIENT_SIZE = 10, 4  # for the weights' gradient: output pixels a filter; pixels of a kernel
+_GROUP_PIXELS = 200  # of dy's rows that a narrow weight gradient sums over together, to amortise loading sums
 
 _round_up = round_up[NARROW].py_func
 
@@ -50,12 +60,24 @@ def choose_tile(window: Window, shape: tuple[int, ...], filters: int, packed: bo
     return min(costs, key=lambda m: costs[m])
 
 
+def is_narrow(window: Window, out_w: int, channels: int, filters: int) -> bool:
+    """Whether a direct convolution, with rows of `out_w` output pixels, has its pixels in the lanes of vectors."""
+    few = filters <= MAX_FILTERS and channels <= _MAX_NARROW_CHANNELS and window.size[1] * channels < LONG_RUN
+    return few and window.stride == (1, 1) and out_w >= _MIN_NARROW_ROW
+
+
+def is_narrow_gradient(window: Window, out_w: int, channels: int, filters: int) -> bool:
+    """Whether the gradient w.r.t. the weights has. More filters need longer rows, and the input's planes many taps."""
+    fits = is_narrow(window, out_w, channels, filters) and filters < MAX_FILTERS
+    return fits and out_w >= _MIN_GRADIENT_ROW * filters and math.prod(window.size) >= _MIN_GRADIENT_SIZE
+
+
 def forward(x: Array, weight: Array, bias: Array | None, window: Window, work: Workspace) -> Array:
     """y (N, OH, OW, K) = x (N, H, W, C) convolved with weight (KH, KW, C, K), plus bias (K,)."""
     m = choose_tile(window, x.shape, weight.shape[3])
-    kernels = _forward_kernels(m, weight, window, x.shape[1:], work)
+    kernels, algorithm = _forward_kernels(m, weight, window, x.shape[1:], work)
     offset = np.empty(0, x.dtype) if bias is None else bias  # (K,) or (0,)
-    return forward_packed(x, Packed(kernels, offset, window, weight.shape[3], m), False, work)
+    return forward_packed(x, Packed(kernels, offset, window, weight.shape[3], m, algorithm), "", work)
 
 
 class Packed(NamedTuple):
@@ -66,35 +88,49 @@ class Packed(NamedTuple):
     window: Window
     filters: int
     tile: int  # Winograd tile size m; 0 for direct convolution
+    narrow: bool  # direct convolution with pixels in the lanes
 
 
 def pack(weight: Array, bias: Array, window: Window, shape: tuple[int, ...], work: Workspace) -> Packed:
     """Pack the kernels (KH, KW, C, K) for images of `shape` (H, W, C)."""
     filters = weight.shape[3]
     m = choose_tile(window, (1, *shape), filters, packed=True)
-    return Packed(_forward_kernels(m, weight, window, shape, work).copy(), bias, window, filters, m)
+    kernels, narrow = _forward_kernels(m, weight, window, shape, work)
+    return Packed(kernels.copy(), bias, window, filters, m, narrow)
 
 
-def forward_packed(x: Array, packed: Packed, relu: bool, work: Workspace, pool: int = 1) -> Array:
-    """As `forward`, with packed kernels, then ReLU if `relu`. With `pool` 2, the 2x2 maxima; for Winograd only."""
+def forward_packed(x: Array, packed: Packed, kind: str, work: Workspace, pool: int = 1) -> Array:
+    """As `forward`, with packed kernels, then the activation `kind`.
+
+    With `pool` 2, the 2x2 maxima; for Winograd only, with ReLU or no activation.
+    """
     window, bias = packed.window, packed.bias
     out_h, out_w = window.out_size(*x.shape[1:3])
     y = empty((len(x), out_h // pool, out_w // pool, packed.filters), x.dtype)  # (N, OH, OW, K)
+    if packed.narrow:
+        _narrow(x, packed.kernels, bias, kind, window, y, work)
+        return y
     if packed.tile:
-        _winograd(packed.tile, x, packed.kernels, bias, relu, (window.top, window.left), y, work, pool)
+        _winograd(packed.tile, x, packed.kernels, bias, kind == "relu", (window.top, window.left), y, work, pool)
     else:
-        _direct(x, packed.kernels, bias, relu, direct.forward_geometry(window, *y.shape[1:3]), y, work)
-    return y
+        _direct(x, packed.kernels, bias, kind == "relu", direct.forward_geometry(window, *y.shape[1:3]), y, work)
+    return y if kind in ("", "relu") else elementwise.activate(kind, y, work.team, out=y)
 
 
-def _forward_kernels(m: int, weight: Array, window: Window, shape: tuple[int, ...], work: Workspace) -> Array:
-    """The kernels (KH, KW, C, K) in the layout for images of `shape` (H, W, C), in a workspace buffer.
+def _forward_kernels(
+    m: int, weight: Array, window: Window, shape: tuple[int, ...], work: Workspace
+) -> tuple[Array, bool]:
+    """The kernels (KH, KW, C, K) in the layout for images of `shape` (H, W, C), perhaps in a workspace buffer.
 
-    (P matrices C, KV) for Winograd tiles of size m, (taps * C * KV,) where m is 0.
+    (P matrices C, KV) for Winograd tiles of size m; where m is 0, (taps * C * K,) if the convolution is narrow, which
+    is the second result, else (taps * C * KV,).
     """
     if m:
-        return _transform_weights(m, weight, False, work)
-    return _pack_weights(weight, direct.forward_geometry(window, *window.out_size(*shape[:2])), False, work)
+        return _transform_weights(m, weight, False, work), False
+    out_h, out_w = window.out_size(*shape[:2])
+    if is_narrow(window, out_w, shape[2], weight.shape[3]):
+        return np.ascontiguousarray(weight).reshape(-1), True
+    return _pack_weights(weight, direct.forward_geometry(window, out_h, out_w), False, work), False
 
 
 def input_gradient(dy: Array, weight: Array, window: Window, shape: tuple[int, ...], work: Workspace) -> Array:
@@ -106,6 +142,11 @@ def input_gradient(dy: Array, weight: Array, window: Window, shape: tuple[int, .
     if m:
         u = _transform_weights(m, weight, True, work)  # (P matrices K, CV)
         _winograd(m, dy, u, no_bias, False, (back.top, back.left), dx, work)
+        return dx
+    if is_narrow(back, shape[2], dy.shape[3], shape[3]) and window.stride == (1, 1):
+        rotated = work.buffer("weights", (*window.size, dy.shape[3], shape[3]), dy.dtype)  # (KH, KW, K, C)
+        rotated[...] = weight[::-1, ::-1].swapaxes(2, 3)
+        _narrow(dy, rotated.reshape(-1), no_bias, "", back, dx, work)
         return dx
     phases = direct.phases(window, *shape[1:3])
     if sum(math.prod(phase.out_size) for phase in phases) < math.prod(shape[1:3]):
@@ -120,6 +161,8 @@ def weight_gradient(dy: Array, x: Array, window: Window, d_weight: Array, work: 
     m = choose_tile(window, x.shape, dy.shape[3])
     if m:
         _winograd_weight_gradient(m, dy, x, window, d_weight, work)
+    elif is_narrow_gradient(window, dy.shape[2], x.shape[3], dy.shape[3]):
+        _narrow_weight_gradient(dy, x, window, d_weight, work)
     else:
         _direct_weight_gradient(dy, x, window, d_weight, work)
 
@@ -254,3 +297,39 @@ def _direct_weight_gradient(dy: Array, x: Array, window: Window, d_weight: Array
     scratch = work.buffer("scratch", (threads, scratch_size), x.dtype)  # (T, size)
     work.team.run(direct.weight_gradient[lanes], x, dy, geometry.to_array(block), scratch, sums)
     work.team.for_size(sums.size).run(direct.sum_weight_gradient[lanes], sums, d_weight)
+
+
+# Narrow
+
+
+def _narrow_plan(window: Window, x: Array, out_size: tuple[int, ...], filters: int, slices: int) -> narrow.Plan:
+    """Blocks that fit in cache, at least one a slice, and so small that no lane sums more than MAX_SUM pixels."""
+    out_h, out_w = out_size
+    plane, vectors = narrow.row_size(out_w, window.size[1], filters), -(-out_w // WIDE)
+    limit = min(_BLOCK_BYTES // (plane * x.shape[3] * x.itemsize), narrow.MAX_SUM // vectors, out_h * len(x) // slices)
+    rows = min(out_h, max(1, limit))
+    return narrow.Plan(window.size, (window.top, window.left), rows, min(rows, -(-_GROUP_PIXELS // out_w)), plane)
+
+
+def _narrow(
+    x: Array, weights: Array, bias: Array, kind: str, window: Window, y: Array, work: Workspace
+) -> None:
+    channels, filters, threads = x.shape[3], y.shape[3], work.team.threads
+    plan = _narrow_plan(window, x, y.shape[1:3], filters, threads)
+    scratch = work.buffer("scratch", (threads, plan.scratch(channels, filters)), x.dtype)  # (T, size)
+    first = work.buffer("bias", (filters,), x.dtype)  # (K,)
+    first[...] = bias if bias.size else 0
+    arguments = (x, weights, first, KINDS[kind], y, plan.numbers(), plan.offsets(channels), scratch)
+    work.team.run(narrow.convolve[lanes_for(y.shape[2])], (0,) * filters, *arguments)
+
+
+def _narrow_weight_gradient(dy: Array, x: Array, window: Window, d_weight: Array, work: Workspace) -> None:
+    channels, filters, threads = x.shape[3], dy.shape[3], work.team.threads
+    sum_count, lanes = _sum_count(d_weight.size, math.prod(dy.shape[:3])), lanes_for(dy.shape[2])
+    plan = _narrow_plan(window, x, dy.shape[1:3], filters, sum_count)
+    offsets = plan.offsets(channels, tile_taps(filters))  # (D,)
+    sums = work.buffer("weights", (sum_count, offsets.size, filters, WIDE), x.dtype)  # (S, D, K, WIDE)
+    scratch_size = plan.scratch(channels, filters) + offsets.size * filters * WIDE
+    scratch = work.buffer("scratch", (threads, scratch_size), x.dtype)  # (T, size)
+    work.team.run(narrow.weight_gradient[lanes], (0,) * filters, x, dy, plan.numbers(), offsets, scratch, sums)
+    work.team.for_size(sums.size).run(narrow.sum_weight_gradient[NARROW], sums, d_weight)

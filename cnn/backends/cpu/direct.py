@@ -111,7 +111,7 @@ def _from_array(g):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _clear(dst, count):  # type: ignore[no-untyped-def]
+def clear(dst, count):  # type: ignore[no-untyped-def]
     """dst[:count] = 0."""
     zero, full = full_like(dst, 0), count // LANES * LANES
     for i in range(0, full, LANES):
@@ -128,13 +128,13 @@ def _copy_padded(x, height, width, channels, i0, j0, rows, columns, dst):  # typ
     for i in range(rows):
         row = advance(dst, i * columns * channels)
         if 0 <= i0 + i < height:
-            _clear(row, before * channels)
+            clear(row, before * channels)
             src = advance(x, ((i0 + i) * width + j0 + before) * channels)
             copy(src, advance(row, before * channels), inside * channels)
             after = before + inside
-            _clear(advance(row, after * channels), (columns - after) * channels)
+            clear(advance(row, after * channels), (columns - after) * channels)
         else:
-            _clear(row, columns * channels)
+            clear(row, columns * channels)
 
 
 @kernel
@@ -292,7 +292,7 @@ def weight_gradient(t, threads, x, dy, geometry_array, scratch, sums):  # type: 
         first_k, stop_k = portion_columns(t, threads, portions, columns, s)
         total = pointer(sums, s * sums.shape[1])
         for row in range(kh * run_rows):
-            _clear(advance(total, row * columns + first_k), stop_k - first_k)
+            clear(advance(total, row * columns + first_k), stop_k - first_k)
         for index in range(blocks * s // portions, blocks * (s + 1) // portions):
             image, count, row, rows = _block_bounds(index, bands, block, images, out_rows)
             in_rows, in_columns = (rows - 1) * down + kh, (out_columns - 1) * right + kw

@@ -27,7 +27,7 @@ MR = 6  # rows of the register tile
 NR: Any = ByLanes(lambda lanes: 2 * lanes)  # its columns; a narrow tile has half
 # The rounding error of a sum grows with its length. So long ones are totals of sums:
 _KC = 32  # over so much of the depth, in `gemm`
-_LONG_RUN = 512  # over a run of at least so many elements, in the micro-kernel
+LONG_RUN = 512  # over a run of at least so many elements, in the micro-kernel
 
 
 @inner
@@ -170,7 +170,7 @@ def _micro_kernel_6x2(a0, a1, a2, a3, a4, a5, stride, runs, run, b, c0, c1, c2, 
             s40, s41 = fma(x, b0, s40), fma(x, b1, s41)
             x = broadcast(a5, p)
             s50, s51 = fma(x, b0, s50), fma(x, b1, s51)
-        if run >= _LONG_RUN:
+        if run >= LONG_RUN:
             t00, t01, s00, s01 = t00 + s00, t01 + s01, zero, zero
             t10, t11, s10, s11 = t10 + s10, t11 + s11, zero, zero
             t20, t21, s20, s21 = t20 + s20, t21 + s21, zero, zero
@@ -180,7 +180,7 @@ def _micro_kernel_6x2(a0, a1, a2, a3, a4, a5, stride, runs, run, b, c0, c1, c2, 
         b = advance(b, NR * run)
         a0, a1, a2 = advance(a0, stride), advance(a1, stride), advance(a2, stride)
         a3, a4, a5 = advance(a3, stride), advance(a4, stride), advance(a5, stride)
-    if run >= _LONG_RUN:
+    if run >= LONG_RUN:
         s00, s10, s20, s30, s40, s50 = t00, t10, t20, t30, t40, t50
         s01, s11, s21, s31, s41, s51 = t01, t11, t21, t31, t41, t51
     _store_row(c0, s00, s01, columns, add, minimum)
@@ -204,13 +204,13 @@ def _micro_kernel_6x1(a0, a1, a2, a3, a4, a5, stride, runs, run, b, c0, c1, c2, 
             s0, s1 = fma(broadcast(a0, p), b0, s0), fma(broadcast(a1, p), b0, s1)
             s2, s3 = fma(broadcast(a2, p), b0, s2), fma(broadcast(a3, p), b0, s3)
             s4, s5 = fma(broadcast(a4, p), b0, s4), fma(broadcast(a5, p), b0, s5)
-        if run >= _LONG_RUN:
+        if run >= LONG_RUN:
             t0, t1, t2, t3, t4, t5 = t0 + s0, t1 + s1, t2 + s2, t3 + s3, t4 + s4, t5 + s5
             s0, s1, s2, s3, s4, s5 = zero, zero, zero, zero, zero, zero
         b = advance(b, LANES * run)
         a0, a1, a2 = advance(a0, stride), advance(a1, stride), advance(a2, stride)
         a3, a4, a5 = advance(a3, stride), advance(a4, stride), advance(a5, stride)
-    if run >= _LONG_RUN:
+    if run >= LONG_RUN:
         s0, s1, s2, s3, s4, s5 = t0, t1, t2, t3, t4, t5
     _store_row(c0, s0, minimum, columns, add, minimum)
     _store_row(c1, s1, minimum, columns, add, minimum)

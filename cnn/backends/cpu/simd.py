@@ -57,14 +57,14 @@ def _vector_pointer(context: Any, builder: Any, pointer: Any, index: Any, vector
     return builder.bitcast(builder.gep(pointer, [index]), llvm_type.as_pointer())
 
 
-def _splat(builder: Any, llvm_type: Any, number: Any) -> Any:
+def splat(builder: Any, llvm_type: Any, number: Any) -> Any:
     """`number` in every lane."""
     undefined = ir.Constant(llvm_type, ir.Undefined)
     first = builder.insert_element(undefined, number, ir.Constant(_INT32, 0))
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_INT32, llvm_type.count), None))
 
 
-def _llvm_function(builder: Any, name: str, result: Any, arguments: list[Any], vector: Vector) -> Any:
+def llvm_function(builder: Any, name: str, result: Any, arguments: list[Any], vector: Vector) -> Any:
     suffix = f"v{vector.lanes}f{32 if vector.dtype == types.float32 else 64}"
     return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), f"{name}.{suffix}")
 
@@ -74,7 +74,7 @@ def _lane_by_lane(name: str, vector: Vector, count: int) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         llvm_type = context.get_value_type(vector)
-        return builder.call(_llvm_function(builder, name, llvm_type, [llvm_type] * count, vector), arguments)
+        return builder.call(llvm_function(builder, name, llvm_type, [llvm_type] * count, vector), arguments)
 
     return generate
 
@@ -83,7 +83,7 @@ def _first_lanes(builder: Any, vector: Vector, count: Any) -> Any:
     """The mask of the first `count` lanes."""
     integers = ir.VectorType(_INT32, vector.lanes)
     positions = ir.Constant(integers, list(range(vector.lanes)))
-    return builder.icmp_signed("<", positions, _splat(builder, integers, builder.trunc(count, _INT32)))
+    return builder.icmp_signed("<", positions, splat(builder, integers, builder.trunc(count, _INT32)))
 
 
 # Pointers and scalars
@@ -170,7 +170,7 @@ def load_masked(_typing, start, index, count):  # type: ignore[no-untyped-def]
         llvm_type = context.get_value_type(vector)
         address = _vector_pointer(context, builder, arguments[0], arguments[1], vector)
         mask = _first_lanes(builder, vector, arguments[2])
-        function = _llvm_function(
+        function = llvm_function(
             builder, "llvm.masked.load", llvm_type, [llvm_type.as_pointer(), _INT32, mask.type, llvm_type], vector
         )
         align = ir.Constant(_INT32, vector.dtype.bitwidth // 8)
@@ -199,7 +199,7 @@ def store_masked(_typing, start, index, values, count):  # type: ignore[no-untyp
         llvm_type = context.get_value_type(values)
         address = _vector_pointer(context, builder, arguments[0], arguments[1], values)
         mask = _first_lanes(builder, values, arguments[3])
-        function = _llvm_function(
+        function = llvm_function(
             builder, "llvm.masked.store", ir.VoidType(), [llvm_type, llvm_type.as_pointer(), _INT32, mask.type], values
         )
         builder.call(function, [arguments[2], address, ir.Constant(_INT32, values.dtype.bitwidth // 8), mask])
@@ -242,7 +242,7 @@ def broadcast(_typing, start, index):  # type: ignore[no-untyped-def]
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         number = builder.load(builder.gep(arguments[0], [arguments[1]]))
-        return _splat(builder, context.get_value_type(vector), number)
+        return splat(builder, context.get_value_type(vector), number)
 
     return vector(start, types.intp), generate
 
@@ -254,7 +254,7 @@ def full_like(_typing, like, number):  # type: ignore[no-untyped-def]
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         converted = context.cast(builder, arguments[1], number, vector.dtype)
-        return _splat(builder, context.get_value_type(vector), converted)
+        return splat(builder, context.get_value_type(vector), converted)
 
     return vector(like, number), generate
 

@@ -4,7 +4,8 @@ In a kernel, `LANES` and what depends on it stand for one number, and other func
 Outside, all of these are a `ByLanes`: `kernel[16]` is the kernel compiled for vectors of 16 numbers.
 
 Results have the same bits at either width, so a width is only a matter of speed: no kernel may sum over the lanes of a
-vector, and what is divided into whole vectors depends on `NARROW` or `WIDE`.
+vector, and what is divided into whole vectors depends on `NARROW` or `WIDE`. Where lanes have to be summed, there are
+`WIDE` partial sums at either width, in one vector or two, which are added in a fixed order (`narrow.py`).
 """
 
 from collections.abc import Callable

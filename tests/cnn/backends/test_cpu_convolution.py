@@ -108,9 +108,9 @@ def check_all(window: Window, shape: tuple, filters: int, dtype: type, threads: 
             work = workspace(threads)
             y = convolution.forward(x, weight, bias, window, work)
             packed = convolution.pack(weight, bias, window, shape[1:], work)
-            packed_y = convolution.forward_packed(x, packed, True, work)
+            packed_y = convolution.forward_packed(x, packed, "relu", work)
             pools = packed.tile and min(out[1:3]) > 1
-            pooled = convolution.forward_packed(x, packed, True, work, pool=2) if pools else None
+            pooled = convolution.forward_packed(x, packed, "relu", work, pool=2) if pools else None
             dx = convolution.input_gradient(dy, weight, window, shape, work)
             convolution.weight_gradient(dy, x, window, d_weight, work)
         assert_close(y, expected)

@@ -16,7 +16,7 @@ from cnn.checkpoint import ModelCard, save_checkpoint
 from cnn.inference.predictor import Predictor
 from cnn.inputs.augment import Augment
 from cnn.inputs.mixup import Mix
-from cnn.models import Airbench94, Plain, ResNet9, ResNet18
+from cnn.models import Airbench94, Plain, ResNet9, ResNet18, Seed
 from cnn.network import Network
 from cnn.training import rehearsal
 from cnn.training.averaging import EMA, Lookahead
@@ -35,6 +35,7 @@ RECIPES = {
         augment=Augment(brightness=0.2), views="mirror_shift",
     ),
     "whitening": Recipe(model=Airbench94(), batch_size=8, epochs=1, lookahead=Lookahead(every=1)),
+    "few channels": Recipe(model=Seed(), batch_size=8, epochs=1),
 }  # fmt: skip
 
 
