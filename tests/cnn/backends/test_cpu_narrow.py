@@ -23,6 +23,7 @@ from tests.cnn.backends.test_cpu_convolution import assert_close, draw_arrays, g
 from tests.cnn.test_gradients import thorough
 
 REFERENCE = ReferenceBackend()
+COUNTS = (1, 3, 5, 6, 7)  # of filters: each kind of register tile, and whole and partial groups of channels
 PADDING = st.integers(0, 3)
 
 
@@ -52,10 +53,10 @@ def compute_all(arrays: list[np.ndarray], window: Window, threads: int, lanes: i
         }
 
 
-@pytest.mark.parametrize(("dtype", "counts"), [(np.float32, range(1, 8)), (np.float64, (2, 5))], ids=["32", "64"])
+@pytest.mark.parametrize(("dtype", "counts"), [(np.float32, COUNTS), (np.float64, (5,))], ids=["32", "64"])
 @thorough
-@example(shape=(2, 40, 70, 5), filters=4, size=(3, 3), padding=(0, 0, 0, 0), threads=2, block=1 << 13, seed=0)
-@example(shape=(1, 3, 200, 16), filters=6, size=(1, 3), padding=(0, 0, 1, 1), threads=1, block=1 << 13, seed=0)
+@example(shape=(2, 40, 70, 5), filters=2, size=(3, 3), padding=(0, 0, 0, 0), threads=2, block=1 << 13, seed=0)
+@example(shape=(1, 3, 200, 16), filters=3, size=(1, 3), padding=(0, 0, 1, 1), threads=1, block=1 << 13, seed=0)
 @given(
     shape=st.tuples(st.integers(1, 5), st.integers(1, 17), st.integers(1, 70), st.integers(1, 16)),
     filters=st.integers(1, MAX_FILTERS),
@@ -122,7 +123,7 @@ def test_weight_gradients_of_large_images_are_as_accurate_as_before() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="protects memory with mprotect")
 @pytest.mark.parametrize("lanes", [NARROW, WIDE])
-@pytest.mark.parametrize("filters", range(1, MAX_FILTERS + 1))
+@pytest.mark.parametrize("filters", COUNTS)
 def test_no_access_beyond_an_array(filters: int, lanes: int) -> None:
     """Arrays end where a protected page begins: to read it would end the process."""
     for channels, width in ((filters, 16), (filters, 21), (1, 8), (6, 50), (16, 9)):
