@@ -39,7 +39,7 @@ _ARGUMENT_BYTES = 2048
 _WORKERS, _WORKER_BYTES = _ARGUMENTS + _ARGUMENT_BYTES, 64
 _DONE, _ASLEEP, _LOCK = 0, 8, 16  # of a worker: its last task, whether it is asleep, and what wakes it
 
-_SPIN_SECONDS = 100e-6
+_SPIN_SECONDS = 1e-3  # longer than most waits within a step; OpenMP threads spin for longer
 int64 = types.int64  # literals go through it: Numba would specialise functions for each
 _BYTE_POINTER, _INT64 = ir.IntType(8).as_pointer(), ir.IntType(64)
 _SLICE = ir.FunctionType(ir.VoidType(), [_INT64, _INT64, _BYTE_POINTER])  # computes slice t of `threads`
