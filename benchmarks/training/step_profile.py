@@ -30,6 +30,8 @@ _Work = tuple[str, int, list[Any]]
 def convolution_work(x: Any, out_shape: tuple[int, ...], window: Window, filters: int) -> tuple[str, int]:
     """The algorithm, and the operations of one convolution."""
     algorithm = "Winograd" if convolution.choose_tile(window, x.shape, filters) else "direct"
+    if convolution.is_narrow(window, out_shape[2], x.shape[3], filters):
+        algorithm = "few filters"
     return algorithm, 2 * int(np.prod(out_shape[:3])) * window.size[0] * window.size[1] * x.shape[3] * filters
 
 

@@ -1,10 +1,11 @@
 """Build a dataset from a folder of images, and report what was left out."""
 
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
 from jobs.console.output import detail, emit, say
-from jobs.console.progress import bar, duration, plural
+from jobs.console.progress import Bar, bar, duration, plural
 from logpose.common.errors import printable
 from pipeline.build.build import BuildReport, build_dataset
 from pipeline.build.destination import ExistingBuild
@@ -14,6 +15,7 @@ from pipeline.images.options import describe_depth
 from pipeline.scan.class_folders import alike_names
 
 SHOWN_CLASSES = 12
+_KERNEL_SECONDS = 5  # to compile a build's kernels: measured, docs/performance.md
 
 
 def build(images: Path, dataset: Path, options: BuildOptions) -> BuildReport:
@@ -21,17 +23,26 @@ def build(images: Path, dataset: Path, options: BuildOptions) -> BuildReport:
 
     Raises PipelineError: see `pipeline.build.build.build_dataset`.
     """
-    with bar("building", "images", 0) as progress:
+    with ExitStack() as shown:
+        bars: list[Bar] = []  # one, from the first image on: its rate counts no kernels
         read = total = 0  # images
+        compiling = False
 
         def show(done: int, of: int, what: str, failed: int) -> None:
-            nonlocal read, total
+            nonlocal read, total, compiling
+            if what == "kernels":
+                if not compiling:
+                    say(f"compiling kernels, once, about {_KERNEL_SECONDS} s")
+                compiling = True
+                return
             notes = [f"{failed:,} unreadable"] if failed else []
             if what == "images":
                 read, total = done, of
             else:
                 notes.append(f"comparing images: {done / of:.0%}")
-            progress.update(read, ", ".join(notes), total)
+            if not bars:
+                bars.append(shown.enter_context(bar("building", "images", 0)))
+            bars[0].update(read, ", ".join(notes), total)
 
         report = build_dataset(images, dataset, options, show)
 

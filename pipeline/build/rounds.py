@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -23,9 +24,10 @@ from pipeline.build.options import BuildOptions
 from pipeline.build.progress import BuildProgress
 from pipeline.build.reports import write_failures
 from pipeline.build.row_assignment import assign_rows, by_shard, initial_orders, joining_files
-from pipeline.build.scheduler import run_on_cluster, run_on_threads
+from pipeline.build.scheduler import POLL_SECONDS, run_on_cluster, run_on_threads
 from pipeline.build.shard_task import ShardJob, digest_on_disk
 from pipeline.build.split import split_files, split_groups
+from pipeline.build.warm_up import load_kernels
 from pipeline.dataset.schema import FAILURES_FILE, SPLITS, layout
 from pipeline.dataset.store import open_split, read_attributes, shard_file
 from pipeline.dataset.writer import ensure_rows
@@ -36,7 +38,8 @@ from pipeline.images.options import DecodeOptions
 from pipeline.parallel.ordered import in_order_on_threads
 from pipeline.scan.source_files import Source
 
-# (done, total, what, failed): 'images' decoded or 'comparisons' made, and the number of files that cannot be read.
+# (done, total, what, failed): 'images' decoded, 'comparisons' made, or (0) 'kernels' while some are compiled before the
+# first image; and the number of files that cannot be read.
 OnProgress: TypeAlias = Callable[[int, int, str, int], None]
 ShardKey: TypeAlias = tuple[str, int]  # split, number
 
@@ -65,6 +68,7 @@ class Rounds:
         self._layouts = {split: layout(self.rows[split], options.size) for split in SPLITS}
         self._written: dict[ShardKey, ShardResult] = {}
         self.damaged = 0
+        self._kernels_loaded = False
 
     def run(self) -> dict[str, list[ShardResult]]:
         """Write all shards that the journal does not have; returns those of each split, in order.
@@ -85,10 +89,12 @@ class Rounds:
                 self._add(result)
         while True:
             assigned = self._assign()
-            self._check_progress()
             outdated = [
                 key for key, files in assigned.items() if key not in self._written or self._written[key].files != files
             ]
+            if outdated:
+                self._load_kernels()
+            self._check_progress()
             if not outdated:
                 return {split: [self._written[key] for key in assigned if key[0] == split] for split in SPLITS}
             self._write([self._job(key, assigned[key]) for key in outdated])
@@ -187,6 +193,25 @@ class Rounds:
                 if result is not None:
                     self._add(result)
                 self._check_progress()
+
+    def _load_kernels(self) -> None:
+        """Load what the tasks compute with, once. A cluster's workers do that with their first image."""
+        if self._kernels_loaded or self.options.scheduler is not None:
+            return
+        self._kernels_loaded = True
+        compiling = threading.Event()
+
+        def load() -> None:
+            with suppress(Exception):  # the first task raises it again
+                load_kernels(self.options.size, self.options.fit, self.options.group_copies, compiling.set)
+
+        thread = threading.Thread(target=load, name="logpose-kernels", daemon=True)
+        with suppress(RuntimeError):  # no thread can be started: the tasks say so
+            thread.start()
+        while thread.is_alive():  # Ctrl-C does not interrupt compiling
+            thread.join(POLL_SECONDS)
+            if compiling.is_set():
+                self._on_progress(0, len(self.source.files), "kernels", 0)
 
     def _add(self, result: ShardResult) -> None:
         self.progress.count_shard(result)

@@ -293,14 +293,14 @@ def _resize_into(image: Image.Image, box: Box, out: Pixels) -> None:
     """Resize the box of an image of mode RGB or L to `out`, a view (h, w, 3)."""
     height, width = out.shape[:2]
     scale = max((box[2] - box[0]) / width, (box[3] - box[1]) / height)
-    fast = _fast_resize() if scale / REDUCING_GAP < 2 else None  # from 2 on, Pillow averages blocks first
+    fast = fast_resize() if scale / REDUCING_GAP < 2 else None  # from 2 on, Pillow averages blocks first
     if fast is None or not fast(image if image.mode == "RGB" else image.convert("RGB"), box, out):
         pixels = np.asarray(image.resize((width, height), RESAMPLING, box=box, reducing_gap=REDUCING_GAP))
         out[...] = pixels if pixels.ndim == 3 else pixels[..., None]  # from (h, w, 3) or, of grey, (h, w)
 
 
 @cache
-def _fast_resize() -> Callable[[Image.Image, Box, Pixels], bool] | None:
+def fast_resize() -> Callable[[Image.Image, Box, Pixels], bool] | None:
     """Load `pipeline.images.resize.resize_into`; None where it is unavailable or differs from Pillow's resize.
 
     A result must not depend on which of the two is used. Another version of Pillow may compute other values, or be set

@@ -27,9 +27,9 @@ CANARY = 99
 @pytest.fixture
 def fresh_check() -> Iterator[None]:
     """Repeat the check of the fast resize, in the test and after it."""
-    decode._fast_resize.cache_clear()
+    decode.fast_resize.cache_clear()
     yield
-    decode._fast_resize.cache_clear()
+    decode.fast_resize.cache_clear()
 
 
 def noise(height: int, width: int, seed: int = 0) -> Image.Image:
@@ -195,7 +195,7 @@ def test_decoded_images_equal_those_of_pillow_alone(
 
 
 @needs_arrow
-def test_fast_resize_is_used(fresh_check: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def testfast_resize_is_used(fresh_check: None, monkeypatch: pytest.MonkeyPatch) -> None:
     done = []
     monkeypatch.setattr(resize, "resize_into", lambda *args: done.append(resize_into(*args)) or done[-1])
     for orientation in (1, 6):
@@ -209,14 +209,14 @@ def test_old_pillow_gives_the_same_pixels(fresh_check: None, monkeypatch: pytest
     files = [file_of(noise(50, 81 - orientation), "PNG", orientation) for orientation in range(1, 9)]
     before = [decode_pixels(data, (33, 29), fit) for data in files for fit in decode.FITS]
     monkeypatch.delattr(Image.Image, "__arrow_c_array__", raising=False)
-    decode._fast_resize.cache_clear()
+    decode.fast_resize.cache_clear()
     after = [decode_pixels(data, (33, 29), fit) for data in files for fit in decode.FITS]
     np.testing.assert_array_equal(after, before)
     assert not resize_into(noise(8, 8), (0.0, 0.0, 8.0, 8.0), np.zeros((4, 4, 3), dtype=np.uint8))
 
 
 @needs_arrow
-def test_fast_resize_is_not_used_if_pillow_computes_other_values(
+def testfast_resize_is_not_used_if_pillow_computes_other_values(
     fresh_check: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     by_bicubic = Image.Image.resize
@@ -224,15 +224,15 @@ def test_fast_resize_is_not_used_if_pillow_computes_other_values(
         Image.Image, "resize",
         lambda image, size, _filter, *args, **names: by_bicubic(image, size, Image.Resampling.LANCZOS, *args, **names),
     )  # fmt: skip
-    assert decode._fast_resize() is None
+    assert decode.fast_resize() is None
 
 
 @needs_arrow
-def test_fast_resize_is_not_used_if_rows_have_gaps(fresh_check: None) -> None:
+def testfast_resize_is_not_used_if_rows_have_gaps(fresh_check: None) -> None:
     Image.core.set_alignment(64)  # type: ignore[attr-defined]
     try:
-        assert decode._fast_resize() is None
+        assert decode.fast_resize() is None
     finally:
         Image.core.set_alignment(1)  # type: ignore[attr-defined]
-    decode._fast_resize.cache_clear()
-    assert decode._fast_resize() is not None
+    decode.fast_resize.cache_clear()
+    assert decode.fast_resize() is not None
