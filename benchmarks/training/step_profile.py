@@ -89,6 +89,8 @@ WORK: dict[str, Callable[..., _Work]] = {
     "batch_norm_train": elementwise("batch norm + activation", 2),
     "batch_norm_infer": elementwise("batch norm + activation"),
     "batch_norm_backward": elementwise("batch norm + activation backward", 2),
+    "batch_norm_pool_train": elementwise("batch norm + activation + pool", 2),
+    "batch_norm_pool_backward": elementwise("batch norm + activation + pool backward", 2),
     "activate": elementwise("activation"),
     "activate_backward": elementwise("activation backward"),
     "add": elementwise("add"),
