@@ -5,8 +5,8 @@ arguments to the team's *board*, computes its own slice, and waits until all thr
 at the board in compiled code, which needs no interpreter lock: for a short time in a loop, then asleep. So a thread
 that waits for less than the loop's time never leaves its processor, which a busy system might give back late.
 
-Who falls asleep says so first and then looks again; who has news writes them first and then looks for sleepers. So
-one of both always notices the other.
+A thread that falls asleep first says so, then looks for news again; one that has news first writes it, then looks for
+sleepers. So at least one of the two notices the other.
 """
 
 import builtins
