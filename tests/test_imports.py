@@ -27,7 +27,7 @@ ONLY_IMPORTED_BY = {
     "cupy": ["cnn/backends/gpu/*.py"],
     "cupyx": ["cnn/backends/gpu/*.py"],
     "numba": ["cnn/backends/cpu/*.py", "pipeline/images/resize.py", "logpose/common/kernel*.py"],
-    "llvmlite": ["cnn/backends/cpu/processor.py", "cnn/backends/cpu/simd.py", "pipeline/images/resize.py"],
+    "llvmlite": ["cnn/backends/cpu/*.py", "pipeline/images/resize.py"],
     "dask": [
         "pipeline/build/scheduler.py", "pipeline/loader/reader.py", "pipeline/parallel/cluster.py",
         "jobs/console/sizes.py", "jobs/training/ranks/cluster.py",

@@ -95,6 +95,7 @@ WORK: dict[str, Callable[..., _Work]] = {
     "activate_backward": elementwise("activation backward"),
     "add": elementwise("add"),
     "max_pool": elementwise("pooling"),
+    "max_pool_infer": elementwise("pooling"),
     "max_pool_backward": elementwise("pooling backward"),
     "global_average_pool": elementwise("pooling"),
     "global_average_pool_backward": elementwise("pooling backward"),

@@ -79,7 +79,7 @@ class PooledBatchNorm:
 
     def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]:
         if not run.training:
-            return run.backend.max_pool(self.norm.forward(run, p, s, x)[0], HALVING)[0], None
+            return run.backend.max_pool_infer(self.norm.forward(run, p, s, x)[0], HALVING), None
         momentum = None if run.sets_statistics else self.norm.momentum
         y, winners, mean, variance = run.backend.batch_norm_pool_train(
             x, p["scale"], p["shift"], s["mean"], s["variance"], momentum, self.norm.epsilon, self.norm.activation

@@ -37,6 +37,8 @@ class MaxPool(_Pool):
     """The largest value of each window: (N, H, W, C) -> (N, OH, OW, C)."""
 
     def forward(self, run: Run, p: Tree, s: Tree, x: Array) -> tuple[Array, Cache]:
+        if not run.training:
+            return run.backend.max_pool_infer(x, self.window), None  # (N, OH, OW, C)
         y, argmax = run.backend.max_pool(x, self.window)  # (N, OH, OW, C) each
         return y, (argmax, x.shape)
 

@@ -35,6 +35,7 @@ from logpose.common.locks import output_lock
 from logpose.common.outputs import output_file
 from pipeline.failure_jump import FailureJump
 from pipeline.faults import check_reach
+from pipeline.images.decode import fast_resize
 from pipeline.parallel.ordered import in_order_on_cluster, in_order_on_threads
 from pipeline.scan.class_folders import IMAGE_ENDINGS
 
@@ -95,6 +96,8 @@ def classify(images: Path, model: Path, out: Path, options: ClassifyOptions) -> 
         say(f"computing on {device}")
     else:
         cache_predictor(predictor, settings)
+        if isinstance(inputs, FolderInputs):
+            fast_resize()  # compiled, the first time, before the first image: its seconds count in no rate
         device = results_device(backend)
         work = partial(classify_task, settings)
         say(backend.description)

@@ -13,13 +13,14 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core import event
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 from logpose.common import kernel_compiler
@@ -119,6 +120,21 @@ def is_ready(kernel: Any, argument_types: tuple[Any, ...]) -> bool:
     finally:
         _only_load.on = False
     return True
+
+
+@contextmanager
+def watched_compiling(on_compile: Callable[[], None]) -> Iterator[None]:
+    """Call `on_compile` whenever a kernel, or a function that it calls, has to be compiled."""
+
+    class Watch(event.Listener):  # type: ignore[misc]  # Numba has no types
+        def on_start(self, event: Any) -> None:
+            on_compile()
+
+        def on_end(self, event: Any) -> None:
+            pass
+
+    with event.install_listener("numba:compile", Watch()):
+        yield
 
 
 class _Cache(FunctionCache):  # type: ignore[misc]  # Numba has no types

@@ -15,21 +15,13 @@ def load_kernels(size: tuple[int, int], fit: str, prints: bool, on_compile: Call
 
     `on_compile` is called, perhaps several times, when one is not in the cache.
     """
-    from numba.core import event  # importing Numba is slow, and a build that is refused needs none
-
+    from logpose.common.kernels import watched_compiling  # imports Numba, which is slow: a refused build needs none
     from pipeline.duplicates.fingerprint import fingerprints
     from pipeline.images.decode import fast_resize
     from pipeline.images.pixel_sums import add_colours
 
-    class Watch(event.Listener):  # type: ignore[misc]  # Numba has no types
-        def on_start(self, event: object) -> None:
-            on_compile()
-
-        def on_end(self, event: object) -> None:
-            pass
-
     (height, width), sums = size, np.zeros(3, np.uint64)  # (3,)
-    with event.install_listener("numba:compile", Watch()):
+    with watched_compiling(on_compile):
         fast_resize()
         add_colours(np.zeros((height, width, 3), np.uint8), sums, sums.copy())
         if prints:

@@ -166,6 +166,9 @@ class CpuBackend(ReferenceBackend):
     def max_pool(self, x: Array, window: Window) -> tuple[Array, Array]:
         return pooling.max_pool(x, window, self._team)
 
+    def max_pool_infer(self, x: Array, window: Window) -> Array:
+        return pooling.max_pool_infer(x, window, self._team)
+
     def max_pool_backward(self, dy: Array, argmax: Array, in_shape: tuple[int, ...], window: Window) -> Array:
         return pooling.max_pool_backward(dy, argmax, in_shape, window, self._team)
 

@@ -2,8 +2,8 @@
 
 A kernel is compiled together with its *launcher*, the function that Python calls. It writes the kernel's address and
 arguments to the team's *board*, computes its own slice, and waits until all threads are done. The other threads wait
-at the board in compiled code, which needs no interpreter lock: for a short time in a loop, then asleep. So a thread
-that waits for less than the loop's time never leaves its processor, which a busy system might give back late.
+at the board in compiled code, which needs no interpreter lock: in a loop for as long as their patience lasts, then
+asleep. So a thread that waits for a short time never leaves its processor, which a busy system might give back late.
 
 A thread that falls asleep first says so, then looks for news again; one that has news first writes it, then looks for
 sleepers. So at least one of the two notices the other.
@@ -32,14 +32,16 @@ from logpose.common.cpus import available_cpus
 # The board's numbers, at bytes: what is written by different threads is on different cache lines.
 _TASK, _FUNCTION = 0, 8  # the number of tasks so far; the last one's function, 0 for one of Python's
 _PENDING = 64  # threads that have not done their slice
-_WAITING, _CALLERS_LOCK = 128, 136  # whether the caller is asleep, and what wakes it
-_PAUSES, _THREADS = 192, 200  # how often to look for news before falling asleep; the team's size
+_WAITING, _CALLERS_LOCK, _CALLERS_PATIENCE = 128, 136, 144  # as of a worker, see below
+_MAX_PATIENCE, _THREADS = 192, 200  # and the team's size
 _ARGUMENTS = 256
 _ARGUMENT_BYTES = 2048
 _WORKERS, _WORKER_BYTES = _ARGUMENTS + _ARGUMENT_BYTES, 64
-_DONE, _ASLEEP, _LOCK = 0, 8, 16  # of a worker: its last task, whether it is asleep, and what wakes it
+# Of a worker: its last task, whether it is asleep, what wakes it, and how often it looks for news before it sleeps.
+_DONE, _ASLEEP, _LOCK, _PATIENCE = 0, 8, 16, 24
+_MIN_PATIENCE = 64  # of which the longest is so many times as long
 
-_SPIN_SECONDS = 1e-3  # longer than most waits within a step; OpenMP threads spin for longer
+_SPIN_SECONDS = 1e-3  # the longest patience: longer than most waits within a step
 int64 = types.int64  # literals go through it: Numba would specialise functions for each
 _BYTE_POINTER, _INT64 = ir.IntType(8).as_pointer(), ir.IntType(64)
 _SLICE = ir.FunctionType(ir.VoidType(), [_INT64, _INT64, _BYTE_POINTER])  # computes slice t of `threads`
@@ -53,7 +55,9 @@ def make_board(threads: int) -> Array:
         board[_CALLERS_LOCK // 8] = _new_lock()
         board[(_WORKERS + _LOCK) // 8 :: _WORKER_BYTES // 8] = [_new_lock() for _ in range(threads)]
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(board))  # its threads run until the process ends
-        board[_PAUSES // 8] = _pauses() if threads <= available_cpus() else 0  # else others could use the time
+        patience = _pauses() if threads <= available_cpus() else 0  # else others could use the time
+        board[_MAX_PATIENCE // 8] = board[_CALLERS_PATIENCE // 8] = patience
+        board[(_WORKERS + _PATIENCE) // 8 :: _WORKER_BYTES // 8] = patience
     return board
 
 
@@ -179,12 +183,26 @@ def _start(board, threads, function):  # type: ignore[no-untyped-def]
 
 
 @kernels.inner_without_arrays
+def _look(board, patience_at, number_at, wanted):  # type: ignore[no-untyped-def]
+    """Wait until a number is `wanted`, for as long as the patience at an address lasts; returns whether it came.
+
+    Patience grows while it is rewarded, and halves when it is not: threads of a busy machine soon leave it to others.
+    """
+    patience, longest = atomics.load(patience_at), atomics.load(board + _MAX_PATIENCE)
+    for _ in range(patience):
+        if atomics.load(number_at) == wanted:
+            atomics.store(patience_at, min(longest, patience + patience // 4 + 1))
+            return True
+        atomics.pause()
+    atomics.store(patience_at, max(longest // _MIN_PATIENCE, patience // 2))
+    return False
+
+
+@kernels.inner_without_arrays
 def _wait(board):  # type: ignore[no-untyped-def]
     """Return when all other threads are done."""
-    for _ in range(atomics.load(board + _PAUSES)):
-        if atomics.load(board + _PENDING) == 0:
-            return
-        atomics.pause()
+    if _look(board, board + _CALLERS_PATIENCE, board + _PENDING, int64(0)):
+        return
     while atomics.load(board + _PENDING) > 0:  # a late waker may mean the task before
         atomics.store(board + _WAITING, 1)
         if atomics.load(board + _PENDING) == 0 and atomics.exchange(board + _WAITING, 0) == 1:
@@ -210,10 +228,8 @@ def _finish(board):  # type: ignore[no-untyped-def]
 @kernels.inner_without_arrays
 def _wait_for_task(board, own, task):  # type: ignore[no-untyped-def]
     """Return when there is task number `task` for the thread whose part of the board is at `own`."""
-    for _ in range(atomics.load(board + _PAUSES)):
-        if atomics.load(board + _TASK) == task:
-            return
-        atomics.pause()
+    if _look(board, own + _PATIENCE, board + _TASK, task):
+        return
     while atomics.load(board + _TASK) != task:
         atomics.store(own + _ASLEEP, 1)
         if atomics.load(board + _TASK) == task and atomics.exchange(own + _ASLEEP, 0) == 1:

@@ -32,14 +32,32 @@ from cnn.backends.cpu.widths import LANES, NARROW, WIDE, lanes_for
 
 def max_pool(x: Array, window: Window, team: Team) -> tuple[Array, Array]:
     """See `ReferenceBackend.max_pool`."""
-    x, y = np.ascontiguousarray(x), _empty_outputs(x, window)
-    argmax = empty(y.shape, np.uint8 if math.prod(window.size) <= 256 else np.uint32)  # (N, OH, OW, C)
+    y = _empty_outputs(x, window)
+    argmax = empty(y.shape, _tap_dtype(window))  # (N, OH, OW, C)
+    _find_maxima(x, window, y, argmax, team)
+    return y, argmax
+
+
+def max_pool_infer(x: Array, window: Window, team: Team) -> Array:
+    """See `ReferenceBackend.max_pool_infer`."""
+    y = _empty_outputs(x, window)
+    _find_maxima(x, window, y, np.empty((0, 0, 0, 0), _tap_dtype(window)), team)
+    return y
+
+
+def _find_maxima(x: Array, window: Window, y: Array, argmax: Array, team: Team) -> None:
+    """Write the maxima of x (N, H, W, C) to y (N, OH, OW, C), and their places to argmax, of that shape or empty."""
+    x = np.ascontiguousarray(x)
     if _is_2x2(window, x):
         team.for_size(x.size).run(_max_pool_2x2[_lanes(x)], x, y, argmax)
     else:
         geometry = (window.size, window.stride, window.top, window.left)
         team.for_size(x.size).run(_max_pool[_lanes(x)], x, *geometry, y, argmax)
-    return y, argmax
+
+
+def _tap_dtype(window: Window) -> type[np.unsignedinteger]:
+    """The type of places in a window."""
+    return np.uint8 if math.prod(window.size) <= 256 else np.uint32
 
 
 def max_pool_backward(dy: Array, argmax: Array, in_shape: tuple[int, ...], window: Window, team: Team) -> Array:
@@ -89,7 +107,7 @@ def _is_2x2(window: Window, maps: Array) -> bool:
 
 @kernel
 def _max_pool_2x2(t, threads, x, y, argmax):  # type: ignore[no-untyped-def]
-    """Slice t of the rows of y and argmax (N, OH, OW, C), 0 to 3, for 2x2 windows of x (N, H, W, C)."""
+    """Slice t of the rows of y and argmax (N, OH, OW, C), 0 to 3, or none, for 2x2 windows of x (N, H, W, C)."""
     images, height, width, channels = x.shape
     out_h, out_w = y.shape[1:3]
     below = width * channels
@@ -104,8 +122,9 @@ def _max_pool_2x2(t, threads, x, y, argmax):  # type: ignore[no-untyped-def]
                 x2, x3 = load(src, c + below), load(src, c + below + channels)
                 upper, lower = select_greater(x1, x0, x1, x0), select_greater(x3, x2, x3, x2)
                 store(dst, c, select_greater(lower, upper, lower, upper))
-                upper_tap, lower_tap = select_greater(x1, x0, one, zero), select_greater(x3, x2, three, two)
-                store_uint(taps, c, select_greater(lower, upper, lower_tap, upper_tap))
+                if argmax.size > 0:
+                    upper_tap, lower_tap = select_greater(x1, x0, one, zero), select_greater(x3, x2, three, two)
+                    store_uint(taps, c, select_greater(lower, upper, lower_tap, upper_tap))
             src, dst, taps = advance(src, 2 * channels), advance(dst, channels), advance(taps, channels)
 
 
@@ -143,7 +162,7 @@ def _max_pool_2x2_backward(t, threads, dy, argmax, dx):  # type: ignore[no-untyp
 
 @kernel
 def _max_pool(t, threads, x, size, stride, top, left, y, argmax):  # type: ignore[no-untyped-def]
-    """Slice t of the rows of y and argmax (N, OH, OW, C), for windows of x (N, H, W, C)."""
+    """Slice t of the rows of y and argmax (N, OH, OW, C), or none, for windows of x (N, H, W, C)."""
     images, height, width, channels = x.shape
     out_h, out_w = y.shape[1:3]
     full = channels // LANES * LANES
@@ -165,7 +184,8 @@ def _max_pool(t, threads, x, size, stride, top, left, y, argmax):  # type: ignor
                         best = select_greater(value, best, value, best)
                         tap = tap + one
                 store(pointer(y, out), c, best)
-                store_uint(pointer(argmax, out), c, best_tap)
+                if argmax.size > 0:
+                    store_uint(pointer(argmax, out), c, best_tap)
             for c in range(full, channels):
                 peak, peak_tap = x.dtype.type(-np.inf), 0
                 for a in range(first_a, last_a):
@@ -174,7 +194,8 @@ def _max_pool(t, threads, x, size, stride, top, left, y, argmax):  # type: ignor
                         if number > peak or number != number:  # NaN propagates
                             peak, peak_tap = number, a * size[1] + b
                 y[n, row % out_h, out_j, c] = peak
-                argmax[n, row % out_h, out_j, c] = peak_tap
+                if argmax.size > 0:
+                    argmax[n, row % out_h, out_j, c] = peak_tap
 
 
 @kernel

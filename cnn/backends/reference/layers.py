@@ -64,7 +64,7 @@ class LayerKernels:
 
     def conv2d_packed_max_pool(self, x: Array, packed: Any, kind: str, pool: Window) -> Array:
         """As `conv2d_packed`, and a max pool after the activation."""
-        return self.max_pool(self.conv2d_packed(x, packed, kind), pool)[0]  # (N, PH, PW, K)
+        return self.max_pool_infer(self.conv2d_packed(x, packed, kind), pool)  # (N, PH, PW, K)
 
     # Dense: y = x @ w + bias, over the last axis
 
@@ -106,6 +106,10 @@ class LayerKernels:
             y = self.xp.where(larger, values, y)  # (N, OH, OW, C)
             argmax = self.xp.where(larger, np.int32(a * window.size[1] + b), argmax)  # (N, OH, OW, C)
         return y, argmax
+
+    def max_pool_infer(self, x: Array, window: Window) -> Array:
+        """The largest value in each window alone."""
+        return self.max_pool(x, window)[0]  # (N, OH, OW, C)
 
     def max_pool_backward(self, dy: Array, argmax: Array, in_shape: tuple[int, ...], window: Window) -> Array:
         d_padded = _pad(self.xp, self.xp.zeros(in_shape, dy.dtype), window, 0.0)  # (N, H', W', C)

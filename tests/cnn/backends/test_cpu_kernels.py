@@ -159,6 +159,7 @@ def test_pools_match_the_reference(
     (y, argmax), (expected, expected_argmax) = backend.max_pool(x, window), REFERENCE.max_pool(x, window)
     np.testing.assert_array_equal(y, expected)
     np.testing.assert_array_equal(argmax, expected_argmax)
+    np.testing.assert_array_equal(backend.max_pool_infer(x, window), expected)
     dy = normal(generator, y.shape, dtype)
     dx = backend.max_pool_backward(dy, argmax, x.shape, window)
     assert_close(dx, REFERENCE.max_pool_backward(dy, expected_argmax, x.shape, window), dtype)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from unittest.mock import patch
 
@@ -82,7 +83,7 @@ def test_callers_of_one_team_take_turns(pauses: None) -> None:
 def _release(team: Team) -> None:
     """Have the team's threads, which may look for news for hours, fall asleep."""
     assert team._board is not None
-    team._board[launching._PAUSES // 8] = 0
+    team._board[launching._MAX_PATIENCE // 8] = 0
     team.run(lambda t, threads: None)
 
 
@@ -101,8 +102,8 @@ def test_too_many_arguments_are_an_error() -> None:
 
 def test_threads_beyond_the_processors_do_not_spin() -> None:
     with patch.object(launching, "available_cpus", lambda: 2):
-        assert launching.make_board(2)[launching._PAUSES // 8] > 0
-        assert launching.make_board(3)[launching._PAUSES // 8] == 0
+        assert launching.make_board(2)[launching._MAX_PATIENCE // 8] > 0
+        assert launching.make_board(3)[launching._MAX_PATIENCE // 8] == 0
 
 
 def test_kernel_keeps_its_name_and_place() -> None:
@@ -121,3 +122,23 @@ def test_process_ends_while_threads_wait() -> None:
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         )  # fmt: skip
         assert not done.returncode and not done.stderr, done.stderr
+
+
+def test_patience_halves_when_it_is_not_rewarded_and_grows_when_it_is() -> None:
+    """A team that rests longer than its threads look for news; then one launch follows the other."""
+    team, counts = Team(2), np.zeros((2, 8), np.int64)  # (T, 8)
+    with patch.object(launching, "available_cpus", lambda: 8):
+        team.run(_count[NARROW], counts, np.zeros(2, np.int64))
+    assert team._board is not None
+    of_worker = (launching._WORKERS + launching._WORKER_BYTES + launching._PATIENCE) // 8
+    longest = int(team._board[launching._MAX_PATIENCE // 8])
+    for _ in range(12):
+        time.sleep(20 * launching._SPIN_SECONDS)
+        team.run(_count[NARROW], counts, np.zeros(2, np.int64))
+    least = longest // launching._MIN_PATIENCE
+    assert least <= team._board[of_worker] < longest / 4
+    team._board[of_worker] = 10**9
+    team.run(_count[NARROW], counts, np.zeros(2, np.int64))
+    team.run(_count[NARROW], counts, np.zeros(2, np.int64))
+    time.sleep(0.05)
+    assert team._board[of_worker] <= longest
