@@ -75,9 +75,9 @@ def is_narrow_gradient(window: Window, out_w: int, channels: int, filters: int) 
 def forward(x: Array, weight: Array, bias: Array | None, window: Window, work: Workspace) -> Array:
     """y (N, OH, OW, K) = x (N, H, W, C) convolved with weight (KH, KW, C, K), plus bias (K,)."""
     m = choose_tile(window, x.shape, weight.shape[3])
-    kernels, algorithm = _forward_kernels(m, weight, window, x.shape[1:], work)
+    kernels, by_pixels = _forward_kernels(m, weight, window, x.shape[1:], work)
     offset = np.empty(0, x.dtype) if bias is None else bias  # (K,) or (0,)
-    return forward_packed(x, Packed(kernels, offset, window, weight.shape[3], m, algorithm), "", work)
+    return forward_packed(x, Packed(kernels, offset, window, weight.shape[3], m, by_pixels), "", work)
 
 
 class Packed(NamedTuple):
@@ -95,8 +95,8 @@ def pack(weight: Array, bias: Array, window: Window, shape: tuple[int, ...], wor
     """Pack the kernels (KH, KW, C, K) for images of `shape` (H, W, C)."""
     filters = weight.shape[3]
     m = choose_tile(window, (1, *shape), filters, packed=True)
-    kernels, narrow = _forward_kernels(m, weight, window, shape, work)
-    return Packed(kernels.copy(), bias, window, filters, m, narrow)
+    kernels, by_pixels = _forward_kernels(m, weight, window, shape, work)
+    return Packed(kernels.copy(), bias, window, filters, m, by_pixels)
 
 
 def forward_packed(x: Array, packed: Packed, kind: str, work: Workspace, pool: int = 1) -> Array:

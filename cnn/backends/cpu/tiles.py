@@ -19,7 +19,7 @@ from cnn.backends.cpu.simd import Vector, llvm_function, splat
 MAX_FILTERS = 7
 GROUP = 4  # channels that are transposed together
 _PIXELS = (0, 4, 4, 3, 3, 2, 2, 1)  # V for K filters
-_TAPS = (0, 8, 4, 4, 3, 2, 2, 1)  # and of a weight gradient's tile, whose rows are taps: see `outer_sums`
+_TAPS = (0, 8, 4, 4, 3, 2, 2, 1)  # and of a weight gradient's tile, whose rows are taps: see `load_outer`
 _INT32 = ir.IntType(32)
 
 
@@ -95,7 +95,6 @@ class _Memory:
             pairs = zip(parts[::2], parts[1::2], strict=True)
             parts = [self.shuffle(a, b, list(range(2 * count))) for a, b in pairs]
         return parts[0]
-
 
     def channels_of(self, start: Any, step: Any) -> list[Any]:
         """4 vectors of pixels, the first 4 channels of each; pixels are `step` apart."""
